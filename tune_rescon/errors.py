@@ -1,0 +1,98 @@
+"""The exceptions of this package, and the one way their messages are put.
+
+::
+
+    TuneResconError
+    ├── UserError            bad usage, space or data: exit 2, one paragraph, no traceback
+    │   ├── ConfigError      a TrialConfig or DatasetConfig that breaks a rule
+    │   ├── SpaceError       a search-space file that breaks a rule
+    │   ├── NetworkError     a preset, layout, depth or image size no network has
+    │   ├── DataError        images that are missing, unreadable or too few
+    │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
+    │   └── ResourceError    more per trial than the machine or cluster has
+    └── SearchError          the search itself failed: exit 1
+
+A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
+then what came, then where, then what to do: see :func:`explain`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "NetworkError",
+    "ResourceError",
+    "SearchError",
+    "SpaceError",
+    "StorageError",
+    "TuneResconError",
+    "UserError",
+    "explain",
+    "unknown_name",
+]
+
+
+class TuneResconError(Exception):
+    """Root of every exception this package raises on purpose."""
+
+
+class UserError(TuneResconError):
+    """Something the user gave is wrong. Commands print it as one paragraph and exit 2."""
+
+
+class ConfigError(UserError):
+    """A trial or dataset configuration breaks a rule."""
+
+
+class SpaceError(UserError):
+    """A search-space file breaks a rule."""
+
+
+class NetworkError(UserError):
+    """No such network: unknown preset, impossible depth, image too small for the layout."""
+
+
+class DataError(UserError):
+    """A dataset is missing, unreadable, or not what its layout promises."""
+
+
+class StorageError(UserError):
+    """The storage cannot be written, or a search's name is taken or unknown."""
+
+
+class ResourceError(UserError):
+    """A trial asks for more than the machine or cluster has."""
+
+
+class SearchError(TuneResconError):
+    """The search could not be carried through. Commands exit 1."""
+
+
+def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
+    """Put an error in this package's words: where, the rule, what came, what to do.
+
+    >>> explain("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
+    'parameters.learning_rate: `low <= high` must hold, but got low=1.0, high=0.1.'
+    """
+    text = f"{where}: {rule}" if where else rule
+    if got is not None:
+        text += f", but got {got}"
+    text += "."
+    return f"{text} {hint}" if hint else text
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:
+    """Answer an unknown name with the names that exist, the likeliest first.
+
+    >>> unknown_name("metric", "val_acc", ["train_loss", "val_accuracy"])
+    "unknown metric 'val_acc' (did you mean 'val_accuracy'?); known: train_loss, val_accuracy."
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    text = f"unknown {kind} {name!r}{guess}; known: {', '.join(names)}."
+    return f"{where}: {text}" if where else text
