@@ -1,0 +1,49 @@
+"""Residual Attention Networks: in numbers (no torch), and built from those numbers (torch, on first use).
+
+``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`; ``count`` prices it and
+``build_from_spec`` builds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from tune_rescon.models.plan import Cost, Layer, count, minimum_image_size, walk
+from tune_rescon.models.presets import list_presets
+from tune_rescon.models.resolve import resolve_network
+from tune_rescon.models.spec import MINIMUM_IMAGE_SIZE, NetworkSpec
+
+if TYPE_CHECKING:
+    from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec, build_network
+    from tune_rescon.models.rescon import load_rescon
+
+__all__ = [
+    "MINIMUM_IMAGE_SIZE",
+    "Cost",
+    "Layer",
+    "NetworkSpec",
+    "ResidualAttentionNetwork",
+    "build_from_spec",
+    "build_network",
+    "count",
+    "list_presets",
+    "load_rescon",
+    "minimum_image_size",
+    "resolve_network",
+    "walk",
+]
+
+#: Names whose modules import torch: a dry run prices networks without that second of start-up.
+_LAZY: Final = {
+    "ResidualAttentionNetwork": "tune_rescon.models.network",
+    "build_from_spec": "tune_rescon.models.network",
+    "build_network": "tune_rescon.models.network",
+    "load_rescon": "tune_rescon.models.rescon",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
