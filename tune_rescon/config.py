@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from tune_rescon.errors import ConfigError, explain, unknown_name
@@ -18,7 +19,9 @@ from tune_rescon.errors import ConfigError, explain, unknown_name
 __all__ = [
     "METRICS",
     "DatasetConfig",
+    "Rule",
     "TrialConfig",
+    "TrialState",
     "check_field",
     "field_names",
     "field_rule",
@@ -36,6 +39,26 @@ METRICS: Final[Mapping[str, str]] = {
     "images_per_second": "",
     "epoch_seconds": "",
 }
+
+
+class TrialState(StrEnum):
+    """What became of a trial: the words of the study's ``state`` and MLflow's ``tune_rescon.state``."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    """It reached the last epoch."""
+    STOPPED = "stopped"
+    """A rung, or the end of the budget, ended it early."""
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """The search was interrupted; ``--resume`` goes on with it."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to the trial, also on resume."""
+        return self not in (TrialState.RUNNING, TrialState.INTERRUPTED)
 
 
 def metric_mode(name: str) -> str:
@@ -211,25 +234,26 @@ class TrialConfig:
         unknown = [unknown_name("parameter", name, known) for name in values if name not in known]
         if unknown:
             raise ConfigError(" ".join(unknown))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files, messages and :meth:`from_dict`."""
         return dataclasses.asdict(self)
 
 
-def field_names() -> tuple[str, ...]:
-    """Names of TrialConfig's fields, in order: what ``fixed`` and ``parameters`` may name."""
-    return tuple(field.name for field in dataclasses.fields(TrialConfig))
+def field_names(kind: type = TrialConfig) -> tuple[str, ...]:
+    """Names of a configuration's fields, in order; TrialConfig's are what ``fixed`` and ``parameters`` may name."""
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
-def field_rule(name: str) -> Rule:
-    """The rule of one TrialConfig field; KeyError if there is no such field."""
-    return _rules(TrialConfig)[name]
+def field_rule(name: str, kind: type = TrialConfig) -> Rule:
+    """The rule of one field of a configuration; KeyError if there is no such field."""
+    return _rules(kind)[name]
 
 
-def check_field(name: str, value: Any) -> str | None:
-    """The rule ``value`` breaks as TrialConfig's field ``name``, in words; None if it breaks none.
+def check_field(name: str, value: Any, kind: type = TrialConfig) -> str | None:
+    """The rule ``value`` breaks as a configuration's field ``name``, in words; None if it breaks none.
 
     >>> check_field("drop_path", 1.5)
     'must be in [0, 1)'
@@ -237,7 +261,7 @@ def check_field(name: str, value: Any) -> str | None:
     True
     """
     value = tuple(value) if isinstance(value, list) else value
-    return field_rule(name).broken_by(value)
+    return field_rule(name, kind).broken_by(value)
 
 
 def _rules(kind: type) -> dict[str, Rule]:

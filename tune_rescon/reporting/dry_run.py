@@ -1,0 +1,66 @@
+"""``--dry-run``: what would be searched, and what it can cost, without torch, Ray or MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.models import Cost, count, resolve_network
+from tune_rescon.reporting.words import figure
+from tune_rescon.spaces import Space, dump_space, preview, trial_config
+from tune_rescon.tuning import ladder_levels
+
+__all__ = ["print_dry_run"]
+
+#: Samples shown at most.
+SAMPLES: Final = 8
+
+#: Multiply-adds of a training step over those of its forward pass: the backward pass does each twice.
+FORWARD_AND_BACKWARD: Final = 3
+
+
+def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
+    """The resolved space, its rungs, and the first samples with their cost.
+
+    Raises:
+        UserError: the dataset is not there, or a sample is no network.
+    """
+    console.print(dump_space(space), markup=False)
+    console.print(f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}")
+    console.print(_samples(space, data_root))
+
+
+def _samples(space: Space, data_root: Path) -> Table:
+    table = Table(title="First samples, each with its cost if it is never stopped", title_justify="left")
+    for heading in (*space.parameters, "params M", "GMACs", "worst-case PMACs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for sample in preview(space, min(SAMPLES, space.budget.trials)):
+        table.add_row(*_row(space, sample, data_root))
+    return table
+
+
+def _row(space: Space, sample: Mapping[str, Any], data_root: Path) -> list[str]:
+    config = trial_config(space, sample)
+    dataset = space.dataset_config()
+    if config.dataset:
+        dataset = dataclasses.replace(dataset, name=config.dataset)
+    facts = describe(dataset, data_root=data_root)
+    cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+    return [
+        *(figure(sample.get(name)) for name in space.parameters),
+        f"{cost.parameters / 1e6:.2f}",
+        f"{cost.macs / 1e9:.3f}",
+        figure(_training_macs(cost, facts, space.fidelity.max) / 1e15),
+    ]
+
+
+def _training_macs(cost: Cost, facts: DatasetFacts, epochs: int) -> float:
+    """Multiply-adds of ``epochs`` epochs with their validation."""
+    epoch = FORWARD_AND_BACKWARD * facts.train_images + facts.val_images
+    return float(cost.macs) * epoch * epochs

@@ -1,0 +1,64 @@
+"""One line per event while a search runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich.console import Console
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import TrialSummary, Verdict
+
+__all__ = ["STATE_STYLE", "EventLines"]
+
+#: How each state looks, in lines and tables.
+STATE_STYLE: Final = {
+    TrialState.RUNNING: "cyan",
+    TrialState.FINISHED: "green",
+    TrialState.STOPPED: "yellow",
+    TrialState.DIVERGED: "magenta",
+    TrialState.OUT_OF_MEMORY: "red",
+    TrialState.FAILED: "red",
+    TrialState.INTERRUPTED: "blue",
+}
+
+
+class EventLines:
+    """A :class:`tune_rescon.tuning.SearchListener` that prints."""
+
+    def __init__(self, console: Console, space: Space) -> None:
+        """Print to ``console`` about a search of ``space``."""
+        self._console = console
+        self._last_epoch = space.fidelity.max
+        self._ended = 0
+        self._total = space.budget.trials
+
+    def trial_started(self, trial: TrialSummary) -> None:
+        """Its parameters; from which epoch on, if it is not its first."""
+        again = f" again after epoch {trial.epochs}" if trial.epochs else ""
+        self._print(trial, f"starts{again}: {pairs(trial.parameters)}")
+
+    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        """Its value, and its place at the rung if it came to one."""
+        place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
+        self._print(
+            trial,
+            f"epoch {trial.epochs}/{self._last_epoch}: {trial.metric} {figure(trial.value)},"
+            f" train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}",
+        )
+
+    def trial_ended(self, trial: TrialSummary) -> None:
+        """Its fate."""
+        self._ended += trial.state.is_final
+        style = STATE_STYLE[trial.state]
+        words = f"[{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
+        best = f", best {figure(trial.best_value)} at epoch {trial.best_epoch}" if trial.best_epoch else ""
+        self._print(trial, f"{words}{best}; {self._ended} of {self._total} trials ended")
+        if trial.error:
+            self._console.print(trial.error.strip(), style="red", markup=False)
+
+    def _print(self, trial: TrialSummary, text: str) -> None:
+        self._console.print(f"trial_{trial.number:04d} {text}")

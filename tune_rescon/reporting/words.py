@@ -1,0 +1,42 @@
+"""Figures and parameters as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+__all__ = ["duration", "figure", "pairs"]
+
+
+def figure(value: object) -> str:
+    """A value in at most four significant digits; a dash for what is not there.
+
+    >>> figure(0.123456), figure(0.000012345), figure(92), figure(float("nan")), figure(None)
+    ('0.1235', '1.234e-05', '92', '-', '-')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def pairs(parameters: Mapping[str, object]) -> str:
+    """``name=value`` of each, in order.
+
+    >>> pairs({"depth": 92, "learning_rate": 0.1})
+    'depth=92 learning_rate=0.1'
+    """
+    return " ".join(f"{name}={figure(value)}" for name, value in parameters.items())
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, the largest two.
+
+    >>> duration(7.26), duration(75), duration(7384)
+    ('7.3 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,162 @@
+"""``python -m tune_rescon.search``: search a space.
+
+Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 130 interrupted (and resumable).
+
+Nothing here is ever sent to a worker: this file runs as ``__main__``, which a worker's is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
+
+if TYPE_CHECKING:
+    from tune_rescon.spaces import Space
+    from tune_rescon.tuning import RunOptions, StudyResult
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    try:
+        return int(
+            search.main(args=argv, prog_name="python -m tune_rescon.search", standalone_mode=False) or 0
+        )
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except TuneResconError as error:
+        click.echo(f"The search failed: {error}", err=True)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted before the first trial; nothing was begun.", err=True)
+        return 130
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
+@click.option("--name", metavar="N", help="Name of the search [default: the space's].")
+@click.option("--resume", metavar="N", help="Go on with the search of this name.")
+@click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
+@click.option("--hours", type=float, metavar="H", help="Wall time after which no trial goes on.")
+@click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
+@click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
+@click.option("--storage", metavar="DIR", help="Where searches are kept [default: ./runs].")
+@click.option("--study", metavar="URL", help="The study's database [default: SQLite in the storage].")
+@click.option("--tracking-uri", metavar="URI", help="MLflow [default: SQLite in the storage].")
+@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
+@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space file.")
+@click.option("--dry-run", is_flag=True, help="Show what would be searched, and its cost, and stop.")
+@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+def search(
+    space_name: str | None,
+    name: str | None,
+    resume: str | None,
+    trials: int | None,
+    hours: float | None,
+    concurrent: int | None,
+    seed: int | None,
+    storage: str | None,
+    study: str | None,
+    tracking_uri: str | None,
+    data_root: str | None,
+    address: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    plain: bool,
+) -> int:
+    """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
+    from tune_rescon.tuning import RunOptions, default_data_root, default_storage
+
+    root = Path(storage) if storage else default_storage()
+    shortcuts = {
+        "budget.trials": trials,
+        "budget.hours": hours,
+        "budget.concurrent": concurrent,
+        "sampler.seed": seed,
+    }
+    overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    space = _load(space_name, resume, root, [*overrides, *settings])
+    data = Path(data_root) if data_root else default_data_root()
+    console = Console(no_color=True if plain else None, highlight=False, soft_wrap=plain)
+    if dry_run:
+        from tune_rescon.reporting import print_dry_run
+
+        print_dry_run(space, console, data_root=data)
+        return 0
+    options = RunOptions(
+        name=resume or name or space.name,
+        resume=resume is not None,
+        storage=root,
+        study_url=study,
+        tracking_uri=tracking_uri,
+        data_root=data,
+        address=address,
+        show_progress=console.is_terminal and not plain,
+    )
+    return _run(space, options, console)
+
+
+def _load(space_name: str | None, resume: str | None, storage: Path, overrides: Sequence[str]) -> Space:
+    from tune_rescon.spaces import load_space
+    from tune_rescon.tuning import SearchFolder
+
+    if resume is None:
+        if space_name is None:
+            raise click.UsageError("Give --space NAME|FILE, or --resume NAME to go on with a search.")
+        return load_space(space_name, overrides)
+    if space_name is not None:
+        hint = "Leave out --space; --trials and --set can change it."
+        rule = "a resumed search keeps its own space"
+        raise StorageError(explain(rule, got=f"--space {space_name}", where="--resume", hint=hint))
+    folder = SearchFolder(storage=storage, name=resume)
+    folder.require()
+    return load_space(str(folder.space_yaml), overrides)
+
+
+def _run(space: Space, options: RunOptions, console: Console) -> int:
+    from tune_rescon.reporting import EventLines, print_result, write_report
+    from tune_rescon.tuning import run_search
+
+    result = run_search(space, options, listeners=[EventLines(console, space)], write_report=write_report)
+    print_result(result, console)
+    if result.interrupted:
+        console.print(f"Interrupted. Go on with: {_resume_command(options)}")
+        return 130
+    return 0 if result.best is not None else _nothing_finished(result)
+
+
+def _resume_command(options: RunOptions) -> str:
+    parts = ["python -m tune_rescon.search", "--resume", options.name, "--storage", str(options.storage)]
+    for flag, value in (
+        ("--study", options.study_url),
+        ("--tracking-uri", options.tracking_uri),
+        ("--data-root", str(options.data_root)),
+        ("--address", options.address),
+    ):
+        if value is not None:
+            parts += [flag, value]
+    return " ".join(parts)
+
+
+def _nothing_finished(result: StudyResult) -> int:
+    errors = [trial.error for trial in result.trials if trial.error]
+    last = f" The last one said:\n{errors[-1]}" if errors else ""
+    click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The MLflow calls: a parent run for the search, a child run for each trial, found again by their tags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from tune_rescon.tracking.events import Event, RunEnded, RunMetrics, RunStarted, SearchEnded, SearchStarted
+
+__all__ = ["RunBook", "limit_waiting"]
+
+SEARCH_TAG: Final = "tune_rescon.search"
+TRIAL_TAG: Final = "tune_rescon.trial"
+STATE_TAG: Final = "tune_rescon.state"
+
+#: Longest error text kept in a tag, characters (MLflow admits 8,000 bytes).
+ERROR_CHARACTERS: Final = 2000
+
+#: MLflow's word for how a run ended, by ours.
+_STATUS: Final = {
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "interrupted": "KILLED",
+    "diverged": "FAILED",
+    "out_of_memory": "FAILED",
+    "failed": "FAILED",
+}
+
+
+def limit_waiting() -> None:
+    """Have MLflow's HTTP client give up in seconds: by default a dead server holds one call for 246 s."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+class RunBook:
+    """One search's runs. Every call may raise what MLflow raises; :class:`.MlflowWriter` deals with that."""
+
+    def __init__(self, uri: str, *, experiment: str, search: str, metric: str, maximize: bool) -> None:
+        """Remember where to write; nothing is sent yet.
+
+        Args:
+            uri: the tracking URI.
+            experiment: the experiment's name (the dataset).
+            search: the search's name: the parent run's, and the tag all its runs carry.
+            metric: the experiment's primary metric.
+            maximize: whether larger is better.
+        """
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._experiment = experiment
+        self._search = search
+        self._primary = {
+            "mlflow.experiment.primaryMetric.name": f"best_{metric}",
+            "mlflow.experiment.primaryMetric.greaterIsBetter": str(maximize),
+        }
+        self._experiment_id = ""
+        self._parent_id = ""
+        self._run_ids: dict[int, str] = {}
+
+    def connect(self, artifacts: Path | None) -> None:
+        """Find or make the experiment; ``artifacts`` is where a new local one keeps its files."""
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is None:
+            location = artifacts.resolve().as_uri() if artifacts else None
+            try:
+                self._experiment_id = self._client.create_experiment(self._experiment, location)
+            except MlflowException:
+                # Another search on this storage made it between the two calls.
+                found = self._client.get_experiment_by_name(self._experiment)
+                if found is None:
+                    raise
+        if found is not None:
+            self._experiment_id = found.experiment_id
+        for key, value in self._primary.items():
+            self._client.set_experiment_tag(self._experiment_id, key, value)
+
+    def apply(self, event: Event) -> tuple[int, str] | None:
+        """Carry out one event; the trial's number and run id if it opened a child run."""
+        match event:
+            case SearchStarted():
+                self._start_search(event)
+            case RunStarted():
+                return event.number, self._start_run(event)
+            case RunMetrics():
+                self._log(self._run_ids[event.number], event.metrics, event.step, event.time_ms)
+            case RunEnded():
+                self._end_run(event)
+            case SearchEnded():
+                self._end_search(event)
+        return None
+
+    def _start_search(self, event: SearchStarted) -> None:
+        tags = {SEARCH_TAG: self._search, STATE_TAG: "running", **event.tags}
+        found = self._find(f"tags.`{SEARCH_TAG}` = '{self._search}'", parent=True)
+        if found is None:
+            found = self._client.create_run(
+                self._experiment_id, start_time=event.time_ms, tags=tags, run_name=self._search
+            )
+        else:
+            self._client.update_run(found.info.run_id, status="RUNNING")
+            self._client.set_tag(found.info.run_id, STATE_TAG, "running")
+        self._parent_id = found.info.run_id
+        self._upload(event.files)
+
+    def _start_run(self, event: RunStarted) -> str:
+        run_id = event.run_id or self._child_id(event.number)
+        if run_id is None:
+            tags = {
+                MLFLOW_PARENT_RUN_ID: self._parent_id,
+                SEARCH_TAG: self._search,
+                TRIAL_TAG: str(event.number),
+                STATE_TAG: "running",
+            }
+            name = f"trial_{event.number:04d}"
+            run = self._client.create_run(
+                self._experiment_id, start_time=event.time_ms, tags=tags, run_name=name
+            )
+            run_id = run.info.run_id
+            params = [Param(key, value) for key, value in event.params.items()]
+            self._client.log_batch(run_id, params=params)
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+            self._client.set_tag(run_id, STATE_TAG, "running")
+        self._run_ids[event.number] = run_id
+        return run_id
+
+    def _end_run(self, event: RunEnded) -> None:
+        run_id = self._run_ids[event.number]
+        tags = {STATE_TAG: event.state}
+        if event.error:
+            tags["tune_rescon.error"] = event.error[-ERROR_CHARACTERS:]
+        self._log(run_id, event.metrics, event.step, event.time_ms, tags)
+        self._client.set_terminated(run_id, _STATUS[event.state], event.time_ms)
+
+    def _end_search(self, event: SearchEnded) -> None:
+        self._upload(event.files)
+        self._log(self._parent_id, event.metrics, 0, event.time_ms, {STATE_TAG: event.state})
+        self._client.set_terminated(self._parent_id, _STATUS[event.state], event.time_ms)
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        step: int,
+        time_ms: int,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, time_ms, step) for key, value in metrics.items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def _upload(self, files: tuple[str, ...]) -> None:
+        for file in files:
+            self._client.log_artifact(self._parent_id, file)
+
+    def _child_id(self, number: int) -> str | None:
+        query = f"tags.`{SEARCH_TAG}` = '{self._search}' AND tags.`{TRIAL_TAG}` = '{number}'"
+        found = self._find(query, parent=False)
+        return found.info.run_id if found else None
+
+    def _find(self, query: str, *, parent: bool) -> Run | None:
+        runs = self._client.search_runs([self._experiment_id], query)
+        return next((run for run in runs if (TRIAL_TAG not in run.data.tags) == parent), None)

@@ -1,0 +1,55 @@
+"""Ray Tune as executor: it places trials, keeps their processes, and retries those that die."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any, Final
+
+from tune_rescon.tuning.coordinator import Coordinator
+from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.trial import TrialTask
+
+__all__ = ["execute"]
+
+#: Times a trial whose worker process died is begun again, from its last checkpoint.
+WORKER_RETRIES: Final = 3
+
+
+def execute(
+    coordinator: Coordinator,
+    *,
+    make_task: Callable[[TrialSummary], TrialTask],
+    trainable: Callable[[dict[str, Any]], None],
+    resources: dict[str, float],
+    concurrent: int,
+) -> None:
+    """Run the coordinator's trials on the Ray that is connected, until it has no more."""
+    from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    from tune_rescon.tuning.scheduler import CoordinatorScheduler
+    from tune_rescon.tuning.searcher import CoordinatorSearcher
+
+    # Tune's own files are scratch: the record and the checkpoints are the search.
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=CoordinatorSearcher(coordinator, make_task),
+                scheduler=CoordinatorScheduler(coordinator),
+                num_samples=-1,
+                # Without it Tune asks a searcher for one trial at a time (ray's _get_max_pending_trials).
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=scratch,
+                # Without its JSON files Tune complains that it cannot fetch the metrics at the end.
+                callbacks=[JsonLoggerCallback()],
+                failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()

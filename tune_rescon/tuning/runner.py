@@ -1,0 +1,316 @@
+"""A search from beginning to end: checks, data, Ray, trials, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tune_rescon import __version__
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.errors import UserError
+from tune_rescon.models import count, resolve_network
+from tune_rescon.spaces import CategoricalParameter, Space, dump_space, grid_points, suggest, trial_config
+from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
+from tune_rescon.tuning.cluster import fit_slots, ray_session
+from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
+from tune_rescon.tuning.execution import execute
+from tune_rescon.tuning.folder import SearchFolder, write_atomically
+from tune_rescon.tuning.interruption import interruptible
+from tune_rescon.tuning.ladder import ladder_levels, make_ladder
+from tune_rescon.tuning.noise import library_log
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.record import StudyRecord, TrialSummary
+from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
+from tune_rescon.tuning.samplers import make_sampler
+from tune_rescon.tuning.tracking_listener import TrackingListener
+from tune_rescon.tuning.trial import TrialTask, run_trial
+
+__all__ = ["run_search", "trial_seed"]
+
+#: Seconds the end of a search waits for MLflow to take what is still queued.
+TRACKING_PATIENCE: Final = 60.0
+
+
+def run_search(
+    space: Space,
+    options: RunOptions,
+    *,
+    listeners: Sequence[SearchListener] = (),
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
+    write_report: Callable[[StudyResult, Path], None] | None = None,
+) -> StudyResult:
+    """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
+
+    Args:
+        space: what to search; its ``budget.trials`` is the total, earlier runs included.
+        options: where.
+        listeners: told of every trial and epoch, on this thread.
+        trainable: what Ray runs for each trial; a test may give a fake one.
+        write_report: writes the report's file from the result, before MLflow is given it.
+
+    Raises:
+        UserError: something given is wrong; nothing is left behind.
+        SearchError: the search failed.
+    """
+    folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
+    check_tracking_uri(options.tracking_uri or folder.mlflow_uri)
+    with _folder_of(folder, resume=options.resume), library_log(folder.log):
+        facts = _prepare_data(space, options)
+        with ray_session(options.address) as resources:
+            slots = fit_slots(
+                resources,
+                cpu=space.resources_per_trial.cpu,
+                gpu=space.resources_per_trial.gpu,
+                wanted=space.budget.concurrent,
+            )
+            search = _Search(space, options, folder, facts, listeners)
+            return search.run(trainable, slots, write_report)
+
+
+class _Search:
+    """One run of one search: the parts, put together once Ray and the data are there."""
+
+    def __init__(
+        self,
+        space: Space,
+        options: RunOptions,
+        folder: SearchFolder,
+        facts: Mapping[str, DatasetFacts],
+        listeners: Sequence[SearchListener],
+    ) -> None:
+        self._space = space
+        self._options = options
+        self._folder = folder
+        self._facts = facts
+        self._devices = space.resources_per_trial.gpu or float(space.resources_per_trial.cpu)
+        self._record = _open_record(space, options, folder)
+        self._writer = MlflowWriter(
+            options.tracking_uri or folder.mlflow_uri,
+            experiment=space.dataset.name,
+            search=options.name,
+            metric=space.metric.name,
+            maximize=space.metric.mode == "max",
+            artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
+        )
+        self._tracking = TrackingListener(self._writer, self._record, space, self._cost, self._devices)
+        self._coordinator = Coordinator(
+            _plan(space),
+            self._record,
+            make_ladder(space),
+            listeners=(self._tracking, *listeners),
+            prune=lambda number, keep: folder.prune_checkpoints(number, keep=keep),
+        )
+
+    def run(
+        self,
+        trainable: Callable[[dict[str, Any]], None],
+        slots: int,
+        write_report: Callable[[StudyResult, Path], None] | None,
+    ) -> StudyResult:
+        """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
+        write_atomically(self._folder.space_yaml, dump_space(self._space))
+        self._writer.start()
+        self._writer.put(SearchStarted(tags=_provenance(), files=(str(self._folder.space_yaml),)))
+        state = TrialState.FAILED
+        try:
+            with interruptible(self._coordinator.interrupt):
+                self._execute(trainable, slots)
+            state = TrialState.INTERRUPTED if self._coordinator.interrupted else TrialState.FINISHED
+        except KeyboardInterrupt:
+            state = TrialState.INTERRUPTED
+        finally:
+            self._coordinator.close_all(TrialState.INTERRUPTED)
+            result = self._conclude(state, write_report)
+        return result
+
+    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int) -> None:
+        execute(
+            self._coordinator,
+            make_task=self._task,
+            trainable=trainable,
+            resources={
+                "cpu": float(self._space.resources_per_trial.cpu),
+                "gpu": self._space.resources_per_trial.gpu,
+            },
+            concurrent=slots,
+        )
+
+    def _task(self, trial: TrialSummary) -> TrialTask:
+        space, options = self._space, self._options
+        config = self._config(trial)
+        return TrialTask(
+            number=trial.number,
+            config=config,
+            dataset=_dataset_of(space, config),
+            epochs=space.fidelity.max,
+            seed=trial_seed(space.sampler.seed, trial.number),
+            metric=space.metric.name,
+            mode=space.metric.mode,
+            checkpoint_dir=str(self._folder.checkpoints(trial.number)),
+            data_root=str(options.data_root.resolve()),
+            cache_root=str(options.cache_root.resolve()),
+            threads=space.resources_per_trial.cpu,
+            device="cuda" if space.resources_per_trial.gpu else "cpu",
+        )
+
+    def _config(self, trial: TrialSummary) -> TrialConfig:
+        return trial_config(self._space, trial.parameters)
+
+    def _cost(self, trial: TrialSummary) -> TrialCost:
+        config = self._config(trial)
+        facts = self._facts[_dataset_of(self._space, config).name]
+        cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+        return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
+
+    def _conclude(
+        self, state: TrialState, write_report: Callable[[StudyResult, Path], None] | None
+    ) -> StudyResult:
+        folder, result = self._folder, self._result(state)
+        folder.write_trials(result.trials, self._space.parameters)
+        files = [folder.space_yaml, folder.trials_csv]
+        if result.best is not None:
+            folder.write_best(_best_file(result))
+            files.append(folder.best_yaml)
+        if write_report is not None:
+            write_report(result, folder.report_html)
+            files.append(folder.report_html)
+        best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
+        self._writer.put(SearchEnded(state=state.value, metrics=best, files=tuple(map(str, files))))
+        unsent = self._writer.close(TRACKING_PATIENCE)
+        self._tracking.note_runs()
+        return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent)
+
+    def _result(self, state: TrialState) -> StudyResult:
+        trials = self._record.trials()
+        best = best_trial(trials)
+        return StudyResult(
+            name=self._options.name,
+            folder=self._folder.path,
+            metric=self._space.metric.name,
+            maximize=self._record.maximize,
+            trials=trials,
+            costs={trial.number: self._cost(trial) for trial in trials},
+            devices_per_trial=self._devices,
+            levels=ladder_levels(self._space),
+            best=best,
+            best_config=self._config(best).to_dict() if best else {},
+            interrupted=state is TrialState.INTERRUPTED,
+            tracking_uri=self._writer.uri,
+            unsent=0,
+        )
+
+
+@contextmanager
+def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
+    """The search's folder; a new one is taken back if the search cannot begin."""
+    if resume:
+        folder.require()
+        yield
+        return
+    folder.create()
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        # Raised before the first trial only: later, a search ends in its result.
+        folder.remove()
+        raise
+
+
+def _prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
+    """Decode what is not decoded yet, before Ray starts: bad images end the search here."""
+    from tune_rescon.data import open_dataset
+
+    facts = {}
+    for dataset in _datasets(space):
+        facts[dataset.name] = describe(dataset, data_root=options.data_root)
+        open_dataset(
+            dataset,
+            data_root=options.data_root,
+            cache_root=options.cache_root,
+            progress=options.show_progress,
+        )
+    return facts
+
+
+def _datasets(space: Space) -> tuple[DatasetConfig, ...]:
+    """Every dataset a trial of the space may train on."""
+    base = space.dataset_config()
+    searched = space.parameters.get("dataset")
+    if not isinstance(searched, CategoricalParameter):
+        return (base,)
+    return tuple(dataclasses.replace(base, name=name) for name in searched.choices)
+
+
+def _dataset_of(space: Space, config: TrialConfig) -> DatasetConfig:
+    base = space.dataset_config()
+    return dataclasses.replace(base, name=config.dataset) if config.dataset else base
+
+
+def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
+    url = options.study_url or folder.study_url
+    metric, sampler = space.metric.name, make_sampler(space)
+    if options.resume:
+        return StudyRecord.load(url, options.name, metric=metric, sampler=sampler)
+    record = StudyRecord.create(
+        url,
+        options.name,
+        metric=metric,
+        maximize=space.metric.mode == "max",
+        sampler=sampler,
+        space=dump_space(space),
+    )
+    record.enqueue(grid_points(space) if space.sampler.type == "grid" else space.initial)
+    return record
+
+
+def _plan(space: Space) -> SearchPlan:
+    hours = space.budget.hours
+    return SearchPlan(
+        suggest=lambda trial: suggest(space, trial),
+        total=space.budget.trials,
+        deadline=None if hours is None else time.monotonic() + hours * 3600,
+        group_by=(space.scheduler.group_by,) if space.scheduler.group_by else (),
+    )
+
+
+def trial_seed(search_seed: int, number: int) -> int:
+    """The training seed of a trial: the same for the same search seed and number, whatever ran beside it.
+
+    >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
+    (True, False)
+    """
+    return int(np.random.SeedSequence((search_seed, number)).generate_state(1)[0])
+
+
+def _provenance() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning")
+    versions = {f"version.{name}": version(name) for name in packages}
+    return {"tune_rescon.version": __version__, **versions}
+
+
+def _best_file(result: StudyResult) -> dict[str, Any]:
+    best = result.best
+    assert best is not None, "written only where there is a best trial"
+    config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
+    return {
+        "search": result.name,
+        "trial": best.number,
+        "state": best.state.value,
+        "metric": result.metric,
+        "value": best.value,
+        "epochs": best.epochs,
+        "best_value": best.best_value,
+        "best_epoch": best.best_epoch,
+        "checkpoint": best.checkpoint,
+        "parameters": dict(best.parameters),
+        "config": config,
+    }
