@@ -1,0 +1,53 @@
+"""Images: where they come from, the decoded cache every trial of a node shares, batches made on the device.
+
+::
+
+    describe       what a dataset is, from constants or a listing        (torch-free, nothing decoded)
+    open_dataset   decode once, memory-map, split                        (torch-free once the cache is built)
+    decode_image   one encoded picture -> uint8 square, as the cache does (torch-free; for `predict`)
+    ImageDataModule  Lightning's view: gather, augment, resize, normalise on the device
+
+Names are loaded on first use, so the torch-free rooms can ask :func:`describe` without paying for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_rescon.data.batches import RawBatch
+    from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets
+    from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
+    from tune_rescon.data.decode import decode_image
+    from tune_rescon.data.module import ImageDataModule
+
+__all__ = [
+    "DatasetFacts",
+    "ImageDataModule",
+    "ImageDataset",
+    "RawBatch",
+    "Split",
+    "decode_image",
+    "describe",
+    "list_datasets",
+    "open_dataset",
+]
+
+_HOMES = {
+    "DatasetFacts": "catalog",
+    "ImageDataModule": "module",
+    "ImageDataset": "dataset",
+    "RawBatch": "batches",
+    "Split": "dataset",
+    "decode_image": "decode",
+    "describe": "catalog",
+    "list_datasets": "catalog",
+    "open_dataset": "dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,116 @@
+"""Which images make which batch: a function of (seed, epoch) alone, so a resumed trial sees the same ones.
+
+Shape legend: B images of a batch, H = W stored side, C channels, N images of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tune_rescon.data.dataset import Split
+
+__all__ = ["Batches", "RawBatch", "ShuffledBatches", "augmentation_rng", "epoch_order"]
+
+IntArray = npt.NDArray[np.int64]
+
+# numpy seeds (s, e) and (s, e, 0) alike: each use of a seed begins with a number of its own.
+_ORDER_STREAM = 2
+_AUGMENTATION_STREAM = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """Stored images, before anything is done to them. Lightning moves its tensors to the device.
+
+    Attributes:
+        images_BHWC: uint8.
+        labels_B: int64.
+        place: (epoch, number of the batch) of a training batch, which seeds its augmentation; None: as it is.
+    """
+
+    images_BHWC: Tensor
+    labels_B: Tensor
+    place: tuple[int, int] | None = None
+
+    def to(self, device: torch.device | str) -> RawBatch:
+        """The batch on a device."""
+        return replace(
+            self,
+            images_BHWC=self.images_BHWC.to(device, non_blocking=True),
+            labels_B=self.labels_B.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> RawBatch:
+        """The batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return replace(self, images_BHWC=self.images_BHWC.pin_memory(), labels_B=self.labels_B.pin_memory())
+
+
+def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
+    """The order in which an epoch (counted from 0) visits the images."""
+    return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
+
+
+def augmentation_rng(place: tuple[int, int], *, seed: int) -> np.random.Generator:
+    """Randomness of one training batch's augmentation."""
+    return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """A split in its own order, the last batch as short as it falls. An iterable Lightning takes as a loader.
+
+    Not a ``DataLoader``: a batch is one indexing of mapped memory, for which workers and collation only cost.
+    """
+
+    split: Split
+    batch_size: int
+    pin: bool = False
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """One pass."""
+        order = np.arange(len(self.split))
+        for number in range(len(self)):
+            yield self._batch(order, number, None)
+
+    def _batch(self, order: IntArray, number: int, place: tuple[int, int] | None) -> RawBatch:
+        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        images_BHWC, labels_B = self.split.gather(chosen)
+        batch = RawBatch(
+            images_BHWC=torch.from_numpy(images_BHWC), labels_B=torch.from_numpy(labels_B), place=place
+        )
+        return batch.pin_memory() if self.pin else batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledBatches(Batches):
+    """A split in each epoch's own order. A last short batch is dropped unless it is the only one.
+
+    Attributes:
+        seed: of the order.
+        epoch: asked at the start of each pass, counted from 0.
+    """
+
+    seed: int
+    epoch: Callable[[], int]
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        # Batch norm cannot train on the single image that a short batch may hold.
+        return max(1, len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """One pass."""
+        epoch = self.epoch()
+        order = epoch_order(len(self.split), seed=self.seed, epoch=epoch)
+        for number in range(len(self)):
+            yield self._batch(order, number, (epoch, number))

@@ -1,0 +1,252 @@
+"""Which datasets there are, and what one is: classes, channels, sizes. Nothing is decoded or downloaded.
+
+Torch-free and quick, so that ``--dry-run`` and the driver can ask before any worker starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data.folder import list_folder
+from tune_rescon.data.sizes import common_size, stored_size
+from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes
+from tune_rescon.errors import DataError, explain, unknown_name
+
+__all__ = ["BUILTIN", "BuiltIn", "DatasetFacts", "dataset_path", "describe", "list_datasets", "split_rule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What is known of a dataset before it is opened.
+
+    Attributes:
+        image_size: side of the stored squares in pixels; None: a folder whose images differ in size.
+        train_images: after ``limit`` and the validation split.
+        val_images: likewise.
+        test_images: after ``limit``; 0 if the source has no test part.
+        class_names: in the order of the labels.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    image_size: int | None
+    train_images: int
+    val_images: int
+    test_images: int
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """A dataset known by name.
+
+    Attributes:
+        archives: file names that an offline user puts into ``<data root>/<folder>``; none: embedded.
+    """
+
+    channels: int
+    image_size: int
+    train_images: int
+    test_images: int
+    class_names: tuple[str, ...]
+    archives: tuple[str, ...] = ()
+    folder: str = ""
+
+
+_DIGITS = tuple("0123456789")
+
+# fmt: off
+_CIFAR100 = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
+    "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
+    "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup",
+    "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house",
+    "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man",
+    "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid",
+    "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew",
+    "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower",
+    "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train", "trout",
+    "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)
+# fmt: on
+
+BUILTIN: Final[Mapping[str, BuiltIn]] = {
+    "digits": BuiltIn(
+        channels=1,
+        image_size=8,
+        train_images=1438,
+        test_images=359,
+        class_names=_DIGITS,
+    ),
+    "cifar10": BuiltIn(
+        channels=3,
+        image_size=32,
+        train_images=50_000,
+        test_images=10_000,
+        class_names=(
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ),
+        archives=("cifar-10-python.tar.gz",),
+    ),
+    "cifar100": BuiltIn(
+        channels=3,
+        image_size=32,
+        train_images=50_000,
+        test_images=10_000,
+        class_names=_CIFAR100,
+        archives=("cifar-100-python.tar.gz",),
+    ),
+    "svhn": BuiltIn(
+        channels=3,
+        image_size=32,
+        train_images=73_257,
+        test_images=26_032,
+        class_names=_DIGITS,
+        archives=("train_32x32.mat", "test_32x32.mat"),
+        folder="svhn",
+    ),
+    "fashion_mnist": BuiltIn(
+        channels=1,
+        image_size=28,
+        train_images=60_000,
+        test_images=10_000,
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        archives=(
+            "train-images-idx3-ubyte.gz",
+            "train-labels-idx1-ubyte.gz",
+            "t10k-images-idx3-ubyte.gz",
+            "t10k-labels-idx1-ubyte.gz",
+        ),
+        folder="FashionMNIST/raw",
+    ),
+    "stl10": BuiltIn(
+        channels=3,
+        image_size=96,
+        train_images=5_000,
+        test_images=8_000,
+        class_names=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+        archives=("stl10_binary.tar.gz",),
+    ),
+}
+
+
+def list_datasets() -> tuple[str, ...]:
+    """Names a space file's ``dataset.name`` may have."""
+    return (*BUILTIN, "folder")
+
+
+def describe(dataset: DatasetConfig, *, data_root: Path) -> DatasetFacts:
+    """What the dataset is, without decoding or downloading: constants, or one listing of the folder or zip.
+
+    Images that turn out to be broken still count here. No dataset so far needs ``data_root`` to be described.
+
+    Raises:
+        DataError: an unknown name, or whatever is wrong with the folder that a listing shows.
+    """
+    del data_root
+    path = dataset_path(dataset)
+    return _describe_builtin(dataset) if path is None else _describe_folder(dataset, path)
+
+
+def dataset_path(dataset: DatasetConfig) -> Path | None:
+    """The folder or .zip to read, absolute; None for a built-in dataset.
+
+    Raises:
+        DataError: an unknown name, or a ``path`` that is missing or out of place.
+    """
+    if dataset.name not in list_datasets():
+        raise DataError(unknown_name("dataset", dataset.name, list_datasets(), where="dataset.name"))
+    if dataset.name != "folder":
+        if dataset.path is not None:
+            raise DataError(
+                explain(
+                    "only the dataset `folder` takes a path",
+                    got=f"name={dataset.name}, path={dataset.path}",
+                    where="dataset.path",
+                )
+            )
+        return None
+    if dataset.path is None:
+        raise DataError(
+            explain(
+                "the dataset `folder` needs a path: a directory of images, or a .zip of one",
+                where="dataset.path",
+                hint="For example --set dataset.path=photos.zip",
+            )
+        )
+    return Path(dataset.path).expanduser().resolve()
+
+
+def split_rule(dataset: DatasetConfig, *, own_validation: bool) -> SplitRule:
+    """How the dataset's training images are cut; a source's own validation part is used as it is."""
+    return SplitRule(
+        limit=dataset.limit,
+        val_fraction=None if own_validation else dataset.val_fraction,
+        seed=dataset.split_seed,
+    )
+
+
+def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
+    known = BUILTIN[dataset.name]
+    classes = len(known.class_names)
+    train, val = cut_sizes(known.train_images, classes, split_rule(dataset, own_validation=False))
+    return DatasetFacts(
+        name=dataset.name,
+        classes=classes,
+        channels=known.channels,
+        image_size=known.image_size,
+        train_images=train,
+        val_images=val,
+        test_images=_at_most(dataset.limit, known.test_images),
+        class_names=known.class_names,
+    )
+
+
+def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
+    listing = list_folder(path)
+    classes = len(listing.class_names)
+    rule = split_rule(dataset, own_validation=bool(listing.val.names))
+    check_counts(listing.train.counts(classes), listing.class_names, rule)
+    train, val = cut_sizes(len(listing.train.names), classes, rule)
+    common = common_size(path, listing.names)
+    side, _ = stored_size(common, dataset.store_size)
+    return DatasetFacts(
+        name=dataset.name,
+        classes=classes,
+        channels=3,
+        image_size=side if common or dataset.store_size else None,
+        train_images=train,
+        val_images=val or _at_most(dataset.limit, len(listing.val.names)),
+        test_images=_at_most(dataset.limit, len(listing.test.names)),
+        class_names=listing.class_names,
+    )
+
+
+def _at_most(limit: int | None, images: int) -> int:
+    return images if limit is None else min(limit, images)

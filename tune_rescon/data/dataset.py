@@ -1,0 +1,137 @@
+"""An open dataset: memory-mapped images, and which of them train, validate and test.
+
+Shape legend: N images of the cache or of a split, B of a batch, H = W stored side, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data.building import ensure_cache
+from tune_rescon.data.cache import Cache
+from tune_rescon.data.catalog import split_rule
+from tune_rescon.data.folder import PARTS
+from tune_rescon.data.progress import Progress
+from tune_rescon.data.sources import find_source
+from tune_rescon.data.splits import check_counts, draw_cut, draw_subset
+
+__all__ = ["ImageDataset", "Split", "open_dataset"]
+
+ByteArray = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Some images of a cache. Reading is thread-safe.
+
+    Attributes:
+        images_NHWC: all images of the cache, mapped read-only and shared with the other splits and processes.
+        rows_N: this split's rows of it.
+        labels_N: their classes.
+    """
+
+    images_NHWC: ByteArray
+    rows_N: IntArray
+    labels_N: IntArray
+
+    def __len__(self) -> int:
+        """Images of this split."""
+        return len(self.rows_N)
+
+    def gather(self, positions_B: IntArray) -> tuple[ByteArray, IntArray]:
+        """Copies of the images at these positions of the split, and their labels."""
+        return self.images_NHWC[self.rows_N[positions_B]], self.labels_N[positions_B]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDataset:
+    """Images to train on, to validate on, and to be judged by once at the very end.
+
+    Attributes:
+        test: empty if the source has no test part. A search never touches it.
+        mean: of each channel over all the source's training images, in 0..1.
+        std: likewise.
+        digest: equal where images, labels and splits are: on every node, wherever the files lie.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    digest: str
+
+
+def open_dataset(
+    dataset: DatasetConfig, *, data_root: Path, cache_root: Path, progress: Progress = False
+) -> ImageDataset:
+    """Open a dataset, decoding (and downloading) it first if this node has not yet.
+
+    Limits and splits are indexes into one cache, so every setting of them shares it.
+
+    Args:
+        dataset: which, and how it is split.
+        data_root: where archives of datasets known by name are, or are downloaded to.
+        cache_root: where this node keeps decoded images; on a local disk.
+        progress: True draws a bar while decoding; a callable gets (images done, images in all).
+
+    Raises:
+        DataError: unknown, missing, broken, not to be downloaded, or too few images for the splits.
+        StorageError: the cache cannot be written.
+    """
+    source = find_source(dataset, data_root)
+    cache = ensure_cache(source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress)
+    rows = _part_rows(cache)
+    classes = len(cache.meta.class_names)
+    rule = split_rule(dataset, own_validation=bool(len(rows["val"])))
+    train_labels_N = cache.labels_N[rows["train"]]
+    check_counts(np.bincount(train_labels_N, minlength=classes).tolist(), cache.meta.class_names, rule)
+    cut = draw_cut(train_labels_N, classes, rule)
+    held_out = {
+        part: rows[part][draw_subset(cache.labels_N[rows[part]], classes, dataset.limit, dataset.split_seed)]
+        for part in ("val", "test")
+    }
+    chosen = {
+        "train": rows["train"][cut.train_N],
+        "val": held_out["val"] if len(rows["val"]) else rows["train"][cut.val_N],
+        "test": held_out["test"],
+    }
+    return ImageDataset(
+        **{part: _split(cache, chosen[part]) for part in PARTS},
+        classes=classes,
+        channels=cache.meta.shape[-1],
+        mean=cache.meta.mean,
+        std=cache.meta.std,
+        class_names=cache.meta.class_names,
+        digest=_digest(cache.meta.content, [chosen[part] for part in PARTS]),
+    )
+
+
+def _part_rows(cache: Cache) -> dict[str, IntArray]:
+    """Rows of each part of the source that hold an image."""
+    ends = np.cumsum([cache.meta.counts[part] for part in PARTS])
+    skipped = [row for row, *_ in cache.meta.skipped]
+    whole = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
+    return {part: np.setdiff1d(rows, skipped) for part, rows in zip(PARTS, whole, strict=True)}
+
+
+def _split(cache: Cache, rows_N: IntArray) -> Split:
+    return Split(images_NHWC=cache.images_NHWC, rows_N=rows_N, labels_N=cache.labels_N[rows_N])
+
+
+def _digest(content: str, rows: Sequence[IntArray]) -> str:
+    state = blake2b(content.encode(), digest_size=16)
+    for rows_N in rows:
+        state.update(len(rows_N).to_bytes(8, "little") + rows_N.tobytes())
+    return state.hexdigest()

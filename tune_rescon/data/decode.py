@@ -1,0 +1,179 @@
+"""One encoded picture -> one uint8 square of the cache. Pillow only: decoding processes start without torch.
+
+Shape legend: B images of a run of rows, H = W side, C = 3 channels.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from tune_rescon.data.folder import open_zip
+
+__all__ = [
+    "BadImage",
+    "BadImageError",
+    "Block",
+    "SizesDifferError",
+    "decode_block",
+    "decode_image",
+    "probe_size",
+]
+
+ByteArray = npt.NDArray[np.uint8]
+
+#: What Pillow, zlib and zipfile raise on bytes that are no image, or only part of one.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+_BROKEN_PIXELS = (*_BROKEN, Image.DecompressionBombError)
+
+_EXIF_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+class BadImageError(Exception):
+    """The bytes are no image, or only part of one."""
+
+
+class SizesDifferError(Exception):
+    """Images taken for one size are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadImage:
+    """An image that could not be decoded: its row in the cache, its name in the source, and why."""
+
+    row: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Decoded images; rows of bad ones are zero."""
+
+    images_BHWC: ByteArray
+    bad: tuple[BadImage, ...]
+
+
+def decode_image(data: bytes, side: int) -> ByteArray:
+    """Decode to RGB, upright, shorter side scaled to ``side``, centre-cropped to the square.
+
+    Any Pillow mode; transparent parts come out white; 16-bit grey keeps its upper 8 bits; of an animation the
+    first frame. Scaling is bilinear and antialiased, as on the device.
+
+    Args:
+        data: a jpeg, png or webp file's bytes.
+        side: of the result, in pixels.
+
+    Returns:
+        uint8 array ``side x side x 3``.
+
+    Raises:
+        BadImageError: broken or cut short.
+    """
+    return _decode(data, side, None)
+
+
+def probe_size(data: bytes) -> tuple[int, int]:
+    """Upright (width, height) in pixels, from the header alone where the format allows.
+
+    Raises:
+        BadImageError: no image header.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _upright_size(image)
+    except _BROKEN_PIXELS as error:
+        raise BadImageError(_reason(error)) from error
+
+
+def decode_block(
+    source: Path, names: tuple[str, ...], *, first_row: int, side: int, size: tuple[int, int] | None
+) -> Block:
+    """Decode some images of a directory or .zip.
+
+    Args:
+        source: the directory or archive.
+        names: paths inside it.
+        first_row: row of the cache that the first of them gets.
+        side: of the squares, in pixels.
+        size: upright (width, height) that every image must have; None: any.
+
+    Raises:
+        SizesDifferError: an image's size is not ``size``.
+    """
+    images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)
+    bad: list[BadImage] = []
+    for position, name in enumerate(names):
+        try:
+            images_BHWC[position] = _decode(read_bytes(source, name), side, size)
+        except (BadImageError, *_BROKEN) as error:
+            bad.append(BadImage(row=first_row + position, name=name, reason=_reason(error)))
+    return Block(images_BHWC=images_BHWC, bad=tuple(bad))
+
+
+def read_bytes(source: Path, name: str) -> bytes:
+    """Bytes of one file of a directory or .zip."""
+    if source.is_dir():
+        return (source / name).read_bytes()
+    return open_zip(source).read(name)
+
+
+def _decode(data: bytes, side: int, size: tuple[int, int] | None) -> ByteArray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = _upright_size(image)
+            if size is not None and found != size:
+                raise SizesDifferError(f"{found} is not {size}")
+            # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
+            image.draft(None, (2 * side, 2 * side))
+            return np.asarray(_square(_to_rgb(_upright(image)), side))
+    except _BROKEN_PIXELS as error:
+        raise BadImageError(_reason(error)) from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in _QUARTER_TURNS else (width, height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # `exif_transpose` copies even an upright image.
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
+        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", pixels.size, "white")
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

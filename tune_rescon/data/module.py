@@ -1,0 +1,146 @@
+"""Lightning's view of a dataset: stored rows go to the device, everything else happens there.
+
+Shape legend: B images of a batch, C channels, H = W side (stored before, image_size after resizing), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augmentation_rng
+from tune_rescon.data.dataset import ImageDataset, Split
+from tune_rescon.data.policies import POLICIES, augment
+
+__all__ = ["ImageDataModule"]
+
+#: Validation keeps no activations for a backward pass, so its batches may be larger.
+_VALIDATION_BATCH_FACTOR = 2
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches of one trial. Cheap to make: the dataset is shared, nothing is read until a loader is iterated.
+
+    Order and augmentation of an epoch depend on (seed, epoch) alone; torch's, numpy's and Python's own random
+    states are neither read nor changed. Batches come out in channels_last memory format.
+
+    Without a Trainer::
+
+        for images_BCHW, labels_B in module.train_batches(epoch=0, device="cuda"): ...
+    """
+
+    def __init__(self, dataset: ImageDataset, config: TrialConfig, *, image_size: int, seed: int) -> None:
+        """Keep what the batches depend on.
+
+        Args:
+            dataset: open; shared with other trials.
+            config: its augmentation, normalisation and batch size are used.
+            image_size: side of the squares the network sees, pixels.
+            seed: of order and augmentation.
+        """
+        super().__init__()
+        self.dataset = dataset
+        self.config = config
+        self.image_size = image_size
+        self.seed = seed
+
+    def train_dataloader(self) -> ShuffledBatches:
+        """Training batches of the Trainer's current epoch, raw; Lightning hands them to :meth:`prepare`."""
+        return self._shuffled(self._current_epoch)
+
+    def val_dataloader(self) -> Batches:
+        """Validation batches, raw, none dropped."""
+        return self._in_order(self.dataset.val)
+
+    def test_dataloader(self) -> Batches:
+        """Test batches, raw. Only for judging a finished network once."""
+        return self._in_order(self.dataset.test)
+
+    def transfer_batch_to_device(
+        self, batch: RawBatch, device: torch.device, dataloader_idx: int
+    ) -> RawBatch:
+        """Lightning's hook: stored bytes travel, a quarter of what floats would be."""
+        del dataloader_idx
+        return batch.to(device)
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Lightning's hook: on the device, make what the network sees."""
+        del dataloader_idx
+        return self.prepare(batch)
+
+    def train_batches(
+        self, *, epoch: int, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that epoch (counted from 0) trains on, prepared."""
+        return (self.prepare(batch.to(device)) for batch in self._shuffled(lambda: epoch))
+
+    def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation batches, prepared."""
+        return (self.prepare(batch.to(device)) for batch in self.val_dataloader())
+
+    def prepare(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
+        """Augment (training batches only), resize, normalise, mix.
+
+        Returns:
+            images_BCHW: float32, ``image_size`` square.
+            targets: int64 labels B, or float32 B x K where mixup or cutmix is on.
+        """
+        if batch.place is None:
+            return self._to_input(batch.images_BHWC.permute(0, 3, 1, 2)), batch.labels_B
+        rng = augmentation_rng(batch.place, seed=self.seed)
+        images_BHWC = crop_and_flip(
+            batch.images_BHWC, rng, padding=self.config.crop_padding, flip=self.config.flip
+        )
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+        if self.config.augment != "none":
+            images_BCHW = augment(images_BCHW, rng, POLICIES[self.config.augment])
+        return self._mix(self._to_input(images_BCHW), batch.labels_B, rng)
+
+    def _to_input(self, images_BCHW: Tensor) -> Tensor:
+        side = self.image_size
+        images_BCHW = images_BCHW.float().div_(255)
+        if images_BCHW.shape[-2:] != (side, side):
+            # Antialiasing changes nothing when enlarging, and takes four times as long.
+            smaller = side < images_BCHW.shape[-1]
+            images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=smaller)
+        if self.config.normalize:
+            mean_C11 = images_BCHW.new_tensor(self.dataset.mean)[:, None, None]
+            # A channel that never varies has nothing to scale.
+            std_C11 = images_BCHW.new_tensor([std or 1.0 for std in self.dataset.std])[:, None, None]
+            images_BCHW = (images_BCHW - mean_C11) / std_C11
+        return images_BCHW.contiguous(memory_format=torch.channels_last)
+
+    def _mix(self, images_BCHW: Tensor, labels_B: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        mixes = [
+            (mix, alpha) for mix, alpha in ((mixup, self.config.mixup), (cutmix, self.config.cutmix)) if alpha
+        ]
+        if not mixes:
+            return images_BCHW, labels_B
+        mix, alpha = mixes[int(rng.integers(len(mixes)))]
+        return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
+
+    def _shuffled(self, epoch: Callable[[], int]) -> ShuffledBatches:
+        return ShuffledBatches(
+            split=self.dataset.train,
+            batch_size=self.config.batch_size,
+            pin=self._pins(),
+            seed=self.seed,
+            epoch=epoch,
+        )
+
+    def _in_order(self, split: Split) -> Batches:
+        size = _VALIDATION_BATCH_FACTOR * self.config.batch_size
+        return Batches(split=split, batch_size=size, pin=self._pins())
+
+    def _current_epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
+
+    def _pins(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

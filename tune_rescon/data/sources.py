@@ -1,0 +1,153 @@
+"""What a cache is made from: an image folder or zip, or a dataset known by name.
+
+A source says what it is without reading images; :meth:`Source.plan` then lays out every row of the cache and
+how to get the pixels of any run of rows.
+
+Shape legend: N images, H = W side, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data.builtin import load_arrays
+from tune_rescon.data.cache import FORMAT, Shape
+from tune_rescon.data.catalog import BUILTIN, dataset_path
+from tune_rescon.data.decode import Block, decode_block
+from tune_rescon.data.folder import PARTS, fingerprint, list_folder
+from tune_rescon.data.sizes import common_size, stored_size
+
+__all__ = ["Plan", "Source", "find_source"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every row of a cache to be: training, then validation, then test images.
+
+    Attributes:
+        counts: images of each part.
+        reader: gives what reads a run of rows; it is sent to decoding processes.
+        decodes: False if reading only copies, which is not worth a process.
+    """
+
+    shape: Shape
+    counts: Mapping[str, int]
+    class_names: tuple[str, ...]
+    labels_N: npt.NDArray[np.int64]
+    reader: Callable[[slice], Callable[[], Block]]
+    decodes: bool
+
+
+class Source(Protocol):
+    """Where images come from. Making one reads nothing."""
+
+    @property
+    def key(self) -> str:
+        """Name of its cache folder: one for each source, size and format."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+
+    def fingerprint(self) -> str:
+        """Changes when the images do. Quick.
+
+        Raises:
+            DataError: the source is gone.
+        """
+
+    def plan(self, *, alike: bool) -> Plan:
+        """Lay out the cache. ``alike`` False: images taken for one size turned out to differ.
+
+        Raises:
+            DataError: the source is not what it should be, or cannot be had.
+        """
+
+
+def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
+    """The source that a dataset's name stands for.
+
+    Raises:
+        DataError: an unknown name, or a ``path`` that is missing or out of place.
+    """
+    path = dataset_path(dataset)
+    if path is None:
+        return _BuiltInSource(name=dataset.name, data_root=data_root)
+    return _FolderSource(path=path, store_size=dataset.store_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FolderSource:
+    path: Path
+    store_size: int | None
+
+    @property
+    def key(self) -> str:
+        place = f"{self.path}\0{self.store_size}".encode(errors="surrogateescape")
+        return f"folder-v{FORMAT}-{blake2b(place, digest_size=8).hexdigest()}"
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+    def plan(self, *, alike: bool) -> Plan:
+        listing = list_folder(self.path)
+        parts = [getattr(listing, part) for part in PARTS]
+        names = listing.names
+        side, size = stored_size(common_size(self.path, names) if alike else None, self.store_size)
+
+        def reader(rows: slice) -> Callable[[], Block]:
+            return partial(decode_block, self.path, names[rows], first_row=rows.start, side=side, size=size)
+
+        return Plan(
+            shape=(len(names), side, side, 3),
+            counts={part: len(found.names) for part, found in zip(PARTS, parts, strict=True)},
+            class_names=listing.class_names,
+            labels_N=np.concatenate([np.array(found.labels, dtype=np.int64) for found in parts]),
+            reader=reader,
+            decodes=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BuiltInSource:
+    name: str
+    data_root: Path
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-v{FORMAT}"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def fingerprint(self) -> str:
+        # Published files never change (torchvision checks their MD5), and need not be kept once decoded.
+        return self.name
+
+    def plan(self, *, alike: bool) -> Plan:
+        assert alike, "a dataset known by name has images of one size"
+        (train_NHWC, train_N), (test_NHWC, test_N) = load_arrays(self.name, self.data_root)
+        images_NHWC = np.concatenate([train_NHWC, test_NHWC])
+        count, height, width, channels = images_NHWC.shape
+        return Plan(
+            shape=(count, height, width, channels),
+            counts={"train": len(train_N), "val": 0, "test": len(test_N)},
+            class_names=BUILTIN[self.name].class_names,
+            labels_N=np.concatenate([train_N, test_N]),
+            reader=lambda rows: partial(Block, images_BHWC=images_NHWC[rows], bad=()),
+            decodes=False,
+        )

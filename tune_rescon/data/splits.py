@@ -1,0 +1,169 @@
+"""Which images train and which validate: stratified, seeded, every class on both sides.
+
+Only arithmetic on labels; nothing here opens an image. Own code because scikit-learn's stratified splits
+neither promise that a rare class lands on both sides nor tell the sizes without drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tune_rescon.errors import DataError, explain
+
+__all__ = ["Cut", "SplitRule", "apportion", "check_counts", "cut_sizes", "draw_cut", "draw_subset"]
+
+IntArray = npt.NDArray[np.int64]
+
+#: Keeps these draws apart from every other use of the same seed.
+_SPLIT_STREAM = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """How training images are cut down and held out.
+
+    Attributes:
+        limit: use at most this many, validation included; None: all.
+        val_fraction: share of the used images that validates; None: the source has a validation part.
+        seed: of the draw.
+    """
+
+    limit: int | None
+    val_fraction: float | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Positions into the source's training images, ascending; disjoint."""
+
+    train_N: IntArray
+    val_N: IntArray
+
+
+def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int = 0) -> list[int]:
+    """Divide ``total`` over classes in proportion to ``counts``, by largest remainders.
+
+    A class gives at least ``least`` (or all it has) and at most ``count - leave``; an empty class nothing.
+
+    >>> apportion([50, 30, 20], 10)
+    [5, 3, 2]
+    >>> apportion([98, 1, 1], 10)
+    [8, 1, 1]
+    >>> apportion([4, 2], 5, leave=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: 5 cannot be divided over classes that give at least 2 and at most 4
+    """
+    held = np.asarray(counts, dtype=np.int64)
+    low = np.minimum(held, least)
+    high = np.maximum(held - leave, low)
+    if not low.sum() <= total <= high.sum():
+        raise ValueError(
+            f"{total} cannot be divided over classes that give at least {low.sum()} and at most {high.sum()}"
+        )
+    ideal = held * (total / max(int(held.sum()), 1))
+    share = np.clip(np.floor(ideal).astype(np.int64), low, high)
+    while share.sum() < total:
+        share[np.argmax(np.where(share < high, ideal - share, -np.inf))] += 1
+    while share.sum() > total:
+        share[np.argmin(np.where(share > low, ideal - share, np.inf))] -= 1
+    return [int(value) for value in share]
+
+
+def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
+    """Training and validation images that :func:`draw_cut` gives, from the totals alone.
+
+    >>> cut_sizes(50_000, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
+    (45000, 5000)
+    >>> cut_sizes(50_000, 10, SplitRule(limit=100, val_fraction=0.01, seed=0))
+    (90, 10)
+
+    Raises:
+        DataError: too few images for every class to be on both sides.
+    """
+    used = images if rule.limit is None else min(rule.limit, images)
+    sides = 1 if rule.val_fraction is None else 2
+    if used < sides * classes:
+        raise DataError(
+            explain(
+                f"{classes} classes need at least {sides * classes} training images"
+                + (", one of each to train and one to validate" if sides == 2 else ", one of each"),
+                got=f"{used}" + (f" (dataset.limit={rule.limit})" if used == rule.limit else ""),
+                where="dataset",
+            )
+        )
+    if rule.val_fraction is None:
+        return used, 0
+    val = min(max(round(rule.val_fraction * used), classes), used - classes)
+    return used - val, val
+
+
+def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -> None:
+    """Every class has an image for each side it must be on.
+
+    Raises:
+        DataError: a class without training images, or with one where validation images are drawn from them.
+    """
+    need = 1 if rule.val_fraction is None else 2
+    short = [f"{count} of {name!r}" for name, count in zip(names, counts, strict=True) if count < need]
+    if short:
+        raise DataError(
+            explain(
+                f"every class needs at least {need} training images"
+                + (", one to train and one to validate" if need == 2 else ""),
+                got=", ".join(short[:5]),
+                where="dataset",
+                hint="Add images" + (", or put a val/ folder beside train/." if need == 2 else "."),
+            )
+        )
+
+
+def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
+    """Draw the training and validation images.
+
+    Each class is shuffled once by (seed, class); a limit takes its head and validation the head of that. So
+    raising ``limit`` keeps the images it had, give or take one a class.
+
+    Args:
+        labels_N: classes of the source's training images; each class at least once, or twice where
+            validation images are drawn (see :func:`check_counts`).
+        classes: how many there are.
+        rule: how to cut.
+
+    Raises:
+        DataError: as :func:`cut_sizes`.
+    """
+    train, val = cut_sizes(len(labels_N), classes, rule)
+    orders = _class_orders(labels_N, classes, rule.seed)
+    used = apportion([len(order) for order in orders], train + val, least=2 if val else 1)
+    held = apportion(used, val, leave=1) if val else [0] * classes
+    return Cut(
+        train_N=_join(order[h:u] for order, h, u in zip(orders, held, used, strict=True)),
+        val_N=_join(order[:h] for order, h in zip(orders, held, strict=True)),
+    )
+
+
+def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:
+    """Positions of at most ``limit`` images, stratified, ascending. A class may have none."""
+    if limit is None or limit >= len(labels_N):
+        return np.arange(len(labels_N), dtype=np.int64)
+    orders = _class_orders(labels_N, classes, seed)
+    shares = apportion([len(order) for order in orders], limit)
+    return _join(order[:share] for order, share in zip(orders, shares, strict=True))
+
+
+def _class_orders(labels_N: IntArray, classes: int, seed: int) -> list[IntArray]:
+    """For each class, its positions, shuffled by (seed, class): one class's draw never moves another's."""
+    return [
+        np.random.default_rng((_SPLIT_STREAM, seed, label)).permutation(np.flatnonzero(labels_N == label))
+        for label in range(classes)
+    ]
+
+
+def _join(parts: Iterable[IntArray]) -> IntArray:
+    return np.sort(np.concatenate(list(parts)))
