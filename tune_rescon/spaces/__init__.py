@@ -1,0 +1,65 @@
+"""Search spaces: the file, strictly read, and what is drawn from it. Knows no torch, ray or mlflow.
+
+::
+
+    load_space    a name or a file (and overrides) -> Space, or one error that says all that is wrong
+    dump_space    Space -> the text of a file
+    suggest, preview, grid_points    Space -> sampled dicts of the active parameters
+    trial_config  Space and a sampled dict -> TrialConfig
+"""
+
+from tune_rescon.spaces.combinations import is_active
+from tune_rescon.spaces.dumping import dump_space
+from tune_rescon.spaces.files import list_spaces, space_folder
+from tune_rescon.spaces.loading import load_space, parse_space
+from tune_rescon.spaces.sampling import (
+    distributions,
+    from_optuna,
+    grid_points,
+    preview,
+    suggest,
+    to_optuna,
+    trial_config,
+)
+from tune_rescon.spaces.sections import (
+    Budget,
+    CategoricalParameter,
+    Fidelity,
+    FloatParameter,
+    IntParameter,
+    Metric,
+    Parameter,
+    Resources,
+    Sampler,
+    Scheduler,
+    When,
+)
+from tune_rescon.spaces.space import Space
+
+__all__ = [
+    "Budget",
+    "CategoricalParameter",
+    "Fidelity",
+    "FloatParameter",
+    "IntParameter",
+    "Metric",
+    "Parameter",
+    "Resources",
+    "Sampler",
+    "Scheduler",
+    "Space",
+    "When",
+    "distributions",
+    "dump_space",
+    "from_optuna",
+    "grid_points",
+    "is_active",
+    "list_spaces",
+    "load_space",
+    "parse_space",
+    "preview",
+    "space_folder",
+    "suggest",
+    "to_optuna",
+    "trial_config",
+]

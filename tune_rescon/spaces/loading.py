@@ -1,0 +1,125 @@
+"""From a space file to a :class:`Space`, or to one error that says everything that is wrong, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from tune_rescon.errors import SpaceError, explain
+from tune_rescon.spaces.document import Document, Place, read_document
+from tune_rescon.spaces.files import find_space, read_space_file
+from tune_rescon.spaces.problems import Problem, dotted, problems_in, shown
+from tune_rescon.spaces.rules import Draft, broken_rules
+from tune_rescon.spaces.sections import Budget, Fidelity, Parameter, Sampler, Scheduler, Value
+from tune_rescon.spaces.space import Space, read_dataset
+
+__all__ = ["load_space", "parse_space"]
+
+_PARAMETER: Final[TypeAdapter[Parameter]] = TypeAdapter(Parameter)
+_VALUES: Final = TypeAdapter(dict[str, Value])
+_ROWS: Final = TypeAdapter(list[dict[str, Value]])
+
+#: Each part of a Draft that a broken neighbour must not hide.
+_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "dataset": read_dataset,
+    "fidelity": Fidelity.model_validate,
+    "sampler": Sampler.model_validate,
+    "scheduler": Scheduler.model_validate,
+    "budget": Budget.model_validate,
+    "fixed": _VALUES.validate_python,
+    "initial": _ROWS.validate_python,
+}
+
+#: Pydantic puts the type of a parameter into its path.
+_PARAMETER_TYPES: Final = ("int", "float", "categorical")
+
+
+def load_space(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Space:
+    """Load a space that comes with the package, by name, or a file, by path.
+
+    Args:
+        name_or_path: a name such as ``att92``; a path ends in .yaml or .yml, or holds a separator.
+        overrides: ``KEY=VALUE`` each, as ``--set`` takes them: a dotted key of the file, a YAML value.
+
+    Raises:
+        SpaceError: no such space, or rules that it breaks: each with file, line, rule and what came.
+    """
+    path = find_space(name_or_path)
+    return parse_space(read_space_file(path), source=_shortest(path), overrides=overrides)
+
+
+def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Space:
+    """:func:`load_space` from the text of a file; ``source`` names it in errors."""
+    document = read_document(text, Place(1, source))
+    if not isinstance(document.value, dict):
+        if not document.problems:
+            document.complain(document.top, (), explain("must hold sections", got=shown(document.value)))
+        raise _space_error(document.problems)
+    for override in overrides:
+        _override(document, override)
+    try:
+        space = Space.model_validate(document.value)
+    except ValidationError as error:
+        found = [*problems_in(error), *broken_rules(_draft(document.value))]
+        placed = [_placed(document, problem) for problem in found]
+        raise _space_error([*document.problems, *placed]) from None
+    if document.problems:
+        raise _space_error(document.problems)
+    return space
+
+
+def _shortest(path: Path) -> str:
+    """The path from here, where it lies below; else the whole of it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _override(document: Document, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if equals and all(key.split(".")):
+        document.override(key, value)
+    else:
+        hint = "An example: --set fidelity.max=27."
+        text = explain("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
+        document.complain(Place(0, f"--set {override}"), (), text)
+
+
+def _draft(data: Mapping[str, Any]) -> Draft:
+    """What can be read of ``data``, section by section and parameter by parameter."""
+    sections = {
+        name: part for name, read in _READERS.items() if (part := _try(read, data.get(name))) is not None
+    }
+    given = data.get("parameters")
+    given = given if isinstance(given, dict) else {}
+    read = {
+        name: parameter for name, raw in given.items() if (parameter := _try(_PARAMETER.validate_python, raw))
+    }
+    return Draft(**sections, parameters=read, all_parameters=bool(given) and len(read) == len(given))
+
+
+def _try(read: Callable[[Any], Any], raw: Any) -> Any:
+    """What ``read`` makes of ``raw``; None where it cannot: the problem is known from the whole file."""
+    try:
+        return read(raw)
+    except ValidationError:
+        return None
+
+
+def _placed(document: Document, problem: Problem) -> tuple[Place, Problem]:
+    path = problem.path
+    if path[:1] == ("parameters",) and len(path) > 2 and path[2] in _PARAMETER_TYPES:
+        problem = Problem(path=path[:2] + path[3:], text=problem.text)
+    return document.place(problem.path), problem
+
+
+def _space_error(found: Iterable[tuple[Place, Problem]]) -> SpaceError:
+    return SpaceError("\n".join(_lines(found)))
+
+
+def _lines(found: Iterable[tuple[Place, Problem]]) -> Iterator[str]:
+    for place, problem in sorted(dict.fromkeys(found), key=lambda pair: pair[0]):
+        where = f"{place}: {dotted(problem.path)}" if problem.path else str(place)
+        yield f"{where}: {problem.text}"

@@ -1,0 +1,89 @@
+"""Whether every network that a space can ask for exists.
+
+Networks are resolved from numbers (:func:`tune_rescon.models.resolve_network`), so this is cheap; still, the
+product of a large space is cut, and what is beyond the cut is judged when its trial is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from tune_rescon.config import TrialConfig, check_field
+from tune_rescon.errors import NetworkError
+from tune_rescon.models import resolve_network
+from tune_rescon.spaces.combinations import combinations, values_of
+from tune_rescon.spaces.problems import Path, Problem
+from tune_rescon.spaces.sections import CategoricalParameter, FloatParameter, Parameter
+
+__all__ = ["missing_networks"]
+
+#: Combinations looked at.
+_MOST: Final = 2_000
+#: Values looked at of a whole-number parameter; of a longer range, its bounds.
+_LONGEST_RANGE: Final = 64
+
+#: Fields that decide whether a network exists, the likelier to blame first.
+_FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
+
+
+def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    """One problem for each value that asks for a network that does not exist, at that value's path."""
+    shared = {
+        name: value for name, value in fixed.items() if name in _FIELDS and not check_field(name, value)
+    }
+    told: set[Path] = set()
+    for chosen in islice(combinations(_deciding(parameters), _looked_at), _MOST):
+        wanted = shared | {name: value for name, value in chosen.items() if name in _FIELDS}
+        error = _error(wanted)
+        if error is None:
+            continue
+        path = _path(_blamed(wanted), wanted, parameters)
+        if path not in told:
+            told.add(path)
+            yield Problem(path=path, text=str(error))
+
+
+def _deciding(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The searched fields of the network, and the parents their ``when`` names."""
+    names = {name for name in parameters if name in _FIELDS}
+    for name, parameter in reversed(list(parameters.items())):
+        if name in names and parameter.when:
+            names.add(parameter.when.parameter)
+    return {name: parameter for name, parameter in parameters.items() if name in names}
+
+
+def _looked_at(parameter: Parameter) -> Sequence[Any]:
+    if isinstance(parameter, CategoricalParameter):
+        return parameter.choices
+    if not isinstance(parameter, FloatParameter) and len(values_of(parameter)) <= _LONGEST_RANGE:
+        return values_of(parameter)
+    return (parameter.low, parameter.high)
+
+
+def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
+    try:
+        # Whether a network exists depends neither on the classes nor on the channels of the images.
+        resolve_network(TrialConfig.from_dict(wanted), classes=10, in_channels=3)
+    except NetworkError as error:
+        return error
+    return None
+
+
+def _blamed(wanted: Mapping[str, Any]) -> str:
+    """The field without which the network would exist; the first given one if it takes more than one."""
+    given = [name for name in _FIELDS if name in wanted]
+    for name in given:
+        if _error({other: value for other, value in wanted.items() if other != name}) is None:
+            return name
+    return given[0]
+
+
+def _path(name: str, wanted: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Path:
+    if name not in parameters:
+        return ("fixed", name)
+    parameter = parameters[name]
+    if isinstance(parameter, CategoricalParameter):
+        return ("parameters", name, "choices", parameter.choices.index(wanted[name]))
+    return ("parameters", name)

@@ -1,0 +1,166 @@
+"""What must hold between the sections of a space file.
+
+Judged on a :class:`Draft`: what could be read of the file. So one broken section does not hide what is wrong
+in the others, and every rule looks only at what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import list_datasets
+from tune_rescon.errors import explain, unknown_name
+from tune_rescon.spaces.combinations import combinations, is_among, is_finite
+from tune_rescon.spaces.fields import broken_conditions, broken_fields
+from tune_rescon.spaces.networks import missing_networks
+from tune_rescon.spaces.problems import Path, Problem, shown
+from tune_rescon.spaces.rows import broken_rows
+from tune_rescon.spaces.sections import Budget, CategoricalParameter, Fidelity, Parameter, Sampler, Scheduler
+
+__all__ = ["Draft", "broken_rules"]
+
+#: Points of a grid: a larger one is a mistake, not a plan.
+_LARGEST_GRID: Final = 10_000
+
+#: What Optuna's samplers of these types would silently draw at random instead of modelling.
+_MODELS_NO_WHEN: Final = ("gp", "cmaes")
+_MODELS_NO_CATEGORICAL: Final = ("cmaes",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """The sections that could be read; None (or empty) for those that could not."""
+
+    dataset: DatasetConfig | None = None
+    fidelity: Fidelity | None = None
+    sampler: Sampler | None = None
+    scheduler: Scheduler | None = None
+    budget: Budget | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    all_parameters: bool = True
+    """Whether ``parameters`` holds every one of the file's: what relates them waits until it does."""
+    initial: Sequence[Mapping[str, Any]] = ()
+
+
+def broken_rules(draft: Draft) -> Iterator[Problem]:
+    """Every rule between sections that ``draft`` breaks."""
+    fields = list(broken_fields(draft.fixed, draft.parameters))
+    yield from fields
+    yield from _broken_dataset(draft)
+    if not draft.all_parameters:
+        return
+    conditions = list(broken_conditions(draft.parameters))
+    yield from conditions
+    yield from _broken_scheduler(draft)
+    if fields or conditions:
+        return
+    yield from _broken_warmup(draft)
+    yield from broken_rows(draft.initial, draft.parameters)
+    yield from _broken_sampler(draft)
+    yield from missing_networks(draft.fixed, draft.parameters)
+
+
+def _broken_dataset(draft: Draft) -> Iterator[Problem]:
+    """Known names, the section's among those searched; a path with ``folder``, and only there."""
+    if draft.dataset is None:
+        return
+    wanted: dict[Path, Any] = {("dataset", "name"): draft.dataset.name}
+    searched = draft.parameters.get("dataset")
+    if isinstance(searched, CategoricalParameter):
+        if not is_among(draft.dataset.name, searched.choices):
+            rule = f"must be one of the searched datasets {', '.join(map(str, searched.choices))}"
+            text = explain(rule, got=draft.dataset.name)
+            yield Problem(path=("dataset", "name"), text=text)
+        for index, name in enumerate(searched.choices):
+            wanted["parameters", "dataset", "choices", index] = name
+    for path, name in wanted.items():
+        if name not in list_datasets():
+            yield Problem(path=path, text=unknown_name("dataset", name, list_datasets()))
+    if "folder" in wanted.values():
+        if draft.dataset.path is None:
+            hint = "Give it with --set dataset.path=DIR."
+            rule = "`dataset.path`, a directory or .zip of images, is missing"
+            yield Problem(path=("dataset",), text=explain(rule, hint=hint))
+    elif draft.dataset.path is not None:
+        rule = "only the dataset `folder` has a path"
+        yield Problem(path=("dataset", "path"), text=explain(rule, got=shown(draft.dataset.path)))
+
+
+def _broken_scheduler(draft: Draft) -> Iterator[Problem]:
+    """``group_by`` names a categorical that every trial has."""
+    name = draft.scheduler.group_by if draft.scheduler else None
+    if name is None:
+        return
+    known = [
+        other
+        for other, parameter in draft.parameters.items()
+        if isinstance(parameter, CategoricalParameter) and parameter.when is None
+    ]
+    if name not in known:
+        rule = "must name a categorical parameter without `when`"
+        there = f"There: {', '.join(known)}." if known else "There is none."
+        yield Problem(path=("scheduler", "group_by"), text=explain(rule, got=shown(name), hint=there))
+
+
+def _broken_warmup(draft: Draft) -> Iterator[Problem]:
+    """The warm-up ends before training does."""
+    if draft.fidelity is None:
+        return
+    places: dict[Path, Any] = {}
+    if "warmup_epochs" in draft.fixed:
+        places["fixed", "warmup_epochs"] = draft.fixed["warmup_epochs"]
+    parameter = draft.parameters.get("warmup_epochs")
+    if isinstance(parameter, CategoricalParameter):
+        places["parameters", "warmup_epochs", "choices"] = max(parameter.choices)
+    elif parameter:
+        places["parameters", "warmup_epochs", "high"] = parameter.high
+    for path, epochs in places.items():
+        if epochs > draft.fidelity.max:
+            rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
+            yield Problem(path=path, text=explain(rule, got=shown(epochs)))
+
+
+def _broken_sampler(draft: Draft) -> Iterator[Problem]:
+    """Each sampler gets only what it can take."""
+    if draft.sampler is None:
+        return
+    kind = draft.sampler.type
+    if kind == "grid":
+        yield from _broken_grid(draft)
+    for name, parameter in draft.parameters.items():
+        path = ("parameters", name)
+        if kind in _MODELS_NO_WHEN and parameter.when:
+            text = explain(f"sampler {kind} takes no `when`", got="one", hint="Use `sampler.type: tpe`.")
+            yield Problem(path=(*path, "when"), text=text)
+        if kind in _MODELS_NO_CATEGORICAL and isinstance(parameter, CategoricalParameter):
+            text = explain(
+                f"sampler {kind} takes numbers only", got="a categorical", hint="Use `sampler.type: tpe`."
+            )
+            yield Problem(path=path, text=text)
+
+
+def _broken_grid(draft: Draft) -> Iterator[Problem]:
+    """A grid can be listed, no trial is left without a point, and none is asked for by hand."""
+    if draft.initial:
+        text = explain(
+            "a grid runs every combination; `initial` must be empty", got=f"{len(draft.initial)} rows"
+        )
+        yield Problem(path=("initial",), text=text)
+    endless = [name for name, parameter in draft.parameters.items() if not is_finite(parameter)]
+    for name in endless:
+        text = explain("sampler grid needs values it can list", got="a float without `step`")
+        yield Problem(path=("parameters", name), text=text)
+    if endless:
+        return
+    points = sum(1 for _ in islice(combinations(draft.parameters), _LARGEST_GRID + 1))
+    if points > _LARGEST_GRID:
+        text = explain(f"a grid must have at most {_LARGEST_GRID} points", got="more")
+        yield Problem(path=("parameters",), text=text)
+    elif draft.budget and draft.budget.trials > points:
+        text = explain(f"must be at most the grid's {points} points", got=str(draft.budget.trials))
+        yield Problem(path=("budget", "trials"), text=text)

@@ -1,0 +1,130 @@
+"""The whole space file as one frozen model: one that exists is sound."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PlainSerializer, PlainValidator
+
+from tune_rescon.config import DatasetConfig, check_field, field_names
+from tune_rescon.errors import explain, unknown_name
+from tune_rescon.spaces.problems import Problem, raise_problems, shown
+from tune_rescon.spaces.rules import Draft, broken_rules
+from tune_rescon.spaces.sections import (
+    FROM_LIST,
+    Budget,
+    Fidelity,
+    Metric,
+    Parameter,
+    Resources,
+    Sampler,
+    Scheduler,
+    Section,
+    Value,
+)
+
+__all__ = ["Space", "read_dataset"]
+
+
+def read_dataset(value: Any) -> DatasetConfig:
+    """DatasetConfig from a section of the file.
+
+    Raises:
+        pydantic.ValidationError: no section, or broken fields, each at its own path.
+    """
+    if isinstance(value, DatasetConfig):
+        return value
+    if not isinstance(value, dict):
+        raise_problems("dataset", [Problem(path=(), text=explain("must be a section", got=shown(value)))])
+    known = field_names(DatasetConfig)
+    raise_problems(
+        "dataset", (p for key, given in value.items() if (p := _dataset_problem(key, given, known)))
+    )
+    return DatasetConfig(**value)
+
+
+def _dataset_problem(key: str, value: Any, known: tuple[str, ...]) -> Problem | None:
+    if key not in known:
+        return Problem(path=(key,), text=unknown_name("key", key, known))
+    rule = check_field(key, value, DatasetConfig)
+    return Problem(path=(key,), text=explain(rule, got=shown(value))) if rule else None
+
+
+class Space(Section):
+    """A search space: what is searched, how, on which images and for how long.
+
+    Raises:
+        pydantic.ValidationError: a rule is broken; every one is named. :func:`load_space` tells them by line.
+    """
+
+    foreign: ClassVar[Mapping[str, str]] = {
+        "program": "a space names no program",
+        "method": "write `sampler.type`",
+        "search_alg": "write `sampler`",
+        "early_terminate": "write `scheduler`",
+        "param_space": "write `parameters`",
+        "search_space": "write `parameters`",
+        "config": "write `parameters` and `fixed`",
+        "num_samples": "write `budget.trials`",
+        "n_trials": "write `budget.trials`",
+        "run_cap": "write `budget.trials`",
+        "max_concurrent_trials": "write `budget.concurrent`",
+        "time_budget_s": "write `budget.hours`",
+        "timeout": "write `budget.hours`",
+        "mode": "write `metric.mode`",
+        "direction": "write `metric.mode`",
+        "max_t": "write `fidelity.max`",
+        "grace_period": "write `fidelity.min`",
+        "epochs": "write `fidelity.max`",
+        "max_epochs": "write `fidelity.max`",
+        "points_to_evaluate": "write `initial`",
+        "resources": "write `resources_per_trial`",
+        "seed": "write `sampler.seed`",
+    }
+
+    version: Literal[1]
+    """Of this file format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """The search's name unless it is given another: letters, digits, ``.``, ``_``, ``-``."""
+    description: str = ""
+    dataset: Annotated[
+        DatasetConfig,
+        PlainValidator(read_dataset),
+        PlainSerializer(lambda config: dataclasses.asdict(config)),
+    ]
+    metric: Metric
+    fidelity: Fidelity
+    sampler: Sampler
+    scheduler: Scheduler = Scheduler()
+    budget: Budget
+    resources_per_trial: Resources = Resources()
+    fixed: dict[str, Value] = Field(default_factory=dict)
+    """TrialConfig's fields that every trial shares."""
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """TrialConfig's fields that are searched."""
+    initial: Annotated[tuple[dict[str, Value], ...], FROM_LIST] = ()
+    """Trials to run first, each a value for every active parameter."""
+
+    def broken_rules(self) -> Iterator[Problem]:
+        """What must hold between sections."""
+        yield from broken_rules(
+            Draft(
+                dataset=self.dataset,
+                fidelity=self.fidelity,
+                sampler=self.sampler,
+                scheduler=self.scheduler,
+                budget=self.budget,
+                fixed=self.fixed,
+                parameters=self.parameters,
+                initial=self.initial,
+            )
+        )
+
+    def dataset_config(self, name: str | None = None) -> DatasetConfig:
+        """The images of a trial: ``dataset``, or the named one where ``parameters.dataset`` is searched."""
+        if name is None or name == self.dataset.name:
+            return self.dataset
+        path = self.dataset.path if name == "folder" else None
+        return dataclasses.replace(self.dataset, name=name, path=path)
