@@ -1,0 +1,46 @@
+"""Training: one trial from its configuration to its last epoch, and what is left of it on disk.
+
+::
+
+    train_trial      train, validate, checkpoint and report, epoch by epoch; goes on where it was interrupted
+    recorded_epochs  what a checkpoint folder has reported so far
+    load_trained     the network of a best.ckpt, ready to use
+    build_step       one training step on its own, for benchmarks
+
+Names are loaded on first use: whoever only passes an :class:`EpochReport` on need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from tune_rescon.training.report import EpochReport
+
+if TYPE_CHECKING:
+    from tune_rescon.training.step import build_step
+    from tune_rescon.training.trained import TrainedNetwork, load_trained
+    from tune_rescon.training.trial import recorded_epochs, train_trial
+
+__all__ = [
+    "EpochReport",
+    "TrainedNetwork",
+    "build_step",
+    "load_trained",
+    "recorded_epochs",
+    "train_trial",
+]
+
+_LAZY: Final = {
+    "TrainedNetwork": "tune_rescon.training.trained",
+    "build_step": "tune_rescon.training.step",
+    "load_trained": "tune_rescon.training.trained",
+    "recorded_epochs": "tune_rescon.training.trial",
+    "train_trial": "tune_rescon.training.trial",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,100 @@
+"""What happens around Lightning's loop, one concern a callback. Their order in the Trainer matters:
+:func:`tune_rescon.training.trial.train_trial` lists them in the order they must run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.randomness import seed_epoch
+
+__all__ = ["AverageWeights", "Diverged", "FiniteLoss", "PreciseBatchNorm", "SeedEpochs"]
+
+
+class Diverged(Exception):  # noqa: N818 - a message to train_trial, not an error
+    """The training loss is no longer finite: the trial is over."""
+
+
+class SeedEpochs(Callback):
+    """Seed torch for each epoch, whatever drew random numbers since the last."""
+
+    def __init__(self, seed: int) -> None:
+        """``seed`` is the trial's."""
+        self._seed = seed
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Epochs count from 1 in seeds; 0 was the initialisation."""
+        seed_epoch(self._seed, trainer.current_epoch + 1)
+
+
+class AverageWeights(Callback):
+    """Move the averaged network after each step, if the trial has one."""
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """``global_step`` has counted the step just taken."""
+        assert isinstance(pl_module, TrialModule)
+        if pl_module.averaged is not None:
+            pl_module.averaged.update(pl_module.network, trainer.global_step - 1)
+
+
+class FiniteLoss(Callback):
+    """End a training whose loss is nan or infinite, within ``every`` steps and before it is validated."""
+
+    def __init__(self, every: int = 20) -> None:
+        """Reading the loss makes a GPU wait for its queue, so not after each step."""
+        self._every = every
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The running mean keeps a non-finite value, so no step between two readings is missed.
+
+        Raises:
+            Diverged: the mean is not finite.
+        """
+        assert isinstance(pl_module, TrialModule)
+        steps = batch_idx + 1
+        due = steps % self._every == 0 or steps == trainer.num_training_batches
+        if due and not math.isfinite(pl_module.train_metrics.mean_loss):
+            raise Diverged
+
+
+class PreciseBatchNorm(Callback):
+    """Before a validation, re-estimate the judged network's batch-norm statistics on training batches.
+
+    The batches are the epoch's last ones, kept as they were trained on: reading others would cost loading
+    and augmenting, and could disturb order and randomness. They stay on the device until the validation.
+    """
+
+    def __init__(self, batches: int) -> None:
+        """``batches``: how many; 0 leaves training's running statistics alone."""
+        self._batches = batches
+        self._kept: list[Tensor] = []
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the images of the last batches."""
+        images_BCHW, _ = batch
+        if batch_idx >= trainer.num_training_batches - self._batches:
+            self._kept.append(images_BCHW)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has put the module in eval mode by now, and puts it back afterwards."""
+        assert isinstance(pl_module, TrialModule)
+        pl_module.reestimate_batch_norm(self._kept)
+        self._kept = []

@@ -1,0 +1,61 @@
+"""What an epoch is measured by, kept on the device until it is read.
+
+Shapes: B images of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+__all__ = ["EpochMetrics"]
+
+#: ImageNet's second measure: the label is among the five best.
+TOP_K = 5
+
+
+class EpochMetrics(nn.Module):
+    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch."""
+
+    def __init__(self, classes: int, *, top5: bool = False) -> None:
+        """With fewer than five classes top-5 is top-``classes``, that is 1."""
+        super().__init__()
+        # torchmetrics' argument checks and its NaN handling read values back, so a GPU would wait each step.
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.top5 = (
+            MulticlassAccuracy(classes, top_k=min(TOP_K, classes), average="micro", validate_args=False)
+            if top5
+            else None
+        )
+
+    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Take in a batch: its mean ``loss``, the class scores and the true classes."""
+        loss, logits_BK = loss.detach(), logits_BK.detach()
+        self.loss.update(loss, weight=len(labels_B))
+        self.accuracy.update(logits_BK, labels_B)
+        if self.top5 is not None:
+            self.top5.update(logits_BK, labels_B)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean over the images so far; nan before the first, and from a non-finite batch loss on."""
+        return _read(self.loss)
+
+    def compute(self) -> dict[str, float]:
+        """``loss``, ``accuracy`` and, if asked for, ``top5``; nan before the first batch. Waits for a GPU."""
+        values = {"loss": self.mean_loss, "accuracy": _read(self.accuracy)}
+        return values if self.top5 is None else {**values, "top5": _read(self.top5)}
+
+    def reset(self) -> None:
+        """Start the next epoch."""
+        for metric in (self.loss, self.accuracy, self.top5):
+            if metric is not None:
+                metric.reset()
+
+
+def _read(metric: MeanMetric | MulticlassAccuracy) -> float:
+    return float(metric.compute()) if metric.update_called else math.nan

@@ -1,0 +1,107 @@
+"""The LightningModule: what one step computes.
+
+Shapes: B images of a batch, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training.averaging import AveragedNetwork, reestimate_batch_norm
+from tune_rescon.training.metrics import EpochMetrics
+from tune_rescon.training.optimizer import make_optimizer, make_scheduler
+from tune_rescon.training.placement import Placement
+from tune_rescon.training.schedule import schedule_of
+
+__all__ = ["TrialModule"]
+
+
+class TrialModule(pl.LightningModule):
+    """A network with its loss, optimiser and schedule, and the metrics of the epoch under way.
+
+    ``training_step`` and ``optimizer_and_scheduler`` need no Trainer, so the benchmarks time this very code.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrialConfig,
+        *,
+        classes: int,
+        epochs: int,
+        steps_per_epoch: int,
+        placement: Placement,
+    ) -> None:
+        """Put ``network`` in place. ``epochs`` x ``steps_per_epoch`` is the length of the schedule."""
+        super().__init__()
+        self.network = placement.network(network)
+        self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
+        self.train_metrics = EpochMetrics(classes)
+        self.val_metrics = EpochMetrics(classes, top5=True)
+        self._config = config
+        self._placement = placement
+        self._multiplier = schedule_of(
+            config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
+        )
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the averaged one where there is one."""
+        return self.network if self.averaged is None else self.averaged.network
+
+    def logits(self, network: nn.Module, images_BCHW: Tensor) -> Tensor:
+        """Class scores (B, K) of ``network``, fp32, computed in the placement's precision."""
+        with self._placement.autocast():
+            logits_BK: Tensor = network(self._placement.images(images_BCHW))
+        return logits_BK.float()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:  # noqa: ARG002 - Lightning's
+        """The loss to descend: cross entropy with the configured label smoothing.
+
+        Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
+        the class with the largest share.
+        """
+        images_BCHW, targets = batch
+        logits_BK = self.logits(self.network, images_BCHW)
+        loss = F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing)
+        labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        self.train_metrics.update(loss, logits_BK, labels_B)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:  # noqa: ARG002 - Lightning's
+        """Measure the judged network; the loss is plain cross entropy, comparable between trials."""
+        images_BCHW, labels_B = batch
+        logits_BK = self.logits(self.judged, images_BCHW)
+        self.val_metrics.update(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+
+    def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
+        """Give the judged network the statistics of ``batches_BCHW`` (none: it keeps its own).
+
+        Without an average this overwrites training's running statistics. Training never reads them: in
+        training mode batch norm normalises by the batch. So it goes on exactly as it would have.
+        """
+        with self._placement.autocast():
+            reestimate_batch_norm(self.judged, (self._placement.images(images) for images in batches_BCHW))
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the metrics of the epoch before."""
+        self.train_metrics.reset()
+        self.val_metrics.reset()
+
+    def optimizer_and_scheduler(self) -> tuple[Optimizer, LambdaLR]:
+        """What training steps with: the scheduler once after each of the optimiser's steps."""
+        optimizer = make_optimizer(self.network, self._config, device=self._placement.device)
+        return optimizer, make_scheduler(optimizer, self._multiplier)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """:meth:`optimizer_and_scheduler` in Lightning's words."""
+        optimizer, scheduler = self.optimizer_and_scheduler()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,101 @@
+"""Where and how precisely a network runs: device, floating-point format, memory layout.
+
+``choose_precision`` is the decision; ``Placement`` carries it; ``Placement.active`` is the only place that
+turns the process's switches (TF32, cuDNN's autotuner, threads), and it turns them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.errors import ResourceError, explain, unknown_name
+
+__all__ = ["Placement", "Precision", "choose_precision", "place"]
+
+Precision = Literal["fp32", "tf32", "bf16"]
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precision:
+    """The format of ``requested`` ("auto", "fp32", "tf32", "bf16") on a device.
+
+    "auto" is bf16 autocast where a CUDA device computes it in hardware, TF32 on older CUDA devices (which
+    fall back to fp32 themselves before Ampere), and fp32 on a CPU, where bf16 without AMX is many times
+    slower. TF32 is a format of CUDA's matrix units: elsewhere it is fp32.
+
+    >>> choose_precision("auto", device_type="cuda", bf16=True)
+    'bf16'
+    >>> choose_precision("auto", device_type="cuda", bf16=False)
+    'tf32'
+    >>> [choose_precision(requested, device_type="cpu", bf16=True) for requested in ("auto", "tf32", "bf16")]
+    ['fp32', 'fp32', 'bf16']
+    """
+    on_cuda = device_type == "cuda"
+    if requested == "bf16" or (requested == "auto" and on_cuda and bf16):
+        return "bf16"
+    return "tf32" if on_cuda and requested in ("auto", "tf32") else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A device and the precision to compute in. Weights are fp32 and channels-last on every device."""
+
+    device: torch.device
+    precision: Precision
+
+    def autocast(self) -> torch.autocast:
+        """The context a forward pass runs in: bf16 autocast, or nothing. bf16 needs no gradient scaler."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def network(self, network: _Module) -> _Module:
+        """``network`` on the device, its 4-d weights channels-last: twice the images/s on a CPU."""
+        return network.to(self.device).to(memory_format=torch.channels_last)
+
+    def images(self, images_BCHW: Tensor) -> Tensor:
+        """``images_BCHW`` on the device, channels-last."""
+        return images_BCHW.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+    @contextlib.contextmanager
+    def active(self, threads: int | None = None) -> Iterator[None]:
+        """Hold the process's switches at this placement; ``threads`` bounds torch's CPU threads.
+
+        One trial's settings must not leak into the next one of a reused worker process, nor into a notebook.
+        """
+        matmul, count = torch.get_float32_matmul_precision(), torch.get_num_threads()
+        # TF32's older switch: reading it, as Lightning does, raises once the newer one was set.
+        torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+        torch.set_num_threads(threads or count)
+        on_cuda = self.device.type == "cuda"
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=on_cuda, deterministic=False, allow_tf32=self.precision != "fp32"
+        ):
+            try:
+                yield
+            finally:
+                torch.set_num_threads(count)
+                torch.set_float32_matmul_precision(matmul)
+
+
+def place(device: str, *, precision: str) -> Placement:
+    """Resolve ``device`` ("auto", "cpu", "cuda") and ``precision`` (see :func:`choose_precision`).
+
+    Raises:
+        ResourceError: no such device, or "cuda" on a machine without one.
+    """
+    available = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda"):
+        raise ResourceError(unknown_name("device", device, ("auto", "cpu", "cuda")))
+    if device == "cuda" and not available:
+        rule = 'device "cuda" needs a CUDA GPU that torch can use'
+        raise ResourceError(explain(rule, got="none", hint='Use "cpu" or "auto".'))
+    kind = "cuda" if available and device != "cpu" else "cpu"
+    # Emulated bf16 (before Ampere) is correct but slower than fp32: it does not count.
+    bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    chosen = choose_precision(precision, device_type=kind, bf16=bf16)
+    return Placement(device=torch.device(kind), precision=chosen)

@@ -1,0 +1,117 @@
+"""The end of an epoch: measure, keep the best network, write the checkpoint, report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from typing_extensions import override
+
+from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.record import TrialRecord
+from tune_rescon.training.report import EpochReport, is_better
+
+__all__ = ["EpochReporter"]
+
+
+class EpochReporter(Callback):
+    """Turns Lightning's hooks into :class:`EpochReport`; the last of the callbacks, for it closes the epoch.
+
+    The order at the end is: best network, checkpoint, report. A crash between any two of them repeats the
+    epoch, which writes and reports the same again, or leaves the report in the checkpoint's record.
+    """
+
+    def __init__(
+        self,
+        record: TrialRecord,
+        on_epoch: Callable[[EpochReport], None],
+        *,
+        folder: CheckpointFolder | None,
+        save_best: Callable[[int, dict[str, float]], None],
+        metric: str,
+        mode: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``record``: what was trained before; ``save_best(epoch, metrics)`` writes ``folder.best``."""
+        self.record = record
+        self._on_epoch = on_epoch
+        self._folder = folder
+        self._save_best = save_best
+        self._metric, self._mode = metric, mode
+        self._clock = clock
+        self._started = self._trained = clock()
+        self._images = 0
+        self._learning_rate = math.nan
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The trial's identity and history travel in its checkpoint."""
+        checkpoint["trial"] = self.record.to_dict()
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clocks."""
+        self._started = self._trained = self._clock()
+        self._images = 0
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the rate of the step about to be taken: after an epoch's last step it is the next one's."""
+        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count. Before the last call the epoch's loss was read (FiniteLoss), so a GPU has caught up."""
+        self._images += len(batch[0])
+        self._trained = self._clock()
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the epoch; its validation is done."""
+        metrics = self._measure(pl_module)
+        best = self.record.best(self._metric, self._mode)
+        self.record = self.record.extended(metrics)
+        if self._folder is not None:
+            if is_better(metrics[self._metric], best, self._mode):
+                self._save_best(len(self.record.history), metrics)
+            trainer.save_checkpoint(self._folder.last)
+        self._report(metrics | {"epoch_seconds": self._clock() - self._started})
+
+    def report_diverged(self, pl_module: pl.LightningModule) -> None:
+        """Close an epoch that :class:`Diverged` has ended: nothing is kept of it but the report."""
+        metrics = self._measure(pl_module) | {"train_loss": math.nan}
+        self.record = self.record.extended(metrics)
+        self._report(metrics)
+
+    def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        assert isinstance(pl_module, TrialModule)
+        seconds = self._trained - self._started
+        return {
+            **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
+            **{f"val_{name}": value for name, value in pl_module.val_metrics.compute().items()},
+            "learning_rate": self._learning_rate,
+            "images_per_second": self._images / seconds if seconds > 0 else math.nan,
+            "epoch_seconds": self._clock() - self._started,
+        }
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        folder = self._folder
+        self._on_epoch(
+            EpochReport(
+                epoch=len(self.record.history),
+                metrics=metrics,
+                checkpoint=folder.last if folder and folder.last.exists() else None,
+                best_checkpoint=folder.best if folder and folder.best.exists() else None,
+            )
+        )

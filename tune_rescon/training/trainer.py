@@ -1,0 +1,97 @@
+"""Lightning's Trainer as this package wants it: silent, without files of its own, in any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import Callback
+from typing_extensions import override
+
+from tune_rescon.training.checkpoint import DurableCheckpointIO
+from tune_rescon.training.placement import Placement
+
+__all__ = ["fit", "make_trainer"]
+
+
+def make_trainer(
+    *, epochs: int, placement: Placement, gradient_clip: float, callbacks: Sequence[Callback]
+) -> pl.Trainer:
+    """A Trainer of one device that only trains, validates each epoch, and calls ``callbacks`` in order."""
+    with _quiet():
+        return pl.Trainer(
+            accelerator="gpu" if placement.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=epochs,
+            gradient_clip_val=gradient_clip or None,
+            callbacks=list(callbacks),
+            # Precision is the module's (Placement.autocast), so that the benchmarks' step has it too.
+            precision="32-true",
+            # Named, lest Lightning find SLURM around a Ray worker, take over its signals and wait for peers.
+            plugins=[LightningEnvironment(), DurableCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
+) -> None:
+    """``trainer.fit``, from ``checkpoint`` if there is one; any exception comes out as it went in.
+
+    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored, and outside the main
+    thread fails at that. A command must be able to answer Ctrl-C its own way.
+    """
+    witness = _Witness()
+    trainer.callbacks.append(witness)  # type: ignore[attr-defined]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except BaseException as error:
+        if witness.interrupt is None or witness.interrupt is error:
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise witness.interrupt from None
+
+
+class _Witness(Callback):
+    """Remembers the interrupt that ended a fit."""
+
+    def __init__(self) -> None:
+        self.interrupt: KeyboardInterrupt | None = None
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            self.interrupt = exception
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes on devices, limits and its makers' services, which come with every trial."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks torch's pytrees in a way torch 2.13 and later deprecate.
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
