@@ -7,7 +7,7 @@ add to each interpolation the tensor whose size it takes, which no checkpoint sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from tune_rescon.models.plan import walk
 from tune_rescon.models.resolve import resolve_network
 from tune_rescon.models.spec import NetworkSpec
 
-__all__ = ["load_rescon"]
+__all__ = ["load_rescon", "rescon_names"]
 
 #: The networks these repositories define.
 KNOWN: Final = (
@@ -88,15 +88,14 @@ def load_rescon(state_dict: Mapping[str, Any]) -> ResidualAttentionNetwork:
 
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors without Lightning's wrapping or a prefix; outside the prefix lies nothing of the network."""
+    """The tensors without Lightning's wrapping or a prefix; outside the prefix lies no weight of it."""
     values = state_dict.get("state_dict", state_dict)
     prefix = next((key.removesuffix(STEM) for key in values if f".{key}".endswith(f".{STEM}")), "")
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
 def _recognise(weights: Mapping[str, Tensor]) -> _Candidate:
-    classes = weights[CLASSIFIER].shape[0] if CLASSIFIER in weights else 1
-    in_channels = weights[STEM].shape[1] if STEM in weights else 1
+    classes, in_channels = _axis(weights, CLASSIFIER, 0), _axis(weights, STEM, 1)
     candidates = (_candidate(preset, classes=classes, in_channels=in_channels) for preset in KNOWN)
     nearest = min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
     if nearest.distance(weights.keys()):
@@ -107,26 +106,26 @@ def _recognise(weights: Mapping[str, Tensor]) -> _Candidate:
     return nearest
 
 
+def _axis(weights: Mapping[str, Tensor], key: str, axis: int) -> int:
+    """The size of one axis; 1 where there is none, for names and shapes are judged later."""
+    shape = weights[key].shape if key in weights else ()
+    return shape[axis] if axis < len(shape) else 1
+
+
 def _candidate(preset: str, *, classes: int, in_channels: int) -> _Candidate:
     spec = resolve_network(TrialConfig(preset=preset), classes=classes, in_channels=in_channels)
-    layers = {_their_name(layer.name, spec): layer for layer in walk(spec)}
-    return _Candidate(
-        preset=preset,
-        spec=spec,
-        names={
-            f"{theirs}.{tensor}": f"{layer.name}.{tensor}"
-            for theirs, layer in layers.items()
-            for tensor in TENSORS[layer.kind]
-        },
-        dead=frozenset(f"{name}.weight" for name in _projections(layers) if name not in layers),
-    )
+    names = rescon_names(spec)
+    projections = {key.replace(".conv3.", ".conv4.") for key in names if key.endswith(".conv3.weight")}
+    return _Candidate(preset=preset, spec=spec, names=names, dead=frozenset(projections - names.keys()))
 
 
-def _projections(their_names: Iterable[str]) -> Iterator[str]:
-    """Their units' ``conv4``, dead ones included."""
-    for name in their_names:
-        if name.endswith(".conv3"):
-            yield name.removesuffix("3") + "4"
+def rescon_names(spec: NetworkSpec) -> dict[str, str]:
+    """Our state dict's keys by theirs, for a network these repositories define."""
+    return {
+        f"{_their_name(layer.name, spec)}.{tensor}": f"{layer.name}.{tensor}"
+        for layer in walk(spec)
+        for tensor in TENSORS[layer.kind]
+    }
 
 
 def _their_name(path: str, spec: NetworkSpec) -> str:

@@ -22,6 +22,8 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
 
     A ``preset`` stands for a layout, a depth and an added reference. Another layout or depth beside it is an
     error (TrialConfig's default depth cannot be told from none); every other field of the network varies it.
+    ``width`` scales stages and final units, not the stem. ``added_reference`` is a switch of its own: the
+    layout ``rescon`` alone does not turn it on, the preset ``rescon_attention92_32`` does.
 
     Mask depths come from the layout's nominal size, not from ``image_size``: they decide the parameters, and
     a network trained at 224 must load at 320. The ``local`` mask (paper, section 4.1) has the units of that

@@ -95,6 +95,7 @@ class NetworkSpec:
     """Probability of dropping the branch of the trunk path's last unit; linear in depth before it."""
 
     def __post_init__(self) -> None:
+        """Check what a caller can get wrong; words and widths come from tables."""
         for name, least in (("classes", 1), ("in_channels", 1), ("image_size", MINIMUM_IMAGE_SIZE)):
             value = getattr(self, name)
             if type(value) is not int or value < least:

@@ -1,0 +1,186 @@
+"""Networks that run: any size, any channels, no dead parameter, the initialisation, drop path."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.errors import NetworkError
+from tune_rescon.models import (
+    ResidualAttentionNetwork,
+    build_from_spec,
+    build_network,
+    list_presets,
+    resolve_network,
+)
+from tune_rescon.models.network import drop_path_rates
+from tune_rescon.models.presets import LAYOUTS, PRESETS
+
+
+def build(in_channels: int = 3, **values: Any) -> ResidualAttentionNetwork:
+    torch.manual_seed(0)
+    return build_from_spec(resolve_network(TrialConfig(**values), classes=5, in_channels=in_channels))
+
+
+def images(side: int, width: int | None = None, *, in_channels: int = 3, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, in_channels, side, width or side, generator=generator)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_runs_from_16_pixels(preset: str) -> None:
+    with torch.device("meta"):
+        assert build_network(preset, classes=5)(torch.empty(2, 3, 16, 31)).shape == (2, 5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_every_layout_runs_at_any_size(layout: str) -> None:
+    preset = next(name for name, preset in PRESETS.items() if preset.layout == layout)
+    with torch.device("meta"):
+        network = build_network(preset, classes=5)
+        for height, width in ((16, 16), (17, 17), (33, 23), (64, 65), (130, 97)):
+            assert network(torch.empty(2, 3, height, width)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(15, 32), (32, 15), (1, 1)])
+def test_below_16_pixels_is_refused(height: int, width: int) -> None:
+    with torch.device("meta"):
+        network = build()
+        with pytest.raises(NetworkError, match=f"at least 16 pixels a side, but got {height}x{width}"):
+            network(torch.empty(2, 3, height, width))
+
+
+# One row for each branch of the code; widths keep them quick.
+GRADIENTS: list[dict[str, Any]] = [
+    {},
+    {"attention": "channel"},
+    {"attention": "spatial"},
+    {"attention_learning": "nal"},
+    {"mask": "local"},
+    {"added_reference": True},
+    {"attention": "spatial", "attention_learning": "nal", "mask": "local"},
+    {"layout": "rescon", "depth": 92, "width": 0.125, "added_reference": True},
+    {"layout": "imagenet", "width": 0.125, "image_size": 65},
+    {"layout": "port448", "depth": 107, "width": 0.125, "image_size": 66},
+    {"preset": "attentionnext56", "width": 0.25, "image_size": 64},
+    {"preset": "cifar_attention452", "width": 0.25},
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("values", GRADIENTS, ids=lambda values: "-".join(map(str, values.values())))
+def test_every_parameter_gets_a_gradient(values: dict[str, Any]) -> None:
+    network = build(**values)
+    logits_BK = network(images(network.spec.image_size, batch=3))
+    assert torch.isfinite(logits_BK).all()
+    torch.autograd.backward(nn.functional.cross_entropy(logits_BK, torch.tensor([0, 1, 2])))
+    dead = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.grad is None or not parameter.grad.any() or not torch.isfinite(parameter.grad).all()
+    ]
+    assert dead == []
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("attention", ["mixed", "channel", "spatial"])
+@pytest.mark.parametrize("layout", ["imagenet", "cifar", "rescon"])
+def test_maps_of_one_pixel_train(layout: str, attention: str) -> None:
+    depth, width = 56, 0.25
+    network = build(layout=layout, depth=depth, width=width, attention=attention, image_size=17)
+    logits_BK = network(images(16))
+    torch.autograd.backward(logits_BK.sum())
+    assert torch.isfinite(logits_BK).all()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("in_channels", [1, 2, 5])
+def test_any_number_of_input_channels(in_channels: int) -> None:
+    network = build(in_channels=in_channels, width=0.25)
+    assert network(images(16, in_channels=in_channels)).shape == (2, 5)
+
+
+@pytest.mark.torch
+def test_he_initialisation() -> None:
+    network = build(layout="rescon", depth=56)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 4096:
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.05), name
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.weight.eq(1).all()
+            assert module.bias.eq(0).all()
+    assert network.classifier.bias.eq(0).all()
+
+
+def test_seed_decides_the_weights() -> None:
+    first, second = build(width=0.25).state_dict(), build(width=0.25).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_names_can_be_read() -> None:
+    with torch.device("meta"):
+        keys = build_network("attention92", classes=10).state_dict().keys()
+    assert {
+        "stem.conv.weight",
+        "stages.0.opening.0.projection.weight",
+        "stages.0.attention.0.mask.down.1.0.conv2.weight",
+        "stages.0.attention.0.mask.skip.1.norm1.running_mean",
+        "stages.1.attention.1.trunk.0.conv1.weight",
+        "stages.2.attention.2.mask.head.conv2.weight",
+        "final.2.conv3.weight",
+        "norm.weight",
+        "classifier.bias",
+    } <= keys
+
+
+def test_trained_at_224_loads_at_320() -> None:
+    with torch.device("meta"):
+        small, large = build(preset="attention56"), build(preset="attention56", image_size=320)
+    assert small.state_dict().keys() == large.state_dict().keys()
+    assert [v.shape for v in small.state_dict().values()] == [v.shape for v in large.state_dict().values()]
+
+
+@pytest.mark.torch
+def test_drop_path_changes_training_only() -> None:
+    plain, dropping = build(width=0.5), build(width=0.5, drop_path=0.9)
+    dropping.load_state_dict(plain.state_dict())
+    images_BCHW = images(16, batch=4)
+    plain.eval(), dropping.eval()
+    assert torch.equal(plain(images_BCHW), dropping(images_BCHW))
+    plain.train(), dropping.train()
+    assert not torch.allclose(plain(images_BCHW), dropping(images_BCHW))
+
+
+def test_drop_path_grows_along_the_trunk_and_spares_the_masks() -> None:
+    with torch.device("meta"):
+        network = build(preset="attention56", drop_path=0.3)
+    drops = {name: m.p for name, m in network.named_modules() if isinstance(m, StochasticDepth)}
+    assert tuple(drops.values()) == drop_path_rates(network.spec)
+    assert not [name for name in drops if "mask" in name]
+    assert len(drops) == (network.spec.depth - 2) // 3
+    steps = torch.tensor(list(drops.values())).diff()
+    assert torch.allclose(steps, torch.full_like(steps, 0.3 / len(drops)))
+    assert max(drops.values()) == pytest.approx(0.3)
+
+
+@pytest.mark.torch
+def test_channels_last_is_kept_and_changes_nothing() -> None:
+    network = build(width=0.5).eval()
+    images_BCHW = images(17)
+    expected_BK = network(images_BCHW)
+    network = network.to(memory_format=torch.channels_last)
+    inner: list[Tensor] = []
+    network.stages.register_forward_hook(lambda _, __, output: inner.append(output))
+    logits_BK = network(images_BCHW.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-5)
+    assert inner[0].is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,113 @@
+"""The plan against the networks it prices, and against the authors' files, layer by layer."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import Layer, build_from_spec, count, list_presets, resolve_network, walk
+
+KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
+
+VARIATIONS: list[dict[str, Any]] = [
+    *({"preset": preset} for preset in list_presets()),
+    {"preset": "attention56", "image_size": 97},
+    {"preset": "attentionnext56", "image_size": 75, "width": 0.5},
+    {"preset": "port_attention_448", "image_size": 131},
+    {"preset": "rescon_attention92_32", "image_size": 19},
+    {"depth": 452, "image_size": 21},
+    {"layout": "rescon", "depth": 56, "width": 0.3, "image_size": 45},
+    {"mask": "local", "image_size": 23},
+    {"mask": "local", "preset": "attentionnext56", "image_size": 33},
+    {"attention": "spatial", "attention_learning": "nal", "added_reference": True, "image_size": 17},
+    {"attention": "channel", "drop_path": 0.2, "width": 0.6},
+]
+
+
+def met_in_order(network: nn.Module, images_BCHW: Tensor) -> list[Layer]:
+    """The layers of a real network in the order its forward pass meets them."""
+    met: list[Layer] = []
+
+    def meet(name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda module, _, output: met.append(layer(name, module, output)))
+
+    for name, module in network.named_modules():
+        if type(module) in KINDS:
+            meet(name, module)
+    network(images_BCHW)
+    return met
+
+
+def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
+    kind = KINDS[type(module)]
+    side = output.shape[-1] if output.ndim == 4 else 1
+    if isinstance(module, nn.Conv2d):
+        assert module.bias is None
+        return Layer(
+            name=name,
+            kind=kind,
+            in_channels=module.in_channels,
+            out_channels=module.out_channels,
+            side=side,
+            kernel=module.kernel_size[0],
+            stride=module.stride[0],
+            groups=module.groups,
+        )
+    if isinstance(module, nn.Linear):
+        return Layer(
+            name=name,
+            kind=kind,
+            in_channels=module.in_features,
+            out_channels=module.out_features,
+            side=side,
+        )
+    assert isinstance(module, nn.BatchNorm2d)
+    channels = module.num_features
+    return Layer(name=name, kind=kind, in_channels=channels, out_channels=channels, side=side)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("values", VARIATIONS, ids=lambda values: "-".join(map(str, values.values())))
+def test_plan_is_what_the_network_runs(values: dict[str, Any]) -> None:
+    spec = resolve_network(TrialConfig(**values), classes=7, in_channels=2)
+    with torch.device("meta"):
+        network = build_from_spec(spec)
+        images_BCHW = torch.empty(2, 2, spec.image_size, spec.image_size)
+    assert list(walk(spec)) == met_in_order(network, images_BCHW)
+    assert count(spec).parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("preset", ["attention56", "attention92", "attentionnext56"])
+def test_every_convolution_of_the_authors_file(preset: str, shared: Path) -> None:
+    spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
+    ours = [
+        (x.in_channels, x.out_channels, x.kernel, x.stride, x.groups, x.side, x.side, x.parameters, x.macs)
+        for x in walk(spec)
+        if x.kind == "conv"
+    ]
+    columns = ("cin", "cout", "kernel", "stride", "group", "h_out", "w_out", "params", "macs")
+    theirs = [
+        tuple(int(row[column]) for column in columns)
+        for row in rows(shared / "facts" / f"{preset}_convs.csv")
+    ]
+    assert ours == theirs
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("preset", ["attention56", "attention92", "attentionnext56"])
+def test_every_batch_norm_of_the_authors_file(preset: str, shared: Path) -> None:
+    spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
+    ours = [layer.out_channels for layer in walk(spec) if layer.kind == "norm"]
+    assert ours == [int(row["channels"]) for row in rows(shared / "facts" / f"{preset}_bns.csv")]

@@ -1,0 +1,164 @@
+"""ResCon's and the port's checkpoints: reference logits, how they come wrapped, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.errors import NetworkError
+from tune_rescon.models import build_network, load_rescon, resolve_network
+from tune_rescon.models.rescon import KNOWN, rescon_names
+
+StateDict = dict[str, Tensor]
+
+
+def fixture_value(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weight the reference logits were computed with: a rule of key and shape."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(shape)
+    if key.endswith("running_var") or (len(shape) == 1 and key.endswith("weight")):
+        return generator.uniform(0.5, 1.5, shape)
+    if len(shape) == 1:
+        return 0.1 * generator.standard_normal(shape)
+    return generator.standard_normal(shape) * math.sqrt(1 / math.prod(shape[1:]))
+
+
+def reference_checkpoint(path: Path) -> StateDict:
+    weights: StateDict = {}
+    with path.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            shape = tuple(int(side) for side in row["shape"].split("x") if side)
+            weights[row["key"]] = torch.from_numpy(fixture_value(row["key"], shape).astype("float32"))
+    return weights
+
+
+@pytest.mark.torch
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "batch", "size"), [("rescon_92_32", 2, 32), ("rescon_56_224", 1, 224)])
+def test_logits_are_rescons(name: str, batch: int, size: int, shared: Path) -> None:
+    network = load_rescon(reference_checkpoint(shared / "fixtures" / f"{name}_keys.csv"))
+    generator = np.random.Generator(np.random.PCG64(7))
+    images_BCHW = generator.standard_normal((batch, 3, size, size)).astype("float32")
+    with torch.no_grad():
+        logits_BK = network(torch.from_numpy(images_BCHW)).numpy()
+    np.testing.assert_allclose(logits_BK, np.load(shared / "fixtures" / f"{name}_logits.npy"), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> StateDict:
+    """Attention-92 for 32x32 under ResCon's names, dead weights and all; 7 classes, 2 channels."""
+    return their_checkpoint("rescon_attention92_32")
+
+
+def their_checkpoint(preset: str) -> StateDict:
+    spec = resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
+    torch.manual_seed(3)
+    own = build_network(preset, classes=7, in_channels=2).state_dict()
+    weights = {theirs: own[ours] for theirs, ours in rescon_names(spec).items()}
+    dead = {key.replace("conv3", "conv4") for key in weights if key.endswith(".conv3.weight")}
+    return weights | {key: torch.ones(1) for key in dead - weights.keys()}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("preset", KNOWN)
+def test_the_network_is_recognised(preset: str) -> None:
+    weights = their_checkpoint(preset)
+    network = load_rescon(weights)
+    assert network.spec == resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
+    assert network.spec.added_reference
+    assert not network.training
+    state = network.state_dict()
+    names = rescon_names(network.spec)
+    assert names.keys() < weights.keys()
+    assert sorted(names.values()) == sorted(state)
+    assert all(torch.equal(state[ours], weights[theirs]) for theirs, ours in names.items())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("residual_block0.conv4.weight", "stages.0.opening.0.projection.weight"),
+        ("attention_module0.softmax3_blocks.bn1.bias", "stages.0.attention.0.mask.down.2.0.norm1.bias"),
+        (
+            "attention_module0.softmax4_blocks.1.conv2.weight",
+            "stages.0.attention.0.mask.middle.1.conv2.weight",
+        ),
+        ("attention_module0.softmax5_blocks.conv1.weight", "stages.0.attention.0.mask.up.2.0.conv1.weight"),
+        ("attention_module0.softmax7_blocks.conv1.weight", "stages.0.attention.0.mask.up.0.0.conv1.weight"),
+        ("attention_module0.softmax8_blocks.5.weight", "stages.0.attention.0.mask.head.conv2.weight"),
+        ("attention_module3_3.last_blocks.bn3.weight", "stages.3.attention.2.post.0.norm3.weight"),
+        ("residual_block6.conv1.weight", "final.2.conv1.weight"),
+        ("mpool2.0.running_var", "norm.running_var"),
+    ],
+)
+def test_names_of_the_ports_largest_network(theirs: str, ours: str) -> None:
+    spec = resolve_network(TrialConfig(preset="port_attention_448"), classes=10, in_channels=3)
+    assert rescon_names(spec)[theirs] == ours
+
+
+WRAPPINGS: dict[str, Callable[[StateDict], dict[str, Any]]] = {
+    "module": lambda weights: {f"module.{key}": value for key, value in weights.items()},
+    "lightning": lambda weights: {
+        "epoch": 9,
+        "state_dict": {
+            **{f"model.{key}": value for key, value in weights.items()},
+            "criterion.weight": torch.ones(7),
+        },
+    },
+    "no counters": lambda weights: {
+        k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")
+    },
+    "no dead weights": lambda weights: {
+        key: value
+        for key, value in weights.items()
+        if not (key.endswith("conv4.weight") and value.numel() == 1)
+    },
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("wrapping", sorted(WRAPPINGS))
+def test_wrappings(wrapping: str, checkpoint: StateDict) -> None:
+    network = load_rescon(WRAPPINGS[wrapping](checkpoint))
+    assert torch.equal(network.classifier.weight, checkpoint["fc.weight"])
+    assert network.spec.layout == "rescon"
+
+
+def test_missing_and_unexpected_names_are_told(checkpoint: StateDict) -> None:
+    wrong = {**checkpoint, "fc2.weight": torch.ones(1)}
+    del wrong["residual_block6.bn1.bias"]
+    with pytest.raises(NetworkError) as caught:
+        load_rescon(wrong)
+    for words in (
+        "nearest: rescon_attention92_32",
+        "missing residual_block6.bn1.bias",
+        "unexpected fc2.weight",
+    ):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("state_dict", [{}, {"layer1.0.conv1.weight": torch.ones(1)}])
+def test_another_networks_checkpoint_is_refused(state_dict: StateDict) -> None:
+    with pytest.raises(NetworkError, match=r"missing conv1\.0\.weight, .* and \d+ more"):
+        load_rescon(state_dict)
+
+
+@pytest.mark.torch
+def test_a_shape_that_differs_is_named(checkpoint: StateDict) -> None:
+    flat = {**checkpoint, "conv1.0.weight": torch.ones(5)}
+    with pytest.raises(NetworkError, match=r"conv1\.0\.weight: is 32x1x3x3 .* but got 5"):
+        load_rescon(flat)
+    older = {**checkpoint, "conv1.0.weight": torch.ones(32, 2, 5, 5)}  # the port's earlier stem
+    with pytest.raises(NetworkError, match=r"conv1\.0\.weight: is 32x2x3x3 .* but got 32x2x5x5"):
+        load_rescon(older)
