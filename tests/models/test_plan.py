@@ -21,7 +21,7 @@ VARIATIONS: list[dict[str, Any]] = [
     {"preset": "attentionnext56", "image_size": 75, "width": 0.5},
     {"preset": "port_attention_448", "image_size": 131},
     {"preset": "rescon_attention92_32", "image_size": 19},
-    {"depth": 452, "image_size": 21},
+    {"depth": 92, "image_size": 21},
     {"layout": "rescon", "depth": 56, "width": 0.3, "image_size": 45},
     {"mask": "local", "image_size": 23},
     {"mask": "local", "preset": "attentionnext56", "image_size": 33},
