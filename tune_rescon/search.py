@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from rich.console import Console
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tune_rescon.tuning import RunOptions, StudyResult
 
 __all__ = ["main"]
+
+#: Characters of a line where the output is no terminal.
+PIPE_WIDTH: Final = 250
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +93,7 @@ def search(
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     space = _load(space_name, resume, root, [*overrides, *settings])
     data = Path(data_root) if data_root else default_data_root()
-    console = Console(no_color=True if plain else None, highlight=False, soft_wrap=plain)
+    console = _console(plain=plain)
     if dry_run:
         from tune_rescon.reporting import print_dry_run
 
@@ -107,6 +110,12 @@ def search(
         show_progress=console.is_terminal and not plain,
     )
     return _run(space, options, console)
+
+
+def _console(*, plain: bool) -> Console:
+    # A file or a pipe has no width: tables there are as wide as they need to be.
+    width = None if sys.stdout.isatty() and not plain else PIPE_WIDTH
+    return Console(no_color=True if plain else None, highlight=False, width=width)
 
 
 def _load(space_name: str | None, resume: str | None, storage: Path, overrides: Sequence[str]) -> Space:

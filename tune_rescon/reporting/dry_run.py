@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     Raises:
         UserError: the dataset is not there, or a sample is no network.
     """
-    console.print(dump_space(space), markup=False)
+    console.print(dump_space(space), markup=False, soft_wrap=True)
     console.print(f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}")
     console.print(_samples(space, data_root))
 
@@ -39,7 +38,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
 def _samples(space: Space, data_root: Path) -> Table:
     table = Table(title="First samples, each with its cost if it is never stopped", title_justify="left")
     for heading in (*space.parameters, "params M", "GMACs", "worst-case PMACs"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for sample in preview(space, min(SAMPLES, space.budget.trials)):
         table.add_row(*_row(space, sample, data_root))
     return table
@@ -47,10 +46,7 @@ def _samples(space: Space, data_root: Path) -> Table:
 
 def _row(space: Space, sample: Mapping[str, Any], data_root: Path) -> list[str]:
     config = trial_config(space, sample)
-    dataset = space.dataset_config()
-    if config.dataset:
-        dataset = dataclasses.replace(dataset, name=config.dataset)
-    facts = describe(dataset, data_root=data_root)
+    facts = describe(space.dataset_config(config.dataset), data_root=data_root)
     cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
     return [
         *(figure(sample.get(name)) for name in space.parameters),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import plotly.graph_objects as go
 
 from tune_rescon.config import TrialState
+from tune_rescon.reporting.rows import headings, ranked, row
 from tune_rescon.reporting.words import duration, figure, pairs
 from tune_rescon.tuning import StudyResult, TrialSummary, write_atomically
 
@@ -58,7 +59,7 @@ def write_report(result: StudyResult, path: Path) -> None:
 
 def _summary(result: StudyResult) -> str:
     seconds = sum(result.compute_hours(trial) for trial in result.trials) * 3600
-    text = f"{len(result.trials)} trials, {duration(seconds)} of compute."
+    text = f"{len(result.trials)} trials, {duration(seconds)} of {result.device} time."
     if result.best is None:
         return f"{text} No trial has a finite {result.metric} yet."
     best = result.best
@@ -121,28 +122,12 @@ def _costs(result: StudyResult) -> go.Figure:
 
 
 def _table(result: StudyResult) -> str:
-    names = list(dict.fromkeys(name for trial in result.trials for name in trial.parameters))
-    headings = ["trial", "state", "epochs", result.metric, "best", "params M", "GMACs", "hours", *names]
-    rows = [_row(result, trial, names) for trial in sorted(result.trials, key=TrialSummary.rank_key)]
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings(result))
+    body = "".join(_row(result, trial) for trial in ranked(result))
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(result: StudyResult, trial: TrialSummary, names: list[str]) -> str:
-    cost = result.costs[trial.number]
-    cells: list[Any] = [
-        trial.number,
-        trial.state.value,
-        trial.epochs,
-        trial.value,
-        trial.best_value,
-        round(cost.params_m, 3),
-        round(cost.gmacs, 4),
-        round(result.compute_hours(trial), 4),
-        *(trial.parameters.get(name) for name in names),
-    ]
-    text = "".join(f"<td>{html.escape(figure(cell))}</td>" for cell in cells)
+def _row(result: StudyResult, trial: TrialSummary) -> str:
+    cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row(result, trial))
     is_best = result.best is not None and trial.number == result.best.number
-    return f'<tr class="best">{text}</tr>' if is_best else f"<tr>{text}</tr>"
+    return f'<tr class="best">{cells}</tr>' if is_best else f"<tr>{cells}</tr>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.tracking.events import Event, RunEnded, RunMetrics, RunStarted, SearchEnded, SearchStarted
 
-__all__ = ["RunBook", "limit_waiting"]
+__all__ = ["RunBook"]
 
 SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
@@ -32,13 +31,6 @@ _STATUS: Final = {
     "out_of_memory": "FAILED",
     "failed": "FAILED",
 }
-
-
-def limit_waiting() -> None:
-    """Have MLflow's HTTP client give up in seconds: by default a dead server holds one call for 246 s."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 class RunBook:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from tune_rescon.tracking.runs import RunBook
 
 __all__ = ["MlflowWriter"]
+
+#: MLflow's settings, read when it is imported: its HTTP client gives up in seconds (by default a dead server
+#: holds one call for 246 s), and its log records go where everybody's go.
+_ENVIRONMENT: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+}
 
 #: MLflow's error codes that mean the call itself is wrong; every other one may be the server's bad day.
 _REFUSALS: Final = frozenset(
@@ -90,10 +100,11 @@ class MlflowWriter:
                 self._unsent += 1
 
     def _connect(self) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         # Imported here: MLflow takes seconds to import, and the search need not wait for it.
-        from tune_rescon.tracking.runs import RunBook, limit_waiting
+        from tune_rescon.tracking.runs import RunBook
 
-        limit_waiting()
         book = RunBook(self._uri, maximize=self._maximize, **self._names)
         book.connect(self._artifacts)
         self._book = book

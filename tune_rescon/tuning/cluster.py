@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from tune_rescon.errors import ResourceError, explain
 
-__all__ = ["fit_slots", "ray_session"]
+__all__ = ["fit_slots", "prepare_environment", "ray_session"]
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
@@ -35,29 +36,38 @@ def ray_session(address: str | None) -> Iterator[dict[str, float]]:
 
     A Ray that was started here is shut down again; one that was already there is left alone.
     """
-    for name, value in _ENVIRONMENT.items():
-        # Read when Ray is imported, hence the late import.
-        os.environ.setdefault(name, value)
+    prepare_environment(own_ray=address is None)
     import ray
 
     joined = ray.is_initialized()
     if not joined:
-        own: dict[str, Any] = {}
-        if address is None:
-            _use_token()
-            own = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+        local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
         ray.init(
             address=address or "local",
             log_to_driver=False,
             logging_level="error",
             runtime_env={"env_vars": _ENVIRONMENT},
-            **own,
+            **({} if address else local),
         )
     try:
         yield ray.cluster_resources()
     finally:
         if not joined:
             ray.shutdown()
+
+
+def prepare_environment(*, own_ray: bool) -> None:
+    """Put the settings where Ray reads them when it is imported.
+
+    A Ray of this machine's own gets a token of its own: Ray's default writes one to the home directory, and
+    without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the mode
+    it found then.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def fit_slots(resources: dict[str, float], *, cpu: float, gpu: float, wanted: int | None) -> int:
@@ -78,11 +88,3 @@ def fit_slots(resources: dict[str, float], *, cpu: float, gpu: float, wanted: in
             room.append(int(have / need + 1e-9))
     fits = min(room, default=1)
     return min(fits, wanted) if wanted else fits
-
-
-def _use_token() -> None:
-    # A token of this search only: Ray's default writes one to the home directory, and without any a port
-    # of this machine would run code for whoever reaches it.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

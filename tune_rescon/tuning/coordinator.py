@@ -43,7 +43,8 @@ class SearchPlan:
     ``time.monotonic``'s clock, seconds.
     """
 
-    suggest: Callable[[Trial], Mapping[str, Any]]
+    suggest: Callable[[Trial], object]
+    """Draws the active parameters of a trial."""
     total: int
     deadline: float | None = None
     group_by: tuple[str, ...] = ()

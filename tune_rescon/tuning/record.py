@@ -42,7 +42,7 @@ _OPTUNA_STATE: Final = {
 class TrialSummary:
     """One trial as the record has it.
 
-    ``parameters`` are the sampled ones, only the active. ``values`` and each series of ``history`` are by
+    ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
     epoch, the first being epoch 1.
     """
 
@@ -158,16 +158,16 @@ class StudyRecord:
         for row in rows:
             self._study.enqueue_trial(dict(row))
 
-    def ask(self, suggest: Callable[[Trial], Mapping[str, Any]]) -> TrialSummary:
+    def ask(self, suggest: Callable[[Trial], object]) -> TrialSummary:
         """Open the next trial; ``suggest`` draws its active parameters."""
         trial = self._study.ask()
-        parameters = suggest(trial)
+        suggest(trial)
         trial.set_user_attr("state", TrialState.RUNNING.value)
         self._open[trial.number] = trial
         self._trials[trial.number] = TrialSummary(
             number=trial.number,
             state=TrialState.RUNNING,
-            parameters=dict(parameters),
+            parameters=dict(trial.params),
             metric=self._metric,
             maximize=self.maximize,
             values=(),

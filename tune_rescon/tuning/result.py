@@ -35,6 +35,8 @@ class StudyResult:
     costs: Mapping[int, TrialCost]
     devices_per_trial: float
     """GPUs a trial held, or CPU cores where it held no GPU."""
+    device: str
+    """``"GPU"`` or ``"CPU"``: what that counts."""
     levels: tuple[int, ...]
     """The rungs, epochs."""
     best: TrialSummary | None

@@ -4,9 +4,9 @@ Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020),
 that reaches a rung goes on only while it is in the top ``1 / reduction_factor`` of the values seen there.
 
 Two rules differ from Ray Tune's scheduler on purpose. A rung judges nobody before it holds
-``reduction_factor`` values (Ray stops the second trial at a rung if it is below the first). And a value counts
-at a rung only if it was measured at exactly that rung's epoch (Ray files a late score under every lower rung;
-ray issue 30838).
+``reduction_factor`` values (Ray stops the second trial at a rung if it is below the first). And a value
+counts at a rung only if it was measured at exactly that rung's epoch (Ray files a late score under every
+lower rung; ray issue 30838).
 """
 
 from __future__ import annotations

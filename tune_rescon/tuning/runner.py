@@ -14,9 +14,17 @@ import numpy as np
 from tune_rescon import __version__
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import DatasetFacts, describe
-from tune_rescon.errors import UserError
 from tune_rescon.models import count, resolve_network
-from tune_rescon.spaces import CategoricalParameter, Space, dump_space, grid_points, suggest, trial_config
+from tune_rescon.spaces import (
+    CategoricalParameter,
+    Space,
+    dump_space,
+    from_optuna,
+    grid_points,
+    suggest,
+    to_optuna,
+    trial_config,
+)
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
 from tune_rescon.tuning.cluster import fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
@@ -148,7 +156,7 @@ class _Search:
         return TrialTask(
             number=trial.number,
             config=config,
-            dataset=_dataset_of(space, config),
+            dataset=space.dataset_config(config.dataset),
             epochs=space.fidelity.max,
             seed=trial_seed(space.sampler.seed, trial.number),
             metric=space.metric.name,
@@ -161,11 +169,11 @@ class _Search:
         )
 
     def _config(self, trial: TrialSummary) -> TrialConfig:
-        return trial_config(self._space, trial.parameters)
+        return trial_config(self._space, from_optuna(self._space, trial.parameters))
 
     def _cost(self, trial: TrialSummary) -> TrialCost:
         config = self._config(trial)
-        facts = self._facts[_dataset_of(self._space, config).name]
+        facts = self._facts[config.dataset or self._space.dataset.name]
         cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
         return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
@@ -198,6 +206,7 @@ class _Search:
             trials=trials,
             costs={trial.number: self._cost(trial) for trial in trials},
             devices_per_trial=self._devices,
+            device="GPU" if self._space.resources_per_trial.gpu else "CPU",
             levels=ladder_levels(self._space),
             best=best,
             best_config=self._config(best).to_dict() if best else {},
@@ -217,9 +226,10 @@ def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
     folder.create()
     try:
         yield
-    except (UserError, KeyboardInterrupt):
-        # Raised before the first trial only: later, a search ends in its result.
-        folder.remove()
+    except BaseException:
+        # The space is the first file of a search that has begun.
+        if not folder.space_yaml.exists():
+            folder.remove()
         raise
 
 
@@ -241,16 +251,9 @@ def _prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
 
 def _datasets(space: Space) -> tuple[DatasetConfig, ...]:
     """Every dataset a trial of the space may train on."""
-    base = space.dataset_config()
     searched = space.parameters.get("dataset")
-    if not isinstance(searched, CategoricalParameter):
-        return (base,)
-    return tuple(dataclasses.replace(base, name=name) for name in searched.choices)
-
-
-def _dataset_of(space: Space, config: TrialConfig) -> DatasetConfig:
-    base = space.dataset_config()
-    return dataclasses.replace(base, name=config.dataset) if config.dataset else base
+    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
+    return tuple(space.dataset_config(name) for name in names)
 
 
 def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
@@ -266,7 +269,8 @@ def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> Stu
         sampler=sampler,
         space=dump_space(space),
     )
-    record.enqueue(grid_points(space) if space.sampler.type == "grid" else space.initial)
+    first = grid_points(space) if space.sampler.type == "grid" else space.initial
+    record.enqueue([to_optuna(row) for row in first])
     return record
 
 

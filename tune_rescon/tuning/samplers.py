@@ -30,7 +30,6 @@ def _tpe(space: Space) -> BaseSampler:
             group=True,
             # Trials run in parallel: without it, TPE proposes the neighbours of running trials again.
             constant_liar=True,
-            warn_independent_sampling=False,
         )
 
 

@@ -25,6 +25,10 @@ class CoordinatorScheduler(FIFOScheduler):
         super().__init__()
         self._coordinator = coordinator
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        return {}
+
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         """Take one report of :func:`tune_rescon.tuning.trial.run_trial`; Tune hands it over flattened."""
         del tune_controller, trial

@@ -30,6 +30,10 @@ class CoordinatorSearcher(Searcher):
         self._make_task = make_task
         self._numbers: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Tune's config of the next trial, or Tune's word that there is none."""
         trial = self._coordinator.next_trial()

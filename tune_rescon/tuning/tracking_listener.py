@@ -28,7 +28,7 @@ class TrackingListener:
         cost: Callable[[TrialSummary], TrialCost],
         devices: float,
     ) -> None:
-        """Connect ``writer`` and ``record``; ``cost`` prices a trial's network, ``devices`` are its slots'."""
+        """Connect ``writer`` and ``record``; ``cost`` prices a network, ``devices`` is what a trial holds."""
         self._writer = writer
         self._record = record
         self._space = space

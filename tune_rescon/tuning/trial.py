@@ -75,19 +75,23 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(task: TrialTask) -> None:
     from ray import tune
 
-    from tune_rescon.training import train_trial
+    from tune_rescon.training import recorded_epochs, train_trial
 
     def report(epoch: EpochReport) -> None:
         best = str(epoch.best_checkpoint) if epoch.best_checkpoint else None
         metrics = dict(epoch.metrics)
         tune.report({"number": task.number, "epoch": epoch.epoch, "metrics": metrics, "checkpoint": best})
 
+    folder = Path(task.checkpoint_dir)
+    for last in recorded_epochs(folder)[-1:]:
+        # A worker or driver that died between a checkpoint and its report owes that report.
+        report(last)
     train_trial(
         task.config,
         _dataset(task.dataset, task.data_root, task.cache_root),
         epochs=task.epochs,
         seed=task.seed,
-        checkpoint_dir=Path(task.checkpoint_dir),
+        checkpoint_dir=folder,
         on_epoch=report,
         device=task.device,
         threads=task.threads,

@@ -1,0 +1,40 @@
+# Every target makes its own virtual environment in .venv and installs what it needs there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench gpu-check clean
+
+demo: .venv/.installed
+	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/step.py
+
+gpu-check: .venv/.installed
+	$(BIN)/python benchmarks/gpu_check.py
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -m venv .venv || \
+	  { echo "Python's venv module is needed (Debian and Ubuntu: apt install python3-venv)"; rm -rf .venv; exit 2; }
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

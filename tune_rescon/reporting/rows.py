@@ -1,0 +1,48 @@
+"""The rows that the table and the report share: the best trials first, one line each."""
+
+from __future__ import annotations
+
+from tune_rescon.reporting.words import figure
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+__all__ = ["headings", "ranked", "row"]
+
+
+def headings(result: StudyResult) -> tuple[str, ...]:
+    """Column names; the sampled parameters come last."""
+    return (
+        "trial",
+        "state",
+        "epochs",
+        result.metric,
+        "best",
+        "params M",
+        "GMACs",
+        "hours",
+        *_sampled(result),
+    )
+
+
+def ranked(result: StudyResult) -> list[TrialSummary]:
+    """By how far they got, then by value there."""
+    return sorted(result.trials, key=TrialSummary.rank_key)
+
+
+def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
+    """One trial's cells, as text, under :func:`headings`."""
+    cost = result.costs[trial.number]
+    return (
+        str(trial.number),
+        trial.state.value,
+        str(trial.epochs),
+        figure(trial.value),
+        figure(trial.best_value),
+        f"{cost.params_m:.2f}",
+        f"{cost.gmacs:.3f}",
+        f"{result.compute_hours(trial):.3f}",
+        *(figure(trial.parameters.get(name)) for name in _sampled(result)),
+    )
+
+
+def _sampled(result: StudyResult) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for trial in result.trials for name in trial.parameters))
