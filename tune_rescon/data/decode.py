@@ -90,7 +90,7 @@ def probe_size(data: bytes) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _upright_size(image)
+            return _upright_size(image, _orientation(image))
     except _BROKEN_PIXELS as error:
         raise BadImageError(_reason(error)) from error
 
@@ -130,28 +130,26 @@ def read_bytes(source: Path, name: str) -> bytes:
 def _decode(data: bytes, side: int, size: tuple[int, int] | None) -> ByteArray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            found = _upright_size(image)
+            orientation = _orientation(image)
+            found = _upright_size(image, orientation)
             if size is not None and found != size:
                 raise SizesDifferError(f"{found} is not {size}")
             # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
             image.draft(None, (2 * side, 2 * side))
-            return np.asarray(_square(_to_rgb(_upright(image)), side))
+            # `exif_transpose` copies even an upright image.
+            upright = image if orientation == 1 else ImageOps.exif_transpose(image)
+            return np.asarray(_square(_to_rgb(upright), side))
     except _BROKEN_PIXELS as error:
         raise BadImageError(_reason(error)) from error
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if _orientation(image) in _QUARTER_TURNS else (width, height)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # `exif_transpose` copies even an upright image.
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-
-
 def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if orientation in _QUARTER_TURNS else (width, height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

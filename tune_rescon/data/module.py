@@ -1,6 +1,6 @@
 """Lightning's view of a dataset: stored rows go to the device, everything else happens there.
 
-Shape legend: B images of a batch, C channels, H = W side (stored before, image_size after resizing), K classes.
+Shape legend: B batch, C channels, H = W side (stored before, image_size after resizing), K classes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
@@ -23,6 +23,8 @@ __all__ = ["ImageDataModule"]
 
 #: Validation keeps no activations for a backward pass, so its batches may be larger.
 _VALIDATION_BATCH_FACTOR = 2
+
+_BYTE = 255.0
 
 
 class ImageDataModule(LightningDataModule):
@@ -104,18 +106,17 @@ class ImageDataModule(LightningDataModule):
         return self._mix(self._to_input(images_BCHW), batch.labels_B, rng)
 
     def _to_input(self, images_BCHW: Tensor) -> Tensor:
+        """Resize stored bytes, rounded to bytes as an image library would; then floats, normalised."""
         side = self.image_size
-        images_BCHW = images_BCHW.float().div_(255)
         if images_BCHW.shape[-2:] != (side, side):
-            # Antialiasing changes nothing when enlarging, and takes four times as long.
-            smaller = side < images_BCHW.shape[-1]
-            images_BCHW = F.interpolate(images_BCHW, size=(side, side), mode="bilinear", antialias=smaller)
-        if self.config.normalize:
-            mean_C11 = images_BCHW.new_tensor(self.dataset.mean)[:, None, None]
-            # A channel that never varies has nothing to scale.
-            std_C11 = images_BCHW.new_tensor([std or 1.0 for std in self.dataset.std])[:, None, None]
-            images_BCHW = (images_BCHW - mean_C11) / std_C11
-        return images_BCHW.contiguous(memory_format=torch.channels_last)
+            images_BCHW = VF.resize(images_BCHW, [side, side], antialias=True)
+        images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+        if not self.config.normalize:
+            return images_BCHW.div_(_BYTE)
+        mean_C11 = images_BCHW.new_tensor(self.dataset.mean)[:, None, None]
+        # A channel that never varies has nothing to scale.
+        std_C11 = images_BCHW.new_tensor([std or 1.0 for std in self.dataset.std])[:, None, None]
+        return images_BCHW.sub_(_BYTE * mean_C11).div_(_BYTE * std_C11)
 
     def _mix(self, images_BCHW: Tensor, labels_B: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         mixes = [

@@ -1,0 +1,62 @@
+"""Real image folders and zips, made on the spot."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import ImageDataset, open_dataset
+
+MakeFolder = Callable[..., Path]
+OpenFolder = Callable[..., ImageDataset]
+
+
+def picture(seed: int, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+    """An encoded picture of noise; ``size`` is (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, kind)
+    return encoded.getvalue()
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Write ``{"train/cat": 3, ...}`` images below a folder or into a zip; returns its path."""
+
+    def make(counts: Mapping[str, int], name: str = "images", size: tuple[int, int] = (16, 16)) -> Path:
+        files = {
+            f"{folder}/{number:04}.png": picture(1000 * place + number, size)
+            for place, (folder, count) in enumerate(counts.items())
+            for number in range(count)
+        }
+        root = tmp_path / name
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(root, "w") as archive:
+                for path, data in files.items():
+                    archive.writestr(path, data)
+            return root
+        for folder in counts:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            (root / path).write_bytes(data)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> OpenFolder:
+    """Open a folder or zip with the cache in ``tmp_path/cache``; settings go to DatasetConfig."""
+
+    def open_it(path: Path, **settings: object) -> ImageDataset:
+        config = DatasetConfig(**{"name": "folder", "path": str(path), "val_fraction": 0.25, **settings})
+        return open_dataset(config, data_root=tmp_path / "data", cache_root=tmp_path / "cache")
+
+    return open_it

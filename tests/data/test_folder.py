@@ -1,0 +1,181 @@
+"""Layouts of image folders and zips, and the mistakes in them that a listing shows."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.data.folder import arrange, fingerprint, list_folder
+from tune_rescon.errors import DataError
+
+MakeFolder = Callable[..., Path]
+
+#: entries -> (train names, val names, test names, class names)
+LAYOUTS = {
+    "classes only": (["cat/1.jpg", "dog/1.png"], "cat/1.jpg dog/1.png", "", "", "cat dog"),
+    "unsorted": (["dog/1.png", "cat/2.jpg", "cat/1.jpg"], "cat/1.jpg cat/2.jpg dog/1.png", "", "", "cat dog"),
+    "three parts": (
+        ["train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", "test/b/3.jpg"],
+        "train/a/1.jpg train/b/1.jpg",
+        "val/a/2.jpg",
+        "test/b/3.jpg",
+        "a b",
+    ),
+    "other usual names": (
+        ["Training/a/1.JPEG", "Training/b/1.webp", "valid/b/2.jpg", "TESTING/a/3.jpg"],
+        "Training/a/1.JPEG Training/b/1.webp",
+        "valid/b/2.jpg",
+        "TESTING/a/3.jpg",
+        "a b",
+    ),
+    "one folder on top": (["x/a/1.jpg", "x/b/1.jpg"], "x/a/1.jpg x/b/1.jpg", "", "", "a b"),
+    "parts below one folder": (
+        ["x/train/a/1.jpg", "x/train/b/1.jpg", "x/validation/a/2.jpg"],
+        "x/train/a/1.jpg x/train/b/1.jpg",
+        "x/validation/a/2.jpg",
+        "",
+        "a b",
+    ),
+    "only train": (["train/a/1.jpg", "train/b/1.jpg"], "train/a/1.jpg train/b/1.jpg", "", "", "a b"),
+    "a class called train": (["train/1.jpg", "bus/1.jpg"], "bus/1.jpg train/1.jpg", "", "", "bus train"),
+    "folders in classes": (["a/x/1.jpg", "a/2.jpg", "b/3.jpg"], "a/2.jpg a/x/1.jpg b/3.jpg", "", "", "a b"),
+    "what tools leave": (
+        ["__MACOSX/a/1.jpg", "a/.DS_Store", "a/._1.jpg", "a/1.jpg", ".git/c/1.jpg", "b/1.jpg", "b/Thumbs.db"],
+        "a/1.jpg b/1.jpg",
+        "",
+        "",
+        "a b",
+    ),
+    "other files beside": (["readme.txt", "a/1.jpg", "b/1.jpg", "b/notes.txt"], "a/1.jpg b/1.jpg", "", "", "a b"),
+    "folder entries": (["a/", "a/1.jpg", "b/", "b/1.jpg"], "a/1.jpg b/1.jpg", "", "", "a b"),
+}
+
+MISTAKES = {
+    "nothing": ([], "no images found"),
+    "no images": (["a/1.txt", "b/1.gif"], "no images found"),
+    "images without classes": (["1.jpg", "2.jpg"], "2 or more classes"),
+    "one class": (["cat/1.jpg", "cat/2.jpg"], r"2 or more classes.*1 \(cat\)"),
+    "one class in train": (["train/cat/1.jpg", "test/cat/2.jpg"], "train.*2 or more classes"),
+    "an empty class": (["cat/1.jpg", "dog/1.jpg", "emu/"], "emu.*at least one image"),
+    "a class without images": (["cat/1.jpg", "dog/1.jpg", "emu/1.txt"], "emu.*at least one image"),
+    "an empty class in test": (["train/a/1.jpg", "train/b/1.jpg", "test/a/"], "test/a.*at least one image"),
+    "a class only in val": (
+        ["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"],
+        "also be in the training part, but got 'c'",
+    ),
+    "no train": (["val/a/1.jpg", "val/b/1.jpg", "test/a/1.jpg"], "needs train/ beside"),
+    "two validation folders": (
+        ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"],
+        "one folder may hold the val part",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout: str) -> None:
+    entries, train, val, test, classes = LAYOUTS[layout]
+    found = arrange(entries, where="x")
+    parts = (found.train.names, found.val.names, found.test.names, found.class_names)
+    assert parts == tuple(tuple(text.split()) for text in (train, val, test, classes))
+    for part in (found.train, found.val, found.test):
+        pairs = zip(part.names, part.labels, strict=True)
+        assert all(found.class_names[label] in name.split("/") for name, label in pairs)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake: str) -> None:
+    entries, words = MISTAKES[mistake]
+    with pytest.raises(DataError, match=words):
+        arrange(entries, where="x")
+
+
+def test_folder_and_zip_list_alike(make_folder: MakeFolder) -> None:
+    counts = {"train/a": 2, "train/b": 3, "test/a": 1}
+    assert list_folder(make_folder(counts)) == list_folder(make_folder(counts, "images.zip"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
+)
+def test_not_a_zip(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "x.zip"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        list_folder(path)
+
+
+def test_a_zip_cut_short(make_folder: MakeFolder) -> None:
+    path = make_folder({"a": 2, "b": 2}, "x.zip")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cut short"):
+        list_folder(path)
+
+
+def test_an_encrypted_zip(make_folder: MakeFolder) -> None:
+    path = make_folder({"a": 1, "b": 1}, "x.zip")
+    data = bytearray(path.read_bytes())
+    # The flags of the first entry of the archive's directory.
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="encrypted a/0000.png"):
+        list_folder(path)
+
+
+def _touch(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "added": lambda root: (root / "a/new.png").write_bytes(b"x"),
+    "removed": lambda root: (root / "a/0000.png").unlink(),
+    "renamed": lambda root: (root / "a/0000.png").rename(root / "a/9.png"),
+    "resized": lambda root: (root / "a/0000.png").write_bytes(b"x"),
+    "touched": lambda root: _touch(root / "a/0000.png"),
+    "class added": lambda root: (root / "c").mkdir(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fingerprint_of_a_folder_changes(make_folder: MakeFolder, change: str) -> None:
+    root = make_folder({"a": 2, "b": 2})
+    before = fingerprint(root)
+    assert fingerprint(root) == before
+    CHANGES[change](root)
+    assert fingerprint(root) != before
+
+
+def test_fingerprint_of_a_zip_sees_other_content_of_equal_size_and_time(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1}, "x.zip")
+    before, status = fingerprint(root), root.stat()
+    with zipfile.ZipFile(root) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(root, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(root, ns=(0, status.st_mtime_ns))
+    assert root.stat().st_size == status.st_size
+    assert fingerprint(root) != before
+
+
+def test_fingerprint_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="existing directory or .zip"):
+        fingerprint(tmp_path / "none")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="readable.*Permission denied"):
+        list_folder(root)

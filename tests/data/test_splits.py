@@ -1,0 +1,123 @@
+"""Splits: every class on both sides, sizes known beforehand, the same seed the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.data.splits import SplitRule, apportion, check_counts, cut_sizes, draw_cut, draw_subset
+from tune_rescon.errors import DataError
+
+COUNTS = st.lists(st.integers(2, 40), min_size=2, max_size=8)
+
+
+def labels_of(counts: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(0).permutation(labels)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[list[int], SplitRule]:
+    counts = draw(COUNTS)
+    limit = draw(st.none() | st.integers(2 * len(counts), sum(counts) + 5))
+    return counts, SplitRule(limit=limit, val_fraction=draw(st.floats(0.01, 0.99)), seed=draw(st.integers(0, 99)))
+
+
+@given(splits())
+def test_cut_is_disjoint_covers_and_has_every_class_on_both_sides(case: tuple[list[int], SplitRule]) -> None:
+    counts, rule = case
+    labels = labels_of(counts)
+    cut = draw_cut(labels, len(counts), rule)
+    assert not set(cut.train_N) & set(cut.val_N)
+    assert len(cut.train_N) + len(cut.val_N) == min(rule.limit or len(labels), len(labels))
+    for side in (cut.train_N, cut.val_N):
+        assert np.array_equal(side, np.unique(side))
+        assert set(labels[side]) == set(range(len(counts)))
+
+
+@given(splits())
+def test_sizes_are_known_before_drawing(case: tuple[list[int], SplitRule]) -> None:
+    counts, rule = case
+    cut = draw_cut(labels_of(counts), len(counts), rule)
+    assert (len(cut.train_N), len(cut.val_N)) == cut_sizes(sum(counts), len(counts), rule)
+
+
+@given(splits())
+def test_the_seed_decides(case: tuple[list[int], SplitRule]) -> None:
+    counts, rule = case
+    labels = labels_of(counts)
+    first, second = (draw_cut(labels, len(counts), rule) for _ in range(2))
+    assert np.array_equal(first.train_N, second.train_N)
+    assert np.array_equal(first.val_N, second.val_N)
+
+
+def test_another_seed_draws_others() -> None:
+    labels = labels_of([50, 50])
+    drawn = {
+        tuple(draw_cut(labels, 2, SplitRule(limit=None, val_fraction=0.2, seed=seed)).val_N)
+        for seed in range(5)
+    }
+    assert len(drawn) == 5
+
+
+@given(COUNTS, st.data())
+def test_apportion_is_proportional(counts: list[int], data: st.DataObject) -> None:
+    total = data.draw(st.integers(len(counts), sum(counts)))
+    shares = apportion(counts, total)
+    assert sum(shares) == total
+    for share, count in zip(shares, counts, strict=True):
+        ideal = total * count / sum(counts)
+        assert 1 <= share <= count
+        # Lifting small classes to one image takes from the others: at most one from each in all classes.
+        assert share == 1 or abs(share - ideal) < len(counts)
+
+
+def test_a_balanced_source_is_cut_evenly() -> None:
+    labels = labels_of([100] * 10)
+    cut = draw_cut(labels, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
+    assert np.bincount(labels[cut.val_N]).tolist() == [10] * 10
+
+
+def test_raising_the_limit_keeps_the_images() -> None:
+    labels = labels_of([60, 60, 60])
+    rules = [SplitRule(limit=limit, val_fraction=None, seed=3) for limit in (30, 60, None)]
+    small, large, everything = (set(draw_cut(labels, 3, rule).train_N) for rule in rules)
+    assert small < large < everything
+
+
+def test_a_validation_part_of_its_own_leaves_training_whole() -> None:
+    cut = draw_cut(labels_of([3, 1]), 2, SplitRule(limit=None, val_fraction=None, seed=0))
+    assert (len(cut.train_N), len(cut.val_N)) == (4, 0)
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=6).filter(any), st.data())
+def test_subset_allows_absent_classes(counts: list[int], data: st.DataObject) -> None:
+    present = sum(count > 0 for count in counts)
+    limit = data.draw(st.integers(present, sum(counts) + 3))
+    labels = labels_of(counts)
+    rows = draw_subset(labels, len(counts), limit, 0)
+    assert len(rows) == len(set(rows)) == min(limit, len(labels))
+    assert set(labels[rows]) == set(labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "rule", "words"),
+    [
+        (10, 10, SplitRule(limit=None, val_fraction=0.1, seed=0), "at least 20 training images"),
+        (100, 10, SplitRule(limit=19, val_fraction=0.1, seed=0), "dataset.limit=19"),
+        (100, 10, SplitRule(limit=9, val_fraction=None, seed=0), "at least 10 training images"),
+    ],
+)
+def test_too_few_images(images: int, classes: int, rule: SplitRule, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        cut_sizes(images, classes, rule)
+
+
+@pytest.mark.parametrize(("fraction", "counts"), [(0.5, [5, 1]), (None, [5, 0])])
+def test_a_class_too_small_to_split_is_named(fraction: float | None, counts: list[int]) -> None:
+    with pytest.raises(DataError, match="'dog'"):
+        check_counts(counts, ("cat", "dog"), SplitRule(limit=None, val_fraction=fraction, seed=0))
