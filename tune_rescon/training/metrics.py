@@ -35,7 +35,8 @@ class EpochMetrics(nn.Module):
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
         """Take in a batch: its mean ``loss``, the class scores and the true classes."""
         loss, logits_BK = loss.detach(), logits_BK.detach()
-        self.loss.update(loss, weight=len(labels_B))
+        # Once for each image: torchmetrics 1.9 drops `weight` under nan_strategy="disable".
+        self.loss.update(loss.expand(len(labels_B)))
         self.accuracy.update(logits_BK, labels_B)
         if self.top5 is not None:
             self.top5.update(logits_BK, labels_B)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from tune_rescon.config import TrialConfig
 __all__ = ["decay_groups", "make_optimizer", "make_scheduler"]
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: weights of convolutions and linear layers decay; 1-d parameters do not.
 
     The authors' Caffe solver decays every convolution and the classifier. Its batch norms keep scale and

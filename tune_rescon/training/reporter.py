@@ -39,6 +39,7 @@ class EpochReporter(Callback):
     ) -> None:
         """``record``: what was trained before; ``save_best(epoch, metrics)`` writes ``folder.best``."""
         self.record = record
+        self.stopped_by: BaseException | None = None
         self._on_epoch = on_epoch
         self._folder = folder
         self._save_best = save_best
@@ -86,7 +87,12 @@ class EpochReporter(Callback):
             if is_better(metrics[self._metric], best, self._mode):
                 self._save_best(len(self.record.history), metrics)
             trainer.save_checkpoint(self._folder.last)
-        self._report(metrics | {"epoch_seconds": self._clock() - self._started})
+        try:
+            self._report(metrics | {"epoch_seconds": self._clock() - self._started})
+        except BaseException as error:
+            # Not through Lightning, which makes another exception of some; train_trial raises it.
+            self.stopped_by = error
+            trainer.should_stop = True
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
         """Close an epoch that :class:`Diverged` has ended: nothing is kept of it but the report."""

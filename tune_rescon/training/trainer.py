@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
-from typing_extensions import override
 
 from tune_rescon.training.checkpoint import DurableCheckpointIO
 from tune_rescon.training.placement import Placement
@@ -47,37 +45,20 @@ def make_trainer(
 def fit(
     trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
 ) -> None:
-    """``trainer.fit``, from ``checkpoint`` if there is one; any exception comes out as it went in.
+    """``trainer.fit``, from ``checkpoint`` if there is one, with Ctrl-C as Python means it.
 
-    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored, and outside the main
-    thread fails at that. A command must be able to answer Ctrl-C its own way.
+    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored; a command must be able
+    to answer it its own way.
     """
-    witness = _Witness()
-    trainer.callbacks.append(witness)  # type: ignore[attr-defined]
     handler = signal.getsignal(signal.SIGINT)
     try:
         with _quiet():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except BaseException as error:
-        if witness.interrupt is None or witness.interrupt is error:
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-        raise witness.interrupt from None
-
-
-class _Witness(Callback):
-    """Remembers the interrupt that ended a fit."""
-
-    def __init__(self) -> None:
-        self.interrupt: KeyboardInterrupt | None = None
-
-    @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            self.interrupt = exception
+        signal.signal(signal.SIGINT, handler)
+        raise error.__context__ from None
 
 
 @contextlib.contextmanager

@@ -131,6 +131,8 @@ class _Trial:
             fit(trainer, module, data, checkpoint)
         except Diverged:
             reporter.report_diverged(module)
+        if reporter.stopped_by is not None:
+            raise reporter.stopped_by
 
     def _module(self, steps_per_epoch: int) -> TrialModule:
         seed_epoch(self.record.seed, 0)

@@ -1,0 +1,58 @@
+"""A small real trial: a slice of digits at 16 pixels, the paper's CIFAR-56 at a quarter of its width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import ImageDataset, open_dataset
+from tune_rescon.training import EpochReport, train_trial
+
+#: Everything that holds state between steps or epochs is on.
+SMALL = TrialConfig(
+    layout="cifar",
+    depth=56,
+    width=0.25,
+    image_size=16,
+    batch_size=32,
+    learning_rate=0.05,
+    warmup_epochs=1,
+    crop_padding=1,
+    flip=False,
+    mixup=0.2,
+    drop_path=0.2,
+    ema_decay=0.9,
+    precise_bn_batches=2,
+    gradient_clip=5.0,
+    label_smoothing=0.1,
+)
+
+Run = Callable[..., list[EpochReport]]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    root = tmp_path_factory.mktemp("digits")
+    return open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
+
+
+@pytest.fixture
+def small() -> TrialConfig:
+    return SMALL
+
+
+@pytest.fixture
+def train(digits: ImageDataset) -> Run:
+    """``train_trial`` on one CPU thread; returns the reports. Keywords override the small trial's."""
+
+    def run(config: TrialConfig = SMALL, folder: Path | None = None, **options: Any) -> list[EpochReport]:
+        reports: list[EpochReport] = []
+        arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
+        train_trial(config, digits, checkpoint_dir=folder, device="cpu", threads=1, **arguments)
+        return reports
+
+    return run

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.averaging import AveragedNetwork, ema_decay_at, reestimate_batch_norm
+
+
+def _norm_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+    )
+
+
+def _batches(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def test_the_average_is_the_recursion_it_says() -> None:
+    live = nn.Linear(2, 1)
+    averaged = AveragedNetwork(live, decay=0.9)
+    expected = live.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            live.weight.add_(step + 1.0)
+        averaged.update(live, step)
+        decay = ema_decay_at(step, 0.9)
+        expected = decay * expected + (1 - decay) * live.weight.detach()
+    assert isinstance(averaged.network, nn.Linear)
+    torch.testing.assert_close(averaged.network.weight, expected)
+
+
+def test_statistics_are_averaged_and_counters_copied() -> None:
+    live = nn.BatchNorm1d(2)
+    averaged = AveragedNetwork(live, decay=0.5)
+    live(torch.randn(4, 2))
+    averaged.update(live, step=100)
+    assert isinstance(averaged.network, nn.BatchNorm1d)
+    torch.testing.assert_close(averaged.network.running_var, (1 + live.running_var) / 2)  # type: ignore[operator]
+    assert averaged.network.num_batches_tracked == live.num_batches_tracked == 1
+
+
+def test_the_average_shares_nothing_with_the_live_network_and_takes_no_gradient() -> None:
+    live = nn.Linear(2, 1)
+    averaged = AveragedNetwork(live, decay=0.9)
+    assert not any(parameter.requires_grad for parameter in averaged.parameters())
+    assert averaged.network.weight.data_ptr() != live.weight.data_ptr()  # type: ignore[operator]
+
+
+def test_reestimated_statistics_are_torchs_own() -> None:
+    ours, torchs = _norm_net(), _norm_net()
+    torchs.load_state_dict(ours.state_dict())
+    update_bn(_batches(5), torchs)
+    reestimate_batch_norm(ours, _batches(5))
+    torch.testing.assert_close(dict(ours.state_dict()), dict(torchs.state_dict()))
+    assert [module.momentum for module in ours.modules() if isinstance(module, nn.BatchNorm2d)] == [0.1, 0.1]
+    assert not any(module.training for module in ours.modules())
+
+
+def test_no_batches_change_nothing() -> None:
+    network = _norm_net()
+    network(_batches(1)[0])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    reestimate_batch_norm(network, [])
+    torch.testing.assert_close(dict(network.state_dict()), before)
+
+
+def test_a_failing_batch_leaves_the_momentum_as_it_was() -> None:
+    network = _norm_net()
+    with pytest.raises(RuntimeError):
+        reestimate_batch_norm(network, [torch.zeros(2, 99, 8, 8)])
+    assert network[1].momentum == 0.1
+    assert not network[1].training
+
+
+@pytest.mark.torch
+def test_no_random_number_is_drawn_though_the_network_drops_paths() -> None:
+    config = TrialConfig(width=0.25, image_size=16, drop_path=0.5)
+    network = build_from_spec(resolve_network(config, classes=3, in_channels=3))
+    before = torch.get_rng_state()
+    reestimate_batch_norm(network, [torch.ones(2, 3, 16, 16)])
+    assert torch.equal(torch.get_rng_state(), before)

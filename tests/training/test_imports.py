@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import tune_rescon.training as room
+
+
+def _loaded_after(statement: str) -> set[str]:
+    script = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_public_name_is_there_and_sorted() -> None:
+    assert list(room.__all__) == sorted(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
+
+
+def test_no_other_name_is() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'train_trail'"):
+        room.train_trail  # noqa: B018 - the access is the test
+
+
+def test_reports_come_without_torch() -> None:
+    loaded = _loaded_after("from tune_rescon.training import EpochReport")
+    assert not loaded & {"torch", "pytorch_lightning", "ray", "mlflow", "optuna"}
+
+
+@pytest.mark.torch
+def test_training_needs_no_other_room() -> None:
+    loaded = _loaded_after("from tune_rescon.training import build_step, load_trained, train_trial")
+    assert "torch" in loaded
+    assert not loaded & {"ray", "mlflow", "optuna"}
+    assert not any(name.startswith(("tune_rescon.tuning", "tune_rescon.tracking")) for name in loaded)

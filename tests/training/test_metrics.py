@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tune_rescon.training.metrics import EpochMetrics
+
+
+def test_means_are_over_images_not_batches() -> None:
+    metrics = EpochMetrics(10, top5=True)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(size, 10, generator=generator), torch.randint(10, (size,), generator=generator))
+        for size in (7, 2)
+    ]
+    for loss, (logits_BK, labels_B) in zip((1.0, 4.0), batches, strict=True):
+        metrics.update(torch.tensor(loss), logits_BK, labels_B)
+    logits_BK, labels_B = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    top = logits_BK.topk(5).indices == labels_B[:, None]
+    assert metrics.compute() == pytest.approx(
+        {
+            "loss": (7 * 1.0 + 2 * 4.0) / 9,
+            "accuracy": top[:, 0].float().mean().item(),
+            "top5": top.any(dim=1).float().mean().item(),
+        }
+    )
+
+
+def test_before_the_first_batch_and_after_a_reset_nothing_is_known() -> None:
+    metrics = EpochMetrics(3, top5=True)
+    metrics.update(torch.tensor(1.0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    metrics.reset()
+    values = metrics.compute()
+    assert set(values) == {"loss", "accuracy", "top5"}
+    assert all(math.isnan(value) for value in values.values())
+
+
+def test_top5_of_three_classes_is_always_a_hit() -> None:
+    metrics = EpochMetrics(3, top5=True)
+    metrics.update(torch.tensor(1.0), torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert metrics.compute()["top5"] == 1.0
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_one_non_finite_loss_shows_for_the_rest_of_the_epoch(broken: float) -> None:
+    metrics = EpochMetrics(3)
+    for loss in (1.0, broken, 1.0, 1.0):
+        metrics.update(torch.tensor(loss), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+    assert not math.isfinite(metrics.mean_loss)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.placement import Placement
+
+
+class _Linear(nn.Module):
+    """Class scores of the mean colour: a network small enough to check by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.layer(images_BCHW.mean(dim=(2, 3)))
+        return logits_BK
+
+
+IMAGES_BCHW = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+LABELS_B = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def _module(**fields: object) -> TrialModule:
+    placement = Placement(device=torch.device("cpu"), precision="fp32")
+    config = TrialConfig.from_dict(fields)
+    return TrialModule(_Linear(), config, classes=4, epochs=2, steps_per_epoch=5, placement=placement)
+
+
+def test_training_descends_smoothed_cross_entropy() -> None:
+    module = _module(label_smoothing=0.2)
+    loss = module.training_step((IMAGES_BCHW, LABELS_B))
+    expected = F.cross_entropy(module.network(IMAGES_BCHW), LABELS_B, label_smoothing=0.2)
+    torch.testing.assert_close(loss, expected)
+    assert loss.requires_grad
+
+
+def test_soft_targets_are_learnt_whole_and_counted_by_their_largest_share() -> None:
+    module = _module()
+    targets_BK = 0.7 * F.one_hot(LABELS_B, 4).float() + 0.3 * F.one_hot(LABELS_B.flip(0), 4).float()
+    loss = module.training_step((IMAGES_BCHW, targets_BK))
+    log_p_BK = module.network(IMAGES_BCHW).log_softmax(dim=1)
+    torch.testing.assert_close(loss, -(targets_BK * log_p_BK).sum(dim=1).mean())
+    hits = (log_p_BK.argmax(dim=1) == LABELS_B).float().mean().item()
+    assert module.train_metrics.compute()["accuracy"] == pytest.approx(hits)
+
+
+def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
+    module = _module(label_smoothing=0.5, ema_decay=0.9)
+    averaged = module.judged
+    assert averaged is not module.network
+    with torch.no_grad():
+        module.network.layer.weight.add_(1.0)  # type: ignore[union-attr,operator]  # _Linear's
+    module.validation_step((IMAGES_BCHW, LABELS_B))
+    expected = F.cross_entropy(averaged(IMAGES_BCHW), LABELS_B).item()
+    assert module.val_metrics.compute()["loss"] == pytest.approx(expected)
+
+
+def test_without_an_average_the_trained_network_is_judged() -> None:
+    module = _module()
+    assert module.judged is module.network
+    assert module.averaged is None
+
+
+def test_the_optimizer_trains_the_network_and_not_its_average() -> None:
+    module = _module(ema_decay=0.9)
+    optimizer, scheduler = module.optimizer_and_scheduler()
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(parameter) for parameter in module.network.parameters()}
+    assert scheduler.get_last_lr() == [0.1, 0.1]
+
+
+def test_a_new_epoch_forgets_the_old_ones_metrics() -> None:
+    module = _module()
+    module.training_step((IMAGES_BCHW, LABELS_B))
+    module.on_train_epoch_start()
+    assert module.train_metrics.mean_loss != module.train_metrics.mean_loss  # nan

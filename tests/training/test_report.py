@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.config import METRICS
+from tune_rescon.training import EpochReport
+from tune_rescon.training.report import is_better
+
+
+@given(value=st.floats(), best=st.none() | st.floats(allow_nan=False, allow_infinity=False))
+def test_only_a_finite_value_can_be_better_and_only_one_way(value: float, best: float | None) -> None:
+    up, down = is_better(value, best, "max"), is_better(value, best, "min")
+    if not math.isfinite(value):
+        assert not up
+        assert not down
+    elif best is None:
+        assert up
+        assert down
+    else:
+        assert (up, down) == (value > best, value < best)
+
+
+@pytest.mark.parametrize("names", [set(METRICS) - {"val_loss"}, {*METRICS, "val_f1"}])
+def test_a_report_names_exactly_the_metrics(names: set[str]) -> None:
+    with pytest.raises(AssertionError):
+        EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0))

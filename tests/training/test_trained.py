@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tune_rescon.config import METRICS, TrialConfig
+from tune_rescon.errors import StorageError
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training import TrainedNetwork, load_trained
+from tune_rescon.training.checkpoint import write_durably
+from tune_rescon.training.trained import save_trained
+
+CONFIG = TrialConfig(width=0.25, image_size=16, step_fractions=(30, 70))
+ABOUT = TrainedNetwork(
+    spec=resolve_network(CONFIG, classes=3, in_channels=1),
+    config=CONFIG,
+    class_names=("cat", "dog", "ox"),
+    mean=(0.5,),
+    std=(0.25,),
+    dataset="digest",
+    seed=0,
+    epoch=4,
+    metrics=dict.fromkeys(METRICS, 0.5),
+)
+
+
+@pytest.mark.torch
+def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
+    network = build_from_spec(ABOUT.spec)
+    images_BCHW = torch.randn(4, 1, 16, 16)
+    network(images_BCHW)  # moves batch norm's statistics
+    save_trained(network, ABOUT, tmp_path / "best.ckpt")
+    before = torch.get_rng_state()
+    loaded, about = load_trained(tmp_path / "best.ckpt")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert about == ABOUT
+    assert not any(module.training for module in loaded.modules())
+    torch.testing.assert_close(loaded(images_BCHW), network.eval()(images_BCHW), rtol=0, atol=0)
+
+
+@pytest.mark.torch
+def test_a_damaged_file_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    network = build_from_spec(ABOUT.spec)
+    save_trained(network, ABOUT, path)
+    data = bytearray(path.read_bytes())
+    weights = network.state_dict()["classifier.weight"].numpy().tobytes()
+    data[data.index(weights) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match="damaged"):
+        load_trained(path)
+
+
+def test_another_kind_of_checkpoint_is_named_with_the_one_to_use(tmp_path: Path) -> None:
+    write_durably({"epoch": 1, "state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(StorageError, match=r"best\.ckpt is the file to use"):
+        load_trained(tmp_path / "last.ckpt")
+
+
+def test_a_path_in_words_that_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="must be a file"):
+        load_trained(str(tmp_path / "none.ckpt"))

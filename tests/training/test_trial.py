@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import signal
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tune_rescon.config import METRICS, TrialConfig
+from tune_rescon.data import ImageDataset
+from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
+from tune_rescon.training import EpochReport, load_trained, recorded_epochs, train_trial
+from tune_rescon.training.module import TrialModule
+
+pytestmark = pytest.mark.torch
+
+Run = Callable[..., list[EpochReport]]
+
+#: What a clock decides.
+TIMES = ("images_per_second", "epoch_seconds")
+
+
+def values(reports: list[EpochReport]) -> list[dict[str, float]]:
+    return [{k: v for k, v in report.metrics.items() if k not in TIMES} for report in reports]
+
+
+def test_each_epoch_is_reported_once_with_every_metric(train: Run) -> None:
+    reports = train(epochs=3)
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    for report in reports:
+        assert set(report.metrics) == set(METRICS)
+        assert all(type(value) is float and math.isfinite(value) for value in report.metrics.values())
+        assert (report.checkpoint, report.best_checkpoint) == (None, None)
+
+
+def test_the_learning_rate_reported_is_the_last_steps(train: Run, digits: ImageDataset) -> None:
+    config = TrialConfig(
+        width=0.25,
+        image_size=16,
+        batch_size=32,
+        schedule="multistep",
+        step_fractions=(50,),
+        learning_rate=0.1,
+    )
+    steps = len(digits.train) // 32
+    assert steps > 1
+    assert [report.metrics["learning_rate"] for report in train(config)] == pytest.approx([0.1, 0.01])
+
+
+def test_a_trial_depends_on_its_seed_alone(train: Run) -> None:
+    torch.manual_seed(1)
+    first = values(train(seed=0))
+    torch.manual_seed(2)
+    assert values(train(seed=0)) == first
+    assert values(train(seed=1)) != first
+
+
+def test_the_callers_randomness_and_threads_are_left_alone(train: Run) -> None:
+    torch.manual_seed(7)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Run) -> None:
+    plain = values(train())
+    reports: list[EpochReport] = []
+
+    def draw(report: EpochReport) -> None:
+        torch.rand(3)
+        reports.append(report)
+
+    train(on_epoch=draw)
+    assert values(reports) == plain
+
+
+def test_precise_batch_norm_changes_validation_and_not_training(train: Run, small: TrialConfig) -> None:
+    plain = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 0, "ema_decay": 0.0}))
+    precise = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 3, "ema_decay": 0.0}))
+    for name, same in (("train_loss", True), ("val_loss", False)):
+        assert ([r.metrics[name] for r in plain] == [r.metrics[name] for r in precise]) is same
+
+
+def test_averaging_changes_validation_and_not_training(train: Run, small: TrialConfig) -> None:
+    plain = train(TrialConfig.from_dict(small.to_dict() | {"ema_decay": 0.0}))
+    averaged = train(small)
+    for name, same in (("train_loss", True), ("val_loss", False)):
+        assert ([r.metrics[name] for r in plain] == [r.metrics[name] for r in averaged]) is same
+
+
+def test_the_best_network_is_kept_and_gives_what_was_reported(
+    train: Run, digits: ImageDataset, small: TrialConfig, tmp_path: Path
+) -> None:
+    from tune_rescon.data import ImageDataModule
+
+    reports = train(folder=tmp_path, epochs=3, metric="val_loss", mode="min")
+    best = min(reports, key=lambda report: report.metrics["val_loss"])
+    assert best.best_checkpoint == tmp_path / "best.ckpt"
+    network, about = load_trained(tmp_path / "best.ckpt")
+    assert (about.epoch, about.config, about.class_names) == (best.epoch, small, digits.class_names)
+    assert values([best])[0].items() <= dict(about.metrics).items()
+    data = ImageDataModule(digits, about.config, image_size=about.spec.image_size, seed=0)
+    with torch.no_grad():
+        hits = [(network(x).argmax(1) == y).float() for x, y in data.val_batches()]
+    assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
+
+
+def test_a_finished_trial_has_nothing_to_report_but_its_record(train: Run, tmp_path: Path) -> None:
+    reports = train(folder=tmp_path)
+    assert train(folder=tmp_path) == []
+    recorded = list(recorded_epochs(tmp_path))
+    assert values(recorded) == values(reports)
+    assert recorded[-1].best_checkpoint == tmp_path / "best.ckpt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "last.previous.ckpt",
+    ]
+
+
+def test_an_empty_folder_has_no_recorded_epochs(tmp_path: Path) -> None:
+    assert recorded_epochs(tmp_path) == ()
+
+
+class _Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", [_Stop, SystemExit, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("in_thread", [False, True], ids=["main", "thread"])
+def test_on_epochs_exception_comes_out_and_all_is_released(
+    train: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], in_thread: bool
+) -> None:
+    networks: list[weakref.ref[nn.Module]] = []
+    original = TrialModule.__init__
+
+    def remember(self: TrialModule, network: nn.Module, *args: Any, **kwargs: Any) -> None:
+        networks.append(weakref.ref(network))
+        original(self, network, *args, **kwargs)
+
+    monkeypatch.setattr(TrialModule, "__init__", remember)
+    handler = signal.getsignal(signal.SIGINT)
+    caught: list[BaseException] = []
+
+    def stop(_: EpochReport) -> None:
+        raise kind("stop")
+
+    def run() -> None:
+        try:
+            train(on_epoch=stop)
+        except BaseException as error:
+            caught.append(error)
+
+    if in_thread:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    assert [(type(error), error.args) for error in caught] == [(kind, ("stop",))]
+    assert signal.getsignal(signal.SIGINT) is handler
+    caught.clear()
+    gc.collect()
+    assert [network() for network in networks] == [None]
+
+
+def test_an_interrupt_in_the_middle_of_an_epoch_is_an_interrupt(
+    train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    original = TrialModule.training_step
+
+    def interrupt(self: TrialModule, batch: Any, batch_idx: int = 0) -> torch.Tensor:
+        if recorded_epochs(tmp_path):
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrialModule, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(recorded_epochs(tmp_path)) == 1
+
+
+def test_a_trial_runs_in_any_thread(train: Run) -> None:
+    outcome: list[list[dict[str, float]]] = []
+    thread = threading.Thread(target=lambda: outcome.append(values(train())))
+    thread.start()
+    thread.join()
+    assert outcome == [values(train())]
+
+
+@pytest.mark.parametrize("learning_rate", [1e30, 1e10])
+def test_a_loss_that_is_not_finite_ends_the_trial_after_one_report(
+    train: Run, tmp_path: Path, small: TrialConfig, learning_rate: float
+) -> None:
+    config = TrialConfig.from_dict(
+        small.to_dict() | {"learning_rate": learning_rate, "gradient_clip": 0.0, "warmup_epochs": 0.0}
+    )
+    reports = train(config, folder=tmp_path, epochs=3)
+    assert 1 <= len(reports) <= 3
+    last = reports[-1].metrics
+    assert all(math.isnan(last[name]) for name in ("train_loss", "val_loss", "val_accuracy", "val_top5"))
+    assert math.isfinite(last["learning_rate"])
+    assert all(math.isfinite(r.metrics["train_loss"]) for r in reports[:-1])
+    assert len(recorded_epochs(tmp_path)) == len(reports) - 1
+
+
+def test_a_trial_is_silent(
+    train: Run, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="pytorch_lightning"):
+        warnings.simplefilter("error")
+        train(epochs=1)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"metric": "val_acc"}, ConfigError, "unknown metric 'val_acc'"),
+        ({"metric": "learning_rate"}, ConfigError, "unknown metric 'learning_rate'"),
+        ({"mode": "best"}, ConfigError, "must be max or min"),
+        ({"config": TrialConfig(preset="attention57")}, NetworkError, "unknown preset"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_made(
+    train: Run, tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    folder = tmp_path / "trial"
+    with pytest.raises(error, match=words):
+        train(folder=folder, **options)
+    assert not folder.exists()
+
+
+def test_an_unknown_device_is_refused(digits: ImageDataset, small: TrialConfig) -> None:
+    with pytest.raises(ResourceError, match="unknown device 'gpu'"):
+        train_trial(
+            small, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=lambda _: None, device="gpu"
+        )
+
+
+def test_another_trials_folder_is_refused(train: Run, tmp_path: Path) -> None:
+    train(folder=tmp_path, epochs=1)
+    with pytest.raises(StorageError, match="another epochs"):
+        train(folder=tmp_path, epochs=2)
