@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tune_rescon.errors import explain
-from tune_rescon.spaces.problems import Path, Problem, shown
+from tune_rescon.spaces.problems import A_SECTION, Path, Problem, shown
 
 __all__ = ["Document", "Place", "read_document"]
 
@@ -90,7 +90,7 @@ class Document:
                 self.places[path[:depth]] = place
             section = section[step]
             if not isinstance(section, dict):
-                rule = "must be a section (`key: value` lines) to set a key in it"
+                rule = f"{A_SECTION} to set a key in it"
                 self.complain(place, path[:depth], explain(rule, got=shown(section)))
                 return None
         return section
@@ -103,7 +103,7 @@ def read_document(text: str, place: Place) -> Document:
         text: YAML.
         place: where the text starts. At line 0 (an override) everything in it stands there.
     """
-    document = Document(top=place)
+    document = Document(top=place, places={(): place})
     if re.search(r"^%", text, re.MULTILINE):
         document.complain(place, (), explain("a space file is YAML 1.2 without directives", got="a `%` line"))
         return document
@@ -114,9 +114,9 @@ def read_document(text: str, place: Place) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = Place(mark.line + 1, place.source) if place.line and mark else place
-        document.complain(where, (), explain("must be YAML", got=error.problem))
+        document.complain(where, (), f"is not YAML: {error.problem}.")
     except YAMLError as error:
-        document.complain(place, (), explain("must be YAML", got=str(error).splitlines()[0]))
+        document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}.")
     else:
         document.value = None if node is None else _Reader(yaml, document).value(node, ())
     return document

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.config import check_field, field_names
@@ -11,7 +11,7 @@ from tune_rescon.spaces.combinations import is_among
 from tune_rescon.spaces.problems import Path, Problem, shown
 from tune_rescon.spaces.sections import CategoricalParameter, Parameter
 
-__all__ = ["broken_conditions", "broken_fields", "field_problem"]
+__all__ = ["broken_conditions", "broken_fields", "field_problem", "unknown_fields"]
 
 #: Other names people have for our fields.
 _FOREIGN: Final[Mapping[str, str]] = {
@@ -48,6 +48,11 @@ def broken_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter])
             yield from _repeated(name, parameter)
 
 
+def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
+    """The names in ``parameters`` that are no field of a trial."""
+    yield from (_unknown(("parameters", name), name) for name in names if name not in field_names())
+
+
 def field_problem(path: Path, name: str, value: Any) -> Problem | None:
     """The problem at ``path`` with ``value`` as TrialConfig's field ``name``, which must exist."""
     rule = check_field(name, value)
@@ -56,14 +61,18 @@ def field_problem(path: Path, name: str, value: Any) -> Problem | None:
 
 def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Problem]:
     if name not in field_names():
-        answer = unknown_name("parameter", name, field_names())
-        hint = f" That is another tool's word: {_FOREIGN[name]}." if name in _FOREIGN else ""
-        yield Problem(path=path, text=answer + hint)
+        yield _unknown(path, name)
         return
     for below, value in values.items():
         problem = field_problem((*path, *below), name, value)
         if problem:
             yield problem
+
+
+def _unknown(path: Path, name: str) -> Problem:
+    answer = unknown_name("parameter", name, field_names())
+    hint = f" That is another tool's word: {_FOREIGN[name]}." if name in _FOREIGN else ""
+    return Problem(path=path, text=answer + hint)
 
 
 def _limits(parameter: Parameter) -> dict[Path, Any]:

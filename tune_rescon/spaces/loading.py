@@ -93,11 +93,16 @@ def _draft(data: Mapping[str, Any]) -> Draft:
         name: part for name, read in _READERS.items() if (part := _try(read, data.get(name))) is not None
     }
     given = data.get("parameters")
-    given = given if isinstance(given, dict) else {}
-    read = {
-        name: parameter for name, raw in given.items() if (parameter := _try(_PARAMETER.validate_python, raw))
-    }
-    return Draft(**sections, parameters=read, all_parameters=bool(given) and len(read) == len(given))
+    read = (
+        {name: _try(_PARAMETER.validate_python, raw) for name, raw in given.items()}
+        if isinstance(given, dict)
+        else {}
+    )
+    return Draft(
+        **sections,
+        parameters={name: parameter for name, parameter in read.items() if parameter is not None},
+        unread=[name for name, parameter in read.items() if parameter is None],
+    )
 
 
 def _try(read: Callable[[Any], Any], raw: Any) -> Any:

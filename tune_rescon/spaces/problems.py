@@ -15,10 +15,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tune_rescon.errors import explain
 
-__all__ = ["Path", "Problem", "dotted", "problems_in", "raise_problems", "shown"]
+__all__ = ["A_SECTION", "Path", "Problem", "dotted", "problems_in", "raise_problems", "shown"]
 
 #: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
 Path = tuple[str | int, ...]
+
+#: The rule a value breaks that should hold keys.
+A_SECTION: Final = "must be a section (`key: value` lines)"
 
 _OURS: Final = "space_rule"
 _LONGEST_SHOWN: Final = 80
@@ -52,7 +55,7 @@ _FOREIGN_VALUES: Final[Mapping[str, str]] = {
 #: Pydantic's error types -> our words; ``{...}`` are filled from the error's context.
 _RULES: Final[Mapping[str, str]] = {
     "bool_type": "must be true or false",
-    "dict_type": "must be a section (`key: value` lines)",
+    "dict_type": A_SECTION,
     "finite_number": "must be a finite number",
     "float_type": "must be a number",
     "greater_than": "must be greater than {gt}",
@@ -62,9 +65,10 @@ _RULES: Final[Mapping[str, str]] = {
     "list_type": "must be a list",
     "literal_error": "must be {expected}",
     "missing": "is missing",
-    "model_attributes_type": "must be a section (`key: value` lines)",
-    "model_type": "must be a section (`key: value` lines)",
+    "model_attributes_type": A_SECTION,
+    "model_type": A_SECTION,
     "string_pattern_mismatch": "must match {pattern}",
+    "string_too_long": "must be at most {max_length} characters long",
     "string_type": "must be a word",
     "too_short": "must hold at least {min_length} item",
     "tuple_type": "must be a list",

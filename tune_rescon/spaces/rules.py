@@ -15,7 +15,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import list_datasets
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import combinations, is_among, is_finite
-from tune_rescon.spaces.fields import broken_conditions, broken_fields
+from tune_rescon.spaces.fields import broken_conditions, broken_fields, unknown_fields
 from tune_rescon.spaces.networks import missing_networks
 from tune_rescon.spaces.problems import Path, Problem, shown
 from tune_rescon.spaces.rows import broken_rows
@@ -42,8 +42,8 @@ class Draft:
     budget: Budget | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    all_parameters: bool = True
-    """Whether ``parameters`` holds every one of the file's: what relates them waits until it does."""
+    unread: Sequence[str] = ()
+    """Names of the parameters that could not be read: what relates parameters waits until there are none."""
     initial: Sequence[Mapping[str, Any]] = ()
 
 
@@ -51,8 +51,9 @@ def broken_rules(draft: Draft) -> Iterator[Problem]:
     """Every rule between sections that ``draft`` breaks."""
     fields = list(broken_fields(draft.fixed, draft.parameters))
     yield from fields
+    yield from unknown_fields(draft.unread)
     yield from _broken_dataset(draft)
-    if not draft.all_parameters:
+    if draft.unread or not draft.parameters:
         return
     conditions = list(broken_conditions(draft.parameters))
     yield from conditions

@@ -42,7 +42,10 @@ def editor_schema() -> dict[str, Any]:
     schema["$defs"]["Values"] = values
     properties["fixed"] |= {"$ref": "#/$defs/Values"}
     properties["initial"]["items"] = {"$ref": "#/$defs/Values"}
-    properties["parameters"] |= {"properties": _parameters(values["properties"]), "additionalProperties": False}
+    properties["parameters"] |= {
+        "properties": _parameters(values["properties"]),
+        "additionalProperties": False,
+    }
     return schema
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import explain, unknown_name
-from tune_rescon.spaces.problems import Problem, raise_problems, shown
+from tune_rescon.spaces.problems import A_SECTION, Problem, raise_problems, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
 from tune_rescon.spaces.sections import (
     FROM_LIST,
@@ -37,19 +37,20 @@ def read_dataset(value: Any) -> DatasetConfig:
     if isinstance(value, DatasetConfig):
         return value
     if not isinstance(value, dict):
-        raise_problems("dataset", [Problem(path=(), text=explain("must be a section", got=shown(value)))])
-    known = field_names(DatasetConfig)
-    raise_problems(
-        "dataset", (p for key, given in value.items() if (p := _dataset_problem(key, given, known)))
-    )
+        raise_problems("dataset", [Problem(path=(), text=explain(A_SECTION, got=shown(value)))])
+    raise_problems("dataset", _dataset_problems(value))
     return DatasetConfig(**value)
 
 
-def _dataset_problem(key: str, value: Any, known: tuple[str, ...]) -> Problem | None:
-    if key not in known:
-        return Problem(path=(key,), text=unknown_name("key", key, known))
-    rule = check_field(key, value, DatasetConfig)
-    return Problem(path=(key,), text=explain(rule, got=shown(value))) if rule else None
+def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    known = field_names(DatasetConfig)
+    if "name" not in values:
+        yield Problem(path=("name",), text=explain("is missing"))
+    for key, value in values.items():
+        if key not in known:
+            yield Problem(path=(key,), text=unknown_name("key", key, known))
+        elif rule := check_field(key, value, DatasetConfig):
+            yield Problem(path=(key,), text=explain(rule, got=shown(value)))
 
 
 class Space(Section):

@@ -1,0 +1,94 @@
+"""Rows to run first, samplers, networks: broken, with the line and the words that must come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+_NO_ROWS = {16: "", 17: ""}
+_GRID = _NO_ROWS | {6: "sampler: {type: grid}"}
+
+#: Lines of the sound space -> what they become, and what must be told.
+ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
+    # Rows to run first.
+    ({16: "initial: 3", 17: ""}, "s.yaml:16: initial: must be a list, but got 3."),
+    ({17: "  - 3"}, "s.yaml:17: initial[0]: must be a section (`key: value` lines), but got 3."),
+    (
+        {17: "  - {depth: 92, learning_rate: 0.1, batch_size: 32}"},
+        "s.yaml:17: initial[0].drop_path: is missing.",
+    ),
+    (
+        {17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, drop_path: 0.1}"},
+        "s.yaml:17: initial[0].drop_path: must be left out unless depth is 92, but got 0.1.",
+    ),
+    (
+        {17: "  - {depth: 56, learning_rate: 0.5, batch_size: 32}"},
+        "s.yaml:17: initial[0].learning_rate: must be in [0.01, 0.3], but got 0.5.",
+    ),
+    (
+        {17: "  - {depth: 56, learning_rate: 0.1, batch_size: 33}"},
+        "s.yaml:17: initial[0].batch_size: must be a multiple of step 16 above 16, but got 33.",
+    ),
+    (
+        {17: "  - {depth: 128, learning_rate: 0.1, batch_size: 32}"},
+        "s.yaml:17: initial[0].depth: must be one of the choices 56, 92, but got 128.",
+    ),
+    (
+        {17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, momentum: 0.9}"},
+        "s.yaml:17: initial[0].momentum: unknown parameter 'momentum'; known: batch_size, depth, drop_path,",
+    ),
+    # Samplers and what they can take.
+    (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
+    (_GRID | {13: "", 15: ""}, "s.yaml:8: budget.trials: must be at most the grid's 8 points, but got 12."),
+    (
+        _GRID | {13: "", 15: "", 14: "  batch_size: {type: int, low: 2, high: 9999}"},
+        "s.yaml:11: parameters: a grid must have at most 10000 points, but got more.",
+    ),
+    (
+        {
+            6: "sampler: {type: grid}",
+            13: "",
+            15: "",
+            8: "budget: {trials: 8}",
+            17: "  - {depth: 56, batch_size: 16}",
+        },
+        "s.yaml:16: initial: a grid runs every combination; `initial` must be empty, but got 1 rows.",
+    ),
+    (
+        {6: "sampler: {type: cmaes}", 15: "", 17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32}"},
+        "s.yaml:12: parameters.depth: sampler cmaes takes numbers only, but got a categorical.",
+    ),
+    # Networks that do not exist.
+    (
+        {12: "  depth: {type: categorical, choices: [92, 156]}"},
+        "s.yaml:12: parameters.depth.choices[1]: depth: layout cifar has the depths 56, 92, 128, 164, 236,",
+    ),
+    ({12: "  depth: {type: categorical, choices: [92, 156]}"}, "but got 156. The nearest is 164."),
+    (
+        {10: "fixed: {preset: attention5, momentum: 0.9}"},
+        "s.yaml:10: fixed.preset: unknown preset 'attention5' (did you mean 'attention56'?)",
+    ),
+    (
+        {10: "fixed: {layout: cifar, image_size: 8}"},
+        "s.yaml:10: fixed.image_size: must be in [16, 1024], but got 8.",
+    ),
+    (
+        {
+            10: "fixed: {layout: imagenet}",
+            14: "  image_size: {type: categorical, choices: [224, 16]}",
+            17: "",
+            16: "",
+        },
+        "s.yaml:14: parameters.image_size.choices[1]: image_size: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
+def test_a_broken_rule_is_told_with_its_line(
+    complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+) -> None:
+    told = complaint(lines)
+    assert words in "\n".join(told)
+    assert len({line.split(": ")[0] for line in told}) == 1, told

@@ -1,0 +1,97 @@
+"""Loading: a file by name or path, its scalars, all of its errors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import SpaceError
+from tune_rescon.spaces import Space, load_space, parse_space
+
+Complaint = Callable[..., list[str]]
+Bent = Callable[..., Space]
+
+
+def test_the_sound_space_is_sound(bent: Bent) -> None:
+    space = bent({})
+    assert (space.sampler.n_startup_trials, space.scheduler.reduction_factor) == (10, 3)
+
+
+def test_all_errors_at_once_in_the_order_of_the_file(complaint: Complaint) -> None:
+    told = complaint(
+        {
+            3: "dataset: {name: mnist, limit: 1}",
+            5: "fidelity: {max: zero}",
+            9: "gpus: 1",
+            10: "fixed: {lr: 0.1, momentum: 7}",
+            14: "  batch_size: {type: int, min: 16, high: 64}",
+        }
+    )
+    assert [line.split(": ")[:2] for line in told] == [
+        ["s.yaml:3", "dataset.limit"],
+        ["s.yaml:5", "fidelity.max"],
+        ["s.yaml:9", "gpus"],
+        ["s.yaml:10", "fixed.lr"],
+        ["s.yaml:10", "fixed.momentum"],
+        ["s.yaml:14", "parameters.batch_size.min"],
+        ["s.yaml:14", "parameters.batch_size.low"],
+    ]
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-2", 0.01), (".5", 0.5), ("+3", 3.0)])
+def test_numbers_are_read_as_yaml_1_2(bent: Bent, text: str, value: float) -> None:
+    assert bent({8: f"budget: {{trials: 1, hours: {text}}}"}).budget.hours == value
+
+
+@pytest.mark.parametrize("text", ["on", "no", "12:30", "2024-01-01", "'3'", "~x"])
+def test_words_stay_words(bent: Bent, text: str) -> None:
+    assert bent({9: f"description: {text}"}).description == text.strip("'")
+
+
+def test_a_leading_zero_is_no_octal(bent: Bent) -> None:
+    assert bent({8: "budget: {trials: 010}"}).budget.trials == 10
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "3", "- a"])
+def test_a_file_without_sections(text: str) -> None:
+    with pytest.raises(SpaceError, match=r"s\.yaml:1: must hold sections"):
+        parse_space(text, source="s.yaml")
+
+
+def test_unknown_space_is_answered_with_the_known() -> None:
+    with pytest.raises(
+        SpaceError, match=r"unknown space 'att93' \(did you mean 'att92'\?\); known: att56, att92, "
+    ):
+        load_space("att93")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda _: None, "must be readable, but got No such file or directory"),
+        (lambda path: path.mkdir(), "must be readable, but got Is a directory"),
+        (lambda path: path.write_bytes(b"version: \xff"), "must be UTF-8, but got invalid start byte"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    make(path)
+    with pytest.raises(SpaceError, match=words):
+        load_space(path)
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path: Path, sound: str) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("\ufeff" + sound, encoding="utf-8")
+    assert load_space(str(path)).name == "small"
+
+
+def test_errors_name_the_file_as_seen_from_here(
+    tmp_path: Path, sound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(sound.replace("trials: 12", "trials: x"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpaceError, match=r"^mine\.yaml:8: budget\.trials"):
+        load_space(tmp_path / "mine.yaml")

@@ -1,0 +1,87 @@
+"""``--set KEY=VALUE``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tune_rescon.spaces import FloatParameter, Space
+
+Complaint = Callable[..., list[str]]
+Bent = Callable[..., Space]
+
+
+def test_values_are_yaml(bent: Bent) -> None:
+    overrides = (
+        "budget.hours=1e-1",
+        "fidelity.max=27",
+        "fixed.flip=false",
+        "dataset={name: cifar10, limit: 100}",
+    )
+    space = bent({}, overrides)
+    assert (space.budget.hours, space.fidelity.max, space.fixed["flip"]) == (0.1, 27, False)
+    assert (space.dataset.name, space.dataset.limit) == ("cifar10", 100)
+
+
+def test_the_last_of_two_counts(bent: Bent) -> None:
+    assert bent({}, ("budget.trials=3", "budget.trials=4")).budget.trials == 4
+
+
+def test_a_deep_key(bent: Bent) -> None:
+    parameter = bent({}, ("parameters.learning_rate.low=0.02",)).parameters["learning_rate"]
+    assert isinstance(parameter, FloatParameter)
+    assert parameter.low == 0.02
+
+
+def test_a_missing_section_is_made(bent: Bent) -> None:
+    assert bent({9: ""}, ("resources_per_trial.gpu=2",)).resources_per_trial.gpu == 2
+
+
+def test_a_section_left_empty_is_filled(bent: Bent) -> None:
+    assert bent({10: "fixed:"}, ("fixed.flip=false",)).fixed == {"flip": False}
+
+
+def test_another_type_needs_no_other_keys_removed(bent: Bent) -> None:
+    space = bent({}, ("sampler.type=random", "scheduler.type=none"))
+    assert (space.sampler.type, space.sampler.seed, space.scheduler.type) == ("random", 3, "none")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "budget.trails=3",
+            "--set budget.trails: budget.trails: unknown key 'trails' (did you mean 'trials'?); known: ",
+        ),
+        ("foo.bar=3", "--set foo.bar: foo: unknown key 'foo'; known: budget, dataset,"),
+        ("budget.trials=many", "--set budget.trials: budget.trials: must be a whole number, but got 'many'."),
+        ("budget.trials=[", "--set budget.trials: is not YAML"),
+        ("budget.trials.low=3", "--set budget.trials.low: budget.trials: must be a section"),
+        ("parameters.lr.low=3", "--set parameters.lr.low: parameters.lr: unknown parameter 'lr'"),
+        (
+            "parameters.depth.choices=[92, 156]",
+            "--set parameters.depth.choices: parameters.depth.choices[1]: depth: ",
+        ),
+        ("fixed={lr: 1}", "--set fixed: fixed.lr: unknown parameter 'lr'"),
+        ("initial.0.depth=92", "--set initial.0.depth: initial: must be a section"),
+        ("metric.mode=min", "--set metric.mode: metric.mode: val_accuracy goes with mode max, but got min."),
+        (
+            "budget.trials",
+            "--set budget.trials: --set takes KEY=VALUE, with a dotted key, but got 'budget.trials'.",
+        ),
+        ("=3", "--set =3: --set takes KEY=VALUE"),
+        ("budget..trials=3", "--set takes KEY=VALUE"),
+    ],
+)
+def test_a_bad_override_is_told_as_such(complaint: Complaint, override: str, words: str) -> None:
+    assert any(line.startswith(words) or words in line for line in complaint({}, (override,)))
+
+
+def test_an_override_mends_the_file(bent: Bent) -> None:
+    assert bent({8: "budget: {trials: x}"}, ("budget.trials=5",)).budget.trials == 5
+
+
+def test_what_an_override_breaks_elsewhere_stands_at_its_own_line(complaint: Complaint) -> None:
+    told = complaint({}, ("parameters.depth.choices=[56]",))
+    assert told == ["s.yaml:15: parameters.drop_path.when.in[0]: must be one of the choices 56, but got 92."]
