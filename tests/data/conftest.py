@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,9 @@ def make_folder(tmp_path: Path) -> MakeFolder:
 def open_folder(tmp_path: Path) -> OpenFolder:
     """Open a folder or zip with the cache in ``tmp_path/cache``; settings go to DatasetConfig."""
 
-    def open_it(path: Path, **settings: object) -> ImageDataset:
-        config = DatasetConfig(**{"name": "folder", "path": str(path), "val_fraction": 0.25, **settings})
+    def open_it(path: Path, **settings: Any) -> ImageDataset:
+        known: dict[str, Any] = {"name": "folder", "path": str(path), "val_fraction": 0.25, **settings}
+        config = DatasetConfig(**known)
         return open_dataset(config, data_root=tmp_path / "data", cache_root=tmp_path / "cache")
 
     return open_it

@@ -50,7 +50,13 @@ LAYOUTS = {
         "",
         "a b",
     ),
-    "other files beside": (["readme.txt", "a/1.jpg", "b/1.jpg", "b/notes.txt"], "a/1.jpg b/1.jpg", "", "", "a b"),
+    "other files beside": (
+        ["readme.txt", "a/1.jpg", "b/1.jpg", "b/notes.txt"],
+        "a/1.jpg b/1.jpg",
+        "",
+        "",
+        "a b",
+    ),
     "folder entries": (["a/", "a/1.jpg", "b/", "b/1.jpg"], "a/1.jpg b/1.jpg", "", "", "a b"),
 }
 
@@ -122,7 +128,7 @@ def test_an_encrypted_zip(make_folder: MakeFolder) -> None:
     # The flags of the first entry of the archive's directory.
     data[data.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match="encrypted a/0000.png"):
+    with pytest.raises(DataError, match=r"encrypted a/0000.png"):
         list_folder(path)
 
 
@@ -163,11 +169,13 @@ def test_fingerprint_of_a_zip_sees_other_content_of_equal_size_and_time(make_fol
 
 
 def test_fingerprint_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="existing directory or .zip"):
+    with pytest.raises(DataError, match=r"existing directory or .zip"):
         fingerprint(tmp_path / "none")
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_an_error(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_folder({"a": 1, "b": 1})
     scandir = os.scandir
 
@@ -177,5 +185,5 @@ def test_a_folder_that_cannot_be_read_is_an_error(make_folder: MakeFolder, monke
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match="readable.*Permission denied"):
+    with pytest.raises(DataError, match=r"readable.*Permission denied"):
         list_folder(root)

@@ -24,7 +24,9 @@ def labels_of(counts: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int64
 def splits(draw: st.DrawFn) -> tuple[list[int], SplitRule]:
     counts = draw(COUNTS)
     limit = draw(st.none() | st.integers(2 * len(counts), sum(counts) + 5))
-    return counts, SplitRule(limit=limit, val_fraction=draw(st.floats(0.01, 0.99)), seed=draw(st.integers(0, 99)))
+    return counts, SplitRule(
+        limit=limit, val_fraction=draw(st.floats(0.01, 0.99)), seed=draw(st.integers(0, 99))
+    )
 
 
 @given(splits())

@@ -125,7 +125,7 @@ def _fill(
 ) -> None:
     path = create_images(scratch, plan.shape)
     done: dict[int, _Chunk] = {}
-    with reporting(progress, f"decoding {source.title}", plan.shape[0]) as advance:
+    with reporting(progress, f"decoding {Path(source.title).name}", plan.shape[0]) as advance:
         for chunk in _run(plan, path):
             if chunk.bad and not skip_bad:
                 raise _bad_image(source, chunk.bad[0].name, chunk.bad[0].reason)

@@ -154,6 +154,8 @@ def _brightness(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def _color(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
+    if images_BCHW.shape[1] == 1:
+        return images_BCHW
     return _blend(images_BCHW, _grey(images_BCHW), factor_B)
 
 

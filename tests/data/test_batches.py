@@ -1,0 +1,264 @@
+"""Batches are a function of (seed, epoch): nothing else moves them, and they move nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import ImageDataModule, ImageDataset, Split
+from tune_rescon.data.batches import Batches, ShuffledBatches, augmentation_rng, epoch_order
+
+MakeFolder = Callable[..., Path]
+OpenFolder = Callable[..., ImageDataset]
+
+EVERYTHING: dict[str, Any] = {
+    "crop_padding": 2,
+    "flip": True,
+    "augment": "randaugment",
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
+
+
+def numbered_split(images: int) -> Split:
+    """Image i is filled with i."""
+    pixels = np.arange(images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), dtype=np.uint8)
+    rows = np.arange(images)
+    return Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3)
+
+
+def visited(loader: Batches) -> list[list[int]]:
+    return [batch.images_BHWC[:, 0, 0, 0].tolist() for batch in loader]
+
+
+def shuffled(images: int, batch_size: int, epoch: int = 0, seed: int = 0) -> ShuffledBatches:
+    return ShuffledBatches(
+        split=numbered_split(images), batch_size=batch_size, seed=seed, epoch=lambda: epoch
+    )
+
+
+@given(st.integers(1, 100), st.integers(2, 40))
+def test_validation_visits_every_image_in_order(images: int, batch_size: int) -> None:
+    loader = Batches(split=numbered_split(images), batch_size=batch_size)
+    found = visited(loader)
+    assert list(chain(*found)) == list(range(images))
+    assert len(found) == len(loader)
+    assert all(len(batch) == batch_size for batch in found[:-1])
+
+
+@given(st.integers(2, 100), st.integers(2, 40))
+def test_training_drops_a_short_last_batch_only_if_there_is_another(images: int, batch_size: int) -> None:
+    loader = shuffled(images, batch_size)
+    found = visited(loader)
+    assert len(found) == len(loader)
+    assert [len(batch) for batch in found] == [batch_size] * (images // batch_size) or [len(found[0])] == [
+        images
+    ]
+    assert len(set(chain(*found))) == sum(map(len, found))
+
+
+def test_each_epoch_and_seed_has_its_order() -> None:
+    orders = {tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+    assert np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=2))
+
+
+def test_streams_of_one_seed_differ() -> None:
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    draws = {float(augmentation_rng(place, seed=seed).random()) for place in places for seed in (0, 1)}
+    assert len(draws) == 8
+
+
+@pytest.fixture
+def dataset(make_folder: MakeFolder, open_folder: OpenFolder) -> ImageDataset:
+    return open_folder(make_folder({"train/a": 16, "train/b": 16, "val/a": 3, "test/b": 5}))
+
+
+def module_of(
+    dataset: ImageDataset, *, seed: int = 0, image_size: int = 16, **settings: Any
+) -> ImageDataModule:
+    config = TrialConfig(**{"batch_size": 8, **PLAIN, **settings})
+    return ImageDataModule(dataset, config, image_size=image_size, seed=seed)
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset) -> None:
+    module = module_of(dataset, **EVERYTHING)
+    expected = list(module.train_batches(epoch=3))
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    list(module.train_batches(epoch=0))
+    assert same(list(module_of(dataset, **EVERYTHING).train_batches(epoch=3)), expected)
+
+
+@pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
+def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[str, int]) -> None:
+    seed, epoch = other.get("seed", 0), other.get("epoch", 0)
+    first = list(module_of(dataset, **EVERYTHING).train_batches(epoch=0))
+    assert not same(list(module_of(dataset, seed=seed, **EVERYTHING).train_batches(epoch=epoch)), first)
+
+
+def test_global_random_states_are_left_alone(dataset: ImageDataset) -> None:
+    before = torch.get_rng_state(), np.random.get_state(legacy=True), random.getstate()
+    list(module_of(dataset, image_size=24, **EVERYTHING).train_batches(epoch=0))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert str(before[1]) == str(np.random.get_state(legacy=True))
+    assert before[2] == random.getstate()
+
+
+def test_nothing_is_done_that_is_not_asked_for(dataset: ImageDataset) -> None:
+    module = module_of(dataset, normalize=False)
+    order = epoch_order(len(dataset.train), seed=0, epoch=0)
+    stored, labels = dataset.train.gather(order)
+    batches = list(module.train_batches(epoch=0))
+    expected = torch.from_numpy(stored).permute(0, 3, 1, 2) / 255
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+    assert torch.equal(torch.cat([found for _, found in batches]), torch.from_numpy(labels))
+
+
+def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
+    ((plain, _),) = module_of(dataset).val_batches()
+    ((found, labels),) = module_of(dataset, **EVERYTHING).val_batches()
+    assert torch.equal(found, plain)
+    assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDataset) -> None:
+    images = torch.cat([images for images, _ in module_of(dataset).train_batches(epoch=0)])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("image_size", [8, 16, 33])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING])
+def test_what_the_network_gets(dataset: ImageDataset, image_size: int, settings: dict[str, Any]) -> None:
+    images, targets = next(module_of(dataset, image_size=image_size, **settings).train_batches(epoch=0))
+    assert images.shape == (8, 3, image_size, image_size)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert (targets.shape, targets.dtype) == (((8, 2), torch.float32) if settings else ((8,), torch.int64))
+
+
+def test_resizing_agrees_with_the_decoder(dataset: ImageDataset) -> None:
+    from PIL import Image
+
+    ((found, _),) = module_of(dataset, image_size=8, normalize=False).val_batches()
+    stored, _ = dataset.val.gather(np.arange(3))
+    expected = [Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR) for image in stored]
+    exact = torch.from_numpy(np.stack([np.asarray(image) for image in expected])).permute(0, 3, 1, 2)
+    assert (found * 255 - exact).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "mixes"),
+    [
+        ({"mixup": 0.2}, {"mixup"}),
+        ({"cutmix": 1.0}, {"cutmix"}),
+        ({"mixup": 1.0, "cutmix": 1.0}, {"mixup", "cutmix"}),
+    ],
+)
+def test_each_batch_takes_one_of_the_mixes_asked_for(
+    dataset: ImageDataset, settings: dict[str, Any], mixes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    for name in ("mixup", "cutmix"):
+
+        def spy(
+            images: Tensor, targets: Tensor, *_: object, name: str = name, **__: object
+        ) -> tuple[Tensor, Tensor]:
+            used.append(name)
+            return images, targets
+
+        monkeypatch.setattr(f"tune_rescon.data.module.{name}", spy)
+    for epoch in range(5):
+        list(module_of(dataset, **settings).train_batches(epoch=epoch))
+    assert set(used) == mixes
+    assert len(used) == 20
+
+
+def test_a_source_of_one_colour_can_be_normalised(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+    from PIL import Image
+
+    root = make_folder({"a": 4, "b": 4})
+    for path in root.glob("*/*.png"):
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(path)
+    images, _ = next(module_of(open_folder(root)).train_batches(epoch=0))
+    assert not images.any()
+
+
+class Recorder(nn.Module):
+    """Stands for a network; keeps the sums of what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+
+def record(module: ImageDataModule, folder: Path, *, epochs: int, resume: Path | None = None) -> list[float]:
+    """Sums of the training batches that Lightning shows, epoch after epoch."""
+    import pytorch_lightning as pl
+
+    shown: list[float] = []
+
+    class Watcher(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Recorder()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            shown.append(float(batch[0].double().sum()))
+            return self.net.bias.square()
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+            assert batch[0].shape[0] == len(module.dataset.val)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(Watcher(), datamodule=module, ckpt_path=resume, weights_only=False)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return shown
+
+
+# Lightning 2.6 asks torch 2.15's tree utilities in a way they deprecate.
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")
+@pytest.mark.torch
+def test_lightning_sees_the_epochs_and_resumes_into_the_right_one(
+    dataset: ImageDataset, tmp_path: Path
+) -> None:
+    module = module_of(dataset, **EVERYTHING)
+    whole = record(module, tmp_path, epochs=4)
+    first = record(module_of(dataset, **EVERYTHING), tmp_path, epochs=2)
+    rest = record(module_of(dataset, **EVERYTHING), tmp_path, epochs=4, resume=tmp_path / "last.ckpt")
+    expected = [
+        float(images.double().sum()) for epoch in range(4) for images, _ in module.train_batches(epoch=epoch)
+    ]
+    assert whole == expected
+    assert first + rest == expected
+    assert all(a != b for a, b in pairwise(whole))

@@ -1,0 +1,367 @@
+"""The cache on disk: damage is mended, builders do not disturb each other, failures leave nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import ImageDataset, building, open_dataset
+from tune_rescon.data.cache import CacheError, chunk_rows, open_cache, verify_all
+from tune_rescon.errors import DataError, StorageError
+
+MakeFolder = Callable[..., Path]
+OpenFolder = Callable[..., ImageDataset]
+
+FILES = ("images.npy", "labels.npy", "meta.json")
+COUNTS = {"cat": 6, "dog": 6}
+
+
+def cache_folder(tmp_path: Path) -> Path:
+    return next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+
+
+def pixels(dataset: ImageDataset) -> bytes:
+    return b"".join(
+        split.gather(np.arange(len(split)))[0].tobytes() for split in (dataset.train, dataset.val)
+    )
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each cache that is built."""
+    built: list[str] = []
+    build = building._build
+
+    def counting(source: object, scratch: Path, *args: object, **settings: object) -> None:
+        built.append(scratch.name)
+        build(source, scratch, *args, **settings)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(building, "_build", counting)
+    return built
+
+
+def _write(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def _remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _flip(name: str, at: int) -> Callable[[Path], object]:
+    def flip(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[at] ^= 1
+        (folder / name).write_bytes(data)
+
+    return flip
+
+
+def _cut(name: str, length: int) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, length)
+
+
+def _replace(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("not a cache")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    **{f"{name} missing": _remove(name) for name in FILES},
+    **{f"{name} empty": _write(name, b"") for name in FILES},
+    "images cut inside": _cut("images.npy", 1000),
+    "images cut by one byte": _cut("images.npy", 128 + 12 * 16 * 16 * 3 - 1),
+    "images too long": lambda folder: os.truncate(folder / "images.npy", 10**6),
+    "header: magic": _flip("images.npy", 0),
+    "header: shape": _flip("images.npy", 62),
+    "first pixel": _flip("images.npy", 128),
+    "last pixel": _flip("images.npy", -1),
+    "label": _flip("labels.npy", -8),
+    "meta: any bit": _flip("meta.json", 300),
+    "meta: not json": _write("meta.json", b"{"),
+    "meta: other json": _write("meta.json", b"[1]"),
+    "meta: wrong kinds": _write("meta.json", b'{"digest": 1, "meta": 2}'),
+    "meta: not text": _write("meta.json", b"\xff\xfe\xfd"),
+    "a file in its place": _replace,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_noticed_and_mended(
+    damage: str, make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+) -> None:
+    root = make_folder(COUNTS)
+    before = pixels(open_folder(root))
+    DAMAGE[damage](cache_folder(tmp_path))
+    assert pixels(open_folder(root)) == before
+    assert len(decoded) == 2
+    open_folder(root)
+    assert len(decoded) == 2
+
+
+def test_a_whole_cache_is_not_built_again(
+    make_folder: MakeFolder, open_folder: OpenFolder, decoded: list[str]
+) -> None:
+    root = make_folder(COUNTS)
+    for limit in (None, 8, 4):
+        open_folder(root, limit=limit, split_seed=limit or 0)
+    assert len(decoded) == 1
+
+
+def test_a_changed_source_is_decoded_again(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+) -> None:
+    root = make_folder(COUNTS)
+    before = open_folder(root)
+    (root / "cat/0000.png").unlink()
+    after = open_folder(root)
+    assert len(decoded) == 2
+    assert len(after.train) + len(after.val) == 11
+    assert after.digest != before.digest
+    # One cache a source: the old one is gone, though whoever had it open can still read it.
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [
+        cache_folder(tmp_path).name
+    ]
+    assert before.train.gather(np.arange(3))[0].shape == (3, 16, 16, 3)
+
+
+def test_a_foreign_cache_is_not_believed(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+) -> None:
+    first, second = make_folder(COUNTS, "first"), make_folder({"cat": 5, "dog": 5}, "second")
+    open_folder(first)
+    ours = cache_folder(tmp_path)
+    expected = pixels(open_folder(second))
+    theirs = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path != ours)
+    shutil.rmtree(theirs)
+    shutil.copytree(ours, theirs)
+    assert pixels(open_folder(second)) == expected
+    assert len(decoded) == 3
+
+
+def test_another_format_is_decoded_again(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_folder(make_folder(COUNTS))
+    folder = cache_folder(tmp_path)
+    monkeypatch.setattr("tune_rescon.data.cache.FORMAT", 99)
+    with pytest.raises(CacheError, match="format is 1, not 99"):
+        open_cache(folder, "any")
+
+
+def test_verify_all_reads_what_opening_does_not(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_rescon.data.cache.CHUNK_BYTES", 16 * 16 * 3)
+    config = DatasetConfig(name="folder", path=str(make_folder({"cat": 40, "dog": 40})))
+    open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache")
+    folder = cache_folder(tmp_path)
+    meta = (folder / "meta.json").read_text()
+    fingerprint = meta.split('source\\": \\"')[1].split("\\")[0]
+    verify_all(open_cache(folder, fingerprint))
+    _flip("images.npy", 128 + 5 * 16 * 16 * 3)(folder)
+    cache = open_cache(folder, fingerprint)
+    assert chunk_rows(cache.meta.shape) == 1
+    with pytest.raises(CacheError, match="damaged between images 5 and 6"):
+        verify_all(cache)
+
+
+def break_image(root: Path) -> Path:
+    path = root / "dog/0003.png"
+    path.write_bytes(path.read_bytes()[:100])
+    return root
+
+
+def test_a_broken_image_is_named_and_nothing_is_left(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path
+) -> None:
+    root = break_image(make_folder(COUNTS))
+    with pytest.raises(DataError, match=r"dog/0003.png, which cannot be decoded.*on_bad_image"):
+        open_folder(root)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_broken_images_are_skipped_if_asked(
+    make_folder: MakeFolder, open_folder: OpenFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = break_image(make_folder(COUNTS))
+    dataset = open_folder(root, on_bad_image="skip")
+    assert len(dataset.train) + len(dataset.val) == 11
+    assert "1 images cannot be decoded and are left out, the first is dog/0003.png" in caplog.text
+    # The same cache, opened by someone who minds.
+    with pytest.raises(DataError, match=r"dog/0003.png"):
+        open_folder(root)
+
+
+def test_statistics_leave_skipped_images_out(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+    dataset = open_folder(break_image(make_folder(COUNTS)), on_bad_image="skip")
+    rows = np.concatenate([dataset.train.rows_N, dataset.val.rows_N])
+    images = dataset.train.images_NHWC[np.sort(rows)] / 255
+    assert dataset.mean == pytest.approx(images.mean((0, 1, 2)))
+    assert dataset.std == pytest.approx(images.std((0, 1, 2)))
+
+
+@pytest.mark.parametrize("classes", [("cat",), ("cat", "dog")])
+def test_classes_of_broken_images_only(
+    make_folder: MakeFolder, open_folder: OpenFolder, classes: tuple[str, ...]
+) -> None:
+    root = make_folder(COUNTS)
+    for name in classes:
+        for path in (root / name).iterdir():
+            path.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"0 of 'cat'|no training image can be decoded"):
+        open_folder(root, on_bad_image="skip")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings", "side"),
+    [
+        ([(20, 20)], {}, 20),
+        ([(48, 20)], {}, 20),
+        ([(20, 20), (20, 24)], {}, 256),
+        ([(300, 300)], {}, 256),
+        ([(20, 20)], {"store_size": 32}, 32),
+        ([(20, 20), (30, 40)], {"store_size": 16}, 16),
+    ],
+)
+def test_stored_side(
+    make_folder: MakeFolder,
+    open_folder: OpenFolder,
+    sizes: list[tuple[int, int]],
+    settings: dict[str, int],
+    side: int,
+) -> None:
+    root = make_folder({f"class{i}": 2 for i in range(2)}, size=sizes[0])
+    for place, size in enumerate(sizes):
+        (root / f"class{place}/0001.png").write_bytes(_picture(size))
+    assert open_folder(root, **settings).train.images_NHWC.shape == (4, side, side, 3)
+
+
+def _picture(size: tuple[int, int]) -> bytes:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_one_odd_image_among_many_alike_is_found_while_decoding(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"a": 60, "b": 60})
+    (root / "a/0001.png").write_bytes(_picture((16, 17)))
+    assert open_folder(root, store_size=None).train.images_NHWC.shape == (120, 256, 256, 3)
+
+
+def test_a_cache_root_that_cannot_be_written(make_folder: MakeFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = DatasetConfig(name="folder", path=str(make_folder(COUNTS)))
+    with pytest.raises(StorageError, match="must be writable"):
+        open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "file" / "cache")
+
+
+def test_a_full_disk(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="have room, but got No space left"):
+        open_folder(make_folder(COUNTS))
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_progress_is_told(make_folder: MakeFolder, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    config = DatasetConfig(name="folder", path=str(make_folder(COUNTS)))
+    for _ in range(2):
+        open_dataset(
+            config,
+            data_root=tmp_path,
+            cache_root=tmp_path / "cache",
+            progress=lambda *done: told.append(done),
+        )
+    assert told == [(12, 12)]
+
+
+def test_a_bar_is_drawn(make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(COUNTS)
+    config = DatasetConfig(name="folder", path=str(root))
+    open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache", progress=True)
+    assert "12/12" in capsys.readouterr().err
+
+
+OPENER = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from tune_rescon.config import DatasetConfig
+    from tune_rescon.data import open_dataset
+
+    folder, cache, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+
+    def progress(done, total):
+        print("decoding", flush=True)
+        time.sleep(pause)
+
+    config = DatasetConfig(name="folder", path=str(folder))
+    print(open_dataset(config, data_root=folder, cache_root=cache, progress=progress).digest)
+""")
+
+
+def start_opener(root: Path, cache: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPENER, str(root), str(cache), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(60)
+def test_two_processes_at_once_build_one_cache(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"cat": 150, "dog": 150})
+    openers = [start_opener(root, tmp_path / "cache", 0.5) for _ in range(2)]
+    outputs = [opener.communicate()[0].split() for opener in openers]
+    assert sum("decoding" in output for output in outputs) == 1
+    assert outputs[0][-1] == outputs[1][-1]
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_builder_leaves_nothing_that_is_believed(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"cat": 150, "dog": 150})
+    with start_opener(root, tmp_path / "cache", 60) as opener:
+        assert opener.stdout is not None
+        assert opener.stdout.readline() == "decoding\n"
+        opener.send_signal(signal.SIGKILL)
+    assert any(".building-" in path.name for path in (tmp_path / "cache").iterdir())
+    config = DatasetConfig(name="folder", path=str(root))
+    dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache")
+    assert len(dataset.train) == 270
+    assert not any(".building-" in path.name for path in (tmp_path / "cache").iterdir())
+
+
+@pytest.mark.timeout(60)
+def test_processes_decode_as_one_does(
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder({"train/cat": 150, "train/dog": 150, "test/cat": 9})
+    several = open_folder(root)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(building, "_WORTH_PROCESSES", 1000)
+    one = open_folder(root)
+    assert (several.digest, several.mean, several.std) == (one.digest, one.mean, one.std)
+
+
+@pytest.mark.timeout(60)
+def test_processes_name_a_broken_image(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+    with pytest.raises(DataError, match=r"dog/0003.png, which cannot be decoded"):
+        open_folder(break_image(make_folder({"cat": 150, "dog": 150})))
