@@ -118,7 +118,7 @@ def test_listeners_hear_everything_in_order() -> None:
 
 def test_a_diverged_trial_ends_within_the_epoch_and_is_no_result() -> None:
     of = study()
-    simulate(coordinator(of, total=1), lambda trial: SyntheticCurve(limit=0.9, diverges_at=2))
+    simulate(coordinator(of, total=1), lambda _: SyntheticCurve(limit=0.9, diverges_at=2))
     (trial,) = of.trials
     assert trial.state is OptunaState.FAIL
     assert trial.user_attrs["state"] == "diverged"

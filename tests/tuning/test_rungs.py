@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,8 +24,8 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
     low, more, factor = numbers
     levels = rungs(low, low + more, factor)
     assert (levels[0], levels[-1]) == (low, low + more)
-    assert all(b == a * factor for a, b in zip(levels[:-2], levels[1:-1], strict=True))
-    assert all(a < b for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b == a * factor for a, b in pairwise(levels[:-1]))
+    assert all(a < b for a, b in pairwise(levels))
 
 
 @pytest.mark.parametrize(

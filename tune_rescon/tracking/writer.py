@@ -94,9 +94,9 @@ class MlflowWriter:
         return self._unsent + self._queue.qsize()
 
     def _run(self) -> None:
-        self._insist(self._connect)
+        connected = self._insist(self._connect)
         while (event := self._queue.get()) is not None:
-            if not self._insist(functools.partial(self._send, event)):
+            if not (connected and self._insist(functools.partial(self._send, event))):
                 self._unsent += 1
 
     def _connect(self) -> None:
@@ -110,7 +110,7 @@ class MlflowWriter:
         self._book = book
 
     def _send(self, event: Event) -> None:
-        assert self._book is not None, "events are sent only after the connection"
+        assert self._book is not None, "events are sent after the connection only"
         opened = self._book.apply(event)
         if opened is not None:
             self._opened.put(opened)
@@ -137,4 +137,7 @@ def _is_final(error: Exception) -> bool:
     """Whether making the same call again cannot help."""
     from mlflow.exceptions import MlflowException
 
-    return not isinstance(error, MlflowException) or error.error_code in _REFUSALS
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    # The network's and the disk's errors pass; any other is a fault of the call.
+    return not isinstance(error, OSError)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
     from tune_rescon.tuning.rungs import Decision, RungLadder, Verdict, rungs
     from tune_rescon.tuning.runner import run_search
+    from tune_rescon.tuning.trial import TrialTask
 
 __all__ = [
     "Coordinator",
@@ -30,6 +31,7 @@ __all__ = [
     "StudyResult",
     "TrialCost",
     "TrialSummary",
+    "TrialTask",
     "Verdict",
     "best_trial",
     "default_cache_root",
@@ -53,6 +55,7 @@ _HOMES: Final = {
     "StudyResult": "result",
     "TrialCost": "result",
     "TrialSummary": "record",
+    "TrialTask": "trial",
     "Verdict": "rungs",
     "best_trial": "result",
     "default_cache_root": "options",

@@ -60,8 +60,8 @@ def prepare_environment(*, own_ray: bool) -> None:
     """Put the settings where Ray reads them when it is imported.
 
     A Ray of this machine's own gets a token of its own: Ray's default writes one to the home directory, and
-    without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the mode
-    it found then.
+    without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the
+    mode it found then.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -42,6 +42,7 @@ def execute(
                 # Without it Tune asks a searcher for one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
+                trial_dirname_creator=_directory,
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -53,3 +54,8 @@ def execute(
             ),
         )
         tuner.fit()
+
+
+def _directory(trial: Any) -> str:
+    # Tune's own names hold every value of the config and are cut at 130 characters.
+    return f"trial_{trial.config['number']:04d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from tune_rescon.errors import StorageError, explain
 from tune_rescon.tuning.record import TrialSummary
 
 __all__ = ["SearchFolder", "default_storage", "write_atomically"]
+
+#: It names a directory, a study and an MLflow run, and stands in MLflow's queries.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
@@ -86,8 +90,11 @@ class SearchFolder:
         """Make the directory.
 
         Raises:
-            StorageError: the name is taken, or the storage cannot be written.
+            StorageError: the name is no name or taken, or the storage cannot be written.
         """
+        if not _NAME.fullmatch(self.name):
+            rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
+            raise StorageError(explain(rule, got=repr(self.name), where="--name"))
         if self.path.exists():
             hint = f"Go on with it by --resume {self.name}, or give another --name."
             rule = f"the name of a new search must be free, but {self.path} exists"
@@ -112,9 +119,11 @@ class SearchFolder:
         rule = f"no search named {self.name!r} in {self.storage}"
         raise StorageError(explain(rule, where="--resume", hint=known))
 
-    def remove(self) -> None:
-        """Take back what a search that never began has made."""
+    def remove(self, *, with_storage: bool) -> None:
+        """Take back what a search that never began has made; an empty storage too if it made that."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if with_storage and not any(self.storage.iterdir()):
+            self.storage.rmdir()
 
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
         """Delete a trial's checkpoints but the file ``keep``; the directory too when nothing is left."""

@@ -23,7 +23,7 @@ def interruptible(on_first: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen = []
+    seen: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame

@@ -12,11 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from tune_rescon import __version__
-from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.data import DatasetFacts
 from tune_rescon.models import count, resolve_network
 from tune_rescon.spaces import (
-    CategoricalParameter,
     Space,
     dump_space,
     from_optuna,
@@ -34,6 +33,7 @@ from tune_rescon.tuning.interruption import interruptible
 from tune_rescon.tuning.ladder import ladder_levels, make_ladder
 from tune_rescon.tuning.noise import library_log
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.preparation import prepare_data
 from tune_rescon.tuning.record import StudyRecord, TrialSummary
 from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
 from tune_rescon.tuning.samplers import make_sampler
@@ -70,7 +70,7 @@ def run_search(
     folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
     check_tracking_uri(options.tracking_uri or folder.mlflow_uri)
     with _folder_of(folder, resume=options.resume), library_log(folder.log):
-        facts = _prepare_data(space, options)
+        facts = prepare_data(space, options)
         with ray_session(options.address) as resources:
             slots = fit_slots(
                 resources,
@@ -223,37 +223,15 @@ def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
         folder.require()
         yield
         return
+    storage_is_new = not folder.storage.exists()
     folder.create()
     try:
         yield
     except BaseException:
         # The space is the first file of a search that has begun.
         if not folder.space_yaml.exists():
-            folder.remove()
+            folder.remove(with_storage=storage_is_new)
         raise
-
-
-def _prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
-    """Decode what is not decoded yet, before Ray starts: bad images end the search here."""
-    from tune_rescon.data import open_dataset
-
-    facts = {}
-    for dataset in _datasets(space):
-        facts[dataset.name] = describe(dataset, data_root=options.data_root)
-        open_dataset(
-            dataset,
-            data_root=options.data_root,
-            cache_root=options.cache_root,
-            progress=options.show_progress,
-        )
-    return facts
-
-
-def _datasets(space: Space) -> tuple[DatasetConfig, ...]:
-    """Every dataset a trial of the space may train on."""
-    searched = space.parameters.get("dataset")
-    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
-    return tuple(space.dataset_config(name) for name in names)
 
 
 def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:

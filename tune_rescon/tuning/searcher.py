@@ -38,7 +38,7 @@ class CoordinatorSearcher(Searcher):
         """Tune's config of the next trial, or Tune's word that there is none."""
         trial = self._coordinator.next_trial()
         if trial is None:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         self._numbers[trial_id] = trial.number
         return self._make_task(trial).to_dict()
 
