@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from tune_rescon.errors import SpaceError
-from tune_rescon.spaces import Space, load_space, parse_space
+from tune_rescon.spaces import Space, load_space, parse_space, preview
 
 Complaint = Callable[..., list[str]]
 Bent = Callable[..., Space]
@@ -95,3 +100,37 @@ def test_errors_name_the_file_as_seen_from_here(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpaceError, match=r"^mine\.yaml:8: budget\.trials"):
         load_space(tmp_path / "mine.yaml")
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**40),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "low", "in"]), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.timeout(30)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_put_anywhere_there_is_a_space_or_an_answer(sound: str, data: st.DataObject) -> None:
+    document = YAML(typ="safe", pure=True).load(sound)
+    section, key = data.draw(st.sampled_from(list(_places(document))))
+    section[key] = data.draw(_VALUES)
+    text = StringIO()
+    YAML(typ="safe", pure=True).dump(document, text)
+    answer: Space | str
+    try:
+        answer = parse_space(text.getvalue(), source="s.yaml")
+    except SpaceError as error:
+        answer = str(error)
+    assert answer.startswith("s.yaml:") if isinstance(answer, str) else preview(answer, 3)
+
+
+def _places(section: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container of a document with each of its keys or positions."""
+    for key in section if isinstance(section, dict) else range(len(section)):
+        yield section, key
+        if isinstance(section[key], dict | list):
+            yield from _places(section[key])

@@ -12,6 +12,7 @@ from tune_rescon.spaces.combinations import is_active
 from tune_rescon.spaces.dumping import dump_space
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_space, parse_space
+from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
 from tune_rescon.spaces.sampling import (
     distributions,
     from_optuna,
@@ -21,19 +22,7 @@ from tune_rescon.spaces.sampling import (
     to_optuna,
     trial_config,
 )
-from tune_rescon.spaces.sections import (
-    Budget,
-    CategoricalParameter,
-    Fidelity,
-    FloatParameter,
-    IntParameter,
-    Metric,
-    Parameter,
-    Resources,
-    Sampler,
-    Scheduler,
-    When,
-)
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
 from tune_rescon.spaces.space import Space
 
 __all__ = [

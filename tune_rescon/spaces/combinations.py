@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from tune_rescon.spaces.sections import CategoricalParameter, FloatParameter, IntParameter, Parameter
+from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter
 
 __all__ = ["combinations", "is_active", "is_among", "is_finite", "values_of"]
 

@@ -70,14 +70,6 @@ class Document:
         section[last] = given.value
         self.places |= {(*path, *below): place for below in given.places} | {path: place}
 
-    def drop(self, path: Path) -> None:
-        """Take the key at ``path`` out of its section."""
-        section = self.value
-        for step in path[:-1]:
-            section = section[step]
-        del section[path[-1]]
-        self._forget(path)
-
     def _forget(self, path: Path) -> None:
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
 

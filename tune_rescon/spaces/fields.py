@@ -8,8 +8,8 @@ from typing import Any, Final
 from tune_rescon.config import check_field, field_names
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import is_among
+from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem, shown
-from tune_rescon.spaces.sections import CategoricalParameter, Parameter
 
 __all__ = ["broken_conditions", "broken_fields", "field_problem", "unknown_fields"]
 

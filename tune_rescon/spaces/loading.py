@@ -11,9 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from tune_rescon.errors import SpaceError, explain
 from tune_rescon.spaces.document import Document, Place, read_document
 from tune_rescon.spaces.files import find_space, read_space_file
+from tune_rescon.spaces.parameters import Parameter
 from tune_rescon.spaces.problems import Problem, dotted, problems_in, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
-from tune_rescon.spaces.sections import Budget, Fidelity, Parameter, Sampler, Scheduler, Value
+from tune_rescon.spaces.section import Value
+from tune_rescon.spaces.sections import Budget, Fidelity, Sampler, Scheduler
 from tune_rescon.spaces.space import Space, read_dataset
 
 __all__ = ["load_space", "parse_space"]

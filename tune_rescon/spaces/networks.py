@@ -14,8 +14,8 @@ from tune_rescon.config import TrialConfig, check_field
 from tune_rescon.errors import NetworkError
 from tune_rescon.models import resolve_network
 from tune_rescon.spaces.combinations import combinations, values_of
+from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem
-from tune_rescon.spaces.sections import CategoricalParameter, FloatParameter, Parameter
 
 __all__ = ["missing_networks"]
 

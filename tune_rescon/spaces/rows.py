@@ -8,8 +8,8 @@ from typing import Any
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import is_active, is_among
 from tune_rescon.spaces.fields import field_problem
+from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem, shown
-from tune_rescon.spaces.sections import CategoricalParameter, Parameter
 
 __all__ = ["broken_rows"]
 

@@ -17,9 +17,10 @@ from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import combinations, is_among, is_finite
 from tune_rescon.spaces.fields import broken_conditions, broken_fields, unknown_fields
 from tune_rescon.spaces.networks import missing_networks
+from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem, shown
 from tune_rescon.spaces.rows import broken_rows
-from tune_rescon.spaces.sections import Budget, CategoricalParameter, Fidelity, Parameter, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Sampler, Scheduler
 
 __all__ = ["Draft", "broken_rules"]
 
@@ -29,6 +30,7 @@ _LARGEST_GRID: Final = 10_000
 #: What Optuna's samplers of these types would silently draw at random instead of modelling.
 _MODELS_NO_WHEN: Final = ("gp", "cmaes")
 _MODELS_NO_CATEGORICAL: Final = ("cmaes",)
+_MODELS_NO_SINGLE: Final = ("cmaes",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,9 @@ def _broken_sampler(draft: Draft) -> Iterator[Problem]:
     kind = draft.sampler.type
     if kind == "grid":
         yield from _broken_grid(draft)
+    if kind in _MODELS_NO_SINGLE and len(draft.parameters) == 1:
+        text = explain(f"sampler {kind} needs two parameters", got="one", hint="Use `sampler.type: tpe`.")
+        yield Problem(path=("sampler", "type"), text=text)
     for name, parameter in draft.parameters.items():
         path = ("parameters", name)
         if kind in _MODELS_NO_WHEN and parameter.when:

@@ -22,7 +22,7 @@ from optuna.trial import BaseTrial
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.spaces.combinations import combinations, is_active
-from tune_rescon.spaces.sections import CategoricalParameter, FloatParameter, Parameter
+from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, Parameter
 from tune_rescon.spaces.space import Space
 
 __all__ = ["distributions", "from_optuna", "grid_points", "preview", "suggest", "to_optuna", "trial_config"]

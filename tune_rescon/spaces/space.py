@@ -10,20 +10,11 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import explain, unknown_name
+from tune_rescon.spaces.parameters import Parameter
 from tune_rescon.spaces.problems import A_SECTION, Problem, raise_problems, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
-from tune_rescon.spaces.sections import (
-    FROM_LIST,
-    Budget,
-    Fidelity,
-    Metric,
-    Parameter,
-    Resources,
-    Sampler,
-    Scheduler,
-    Section,
-    Value,
-)
+from tune_rescon.spaces.section import FROM_LIST, Section, Value
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
 
 __all__ = ["Space", "read_dataset"]
 

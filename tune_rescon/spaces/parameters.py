@@ -1,0 +1,126 @@
+"""One searched field of a trial: its range or choices, and when a trial has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from tune_rescon.errors import explain
+from tune_rescon.spaces.problems import Problem
+from tune_rescon.spaces.section import FROM_LIST, PositiveInt, Section, Value
+
+__all__ = ["CategoricalParameter", "FloatParameter", "IntParameter", "Parameter", "When"]
+
+#: Steps of a range: more are a slip of the pen, and beyond what Optuna can divide exactly.
+_MOST_STEPS: Final = 1_000_000
+
+#: Whole numbers that a float holds exactly: Optuna stores every parameter as one.
+ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
+
+
+class When(Section):
+    """The parameter exists only in trials where another, declared above it, has one of these values."""
+
+    foreign: ClassVar[Mapping[str, str]] = {
+        "name": "write `parameter`",
+        "value": "write `in`",
+        "values": "write `in`",
+        "equals": "write `in`",
+    }
+
+    parameter: str
+    within: Annotated[tuple[Value, ...], FROM_LIST] = Field(alias="in", min_length=1)
+
+
+_RANGE_WORDS: Final[Mapping[str, str]] = {
+    "min": "write `low`",
+    "max": "write `high`",
+    "lower": "write `low`",
+    "upper": "write `high`",
+    "values": "write `type: categorical` with `choices`",
+    "value": "a constant belongs in `fixed`",
+    "distribution": "write `type`",
+    "q": "write `step`",
+    "base": "write `log: true`",
+    "condition": "write `when`",
+    "conditions": "write `when`",
+    "choices": "only a categorical has choices",
+}
+
+
+class _NumberParameter(Section):
+    foreign: ClassVar[Mapping[str, str]] = _RANGE_WORDS
+
+    def broken_rules(self) -> Iterator[Problem]:
+        """``low < high``; a logarithm of positive bounds and without step; a step that divides the range."""
+        low, high, step, log = (getattr(self, name) for name in ("low", "high", "step", "log"))
+        got = f"low={low}, high={high}"
+        if low >= high:
+            hint = "A single value belongs in `fixed`." if low == high else ""
+            yield Problem(path=("low",), text=explain("`low < high` must hold", got=got, hint=hint))
+        elif step is not None and (rule := _broken_step(low, high, step)):
+            yield Problem(path=("step",), text=explain(rule, got=f"{got}, step={step}"))
+        if log and low <= 0:
+            yield Problem(
+                path=("low",), text=explain("`low > 0` must hold with `log: true`", got=f"low={low}")
+            )
+        if log and step is not None:
+            yield Problem(path=("step",), text=explain("`log: true` excludes a step", got=f"step={step}"))
+
+
+def _broken_step(low: float, high: float, step: float) -> str | None:
+    """The rule that a step breaks. In decimals: 0.3 is not a multiple of 0.1 in binary."""
+    steps = (Decimal(str(high)) - Decimal(str(low))) / Decimal(str(step))
+    if steps > _MOST_STEPS:
+        return f"must cut the range into at most {_MOST_STEPS} steps"
+    return "must divide the range `high - low`" if steps % 1 else None
+
+
+class IntParameter(_NumberParameter):
+    """A whole number, both bounds included."""
+
+    type: Literal["int"]
+    low: ExactInt
+    high: ExactInt
+    log: bool = False
+    step: PositiveInt | None = None
+    """The values are low, low + step, ... high; null: every whole number."""
+    when: When | None = None
+
+
+class FloatParameter(_NumberParameter):
+    """A number, both bounds included."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    step: Annotated[float, Field(gt=0)] | None = None
+    """The values are low, low + step, ... high; null: any number between."""
+    when: When | None = None
+
+
+class CategoricalParameter(Section):
+    """One of some values."""
+
+    foreign: ClassVar[Mapping[str, str]] = {
+        "values": "write `choices`",
+        "categories": "write `choices`",
+        "options": "write `choices`",
+        "value": "a constant belongs in `fixed`",
+        "distribution": "write `type`",
+        "condition": "write `when`",
+        "conditions": "write `when`",
+        "low": "only `type: int` and `type: float` have bounds",
+        "high": "only `type: int` and `type: float` have bounds",
+    }
+
+    type: Literal["categorical"]
+    choices: Annotated[tuple[Value, ...], FROM_LIST] = Field(min_length=1)
+    when: When | None = None
+
+
+Parameter = Annotated[IntParameter | FloatParameter | CategoricalParameter, Field(discriminator="type")]
