@@ -19,6 +19,7 @@ from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
 from tune_rescon.training import EpochReport, load_trained, recorded_epochs, train_trial
+from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.module import TrialModule
 
 pytestmark = pytest.mark.torch
@@ -216,14 +217,34 @@ def test_a_loss_that_is_not_finite_ends_the_trial_after_one_report(
     assert len(recorded_epochs(tmp_path)) == len(reports) - 1
 
 
-def test_a_trial_is_silent(
-    train: Run, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_a_trial_is_silent_and_writes_nothing_unasked(
+    train: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="pytorch_lightning"):
         warnings.simplefilter("error")
         train(epochs=1)
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_inside_a_slurm_job_is_not_taken_for_one_of_its_tasks(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "JOB_ID": "1",
+        "JOB_NAME": "ray",
+        "NTASKS": "4",
+        "PROCID": "3",
+        "LOCALID": "3",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert len(train(epochs=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -249,6 +270,12 @@ def test_an_unknown_device_is_refused(digits: ImageDataset, small: TrialConfig) 
         train_trial(
             small, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=lambda _: None, device="gpu"
         )
+
+
+def test_a_checkpoint_of_another_program_is_refused(train: Run, tmp_path: Path) -> None:
+    write_durably({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(StorageError, match="must be one a trial wrote"):
+        train(folder=tmp_path)
 
 
 def test_another_trials_folder_is_refused(train: Run, tmp_path: Path) -> None:

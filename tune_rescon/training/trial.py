@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tune_rescon.config import METRICS, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.errors import ConfigError, explain, unknown_name
+from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
 from tune_rescon.training.checkpoint import CheckpointFolder, read_checkpoint
@@ -175,4 +175,8 @@ def _newest(folder: CheckpointFolder | None) -> Path | None:
 
 
 def _read_record(checkpoint: Path) -> TrialRecord:
-    return TrialRecord.from_dict(read_checkpoint(checkpoint)["trial"])
+    values = read_checkpoint(checkpoint)
+    if "trial" not in values:
+        rule = "a checkpoint to go on from must be one a trial wrote"
+        raise StorageError(explain(rule, got="one without a trial's record", where=str(checkpoint)))
+    return TrialRecord.from_dict(values["trial"])

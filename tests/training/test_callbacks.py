@@ -1,0 +1,120 @@
+"""The callbacks' arithmetic, with a clock and a Trainer that are handed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import resolve_network
+from tune_rescon.training import EpochReport
+from tune_rescon.training.callbacks import Diverged, FiniteLoss, PreciseBatchNorm
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.placement import Placement
+from tune_rescon.training.record import TrialRecord
+from tune_rescon.training.reporter import EpochReporter
+
+CONFIG = TrialConfig(image_size=16)
+LABELS_B = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture
+def module() -> TrialModule:
+    placement = Placement(device=torch.device("cpu"), precision="fp32")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    return TrialModule(network, CONFIG, classes=3, epochs=1, steps_per_epoch=5, placement=placement)
+
+
+def _trainer(**fields: Any) -> Any:
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.3}])
+    return SimpleNamespace(optimizers=[optimizer], should_stop=False, num_training_batches=5, **fields)
+
+
+def _loss(module: TrialModule, value: float) -> None:
+    module.train_metrics.update(torch.tensor(value), torch.zeros(4, 3), LABELS_B)
+
+
+def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
+    spec = resolve_network(CONFIG, classes=3, in_channels=1)
+    record = TrialRecord(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
+    return EpochReporter(
+        record,
+        reports.append,
+        folder=None,
+        save_best=lambda *_: None,
+        metric="val_loss",
+        mode="min",
+        clock=lambda: next(seconds),
+    )
+
+
+def test_speed_is_of_training_alone_and_time_is_of_the_whole_epoch(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    # made, epoch starts, after batch 1, after batch 2, validated, reported
+    reporter = _reporter(reports, iter([0.0, 10.0, 11.0, 12.0, 20.0, 25.0]))
+    trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
+    reporter.on_train_epoch_start(trainer, module)
+    for index in range(2):
+        reporter.on_train_batch_start(trainer, module, batch, index)
+        _loss(module, 1.0)
+        reporter.on_train_batch_end(trainer, module, None, batch, index)
+    module.validation_step(batch)
+    reporter.on_train_epoch_end(trainer, module)
+    metrics = reports[0].metrics
+    assert metrics["images_per_second"] == 8 / 2.0
+    assert metrics["epoch_seconds"] == 15.0
+    assert metrics["learning_rate"] == 0.3
+    assert metrics["train_loss"] == 1.0
+    assert reporter.record.history[0]["epoch_seconds"] == 10.0
+
+
+def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    reporter = _reporter(reports, iter([0.0, 1.0, 2.0, 3.0]))
+    reporter.on_train_epoch_start(_trainer(), module)
+    _loss(module, math.inf)
+    reporter.report_diverged(module)
+    metrics = reports[0].metrics
+    unknown = ("train_loss", "val_loss", "val_accuracy", "val_top5", "images_per_second", "learning_rate")
+    assert {name for name, value in metrics.items() if math.isnan(value)} == set(unknown)
+
+
+@pytest.mark.parametrize(("batch_idx", "read"), [(0, False), (1, True), (2, False), (3, True), (4, True)])
+def test_the_loss_is_read_now_and_then_and_at_the_end(
+    module: TrialModule, batch_idx: int, read: bool
+) -> None:
+    _loss(module, math.nan)
+    watch = FiniteLoss(every=2)
+    if read:
+        with pytest.raises(Diverged):
+            watch.on_train_batch_end(_trainer(), module, None, None, batch_idx)
+    else:
+        watch.on_train_batch_end(_trainer(), module, None, None, batch_idx)
+
+
+def test_a_finite_loss_goes_on(module: TrialModule) -> None:
+    _loss(module, 1e30)
+    FiniteLoss(every=1).on_train_batch_end(_trainer(), module, None, None, 0)
+
+
+@pytest.mark.parametrize(("batches", "kept"), [(0, []), (2, [3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_the_epochs_last_batches_are_kept_once(
+    module: TrialModule, monkeypatch: pytest.MonkeyPatch, batches: int, kept: list[int]
+) -> None:
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        module, "reestimate_batch_norm", lambda given: seen.append([int(images.sum()) for images in given])
+    )
+    precise = PreciseBatchNorm(batches)
+    for index in range(5):
+        batch = (torch.tensor([float(index)]), LABELS_B)
+        precise.on_train_batch_end(_trainer(), module, None, batch, index)
+    precise.on_validation_start(_trainer(), module)
+    precise.on_validation_start(_trainer(), module)
+    assert seen == [kept, []]
