@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tune_rescon.data.decode import BadImageError, SizesDifferError, decode_block, decode_image, probe_size
@@ -70,7 +75,7 @@ def test_transparent_is_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_upright(orientation: int) -> None:
+def test_turned_upright(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = gradient()
@@ -89,7 +94,8 @@ def test_turned_upright(orientation: int) -> None:
         stored = stored.transpose(turn)
     data = encode(stored, "PNG", exif=exif)
     assert np.array_equal(decode_image(data, 16), decode_image(encode(upright, "PNG"), 16))
-    assert probe_size(data) == upright.size
+    (tmp_path / "x.png").write_bytes(data)
+    assert probe_size(tmp_path, "x.png") == upright.size
 
 
 def test_shorter_side_is_scaled_and_the_middle_kept() -> None:
@@ -127,11 +133,12 @@ def test_cut_short(kind: str, share: float) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff" + bytes(50)]
 )
-def test_no_image(data: bytes) -> None:
+def test_no_image(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"."):
         decode_image(data, 16)
+    (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(BadImageError, match=r"."):
-        probe_size(data)
+        probe_size(tmp_path, "x.png")
 
 
 def test_a_block_names_its_bad_images(tmp_path: Path) -> None:
@@ -148,3 +155,19 @@ def test_a_block_of_one_size_refuses_another(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(_noise(16), "PNG"))
     with pytest.raises(SizesDifferError):
         decode_block(tmp_path, ("a.png",), first_row=0, side=32, size=(32, 32))
+
+
+@given(st.binary(max_size=8), st.floats(0, 1), st.sampled_from(["PNG", "WEBP", "JPEG"]))
+def test_damaged_bytes_decode_or_are_bad_and_nothing_else(damage: bytes, place: float, kind: str) -> None:
+    data = _encoded_noise(kind)
+    at = int(place * len(data))
+    with warnings.catch_warnings(), contextlib.suppress(BadImageError):
+        warnings.filterwarnings("ignore", module="PIL")
+        assert decode_image(data[:at] + damage + data[at + len(damage) :], 16).shape == (16, 16, 3)
+
+
+@cache
+def _encoded_noise(kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(_noise(24), kind, exif=exif)

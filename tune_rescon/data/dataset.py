@@ -17,7 +17,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data.building import ensure_cache
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.catalog import split_rule
-from tune_rescon.data.folder import PARTS
+from tune_rescon.data.layout import PARTS
 from tune_rescon.data.progress import Progress
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_cut, draw_subset

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.decode import BadImageError, probe_size, read_bytes
+from tune_rescon.data.decode import BadImageError, probe_size
 
 __all__ = ["LARGEST_NATIVE_SIDE", "common_size", "stored_size"]
 
@@ -25,7 +25,7 @@ def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
     sizes = set()
     for name in names[::step]:
         try:
-            sizes.add(probe_size(read_bytes(source, name)))
+            sizes.add(probe_size(source, name))
         except BadImageError:
             continue
         if len(sizes) > 1:

@@ -23,7 +23,8 @@ from tune_rescon.data.builtin import load_arrays
 from tune_rescon.data.cache import FORMAT, Shape
 from tune_rescon.data.catalog import BUILTIN, dataset_path
 from tune_rescon.data.decode import Block, decode_block
-from tune_rescon.data.folder import PARTS, fingerprint, list_folder
+from tune_rescon.data.folder import fingerprint, list_folder
+from tune_rescon.data.layout import PARTS
 from tune_rescon.data.sizes import common_size, stored_size
 
 __all__ = ["Plan", "Source", "find_source"]
