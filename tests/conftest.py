@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared reference folder is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
+    with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
+        yield Path(path)

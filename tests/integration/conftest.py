@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,6 @@ import pytest
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import RunOptions
 from tune_rescon.tuning.cluster import ray_session
-
-
-@pytest.fixture(scope="session")
-def short_tmp() -> Iterator[Path]:
-    """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
-    with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
-        yield Path(path)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from tune_rescon.config import METRICS
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")]
+pytestmark = pytest.mark.ray
 
 TRIALS = 6
 

@@ -51,7 +51,8 @@ def _report(task: TrialTask, *, seconds: float, kill_after: int = 0) -> None:
     limit = 0.95 - 0.2 * abs(math.log10(task.config.learning_rate / 0.1))
     curve = SyntheticCurve(limit=max(limit, 0.05))
     done = _Progress(Path(task.checkpoint_dir))
-    for epoch in range(done.read() + 1, task.epochs + 1):
+    # From the last epoch again, as a real trial does: its report may have been lost with the driver.
+    for epoch in range(max(done.read(), 1), task.epochs + 1):
         time.sleep(seconds)
         done.write(epoch)
         value = curve.at(epoch)

@@ -202,10 +202,11 @@ class StudyRecord:
         for name, attribute in ended.items():
             if attribute is not None:
                 trial.set_user_attr(name, attribute)
+        when = None
         if state.is_final:
             value = self._trials[number].value if state is TrialState.FINISHED else None
-            self._study.tell(trial, value, state=_OPTUNA_STATE[state])
-        return self._update(number, state=state, checkpoint=checkpoint, error=error, ended=datetime.now())
+            when = self._study.tell(trial, value, state=_OPTUNA_STATE[state]).datetime_complete
+        return self._update(number, state=state, checkpoint=checkpoint, error=error, ended=when)
 
     def is_open(self, number: int) -> bool:
         """Whether this process handed the trial out and has not closed it."""

@@ -1,0 +1,79 @@
+"""Whole searches through real Ray, with trials that learn nothing: what ends a trial, and what comes after."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optuna
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import die_once, fail_second, learn_nothing
+from tune_rescon.tuning import RunOptions, StudyResult, run_search
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+
+
+def study(result: StudyResult) -> optuna.Study:
+    return optuna.load_study(study_name=result.name, storage=f"sqlite:///{result.folder / 'study.db'}")
+
+
+def test_a_trial_whose_process_is_killed_goes_on_in_another(small_space: Space, options: RunOptions) -> None:
+    result = run_search(small_space, options, trainable=die_once)
+    first = result.trials[0]
+    assert first.values == tuple(sorted(first.values)), "the curve rises: no epoch is missing or there twice"
+    assert first.epochs >= 3
+    assert all(trial.state in (TrialState.FINISHED, TrialState.STOPPED) for trial in result.trials)
+
+
+def test_a_fault_in_one_trial_is_recorded_and_the_search_goes_on(
+    small_space: Space, options: RunOptions
+) -> None:
+    result = run_search(small_space, options, trainable=fail_second)
+    states = [trial.state for trial in result.trials]
+    assert states[1] is TrialState.FAILED
+    assert len(states) == 6
+    assert TrialState.FINISHED in states
+    assert study(result).trials[1].state is OptunaState.FAIL
+
+
+def test_the_same_seed_one_at_a_time_searches_the_same(options: RunOptions) -> None:
+    space = load_space("digits", ["budget.trials=5", "budget.concurrent=1"])
+    one = run_search(space, options, trainable=learn_nothing)
+    two = run_search(space, dataclasses.replace(options, name="t"), trainable=learn_nothing)
+    assert [t.parameters for t in one.trials] == [t.parameters for t in two.trials]
+    assert [t.values for t in one.trials] == [t.values for t in two.trials]
+
+
+def test_a_finished_search_is_extended(options: RunOptions) -> None:
+    few, more = (load_space("digits", [f"budget.trials={n}"]) for n in (3, 5))
+    before = run_search(few, options, trainable=learn_nothing)
+    after = run_search(more, dataclasses.replace(options, resume=True), trainable=learn_nothing)
+    assert after.trials[:3] == before.trials
+    assert len(after.trials) == 5
+
+
+def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
+    space = load_space(
+        "digits",
+        [
+            "sampler.type=grid",
+            "budget.trials=4",
+            "initial=[]",
+            "parameters={depth: {type: categorical, choices: [56, 92]},"
+            " attention: {type: categorical, choices: [mixed, spatial]}}",
+        ],
+    )
+    result = run_search(space, options, trainable=learn_nothing)
+    run = {(trial.parameters["depth"], trial.parameters["attention"]) for trial in result.trials}
+    assert run == {(56, "mixed"), (56, "spatial"), (92, "mixed"), (92, "spatial")}
+
+
+def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
+    space = load_space("digits", ["budget.trials=100000", "budget.hours=0.001"])
+    result = run_search(space, options, trainable=learn_nothing)
+    assert not result.interrupted
+    assert 1 <= len(result.trials) < 100000
+    assert all(trial.state.is_final for trial in result.trials)
