@@ -101,9 +101,10 @@ def test_a_storage_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize(("kind", "unit"), [("gpu", "GPU"), ("cpu", "CPU")])
 def test_more_than_the_machine_has_is_not_waited_for(
-    kind: str, unit: str, ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = tmp_path / "runs"
     argv = ["--space", "digits", "--set", f"resources_per_trial.{kind}=99", "--storage", str(storage)]

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     storage = tmp_path_factory.mktemp("contract") / "runs"
     command = [sys.executable, "-m", "tune_rescon.search", "--space", "digits", "--trials", str(TRIALS)]
     command += ["--name", "a", "--storage", str(storage), "--plain"]
@@ -70,7 +69,7 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
     command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.25"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
     done = subprocess.run(command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False)
-    yield Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)
+    return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)
 
 
 def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:

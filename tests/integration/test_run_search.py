@@ -1,4 +1,4 @@
-"""Whole searches through real Ray, with trials that learn nothing: what ends a trial, and what comes after."""
+"""Whole searches through real Ray, with trials that learn nothing: what ends a trial, what comes after."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from tune_rescon.testing import die_once, fail_second, learn_nothing
 from tune_rescon.tuning import RunOptions, StudyResult, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+
+GRID = (
+    "parameters={depth: {type: categorical, choices: [56, 92]},"
+    " mask: {type: categorical, choices: [encoder_decoder, local]}}"
+)
 
 
 def study(result: StudyResult) -> optuna.Study:
@@ -62,13 +67,12 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
             "sampler.type=grid",
             "budget.trials=4",
             "initial=[]",
-            "parameters={depth: {type: categorical, choices: [56, 92]},"
-            " attention: {type: categorical, choices: [mixed, spatial]}}",
+            GRID,
         ],
     )
     result = run_search(space, options, trainable=learn_nothing)
-    run = {(trial.parameters["depth"], trial.parameters["attention"]) for trial in result.trials}
-    assert run == {(56, "mixed"), (56, "spatial"), (92, "mixed"), (92, "spatial")}
+    run = {(trial.parameters["depth"], trial.parameters["mask"]) for trial in result.trials}
+    assert run == {(depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local")}
 
 
 def test_hours_end_a_search_cleanly(options: RunOptions) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import DatasetFacts, describe, open_dataset
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.options import RunOptions
 
-__all__ = ["prepare_data"]
+__all__ = ["anchored", "prepare_data"]
+
+
+def anchored(space: Space) -> Space:
+    """``space`` with an absolute ``dataset.path``: workers run elsewhere, and so may whoever resumes."""
+    if space.dataset.path is None:
+        return space
+    absolute = dataclasses.replace(space.dataset, path=str(Path(space.dataset.path).resolve()))
+    return space.model_copy(update={"dataset": absolute})
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:

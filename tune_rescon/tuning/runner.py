@@ -33,7 +33,7 @@ from tune_rescon.tuning.interruption import interruptible
 from tune_rescon.tuning.ladder import ladder_levels, make_ladder
 from tune_rescon.tuning.noise import library_log
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.preparation import prepare_data
+from tune_rescon.tuning.preparation import anchored, prepare_data
 from tune_rescon.tuning.record import StudyRecord, TrialSummary
 from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
 from tune_rescon.tuning.samplers import make_sampler
@@ -68,6 +68,7 @@ def run_search(
         SearchError: the search failed.
     """
     folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
+    space = anchored(space)
     check_tracking_uri(options.tracking_uri or folder.mlflow_uri)
     with _folder_of(folder, resume=options.resume), library_log(folder.log):
         facts = prepare_data(space, options)
