@@ -7,6 +7,7 @@ Nothing here is ever sent to a worker: this file runs as ``__main__``, which a w
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def _resume_command(options: RunOptions) -> str:
     ):
         if value is not None:
             parts += [flag, value]
-    return " ".join(parts)
+    return shlex.join(parts)
 
 
 def _nothing_finished(result: StudyResult) -> int:

@@ -135,14 +135,14 @@ class StudyRecord:
         return cls(study, metric=metric)
 
     @classmethod
-    def load(cls, url: str, name: str, *, metric: str, sampler: BaseSampler | None = None) -> StudyRecord:
+    def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
         """Open the record of an earlier search.
 
         Raises:
             StorageError: the database has no such study.
         """
         try:
-            study = optuna.load_study(storage=_storage(url), study_name=name, sampler=sampler)
+            study = optuna.load_study(storage=_storage(url), study_name=name)
         except KeyError:
             rule = f"there is no study named {name!r} in the database"
             raise StorageError(explain(rule, where="--study")) from None
@@ -152,6 +152,10 @@ class StudyRecord:
     def maximize(self) -> bool:
         """Whether larger values of the metric are better."""
         return self._study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+    def use(self, sampler: BaseSampler) -> None:
+        """Have this sampler draw from now on."""
+        self._study.sampler = sampler
 
     def enqueue(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Have the next trials take these parameters, in order, before the sampler is asked."""

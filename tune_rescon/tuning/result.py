@@ -10,7 +10,7 @@ from typing import Any
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.record import TrialSummary
 
-__all__ = ["StudyResult", "TrialCost", "best_trial", "compute_hours"]
+__all__ = ["StudyResult", "TrialCost", "best_file", "best_trial", "compute_hours"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +65,23 @@ def best_trial(trials: tuple[TrialSummary, ...]) -> TrialSummary | None:
     judged = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in judged if trial.state is TrialState.FINISHED]
     return min(finished or judged, key=TrialSummary.rank_key, default=None)
+
+
+def best_file(result: StudyResult) -> dict[str, Any]:
+    """What ``best.yaml`` says of the winner, in plain values."""
+    best = result.best
+    assert best is not None, "written only where there is a best trial"
+    config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
+    return {
+        "search": result.name,
+        "trial": best.number,
+        "state": best.state.value,
+        "metric": result.metric,
+        "value": best.value,
+        "epochs": best.epochs,
+        "best_value": best.best_value,
+        "best_epoch": best.best_epoch,
+        "checkpoint": best.checkpoint,
+        "parameters": dict(best.parameters),
+        "config": config,
+    }

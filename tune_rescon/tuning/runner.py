@@ -9,21 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from tune_rescon import __version__
-from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts
-from tune_rescon.models import count, resolve_network
-from tune_rescon.spaces import (
-    Space,
-    dump_space,
-    from_optuna,
-    grid_points,
-    suggest,
-    to_optuna,
-    trial_config,
-)
+from tune_rescon.spaces import Space, dump_space, grid_points, suggest, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
 from tune_rescon.tuning.cluster import fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
@@ -34,13 +23,14 @@ from tune_rescon.tuning.ladder import ladder_levels, make_ladder
 from tune_rescon.tuning.noise import library_log
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.preparation import anchored, prepare_data
-from tune_rescon.tuning.record import StudyRecord, TrialSummary
-from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
+from tune_rescon.tuning.record import StudyRecord
+from tune_rescon.tuning.result import StudyResult, best_file, best_trial
 from tune_rescon.tuning.samplers import make_sampler
+from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tracking_listener import TrackingListener
-from tune_rescon.tuning.trial import TrialTask, run_trial
+from tune_rescon.tuning.trial import run_trial
 
-__all__ = ["run_search", "trial_seed"]
+__all__ = ["run_search"]
 
 #: Seconds the end of a search waits for MLflow to take what is still queued.
 TRACKING_PATIENCE: Final = 60.0
@@ -97,7 +87,7 @@ class _Search:
         self._space = space
         self._options = options
         self._folder = folder
-        self._facts = facts
+        self._maker = TaskMaker(space=space, options=options, folder=folder, facts=facts)
         self._devices = space.resources_per_trial.gpu or float(space.resources_per_trial.cpu)
         self._record = _open_record(space, options, folder)
         self._writer = MlflowWriter(
@@ -108,7 +98,7 @@ class _Search:
             maximize=space.metric.mode == "max",
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
-        self._tracking = TrackingListener(self._writer, self._record, space, self._cost, self._devices)
+        self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
             _plan(space),
             self._record,
@@ -142,7 +132,7 @@ class _Search:
     def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int) -> None:
         execute(
             self._coordinator,
-            make_task=self._task,
+            make_task=self._maker.task,
             trainable=trainable,
             resources={
                 "cpu": float(self._space.resources_per_trial.cpu),
@@ -151,33 +141,6 @@ class _Search:
             concurrent=slots,
         )
 
-    def _task(self, trial: TrialSummary) -> TrialTask:
-        space, options = self._space, self._options
-        config = self._config(trial)
-        return TrialTask(
-            number=trial.number,
-            config=config,
-            dataset=space.dataset_config(config.dataset),
-            epochs=space.fidelity.max,
-            seed=trial_seed(space.sampler.seed, trial.number),
-            metric=space.metric.name,
-            mode=space.metric.mode,
-            checkpoint_dir=str(self._folder.checkpoints(trial.number)),
-            data_root=str(options.data_root.resolve()),
-            cache_root=str(options.cache_root.resolve()),
-            threads=space.resources_per_trial.cpu,
-            device="cuda" if space.resources_per_trial.gpu else "cpu",
-        )
-
-    def _config(self, trial: TrialSummary) -> TrialConfig:
-        return trial_config(self._space, from_optuna(self._space, trial.parameters))
-
-    def _cost(self, trial: TrialSummary) -> TrialCost:
-        config = self._config(trial)
-        facts = self._facts[config.dataset or self._space.dataset.name]
-        cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
-        return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
-
     def _conclude(
         self, state: TrialState, write_report: Callable[[StudyResult, Path], None] | None
     ) -> StudyResult:
@@ -185,7 +148,7 @@ class _Search:
         folder.write_trials(result.trials, self._space.parameters)
         files = [folder.space_yaml, folder.trials_csv]
         if result.best is not None:
-            folder.write_best(_best_file(result))
+            folder.write_best(best_file(result))
             files.append(folder.best_yaml)
         if write_report is not None:
             write_report(result, folder.report_html)
@@ -205,12 +168,12 @@ class _Search:
             metric=self._space.metric.name,
             maximize=self._record.maximize,
             trials=trials,
-            costs={trial.number: self._cost(trial) for trial in trials},
+            costs={trial.number: self._maker.cost(trial) for trial in trials},
             devices_per_trial=self._devices,
             device="GPU" if self._space.resources_per_trial.gpu else "CPU",
             levels=ladder_levels(self._space),
             best=best,
-            best_config=self._config(best).to_dict() if best else {},
+            best_config=self._maker.config(best).to_dict() if best else {},
             interrupted=state is TrialState.INTERRUPTED,
             tracking_uri=self._writer.uri,
             unsent=0,
@@ -237,15 +200,17 @@ def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
 
 def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
     url = options.study_url or folder.study_url
-    metric, sampler = space.metric.name, make_sampler(space)
+    metric = space.metric.name
     if options.resume:
-        return StudyRecord.load(url, options.name, metric=metric, sampler=sampler)
+        record = StudyRecord.load(url, options.name, metric=metric)
+        record.use(make_sampler(space, drawn=len(record.trials())))
+        return record
     record = StudyRecord.create(
         url,
         options.name,
         metric=metric,
         maximize=space.metric.mode == "max",
-        sampler=sampler,
+        sampler=make_sampler(space),
         space=dump_space(space),
     )
     first = grid_points(space) if space.sampler.type == "grid" else space.initial
@@ -263,37 +228,9 @@ def _plan(space: Space) -> SearchPlan:
     )
 
 
-def trial_seed(search_seed: int, number: int) -> int:
-    """The training seed of a trial: the same for the same search seed and number, whatever ran beside it.
-
-    >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
-    (True, False)
-    """
-    return int(np.random.SeedSequence((search_seed, number)).generate_state(1)[0])
-
-
 def _provenance() -> dict[str, str]:
     from importlib.metadata import version
 
     packages = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning")
     versions = {f"version.{name}": version(name) for name in packages}
     return {"tune_rescon.version": __version__, **versions}
-
-
-def _best_file(result: StudyResult) -> dict[str, Any]:
-    best = result.best
-    assert best is not None, "written only where there is a best trial"
-    config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
-    return {
-        "search": result.name,
-        "trial": best.number,
-        "state": best.state.value,
-        "metric": result.metric,
-        "value": best.value,
-        "epochs": best.epochs,
-        "best_value": best.best_value,
-        "best_epoch": best.best_epoch,
-        "checkpoint": best.checkpoint,
-        "parameters": dict(best.parameters),
-        "config": config,
-    }

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
@@ -14,17 +15,24 @@ from tune_rescon.spaces import Space
 __all__ = ["make_sampler"]
 
 
-def make_sampler(space: Space) -> BaseSampler:
-    """The sampler of ``space.sampler``. A grid's points are queued, so its sampler is never asked."""
-    return _SAMPLERS[space.sampler.type](space)
+def make_sampler(space: Space, *, drawn: int = 0) -> BaseSampler:
+    """The sampler of ``space.sampler``. A grid's points are queued, so its sampler is never asked.
+
+    One that goes on after ``drawn`` trials gets a seed of its own: with the first one's it would draw those
+    trials once more.
+    """
+    seed = space.sampler.seed
+    if drawn:
+        seed = int(np.random.SeedSequence((seed, drawn)).generate_state(1)[0])
+    return _SAMPLERS[space.sampler.type](space, seed)
 
 
-def _tpe(space: Space) -> BaseSampler:
+def _tpe(space: Space, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         # Conditional parameters need multivariate + group, which Optuna still calls experimental.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=space.sampler.seed,
+            seed=seed,
             n_startup_trials=space.sampler.n_startup_trials,
             multivariate=True,
             group=True,
@@ -33,31 +41,31 @@ def _tpe(space: Space) -> BaseSampler:
         )
 
 
-def _gp(space: Space) -> BaseSampler:
+def _gp(space: Space, seed: int) -> BaseSampler:
     return optuna.samplers.GPSampler(
-        seed=space.sampler.seed,
+        seed=seed,
         n_startup_trials=space.sampler.n_startup_trials,
         warn_independent_sampling=False,
     )
 
 
-def _cmaes(space: Space) -> BaseSampler:
+def _cmaes(space: Space, seed: int) -> BaseSampler:
     return optuna.samplers.CmaEsSampler(
-        seed=space.sampler.seed,
+        seed=seed,
         n_startup_trials=space.sampler.n_startup_trials,
         warn_independent_sampling=False,
     )
 
 
-def _random(space: Space) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=space.sampler.seed)
+def _random(_: Space, seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _nsga2(space: Space) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=space.sampler.seed)
+def _nsga2(_: Space, seed: int) -> BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed)
 
 
-_SAMPLERS: Final[dict[str, Callable[[Space], BaseSampler]]] = {
+_SAMPLERS: Final[dict[str, Callable[[Space, int], BaseSampler]]] = {
     "tpe": _tpe,
     "gp": _gp,
     "cmaes": _cmaes,

@@ -1,0 +1,69 @@
+"""From a recorded trial to what a worker is told, and to what its network costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import DatasetFacts
+from tune_rescon.models import count, resolve_network
+from tune_rescon.spaces import Space, from_optuna, trial_config
+from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.result import TrialCost
+from tune_rescon.tuning.trial import TrialTask
+
+__all__ = ["TaskMaker", "trial_seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMaker:
+    """What all trials of one run of a search share."""
+
+    space: Space
+    options: RunOptions
+    folder: SearchFolder
+    facts: Mapping[str, DatasetFacts]
+    """By name, of every dataset a trial may train on."""
+
+    def config(self, trial: TrialSummary) -> TrialConfig:
+        """All hyperparameters of a trial."""
+        return trial_config(self.space, from_optuna(self.space, trial.parameters))
+
+    def task(self, trial: TrialSummary) -> TrialTask:
+        """What the worker is told."""
+        space, options, config = self.space, self.options, self.config(trial)
+        return TrialTask(
+            number=trial.number,
+            config=config,
+            dataset=space.dataset_config(config.dataset),
+            epochs=space.fidelity.max,
+            seed=trial_seed(space.sampler.seed, trial.number),
+            metric=space.metric.name,
+            mode=space.metric.mode,
+            checkpoint_dir=str(self.folder.checkpoints(trial.number)),
+            data_root=str(options.data_root.resolve()),
+            cache_root=str(options.cache_root.resolve()),
+            threads=space.resources_per_trial.cpu,
+            device="cuda" if space.resources_per_trial.gpu else "cpu",
+        )
+
+    def cost(self, trial: TrialSummary) -> TrialCost:
+        """Parameters and multiply-adds, counted without building the network."""
+        config = self.config(trial)
+        facts = self.facts[config.dataset or self.space.dataset.name]
+        cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+        return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
+
+
+def trial_seed(search_seed: int, number: int) -> int:
+    """The training seed of a trial: the same for the same search seed and number, whatever ran beside it.
+
+    >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
+    (True, False)
+    """
+    return int(np.random.SeedSequence((search_seed, number)).generate_state(1)[0])
