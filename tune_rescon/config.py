@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Final
 
 from tune_rescon.errors import ConfigError, explain, unknown_name
@@ -97,7 +98,7 @@ class Rule:
     def _tuple_broken(self, value: tuple[Any, ...]) -> str | None:
         if any(type(item) is not int or not self._inside(item) for item in value):
             return f"must hold whole numbers in {self._range_words()}"
-        if self.increasing and any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if self.increasing and any(a >= b for a, b in pairwise(value)):
             return "must increase"
         return None
 
@@ -152,9 +153,10 @@ class DatasetConfig:
     """Use at most this many training images (stratified), and as many test images at most."""
     on_bad_image: str = _word("error", "error", "skip")
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
-    """Side of the decoded square the cache keeps for a ``folder``; None: native if all images are alike, else 256."""
+    """Side of the decoded square the cache keeps of a ``folder``; None: native if all are alike, else 256."""
 
     def __post_init__(self) -> None:
+        """Judge every field."""
         _check_all(self, "dataset")
 
 
@@ -221,6 +223,7 @@ class TrialConfig:
     """Beta distribution's alpha; 0: off. With mixup too, each batch takes one of them at even odds."""
 
     def __post_init__(self) -> None:
+        """Judge every field."""
         _check_all(self, "")
 
     @classmethod
@@ -243,7 +246,7 @@ class TrialConfig:
 
 
 def field_names(kind: type = TrialConfig) -> tuple[str, ...]:
-    """Names of a configuration's fields, in order; TrialConfig's are what ``fixed`` and ``parameters`` may name."""
+    """Names of a configuration's fields, in order; ``fixed`` and ``parameters`` may name TrialConfig's."""
     return tuple(field.name for field in dataclasses.fields(kind))
 
 

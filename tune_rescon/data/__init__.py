@@ -12,8 +12,9 @@ Names are loaded on first use, so the torch-free rooms can ask :func:`describe` 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.data.batches import RawBatch
@@ -34,20 +35,17 @@ __all__ = [
     "open_dataset",
 ]
 
-_HOMES = {
-    "DatasetFacts": "catalog",
-    "ImageDataModule": "module",
-    "ImageDataset": "dataset",
-    "RawBatch": "batches",
-    "Split": "dataset",
-    "decode_image": "decode",
-    "describe": "catalog",
-    "list_datasets": "catalog",
-    "open_dataset": "dataset",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DatasetFacts": "catalog",
+        "ImageDataModule": "module",
+        "ImageDataset": "dataset",
+        "RawBatch": "batches",
+        "Split": "dataset",
+        "decode_image": "decode",
+        "describe": "catalog",
+        "list_datasets": "catalog",
+        "open_dataset": "dataset",
+    },
+)

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
+from tune_rescon.lazy import lazy_names
 from tune_rescon.models.plan import Cost, Layer, count, minimum_image_size, walk
 from tune_rescon.models.presets import list_presets
 from tune_rescon.models.resolve import resolve_network
@@ -35,15 +35,12 @@ __all__ = [
 ]
 
 #: Names whose modules import torch: a dry run prices networks without that second of start-up.
-_LAZY: Final = {
-    "ResidualAttentionNetwork": "tune_rescon.models.network",
-    "build_from_spec": "tune_rescon.models.network",
-    "build_network": "tune_rescon.models.network",
-    "load_rescon": "tune_rescon.models.rescon",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ResidualAttentionNetwork": "network",
+        "build_from_spec": "network",
+        "build_network": "network",
+        "load_rescon": "rescon",
+    },
+)

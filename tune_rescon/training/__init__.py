@@ -12,9 +12,9 @@ Names are loaded on first use: whoever only passes an :class:`EpochReport` on ne
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
+from tune_rescon.lazy import lazy_names
 from tune_rescon.training.report import EpochReport
 
 if TYPE_CHECKING:
@@ -31,16 +31,13 @@ __all__ = [
     "train_trial",
 ]
 
-_LAZY: Final = {
-    "TrainedNetwork": "tune_rescon.training.trained",
-    "build_step": "tune_rescon.training.step",
-    "load_trained": "tune_rescon.training.trained",
-    "recorded_epochs": "tune_rescon.training.trial",
-    "train_trial": "tune_rescon.training.trial",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "TrainedNetwork": "trained",
+        "build_step": "step",
+        "load_trained": "trained",
+        "recorded_epochs": "trial",
+        "train_trial": "trial",
+    },
+)

@@ -5,8 +5,9 @@ Names are loaded on first use: a dry run needs the rungs, not Ray.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
@@ -43,32 +44,29 @@ __all__ = [
     "write_atomically",
 ]
 
-_HOMES: Final = {
-    "Coordinator": "coordinator",
-    "Decision": "rungs",
-    "RunOptions": "options",
-    "RungLadder": "rungs",
-    "SearchFolder": "folder",
-    "SearchListener": "coordinator",
-    "SearchPlan": "coordinator",
-    "StudyRecord": "record",
-    "StudyResult": "result",
-    "TrialCost": "result",
-    "TrialSummary": "record",
-    "TrialTask": "trial",
-    "Verdict": "rungs",
-    "best_trial": "result",
-    "default_cache_root": "options",
-    "default_data_root": "options",
-    "default_storage": "folder",
-    "ladder_levels": "ladder",
-    "run_search": "runner",
-    "rungs": "rungs",
-    "write_atomically": "folder",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Coordinator": "coordinator",
+        "Decision": "rungs",
+        "RunOptions": "options",
+        "RungLadder": "rungs",
+        "SearchFolder": "folder",
+        "SearchListener": "coordinator",
+        "SearchPlan": "coordinator",
+        "StudyRecord": "record",
+        "StudyResult": "result",
+        "TrialCost": "result",
+        "TrialSummary": "record",
+        "TrialTask": "trial",
+        "Verdict": "rungs",
+        "best_trial": "result",
+        "default_cache_root": "options",
+        "default_data_root": "options",
+        "default_storage": "folder",
+        "ladder_levels": "ladder",
+        "run_search": "runner",
+        "rungs": "rungs",
+        "write_atomically": "folder",
+    },
+)

@@ -1,0 +1,28 @@
+"""Public names that load their module on first use (PEP 562): a quick command need not wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__``: ``homes`` says in which of its modules each name lives.
+
+    >>> get = lazy_names("tune_rescon", {"explain": "errors"})
+    >>> get("explain").__name__
+    'explain'
+    >>> get("explane")
+    Traceback (most recent call last):
+    AttributeError: module 'tune_rescon' has no attribute 'explane'
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get
