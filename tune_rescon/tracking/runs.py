@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -103,7 +103,7 @@ class RunBook:
         self._upload(event.files)
 
     def _start_run(self, event: RunStarted) -> str:
-        run_id = event.run_id or self._child_id(event.number)
+        run_id = self._active(event.run_id) or self._child_id(event.number)
         if run_id is None:
             tags = {
                 MLFLOW_PARENT_RUN_ID: self._parent_id,
@@ -116,12 +116,13 @@ class RunBook:
                 self._experiment_id, start_time=event.time_ms, tags=tags, run_name=name
             )
             run_id = run.info.run_id
-            params = [Param(key, value) for key, value in event.params.items()]
-            self._client.log_batch(run_id, params=params)
         else:
             self._client.update_run(run_id, status="RUNNING")
             self._client.set_tag(run_id, STATE_TAG, "running")
         self._run_ids[event.number] = run_id
+        # Also for a run that was there: an earlier try may have ended between the two calls. MLflow takes
+        # the same value again, and refuses another one.
+        self._client.log_batch(run_id, params=[Param(key, value) for key, value in event.params.items()])
         return run_id
 
     def _end_run(self, event: RunEnded) -> None:
@@ -133,9 +134,10 @@ class RunBook:
         self._client.set_terminated(run_id, _STATUS[event.state], event.time_ms)
 
     def _end_search(self, event: SearchEnded) -> None:
-        self._upload(event.files)
         self._log(self._parent_id, event.metrics, 0, event.time_ms, {STATE_TAG: event.state})
         self._client.set_terminated(self._parent_id, _STATUS[event.state], event.time_ms)
+        # Last: a file the server does not take (a proxy's size limit) leaves no run open.
+        self._upload(event.files)
 
     def _log(
         self,
@@ -155,11 +157,24 @@ class RunBook:
         for file in files:
             self._client.log_artifact(self._parent_id, file)
 
+    def _active(self, run_id: str | None) -> str | None:
+        """The run an earlier search noted, if this server has it: it may be another server, or deleted."""
+        if run_id is None:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run_id if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
     def _child_id(self, number: int) -> str | None:
         query = f"tags.`{SEARCH_TAG}` = '{self._search}' AND tags.`{TRIAL_TAG}` = '{number}'"
         found = self._find(query, parent=False)
         return found.info.run_id if found else None
 
     def _find(self, query: str, *, parent: bool) -> Run | None:
-        runs = self._client.search_runs([self._experiment_id], query)
+        # The parent is the oldest, so it is on the first page however many children there are.
+        runs = self._client.search_runs([self._experiment_id], query, order_by=["attributes.start_time ASC"])
         return next((run for run in runs if (TRIAL_TAG not in run.data.tags) == parent), None)

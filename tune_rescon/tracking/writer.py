@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tune_rescon.tracking.events import Event
+from tune_rescon.tracking.uri import alone_at
 
 if TYPE_CHECKING:
     from tune_rescon.tracking.runs import RunBook
@@ -34,14 +35,29 @@ _ENVIRONMENT: Final = {
 
 #: MLflow's error codes that mean the call itself is wrong; every other one may be the server's bad day.
 _REFUSALS: Final = frozenset(
-    {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS"}
+    {
+        "ALREADY_EXISTS",
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "NOT_FOUND",
+        "NOT_IMPLEMENTED",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+    }
 )
+
+#: HTTP's 4xx answers that are about the moment, not the request: time-out, too many requests.
+_PASSING_STATUS: Final = frozenset({408, 429})
 
 _LOGGER = logging.getLogger(__name__)
 
 #: Seconds between tries of a call that fails: the first pause and the longest.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
+
+#: Seconds :meth:`MlflowWriter.close` gives a call that is in flight when its time is up.
+LAST_CALL: Final = 5.0
 
 
 class MlflowWriter:
@@ -59,7 +75,8 @@ class MlflowWriter:
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._give_up = threading.Event()
         self._book: RunBook | None = None
-        self._unsent = 0
+        self._taken = 0
+        self._sent = 0
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
     @property
@@ -72,7 +89,8 @@ class MlflowWriter:
         self._thread.start()
 
     def put(self, event: Event) -> None:
-        """Have an event sent. Returns at once, always."""
+        """Have an event sent. Returns at once, always. For one thread: the search's."""
+        self._taken += 1
         self._queue.put(event)
 
     def opened_runs(self) -> list[tuple[int, str]]:
@@ -85,19 +103,19 @@ class MlflowWriter:
                 return opened
 
     def close(self, timeout: float) -> int:
-        """Send what waits, for ``timeout`` seconds at most; the number of events that could not be sent."""
+        """Send what waits, for ``timeout`` seconds (and the last call); the number of events left unsent."""
         self._queue.put(None)
         self._thread.join(timeout)
         self._give_up.set()
-        # One call in flight may still take its own (short) time-out.
-        self._thread.join(timeout)
-        return self._unsent + self._queue.qsize()
+        # A call that hangs for longer is left to the daemon thread, and counts as unsent.
+        self._thread.join(LAST_CALL)
+        return self._taken - self._sent
 
     def _run(self) -> None:
         connected = self._insist(self._connect)
         while (event := self._queue.get()) is not None:
-            if not (connected and self._insist(functools.partial(self._send, event))):
-                self._unsent += 1
+            if connected and self._insist(functools.partial(self._send, event)):
+                self._sent += 1
 
     def _connect(self) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -105,8 +123,10 @@ class MlflowWriter:
         # Imported here: MLflow takes seconds to import, and the search need not wait for it.
         from tune_rescon.tracking.runs import RunBook
 
-        book = RunBook(self._uri, maximize=self._maximize, **self._names)
-        book.connect(self._artifacts)
+        # Two searches that make the same SQLite store at once break each other's migrations.
+        with alone_at(self._uri):
+            book = RunBook(self._uri, maximize=self._maximize, **self._names)
+            book.connect(self._artifacts)
         self._book = book
 
     def _send(self, event: Event) -> None:
@@ -136,8 +156,15 @@ class MlflowWriter:
 def _is_final(error: Exception) -> bool:
     """Whether making the same call again cannot help."""
     from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+    from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
-    # The network's and the disk's errors pass; any other is a fault of the call.
-    return not isinstance(error, OSError)
+    if isinstance(error, HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return 400 <= status < 500 and status not in _PASSING_STATUS
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    # The network's, the disk's and the database's errors pass; any other is a fault of the call.
+    return not isinstance(error, OSError | SQLAlchemyError)

@@ -1,0 +1,64 @@
+"""Which tracking URIs are taken, and that writers of one SQLite file take turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from tune_rescon.errors import StorageError
+from tune_rescon.tracking import check_tracking_uri
+from tune_rescon.tracking.uri import alone_at
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://localhost:5000",
+        "https://mlflow.example.org",
+        "sqlite:///runs/mlflow.db",
+        "postgresql://user@host/db",
+        "postgresql+psycopg2://user@host/db",
+        "mysql+pymysql://user@host/db",
+        "databricks",
+        "databricks://profile",
+    ],
+)
+def test_a_server_or_a_database_is_taken(uri: str) -> None:
+    check_tracking_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "./mlruns",
+        "mlruns",
+        "/tmp/mlruns",
+        "file:///tmp/mlruns",
+        "C:\\mlruns",
+        "sqlite:mlflow.db",
+        "ftp://x",
+    ],
+)
+def test_anything_else_is_refused_with_what_there_is(uri: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        check_tracking_uri(uri)
+    said = str(caught.value)
+    assert said.startswith("--tracking-uri: must begin with one of http://, https://, sqlite://")
+    assert repr(uri) in said
+
+
+def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    with alone_at(uri), pytest.raises(Timeout):
+        FileLock(tmp_path / "new" / ".mlflow.db.lock").acquire(timeout=0)
+    with alone_at(uri):
+        pass
+
+
+def test_a_server_needs_no_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with alone_at("http://localhost:5000"), alone_at("http://localhost:5000"):
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,222 @@
+"""The thread between the search and MLflow: it never waits, never raises, and says what it could not send."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from requests import HTTPError, Response
+from sqlalchemy.exc import OperationalError
+
+from tune_rescon.tracking import MlflowWriter, RunMetrics, RunStarted, SearchEnded, SearchStarted, writer
+from tune_rescon.tracking.runs import RunBook
+
+Make = Callable[..., MlflowWriter]
+
+PATIENCE = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(writer, "LAST_CALL", 0.3)
+    # Found there, it is kept: one try a call, and a time-out that a test can await.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_CONFIGURE_LOGGING", "false")
+
+
+@pytest.fixture
+def deaf_server() -> Iterator[str]:
+    """A server that takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def runs(store: str) -> list[Run]:
+    client = mlflow.MlflowClient(store)
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+@pytest.mark.parametrize("server", ["closed_port", "deaf_server"])
+def test_a_dead_server_costs_the_search_nothing(
+    server: str, make_writer: Make, request: pytest.FixtureRequest
+) -> None:
+    made = make_writer(uri=request.getfixturevalue(server))
+    slowest = 0.0
+    for step in range(100):
+        before = time.perf_counter()
+        made.put(RunMetrics(number=0, step=step, metrics={"val_accuracy": 0.5}))
+        slowest = max(slowest, time.perf_counter() - before)
+    assert slowest < 0.01
+    before = time.perf_counter()
+    assert made.close(0.1) == 100
+    assert time.perf_counter() - before < 1.0
+    assert made.opened_runs() == []
+
+
+def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
+    make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def flaky(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        if len(calls) in (1, 2, 4):
+            raise MlflowException("restarting", TEMPORARILY_UNAVAILABLE)
+        log_batch(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
+    made = make_writer()
+    made.put(SearchStarted())
+    made.put(RunStarted(number=0, params={"depth": "56"}))
+    made.put(RunMetrics(number=0, step=1, metrics={"val_accuracy": 0.5}))
+    made.put(RunMetrics(number=0, step=2, metrics={"val_accuracy": 0.6}))
+    assert made.close(PATIENCE) == 0
+    assert len(calls) == 6
+    (child,) = [run for run in runs(store) if "tune_rescon.trial" in run.data.tags]
+    assert child.data.params == {"depth": "56"}, "the try that made the run ended before its parameters"
+    history = mlflow.MlflowClient(store).get_metric_history(child.info.run_id, "val_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.6)]
+
+
+def test_a_server_that_comes_up_late_gets_it_all(
+    make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = threading.Event()
+    connect = RunBook.connect
+
+    def late(book: RunBook, artifacts: Path | None) -> None:
+        if not there.is_set():
+            raise ConnectionError("nobody listens yet")
+        connect(book, artifacts)
+
+    monkeypatch.setattr(RunBook, "connect", late)
+    made = make_writer()
+    made.put(SearchStarted())
+    made.put(SearchEnded(state="finished"))
+    time.sleep(0.05)
+    there.set()
+    assert made.close(PATIENCE) == 0
+    (parent,) = runs(store)
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_refused_call_is_left_out_and_the_next_are_sent(
+    make_writer: Make, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_writer()
+    first.put(SearchStarted())
+    first.put(RunStarted(number=0, params={"batch_size": "64"}))
+    assert first.close(PATIENCE) == 0
+    again = make_writer()
+    again.put(SearchStarted())
+    again.put(RunStarted(number=0, params={"batch_size": "32"}))
+    again.put(RunMetrics(number=0, step=1, metrics={"val_accuracy": 0.5}))
+    again.put(SearchEnded(state="finished"))
+    assert again.close(PATIENCE) == 1
+    parent, child = sorted(runs(store), key=lambda run: "tune_rescon.trial" in run.data.tags)
+    assert child.data.params == {"batch_size": "64"}
+    assert child.data.metrics == {"val_accuracy": 0.5}
+    assert parent.info.status == "FINISHED"
+    assert "MLflow refuses a call" in caplog.text
+
+
+def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
+    made = make_writer()
+    made.put(SearchStarted())
+    made.put(SearchEnded(state="finished", files=(str(tmp_path / "gone.html"),)))
+    assert made.close(PATIENCE) == 1
+    (parent,) = runs(store)
+    assert parent.info.status == "FINISHED"
+
+
+def test_opened_runs_are_told_once(make_writer: Make) -> None:
+    made = make_writer()
+    made.put(SearchStarted())
+    made.put(RunStarted(number=3, params={}))
+    assert made.close(PATIENCE) == 0
+    assert [number for number, _ in made.opened_runs()] == [3]
+    assert made.opened_runs() == []
+
+
+def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
+    make_writer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = threading.Event()
+    monkeypatch.setattr(RunBook, "apply", lambda *_: hold.wait(5))
+    made = make_writer()
+    for _ in range(3):
+        made.put(SearchStarted())
+    assert made.close(0.3) == 3
+    hold.set()
+
+
+def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
+    both = [make_writer("one"), make_writer("two")]
+    for made in both:
+        made.put(SearchStarted())
+    assert [made.close(PATIENCE) for made in both] == [0, 0]
+    assert {run.info.run_name for run in runs(store)} == {"one", "two"}
+
+
+def test_an_experiment_made_meanwhile_by_another_is_used(
+    make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_name = mlflow.MlflowClient.get_experiment_by_name
+    blind = iter([True])
+
+    def get(client: mlflow.MlflowClient, name: str) -> object:
+        return None if next(blind, False) else by_name(client, name)
+
+    theirs = mlflow.MlflowClient(store).create_experiment("digits")
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
+    made = make_writer()
+    made.put(SearchStarted())
+    assert made.close(PATIENCE) == 0
+    (parent,) = runs(store)
+    assert parent.info.experiment_id == theirs
+
+
+def answer(status: int) -> HTTPError:
+    response = Response()
+    response.status_code = status
+    return HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (MlflowException("x", TEMPORARILY_UNAVAILABLE), False),
+        (MlflowException("a dead connection is an internal error"), False),
+        (MlflowException.invalid_parameter_value("x"), True),
+        (ConnectionError(), False),
+        (OSError(28, "No space left on device"), False),
+        (OperationalError("select", None, Exception("database is locked")), False),
+        (answer(502), False),
+        (answer(429), False),
+        (answer(413), True),
+        (FileNotFoundError(), True),
+        (PermissionError(), True),
+        (KeyError(0), True),
+    ],
+    ids=repr,
+)
+def test_which_errors_are_worth_another_try(error: Exception, final: bool) -> None:
+    assert writer._is_final(error) is final
