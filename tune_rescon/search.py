@@ -143,13 +143,21 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
     result = run_search(space, options, listeners=[EventLines(console, space)], write_report=write_report)
     print_result(result, console)
     if result.interrupted:
-        console.print(f"Interrupted. Go on with: {_resume_command(options)}")
+        console.print(f"Interrupted. Go on with: {_resume_command(options)}", markup=False, soft_wrap=True)
         return 130
     return 0 if result.best is not None else _nothing_finished(result)
 
 
 def _resume_command(options: RunOptions) -> str:
-    parts = ["python -m tune_rescon.search", "--resume", options.name, "--storage", str(options.storage)]
+    parts = [
+        "python",
+        "-m",
+        "tune_rescon.search",
+        "--resume",
+        options.name,
+        "--storage",
+        str(options.storage),
+    ]
     for flag, value in (
         ("--study", options.study_url),
         ("--tracking-uri", options.tracking_uri),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tune_rescon.data import DatasetFacts, describe
@@ -49,7 +50,7 @@ def _row(space: Space, sample: Mapping[str, Any], data_root: Path) -> list[str]:
     facts = describe(space.dataset_config(config.dataset), data_root=data_root)
     cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
     return [
-        *(figure(sample.get(name)) for name in space.parameters),
+        *(escape(figure(sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.macs / 1e9:.3f}",
         figure(_training_macs(cost, facts, space.fidelity.max) / 1e15),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.words import duration, figure, pairs
@@ -39,7 +40,7 @@ class EventLines:
     def trial_started(self, trial: TrialSummary) -> None:
         """Its parameters; from which epoch on, if it is not its first."""
         again = f" again after epoch {trial.epochs}" if trial.epochs else ""
-        self._print(trial, f"starts{again}: {pairs(trial.parameters)}")
+        self._print(trial, f"starts{again}: {escape(pairs(trial.parameters))}")
 
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its value, and its place at the rung if it came to one."""
@@ -58,7 +59,8 @@ class EventLines:
         best = f", best {figure(trial.best_value)} at epoch {trial.best_epoch}" if trial.best_epoch else ""
         self._print(trial, f"{words}{best}; {self._ended} of {self._total} trials ended")
         if trial.error:
-            self._console.print(trial.error.strip(), style="red", markup=False)
+            self._console.print(trial.error.strip(), style="red", markup=False, soft_wrap=True)
 
     def _print(self, trial: TrialSummary, text: str) -> None:
-        self._console.print(f"trial_{trial.number:04d} {text}")
+        # Unwrapped: it stays one line, also where the terminal is narrower.
+        self._console.print(f"trial_{trial.number:04d} {text}", soft_wrap=True)

@@ -43,10 +43,7 @@ def write_report(result: StudyResult, path: Path) -> None:
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{html.escape(_summary(result))}</p>",
-        "<h2>Learning curves</h2>",
-        _plot(_curves(result), first=True),
-        "<h2>Accuracy against cost</h2>",
-        _plot(_costs(result), first=False),
+        *_plots(result),
         "<h2>Trials</h2>",
         _table(result),
     ]
@@ -69,10 +66,23 @@ def _summary(result: StudyResult) -> str:
     )
 
 
+def _plots(result: StudyResult) -> list[str]:
+    if not any(trial.epochs for trial in result.trials):
+        return []
+    return [
+        "<h2>Learning curves</h2>",
+        _plot(_curves(result), first=True),
+        f"<h2>Best {html.escape(result.metric)} against cost</h2>",
+        _plot(_costs(result), first=False),
+    ]
+
+
 def _plot(chart: go.Figure, *, first: bool) -> str:
     chart.update_layout(
         height=420,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        # Above the plot: beside it, it would take half of a phone's width.
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         # A grey that reads on white and on black: the page follows the reader's light or dark setting.
@@ -81,14 +91,16 @@ def _plot(chart: go.Figure, *, first: bool) -> str:
     chart.update_xaxes(gridcolor="#8884")
     chart.update_yaxes(gridcolor="#8884")
     # The library itself goes into the first plot only, so that the file is whole without a network.
-    text: str = chart.to_html(full_html=False, include_plotlyjs=first, config={"responsive": True})
+    config = {"responsive": True, "displayModeBar": False}
+    text: str = chart.to_html(full_html=False, include_plotlyjs=first, config=config)
     return text
 
 
 def _curves(result: StudyResult) -> go.Figure:
     chart = go.Figure()
     shown: set[TrialState] = set()
-    for trial in result.trials:
+    # An empty line would take its state's place in the legend, unseen.
+    for trial in (trial for trial in result.trials if trial.epochs):
         chart.add_scatter(
             x=list(range(1, trial.epochs + 1)),
             y=list(trial.values),

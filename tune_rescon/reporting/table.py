@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.rows import headings, ranked, row
@@ -19,21 +21,53 @@ __all__ = ["print_result", "result_table"]
 ROWS: Final = 20
 
 
-def result_table(result: StudyResult) -> Table:
-    """The best trials, at most :data:`ROWS` of them."""
+#: Columns a narrow terminal goes without, the first of them first; after them, parameters from the right.
+SPARE: Final = ("hours", "params M", "best", "GMACs")
+
+#: Characters of a column's frame: a line and two spaces.
+FRAME: Final = 3
+
+
+def result_table(result: StudyResult, *, width: int) -> Table:
+    """The best trials, :data:`ROWS` at most, with the columns that ``width`` characters have room for."""
+    names = [heading.replace("_", " ") for heading in headings(result)]
+    best = ranked(result)[:ROWS]
+    rows = [row(result, trial) for trial in best]
+    widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
+    shown = _fitting(dict(zip(names, widths, strict=True)), width)
     table = Table(title=f"{result.name}: {len(result.trials)} trials", title_justify="left")
-    for heading in headings(result):
-        table.add_column(heading, justify="left" if heading == "state" else "right", overflow="fold")
-    for trial in ranked(result)[:ROWS]:
-        number, state, *rest = row(result, trial)
-        style = STATE_STYLE[trial.state]
-        table.add_row(number, f"[{style}]{state}[/{style}]", *rest)
+    columns = [i for i, name in enumerate(names) if name in shown]
+    for i in columns:
+        table.add_column(names[i], justify="left" if names[i] == "state" else "right", width=widths[i])
+    for trial, cells in zip(best, rows, strict=True):
+        styles = {1: STATE_STYLE[trial.state]}
+        table.add_row(*(Text(cells[i], style=styles.get(i, "")) for i in columns))
     return table
+
+
+def _width(name: str, cells: Iterable[str]) -> int:
+    """A column's characters: its cells are never broken, its heading is between words."""
+    return max(*map(len, name.split()), *map(len, cells), 0)
+
+
+def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
+    """Names of the columns to show: all that have room, but at least a trial's fate and value."""
+    always = list(widths)[:4]
+    rest = [name for name in widths if name not in always and name not in SPARE]
+    shown = dict(widths)
+    for name in (*SPARE, *reversed(rest)):
+        if sum(shown.values()) + FRAME * len(shown) < available:
+            break
+        shown.pop(name, None)
+    return set(shown)
 
 
 def print_result(result: StudyResult, console: Console) -> None:
     """The table, the winner, and where the report, the files and MLflow are."""
-    console.print(result_table(result))
+    table = result_table(result, width=console.width)
+    console.print(table)
+    if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
+        console.print(f"All of it: {result.folder / 'trials.csv'}", markup=False, soft_wrap=True)
     fates = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     console.print(", ".join(f"{count} {state}" for state, count in fates.most_common()), end="; ")
@@ -46,9 +80,9 @@ def print_result(result: StudyResult, console: Console) -> None:
         )
     if result.unsent:
         console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
-    console.print(f"Files:  {result.folder}", soft_wrap=True)
-    console.print(f"Report: {result.folder / 'report.html'}", soft_wrap=True)
-    console.print(f"MLflow: {_view(result.tracking_uri)}", soft_wrap=True)
+    console.print(f"Files:  {result.folder}", markup=False, soft_wrap=True)
+    console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
+    console.print(f"MLflow: {_view(result.tracking_uri)}", markup=False, soft_wrap=True)
 
 
 def _view(uri: str) -> str:
