@@ -105,7 +105,7 @@ class Coordinator:
             return None
         self._handed_out += 1
         if self._unfinished:
-            trial = self._record.reopen(self._unfinished.pop(0))
+            trial = self._record.reopen(self._unfinished.pop(0), self._plan.suggest)
         else:
             trial = self._record.ask(self._plan.suggest)
         for listener in self._listeners:

@@ -20,6 +20,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import SQLAlchemyError
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
@@ -179,36 +180,44 @@ class StudyRecord:
         )
         return self._trials[trial.number]
 
-    def reopen(self, number: int) -> TrialSummary:
-        """Go on with an unfinished trial under its own number."""
+    def reopen(self, number: int, suggest: Callable[[Trial], object]) -> TrialSummary:
+        """Go on with an unfinished trial under its own number.
+
+        ``suggest`` draws what a driver that died amid :meth:`ask` had not drawn yet.
+        """
         frozen = next(t for t in _handed_out(self._study) if t.number == number)
         # Optuna has no public way back to an open trial of another process: this is what its own
         # distributed optimisation does.
         trial = Trial(self._study, frozen._trial_id)
+        if "state" not in frozen.user_attrs:
+            suggest(trial)
         trial.set_user_attr("state", TrialState.RUNNING.value)
         self._open[number] = trial
-        return self._update(number, state=TrialState.RUNNING)
+        return self._update(number, state=TrialState.RUNNING, parameters=dict(trial.params))
 
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> TrialSummary:
         """Write one epoch: the objective as intermediate value (step = epoch), all metrics as history."""
         trial, known = self._open[number], self._trials[number]
-        trial.report(metrics[self._metric], step=epoch)
         history = {name: (*known.history.get(name, ()), value) for name, value in metrics.items()}
         trial.set_user_attr("history", history)
+        # Last: the epoch counts once its value is there. A driver that dies in between leaves a history
+        # that is too long, which reading mends.
+        trial.report(metrics[self._metric], step=epoch)
         return self._update(number, values=(*known.values, metrics[self._metric]), history=history)
 
     def finish(
         self, number: int, state: TrialState, *, checkpoint: str | None, error: str | None = None
     ) -> TrialSummary:
         """Close a trial. An interrupted one stays open in Optuna's eyes, to be resumed."""
-        trial = self._open.pop(number)
+        trial, known = self._open.pop(number), self._trials[number]
         ended = {"state": state.value, "checkpoint": checkpoint, "error": error}
         for name, attribute in ended.items():
-            if attribute is not None:
+            # None too, where an interruption had noted a checkpoint that is gone now.
+            if attribute != getattr(known, name):
                 trial.set_user_attr(name, attribute)
         when = None
         if state.is_final:
-            value = self._trials[number].value if state is TrialState.FINISHED else None
+            value = known.value if state is TrialState.FINISHED else None
             when = self._study.tell(trial, value, state=_OPTUNA_STATE[state]).datetime_complete
         return self._update(number, state=state, checkpoint=checkpoint, error=error, ended=when)
 
@@ -243,14 +252,15 @@ class StudyRecord:
 
     def _summary(self, frozen: FrozenTrial) -> TrialSummary:
         attrs = frozen.user_attrs
+        values = tuple(value for _, value in sorted(frozen.intermediate_values.items()))
         return TrialSummary(
             number=frozen.number,
             state=TrialState(attrs.get("state", TrialState.RUNNING)),
             parameters=dict(frozen.params),
             metric=self._metric,
             maximize=self.maximize,
-            values=tuple(value for _, value in sorted(frozen.intermediate_values.items())),
-            history={name: tuple(series) for name, series in attrs.get("history", {}).items()},
+            values=values,
+            history={name: tuple(series[: len(values)]) for name, series in attrs.get("history", {}).items()},
             started=frozen.datetime_start,
             ended=frozen.datetime_complete,
             mlflow_run_id=attrs.get("mlflow_run_id", self._late_run_ids.get(str(frozen.number))),
@@ -266,4 +276,11 @@ def _handed_out(study: optuna.Study) -> list[FrozenTrial]:
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
     wait = {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}} if url.startswith("sqlite:") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=wait)
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=wait)
+    except (ImportError, SQLAlchemyError) as error:
+        # The URL itself is not shown: it may hold a password.
+        rule = "must be the URL of a database that can be reached"
+        got = str(error).partition("\n")[0].strip(" .")
+        hint = "For a local file give sqlite:///PATH/study.db."
+        raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None

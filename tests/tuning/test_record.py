@@ -1,0 +1,261 @@
+"""The durable record on a real SQLite file: what is written is what a later process reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import Trial
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.errors import StorageError
+from tune_rescon.tuning import StudyRecord, TrialSummary
+
+FINAL = [state for state in TrialState if state.is_final]
+
+
+def suggest(trial: Trial) -> Mapping[str, Any]:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),
+        # How a list travels through Optuna, which takes no lists as choices.
+        "step_fractions": trial.suggest_categorical("step_fractions", ["[40, 60]", "[50]"]),
+    }
+
+
+def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return StudyRecord.create(
+        url, name, metric="val_accuracy", maximize=maximize, sampler=sampler, space="version: 1\n"
+    )
+
+
+def load(url: str, name: str = "s") -> StudyRecord:
+    return StudyRecord.load(url, name, metric="val_accuracy")
+
+
+def study(url: str) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=url)
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {"val_accuracy": value, "train_loss": 1 - value, "epoch_seconds": 0.5}
+
+
+@pytest.fixture(scope="module")
+def empty_study(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("record") / "study.db"
+    create(f"sqlite:///{path}", "other")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def url(empty_study: bytes, tmp_path: Path) -> str:
+    """A database with another search's study in it."""
+    path = tmp_path / "study.db"
+    path.write_bytes(empty_study)
+    return f"sqlite:///{path}"
+
+
+def test_a_taken_name_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="a study named 'other' is already in the database") as caught:
+        create(url, "other")
+    assert "--resume other" in str(caught.value)
+
+
+def test_a_missing_study_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="there is no study named 's' in the database"):
+        load(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "nosuchdatabase://host/x", "sqlite:////nowhere/at/all/study.db"],
+)
+def test_a_database_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="--study: must be the URL of a database that can be reached"):
+        create(url)
+
+
+def test_an_unreachable_databases_password_is_not_shown() -> None:
+    with pytest.raises(StorageError) as caught:
+        create("nosuchdatabase://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
+    create(url, maximize=maximize)
+    assert load(url).maximize is maximize
+    assert study(url).user_attrs["space"] == "version: 1\n"
+
+
+@pytest.mark.parametrize("state", [*FINAL, TrialState.INTERRUPTED])
+def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
+    record = create(url)
+    number = record.ask(suggest).number
+    for epoch, value in enumerate((0.5, 0.75, 0.625), 1):
+        record.report(number, epoch, metrics(value))
+    record.finish(number, state, checkpoint="best.ckpt", error="a line\nanother")
+    (read,) = load(url).trials()
+    assert read == record.trial(number)
+    assert read.state is state
+    assert read.values == (0.5, 0.75, 0.625)
+    assert read.history["train_loss"] == (0.5, 0.25, 0.375)
+    assert read.seconds == 1.5
+    assert read.parameters["step_fractions"] in ("[40, 60]", "[50]")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (TrialState.FINISHED, OptunaState.COMPLETE),
+        (TrialState.STOPPED, OptunaState.PRUNED),
+        (TrialState.DIVERGED, OptunaState.FAIL),
+        (TrialState.OUT_OF_MEMORY, OptunaState.FAIL),
+        (TrialState.FAILED, OptunaState.FAIL),
+        (TrialState.INTERRUPTED, OptunaState.RUNNING),
+    ],
+)
+def test_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -> None:
+    record = create(url)
+    number = record.ask(suggest).number
+    record.report(number, 1, metrics(0.5))
+    record.finish(number, state, checkpoint=None)
+    (trial,) = study(url).trials
+    assert trial.state is expected
+    assert trial.value == (0.5 if expected in (OptunaState.COMPLETE, OptunaState.PRUNED) else None)
+    assert trial.user_attrs["state"] == state.value
+
+
+def test_values_that_are_not_finite_survive(url: str) -> None:
+    record = create(url)
+    number = record.ask(suggest).number
+    for epoch, value in enumerate((0.5, math.inf, math.nan), 1):
+        record.report(number, epoch, metrics(value))
+    record.finish(number, TrialState.DIVERGED, checkpoint=None)
+    (read,) = load(url).trials()
+    assert read.values[:2] == (0.5, math.inf)
+    assert math.isnan(read.values[2])
+    assert math.isnan(read.history["train_loss"][2])
+    assert (read.best_epoch, read.best_value) == (1, 0.5)
+
+
+def test_the_run_id_is_kept_whether_it_comes_in_time_or_late(url: str) -> None:
+    record = create(url)
+    numbers = [record.ask(suggest).number for _ in range(2)]
+    record.set_run_id(0, "in time")
+    for number in numbers:
+        record.finish(number, TrialState.FAILED, checkpoint=None)
+    record.set_run_id(1, "late")
+    assert [trial.mlflow_run_id for trial in load(url).trials()] == ["in time", "late"]
+    assert load(url).trials() == record.trials()
+
+
+def test_rows_in_the_queue_come_first_and_are_no_trials_yet(url: str) -> None:
+    record = create(url)
+    record.enqueue([{"learning_rate": 0.25, "step_fractions": "[50]"}])
+    assert record.trials() == load(url).trials() == ()
+    assert record.ask(suggest).parameters == {"learning_rate": 0.25, "step_fractions": "[50]"}
+
+
+def test_an_interrupted_trial_goes_on_under_its_number(url: str) -> None:
+    record = create(url)
+    asked = record.ask(suggest)
+    record.report(0, 1, metrics(0.5))
+    record.finish(0, TrialState.INTERRUPTED, checkpoint="best.ckpt")
+    later = load(url)
+    opened = later.reopen(0, suggest)
+    assert (opened.parameters, opened.values) == (asked.parameters, (0.5,))
+    later.report(0, 2, metrics(0.75))
+    later.finish(0, TrialState.STOPPED, checkpoint="best.ckpt")
+    assert load(url).trials() == later.trials()
+    assert later.trial(0).values == (0.5, 0.75)
+
+
+def test_a_checkpoint_that_an_interruption_noted_is_forgotten_with_its_file(url: str) -> None:
+    record = create(url)
+    record.ask(suggest)
+    record.finish(0, TrialState.INTERRUPTED, checkpoint="best.ckpt")
+    later = load(url)
+    later.reopen(0, suggest)
+    later.finish(0, TrialState.STOPPED, checkpoint=None)
+    assert load(url).trial(0).checkpoint is None
+
+
+class DriverDiedError(Exception):
+    pass
+
+
+def die(*_: object, **__: object) -> None:
+    raise DriverDiedError
+
+
+def test_a_driver_that_dies_amid_drawing_leaves_a_trial_that_can_go_on(url: str) -> None:
+    def half(trial: Trial) -> None:
+        trial.suggest_float("learning_rate", 1e-3, 1.0, log=True)
+        raise DriverDiedError
+
+    with pytest.raises(DriverDiedError):
+        create(url).ask(half)
+    later = load(url)
+    (broken,) = later.trials()
+    opened = later.reopen(0, suggest)
+    assert set(opened.parameters) == {"learning_rate", "step_fractions"}
+    assert opened.parameters["learning_rate"] == broken.parameters["learning_rate"]
+    assert load(url).trial(0).parameters == opened.parameters
+
+
+def test_a_driver_that_dies_amid_an_epochs_report_leaves_series_in_step(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = create(url)
+    record.ask(suggest)
+    record.report(0, 1, metrics(0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "report", die)
+        with pytest.raises(DriverDiedError):
+            record.report(0, 2, metrics(0.75))
+    later = load(url)
+    assert {len(series) for series in later.trial(0).history.values()} == {later.trial(0).epochs} == {1}
+    later.reopen(0, suggest)
+    later.report(0, 2, metrics(0.75))
+    assert later.trial(0).history["val_accuracy"] == later.trial(0).values == (0.5, 0.75)
+    assert load(url).trials() == later.trials()
+
+
+def summary(*values: float, maximize: bool = True) -> TrialSummary:
+    return TrialSummary(
+        number=0,
+        state=TrialState.STOPPED,
+        parameters={},
+        metric="val_accuracy",
+        maximize=maximize,
+        values=values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trial", "epoch"),
+    [
+        (summary(), 0),
+        (summary(math.nan), 0),
+        (summary(0.5, 0.7, 0.6), 2),
+        (summary(0.5, 0.7, 0.7), 2),
+        (summary(0.5, math.nan, math.inf), 1),
+        (summary(0.5, 0.3, 0.3, maximize=False), 2),
+        (summary(-math.inf, 0.3, maximize=False), 2),
+    ],
+)
+def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialSummary, epoch: int) -> None:
+    assert trial.best_epoch == epoch
+    assert trial.best_value == trial.values[epoch - 1] if epoch else math.isnan(trial.best_value)
+
+
+def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
+    order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
+    assert sorted(order[::-1], key=TrialSummary.rank_key) == order
