@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
 
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunStarted
@@ -71,10 +71,10 @@ def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dic
         "gmacs": cost.gmacs,
     }
     if trial.best_epoch:
-        accuracy: Sequence[Any] = trial.history.get("val_accuracy", ())
+        accuracy = [value for value in trial.history.get("val_accuracy", ()) if math.isfinite(value)]
         metrics["best_epoch"] = float(trial.best_epoch)
         if accuracy:
-            metrics["best_val_accuracy"] = max(value for value in accuracy if value == value)
+            metrics["best_val_accuracy"] = max(accuracy)
         metrics[f"best_{trial.metric}"] = trial.best_value
     return metrics
 

@@ -1,0 +1,124 @@
+"""A search's files: names that are taken or no names, files that are whole, checkpoints that go."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tune_rescon.config import TrialState
+from tune_rescon.errors import StorageError
+from tune_rescon.tuning import SearchFolder, TrialSummary, default_storage, write_atomically
+
+TRIAL = TrialSummary(
+    number=3,
+    state=TrialState.STOPPED,
+    parameters={"depth": 56, "step_fractions": "[40, 60]"},
+    metric="val_accuracy",
+    maximize=True,
+    values=(0.1, 0.30000000000000004),
+    history={"epoch_seconds": (1.0, 2.5)},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SearchFolder:
+    made = SearchFolder(storage=tmp_path / "runs", name="s")
+    made.create()
+    return made
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "runs"), ("", "runs"), ("/data/runs", "/data/runs")])
+def test_where_searches_are_kept(value: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNE_RESCON_STORAGE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TUNE_RESCON_STORAGE", value)
+    assert default_storage() == Path(expected)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-x", "a/b", "a b", "a'b", "a\n", "é"])
+def test_what_is_no_name_is_refused_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="--name: must be letters, digits"):
+        SearchFolder(storage=tmp_path / "runs", name=name).create()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["a", "0", "att92", "a.b_c-d", "A" * 100])
+def test_what_is_a_name_is_taken(name: str, tmp_path: Path) -> None:
+    SearchFolder(storage=tmp_path / "runs", name=name).create()
+    assert (tmp_path / "runs" / name).is_dir()
+
+
+def test_a_taken_name_is_refused_with_both_ways_out(folder: SearchFolder) -> None:
+    with pytest.raises(StorageError, match="--resume s, or give another --name"):
+        folder.create()
+
+
+def test_a_missing_search_is_answered_with_those_there_are(folder: SearchFolder) -> None:
+    nothing = dataclasses.replace(folder, name="t")
+    with pytest.raises(StorageError, match="There is no search there yet"):
+        nothing.require()
+    folder.space_yaml.write_text("version: 1\n")
+    folder.require()
+    with pytest.raises(StorageError, match=r"no search named 't' .* Searches there: s\."):
+        nothing.require()
+
+
+@pytest.mark.parametrize(("others", "left"), [(False, False), (True, True)])
+def test_a_search_that_never_began_takes_back_what_it_made(
+    others: bool, left: bool, folder: SearchFolder
+) -> None:
+    folder.log.write_text("a line")
+    if others:
+        (folder.storage / "another").mkdir()
+    folder.remove(with_storage=True)
+    assert not folder.path.exists()
+    assert folder.storage.exists() is left
+
+
+def test_a_storage_that_was_there_stays(folder: SearchFolder) -> None:
+    folder.remove(with_storage=False)
+    assert folder.storage.is_dir()
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best.ckpt", ["best.ckpt"]), (None, None)])
+def test_pruning_leaves_one_file_or_no_directory(
+    keep: str | None, left: list[str] | None, folder: SearchFolder
+) -> None:
+    directory = folder.checkpoints(7)
+    directory.mkdir(parents=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        (directory / name).write_text(name)
+    folder.prune_checkpoints(7, keep=str(directory / keep) if keep else None)
+    assert (sorted(path.name for path in directory.iterdir()) if directory.exists() else None) == left
+    folder.prune_checkpoints(8, keep=None)
+
+
+def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:
+    folder.write_trials([TRIAL], ["depth", "drop_path", "step_fractions"])
+    with folder.trials_csv.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [float(value) for value in row["values"].split()] == list(TRIAL.values)
+    assert (row["trial"], row["state"], row["epochs"], row["seconds"]) == ("3", "stopped", "2", "3.5")
+    assert (row["depth"], row["drop_path"], row["step_fractions"]) == ("56", "none", "[40, 60]")
+    assert row["checkpoint"] == ""
+
+
+def test_best_yaml_reads_back(folder: SearchFolder) -> None:
+    best = {"trial": 3, "value": 0.30000000000000004, "config": {"step_fractions": [40, 60], "preset": None}}
+    folder.write_best(best)
+    assert YAML(typ="safe").load(folder.best_yaml) == best
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half\udc80")
+    assert path.read_text() == "old"
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
