@@ -1,0 +1,78 @@
+"""Results made by hand: what a search could have ended as."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary, best_trial
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+
+@pytest.fixture
+def make_trial() -> MakeTrial:
+    def make(
+        number: int,
+        state: TrialState = TrialState.FINISHED,
+        values: tuple[float, ...] = (0.25, 0.5),
+        parameters: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> TrialSummary:
+        return TrialSummary(
+            number=number,
+            state=state,
+            parameters={"depth": 56, "learning_rate": 0.1} if parameters is None else parameters,
+            metric="val_accuracy",
+            maximize=True,
+            values=values,
+            history={"epoch_seconds": (1800.0,) * len(values)},
+            error=error,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_result(tmp_path: Path) -> MakeResult:
+    def make(*trials: TrialSummary, **changes: Any) -> StudyResult:
+        result = StudyResult(
+            name="s",
+            folder=tmp_path / "s",
+            metric="val_accuracy",
+            maximize=True,
+            trials=trials,
+            costs={trial.number: TrialCost(params_m=0.85, gmacs=0.125) for trial in trials},
+            devices_per_trial=2,
+            device="CPU",
+            levels=(1, 2),
+            best=best_trial(trials),
+            best_config={},
+            interrupted=False,
+            tracking_uri="http://localhost:5000",
+            unsent=0,
+        )
+        return dataclasses.replace(result, **changes)
+
+    return make
+
+
+@pytest.fixture
+def one_of_each(make_trial: MakeTrial) -> list[TrialSummary]:
+    """A trial in every state there is; the first of some states never came to an epoch."""
+    values = {
+        TrialState.FINISHED: (0.25, 0.5),
+        TrialState.DIVERGED: (0.25, math.nan),
+        TrialState.OUT_OF_MEMORY: (),
+        TrialState.FAILED: (),
+    }
+    states = [*TrialState, TrialState.FAILED, TrialState.STOPPED]
+    trials = [make_trial(n, state, values.get(state, (0.25,))) for n, state in enumerate(states)]
+    return [*trials[:-2], make_trial(len(states) - 2, TrialState.FAILED, (0.125,)), trials[-1]]

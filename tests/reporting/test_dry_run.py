@@ -1,0 +1,103 @@
+"""The dry run, in a process of its own: what it says, how soon, and what it does without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tune_rescon.spaces import list_spaces, load_space
+from tune_rescon.tuning import ladder_levels
+
+#: Shows every space given, and says at the end how long each took and what was imported.
+DRIVER = """
+import contextlib, io, json, sys, time
+
+begun = time.perf_counter()
+from tune_rescon.search import main
+
+shown = {}
+for name, *settings in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(["--space", name, "--dry-run", *settings])
+    shown[name] = {"code": code, "text": out.getvalue(), "seconds": time.perf_counter() - begun}
+    begun = time.perf_counter()
+print(json.dumps({"shown": shown, "modules": sorted(sys.modules)}))
+"""
+
+#: Seconds the first dry run may take: 1.0 to 1.3 s on two busy cores, imports included.
+SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class DryRuns:
+    shown: dict[str, dict[str, object]]
+    modules: list[str]
+
+    def text(self, name: str) -> str:
+        return str(self.shown[name]["text"])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for index in range(8):
+            Image.new("RGB", (40, 30)).save(folder / label / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dry_runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRuns:
+    spaces = [
+        [name] if name != "folder" else [name, "--set", f"dataset.path={images}"] for name in list_spaces()
+    ]
+    spaces.sort(key=lambda space: space[0] != "digits")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(spaces)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path_factory.mktemp("empty"),
+        env=dict(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    return DryRuns(**json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("name", list_spaces())
+def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
+    name: str, dry_runs: DryRuns, images: Path
+) -> None:
+    assert dry_runs.shown[name]["code"] == 0
+    text = dry_runs.text(name)
+    space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
+    assert f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    assert len(rows) == min(8, space.budget.trials)
+    for row in rows:
+        *_, params, gmacs, pmacs = (cell.strip() for cell in row.strip("│").split("│"))
+        assert min(map(float, (params, gmacs, pmacs))) > 0
+
+
+def test_what_is_shown_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
+    text, _, _ = dry_runs.text("digits").partition("rungs (epochs):")
+    (tmp_path / "shown.yaml").write_text(text)
+    assert load_space(str(tmp_path / "shown.yaml")) == load_space("digits")
+
+
+def test_the_first_comes_soon(dry_runs: DryRuns) -> None:
+    assert float(str(dry_runs.shown["digits"]["seconds"])) < SECONDS
+
+
+@pytest.mark.parametrize("heavy", ["torch", "torchvision", "pytorch_lightning", "ray", "mlflow", "plotly"])
+def test_it_does_without(heavy: str, dry_runs: DryRuns) -> None:
+    assert heavy not in dry_runs.modules

@@ -1,0 +1,98 @@
+"""The lines of a running search, to the letter."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from tune_rescon.config import METRICS, TrialState
+from tune_rescon.reporting import EventLines
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import Decision, TrialSummary, Verdict
+
+MakeTrial = Callable[..., TrialSummary]
+
+METRICS_OF_AN_EPOCH = {**dict.fromkeys(METRICS, 0.5), "train_loss": 1.23456, "epoch_seconds": 75.0}
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def lines(out: io.StringIO) -> EventLines:
+    # Narrow on purpose: a line must not be broken.
+    return EventLines(Console(file=out, width=40, highlight=False), load_space("digits"))
+
+
+def test_a_trial_starts(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    lines.trial_started(make_trial(3, TrialState.RUNNING, ()))
+    assert out.getvalue() == "trial_0003 starts: depth=56 learning_rate=0.1\n"
+
+
+def test_a_trial_starts_again(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    assert out.getvalue() == "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1\n"
+
+
+def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]", "augment": "[red]"}
+    lines.trial_started(make_trial(0, TrialState.RUNNING, (), parameters))
+    expected = "trial_0000 starts: step_fractions=[40, 60] preset=[bold]x[/bold] augment=[red]\n"
+    assert out.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "said"),
+    [
+        (0.5, Verdict(decision=Decision.CONTINUE), "val_accuracy 0.5, train_loss 1.235, 1 min 15 s"),
+        (
+            0.5,
+            Verdict(decision=Decision.STOP, rung=1, rank=4, of=5),
+            "val_accuracy 0.5, train_loss 1.235, 1 min 15 s, 4 of 5 at rung 1",
+        ),
+        (math.nan, Verdict(decision=Decision.DIVERGED), "val_accuracy -, train_loss 1.235, 1 min 15 s"),
+    ],
+)
+def test_an_epoch(
+    value: float,
+    verdict: Verdict,
+    said: str,
+    lines: EventLines,
+    out: io.StringIO,
+    make_trial: MakeTrial,
+) -> None:
+    lines.epoch_done(make_trial(0, TrialState.RUNNING, (value,)), METRICS_OF_AN_EPOCH, verdict)
+    assert out.getvalue() == f"trial_0000 epoch 1/9: {said}\n"
+
+
+def test_trials_end_and_are_counted(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    lines.trial_ended(make_trial(0, TrialState.STOPPED, (0.5, 0.25)))
+    lines.trial_ended(make_trial(1, TrialState.INTERRUPTED, ()))
+    lines.trial_ended(make_trial(2, TrialState.DIVERGED, (math.nan,)))
+    assert out.getvalue().splitlines() == [
+        "trial_0000 stopped after epoch 2, best 0.5 at epoch 1; 1 of 12 trials ended",
+        "trial_0001 interrupted after epoch 0; 1 of 12 trials ended",
+        "trial_0002 diverged after epoch 1; 2 of 12 trials ended",
+    ]
+
+
+def test_an_error_is_shown_whole(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    error = "Traceback ...\nValueError: [bold] is a list of one, which no tensor can be made of\n"
+    lines.trial_ended(make_trial(0, TrialState.FAILED, (), error=error))
+    first, rest = out.getvalue().split("\n", 1)
+    assert first == "trial_0000 failed after epoch 0; 1 of 12 trials ended"
+    assert rest == error
+
+
+@pytest.mark.parametrize("state", TrialState)
+def test_every_state_has_a_look(
+    state: TrialState, lines: EventLines, out: io.StringIO, make_trial: MakeTrial
+) -> None:
+    lines.trial_ended(make_trial(0, state))
+    assert f"trial_0000 {state.value} after epoch 2" in out.getvalue()

@@ -1,0 +1,122 @@
+"""The table at a search's end, on terminals of any width."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting import print_result, result_table
+from tune_rescon.reporting.table import ROWS
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+MANY_PARAMETERS = {
+    "depth": 56,
+    "image_size": 32,
+    "learning_rate": 0.012345678,
+    "weight_decay": 0.000123456,
+    "label_smoothing": 0.05,
+    "drop_path": 0.0123456,
+    "step_fractions": "[40, 60]",
+}
+
+
+def printed(result: StudyResult, width: int = 200) -> str:
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=width, highlight=False))
+    return out.getvalue()
+
+
+def shown(result: StudyResult, width: int) -> list[str]:
+    return [str(column.header) for column in result_table(result, width=width).columns]
+
+
+def test_a_search_without_a_trial_is_shown(make_result: MakeResult) -> None:
+    text = printed(make_result())
+    assert "s: 0 trials" in text
+    assert "Best:" not in text
+
+
+def test_every_state_is_shown_and_counted(make_result: MakeResult, one_of_each: list[TrialSummary]) -> None:
+    text = printed(make_result(*one_of_each))
+    for state in TrialState:
+        assert f"│ {state.value}" in text
+        count = sum(trial.state is state for trial in one_of_each)
+        assert f"{count} {state.value}" in text
+
+
+def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    result = make_result(make_trial(7, values=(0.75, 0.5)))
+    lines = printed(result).splitlines()
+    assert lines[-5:] == [
+        "1 finished; 2 h 0 min of CPU time",
+        "Best: trial_0007, val_accuracy 0.5 after epoch 2 (best 0.75 at epoch 1)",
+        f"Files:  {result.folder}",
+        f"Report: {result.folder / 'report.html'}",
+        "MLflow: http://localhost:5000",
+    ]
+
+
+def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:
+    assert "MLflow did not take 3 updates in time" in printed(make_result(unsent=3))
+    assert "MLflow did not take" not in printed(make_result())
+
+
+def test_a_local_store_is_shown_with_the_command_that_opens_it(make_result: MakeResult) -> None:
+    text = printed(make_result(tracking_uri="sqlite:////r/mlflow.db"))
+    assert "MLflow: mlflow ui --backend-store-uri sqlite:////r/mlflow.db" in text
+
+
+def test_more_than_the_table_holds_is_said_to_be_in_the_csv(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(*(make_trial(n) for n in range(30)))
+    text = printed(result)
+    assert text.count("│ finished") == ROWS
+    assert f"All of it: {result.folder / 'trials.csv'}" in text
+    assert "All of it" not in printed(make_result(*result.trials[:ROWS]))
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])
+def test_no_cell_is_ever_broken(width: int, make_result: MakeResult, make_trial: MakeTrial) -> None:
+    result = make_result(make_trial(0, TrialState.OUT_OF_MEMORY, (0.123456,), MANY_PARAMETERS))
+    lines = printed(result, width).splitlines()
+    assert max(map(len, (line for line in lines if line[:1] in "┏┡│└"))) <= width
+    (cells,) = [line for line in lines if line.startswith("│")]
+    assert "out_of_memory" in cells
+    assert "0.1235" in cells
+
+
+def test_a_narrow_terminal_goes_without_the_cost_first(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(make_trial(0, parameters=MANY_PARAMETERS))
+    assert shown(result, 300)[4:8] == ["best", "params M", "GMACs", "hours"]
+    assert shown(result, 300)[8:] == [name.replace("_", " ") for name in MANY_PARAMETERS]
+    assert shown(result, 80) == [
+        "trial",
+        "state",
+        "epochs",
+        "val accuracy",
+        "depth",
+        "image size",
+        "learning rate",
+        "weight decay",
+    ]
+    assert shown(result, 10) == ["trial", "state", "epochs", "val accuracy"]
+
+
+def test_brackets_are_no_markup(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]"}
+    result = make_result(make_trial(0, parameters=parameters), folder=Path("/tmp/[old]/s"))
+    text = printed(result)
+    assert "[40, 60]" in text
+    assert "[bold]x[/bold]" in text
+    assert "Files:  /tmp/[old]/s\n" in text

@@ -1,0 +1,105 @@
+"""The command's flags, as the contract has them, and what it answers."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tune_rescon.search import main, search
+from tune_rescon.tuning import RunOptions
+
+#: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
+SEARCH_FLAGS = {
+    "--space": "NAME|FILE",
+    "--name": "N",
+    "--resume": "N",
+    "--trials": "N",
+    "--hours": "H",
+    "--concurrent": "N",
+    "--seed": "S",
+    "--storage": "DIR",
+    "--study": "URL",
+    "--tracking-uri": "URI",
+    "--data-root": "DIR",
+    "--address": "ADDR",
+    "--set": "KEY=VALUE...",
+    "--dry-run": "",
+    "--plain": "",
+}
+
+
+def flags(command: click.Command) -> dict[str, str]:
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    return {
+        option.opts[0]: "" if option.is_flag else f"{option.metavar}{'...' if option.multiple else ''}"
+        for option in options
+    }
+
+
+def test_the_flags_are_the_contracts() -> None:
+    assert flags(search) == SEARCH_FLAGS
+
+
+def test_help_names_every_flag_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert all(flag in said.out for flag in SEARCH_FLAGS)
+
+
+def test_without_a_space_it_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert "Give --space NAME|FILE, or --resume NAME" in said.err
+    assert said.out == ""
+
+
+def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", "s", "--space", "digits"]) == 2
+    assert "Leave out --space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--trials", "7", "trials: 7"),
+        ("--hours", "1.5", "hours: 1.5"),
+        ("--concurrent", "1", "concurrent: 1"),
+        ("--seed", "0", "seed: 0"),
+        ("--seed", "5", "seed: 5"),
+        ("--set", "fidelity.max=27", "max: 27"),
+    ],
+)
+def test_a_flag_changes_the_space(
+    flag: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--space", "digits", flag, value, "--dry-run", "--plain"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_the_command_to_resume_can_be_pasted() -> None:
+    from tune_rescon.search import _resume_command
+
+    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
+    words = shlex.split(_resume_command(options))
+    assert words[:3] == ["python", "-m", "tune_rescon.search"]
+    read = search.make_context("search", words[3:]).params
+    assert (read["resume"], read["storage"], read["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
+    assert read["tracking_uri"] is None
+
+
+@pytest.mark.torch
+def test_as_a_module_it_exits_with_the_same_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tune_rescon.search"]
+    codes = [
+        subprocess.run(command + more, cwd=tmp_path, env=dict(os.environ), capture_output=True, check=False)
+        for more in (["--help"], [], ["--space", "nope"])
+    ]
+    assert [done.returncode for done in codes] == [0, 2, 2]
+    assert b"Traceback" not in b"".join(done.stderr for done in codes)

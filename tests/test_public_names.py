@@ -1,0 +1,59 @@
+"""What each package gives away: sorted, complete, and there when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+import tune_rescon
+
+PACKAGES = [m.name for m in pkgutil.iter_modules(tune_rescon.__path__, "tune_rescon.") if m.ispkg]
+MODULES = [m.name for m in pkgutil.walk_packages(tune_rescon.__path__, "tune_rescon.") if not m.ispkg]
+
+
+@pytest.fixture(scope="module", params=PACKAGES)
+def package(request: pytest.FixtureRequest) -> ModuleType:
+    """A package with all its names loaded: the first use of some imports torch."""
+    module = importlib.import_module(request.param)
+    for name in module.__all__:
+        getattr(module, name)
+    return module
+
+
+def test_the_packages_are_all_there() -> None:
+    rooms = ("data", "models", "reporting", "spaces", "testing", "tracking", "training", "tuning")
+    assert {f"tune_rescon.{room}" for room in rooms} <= set(PACKAGES)
+
+
+def test_names_are_sorted_and_there(package: ModuleType) -> None:
+    names = list(package.__all__)
+    # As ruff sorts them: constants, classes, the rest.
+    assert names == sorted(set(names), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert names, "a package that gives nothing away needs no __init__"
+
+
+def test_each_name_is_public_where_it_lives(package: ModuleType) -> None:
+    for name in package.__all__:
+        home = getattr(getattr(package, name), "__module__", None)
+        if home is not None and home.startswith("tune_rescon."):
+            assert name in importlib.import_module(home).__all__
+
+
+def test_a_name_that_is_none_is_an_attribute_error(package: ModuleType) -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        operator.attrgetter("no_such_name")(package)
+
+
+@pytest.fixture(params=MODULES)
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    """A module; importing some of them takes seconds, which are no test's."""
+    return importlib.import_module(request.param)
+
+
+def test_every_module_says_what_is_public(module: ModuleType) -> None:
+    assert all(hasattr(module, public) for public in module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
