@@ -20,7 +20,6 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy.exc import SQLAlchemyError
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
@@ -275,6 +274,9 @@ def _handed_out(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
+    # Imported here: a dry run reads this module and opens no database.
+    from sqlalchemy.exc import SQLAlchemyError
+
     wait = {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}} if url.startswith("sqlite:") else {}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=wait)
