@@ -94,7 +94,7 @@ def test_the_command_to_resume_can_be_pasted() -> None:
     assert read["tracking_uri"] is None
 
 
-@pytest.mark.torch
+@pytest.mark.timeout(30)  # three interpreters
 def test_as_a_module_it_exits_with_the_same_codes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune_rescon.search"]
     codes = [
