@@ -53,8 +53,22 @@ def test_what_is_a_name_is_taken(name: str, tmp_path: Path) -> None:
 
 
 def test_a_taken_name_is_refused_with_both_ways_out(folder: SearchFolder) -> None:
+    folder.space_yaml.write_text("version: 1\n")
     with pytest.raises(StorageError, match="--resume s, or give another --name"):
         folder.create()
+
+
+def test_a_folder_that_holds_no_search_is_not_offered_for_resuming(folder: SearchFolder) -> None:
+    with pytest.raises(StorageError, match="It holds no search: remove it, or give another --name"):
+        folder.create()
+
+
+def test_a_checkpoint_that_was_outranked_is_not_named(folder: SearchFolder, tmp_path: Path) -> None:
+    kept, gone = (dataclasses.replace(TRIAL, checkpoint=str(tmp_path / name)) for name in ("kept", "gone"))
+    (tmp_path / "kept").touch()
+    folder.write_trials([kept, gone], [])
+    with folder.trials_csv.open(newline="") as file:
+        assert [row["checkpoint"] for row in csv.DictReader(file)] == [str(tmp_path / "kept"), ""]
 
 
 def test_a_missing_search_is_answered_with_those_there_are(folder: SearchFolder) -> None:

@@ -96,7 +96,9 @@ class SearchFolder:
             rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
             raise StorageError(explain(rule, got=repr(self.name), where="--name"))
         if self.path.exists():
-            hint = f"Go on with it by --resume {self.name}, or give another --name."
+            begun = self.space_yaml.is_file()
+            way = f"Go on with it by --resume {self.name}" if begun else "It holds no search: remove it"
+            hint = f"{way}, or give another --name."
             rule = f"the name of a new search must be free, but {self.path} exists"
             raise StorageError(explain(rule, where="--name", hint=hint))
         try:
@@ -179,7 +181,8 @@ def _row(trial: TrialSummary) -> list[Any]:
         trial.best_epoch,
         round(trial.seconds, 3),
         " ".join(repr(value) for value in trial.values),
-        trial.checkpoint or "",
+        # Of a trial that was outranked later, the study still has the path of a file that is gone.
+        trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).exists() else "",
     ]
 
 
