@@ -30,6 +30,21 @@ def lines(out: io.StringIO) -> EventLines:
     return EventLines(Console(file=out, width=40, highlight=False), load_space("digits"))
 
 
+def test_a_search_begins(lines: EventLines, out: io.StringIO) -> None:
+    lines.search_started([])
+    assert out.getvalue() == "12 trials of at most 9 epochs; the first workers start\n"
+
+
+def test_a_search_goes_on_and_counts_what_ended_before(
+    lines: EventLines, out: io.StringIO, make_trial: MakeTrial
+) -> None:
+    lines.search_started([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
+    lines.trial_ended(make_trial(1, TrialState.STOPPED))
+    begun, ended = out.getvalue().splitlines()
+    assert begun == "12 trials of at most 9 epochs, 1 of them ended before; the first workers start"
+    assert ended.endswith("; 2 of 12 trials ended")
+
+
 def test_a_trial_starts(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.trial_started(make_trial(3, TrialState.RUNNING, ()))
     assert out.getvalue() == "trial_0003 starts: depth=56 learning_rate=0.1\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import optuna
 import pytest
@@ -35,6 +35,9 @@ class Diary:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        self.lines.append(f"{len(trials)} recorded")
 
     def trial_started(self, trial: TrialSummary) -> None:
         self.lines.append(f"{trial.number} starts at {trial.epochs}")
@@ -113,7 +116,7 @@ def test_listeners_hear_everything_in_order() -> None:
     diary = Diary()
     simulate(coordinator(study(), total=1, listeners=(diary,)), curve)
     epochs = [f"0 epoch {epoch} continue" for epoch in range(1, EPOCHS)]
-    assert diary.lines == ["0 starts at 0", *epochs, f"0 epoch {EPOCHS} finish", "0 finished"]
+    assert diary.lines == ["0 recorded", "0 starts at 0", *epochs, f"0 epoch {EPOCHS} finish", "0 finished"]
 
 
 def test_a_diverged_trial_ends_within_the_epoch_and_is_no_result() -> None:

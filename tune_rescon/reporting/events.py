@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -36,6 +36,15 @@ class EventLines:
         self._last_epoch = space.fidelity.max
         self._ended = 0
         self._total = space.budget.trials
+
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """How much there is to do, and how much is done."""
+        self._ended = sum(trial.state.is_final for trial in trials)
+        before = f", {self._ended} of them ended before" if trials else ""
+        self._console.print(
+            f"{self._total} trials of at most {self._last_epoch} epochs{before}; the first workers start",
+            soft_wrap=True,
+        )
 
     def trial_started(self, trial: TrialSummary) -> None:
         """Its parameters; from which epoch on, if it is not its first."""

@@ -25,6 +25,9 @@ __all__ = ["Coordinator", "SearchListener", "SearchPlan"]
 class SearchListener(Protocol):
     """Whoever wants to know what happens. Called on the driver's main thread; may neither block nor raise."""
 
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """The search begins, or goes on; ``trials`` is what its record holds already."""
+
     def trial_started(self, trial: TrialSummary) -> None:
         """A trial was handed out, for the first time or again."""
 
@@ -84,6 +87,8 @@ class Coordinator:
         self._unfinished = [t.number for t in record.trials() if not t.state.is_final]
         self._handed_out = len(record.trials()) - len(self._unfinished)
         self._refill_rungs()
+        for listener in listeners:
+            listener.search_started(record.trials())
 
     @property
     def interrupted(self) -> bool:

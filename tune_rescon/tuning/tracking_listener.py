@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunStarted
@@ -34,6 +34,9 @@ class TrackingListener:
         self._space = space
         self._cost = cost
         self._devices = devices
+
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """Nothing: runs of earlier trials are there already."""
 
     def trial_started(self, trial: TrialSummary) -> None:
         """Open or re-open the trial's run."""
