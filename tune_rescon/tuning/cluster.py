@@ -45,7 +45,8 @@ def ray_session(address: str | None) -> Iterator[dict[str, float]]:
         ray.init(
             address=address or "local",
             log_to_driver=False,
-            logging_level="error",
+            # Its log records go where everybody's go, not to the terminal.
+            configure_logging=False,
             runtime_env={"env_vars": _ENVIRONMENT},
             **({} if address else local),
         )
