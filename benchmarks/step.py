@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def hardware(device: str) -> str:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a kernel's file
+        with Path("/proc/cpuinfo").open() as file:
             named = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     except OSError:
         named = []

@@ -98,6 +98,7 @@ def test_optuna_holds_every_trial_in_the_contracts_state(search: Finished) -> No
     assert [trial.number for trial in study.trials] == list(range(TRIALS))
     for trial in study.trials:
         assert list(trial.intermediate_values) == list(range(1, len(trial.intermediate_values) + 1))
+        assert set(trial.user_attrs) >= {"state", "mlflow_run_id", "checkpoint"}
         expected = {"finished": OptunaState.COMPLETE, "stopped": OptunaState.PRUNED}
         assert trial.state is expected[trial.user_attrs["state"]]
         assert (trial.state is OptunaState.COMPLETE) == (len(trial.intermediate_values) == 3)

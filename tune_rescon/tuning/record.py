@@ -209,11 +209,11 @@ class StudyRecord:
     ) -> TrialSummary:
         """Close a trial. An interrupted one stays open in Optuna's eyes, to be resumed."""
         trial, known = self._open.pop(number), self._trials[number]
-        ended = {"state": state.value, "checkpoint": checkpoint, "error": error}
-        for name, attribute in ended.items():
-            # None too, where an interruption had noted a checkpoint that is gone now.
-            if attribute != getattr(known, name):
-                trial.set_user_attr(name, attribute)
+        trial.set_user_attr("state", state.value)
+        # None too: there was none, or the one an interruption had noted is gone now.
+        trial.set_user_attr("checkpoint", checkpoint)
+        if error is not None:
+            trial.set_user_attr("error", error)
         when = None
         if state.is_final:
             value = known.value if state is TrialState.FINISHED else None
