@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -76,11 +77,11 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
     calls = []
     log_batch = mlflow.MlflowClient.log_batch
 
-    def flaky(*args: object, **kwargs: object) -> None:
+    def flaky(*args: Any, **kwargs: Any) -> None:
         calls.append(args)
         if len(calls) in (1, 2, 4):
             raise MlflowException("restarting", TEMPORARILY_UNAVAILABLE)
-        log_batch(*args, **kwargs)  # type: ignore[arg-type]
+        log_batch(*args, **kwargs)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
     made = make_writer()

@@ -55,7 +55,7 @@ def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
     averaged = module.judged
     assert averaged is not module.network
     with torch.no_grad():
-        module.network.layer.weight.add_(1.0)  # type: ignore[union-attr,operator]  # _Linear's
+        module.network.get_parameter("layer.weight").add_(1.0)
     module.validation_step((IMAGES_BCHW, LABELS_B))
     expected = F.cross_entropy(averaged(IMAGES_BCHW), LABELS_B).item()
     assert module.val_metrics.compute()["loss"] == pytest.approx(expected)

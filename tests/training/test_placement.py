@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tune_rescon.errors import ResourceError
-from tune_rescon.training.placement import Placement, choose_precision, place
+from tune_rescon.training.placement import Placement, Precision, choose_precision, place
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("precision", "matmul"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "high")])
-def test_the_processes_switches_are_held_and_given_back(precision: str, matmul: str) -> None:
+def test_the_processes_switches_are_held_and_given_back(precision: Precision, matmul: str) -> None:
     def switches() -> tuple[object, ...]:
         cudnn = torch.backends.cudnn
         return (
@@ -51,7 +51,7 @@ def test_the_processes_switches_are_held_and_given_back(precision: str, matmul: 
         )
 
     before = switches()
-    placement = Placement(device=CPU, precision=precision)  # type: ignore[arg-type]  # pytest passes plain str
+    placement = Placement(device=CPU, precision=precision)
     with placement.active(threads=1):
         assert switches() == (matmul, 1, precision != "fp32", False)
     assert switches() == before
@@ -59,8 +59,9 @@ def test_the_processes_switches_are_held_and_given_back(precision: str, matmul: 
 
 def test_bf16_computes_in_bf16_and_fp32_in_fp32() -> None:
     layer = torch.nn.Linear(4, 4)
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with Placement(device=CPU, precision=precision).autocast():  # type: ignore[arg-type]  # as above
+    expected: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    for precision, dtype in expected.items():
+        with Placement(device=CPU, precision=precision).autocast():
             assert layer(torch.zeros(1, 4)).dtype is dtype
 
 

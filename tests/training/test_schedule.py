@@ -48,7 +48,7 @@ def test_a_trained_step_always_moves(name: str, length: tuple[int, int, int]) ->
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (constant(10**6, 10, 5), 1.0),
+        (constant(10**6, 5), 1.0),
         (cosine(0, 100), 1.0),
         (cosine(100, 100), 0.0),
         (cosine(1000, 100), 0.0),

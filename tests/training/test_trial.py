@@ -181,10 +181,10 @@ def test_an_interrupt_in_the_middle_of_an_epoch_is_an_interrupt(
     handler = signal.getsignal(signal.SIGINT)
     original = TrialModule.training_step
 
-    def interrupt(self: TrialModule, batch: Any, batch_idx: int = 0) -> torch.Tensor:
+    def interrupt(self: TrialModule, batch: Any) -> torch.Tensor:
         if recorded_epochs(tmp_path):
             signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
+        return original(self, batch)
 
     monkeypatch.setattr(TrialModule, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):

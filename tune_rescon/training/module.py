@@ -63,7 +63,7 @@ class TrialModule(pl.LightningModule):
             logits_BK: Tensor = network(self._placement.images(images_BCHW))
         return logits_BK.float()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:  # noqa: ARG002 - Lightning's
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss to descend: cross entropy with the configured label smoothing.
 
         Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
@@ -76,7 +76,7 @@ class TrialModule(pl.LightningModule):
         self.train_metrics.update(loss, logits_BK, labels_B)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> None:  # noqa: ARG002 - Lightning's
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure the judged network; the loss is plain cross entropy, comparable between trials."""
         images_BCHW, labels_B = batch
         logits_BK = self.logits(self.judged, images_BCHW)

@@ -37,13 +37,13 @@ def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) 
                 step, total_steps, warmup_steps, decay_fraction=config.decay_fraction
             )
         case _:
-            return lambda step: constant(step, total_steps, warmup_steps)
+            return lambda step: constant(step, warmup_steps)
 
 
-def constant(step: int, total_steps: int, warmup_steps: int = 0) -> float:  # noqa: ARG001 - one signature for all
+def constant(step: int, warmup_steps: int = 0) -> float:
     """1 once warm.
 
-    >>> [constant(step, 100, 4) for step in (0, 3, 4, 100)]
+    >>> [constant(step, 4) for step in (0, 3, 4, 100)]
     [0.25, 1.0, 1.0, 1.0]
     """
     return _warmup(step, warmup_steps)
