@@ -55,11 +55,13 @@ class TrialState(StrEnum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     """The search was interrupted; ``--resume`` goes on with it."""
+    PAUSED = "paused"
+    """It waits at its rung to be promoted."""
 
     @property
     def is_final(self) -> bool:
         """Whether nothing more will happen to the trial, also on resume."""
-        return self not in (TrialState.RUNNING, TrialState.INTERRUPTED)
+        return self not in (TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.PAUSED)
 
 
 def metric_mode(name: str) -> str:

@@ -24,6 +24,7 @@ STATE_STYLE: Final = {
     TrialState.OUT_OF_MEMORY: "red",
     TrialState.FAILED: "red",
     TrialState.INTERRUPTED: "blue",
+    TrialState.PAUSED: "bright_blue",
 }
 
 
