@@ -1,23 +1,24 @@
 """What happens to trials, decided in one place: handed out, judged each epoch, closed.
 
-The coordinator knows the record, the rungs and whoever listens. It knows no Ray: Tune's searcher and
-scheduler (:mod:`.searcher`, :mod:`.scheduler`) ask it and do as it says, and a simulation can do the same in
-microseconds. Everything runs on the driver's main thread.
+The coordinator knows the record, the stopping rule, the proposer and whoever listens. It knows no Ray: Tune's
+searcher and scheduler (:mod:`.searcher`, :mod:`.scheduler`) ask it and do as it says, and a simulation can do
+the same in microseconds. Everything runs on the driver's main thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from optuna.trial import Trial
-
 from tune_rescon.config import TrialState
-from tune_rescon.tuning.record import StudyRecord, TrialSummary
+from tune_rescon.tuning.failures import FailureStreak
+from tune_rescon.tuning.proposer import Proposer
+from tune_rescon.tuning.record import StudyRecord
 from tune_rescon.tuning.retention import keepers
-from tune_rescon.tuning.rungs import Decision, RungLadder, Verdict
+from tune_rescon.tuning.stopping import Decision, Observation, StoppingRule, Verdict
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["Coordinator", "SearchListener", "SearchPlan"]
 
@@ -34,23 +35,35 @@ class SearchListener(Protocol):
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """An epoch (``trial.epochs``) was recorded and judged."""
 
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        """Something happened to a trial that the user should know."""
+
     def trial_ended(self, trial: TrialSummary) -> None:
-        """A trial was closed, or interrupted."""
+        """A trial was closed, paused or interrupted."""
+
+
+def _nothing() -> None:
+    """The guard of a search that has its record to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """How much there is to do.
+    """How much there is to do, and what only the space knows.
 
     ``total`` counts trials over the whole life of the search, earlier runs included. ``deadline`` is on
     ``time.monotonic``'s clock, seconds.
     """
 
-    suggest: Callable[[Trial], object]
-    """Draws the active parameters of a trial."""
     total: int
     deadline: float | None = None
-    group_by: tuple[str, ...] = ()
+    group: Callable[[TrialSummary], tuple[Any, ...]] = lambda _: ()
+    """Trials are compared only with those of an equal group."""
+    cost: Callable[[TrialSummary], float] | None = None
+    """The second objective, made small; None where there is one objective."""
+    same_memory: Callable[[Mapping[str, Any]], Any] = lambda _: None
+    """Equal for parameters that need the same memory; None: nothing is known."""
+    guard: Callable[[], None] = field(default=_nothing)
+    """Called before the record is written; raises when it belongs to another driver."""
 
 
 class Coordinator:
@@ -60,7 +73,8 @@ class Coordinator:
         self,
         plan: SearchPlan,
         record: StudyRecord,
-        ladder: RungLadder,
+        rule: StoppingRule,
+        proposer: Proposer,
         *,
         listeners: Sequence[SearchListener] = (),
         prune: Callable[[int, str | None], None],
@@ -70,25 +84,33 @@ class Coordinator:
 
         Args:
             plan: how much to do.
-            record: the durable record; its recorded values fill the rungs.
-            ladder: the stopping rule; one of a single level lets every trial run to its last epoch.
+            record: the durable record; its recorded values fill the rule.
+            rule: the stopping rule; it has seen nothing yet.
+            proposer: knows the record's trials.
             listeners: told of everything, in order.
             prune: deletes the checkpoints of a trial except the given file.
             clock: monotonic seconds.
         """
         self._plan = plan
         self._record = record
-        self._ladder = ladder
+        self._rule = rule
+        self._proposer = proposer
         self._listeners = listeners
         self._prune = prune
         self._clock = clock
         self._interrupted = False
-        self._kept = keepers(t for t in record.trials() if t.state.is_final)
-        self._unfinished = [t.number for t in record.trials() if not t.state.is_final]
-        self._handed_out = len(record.trials()) - len(self._unfinished)
-        self._refill_rungs()
+        self._streak = FailureStreak()
+        self._running: set[int] = set()
+        self.failure: str | None = None
+        """Why the search cannot go on, if it cannot: too many trials failed in a row."""
+        trials = record.trials()
+        self._kept = keepers(t for t in trials if t.state.is_final)
+        self._out_of_memory = {
+            plan.same_memory(t.parameters): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
+        }
         for listener in listeners:
-            listener.search_started(record.trials())
+            listener.search_started(trials)
+        self._unfinished = self._recall(trials)
 
     @property
     def interrupted(self) -> bool:
@@ -102,89 +124,201 @@ class Coordinator:
     @property
     def exhausted(self) -> bool:
         """Whether no trial will be handed out any more."""
-        return self._interrupted or self._late() or self._handed_out >= self._plan.total
+        if self._ending:
+            return True
+        return not (self._unfinished or self._more or self._running or self._rule.waiting())
 
     def next_trial(self) -> TrialSummary | None:
-        """Open the next trial, an unfinished one of an earlier run first; None when there is none left."""
-        if self.exhausted:
+        """Hand out a trial: an unfinished one of an earlier run, a promoted one, or a new one.
+
+        None when there is none now: for good if :attr:`exhausted`, else until a running trial has come on.
+        """
+        if self._ending:
             return None
-        self._handed_out += 1
+        self._plan.guard()
         if self._unfinished:
-            trial = self._record.reopen(self._unfinished.pop(0), self._plan.suggest)
-        else:
-            trial = self._record.ask(self._plan.suggest)
-        for listener in self._listeners:
-            listener.trial_started(trial)
-        return trial
+            return self._started(self._record.reopen(self._unfinished.pop(0)))
+        promoted = self._rule.promote()
+        if promoted is not None:
+            return self._started(self._record.reopen(promoted))
+        while self._more:
+            trial = self._record.open(self._proposer.propose(self._is_infeasible))
+            self._proposer.opened(trial)
+            if not self._ends_unrun(trial):
+                return self._started(trial)
+        return self._last_promotion()
 
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
-        """Record an epoch, judge it, and close the trial unless it goes on.
+        """Judge an epoch, record it with the verdict, and close the trial unless it goes on.
 
-        A trial that was retried from its checkpoint reports an epoch again if its worker died between the
-        checkpoint and the report; what is recorded already is not judged twice.
+        A trial that was retried from its checkpoint reports epochs again that are recorded already; those are
+        not judged twice.
         """
         known = self._record.trial(number)
-        if known.state is not TrialState.RUNNING:
+        if number not in self._running:
             return Decision.STOP
         if epoch <= known.epochs:
             return Decision.CONTINUE
-        trial = self._record.report(number, epoch, metrics)
-        verdict = self._judge(trial)
+        self._plan.guard()
+        verdict = self._judge(known, epoch, metrics[known.metric])
+        trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint)
         for listener in self._listeners:
             listener.epoch_done(trial, metrics, verdict)
-        if verdict.decision is Decision.FINISH:
-            self.close(number, TrialState.FINISHED, checkpoint=checkpoint)
-        elif verdict.decision is Decision.DIVERGED:
-            self.close(number, TrialState.DIVERGED)
-        elif verdict.decision is Decision.STOP:
-            self.close(number, TrialState.STOPPED, checkpoint=checkpoint)
-        elif self._interrupted:
-            self.close(number, TrialState.INTERRUPTED, checkpoint=checkpoint)
+        self._act(trial)
+        if verdict.decision is Decision.CONTINUE and self._ending_now:
+            self._set_aside(number)
             return Decision.STOP
         return verdict.decision
+
+    def note(self, number: int, text: str) -> None:
+        """Record and tell what the user should know about a trial."""
+        if number not in self._running:
+            return
+        self._plan.guard()
+        trial = self._record.note(number, text)
+        for listener in self._listeners:
+            listener.trial_noted(trial, text)
 
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial in ``state``; nothing happens if it has ended already."""
-        if not self._record.is_open(number):
+        """End a running trial for good in ``state``; nothing happens if it does not run (any more)."""
+        if number in self._running:
+            self._close(number, state, checkpoint=checkpoint, error=error)
+
+    def settle(self) -> None:
+        """The trials have run: what still waits was stopped at its rung, or waits to be resumed."""
+        for number in sorted(self._running):
+            self._set_aside(number)
+        if self._interrupted or self.failure is not None:
             return
-        kept = self._retain(number, checkpoint) if state.is_final else checkpoint
-        trial = self._record.finish(number, state, checkpoint=kept, error=error)
-        for listener in self._listeners:
-            listener.trial_ended(trial)
+        for number in self._rule.waiting():
+            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
-    def close_all(self, state: TrialState) -> None:
-        """End whatever still runs (the search was cut short)."""
-        for trial in self._record.trials():
-            self.close(trial.number, state)
+    @property
+    def _ending(self) -> bool:
+        return self._ending_now or self._late()
 
-    def _refill_rungs(self) -> None:
-        for trial in self._record.trials():
+    @property
+    def _ending_now(self) -> bool:
+        return self._interrupted or self.failure is not None
+
+    @property
+    def _more(self) -> bool:
+        return len(self._record) < self._plan.total
+
+    def _recall(self, trials: Sequence[TrialSummary]) -> list[int]:
+        """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
+        for trial in trials:
             for epoch, value in enumerate(trial.values, 1):
-                self._ladder.file(epoch, value, group=self._group(trial))
+                self._rule.recall(self._observation(trial, epoch, value))
+        unfinished = []
+        for trial in trials:
+            if trial.state.is_final:
+                continue
+            if trial.decision in (None, Decision.CONTINUE):
+                unfinished.append(trial.number)
+            elif trial.decision is Decision.PAUSE:
+                self._rule.wait(trial.number)
+            else:
+                self._act(trial)
+        return unfinished
 
-    def _judge(self, trial: TrialSummary) -> Verdict:
-        verdict = self._ladder.judge(trial.epochs, trial.value, group=self._group(trial))
-        if verdict.decision is Decision.CONTINUE and self._late():
+    def _started(self, trial: TrialSummary) -> TrialSummary:
+        self._running.add(trial.number)
+        for listener in self._listeners:
+            listener.trial_started(trial)
+        return trial
+
+    def _is_infeasible(self, parameters: Mapping[str, Any]) -> bool:
+        key = self._plan.same_memory(parameters)
+        return key is not None and key in self._out_of_memory
+
+    def _ends_unrun(self, trial: TrialSummary) -> bool:
+        """Close a trial that would run out of memory as another did."""
+        if not self._is_infeasible(trial.parameters):
+            return False
+        before = self._out_of_memory[self._plan.same_memory(trial.parameters)]
+        error = f"not run: trial {before}, whose network needs the same memory, ran out of it"
+        self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
+        return True
+
+    def _last_promotion(self) -> TrialSummary | None:
+        """Where no rung was large enough to promote anybody to the end, the best goes there all the same."""
+        if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
+            return None
+        promoted = self._rule.promote(anyone=True)
+        return None if promoted is None else self._started(self._record.reopen(promoted))
+
+    def _judge(self, trial: TrialSummary, epoch: int, value: float) -> Verdict:
+        verdict = self._rule.judge(self._observation(trial, epoch, value))
+        if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._late():
             return Verdict(decision=Decision.STOP)
         return verdict
 
-    def _group(self, trial: TrialSummary) -> tuple[Any, ...]:
-        return tuple(trial.parameters.get(name) for name in self._plan.group_by)
+    def _observation(self, trial: TrialSummary, epoch: int, value: float) -> Observation:
+        return Observation(
+            number=trial.number,
+            epoch=epoch,
+            value=value,
+            group=self._plan.group(trial),
+            cost=self._cost(trial),
+        )
+
+    def _cost(self, trial: TrialSummary) -> float:
+        return self._plan.cost(trial) if self._plan.cost else 0.0
+
+    def _act(self, trial: TrialSummary) -> None:
+        """Do what was decided after a trial's last epoch."""
+        match trial.decision:
+            case Decision.FINISH:
+                self._close(trial.number, TrialState.FINISHED, checkpoint=trial.checkpoint)
+            case Decision.STOP:
+                self._close(trial.number, TrialState.STOPPED, checkpoint=trial.checkpoint)
+            case Decision.DIVERGED:
+                self._close(trial.number, TrialState.DIVERGED)
+            case Decision.PAUSE:
+                self._running.discard(trial.number)
+                paused = self._record.pause(trial.number)
+                for listener in self._listeners:
+                    listener.trial_ended(paused)
+
+    def _close(
+        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
+    ) -> None:
+        self._plan.guard()
+        self._running.discard(number)
+        kept = self._retain(number, checkpoint)
+        cost = self._cost(self._record.trial(number)) if self._plan.cost else None
+        trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
+        self._proposer.ended(trial)
+        if state is TrialState.OUT_OF_MEMORY:
+            self._out_of_memory.setdefault(self._plan.same_memory(trial.parameters), number)
+        self.failure = self._streak.add(trial) or self.failure
+        for listener in self._listeners:
+            listener.trial_ended(trial)
+
+    def _set_aside(self, number: int) -> None:
+        """Leave a running trial to a resume."""
+        self._plan.guard()
+        self._running.discard(number)
+        trial = self._record.interrupt(number)
+        for listener in self._listeners:
+            listener.trial_ended(trial)
 
     def _late(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline
 
     def _retain(self, number: int, checkpoint: str | None) -> str | None:
         """Delete what falls out of the best few; what is left of this trial's own."""
-        ended = [t for t in self._record.trials() if t.state.is_final or t.number == number]
-        kept = keepers(ended)
+        # The best few of all are among the best few so far and this one.
+        kept = keepers(self._record.trial(n) for n in (*self._kept, number))
         survives = checkpoint if number in kept else None
         self._prune(number, survives)
         for loser in self._kept - kept:
             self._prune(loser, None)
+            self._record.forget_checkpoint(loser)
         self._kept = kept
         return survives

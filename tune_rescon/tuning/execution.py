@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tune_rescon.tuning.coordinator import Coordinator
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.trial import TrialTask
 
 __all__ = ["execute"]
@@ -57,5 +57,6 @@ def execute(
 
 
 def _directory(trial: Any) -> str:
-    # Tune's own names hold every value of the config and are cut at 130 characters.
-    return f"trial_{trial.config['number']:04d}"
+    # Tune's own names hold every value of the config and are cut at 130 characters. A trial that was paused
+    # is another one to Tune when it goes on.
+    return f"trial_{trial.config['number']:04d}_{trial.trial_id}"

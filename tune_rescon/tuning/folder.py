@@ -15,7 +15,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["SearchFolder", "default_storage", "write_atomically"]
 

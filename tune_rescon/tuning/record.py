@@ -1,30 +1,36 @@
 """The durable record of a search: one Optuna study, and what can be read back from it.
 
-Every epoch is written before anything is decided on it, so a driver that dies loses at most the epoch it was
-told about last, which the trial's checkpoint still holds. Everything else (rungs, tables, reports, MLflow)
+Every epoch is written together with what was decided on it before anything is done about it, so a driver that
+dies loses at most the epoch it was told about last, which the trial's checkpoint still holds; and one that
+goes on does what the other had decided. Everything else (rungs, the sampler's view, tables, reports, MLflow)
 can be rebuilt from here.
 
 Optuna's own state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was stopped,
-FAIL if it diverged or failed, and RUNNING while it runs or waits to be resumed.
+FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Final
 
 import optuna
-from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, Trial
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.tuning.ledger import StudyLedger
+from tune_rescon.tuning.stopping import Decision, Verdict
+from tune_rescon.tuning.summary import TrialSummary
 
-__all__ = ["StudyRecord", "TrialSummary"]
+__all__ = ["Proposal", "StudyRecord"]
 
 #: Seconds a writer waits for another one's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
@@ -37,62 +43,20 @@ _OPTUNA_STATE: Final = {
     TrialState.FAILED: OptunaState.FAIL,
 }
 
+#: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
+_PREFIX: Final = "tune_rescon:"
+_EPOCH: Final = _PREFIX + "epoch:{}"
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSummary:
-    """One trial as the record has it.
+class Proposal:
+    """What a new trial is to be: drawn, but not in the record yet."""
 
-    ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
-    epoch, the first being epoch 1.
-    """
-
-    number: int
-    state: TrialState
-    parameters: Mapping[str, Any]
-    metric: str
-    maximize: bool
-    values: tuple[float, ...]
-    history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    started: datetime | None = None
-    ended: datetime | None = None
-    mlflow_run_id: str | None = None
-    checkpoint: str | None = None
-    error: str | None = None
-
-    @property
-    def epochs(self) -> int:
-        """Epochs reported so far."""
-        return len(self.values)
-
-    @property
-    def value(self) -> float:
-        """The metric after the last reported epoch; nan before the first."""
-        return self.values[-1] if self.values else math.nan
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch (from 1) with the best finite value, the first of equals; 0 if there is none."""
-        finite = [(value, -epoch) for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
-        if not finite:
-            return 0
-        chosen = max(finite) if self.maximize else min(finite, key=lambda pair: (pair[0], -pair[1]))
-        return -chosen[1]
-
-    @property
-    def best_value(self) -> float:
-        """The metric at :attr:`best_epoch`; nan if there is none."""
-        return self.values[self.best_epoch - 1] if self.best_epoch else math.nan
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent in the reported epochs (training, validation and checkpoint)."""
-        return math.fsum(s for s in self.history.get("epoch_seconds", ()) if math.isfinite(s))
-
-    def rank_key(self) -> tuple[int, float]:
-        """Smaller is better: further first, then the better value (Optuna's order of PRUNED trials)."""
-        if not math.isfinite(self.value):
-            return (1, 0.0)
-        return (-self.epochs, -self.value if self.maximize else self.value)
+    params: Mapping[str, Any]
+    """The active parameters, as Optuna holds them."""
+    distributions: Mapping[str, BaseDistribution]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
 
 
 class StudyRecord:
@@ -101,140 +65,185 @@ class StudyRecord:
     The driver's main thread is its only writer. Reading (:meth:`trial`, :meth:`trials`) costs no query.
     """
 
-    def __init__(self, study: optuna.Study, *, metric: str) -> None:
-        """Wrap an existing study; see :meth:`create` and :meth:`load`."""
-        self._study = study
+    def __init__(
+        self, ledger: StudyLedger, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
+    ) -> None:
+        """Read what ``ledger`` holds; see :meth:`create` and :meth:`load`.
+
+        ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
+        """
+        self._ledger = ledger
         self._metric = metric
-        self._open: dict[int, Trial] = {}
-        self._late_run_ids: dict[str, str] = dict(study.user_attrs.get("mlflow_run_ids", {}))
-        self._trials = {t.number: self._summary(t) for t in _handed_out(study)}
+        self.maximize = maximize
+        self._now_ms = now_ms or _now_ms
+        frozen = ledger.trials()
+        self._ids = {trial.number: trial._trial_id for trial in frozen}
+        self._trials = {trial.number: _summary(trial, metric, maximize) for trial in frozen}
 
     @classmethod
     def create(
-        cls, url: str, name: str, *, metric: str, maximize: bool, sampler: BaseSampler, space: str
+        cls, url: str, name: str, *, metric: str, maximize: bool, space: str, against: str | None = None
     ) -> StudyRecord:
-        """Begin the record of a new search; ``space`` is its resolved YAML.
+        """Begin the record of a new search.
+
+        Args:
+            url: the database.
+            name: of the search and its study.
+            metric: the objective.
+            maximize: whether larger is better.
+            space: its resolved YAML.
+            against: a second objective that is made small, if there is one.
 
         Raises:
-            StorageError: the database already has a study of that name.
+            StorageError: the database already has a study of that name, or cannot be reached.
         """
+        directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
+        if against is not None:
+            directions.append(StudyDirection.MINIMIZE)
+        storage = _database(url)
         try:
-            study = optuna.create_study(
-                storage=_storage(url),
-                # Always named: Optuna's default name would merge two searches on one database.
-                study_name=name,
-                direction="maximize" if maximize else "minimize",
-                sampler=sampler,
-                load_if_exists=False,
-            )
+            # Always named: Optuna's default name would merge two searches on one database.
+            study_id = storage.create_new_study(directions, name)
         except optuna.exceptions.DuplicatedStudyError:
             hint = f"Go on with it by --resume {name}, or give another --name."
             rule = f"a study named {name!r} is already in the database"
             raise StorageError(explain(rule, where="--study", hint=hint)) from None
-        study.set_user_attr("space", space)
-        return cls(study, metric=metric)
+        ledger = _sql(storage, study_id)
+        ledger.set_study_attribute("space", space)
+        return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
         """Open the record of an earlier search.
 
         Raises:
-            StorageError: the database has no such study.
+            StorageError: the database has no such study, or cannot be reached.
         """
+        storage = _database(url)
         try:
-            study = optuna.load_study(storage=_storage(url), study_name=name)
+            study_id = storage.get_study_id_from_name(name)
         except KeyError:
             rule = f"there is no study named {name!r} in the database"
             raise StorageError(explain(rule, where="--study")) from None
-        return cls(study, metric=metric)
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
-    @property
-    def maximize(self) -> bool:
-        """Whether larger values of the metric are better."""
-        return self._study.direction == optuna.study.StudyDirection.MAXIMIZE
+    @classmethod
+    def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
+        """On any Optuna storage, such as the in-memory one of a simulation."""
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
 
-    def use(self, sampler: BaseSampler) -> None:
-        """Have this sampler draw from now on."""
-        self._study.sampler = sampler
+    def __len__(self) -> int:
+        """How many trials there are."""
+        return len(self._trials)
 
-    def enqueue(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Have the next trials take these parameters, in order, before the sampler is asked."""
-        for row in rows:
-            self._study.enqueue_trial(dict(row))
+    def attribute(self, name: str) -> Any:
+        """An attribute of the study; None if it has none of that name."""
+        return self._ledger.study_attributes().get(name)
 
-    def ask(self, suggest: Callable[[Trial], object]) -> TrialSummary:
-        """Open the next trial; ``suggest`` draws its active parameters."""
-        trial = self._study.ask()
-        suggest(trial)
-        trial.set_user_attr("state", TrialState.RUNNING.value)
-        self._open[trial.number] = trial
-        self._trials[trial.number] = TrialSummary(
-            number=trial.number,
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Write an attribute of the study."""
+        self._ledger.set_study_attribute(name, value)
+
+    def open(self, proposal: Proposal) -> TrialSummary:
+        """Begin the next trial."""
+        number = len(self._trials)
+        self._ids[number], started = self._ledger.open_trial(
+            number,
+            proposal.params,
+            proposal.distributions,
+            user={"state": TrialState.RUNNING.value},
+            system=proposal.memory,
+        )
+        self._trials[number] = TrialSummary(
+            number=number,
             state=TrialState.RUNNING,
-            parameters=dict(trial.params),
+            parameters=dict(proposal.params),
             metric=self._metric,
             maximize=self.maximize,
             values=(),
-            started=trial.datetime_start,
+            started=started,
+            memory=proposal.memory,
         )
-        return self._trials[trial.number]
+        return self._trials[number]
 
-    def reopen(self, number: int, suggest: Callable[[Trial], object]) -> TrialSummary:
-        """Go on with an unfinished trial under its own number.
+    def reopen(self, number: int) -> TrialSummary:
+        """Go on with a paused or interrupted trial under its own number."""
+        return self._mark(number, TrialState.RUNNING, {})
 
-        ``suggest`` draws what a driver that died amid :meth:`ask` had not drawn yet.
-        """
-        frozen = next(t for t in _handed_out(self._study) if t.number == number)
-        # Optuna has no public way back to an open trial of another process: this is what its own
-        # distributed optimisation does.
-        trial = Trial(self._study, frozen._trial_id)
-        if "state" not in frozen.user_attrs:
-            suggest(trial)
-        trial.set_user_attr("state", TrialState.RUNNING.value)
-        self._open[number] = trial
-        return self._update(number, state=TrialState.RUNNING, parameters=dict(trial.params))
-
-    def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> TrialSummary:
-        """Write one epoch: the objective as intermediate value (step = epoch), all metrics as history."""
-        trial, known = self._open[number], self._trials[number]
-        history = {name: (*known.history.get(name, ()), value) for name, value in metrics.items()}
-        trial.set_user_attr("history", history)
-        # Last: the epoch counts once its value is there. A driver that dies in between leaves a history
-        # that is too long, which reading mends.
-        trial.report(metrics[self._metric], step=epoch)
-        return self._update(number, values=(*known.values, metrics[self._metric]), history=history)
-
-    def finish(
-        self, number: int, state: TrialState, *, checkpoint: str | None, error: str | None = None
+    def report(
+        self,
+        number: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        verdict: Verdict,
+        *,
+        checkpoint: str | None = None,
     ) -> TrialSummary:
-        """Close a trial. An interrupted one stays open in Optuna's eyes, to be resumed."""
-        trial, known = self._open.pop(number), self._trials[number]
-        trial.set_user_attr("state", state.value)
-        # None too: there was none, or the one an interruption had noted is gone now.
-        trial.set_user_attr("checkpoint", checkpoint)
-        if error is not None:
-            trial.set_user_attr("error", error)
-        when = None
-        if state.is_final:
-            value = known.value if state is TrialState.FINISHED else None
-            when = self._study.tell(trial, value, state=_OPTUNA_STATE[state]).datetime_complete
-        return self._update(number, state=state, checkpoint=checkpoint, error=error, ended=when)
+        """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
+        known, value = self._trials[number], metrics[self._metric]
+        assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
+        now = self._now_ms()
+        details = {
+            "metrics": dict(metrics),
+            "decision": verdict.decision.value,
+            "checkpoint": checkpoint,
+            "time_ms": now,
+        }
+        self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
+        history = {name: (*known.history.get(name, ()), each) for name, each in metrics.items()}
+        return self._update(
+            number,
+            values=(*known.values, value),
+            history=history,
+            decision=verdict.decision,
+            checkpoint=checkpoint,
+            times_ms=(*known.times_ms, now),
+        )
 
-    def is_open(self, number: int) -> bool:
-        """Whether this process handed the trial out and has not closed it."""
-        return number in self._open
+    def pause(self, number: int) -> TrialSummary:
+        """Note that a trial waits at its rung."""
+        return self._mark(number, TrialState.PAUSED, {})
+
+    def interrupt(self, number: int) -> TrialSummary:
+        """Note that a trial waits to be resumed."""
+        return self._mark(number, TrialState.INTERRUPTED, {"checkpoint": self._trials[number].checkpoint})
+
+    def close(
+        self,
+        number: int,
+        state: TrialState,
+        *,
+        checkpoint: str | None,
+        error: str | None = None,
+        cost: float | None = None,
+    ) -> TrialSummary:
+        """End a trial for good. ``cost`` is its second objective, where the search has one."""
+        known = self._trials[number]
+        user = {"state": state.value, "checkpoint": checkpoint}
+        user |= {} if error is None else {"error": error}
+        user |= {} if cost is None else {"cost": cost}
+        values = None
+        if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
+            values = (known.value,) if cost is None else (known.value, cost)
+        ended = self._ledger.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
+        return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
+
+    def forget_checkpoint(self, number: int) -> TrialSummary:
+        """Note that a closed trial keeps no checkpoint any more."""
+        self._ledger.annotate(self._ids[number], {"checkpoint": None})
+        return self._update(number, checkpoint=None)
+
+    def note(self, number: int, text: str) -> TrialSummary:
+        """Add to what the user should know about a trial."""
+        notes = (*self._trials[number].notes, text)
+        self._ledger.annotate(self._ids[number], {"notes": list(notes)})
+        return self._update(number, notes=notes)
 
     def set_run_id(self, number: int, run_id: str) -> None:
-        """Note which MLflow run shows a trial.
-
-        A run made after its trial ended (the tracking server was away) is noted on the study instead,
-        because Optuna lets nobody write to a closed trial.
-        """
-        if number in self._open:
-            self._open[number].set_user_attr("mlflow_run_id", run_id)
-        else:
-            self._late_run_ids[str(number)] = run_id
-            self._study.set_user_attr("mlflow_run_ids", self._late_run_ids)
+        """Note which MLflow run shows a trial; it may have ended before the tracking server was there."""
+        self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
     def trial(self, number: int) -> TrialSummary:
@@ -242,39 +251,56 @@ class StudyRecord:
         return self._trials[number]
 
     def trials(self) -> tuple[TrialSummary, ...]:
-        """Every trial that was handed out, by number; rows still in the queue are not trials yet."""
-        return tuple(self._trials[number] for number in sorted(self._trials))
+        """Every trial, by number."""
+        return tuple(self._trials.values())
+
+    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialSummary:
+        self._ledger.annotate(self._ids[number], {"state": state.value, **user})
+        return self._update(number, state=state)
 
     def _update(self, number: int, **changes: Any) -> TrialSummary:
         self._trials[number] = replace(self._trials[number], **changes)
         return self._trials[number]
 
-    def _summary(self, frozen: FrozenTrial) -> TrialSummary:
-        attrs = frozen.user_attrs
-        values = tuple(value for _, value in sorted(frozen.intermediate_values.items()))
-        return TrialSummary(
-            number=frozen.number,
-            state=TrialState(attrs.get("state", TrialState.RUNNING)),
-            parameters=dict(frozen.params),
-            metric=self._metric,
-            maximize=self.maximize,
-            values=values,
-            history={name: tuple(series[: len(values)]) for name, series in attrs.get("history", {}).items()},
-            started=frozen.datetime_start,
-            ended=frozen.datetime_complete,
-            mlflow_run_id=attrs.get("mlflow_run_id", self._late_run_ids.get(str(frozen.number))),
-            checkpoint=attrs.get("checkpoint"),
-            error=attrs.get("error"),
-        )
+
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
+    user, system = frozen.user_attrs, frozen.system_attrs
+    epochs = [system[_EPOCH.format(step)] for step in sorted(frozen.intermediate_values)]
+    names = epochs[0]["metrics"] if epochs else {}
+    last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
+    return TrialSummary(
+        number=frozen.number,
+        state=TrialState(user["state"]),
+        parameters=dict(frozen.params),
+        metric=metric,
+        maximize=maximize,
+        values=tuple(value for _, value in sorted(frozen.intermediate_values.items())),
+        history={name: tuple(epoch["metrics"][name] for epoch in epochs) for name in names},
+        started=frozen.datetime_start,
+        ended=frozen.datetime_complete,
+        mlflow_run_id=user.get("mlflow_run_id"),
+        checkpoint=user.get("checkpoint", last["checkpoint"]),
+        error=user.get("error"),
+        cost=user.get("cost"),
+        notes=tuple(user.get("notes", ())),
+        decision=None if last["decision"] is None else Decision(last["decision"]),
+        times_ms=tuple(epoch["time_ms"] for epoch in epochs),
+        memory={key: value for key, value in system.items() if not key.startswith(_PREFIX)},
+    )
 
 
-def _handed_out(study: optuna.Study) -> list[FrozenTrial]:
-    states = tuple(state for state in OptunaState if state is not OptunaState.WAITING)
-    return study.get_trials(deepcopy=False, states=states)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
-def _storage(url: str) -> optuna.storages.RDBStorage:
+def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
     # Imported here: a dry run reads this module and opens no database.
+    from tune_rescon.tuning.sql_ledger import SqlLedger
+
+    return SqlLedger(storage, study_id)
+
+
+def _database(url: str) -> optuna.storages.RDBStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     wait = {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}} if url.startswith("sqlite:") else {}

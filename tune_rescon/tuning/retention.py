@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["KEEP_BEST", "keepers"]
 

@@ -1,7 +1,8 @@
 """Asynchronous successive halving (ASHA) as arithmetic: no Ray, no Optuna, no clock.
 
-Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), the stopping variant: a trial
-that reaches a rung goes on only while it is in the top ``1 / reduction_factor`` of the values seen there.
+Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in both variants. Stopping: a
+trial that reaches a rung goes on only while it is in the top ``1 / reduction_factor`` of the values seen
+there. Promoting: every trial pauses at its rung, and goes on when it has come into the top (algorithm 2).
 
 Two rules differ from Ray Tune's scheduler on purpose. A rung judges nobody before it holds
 ``reduction_factor`` values (Ray stops the second trial at a rung if it is below the first). And a value
@@ -12,12 +13,13 @@ lower rung; ray issue 30838).
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from enum import Enum
 
-__all__ = ["Decision", "RungLadder", "Verdict", "rungs"]
+from tune_rescon.tuning.stopping import Decision, Observation, Verdict
+
+__all__ = ["RungLadder", "rungs"]
 
 
 def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
@@ -44,70 +46,113 @@ def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
     return (*levels, high)
 
 
-class Decision(Enum):
-    """What becomes of a trial after an epoch."""
-
-    CONTINUE = "continue"
-    STOP = "stop"
-    """The rung, or the end of the budget, ended it early."""
-    FINISH = "finish"
-    """It reached the last epoch."""
-    DIVERGED = "diverged"
-    """Its value is not finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """A decision and what it was based on. ``rank`` counts from 1; 0 where no rung judged."""
-
-    decision: Decision
-    rung: int = 0
-    rank: int = 0
-    of: int = 0
-
-
 @dataclass(kw_only=True)
 class RungLadder:
-    """Values seen at each rung, and the stopping rule over them.
+    """Values seen at each rung, and the rule over them: a :class:`.StoppingRule`.
 
-    Values of different ``group`` (say, image sizes) are never compared. Better is larger when ``maximize``.
-    The order in which values arrive matters, as it does for any asynchronous rule; their scale does not:
-    an increasing transform of the metric changes no decision.
+    The order in which values arrive matters, as it does for any asynchronous rule; their scale does not: an
+    increasing transform of the metric changes no decision. With a second objective (costs that differ) a
+    trial's rank is one more than the number of trials that are at least as good and as cheap, and better in
+    one; so no trial of the rung's Pareto front is ever stopped there.
     """
 
     levels: tuple[int, ...]
+    """From :func:`rungs`; a single level judges nobody."""
     reduction_factor: int
     maximize: bool
-    _seen: dict[tuple[Hashable, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    pauses: bool = False
+    """The promoting variant."""
+    minimum: int | None = None
+    """Values a rung must hold before it stops anybody; None: ``reduction_factor``."""
+    _rungs: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
+    _place: dict[int, _Rung] = field(default_factory=dict)
 
-    def judge(self, epoch: int, value: float, *, group: Hashable = None) -> Verdict:
-        """File ``value`` if ``epoch`` is a rung, and say what becomes of its trial."""
-        if not math.isfinite(value):
+    def judge(self, seen: Observation) -> Verdict:
+        """File the value if its epoch is a rung, and say what becomes of its trial."""
+        if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
-        if epoch >= self.levels[-1]:
+        if seen.epoch >= self.levels[-1]:
             return Verdict(decision=Decision.FINISH)
-        if epoch not in self.levels:
+        if seen.epoch not in self.levels:
             return Verdict(decision=Decision.CONTINUE)
-        self.file(epoch, value, group=group)
-        return self._verdict(epoch, value, group)
+        self.recall(seen)
+        rung = self._place[seen.number]
+        rank, of = rung.rank(seen.number), len(rung)
+        decision = Decision.CONTINUE
+        if self.pauses and rank > of // self.reduction_factor:
+            rung.waiting.add(seen.number)
+            decision = Decision.PAUSE
+        elif not self.pauses and of >= self._minimum and rank > of // self.reduction_factor:
+            decision = Decision.STOP
+        return Verdict(decision=decision, rung=seen.epoch, rank=rank, of=of)
 
-    def file(self, epoch: int, value: float, *, group: Hashable = None) -> None:
+    def recall(self, seen: Observation) -> None:
         """Count a recorded value without judging: how a resumed search rebuilds its rungs."""
-        if epoch in self.levels[:-1] and math.isfinite(value):
-            self._seen[group, epoch].append(value)
+        if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
+            rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung())
+            rung.add(seen.number, -seen.value if self.maximize else seen.value, seen.cost)
+            self._place[seen.number] = rung
+
+    def wait(self, number: int) -> None:
+        """A recalled trial waits at the highest rung it has a value at."""
+        self._place[number].waiting.add(number)
+
+    def promote(self, *, anyone: bool = False) -> int | None:
+        """Take the best waiting trial of the highest rung that has one in its top (algorithm 2)."""
+        # Keys differ in their level; groups of one level are tried in the order in which they came.
+        for _, rung in sorted(self._rungs.items(), key=lambda item: -item[0][0]):
+            best = rung.best_waiting()
+            if best is not None and (anyone or rung.rank(best) <= len(rung) // self.reduction_factor):
+                rung.waiting.remove(best)
+                return best
+        return None
+
+    def waiting(self) -> tuple[int, ...]:
+        """The paused trials."""
+        return tuple(sorted(number for rung in self._rungs.values() for number in rung.waiting))
 
     def population(self) -> dict[int, int]:
         """How many values each rung below the last holds, over all groups."""
         counts = dict.fromkeys(self.levels[:-1], 0)
-        for (_, epoch), values in self._seen.items():
-            counts[epoch] += len(values)
+        for (epoch, _), rung in self._rungs.items():
+            counts[epoch] += len(rung)
         return counts
 
-    def _verdict(self, epoch: int, value: float, group: Hashable) -> Verdict:
-        seen = self._seen[group, epoch]
-        sign = 1 if self.maximize else -1
-        rank = 1 + sum(sign * other > sign * value for other in seen)
-        survivors = len(seen) // self.reduction_factor
-        goes_on = len(seen) < self.reduction_factor or rank <= survivors
-        decision = Decision.CONTINUE if goes_on else Decision.STOP
-        return Verdict(decision=decision, rung=epoch, rank=rank, of=len(seen))
+    @property
+    def _minimum(self) -> int:
+        return self.reduction_factor if self.minimum is None else self.minimum
+
+
+class _Rung:
+    """The values of one level and group; ``loss`` is the metric turned so that smaller is better."""
+
+    def __init__(self) -> None:
+        self._points: dict[int, tuple[float, float]] = {}
+        self._losses: list[float] = []
+        self._costs_differ = False
+        self.waiting: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def add(self, number: int, loss: float, cost: float) -> None:
+        self._costs_differ |= any(cost != other for _, other in list(self._points.values())[:1])
+        self._points[number] = (loss, cost)
+        insort(self._losses, loss)
+
+    def rank(self, number: int) -> int:
+        """1 for the best; equals share their rank."""
+        loss, cost = self._points[number]
+        if not self._costs_differ:
+            # A rung may hold thousands, and is asked at every slot that falls free.
+            return 1 + bisect_left(self._losses, loss)
+        return 1 + sum(
+            other != (loss, cost) and other[0] <= loss and other[1] <= cost
+            for other in self._points.values()
+        )
+
+    def best_waiting(self) -> int | None:
+        """The waiting trial of the lowest rank, the oldest of equals."""
+        if self._costs_differ:
+            return min(self.waiting, key=lambda number: (self.rank(number), number), default=None)
+        return min(self.waiting, key=lambda number: (self._points[number][0], number), default=None)

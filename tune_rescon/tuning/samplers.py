@@ -15,16 +15,15 @@ from tune_rescon.spaces import Space
 __all__ = ["make_sampler"]
 
 
-def make_sampler(space: Space, *, drawn: int = 0) -> BaseSampler:
-    """The sampler of ``space.sampler``. A grid's points are queued, so its sampler is never asked.
+def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
+    """A sampler of ``space.sampler`` that draws trial ``number``, and no other.
 
-    One that goes on after ``drawn`` trials gets a seed of its own: with the first one's it would draw those
-    trials once more.
+    Its generator depends on the space's seed, the number and the ``attempt`` alone: no state of a generator
+    has to outlive a driver for the search to go on as it would have. What Optuna's samplers learn is in the
+    trials of the study, not in them. A grid's points are rows, so its sampler is never asked.
     """
-    seed = space.sampler.seed
-    if drawn:
-        seed = int(np.random.SeedSequence((seed, drawn)).generate_state(1)[0])
-    return _SAMPLERS[space.sampler.type](space, seed)
+    words = np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)
+    return _SAMPLERS[space.sampler.type](space, int(words[0]))
 
 
 def _tpe(space: Space, seed: int) -> BaseSampler:
@@ -61,8 +60,9 @@ def _random(_: Space, seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _nsga2(_: Space, seed: int) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=seed)
+def _nsga2(space: Space, seed: int) -> BaseSampler:
+    # Its first generation is what other samplers draw before they model.
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, space.sampler.n_startup_trials))
 
 
 _SAMPLERS: Final[dict[str, Callable[[Space, int], BaseSampler]]] = {

@@ -9,7 +9,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordinator import Coordinator
-from tune_rescon.tuning.rungs import Decision
+from tune_rescon.tuning.stopping import Decision
 
 __all__ = ["CoordinatorScheduler"]
 
@@ -36,6 +36,9 @@ class CoordinatorScheduler(FIFOScheduler):
         if "error" in result:
             self._coordinator.close(number, TrialState(result["state"]), error=result["error"])
             return str(TrialScheduler.STOP)
+        if "note" in result:
+            self._coordinator.note(number, result["note"])
+            return str(TrialScheduler.CONTINUE)
         prefix = "metrics/"
         metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
         decision = self._coordinator.epoch_done(number, result["epoch"], metrics, result["checkpoint"])

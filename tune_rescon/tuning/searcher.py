@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordinator import Coordinator
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.trial import TrialTask
 
 __all__ = ["CoordinatorSearcher"]
@@ -34,11 +34,11 @@ class CoordinatorSearcher(Searcher):
         """Nothing: Tune pickles its parts for a restore this package does not use."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Tune's config of the next trial, or Tune's word that there is none."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Tune's config of the next trial; Tune's word that there is none, or None to be asked again."""
         trial = self._coordinator.next_trial()
         if trial is None:
-            return str(Searcher.FINISHED)
+            return str(Searcher.FINISHED) if self._coordinator.exhausted else None
         self._numbers[trial_id] = trial.number
         return self._make_task(trial).to_dict()
 

@@ -13,7 +13,7 @@ from tune_rescon.models import count, resolve_network
 from tune_rescon.spaces import Space, from_optuna, trial_config
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost
 from tune_rescon.tuning.trial import TrialTask
 

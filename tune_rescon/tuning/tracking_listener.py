@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunStarted
-from tune_rescon.tuning.record import StudyRecord, TrialSummary
+from tune_rescon.tuning.record import StudyRecord
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost, compute_hours
-from tune_rescon.tuning.rungs import Verdict
+from tune_rescon.tuning.stopping import Verdict
 
 __all__ = ["TrackingListener", "closing_metrics"]
 

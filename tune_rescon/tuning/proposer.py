@@ -1,0 +1,181 @@
+"""Who draws the next trial: an Optuna sampler over an in-memory study of its own.
+
+Sampling on the durable study costs a query for each trial and a transaction for each parameter, and what it
+must say of a stopped trial is not what a sampler should learn (:mod:`.telling`). So the sampler has a view:
+rebuilt from the record when a search goes on, and bounded, for TPE's cost grows with what it looks at.
+
+Trial n's draw depends on the space, n, and what was told before: nothing that dies with a driver.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.spaces import Space, distributions, suggest
+from tune_rescon.tuning.record import Proposal
+from tune_rescon.tuning.samplers import make_sampler
+from tune_rescon.tuning.summary import TrialSummary
+from tune_rescon.tuning.telling import told
+
+__all__ = ["Proposer"]
+
+#: Samplers whose cost grows with the trials they look at, and that need no generation to be whole.
+_BOUNDED: Final = ("tpe", "gp")
+
+#: Samplers that note on a trial to which generation it belongs.
+_REMEMBER: Final = ("cmaes", "nsga2")
+
+#: What a bounded view keeps when it is renewed: the best ended trials, and of the others the latest.
+KEEP_BEST: Final = 100
+KEEP_LATEST: Final = 300
+
+#: A bounded view is renewed before every trial whose number is a multiple of this: at the same trials whether
+#: or not the search was interrupted.
+RENEW_EVERY: Final = 200
+
+#: Draws of a trial that is known not to fit into memory before it is given up.
+ATTEMPTS: Final = 20
+
+
+class Proposer:
+    """Draws trials, and learns from those that end."""
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        rows: Sequence[Mapping[str, Any]] = (),
+        background: Sequence[TrialSummary] = (),
+        known: Iterable[TrialSummary] = (),
+    ) -> None:
+        """Set up for a search that may have trials already.
+
+        Args:
+            space: what to draw from.
+            rows: the parameters of the first trials, which nobody draws; as Optuna holds them.
+            background: ended trials of an earlier search, to learn from.
+            known: the trials of this search, by number.
+        """
+        self._space = space
+        self._distributions = distributions(space)
+        self._rows = rows
+        self._background = background
+        self._known = {trial.number: trial for trial in known}
+        self._storage = optuna.storages.InMemoryStorage()
+        self._worst: float | None = None
+        self._next = len(self._known)
+        self._renew(self._next - self._next % RENEW_EVERY)
+
+    def propose(self, infeasible: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> Proposal:
+        """Draw the next trial.
+
+        ``infeasible``: whether parameters are known to run out of memory. Such a draw is drawn again, but not
+        for ever, and a row is what it is; whoever gets one anyway must look.
+        """
+        if self._next % RENEW_EVERY == 0:
+            self._renew(self._next)
+        number, self._next = self._next, self._next + 1
+        for attempt in range(ATTEMPTS):
+            trial = self._draw(number, attempt)
+            if number < len(self._rows) or attempt == ATTEMPTS - 1 or not infeasible(trial.params):
+                break
+            # To no sampler a failed trial says anything: it is as if it had not been drawn.
+            self._study.tell(trial, state=OptunaState.FAIL)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        self._view[number] = trial_id
+        frozen = self._storage.get_trial(trial_id)
+        remembers = self._space.sampler.type in _REMEMBER
+        return Proposal(
+            params=frozen.params,
+            distributions=frozen.distributions,
+            memory=frozen.system_attrs if remembers else {},
+        )
+
+    def opened(self, trial: TrialSummary) -> None:
+        """The drawn trial is in the record."""
+        self._known[trial.number] = trial
+
+    def ended(self, trial: TrialSummary) -> None:
+        """Learn from a trial that ended for good."""
+        self._known[trial.number] = trial
+        outcome = told(trial, self._space.sampler.type, worst=self._worst)
+        self._note_worst(trial)
+        trial_id = self._view.get(trial.number)
+        if trial_id is None:
+            return
+        for step, value in outcome.steps:
+            self._storage.set_trial_intermediate_value(trial_id, step, value)
+        self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
+
+    def _draw(self, number: int, attempt: int) -> optuna.Trial:
+        self._study.sampler = make_sampler(self._space, number, attempt=attempt)
+        if number < len(self._rows):
+            self._study.enqueue_trial(dict(self._rows[number]))
+        trial = self._study.ask()
+        suggest(self._space, trial)
+        return trial
+
+    def _renew(self, number: int) -> None:
+        """Begin the view anew, as it stands before trial ``number``, and add what came since."""
+        better = StudyDirection.MAXIMIZE if self._space.metric.mode == "max" else StudyDirection.MINIMIZE
+        directions = [better, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
+        self._study = optuna.create_study(storage=self._storage, directions=directions)
+        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._view: dict[int, int] = {}
+        for trial in self._background:
+            self._add(trial)
+        kept = _kept([trial for trial in self._known.values() if trial.number < number])
+        self._worst = None
+        for trial in self._known.values():
+            bounded = self._space.sampler.type in _BOUNDED
+            if not bounded or trial.number >= number or trial.number in kept:
+                self._view[trial.number] = self._add(trial)
+            self._note_worst(trial)
+
+    def _add(self, trial: TrialSummary) -> int:
+        """Put a trial into the view; its id there."""
+        if not trial.state.is_final:
+            template = self._template(trial, state=OptunaState.RUNNING)
+        else:
+            outcome = told(trial, self._space.sampler.type, worst=self._worst)
+            template = self._template(
+                trial,
+                state=outcome.state,
+                values=outcome.values,
+                intermediate_values=dict(outcome.steps),
+            )
+        # One the space, changed since, has no place for: it keeps its number.
+        template = template or create_trial(state=OptunaState.FAIL)
+        return self._storage.create_new_trial(self._study_id, template_trial=template)
+
+    def _template(self, trial: TrialSummary, **outcome: Any) -> FrozenTrial | None:
+        """``trial`` for Optuna; None if this space does not have its values."""
+        try:
+            return create_trial(
+                params=dict(trial.parameters),
+                distributions={name: self._distributions[name] for name in trial.parameters},
+                system_attrs=dict(trial.memory),
+                **outcome,
+            )
+        except (KeyError, ValueError):
+            return None
+
+    def _note_worst(self, trial: TrialSummary) -> None:
+        if trial.state.is_final and math.isfinite(trial.value):
+            worse = min if trial.maximize else max
+            self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
+
+
+def _kept(trials: Sequence[TrialSummary]) -> frozenset[int]:
+    """What a bounded view keeps: open trials, the best that ended, and the latest of the rest."""
+    ended = [trial for trial in trials if trial.state.is_final]
+    best = {trial.number for trial in sorted(ended, key=TrialSummary.rank_key)[:KEEP_BEST]}
+    rest = [trial.number for trial in ended if trial.number not in best][-KEEP_LATEST:]
+    return frozenset((*best, *rest, *(trial.number for trial in trials if not trial.state.is_final)))
