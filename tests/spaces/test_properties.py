@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import optuna
@@ -40,6 +41,13 @@ _CHOICES: Final[dict[str, list[Any]]] = {
 }
 _FLOATS: Final = ("learning_rate", "weight_decay", "mixup", "cutmix", "gradient_clip")
 _INTS: Final = ("precise_bn_batches", "warmup_epochs", "crop_padding")
+
+_SCHEDULERS: Final[list[dict[str, Any]]] = [
+    {"type": "asha"},
+    {"type": "asha", "variant": "promote", "reduction_factor": 4},
+    {"type": "median"},
+    {"type": "none"},
+]
 
 _NUMBERS = st.floats(1e-6, 50).map(lambda number: float(f"{number:.4g}"))
 
@@ -96,6 +104,9 @@ def _parameters(draw: st.DrawFn) -> dict[str, Any]:
 def spaces(draw: st.DrawFn) -> Space:
     """Any sound space, without rows to run first."""
     metric = draw(st.sampled_from([name for name in METRICS if metric_mode(name)]))
+    against = draw(st.sampled_from([None, "gmacs", "compute_hours"]))
+    parameters, scheduler = draw(_parameters()), draw(st.sampled_from(_SCHEDULERS))
+    warmup = parameters.get("warmup_epochs", {}).get("high", 1) if scheduler["type"] != "none" else 1
     words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.just(" "), max_size=40)
     return Space.model_validate(
         {
@@ -103,17 +114,17 @@ def spaces(draw: st.DrawFn) -> Space:
             "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
             "description": draw(words),
             "dataset": {"name": "cifar10", "limit": draw(st.none() | st.integers(2, 10**6))},
-            "metric": {"name": metric, "mode": metric_mode(metric)},
-            "fidelity": {"min": draw(st.integers(1, 9)), "max": 100},
+            "metric": {"name": metric, "mode": metric_mode(metric), "against": against},
+            "fidelity": {"min": draw(st.integers(math.ceil(warmup), 60)), "max": 100},
             "sampler": {
                 "type": draw(st.sampled_from(["tpe", "random", "nsga2"])),
                 "seed": draw(st.integers(0, 99)),
             },
-            "scheduler": {"type": draw(st.sampled_from(["asha", "none"]))},
+            "scheduler": scheduler,
             "budget": {"trials": draw(st.integers(1, 99)), "hours": draw(st.none() | _NUMBERS)},
             "resources_per_trial": {"gpu": draw(st.sampled_from([0, 0.25, 1, 2]))},
             "fixed": {"depth": 92, "label_smoothing": draw(st.floats(0, 0.5)), "preset": None},
-            "parameters": draw(_parameters()),
+            "parameters": parameters,
         }
     )
 
