@@ -40,6 +40,13 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, momentum: 0.9}"},
         "s.yaml:17: initial[0].momentum: unknown parameter 'momentum'; known: batch_size, depth, drop_path,",
     ),
+    (
+        {
+            15: "  gradient_clip: {type: int, low: 0, high: 2}",
+            17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, gradient_clip: 0.5}",
+        },
+        "s.yaml:17: initial[0].gradient_clip: must be a whole number, but got 0.5.",
+    ),
     # Samplers and what they can take.
     (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
     (_GRID | {13: "", 15: ""}, "s.yaml:8: budget.trials: must be at most the grid's 8 points, but got 12."),

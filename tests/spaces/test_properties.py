@@ -20,6 +20,7 @@ from tune_rescon.spaces import (
     distributions,
     dump_space,
     from_optuna,
+    overlap,
     parse_space,
     preview,
     suggest,
@@ -182,3 +183,22 @@ def test_its_file_reads_back_equal(space: Space) -> None:
     assert again == space
     assert list(again.parameters) == list(space.parameters)
     assert dump_space(again) == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces())
+def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
+    for sampled in preview(space, 4):
+        placed = overlap(space, space, sampled)
+        assert placed.sampled == sampled
+        assert list(placed.sampled) == list(sampled)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), spaces())
+def test_a_trial_of_another_space_is_told_apart_or_is_the_very_same(space: Space, other: Space) -> None:
+    for sampled in preview(other, 4):
+        placed = overlap(space, other, sampled)
+        assert (placed.sampled is None) == bool(placed.reason)
+        if placed.sampled is not None:
+            assert trial_config(space, placed.sampled) == trial_config(other, sampled)
