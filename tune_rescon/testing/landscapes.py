@@ -52,8 +52,8 @@ class Landscape:
         off_rate = math.log10(of["learning_rate"]) - _best_rate(deep)
         off_decay = math.log10(of["weight_decay"]) + 3.4
         off_drop = of["drop_path"] - 0.08 * deep
-        limit = 0.96 - 0.015 * (1.2 - deep) - 0.012 * abs(1.6 - large)
-        limit -= 0.06 * off_rate**2 + 0.02 * off_decay**2 + 2 * off_drop**2
+        limit = 0.96 - 0.012 * (1.2 - deep) - 0.01 * abs(1.6 - large)
+        limit -= 0.04 * off_rate**2 + 0.012 * off_decay**2 + off_drop**2
         loose = _looseness(off_decay, of["drop_path"]) if self.overfitting else 0.0
         slow = self.crossing * (0.3 * off_rate + 0.4 * large + 0.5 * deep)
         return SyntheticCurve(
