@@ -12,6 +12,7 @@ import click
 import pytest
 
 from tune_rescon.search import main, search
+from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.tuning import RunOptions
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
@@ -19,6 +20,7 @@ SEARCH_FLAGS = {
     "--space": "NAME|FILE",
     "--name": "N",
     "--resume": "N",
+    "--warm-start": "OTHER",
     "--trials": "N",
     "--hours": "H",
     "--concurrent": "N",
@@ -63,6 +65,29 @@ def test_without_a_space_it_says_what_to_give(capsys: pytest.CaptureFixture[str]
 def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", "s", "--space", "digits"]) == 2
     assert "Leave out --space" in capsys.readouterr().err
+
+
+def test_a_warm_start_names_a_search_of_the_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "space.yaml").touch()
+    asked = ["--space", "digits", "--dry-run", "--storage", str(tmp_path), "--warm-start"]
+    assert main([*asked, "third"]) == 2
+    said = capsys.readouterr().err
+    assert f"--warm-start: no search named 'third' in {tmp_path}." in said
+    assert "Searches there: first, second." in said
+    assert main([*asked, "first"]) == 0
+
+
+def test_a_resumed_search_begins_with_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
+    assert main(["--resume", "s", "--storage", str(tmp_path), "--warm-start", "first"]) == 2
+    assert "a resumed search knows what it began with, but got --warm-start first." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ladder import ladder_levels
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
     from tune_rescon.tuning.record import StudyRecord, TrialSummary
-    from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
+    from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial, pareto_front
     from tune_rescon.tuning.rungs import Decision, RungLadder, Verdict, rungs
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.trial import TrialTask
@@ -39,6 +39,7 @@ __all__ = [
     "default_data_root",
     "default_storage",
     "ladder_levels",
+    "pareto_front",
     "run_search",
     "rungs",
     "write_atomically",
@@ -65,6 +66,7 @@ __getattr__ = lazy_names(
         "default_data_root": "options",
         "default_storage": "folder",
         "ladder_levels": "ladder",
+        "pareto_front": "result",
         "run_search": "runner",
         "rungs": "rungs",
         "write_atomically": "folder",
