@@ -161,6 +161,8 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
     if result.interrupted:
         console.print(f"Interrupted. Go on with: {_resume_command(options)}", markup=False, soft_wrap=True)
         return 130
+    if result.failure is not None:
+        return 1
     return 0 if result.best is not None else _nothing_finished(result)
 
 

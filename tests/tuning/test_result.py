@@ -158,13 +158,13 @@ def test_the_winner_is_the_dearest_of_the_front_and_a_stopped_trial_is_not_on_it
         trial(4, FAILED),
     )
     found = result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
-    assert [one.number for one in found.front()] == [1, 0]
+    assert [one.number for one in found.front] == [1, 0]
     assert found.best is trials[0]
 
 
 def test_where_none_has_finished_the_front_is_of_those_that_got_furthest() -> None:
     trials = (trial(0, STOPPED, 0.1, 0.5), trial(1, STOPPED, 0.1, 0.4), trial(2, STOPPED, 0.9))
-    assert [one.number for one in result(*trials, gmacs=(2.0, 1.0, 0.5)).front()] == [1, 0]
+    assert [one.number for one in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
 
 
 def test_a_front_of_losses_and_hours() -> None:
@@ -181,12 +181,12 @@ def test_a_front_of_losses_and_hours() -> None:
         for number, (loss, seconds) in enumerate([(0.5, 3600.0), (0.4, 7200.0), (0.6, 5400.0)])
     )
     found = result(*trials, gmacs=(1, 1, 1), against="compute_hours")
-    assert [(one.number, found.cost(one)) for one in found.front()] == [(0, 2.0), (1, 4.0)]
+    assert [(one.number, found.cost(one)) for one in found.front] == [(0, 2.0), (1, 4.0)]
 
 
 @pytest.mark.parametrize("changes", [{"against": None}, {"best": None}])
 def test_without_a_second_objective_or_a_winner_there_is_no_front(changes: dict[str, Any]) -> None:
-    assert result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front() == ()
+    assert result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front == ()
 
 
 def test_the_best_file_holds_the_front() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class StudyResult:
             return self.compute_hours(trial)
         return self.costs[trial.number].gmacs
 
+    @cached_property
     def front(self) -> tuple[TrialSummary, ...]:
         """The Pareto front of a search with a second objective, the cheapest first; else nothing.
 
@@ -135,6 +137,6 @@ def _front(result: StudyResult) -> dict[str, Any]:
         return {}
     rows = [
         {"trial": trial.number, "value": trial.value, result.against: result.cost(trial)}
-        for trial in result.front()
+        for trial in result.front
     ]
     return {"against": result.against, "front": rows}
