@@ -11,14 +11,17 @@ from pathlib import Path
 import click
 import pytest
 
+from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
-from tune_rescon.tuning import RunOptions
+from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.tuning import RunOptions, StudyResult, TrialCost, TrialSummary
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
 SEARCH_FLAGS = {
     "--space": "NAME|FILE",
     "--name": "N",
     "--resume": "N",
+    "--warm-start": "OTHER",
     "--trials": "N",
     "--hours": "H",
     "--concurrent": "N",
@@ -65,6 +68,29 @@ def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) ->
     assert "Leave out --space" in capsys.readouterr().err
 
 
+def test_a_warm_start_names_a_search_of_the_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "space.yaml").touch()
+    asked = ["--space", "digits", "--dry-run", "--storage", str(tmp_path), "--warm-start"]
+    assert main([*asked, "third"]) == 2
+    said = capsys.readouterr().err
+    assert f"--warm-start: no search named 'third' in {tmp_path}." in said
+    assert "Searches there: first, second." in said
+    assert main([*asked, "first"]) == 0
+
+
+def test_a_resumed_search_begins_with_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
+    assert main(["--resume", "s", "--storage", str(tmp_path), "--warm-start", "first"]) == 2
+    assert "a resumed search knows what it began with, but got --warm-start first." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
@@ -81,6 +107,44 @@ def test_a_flag_changes_the_space(
 ) -> None:
     assert main(["--space", "digits", flag, value, "--dry-run", "--plain"]) == 0
     assert said in capsys.readouterr().out
+
+
+def _ended_early(folder: Path) -> StudyResult:
+    trial = TrialSummary(
+        number=0,
+        state=TrialState.FINISHED,
+        parameters={},
+        metric="val_accuracy",
+        maximize=True,
+        values=(0.5,),
+    )
+    return StudyResult(
+        name="s",
+        folder=folder,
+        metric="val_accuracy",
+        maximize=True,
+        trials=(trial,),
+        costs={0: TrialCost(params_m=1, gmacs=1)},
+        devices_per_trial=1,
+        device="CPU",
+        levels=(1,),
+        best=trial,
+        best_config={},
+        interrupted=False,
+        tracking_uri="http://localhost:5000",
+        unsent=0,
+        failure="5 trials failed in a row.",
+    )
+
+
+def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.run_search", lambda *_, **__: _ended_early(tmp_path))
+    assert main(["--space", "digits", "--plain", "--storage", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "5 trials failed in a row.\n" in said
+    assert "Best: trial_0000" in said
 
 
 def test_the_command_to_resume_can_be_pasted() -> None:

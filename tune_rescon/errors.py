@@ -9,8 +9,11 @@
     │   ├── NetworkError     a preset, layout, depth or image size no network has
     │   ├── DataError        images that are missing, unreadable or too few
     │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
+    │   ├── LeaseError       another driver has the search
     │   └── ResourceError    more per trial than the machine or cluster has
     └── SearchError          the search itself failed: exit 1
+        ├── LeaseLostError   another driver has taken it over
+        └── RayGoneError     Ray died under it
 
 A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
 then what came, then where, then what to do: see :func:`explain`.
@@ -24,7 +27,10 @@ from collections.abc import Iterable
 __all__ = [
     "ConfigError",
     "DataError",
+    "LeaseError",
+    "LeaseLostError",
     "NetworkError",
+    "RayGoneError",
     "ResourceError",
     "SearchError",
     "SpaceError",
@@ -64,12 +70,24 @@ class StorageError(UserError):
     """The storage cannot be written, or a search's name is taken or unknown."""
 
 
+class LeaseError(UserError):
+    """A second driver on a search that has one."""
+
+
 class ResourceError(UserError):
     """A trial asks for more than the machine or cluster has."""
 
 
 class SearchError(TuneResconError):
     """The search could not be carried through. Commands exit 1."""
+
+
+class LeaseLostError(SearchError):
+    """Another driver has taken the search over: this one may write nothing any more."""
+
+
+class RayGoneError(SearchError):
+    """Ray's own processes died while trials were running."""
 
 
 def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
 @click.option("--name", metavar="N", help="Name of the search [default: the space's].")
 @click.option("--resume", metavar="N", help="Go on with the search of this name.")
+@click.option("--warm-start", metavar="OTHER", help="Learn from the trials of this earlier search.")
 @click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
 @click.option("--hours", type=float, metavar="H", help="Wall time after which no trial goes on.")
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
@@ -68,6 +69,7 @@ def search(
     space_name: str | None,
     name: str | None,
     resume: str | None,
+    warm_start: str | None,
     trials: int | None,
     hours: float | None,
     concurrent: int | None,
@@ -93,6 +95,7 @@ def search(
     }
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     space = _load(space_name, resume, root, [*overrides, *settings])
+    _check_warm_start(warm_start, resume, root)
     data = Path(data_root) if data_root else default_data_root()
     console = _console(plain=plain)
     if dry_run:
@@ -108,6 +111,7 @@ def search(
         tracking_uri=tracking_uri,
         data_root=data,
         address=address,
+        warm_start=warm_start,
         show_progress=console.is_terminal and not plain,
     )
     return _run(space, options, console)
@@ -136,6 +140,18 @@ def _load(space_name: str | None, resume: str | None, storage: Path, overrides: 
     return load_space(str(folder.space_yaml), overrides)
 
 
+def _check_warm_start(other: str | None, resume: str | None, storage: Path) -> None:
+    from tune_rescon.tuning import SearchFolder
+
+    if other is None:
+        return
+    if resume is not None:
+        hint = "Leave out --warm-start, or begin a search of another --name."
+        rule = "a resumed search knows what it began with"
+        raise StorageError(explain(rule, got=f"--warm-start {other}", where="--resume", hint=hint))
+    SearchFolder(storage=storage, name=other).require(where="--warm-start")
+
+
 def _run(space: Space, options: RunOptions, console: Console) -> int:
     from tune_rescon.reporting import EventLines, print_result, write_report
     from tune_rescon.tuning import run_search
@@ -145,6 +161,8 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
     if result.interrupted:
         console.print(f"Interrupted. Go on with: {_resume_command(options)}", markup=False, soft_wrap=True)
         return 130
+    if result.failure is not None:
+        return 1
     return 0 if result.best is not None else _nothing_finished(result)
 
 

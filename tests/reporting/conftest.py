@@ -65,6 +65,16 @@ def make_result(tmp_path: Path) -> MakeResult:
 
 
 @pytest.fixture
+def make_costs() -> Callable[..., dict[int, TrialCost]]:
+    """The costs of trials 0, 1, ... by their GMACs."""
+
+    def make(*gmacs: float) -> dict[int, TrialCost]:
+        return {number: TrialCost(params_m=1.0, gmacs=each) for number, each in enumerate(gmacs)}
+
+    return make
+
+
+@pytest.fixture
 def one_of_each(make_trial: MakeTrial) -> list[TrialSummary]:
     """A trial in every state there is; the first of some states never came to an epoch."""
     values = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tune_rescon.reporting.dry_run import _stopping
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import ladder_levels
 
@@ -81,11 +82,29 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
     assert f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}\n" in text
+    assert f"\n{space.scheduler.type}" in text
+    assert ("a Pareto front: " in text) == bool(space.metric.against)
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert len(rows) == min(8, space.budget.trials)
     for row in rows:
         *_, params, gmacs, pmacs = (cell.strip() for cell in row.strip("│").split("│"))
         assert min(map(float, (params, gmacs, pmacs))) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "asha, stop: a trial ends at a rung where it is not among the best 1 in 3 there"),
+        (
+            ["scheduler.variant=promote", "scheduler.reduction_factor=2", "scheduler.group_by=depth"],
+            "asha, promote: a trial waits at each rung until it is among the best 1 in 2 there of its depth",
+        ),
+        (["scheduler.type=median", "fidelity.min=2"], "median: from epoch 2 on a trial ends when it falls"),
+        (["scheduler.type=none"], "none: every trial trains for 9 epochs"),
+    ],
+)
+def test_what_ends_trials_is_said(settings: list[str], words: str) -> None:
+    assert _stopping(load_space("digits", settings)).startswith(words)
 
 
 def test_what_is_shown_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:

@@ -55,6 +55,35 @@ def test_a_trial_starts_again(lines: EventLines, out: io.StringIO, make_trial: M
     assert out.getvalue() == "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1\n"
 
 
+def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    lines.trial_ended(make_trial(3, TrialState.PAUSED, (0.1, 0.2)))
+    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    assert out.getvalue().splitlines() == [
+        "trial_0003 paused after epoch 2: waits to be promoted",
+        "trial_0003 goes on after epoch 2: depth=56 learning_rate=0.1",
+        # A retry after that is none of a promotion.
+        "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1",
+    ]
+
+
+def test_a_trial_that_an_earlier_run_paused_goes_on(
+    lines: EventLines, out: io.StringIO, make_trial: MakeTrial
+) -> None:
+    lines.search_started([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
+    lines.trial_started(make_trial(3, TrialState.RUNNING))
+    lines.trial_started(make_trial(4, TrialState.RUNNING))
+    begun, promoted, resumed = out.getvalue().splitlines()
+    assert "0 of them ended before" in begun
+    assert promoted.startswith("trial_0003 goes on after epoch 2: ")
+    assert resumed.startswith("trial_0004 starts again after epoch 2: ")
+
+
+def test_a_note(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    lines.trial_noted(make_trial(3), "ran out of memory, now in 2 micro-batches [of 32]")
+    assert out.getvalue() == "trial_0003 note: ran out of memory, now in 2 micro-batches [of 32]\n"
+
+
 def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]", "augment": "[red]"}
     lines.trial_started(make_trial(0, TrialState.RUNNING, (), parameters))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,10 +14,11 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
 from tune_rescon.reporting.html import COLOUR, _costs, _curves
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]
 MakeResult = Callable[..., StudyResult]
+MakeCosts = Callable[..., dict[int, TrialCost]]
 
 
 class Cells(HTMLParser):
@@ -104,15 +106,42 @@ def test_epochs_are_counted_from_one(make_result: MakeResult, make_trial: MakeTr
     assert (list(line.x), list(line.y)) == ([1, 2, 3], [0.1, 0.2, 0.3])
 
 
-def test_a_trial_without_a_finite_value_has_no_point(
+def test_a_trial_without_a_finite_last_value_has_no_point(
     make_result: MakeResult, one_of_each: list[TrialSummary]
 ) -> None:
     (points,) = _costs(make_result(*one_of_each)).data
-    valued = [trial for trial in one_of_each if trial.best_epoch]
-    assert list(points.y) == [trial.best_value for trial in valued]
+    valued = [trial for trial in one_of_each if math.isfinite(trial.value)]
+    assert list(points.y) == [trial.value for trial in valued]
     assert len(valued) < len(one_of_each)
 
 
-@pytest.mark.parametrize("state", TrialState)
-def test_every_state_has_a_colour(state: TrialState) -> None:
-    assert re.fullmatch("#[0-9a-f]{6}", COLOUR[state])
+@pytest.mark.parametrize(
+    ("against", "axis", "points"),
+    [
+        ("gmacs", "GMACs an image", [(1.0, 0.8), (4.0, 0.9)]),
+        ("compute_hours", "CPU-hours", [(2.0, 0.9)]),
+    ],
+)
+def test_the_front_is_drawn_through_its_points(
+    against: str,
+    axis: str,
+    points: list[tuple[float, float]],
+    make_result: MakeResult,
+    make_trial: MakeTrial,
+    make_costs: MakeCosts,
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
+    chart = _costs(make_result(*trials, costs=make_costs(4.0, 5.0, 1.0), against=against))
+    _, front = chart.data
+    assert list(zip(front.x, front.y, strict=True)) == points
+    assert chart.layout.xaxis.title.text == axis
+
+
+def test_the_summary_names_the_front_and_the_failure(
+    make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts, tmp_path: Path
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.8))]
+    result = make_result(*trials, costs=make_costs(4.0, 1.0), against="gmacs", failure="Too many <failures>.")
+    text = report(result, tmp_path)
+    assert "Pareto front of val_accuracy against gmacs, the cheapest first: trials 1, 0." in text
+    assert "Too many &lt;failures&gt;." in text

@@ -9,10 +9,11 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]
 MakeResult = Callable[..., StudyResult]
+MakeCosts = Callable[..., dict[int, TrialCost]]
 
 
 def test_a_row_has_a_cell_under_every_heading(
@@ -38,6 +39,15 @@ def test_cells(make_result: MakeResult, make_trial: MakeTrial) -> None:
         "depth": "56",
         "learning_rate": "0.1",
     }
+
+
+def test_two_objectives_have_a_column_that_marks_the_front(
+    make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
+    result = make_result(*trials, against="gmacs", costs=make_costs(4.0, 2.0, 1.0))
+    column = headings(result).index("front")
+    assert [row(result, trial)[column] for trial in trials] == ["*", "", "*"]
 
 
 @pytest.mark.parametrize("values", [(), (math.nan,)])

@@ -12,10 +12,11 @@ from rich.console import Console
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
 from tune_rescon.reporting.table import ROWS
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]
 MakeResult = Callable[..., StudyResult]
+MakeCosts = Callable[..., dict[int, TrialCost]]
 
 MANY_PARAMETERS = {
     "depth": 56,
@@ -62,6 +63,23 @@ def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial:
         f"Report: {result.folder / 'report.html'}",
         "MLflow: http://localhost:5000",
     ]
+
+
+def test_the_front_is_told_the_cheapest_first(
+    make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
+    result = make_result(*trials, costs=make_costs(4.0, 2.0, 1.0), against="gmacs")
+    assert "Front of val_accuracy against gmacs: trial_0002 0.8 at 1, trial_0000 0.9 at 4\n" in printed(
+        result
+    )
+    assert "front" in shown(result, 200)
+    assert "Front" not in printed(make_result(*trials))
+
+
+def test_why_a_search_ended_early_is_said(make_result: MakeResult) -> None:
+    failure = "10 trials failed in a row; all of them in trial.py:12: [Errno 5] Input/output error"
+    assert f"{failure}\n" in printed(make_result(failure=failure), width=40)
 
 
 def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tune_rescon.spaces import Space
+
 _NO_ROWS = {16: "", 17: ""}
 _GRID = _NO_ROWS | {6: "sampler: {type: grid}"}
 
@@ -38,6 +40,13 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, momentum: 0.9}"},
         "s.yaml:17: initial[0].momentum: unknown parameter 'momentum'; known: batch_size, depth, drop_path,",
     ),
+    (
+        {
+            15: "  gradient_clip: {type: int, low: 0, high: 2}",
+            17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32, gradient_clip: 0.5}",
+        },
+        "s.yaml:17: initial[0].gradient_clip: must be a whole number, but got 0.5.",
+    ),
     # Samplers and what they can take.
     (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
     (_GRID | {13: "", 15: ""}, "s.yaml:8: budget.trials: must be at most the grid's 8 points, but got 12."),
@@ -58,6 +67,37 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     (
         {6: "sampler: {type: cmaes}", 15: "", 17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32}"},
         "s.yaml:12: parameters.depth: sampler cmaes takes numbers only, but got a categorical.",
+    ),
+    (
+        {
+            4: "metric: {name: val_accuracy, mode: max, against: gmacs}",
+            6: "sampler: {type: cmaes}",
+            12: "  label_smoothing: {type: float, low: 0.0, high: 0.1}",
+            15: "",
+            17: "  - {label_smoothing: 0.0, learning_rate: 0.1, batch_size: 32}",
+        },
+        "s.yaml:6: sampler.type: sampler cmaes takes one objective, but got `metric.against: gmacs` too. Use",
+    ),
+    # No trial is judged while it warms up.
+    (
+        {10: "fixed: {warmup_epochs: 10}"},
+        "s.yaml:10: fixed.warmup_epochs: must be at most `fidelity.max` (9), but got 10.",
+    ),
+    (
+        {10: "fixed: {warmup_epochs: 2.5}"},
+        "(`fixed.warmup_epochs`: 2.5), within which a rung says nothing, but got 1. Write `min: 3`.",
+    ),
+    (
+        {7: "scheduler: {type: median}", 10: "fixed: {warmup_epochs: 2}"},
+        "s.yaml:5: fidelity.min: must cover the warm-up (`fixed.warmup_epochs`: 2), within which a rung",
+    ),
+    (
+        {5: "fidelity: {max: 9}", 15: "  warmup_epochs: {type: float, low: 0, high: 3}", 16: "", 17: ""},
+        "s.yaml:5: fidelity.min: must cover the warm-up (`parameters.warmup_epochs.high`: 3.0), within",
+    ),
+    (
+        {15: "  warmup_epochs: {type: categorical, choices: [0, 4, 2]}", 16: "", 17: ""},
+        "(`parameters.warmup_epochs.choices`: 4), within which a rung says nothing, but got 1. Write `min: 4",
     ),
     # Networks that do not exist.
     (
@@ -92,3 +132,35 @@ def test_a_broken_rule_is_told_with_its_line(
     told = complaint(lines)
     assert words in "\n".join(told)
     assert len({line.split(": ")[0] for line in told}) == 1, told
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {7: "scheduler: {type: none}", 10: "fixed: {warmup_epochs: 5}"},
+        {5: "fidelity: {min: 5, max: 9}", 10: "fixed: {warmup_epochs: 4.5}"},
+        {5: "fidelity: {min: 9, max: 9}", 10: "fixed: {warmup_epochs: 9}"},
+        {10: "fixed: {warmup_epochs: 1}"},
+    ],
+)
+def test_a_warmup_that_is_covered_is_sound(bent: Callable[..., Space], lines: dict[int, str]) -> None:
+    assert bent(lines)
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random", "gp"])
+def test_these_samplers_take_two_objectives(bent: Callable[..., Space], kind: str) -> None:
+    lines = {6: f"sampler: {{type: {kind}}}", 15: "", 16: "", 17: ""}
+    assert bent(lines, ("metric.against=compute_hours",)).metric.against == "compute_hours"
+
+
+def test_a_grid_takes_two_objectives(bent: Callable[..., Space]) -> None:
+    lines = _GRID | {8: "budget: {trials: 8}", 13: "", 15: ""}
+    assert bent(lines, ("metric.against=gmacs",)).sampler.type == "grid"
+
+
+@pytest.mark.parametrize("kind", ["median", "none"])
+def test_what_a_resolved_file_says_of_another_scheduler_is_no_mistake(
+    bent: Callable[..., Space], kind: str
+) -> None:
+    line = f"scheduler: {{type: {kind}, reduction_factor: 3, variant: stop}}"
+    assert bent({7: line}).scheduler.type == kind

@@ -63,6 +63,18 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         "s.yaml:4: metric.mode: val_loss goes with mode min, but got max.",
     ),
     ({4: "metric: {name: val_loss, mode: minimize}"}, "That is another tool's word: write `min`."),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, against: latency}"},
+        "s.yaml:4: metric.against: must be 'gmacs' or 'compute_hours', but got 'latency'.",
+    ),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, against: flops}"},
+        "but got 'flops'. That is another tool's word: write `gmacs`.",
+    ),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, second_objective: gmacs}"},
+        "That is another tool's word: write `against`.",
+    ),
     ({4: "metric: {name: val_loss, mode: min, goal: min}"}, "s.yaml:4: metric.goal: unknown key 'goal'"),
     (
         {5: "fidelity: {min: 9, max: 3}"},
@@ -84,9 +96,26 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     ({6: "sampler: {type: gp}"}, "s.yaml:15: parameters.drop_path.when: sampler gp takes no `when`"),
     (
-        {7: "scheduler: {type: median}"},
-        "s.yaml:7: scheduler.type: must be 'asha' or 'none', but got 'median'.",
+        {7: "scheduler: {type: hyperband}"},
+        "s.yaml:7: scheduler.type: must be 'asha', 'median' or 'none', but got 'hyperband'. That is another",
     ),
+    (
+        {7: "scheduler: {variant: pause}"},
+        "s.yaml:7: scheduler.variant: must be 'stop' or 'promote', but got 'pause'.",
+    ),
+    (
+        {7: "scheduler: {type: median, variant: promote}"},
+        "s.yaml:7: scheduler.variant: must be left out unless `scheduler.type` is asha, but got promote.",
+    ),
+    (
+        {7: "scheduler: {type: none, variant: promote}"},
+        "s.yaml:7: scheduler.variant: must be left out unless `scheduler.type` is asha, but got promote.",
+    ),
+    (
+        {7: "scheduler: {type: none, reduction_factor: 4}"},
+        "s.yaml:7: scheduler.reduction_factor: must be left out unless `scheduler.type` is asha, but got 4.",
+    ),
+    ({7: "scheduler: {promote: true}"}, "That is another tool's word: write `variant: promote`."),
     ({7: "scheduler: {type: asha, grace_period: 1}"}, "That is another tool's word: write `fidelity.min`."),
     (
         {7: "scheduler: {reduction_factor: 1}"},

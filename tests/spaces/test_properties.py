@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import optuna
@@ -19,6 +20,7 @@ from tune_rescon.spaces import (
     distributions,
     dump_space,
     from_optuna,
+    overlap,
     parse_space,
     preview,
     suggest,
@@ -40,6 +42,13 @@ _CHOICES: Final[dict[str, list[Any]]] = {
 }
 _FLOATS: Final = ("learning_rate", "weight_decay", "mixup", "cutmix", "gradient_clip")
 _INTS: Final = ("precise_bn_batches", "warmup_epochs", "crop_padding")
+
+_SCHEDULERS: Final[list[dict[str, Any]]] = [
+    {"type": "asha"},
+    {"type": "asha", "variant": "promote", "reduction_factor": 4},
+    {"type": "median"},
+    {"type": "none"},
+]
 
 _NUMBERS = st.floats(1e-6, 50).map(lambda number: float(f"{number:.4g}"))
 
@@ -96,6 +105,9 @@ def _parameters(draw: st.DrawFn) -> dict[str, Any]:
 def spaces(draw: st.DrawFn) -> Space:
     """Any sound space, without rows to run first."""
     metric = draw(st.sampled_from([name for name in METRICS if metric_mode(name)]))
+    against = draw(st.sampled_from([None, "gmacs", "compute_hours"]))
+    parameters, scheduler = draw(_parameters()), draw(st.sampled_from(_SCHEDULERS))
+    warmup = parameters.get("warmup_epochs", {}).get("high", 1) if scheduler["type"] != "none" else 1
     words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.just(" "), max_size=40)
     return Space.model_validate(
         {
@@ -103,17 +115,17 @@ def spaces(draw: st.DrawFn) -> Space:
             "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
             "description": draw(words),
             "dataset": {"name": "cifar10", "limit": draw(st.none() | st.integers(2, 10**6))},
-            "metric": {"name": metric, "mode": metric_mode(metric)},
-            "fidelity": {"min": draw(st.integers(1, 9)), "max": 100},
+            "metric": {"name": metric, "mode": metric_mode(metric), "against": against},
+            "fidelity": {"min": draw(st.integers(math.ceil(warmup), 60)), "max": 100},
             "sampler": {
                 "type": draw(st.sampled_from(["tpe", "random", "nsga2"])),
                 "seed": draw(st.integers(0, 99)),
             },
-            "scheduler": {"type": draw(st.sampled_from(["asha", "none"]))},
+            "scheduler": scheduler,
             "budget": {"trials": draw(st.integers(1, 99)), "hours": draw(st.none() | _NUMBERS)},
             "resources_per_trial": {"gpu": draw(st.sampled_from([0, 0.25, 1, 2]))},
             "fixed": {"depth": 92, "label_smoothing": draw(st.floats(0, 0.5)), "preset": None},
-            "parameters": draw(_parameters()),
+            "parameters": parameters,
         }
     )
 
@@ -171,3 +183,22 @@ def test_its_file_reads_back_equal(space: Space) -> None:
     assert again == space
     assert list(again.parameters) == list(space.parameters)
     assert dump_space(again) == text
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces())
+def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
+    for sampled in preview(space, 4):
+        placed = overlap(space, space, sampled)
+        assert placed.sampled == sampled
+        assert list(placed.sampled) == list(sampled)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), spaces())
+def test_a_trial_of_another_space_is_told_apart_or_is_the_very_same(space: Space, other: Space) -> None:
+    for sampled in preview(other, 4):
+        placed = overlap(space, other, sampled)
+        assert (placed.sampled is None) == bool(placed.reason)
+        if placed.sampled is not None:
+            assert trial_config(space, placed.sampled) == trial_config(other, sampled)

@@ -16,6 +16,7 @@ from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
 from tune_rescon.training.callbacks import Diverged, FiniteLoss, PreciseBatchNorm
 from tune_rescon.training.module import TrialModule
+from tune_rescon.training.notes import ignore
 from tune_rescon.training.placement import Placement
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.reporter import EpochReporter
@@ -43,15 +44,7 @@ def _loss(module: TrialModule, value: float) -> None:
 def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
     spec = resolve_network(CONFIG, classes=3, in_channels=1)
     record = TrialRecord(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
-    return EpochReporter(
-        record,
-        reports.append,
-        folder=None,
-        save_best=lambda *_: None,
-        metric="val_loss",
-        mode="min",
-        clock=lambda: next(seconds),
-    )
+    return EpochReporter(record, reports.append, ignore, keeper=None, clock=lambda: next(seconds))
 
 
 def test_speed_is_of_training_alone_and_time_is_of_the_whole_epoch(module: TrialModule) -> None:

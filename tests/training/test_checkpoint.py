@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from tune_rescon.errors import StorageError
-from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint, write_durably
+from tune_rescon.training.checkpoint import (
+    CheckpointFolder,
+    FoundCheckpoint,
+    is_intact,
+    read_checkpoint,
+    write_durably,
+)
+
+LargestFile = Callable[[int], AbstractContextManager[None]]
 
 VALUES = {"weights": torch.arange(64.0), "epoch": 3}
 
@@ -58,6 +67,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     assert _epoch(folder.last) == 1
 
 
+@pytest.mark.parametrize("kilobytes", [0.1, 4, 40])
+def test_a_file_that_outgrows_the_disk_is_an_os_error(
+    folder: CheckpointFolder, kilobytes: float, largest_file: LargestFile
+) -> None:
+    write_durably({"epoch": 1}, folder.last)
+    with largest_file(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
+        write_durably({"weights": torch.zeros(20_000)}, folder.last, previous=folder.previous)
+    assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
+    assert _epoch(folder.last) == 1
+
+
+def test_another_failure_of_torchs_is_no_full_disk(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such thing can be saved")
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        write_durably({"epoch": 1}, folder.last)
+    assert list(folder.path.iterdir()) == []
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, keep: float) -> None:
     write_durably(VALUES, folder.last)
@@ -78,33 +110,41 @@ def test_a_missing_file_is_not_intact(folder: CheckpointFolder) -> None:
     assert not is_intact(folder.last)
 
 
-def test_a_damaged_last_gives_way_to_the_one_before(
-    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("last", "previous", "found", "damaged"),
+    [
+        ("intact", "intact", "last", 0),
+        ("intact", "damaged", "last", 0),
+        ("damaged", "intact", "previous", 1),
+        ("damaged", "damaged", None, 2),
+        ("damaged", "missing", None, 1),
+        ("missing", "intact", "previous", 0),  # a crash between the two renames
+        ("missing", "damaged", None, 1),
+        ("missing", "missing", None, 0),
+    ],
+)
+def test_the_newest_intact_checkpoint_is_found_and_becomes_the_last(
+    folder: CheckpointFolder, last: str, previous: str, found: str | None, damaged: int
 ) -> None:
-    for epoch in (1, 2):
-        write_durably({"epoch": epoch}, folder.last, previous=folder.previous)
-    folder.last.write_bytes(b"damaged")
-    with caplog.at_level(logging.WARNING):
-        assert folder.recover() == folder.last
-    assert _epoch(folder.last) == 1
-    assert not folder.previous.exists()
-    assert "damaged" in caplog.text
+    for path, condition, name in ((folder.last, last, "last"), (folder.previous, previous, "previous")):
+        if condition != "missing":
+            write_durably({"name": name}, path)
+        if condition == "damaged":
+            path.write_bytes(path.read_bytes()[:-100])
+    expected = {"last": folder.last, "previous": folder.previous, None: None}[found]
+    assert folder.find() == FoundCheckpoint(path=expected, damaged=damaged)
+    assert folder.recover() == FoundCheckpoint(path=folder.last if found else None, damaged=damaged)
+    if found:
+        assert read_checkpoint(folder.last)["name"] == found
+        assert folder.find() == FoundCheckpoint(path=folder.last, damaged=0)
 
 
-def test_two_damaged_files_mean_a_start_from_the_start(folder: CheckpointFolder) -> None:
-    for path in (folder.last, folder.previous):
-        path.write_bytes(b"damaged")
-    assert folder.recover() is None
-
-
-def test_a_crash_between_the_two_renames_loses_nothing(folder: CheckpointFolder) -> None:
-    write_durably({"epoch": 1}, folder.previous)
-    assert folder.recover() == folder.last
-    assert _epoch(folder.last) == 1
-
-
-def test_an_empty_folder_holds_nothing(folder: CheckpointFolder) -> None:
-    assert folder.recover() is None
+def test_whoever_has_just_written_asks_for_no_checksums(folder: CheckpointFolder) -> None:
+    assert folder.written() is None
+    folder.previous.touch()
+    assert folder.written() == folder.previous
+    folder.last.touch()
+    assert folder.written() == folder.last
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_know(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 import pytest
@@ -27,25 +26,15 @@ def _metrics(**values: float) -> dict[str, float]:
 
 
 def test_a_record_survives_json() -> None:
-    record = RECORD.extended(_metrics(val_loss=1.0)).extended(_metrics(val_loss=0.25))
+    record = dataclasses.replace(RECORD, micro_batches=4)
+    record = record.extended(_metrics(val_loss=1.0)).extended(_metrics(val_loss=0.25))
     assert TrialRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
-@pytest.mark.parametrize(
-    ("mode", "values", "expected"),
-    [
-        ("min", (), None),
-        ("min", (3.0, 1.0, 2.0), 1.0),
-        ("max", (3.0, 1.0, 2.0), 3.0),
-        ("max", (math.nan, 1.0), 1.0),
-        ("max", (math.nan,), None),
-    ],
-)
-def test_the_best_so_far(mode: str, values: tuple[float, ...], expected: float | None) -> None:
-    record = RECORD
-    for value in values:
-        record = record.extended(_metrics(val_loss=value))
-    assert record.best("val_loss", mode) == expected
+def test_a_record_without_micro_batches_had_one() -> None:
+    values = RECORD.to_dict()
+    assert values.pop("micro_batches") == 1
+    assert TrialRecord.from_dict(values) == RECORD
 
 
 def test_a_trial_goes_on_with_its_own_history() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -103,24 +102,3 @@ def test_a_killed_process_loses_nothing(train: Run, small: TrialConfig, tmp_path
     first = [json.loads(line)[1] for line in killed.stdout.splitlines()]
     rest = train(small, folder=tmp_path / "trial", epochs=EPOCHS)
     assert [{k: v for k, v in m.items() if k not in TIMES} for m in first] + values(rest) == values(whole)
-
-
-@pytest.mark.parametrize(("damaged", "from_epoch"), [(("last",), 2), (("last", "last.previous"), 1)])
-def test_a_damaged_checkpoint_costs_epochs_and_not_the_trial(
-    train: Run,
-    small: TrialConfig,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    damaged: tuple[str, ...],
-    from_epoch: int,
-) -> None:
-    whole = train(small, epochs=EPOCHS)
-    interrupted(train, small, tmp_path, after=2)
-    for name in damaged:
-        path = tmp_path / f"{name}.ckpt"
-        path.write_bytes(path.read_bytes()[:-100])
-    with caplog.at_level(logging.WARNING, logger="tune_rescon"):
-        rest = train(small, folder=tmp_path, epochs=EPOCHS)
-    assert [report.epoch for report in rest] == list(range(from_epoch, EPOCHS + 1))
-    assert values(rest) == values(whole)[from_epoch - 1 :]
-    assert caplog.text.count("is damaged") == len(damaged)

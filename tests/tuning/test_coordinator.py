@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import METRICS, TrialState
-from tune_rescon.testing import SyntheticCurve, simulate
+from tune_rescon.testing import Assignment, SyntheticCurve, simulate
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.record import StudyRecord, TrialSummary
 from tune_rescon.tuning.rungs import Decision, RungLadder, Verdict
@@ -26,7 +26,7 @@ def suggest(trial: optuna.trial.Trial) -> Mapping[str, float]:
     return {"limit": trial.suggest_float("limit", 0.1, 0.99)}
 
 
-def curve(trial: TrialSummary) -> SyntheticCurve:
+def curve(trial: Assignment) -> SyntheticCurve:
     return SyntheticCurve(limit=trial.parameters["limit"])
 
 
@@ -91,7 +91,7 @@ def metrics(value: float) -> dict[str, float]:
 
 def test_a_search_saves_epochs_and_keeps_the_best() -> None:
     of = study()
-    spent = simulate(coordinator(of), curve)
+    spent = simulate(coordinator(of), curve).epochs_spent
     best_of_all = max(trial.params["limit"] for trial in of.trials)
     assert spent < 0.6 * 30 * EPOCHS
     assert of.best_trial.params["limit"] == best_of_all
@@ -155,10 +155,10 @@ def test_a_closed_trial_that_still_reports_is_told_to_stop() -> None:
     assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.STOP
 
 
-@pytest.mark.parametrize("turns", [1, 7, 20, 45])
-def test_a_killed_search_goes_on_from_its_record(turns: int) -> None:
+@pytest.mark.parametrize("reports", [1, 7, 20, 45])
+def test_a_killed_search_goes_on_from_its_record(reports: int) -> None:
     of, diary = study(), Diary()
-    simulate(coordinator(of, total=12), curve, turns=turns)
+    simulate(coordinator(of, total=12), curve, reports=reports)
     before = {t.number: dict(t.intermediate_values) for t in of.trials}
     unfinished = [t.number for t in of.trials if t.state is OptunaState.RUNNING]
 
@@ -182,7 +182,7 @@ def test_a_finished_search_is_extended_by_a_larger_total() -> None:
 def test_an_interrupt_ends_running_trials_after_their_epoch_and_leaves_them_open() -> None:
     of = study()
     search = coordinator(of)
-    simulate(search, curve, turns=1)
+    simulate(search, curve, reports=1)
     running = [trial.number for trial in of.trials]
     search.interrupt()
     assert search.next_trial() is None

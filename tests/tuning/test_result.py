@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import TrialCost, TrialSummary, best_trial
-from tune_rescon.tuning.result import compute_hours
+from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
+from tune_rescon.tuning.result import best_file, compute_hours
 from tune_rescon.tuning.tracking_listener import closing_metrics
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
@@ -101,3 +105,101 @@ def test_closing_metrics_where_no_accuracy_is_finite() -> None:
     logged = closing_metrics(trial(0, STOPPED, 1.0, metric="val_loss", accuracy=(math.nan,)), COST, 1)
     assert logged["best_val_loss"] == 1.0
     assert "best_val_accuracy" not in logged
+
+
+def result(*trials: TrialSummary, gmacs: tuple[float, ...], **changes: Any) -> StudyResult:
+    values: dict[str, Any] = {
+        "name": "s",
+        "folder": Path("s"),
+        "metric": trials[0].metric,
+        "maximize": trials[0].maximize,
+        "trials": trials,
+        "costs": {t.number: TrialCost(params_m=1, gmacs=g) for t, g in zip(trials, gmacs, strict=True)},
+        "devices_per_trial": 2,
+        "device": "GPU",
+        "levels": (1, 2),
+        "best": best_trial(trials),
+        "best_config": {"depth": 56, "step_fractions": (40, 60)},
+        "interrupted": False,
+        "tracking_uri": "",
+        "unsent": 0,
+        "against": "gmacs",
+    }
+    return StudyResult(**values | changes)
+
+
+POINTS = st.dictionaries(
+    st.integers(0, 99),
+    # Few values, so that many are equal.
+    st.tuples(st.sampled_from([0.1, 0.2, 0.3, math.nan]), st.sampled_from([1.0, 2.0, 3.0, math.inf])),
+)
+
+
+def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] >= b[0] and a[1] <= b[1] and a != b
+
+
+@given(POINTS)
+def test_the_front_is_what_no_finite_point_dominates(points: dict[int, tuple[float, float]]) -> None:
+    finite = {key: point for key, point in points.items() if all(map(math.isfinite, point))}
+    front = pareto_front(points)
+    assert set(front) == {
+        key for key, point in finite.items() if not any(dominates(other, point) for other in finite.values())
+    }
+    assert [points[key] for key in front] == sorted(points[key] for key in front)
+
+
+def test_the_winner_is_the_dearest_of_the_front_and_a_stopped_trial_is_not_on_it() -> None:
+    trials = (
+        trial(0, FINISHED, 0.1, 0.9),
+        trial(1, FINISHED, 0.1, 0.8),
+        trial(2, FINISHED, 0.1, 0.7),
+        trial(3, STOPPED, 0.85),
+        trial(4, FAILED),
+    )
+    found = result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
+    assert [one.number for one in found.front] == [1, 0]
+    assert found.best is trials[0]
+
+
+def test_where_none_has_finished_the_front_is_of_those_that_got_furthest() -> None:
+    trials = (trial(0, STOPPED, 0.1, 0.5), trial(1, STOPPED, 0.1, 0.4), trial(2, STOPPED, 0.9))
+    assert [one.number for one in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
+
+
+def test_a_front_of_losses_and_hours() -> None:
+    trials = tuple(
+        TrialSummary(
+            number=number,
+            state=FINISHED,
+            parameters={},
+            metric="val_loss",
+            maximize=False,
+            values=(loss,),
+            history={"epoch_seconds": (seconds,)},
+        )
+        for number, (loss, seconds) in enumerate([(0.5, 3600.0), (0.4, 7200.0), (0.6, 5400.0)])
+    )
+    found = result(*trials, gmacs=(1, 1, 1), against="compute_hours")
+    assert [(one.number, found.cost(one)) for one in found.front] == [(0, 2.0), (1, 4.0)]
+
+
+@pytest.mark.parametrize("changes", [{"against": None}, {"best": None}])
+def test_without_a_second_objective_or_a_winner_there_is_no_front(changes: dict[str, Any]) -> None:
+    assert result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front == ()
+
+
+def test_the_best_file_holds_the_front() -> None:
+    found = result(trial(0, FINISHED, 0.9), trial(1, FINISHED, 0.8), gmacs=(4.0, 1.0))
+    written = best_file(found)
+    assert (written["trial"], written["against"]) == (0, "gmacs")
+    assert written["front"] == [
+        {"trial": 1, "value": 0.8, "gmacs": 1.0},
+        {"trial": 0, "value": 0.9, "gmacs": 4.0},
+    ]
+    assert written["config"]["step_fractions"] == [40, 60]
+
+
+def test_the_best_file_of_one_objective_knows_no_front() -> None:
+    written = best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
+    assert not {"against", "front"} & set(written)

@@ -26,14 +26,33 @@ FORWARD_AND_BACKWARD: Final = 3
 
 
 def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
-    """The resolved space, its rungs, and the first samples with their cost.
+    """The resolved space, its rungs and what happens there, and the first samples with their cost.
 
     Raises:
         UserError: the dataset is not there, or a sample is no network.
     """
     console.print(dump_space(space), markup=False, soft_wrap=True)
     console.print(f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}")
+    console.print(_stopping(space), soft_wrap=True)
+    if space.metric.against:
+        console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
     console.print(_samples(space, data_root))
+
+
+def _stopping(space: Space) -> str:
+    """Who ends trials, where and why, in words."""
+    scheduler, fidelity = space.scheduler, space.fidelity
+    group = f" of its {scheduler.group_by}" if scheduler.group_by else ""
+    best = f"among the best 1 in {scheduler.reduction_factor} there{group}"
+    if not scheduler.stops_trials:
+        return f"none: every trial trains for {fidelity.max} epochs"
+    if scheduler.type == "median":
+        return (
+            f"median: from epoch {fidelity.min} on a trial ends when it falls behind the median there{group}"
+        )
+    if scheduler.variant == "promote":
+        return f"asha, promote: a trial waits at each rung until it is {best}"
+    return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
 def _samples(space: Space, data_root: Path) -> Table:

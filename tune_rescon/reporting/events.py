@@ -37,10 +37,12 @@ class EventLines:
         self._last_epoch = space.fidelity.max
         self._ended = 0
         self._total = space.budget.trials
+        self._paused: set[int] = set()
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """How much there is to do, and how much is done."""
         self._ended = sum(trial.state.is_final for trial in trials)
+        self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
         before = f", {self._ended} of them ended before" if trials else ""
         self._console.print(
             f"{self._total} trials of at most {self._last_epoch} epochs{before}; the first workers start",
@@ -48,9 +50,15 @@ class EventLines:
         )
 
     def trial_started(self, trial: TrialSummary) -> None:
-        """Its parameters; from which epoch on, if it is not its first."""
-        again = f" again after epoch {trial.epochs}" if trial.epochs else ""
-        self._print(trial, f"starts{again}: {escape(pairs(trial.parameters))}")
+        """Its parameters; from which epoch on, if it was promoted or is not begun for the first time."""
+        word = "goes on" if trial.number in self._paused else "starts again" if trial.epochs else "starts"
+        self._paused.discard(trial.number)
+        where = f" after epoch {trial.epochs}" if trial.epochs else ""
+        self._print(trial, f"{word}{where}: {escape(pairs(trial.parameters))}")
+
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        """Something that a person should know about it."""
+        self._print(trial, f"note: {escape(text)}")
 
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its value, and its place at the rung if it came to one."""
@@ -62,10 +70,14 @@ class EventLines:
         )
 
     def trial_ended(self, trial: TrialSummary) -> None:
-        """Its fate."""
-        self._ended += trial.state.is_final
+        """Its fate; of a paused one, that it waits."""
         style = STATE_STYLE[trial.state]
         words = f"[{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
+        if trial.state is TrialState.PAUSED:
+            self._paused.add(trial.number)
+            self._print(trial, f"{words}: waits to be promoted")
+            return
+        self._ended += trial.state.is_final
         best = f", best {figure(trial.best_value)} at epoch {trial.best_epoch}" if trial.best_epoch else ""
         self._print(trial, f"{words}{best}; {self._ended} of {self._total} trials ended")
         if trial.error:

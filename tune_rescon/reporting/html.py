@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 from typing import Final
 
@@ -58,13 +59,22 @@ def write_report(result: StudyResult, path: Path) -> None:
 def _summary(result: StudyResult) -> str:
     seconds = sum(result.compute_hours(trial) for trial in result.trials) * 3600
     text = f"{len(result.trials)} trials, {duration(seconds)} of {result.device} time."
+    if result.failure is not None:
+        text = f"{text} {result.failure}"
     if result.best is None:
         return f"{text} No trial has a finite {result.metric} yet."
     best = result.best
     return (
         f"{text} Best: trial {best.number}, {result.metric} {figure(best.value)} after epoch {best.epochs}"
-        f" ({pairs(best.parameters)})."
+        f" ({pairs(best.parameters)}).{_front_words(result)}"
     )
+
+
+def _front_words(result: StudyResult) -> str:
+    if not result.front:
+        return ""
+    numbers = ", ".join(str(trial.number) for trial in result.front)
+    return f" Pareto front of {result.metric} against {result.against}, the cheapest first: trials {numbers}."
 
 
 def _plots(result: StudyResult) -> list[str]:
@@ -73,7 +83,7 @@ def _plots(result: StudyResult) -> list[str]:
     return [
         "<h2>Learning curves</h2>",
         _plot(_curves(result), first=True),
-        f"<h2>Best {html.escape(result.metric)} against cost</h2>",
+        f"<h2>{html.escape(result.metric)} against cost</h2>",
         _plot(_costs(result), first=False),
     ]
 
@@ -119,19 +129,35 @@ def _curves(result: StudyResult) -> go.Figure:
 
 
 def _costs(result: StudyResult) -> go.Figure:
-    trials = [trial for trial in result.trials if trial.best_epoch]
+    # By the value that trials are ranked by, so that the front and the winner are where the table has them.
+    trials = [trial for trial in result.trials if math.isfinite(trial.value)]
     chart = go.Figure()
     chart.add_scatter(
-        x=[result.costs[trial.number].gmacs for trial in trials],
-        y=[trial.best_value for trial in trials],
+        x=[result.cost(trial) for trial in trials],
+        y=[trial.value for trial in trials],
         mode="markers",
         marker={"color": [COLOUR[trial.state] for trial in trials], "size": 9},
         hovertext=[f"trial {trial.number}: {pairs(trial.parameters)}" for trial in trials],
         showlegend=False,
     )
-    chart.update_xaxes(title="GMACs an image")
-    chart.update_yaxes(title=f"best {result.metric}")
+    if result.front:
+        chart.add_scatter(
+            x=[result.cost(trial) for trial in result.front],
+            y=[trial.value for trial in result.front],
+            mode="lines+markers",
+            name="Pareto front",
+            # A step: between two points, what can be had is the cheaper one's value.
+            line={"color": "#888", "dash": "dot", "shape": "hv"},
+            marker={"symbol": "circle-open", "size": 16},
+            hoverinfo="skip",
+        )
+    chart.update_xaxes(title=_cost_words(result))
+    chart.update_yaxes(title=f"{result.metric} after the last epoch")
     return chart
+
+
+def _cost_words(result: StudyResult) -> str:
+    return f"{result.device}-hours" if result.against == "compute_hours" else "GMACs an image"
 
 
 def _table(result: StudyResult) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tune_rescon.reporting.words import figure
 from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = ["headings", "ranked", "row"]
 
+#: What marks a trial of the Pareto front.
+FRONT: Final = "*"
+
 
 def headings(result: StudyResult) -> tuple[str, ...]:
-    """Column names; the sampled parameters come last."""
+    """Column names; the sampled parameters come last. Two objectives have a column that marks the front."""
     return (
         "trial",
         "state",
         "epochs",
         result.metric,
+        *(["front"] if result.against else []),
         "best",
         "params M",
         "GMACs",
@@ -36,12 +42,17 @@ def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
         trial.state.value,
         str(trial.epochs),
         figure(trial.value),
+        *([FRONT if _is_on_front(result, trial) else ""] if result.against else []),
         figure(trial.best_value),
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
         *(figure(trial.parameters.get(name)) for name in _sampled(result)),
     )
+
+
+def _is_on_front(result: StudyResult, trial: TrialSummary) -> bool:
+    return any(trial.number == other.number for other in result.front)
 
 
 def _sampled(result: StudyResult) -> tuple[str, ...]:

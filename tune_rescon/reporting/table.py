@@ -63,7 +63,7 @@ def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
 
 
 def print_result(result: StudyResult, console: Console) -> None:
-    """The table, the winner, and where the report, the files and MLflow are."""
+    """The table, what became of the trials, the winner, and where the report, the files and MLflow are."""
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
@@ -72,17 +72,30 @@ def print_result(result: StudyResult, console: Console) -> None:
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     console.print(", ".join(f"{count} {state}" for state, count in fates.most_common()), end="; ")
     console.print(f"{duration(spent * 3600)} of {result.device} time")
+    if result.failure is not None:
+        console.print(result.failure, style="red", markup=False, soft_wrap=True)
     if result.best is not None:
         best = result.best
         console.print(
             f"Best: trial_{best.number:04d}, {result.metric} {figure(best.value)} after epoch {best.epochs}"
             f" (best {figure(best.best_value)} at epoch {best.best_epoch})"
         )
+    if result.front:
+        console.print(_front(result), soft_wrap=True)
     if result.unsent:
         console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
     console.print(f"Files:  {result.folder}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"MLflow: {_view(result.tracking_uri)}", markup=False, soft_wrap=True)
+
+
+def _front(result: StudyResult) -> str:
+    """The Pareto front, the cheapest first."""
+    points = (
+        f"trial_{trial.number:04d} {figure(trial.value)} at {figure(result.cost(trial))}"
+        for trial in result.front
+    )
+    return f"Front of {result.metric} against {result.against}: {', '.join(points)}"
 
 
 def _view(uri: str) -> str:

@@ -6,12 +6,14 @@
     dump_space    Space -> the text of a file
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     trial_config  Space and a sampled dict -> TrialConfig
+    overlap       a trial of another space -> the same trial in this one, or why there is none
 """
 
 from tune_rescon.spaces.combinations import is_active
 from tune_rescon.spaces.dumping import dump_space
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_space, parse_space
+from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
 from tune_rescon.spaces.sampling import (
     distributions,
@@ -32,6 +34,7 @@ __all__ = [
     "FloatParameter",
     "IntParameter",
     "Metric",
+    "Overlap",
     "Parameter",
     "Resources",
     "Sampler",
@@ -45,6 +48,8 @@ __all__ = [
     "is_active",
     "list_spaces",
     "load_space",
+    "overlap",
+    "overlap_words",
     "parse_space",
     "preview",
     "space_folder",

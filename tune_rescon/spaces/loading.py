@@ -15,7 +15,7 @@ from tune_rescon.spaces.parameters import Parameter
 from tune_rescon.spaces.problems import Problem, dotted, problems_in, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
 from tune_rescon.spaces.section import Value
-from tune_rescon.spaces.sections import Budget, Fidelity, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Sampler, Scheduler
 from tune_rescon.spaces.space import Space, read_dataset
 
 __all__ = ["load_space", "parse_space"]
@@ -27,6 +27,7 @@ _ROWS: Final = TypeAdapter(list[dict[str, Value]])
 #: Each part of a Draft that a broken neighbour must not hide.
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "dataset": read_dataset,
+    "metric": Metric.model_validate,
     "fidelity": Fidelity.model_validate,
     "sampler": Sampler.model_validate,
     "scheduler": Scheduler.model_validate,

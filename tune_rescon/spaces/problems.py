@@ -48,6 +48,13 @@ _FOREIGN_VALUES: Final[Mapping[str, str]] = {
     "async_hyperband": "write `type: asha`",
     "asynchyperband": "write `type: asha`",
     "fifo": "write `type: none`",
+    "median_stopping": "write `type: median`",
+    "medianstopping": "write `type: median`",
+    "stopping": "write `stop`",
+    "promotion": "write `promote`",
+    "macs": "write `gmacs`",
+    "flops": "write `gmacs`",
+    "gflops": "write `gmacs`",
     "epochs": "write `epoch`",
     "training_iteration": "write `epoch`",
 }

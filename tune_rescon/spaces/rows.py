@@ -8,10 +8,10 @@ from typing import Any
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import is_active, is_among
 from tune_rescon.spaces.fields import field_problem
-from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
+from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem, shown
 
-__all__ = ["broken_rows"]
+__all__ = ["broken_rows", "why_outside"]
 
 #: How far from a step a number may be and still be on it, in steps: Optuna's own tolerance.
 _STEP_TOLERANCE = 1e-8
@@ -42,17 +42,19 @@ def _problem(path: Path, name: str, parameter: Parameter, row: Mapping[str, Any]
     broken = field_problem(path, name, row[name])
     if broken:
         return broken
-    outside = _outside(parameter, row[name])
+    outside = why_outside(parameter, row[name])
     return Problem(path=path, text=explain(outside, got=shown(row[name]))) if outside else None
 
 
-def _outside(parameter: Parameter, value: Any) -> str | None:
+def why_outside(parameter: Parameter, value: Any) -> str | None:
     """The rule that ``value`` breaks, which its field admits; None if the parameter can have it."""
     if isinstance(parameter, CategoricalParameter):
         choices = ", ".join(map(shown, parameter.choices))
         return None if is_among(value, parameter.choices) else f"must be one of the choices {choices}"
     if not isinstance(value, int | float):
         return "must be a number"
+    if isinstance(parameter, IntParameter) and value != int(value):
+        return "must be a whole number"
     if not parameter.low <= value <= parameter.high:
         return f"must be in [{parameter.low}, {parameter.high}]"
     steps = (value - parameter.low) / parameter.step if parameter.step else 0

@@ -6,6 +6,7 @@ in the others, and every rule looks only at what is there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,9 +19,9 @@ from tune_rescon.spaces.combinations import combinations, is_among, is_finite
 from tune_rescon.spaces.fields import broken_conditions, broken_fields, unknown_fields
 from tune_rescon.spaces.networks import missing_networks
 from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
-from tune_rescon.spaces.problems import Path, Problem, shown
+from tune_rescon.spaces.problems import Path, Problem, dotted, shown
 from tune_rescon.spaces.rows import broken_rows
-from tune_rescon.spaces.sections import Budget, Fidelity, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Sampler, Scheduler
 
 __all__ = ["Draft", "broken_rules"]
 
@@ -32,12 +33,16 @@ _MODELS_NO_WHEN: Final = ("gp", "cmaes")
 _MODELS_NO_CATEGORICAL: Final = ("cmaes",)
 _MODELS_NO_SINGLE: Final = ("cmaes",)
 
+#: What raises when a study has two objectives.
+_ONE_OBJECTIVE: Final = ("cmaes",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """The sections that could be read; None (or empty) for those that could not."""
 
     dataset: DatasetConfig | None = None
+    metric: Metric | None = None
     fidelity: Fidelity | None = None
     sampler: Sampler | None = None
     scheduler: Scheduler | None = None
@@ -111,21 +116,28 @@ def _broken_scheduler(draft: Draft) -> Iterator[Problem]:
 
 
 def _broken_warmup(draft: Draft) -> Iterator[Problem]:
-    """The warm-up ends before training does."""
+    """The warm-up ends before training does, and before the first trial may be stopped."""
     if draft.fidelity is None:
         return
-    places: dict[Path, Any] = {}
-    if "warmup_epochs" in draft.fixed:
-        places["fixed", "warmup_epochs"] = draft.fixed["warmup_epochs"]
+    path, epochs = _longest_warmup(draft)
+    if epochs > draft.fidelity.max:
+        rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
+        yield Problem(path=path, text=explain(rule, got=shown(epochs)))
+    elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
+        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), within which a rung says nothing"
+        hint = f"Write `min: {math.ceil(epochs)}`."
+        text = explain(rule, got=str(draft.fidelity.min), hint=hint)
+        yield Problem(path=("fidelity", "min"), text=text)
+
+
+def _longest_warmup(draft: Draft) -> tuple[Path, float]:
+    """The most epochs of warm-up that a trial can have, and where they stand."""
     parameter = draft.parameters.get("warmup_epochs")
     if isinstance(parameter, CategoricalParameter):
-        places["parameters", "warmup_epochs", "choices"] = max(parameter.choices)
-    elif parameter:
-        places["parameters", "warmup_epochs", "high"] = parameter.high
-    for path, epochs in places.items():
-        if epochs > draft.fidelity.max:
-            rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
-            yield Problem(path=path, text=explain(rule, got=shown(epochs)))
+        return ("parameters", "warmup_epochs", "choices"), max(parameter.choices)
+    if parameter:
+        return ("parameters", "warmup_epochs", "high"), parameter.high
+    return ("fixed", "warmup_epochs"), draft.fixed.get("warmup_epochs", 0)
 
 
 def _broken_sampler(draft: Draft) -> Iterator[Problem]:
@@ -133,6 +145,12 @@ def _broken_sampler(draft: Draft) -> Iterator[Problem]:
     if draft.sampler is None:
         return
     kind = draft.sampler.type
+    against = draft.metric and draft.metric.against
+    if against and kind in _ONE_OBJECTIVE:
+        rule = f"sampler {kind} takes one objective"
+        hint = "Use `sampler.type: tpe`, nsga2 or gp, or leave `metric.against` out."
+        text = explain(rule, got=f"`metric.against: {against}` too", hint=hint)
+        yield Problem(path=("sampler", "type"), text=text)
     if kind == "grid":
         yield from _broken_grid(draft)
     if kind in _MODELS_NO_SINGLE and len(draft.parameters) == 1:

@@ -17,6 +17,10 @@ __all__ = ["Budget", "Fidelity", "Metric", "Resources", "Sampler", "Scheduler"]
 #: numpy's generators take no larger seed.
 _LARGEST_SEED: Final = 2**32 - 1
 
+_REDUCTION_FACTOR: Final = 3
+
+_ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
+
 
 class Metric(Section):
     """What the search makes best."""
@@ -25,10 +29,22 @@ class Metric(Section):
         "goal": "write `mode`",
         "direction": "write `mode`",
         "objective": "write `name`",
+        "objectives": "write `name`, and `against` for the second one",
+        "metrics": "write `name`, and `against` for the second one",
+        "second": "write `against`",
+        "second_objective": "write `against`",
+        "secondary": "write `against`",
+        "cost": "write `against`",
+        "cost_attr": "write `against`",
     }
 
     name: str
     mode: Literal["max", "min"]
+    against: Literal["gmacs", "compute_hours"] | None = None
+    """A second objective, made small: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
+    image's forward pass, billions; ``compute_hours``: what the trial has cost so far, device-hours; null:
+    there is none. A rung compares trials by ``name`` alone, which ends small networks first:
+    ``scheduler.group_by`` keeps it among equals."""
 
     def broken_rules(self) -> Iterator[Problem]:
         """An objective that is reported, in the direction that is better."""
@@ -55,7 +71,8 @@ class Fidelity(Section):
 
     name: Literal["epoch"] = "epoch"
     min: PositiveInt = 1
-    """Epochs before a trial may be stopped."""
+    """Epochs before a trial may be stopped: the first rung of asha, the first epoch at which median judges.
+    With either it must cover the warm-up, because what is measured within it says nothing."""
     max: PositiveInt
     """Epochs of a trial that is never stopped."""
 
@@ -89,6 +106,7 @@ class Scheduler(Section):
     foreign: ClassVar[Mapping[str, str]] = {
         "grace_period": "write `fidelity.min`",
         "min_iter": "write `fidelity.min`",
+        "n_warmup_steps": "write `fidelity.min`",
         "max_t": "write `fidelity.max`",
         "max_iter": "write `fidelity.max`",
         "time_attr": "write `fidelity.name`",
@@ -96,15 +114,38 @@ class Scheduler(Section):
         "metric": "write `metric.name`",
         "mode": "write `metric.mode`",
         "brackets": "there is one bracket",
+        "promote": "write `variant: promote`",
     }
 
-    type: Literal["asha", "none"] = "asha"
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    type: Literal["asha", "median", "none"] = "asha"
+    """``asha``: a trial goes on past a rung while it is among the best there; ``median``: past every epoch
+    from ``fidelity.min`` on, while it keeps up with the median of the others there; ``none``: always."""
+    reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
     """ASHA: one trial in this many goes on past a rung."""
-    variant: Literal["stop"] = "stop"
-    """ASHA: ``stop`` ends a trial at the rung that it fails."""
+    variant: Literal["stop", "promote"] = "stop"
+    """ASHA: ``stop`` ends a trial at the rung that it fails; ``promote`` pauses every trial at every rung,
+    and goes on with one as soon as it is among the best there."""
     group_by: str | None = None
     """ASHA: a categorical parameter; trials are compared only with those that share its value."""
+
+    @property
+    def stops_trials(self) -> bool:
+        """Whether a trial may end before ``fidelity.max``."""
+        return self.type != "none"
+
+    def broken_rules(self) -> Iterator[Problem]:
+        """What only asha reads is left as it is elsewhere.
+
+        A value is judged, not whether the key is there: a resolved file has every key.
+        """
+        if self.type == "asha":
+            return
+        if self.variant != "stop":
+            yield Problem(path=("variant",), text=explain(_ASHA_ONLY, got=self.variant))
+        if self.reduction_factor != _REDUCTION_FACTOR:
+            yield Problem(
+                path=("reduction_factor",), text=explain(_ASHA_ONLY, got=str(self.reduction_factor))
+            )
 
 
 class Budget(Section):

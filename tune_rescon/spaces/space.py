@@ -67,6 +67,9 @@ class Space(Section):
         "timeout": "write `budget.hours`",
         "mode": "write `metric.mode`",
         "direction": "write `metric.mode`",
+        "directions": "write `metric.mode`, and `metric.against` for the second objective",
+        "second_objective": "write `metric.against`",
+        "pruner": "write `scheduler`",
         "max_t": "write `fidelity.max`",
         "grace_period": "write `fidelity.min`",
         "epochs": "write `fidelity.max`",
@@ -104,6 +107,7 @@ class Space(Section):
         yield from broken_rules(
             Draft(
                 dataset=self.dataset,
+                metric=self.metric,
                 fidelity=self.fidelity,
                 sampler=self.sampler,
                 scheduler=self.scheduler,

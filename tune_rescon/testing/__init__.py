@@ -1,14 +1,69 @@
-"""For the tests of this project and of its users: curves without learning, trials without training."""
+"""For the tests of this project and of its users: searches whose answer is known, run without training.
 
-from tune_rescon.testing.curves import SyntheticCurve
-from tune_rescon.testing.simulation import simulate
-from tune_rescon.testing.trainables import die_once, fail_second, learn_nothing, learn_slowly
+::
+
+    SyntheticCurve, Landscape   what a trial reports, as a formula of its hyperparameters
+    simulate, Simulation        a whole search under a simulated clock, workers and drivers dying on request
+    TunePolicy                  Ray Tune's searchers and schedulers in that simulation, without a Ray runtime
+    learn_slowly, ...           what Ray can run instead of a trial that learns
+
+Names are loaded on first use: a worker that pretends to learn needs neither Optuna nor SciPy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tune_rescon.testing.curves import SyntheticCurve
+    from tune_rescon.testing.landscapes import LANDSCAPES, Landscape
+    from tune_rescon.testing.policy import Assignment, SearchPolicy
+    from tune_rescon.testing.simulation import Simulation, WorkerDeaths, simulate
+    from tune_rescon.testing.trace import EpochRun, Incumbent, Trace
+    from tune_rescon.testing.trainables import die_once, fail_second, learn_nothing, learn_slowly
+    from tune_rescon.testing.tune_policy import TunePolicy, TuneTrial
 
 __all__ = [
+    "LANDSCAPES",
+    "Assignment",
+    "EpochRun",
+    "Incumbent",
+    "Landscape",
+    "SearchPolicy",
+    "Simulation",
     "SyntheticCurve",
+    "Trace",
+    "TunePolicy",
+    "TuneTrial",
+    "WorkerDeaths",
     "die_once",
     "fail_second",
     "learn_nothing",
     "learn_slowly",
     "simulate",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Assignment": "policy",
+        "EpochRun": "trace",
+        "Incumbent": "trace",
+        "LANDSCAPES": "landscapes",
+        "Landscape": "landscapes",
+        "SearchPolicy": "policy",
+        "Simulation": "simulation",
+        "SyntheticCurve": "curves",
+        "Trace": "trace",
+        "TunePolicy": "tune_policy",
+        "TuneTrial": "tune_policy",
+        "WorkerDeaths": "simulation",
+        "die_once": "trainables",
+        "fail_second": "trainables",
+        "learn_nothing": "trainables",
+        "learn_slowly": "trainables",
+        "simulate": "simulation",
+    },
+)

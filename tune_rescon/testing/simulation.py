@@ -1,42 +1,226 @@
-"""A whole search without Ray: the coordinator driven by slots that take one epoch a turn."""
+"""A whole search without Ray: a policy, any number of workers, and a clock that jumps from event to event.
+
+Workers and drivers die on request. What outlives them is what outlives them in a real search: each trial's
+checkpoint, written before its epoch is reported, and the policy's own record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-from tune_rescon.config import METRICS
+import numpy as np
+
+from tune_rescon.config import METRICS, TrialState
 from tune_rescon.testing.curves import SyntheticCurve
-from tune_rescon.tuning import Coordinator, Decision, TrialSummary
+from tune_rescon.testing.policy import Assignment, SearchPolicy
+from tune_rescon.testing.trace import EpochRun, Trace
+from tune_rescon.tuning import Decision
 
-__all__ = ["simulate"]
+__all__ = ["Simulation", "WorkerDeaths", "Workload", "simulate"]
+
+Workload = Callable[[Assignment], SyntheticCurve]
+"""What a trial will report, once it is handed out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerDeaths:
+    """Worker processes that are killed amid an epoch, and the executor's patience with them."""
+
+    rate: float
+    """Of epochs that kill their worker, 0..1."""
+    retries: int = 3
+    """Times a trial goes on from its checkpoint before it is given up."""
+    seed: int = 0
+
+    def kills(self, number: int, epoch: int, deaths: int) -> bool:
+        """Whether this epoch kills the worker of a trial that lost ``deaths`` of them before."""
+        return (
+            self.rate > 0 and np.random.default_rng((self.seed, number, epoch, deaths)).random() < self.rate
+        )
+
+
+NO_DEATHS: Final = WorkerDeaths(rate=0.0)
 
 
 def simulate(
-    coordinator: Coordinator,
-    curve: Callable[[TrialSummary], SyntheticCurve],
-    *,
-    slots: int = 2,
-    turns: int | None = None,
-) -> int:
-    """Run trials along their curves until the coordinator has none left, or for ``turns`` epochs.
-
-    Returns the epochs run: what the search cost.
-    """
-    running: list[tuple[TrialSummary, int]] = []
-    spent = 0
-    while turns is None or spent < turns:
-        while len(running) < slots and (trial := coordinator.next_trial()) is not None:
-            running.append((trial, trial.epochs))
-        if not running:
-            break
-        trial, epochs = running.pop(0)
-        spent += 1
-        if _epoch(coordinator, trial, epochs + 1, curve(trial)) is Decision.CONTINUE:
-            running.append((trial, epochs + 1))
-    return spent
+    policy: SearchPolicy, workload: Workload, *, workers: int = 2, reports: int | None = None
+) -> Trace:
+    """Run a search to its end, or until its driver is killed after ``reports`` reports."""
+    simulation = Simulation(workload, workers=workers)
+    simulation.drive(policy, reports=reports)
+    return simulation.trace
 
 
-def _epoch(coordinator: Coordinator, trial: TrialSummary, epoch: int, curve: SyntheticCurve) -> Decision:
-    value = curve.at(epoch)
-    metrics = {**dict.fromkeys(METRICS, 1.0), "val_accuracy": value, "train_loss": 1 - value}
-    return coordinator.epoch_done(trial.number, epoch, metrics, f"best_{trial.number}.ckpt")
+class Simulation:
+    """Workers, a clock and a disk, which outlive a driver: :meth:`drive` may be called again to resume."""
+
+    def __init__(
+        self, workload: Workload, *, workers: int = 2, worker_deaths: WorkerDeaths = NO_DEATHS
+    ) -> None:
+        """Set up; nothing has run yet."""
+        self._workload = workload
+        self._workers = workers
+        self._worker_deaths = worker_deaths
+        self._world = _World()
+
+    def clock(self) -> float:
+        """Simulated seconds so far; the clock of a policy that has a deadline."""
+        return self._world.now
+
+    @property
+    def trace(self) -> Trace:
+        """What ran so far, over all drivers."""
+        return Trace(workers=self._workers, runs=tuple(self._world.runs))
+
+    def drive(self, policy: SearchPolicy, *, reports: int | None = None) -> None:
+        """Run ``policy``'s trials until it has no more, or its driver is killed after ``reports`` reports.
+
+        The driver dies between the policy's decision and acting on it, and its workers with it. The worker
+        that would have reported next has written its checkpoint by then; the others lose the epoch they
+        are in.
+
+        Raises:
+            RuntimeError: the policy hands out nothing, nothing runs, and yet it is not exhausted.
+        """
+        driver = _Driver(self._world, policy, self._workload, self._workers, self._worker_deaths)
+        while driver.fill():
+            if driver.reports == reports:
+                driver.die()
+                return
+            driver.step()
+
+
+@dataclass(kw_only=True)
+class _World:
+    """What outlives a driver."""
+
+    now: float = 0.0
+    saved: dict[int, int] = field(default_factory=dict)
+    """Epochs that each trial's checkpoint holds."""
+    runs: list[EpochRun] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """A trial on a worker, amid an epoch."""
+
+    trial: Assignment
+    curve: SyntheticCurve
+    worker: int
+    epoch: int = 0
+    begun: float = 0.0
+    repeats: bool = False
+    """The epoch is in the checkpoint already; only its report is due."""
+    dies: bool = False
+    deaths: int = 0
+
+
+class _Driver:
+    """One life of a driver: who is on which worker, and what happens next."""
+
+    def __init__(
+        self,
+        world: _World,
+        policy: SearchPolicy,
+        workload: Workload,
+        workers: int,
+        worker_deaths: WorkerDeaths,
+    ) -> None:
+        self._world = world
+        self._policy = policy
+        self._workload = workload
+        self._worker_deaths = worker_deaths
+        self._idle = list(reversed(range(workers)))
+        self._events: list[tuple[float, int, _Running]] = []
+        self._order = itertools.count()
+        self.reports = 0
+
+    def fill(self) -> bool:
+        """Give every idle worker a trial, if there are any; whether anything runs."""
+        while self._idle and (trial := self._policy.next_trial()) is not None:
+            self._world.saved[trial.number] = max(self._world.saved.get(trial.number, 0), trial.epochs)
+            self._resume(_Running(trial=trial, curve=self._workload(trial), worker=self._idle.pop()))
+        if not self._events and not self._policy.exhausted:
+            raise RuntimeError("the policy waits for an event, but nothing runs that could bring one")
+        return bool(self._events)
+
+    def step(self) -> None:
+        """Go to the next event: an epoch ends, or kills its worker, or raises."""
+        self._world.now, _, run = heapq.heappop(self._events)
+        if run.dies:
+            self._worker_died(run)
+        elif run.epoch == run.curve.crashes_at:
+            self._log(run, None)
+            self._give_up(run, "crashed on purpose")
+        else:
+            self._report(run)
+
+    def die(self) -> None:
+        """Lose all that runs, but for the checkpoint that is written already."""
+        _, _, next_one = self._events[0]
+        if not next_one.dies and next_one.epoch != next_one.curve.crashes_at:
+            self._world.saved[next_one.trial.number] = next_one.epoch
+        for _, _, run in self._events:
+            if not run.repeats:
+                self._log(run, None)
+
+    def _resume(self, run: _Running) -> None:
+        """Begin where the checkpoint ends; whether its last epoch was ever reported, a worker cannot know."""
+        saved = self._world.saved[run.trial.number]
+        self._begin(run, max(saved, 1), repeats=saved > 0)
+
+    def _begin(self, run: _Running, epoch: int, *, repeats: bool = False) -> None:
+        run.epoch, run.repeats, run.begun = epoch, repeats, self._world.now
+        run.dies = not repeats and self._worker_deaths.kills(run.trial.number, epoch, run.deaths)
+        share = 0.0 if repeats else 0.5 if run.dies else 1.0
+        ends = self._world.now + share * run.curve.epoch_seconds
+        heapq.heappush(self._events, (ends, next(self._order), run))
+
+    def _report(self, run: _Running) -> None:
+        number, value = run.trial.number, run.curve.at(run.epoch)
+        self._world.saved[number] = run.epoch
+        self.reports += 1
+        checkpoint = f"best_{number}.ckpt"
+        decision = self._policy.epoch_done(number, run.epoch, _metrics(value, run.curve), checkpoint)
+        if not run.repeats:
+            self._log(run, decision, value)
+        if decision is Decision.CONTINUE:
+            self._begin(run, run.epoch + 1)
+        else:
+            self._idle.append(run.worker)
+
+    def _worker_died(self, run: _Running) -> None:
+        self._log(run, None)
+        run.deaths += 1
+        if run.deaths > self._worker_deaths.retries:
+            self._give_up(run, "the worker process died, and so did its retries")
+        else:
+            self._resume(run)
+
+    def _give_up(self, run: _Running, error: str) -> None:
+        self._policy.close(run.trial.number, TrialState.FAILED, error=error)
+        self._idle.append(run.worker)
+
+    def _log(self, run: _Running, decision: Decision | None, value: float = math.nan) -> None:
+        self._world.runs.append(
+            EpochRun(
+                number=run.trial.number,
+                epoch=run.epoch,
+                worker=run.worker,
+                begun=run.begun,
+                ended=self._world.now,
+                value=value,
+                decision=decision,
+            )
+        )
+
+
+def _metrics(value: float, curve: SyntheticCurve) -> Mapping[str, float]:
+    """What a trial of that accuracy reports; the losses mirror it."""
+    known = {"val_accuracy": value, "val_loss": 1 - value, "train_loss": 1 - value}
+    return {**dict.fromkeys(METRICS, 1.0), **known, "epoch_seconds": curve.epoch_seconds}

@@ -18,9 +18,10 @@ from tune_rescon.lazy import lazy_names
 from tune_rescon.training.report import EpochReport
 
 if TYPE_CHECKING:
+    from tune_rescon.training.start import recorded_epochs
     from tune_rescon.training.step import build_step
     from tune_rescon.training.trained import TrainedNetwork, load_trained
-    from tune_rescon.training.trial import recorded_epochs, train_trial
+    from tune_rescon.training.trial import train_trial
 
 __all__ = [
     "EpochReport",
@@ -37,7 +38,7 @@ __getattr__ = lazy_names(
         "TrainedNetwork": "trained",
         "build_step": "step",
         "load_trained": "trained",
-        "recorded_epochs": "trial",
+        "recorded_epochs": "start",
         "train_trial": "trial",
     },
 )

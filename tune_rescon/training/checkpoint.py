@@ -10,14 +10,14 @@ all files hold tensors and plain values (``weights_only``).
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
@@ -25,9 +25,24 @@ from typing_extensions import override
 
 from tune_rescon.errors import StorageError, explain
 
-__all__ = ["CheckpointFolder", "DurableCheckpointIO", "is_intact", "read_checkpoint", "write_durably"]
+__all__ = [
+    "CheckpointFolder",
+    "DurableCheckpointIO",
+    "FoundCheckpoint",
+    "is_intact",
+    "read_checkpoint",
+    "write_durably",
+]
 
-_log: Final = logging.getLogger(__name__)
+
+@dataclass(frozen=True, kw_only=True)
+class FoundCheckpoint:
+    """What a trial goes on from."""
+
+    path: Path | None
+    """None: from the start."""
+    damaged: int
+    """How many newer checkpoints were passed over, because not all of their records have their CRC-32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +79,26 @@ class CheckpointFolder:
                 explain("the checkpoint folder must be one that can be made", got=str(error))
             ) from error
 
-    def newest_intact(self) -> Path | None:
-        """The last checkpoint; the previous one if that is damaged or missing; None if there is neither."""
+    def find(self) -> FoundCheckpoint:
+        """The last checkpoint; the previous one if that is damaged or missing."""
+        damaged = 0
         for path in (self.last, self.previous):
             if path.exists():
                 if is_intact(path):
-                    return path
-                _log.warning("checkpoint %s is damaged: going on from what came before it", path)
-        return None
+                    return FoundCheckpoint(path=path, damaged=damaged)
+                damaged += 1
+        return FoundCheckpoint(path=None, damaged=damaged)
 
-    def recover(self) -> Path | None:
-        """:meth:`newest_intact` as ``last``, so that a damaged file never becomes the one to fall back on."""
-        newest = self.newest_intact()
-        return newest.replace(self.last) if newest == self.previous else newest
+    def recover(self) -> FoundCheckpoint:
+        """:meth:`find`, as ``last``, so that a damaged file never becomes the one to fall back on."""
+        found = self.find()
+        if found.path == self.previous:
+            return FoundCheckpoint(path=self.previous.replace(self.last), damaged=found.damaged)
+        return found
+
+    def written(self) -> Path | None:
+        """The newest checkpoint there is, unchecked: for who has just written it, or failed to."""
+        return next((path for path in (self.last, self.previous) if path.exists()), None)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -107,12 +129,13 @@ def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | Non
     ``previous``: where the file that was at ``path`` is kept. Between the two renames only that one exists.
 
     Raises:
-        OSError: the disk is full or cannot be written; ``path`` is as it was.
+        OSError: the disk is full or cannot be written; what was at ``path`` is there or at ``previous``.
     """
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            torch.save(dict(values), file)
+            with _as_os_error():
+                torch.save(dict(values), file)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
@@ -121,6 +144,23 @@ def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | Non
     finally:
         partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """When a write fails, torch's archive still writes its end, and that failure hides the file's own.
+
+    On a full disk ``torch.save`` raises ``RuntimeError: unexpected pos 768 vs 662`` (torch 2.15).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror) from error
 
 
 def _sync_folder(folder: Path) -> None:

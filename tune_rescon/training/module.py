@@ -6,6 +6,7 @@ Shapes: B images of a batch, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.averaging import AveragedNetwork, reestimate_batch_norm
 from tune_rescon.training.metrics import EpochMetrics
+from tune_rescon.training.microbatches import Piece, in_pieces
 from tune_rescon.training.optimizer import make_optimizer, make_scheduler
 from tune_rescon.training.placement import Placement
 from tune_rescon.training.schedule import schedule_of
@@ -27,7 +29,8 @@ __all__ = ["TrialModule"]
 class TrialModule(pl.LightningModule):
     """A network with its loss, optimiser and schedule, and the metrics of the epoch under way.
 
-    ``training_step`` and ``optimizer_and_scheduler`` need no Trainer, so the benchmarks time this very code.
+    ``training_step``, ``backward`` and ``optimizer_and_scheduler`` need no Trainer: the benchmarks time this
+    very code.
     """
 
     def __init__(
@@ -39,8 +42,13 @@ class TrialModule(pl.LightningModule):
         epochs: int,
         steps_per_epoch: int,
         placement: Placement,
+        micro_batches: int = 1,
     ) -> None:
-        """Put ``network`` in place. ``epochs`` x ``steps_per_epoch`` is the length of the schedule."""
+        """Put ``network`` in place.
+
+        ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
+        and of the statistics, goes through the network in ``micro_batches`` pieces.
+        """
         super().__init__()
         self.network = placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
@@ -48,6 +56,8 @@ class TrialModule(pl.LightningModule):
         self.val_metrics = EpochMetrics(classes, top5=True)
         self._config = config
         self._placement = placement
+        self._micro_batches = micro_batches
+        self._ahead: list[Piece] = []
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
         )
@@ -66,30 +76,50 @@ class TrialModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss to descend: cross entropy with the configured label smoothing.
 
+        Of several micro-batches it is the first one's, weighted by its share; :meth:`backward` runs the
+        others, each after the one before has given its gradient and its activations are freed.
+
         Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
         the class with the largest share.
         """
-        images_BCHW, targets = batch
-        logits_BK = self.logits(self.network, images_BCHW)
+        first, *self._ahead = in_pieces(*batch, self._micro_batches)
+        return self._weighted_loss(first)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add up the gradients of the step that :meth:`training_step` began with ``loss``."""
+        super().backward(loss, *args, **kwargs)
+        for piece in self._ahead:
+            super().backward(self._weighted_loss(piece), *args, **kwargs)
+        self._ahead = []
+
+    def _weighted_loss(self, piece: Piece) -> Tensor:
+        logits_BK, targets = self.logits(self.network, piece.images_BCHW), piece.targets
         loss = F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_metrics.update(loss, logits_BK, labels_B)
-        return loss
+        return loss if piece.share == 1 else loss * piece.share
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure the judged network; the loss is plain cross entropy, comparable between trials."""
-        images_BCHW, labels_B = batch
-        logits_BK = self.logits(self.judged, images_BCHW)
-        self.val_metrics.update(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+        for piece in in_pieces(*batch, self._micro_batches):
+            logits_BK = self.logits(self.judged, piece.images_BCHW)
+            self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
 
     def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
         """Give the judged network the statistics of ``batches_BCHW`` (none: it keeps its own).
 
         Without an average this overwrites training's running statistics. Training never reads them: in
         training mode batch norm normalises by the batch. So it goes on exactly as it would have.
+
+        Every micro-batch counts once: they are cut alike, so that their sizes differ by an image at most.
         """
+        pieces_BCHW = (
+            self._placement.images(piece_BCHW)
+            for images_BCHW in batches_BCHW
+            for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
+        )
         with self._placement.autocast():
-            reestimate_batch_norm(self.judged, (self._placement.images(images) for images in batches_BCHW))
+            reestimate_batch_norm(self.judged, pieces_BCHW)
 
     def on_train_epoch_start(self) -> None:
         """Forget the metrics of the epoch before."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.models import NetworkSpec
-from tune_rescon.training.report import is_better
+
+if TYPE_CHECKING:
+    from tune_rescon.training.trained import TrainedNetwork
 
 __all__ = ["TrialRecord"]
+
+#: What makes a trial this one; the names are those of TrainedNetwork too.
+_IDENTITY: Final = ("config", "spec", "dataset", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +33,12 @@ class TrialRecord:
     """Length of the whole training: the schedule was laid over it."""
     history: tuple[Mapping[str, float], ...] = ()
     """Metrics of epochs 1, 2, ...; each one's ``epoch_seconds`` stops before its own checkpoint."""
+    micro_batches: int = 1
+    """Pieces a batch is cut into, as the memory was found to demand: what goes on starts with them."""
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """With one more epoch."""
         return dataclasses.replace(self, history=(*self.history, dict(metrics)))
-
-    def best(self, metric: str, mode: str) -> float | None:
-        """The best finite value of ``metric`` so far."""
-        best = None
-        for metrics in self.history:
-            if is_better(metrics[metric], best, mode):
-                best = metrics[metric]
-        return best
 
     def continued(self, found: TrialRecord) -> TrialRecord:
         """``found``, read from a checkpoint, if it is this trial's.
@@ -47,13 +46,23 @@ class TrialRecord:
         Raises:
             StorageError: it is another trial's: another configuration, network, dataset, seed or length.
         """
-        fields = ("config", "spec", "dataset", "seed", "epochs")
-        other = [name for name in fields if getattr(self, name) != getattr(found, name)]
+        self._require_same(found, (*_IDENTITY, "epochs"))
+        return found
+
+    def check_own(self, network: TrainedNetwork) -> None:
+        """Check that a trained network is this trial's.
+
+        Raises:
+            StorageError: it is another trial's: another configuration, network, dataset or seed.
+        """
+        self._require_same(network, _IDENTITY)
+
+    def _require_same(self, found: TrialRecord | TrainedNetwork, names: tuple[str, ...]) -> None:
+        other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
             rule = "a trial can only go on from its own checkpoint"
             hint = "Give each trial a checkpoint folder of its own."
             raise StorageError(explain(rule, got=f"one with another {', '.join(other)}", hint=hint))
-        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -64,6 +73,7 @@ class TrialRecord:
             "seed": self.seed,
             "epochs": self.epochs,
             "history": [dict(metrics) for metrics in self.history],
+            "micro_batches": self.micro_batches,
         }
 
     @classmethod

@@ -14,7 +14,7 @@ __all__ = ["EpochReport", "is_better"]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """One finished epoch: validated, and its checkpoint on disk.
+    """One finished epoch: validated, and its checkpoint on disk, or a note sent why it is not.
 
     An epoch that ended in a non-finite training loss is reported too, with nan where nothing was measured
     and without a checkpoint of its own.
@@ -25,9 +25,10 @@ class EpochReport:
     metrics: Mapping[str, float]
     """Exactly the names of ``config.METRICS``."""
     checkpoint: Path | None = None
-    """The last checkpoint, from which training goes on; None if there is no checkpoint folder."""
+    """The last checkpoint that could be written, from which training goes on; None if there is none."""
     best_checkpoint: Path | None = None
-    """The best network so far (:func:`tune_rescon.training.load_trained`); None if there is none."""
+    """The best of the networks that could be written (:func:`tune_rescon.training.load_trained` says of which
+    epoch it is); None if there is none."""
 
     def __post_init__(self) -> None:
         """Every report names every metric: whoever reads one need not ask."""

@@ -1,4 +1,4 @@
-"""The end of an epoch: measure, keep the best network, write the checkpoint, report."""
+"""The end of an epoch: measure, keep, report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.module import TrialModule
+from tune_rescon.training.notes import OnNote
 from tune_rescon.training.record import TrialRecord
-from tune_rescon.training.report import EpochReport, is_better
+from tune_rescon.training.report import EpochReport
 
 __all__ = ["EpochReporter"]
 
@@ -30,20 +31,16 @@ class EpochReporter(Callback):
         self,
         record: TrialRecord,
         on_epoch: Callable[[EpochReport], None],
+        on_note: OnNote,
         *,
-        folder: CheckpointFolder | None,
-        save_best: Callable[[int, dict[str, float]], None],
-        metric: str,
-        mode: str,
+        keeper: Keeper | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``record``: what was trained before; ``save_best(epoch, metrics)`` writes ``folder.best``."""
+        """``record``: what was trained before; without a ``keeper`` nothing is kept."""
         self.record = record
         self.stopped_by: BaseException | None = None
-        self._on_epoch = on_epoch
-        self._folder = folder
-        self._save_best = save_best
-        self._metric, self._mode = metric, mode
+        self._on_epoch, self._on_note = on_epoch, on_note
+        self._keeper = keeper
         self._clock = clock
         self._started = self._trained = clock()
         self._images = 0
@@ -81,13 +78,14 @@ class EpochReporter(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the epoch; its validation is done."""
         metrics = self._measure(pl_module)
-        best = self.record.best(self._metric, self._mode)
         self.record = self.record.extended(metrics)
-        if self._folder is not None:
-            if is_better(metrics[self._metric], best, self._mode):
-                self._save_best(len(self.record.history), metrics)
-            trainer.save_checkpoint(self._folder.last)
+        unkept: tuple[str, ...] = ()
+        if self._keeper is not None:
+            assert isinstance(pl_module, TrialModule)
+            unkept = self._keeper.keep(trainer, pl_module, len(self.record.history), metrics)
         try:
+            for note in unkept:
+                self._on_note(note)
             self._report(metrics | {"epoch_seconds": self._clock() - self._started})
         except BaseException as error:
             # Not through Lightning, which makes another exception of some; train_trial raises it.
@@ -112,12 +110,12 @@ class EpochReporter(Callback):
         }
 
     def _report(self, metrics: dict[str, float]) -> None:
-        folder = self._folder
+        keeper = self._keeper
         self._on_epoch(
             EpochReport(
                 epoch=len(self.record.history),
                 metrics=metrics,
-                checkpoint=folder.last if folder and folder.last.exists() else None,
-                best_checkpoint=folder.best if folder and folder.best.exists() else None,
+                checkpoint=keeper.checkpoint if keeper else None,
+                best_checkpoint=keeper.best_checkpoint if keeper else None,
             )
         )

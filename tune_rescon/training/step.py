@@ -43,7 +43,7 @@ def build_step(preset: str, *, batch_size: int, device: str) -> Callable[[], Ten
         with placement.active():
             optimizer.zero_grad()
             loss = module.training_step((images_BCHW, labels_B))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            module.backward(loss)
             optimizer.step()
             scheduler.step()
         return loss.detach()

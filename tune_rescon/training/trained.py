@@ -17,7 +17,7 @@ from tune_rescon.models import NetworkSpec, build_from_spec
 from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
 from tune_rescon.training.randomness import own_generator
 
-__all__ = ["TrainedNetwork", "load_trained", "save_trained"]
+__all__ = ["TrainedNetwork", "describe_trained", "load_trained", "save_trained"]
 
 #: Version of the file; a reader refuses those it does not know.
 FORMAT: Final = 1
@@ -72,7 +72,20 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
         StorageError: there is no such file, it is damaged, or it is not a trained network's.
         NetworkError: another version wrote its numbers.
     """
-    path = Path(path)
+    values = _read(Path(path))
+    about = TrainedNetwork.from_dict(values["about"])
+    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+        network = build_from_spec(about.spec)
+    network.load_state_dict(values["weights"])
+    return network.eval(), about
+
+
+def describe_trained(path: Path) -> TrainedNetwork:
+    """What goes with the network of a ``best.ckpt``. Raises as :func:`load_trained`."""
+    return TrainedNetwork.from_dict(_read(path)["about"])
+
+
+def _read(path: Path) -> dict[str, Any]:
     values = read_checkpoint(path)
     if not is_intact(path):
         raise StorageError(explain("a checkpoint's checksums must hold", got=f"{path}, which is damaged"))
@@ -85,8 +98,4 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
                 hint="Training goes on from last.ckpt; best.ckpt is the file to use.",
             )
         )
-    about = TrainedNetwork.from_dict(values["about"])
-    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-        network = build_from_spec(about.spec)
-    network.load_state_dict(values["weights"])
-    return network.eval(), about
+    return values

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from pytorch_lightning.utilities.memory import garbage_collection_cuda
+
 from tune_rescon.config import METRICS, TrialConfig, metric_mode
-from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
-from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
-from tune_rescon.training.checkpoint import CheckpointFolder, read_checkpoint
-from tune_rescon.training.module import TrialModule
-from tune_rescon.training.placement import Placement, place
-from tune_rescon.training.randomness import own_generator, seed_epoch
+from tune_rescon.data import ImageDataset
+from tune_rescon.errors import ConfigError, explain, unknown_name
+from tune_rescon.models import resolve_network
+from tune_rescon.training import notes
+from tune_rescon.training.attempt import Attempt
+from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.notes import OnNote
+from tune_rescon.training.placement import place
+from tune_rescon.training.randomness import own_generator
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
-from tune_rescon.training.reporter import EpochReporter
-from tune_rescon.training.trained import TrainedNetwork, save_trained
-from tune_rescon.training.trainer import fit, make_trainer
+from tune_rescon.training.start import find_start
 
-__all__ = ["recorded_epochs", "train_trial"]
+__all__ = ["train_trial"]
+
+OnEpoch = Callable[[EpochReport], None]
 
 
 def train_trial(
@@ -31,7 +35,8 @@ def train_trial(
     epochs: int,
     seed: int,
     checkpoint_dir: Path | None,
-    on_epoch: Callable[[EpochReport], None],
+    on_epoch: OnEpoch,
+    on_note: OnNote = notes.ignore,
     device: str = "auto",
     threads: int | None = None,
     metric: str = "val_accuracy",
@@ -41,8 +46,16 @@ def train_trial(
 
     Each epoch is trained, validated, written to ``last.ckpt``, and only then given to ``on_epoch``. A trial
     that was interrupted and goes on reports, to the last bit on a CPU, what it would have reported without
-    (times apart). One that has no epoch left returns without a report; :func:`recorded_epochs` tells what
-    was reported before. A training loss that is not finite ends the trial after one report with nan.
+    (times apart). One that has no epoch left returns without a report; ``recorded_epochs`` tells what was
+    reported before. A training loss that is not finite ends the trial after one report with nan.
+
+    What can be survived is, and is told to ``on_note``:
+
+    - The device's memory is too small for a step: the trial goes on from its last checkpoint with half the
+      micro-batch and the gradients of two added up (:mod:`tune_rescon.training.microbatches`), and half of
+      that, down to 8 images. Without a checkpoint it trains the epochs again, but reports none twice.
+    - A file cannot be written: the one before stays, and the next epoch tries again.
+    - A checkpoint is damaged: training goes on from the one before, else from the start.
 
     Args:
         config: all hyperparameters.
@@ -51,6 +64,7 @@ def train_trial(
         seed: of weights, order, augmentation and dropped paths.
         checkpoint_dir: a folder of this trial's own, made if absent; None keeps nothing.
         on_epoch: called in this thread; an exception from it ends the training and comes out unchanged.
+        on_note: called like ``on_epoch`` with one sentence for the user.
         device: "auto" (CUDA if there is one), "cpu", "cuda".
         threads: CPU threads torch may use meanwhile; None leaves them.
         metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds.
@@ -61,102 +75,41 @@ def train_trial(
         NetworkError: there is no such network.
         ResourceError: there is no such device.
         StorageError: ``checkpoint_dir`` cannot be made, or holds another trial's checkpoint.
+        torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
     _check_objective(metric, mode)
     spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
     record = TrialRecord(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = place(device, precision=config.precision)
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
-    checkpoint = _newest(folder)
-    if checkpoint is not None:
-        record = record.continued(_read_record(checkpoint))
-    if len(record.history) < epochs:
+    start = find_start(record, folder, on_note)
+    report = _each_once(on_epoch)
+    while len(start.record.history) < epochs:
+        # What an attempt, or this process's trial before, has left is held by reference cycles.
+        garbage_collection_cuda()
+        attempt = Attempt(
+            start=start, dataset=dataset, placement=placement, folder=folder, metric=metric, mode=mode
+        )
         with placement.active(threads), own_generator(placement.device):
-            trial = _Trial(dataset=dataset, record=record, placement=placement, folder=folder)
-            trial.run(on_epoch, checkpoint, metric=metric, mode=mode)
+            pieces = attempt.run(report, on_note)
+        if pieces is None:
+            return
+        on_note(notes.smaller(attempt.batch_images, before=start.record.micro_batches, after=pieces))
+        start = find_start(record, folder, on_note)
+        start = dataclasses.replace(start, record=dataclasses.replace(start.record, micro_batches=pieces))
 
 
-def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
-    """The epochs a checkpoint folder's last checkpoint has behind it, oldest first; none if there is none.
+def _each_once(on_epoch: OnEpoch) -> OnEpoch:
+    """Pass an epoch on unless it was; one that ended the trial always."""
+    reported = 0
 
-    For a caller that went down between the writing of an epoch's checkpoint and its report. In these,
-    ``epoch_seconds`` leaves out the writing of the epoch's own checkpoint.
-    """
-    folder = CheckpointFolder(path=checkpoint_dir)
-    newest = folder.newest_intact()
-    history = _read_record(newest).history if newest else ()
-    best = folder.best if folder.best.exists() else None
-    return tuple(
-        EpochReport(epoch=epoch, metrics=metrics, checkpoint=newest, best_checkpoint=best)
-        for epoch, metrics in enumerate(history, start=1)
-    )
+    def report(epoch: EpochReport) -> None:
+        nonlocal reported
+        if epoch.epoch > reported or math.isnan(epoch.metrics["train_loss"]):
+            reported = max(reported, epoch.epoch)
+            on_epoch(epoch)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
-    """The parts of a trial that has epochs left."""
-
-    dataset: ImageDataset
-    record: TrialRecord
-    placement: Placement
-    folder: CheckpointFolder | None
-
-    def run(
-        self, on_epoch: Callable[[EpochReport], None], checkpoint: Path | None, *, metric: str, mode: str
-    ) -> None:
-        config, seed = self.record.config, self.record.seed
-        data = ImageDataModule(self.dataset, config, image_size=self.record.spec.image_size, seed=seed)
-        module = self._module(len(data.train_dataloader()))
-
-        def save_best(epoch: int, metrics: dict[str, float]) -> None:
-            assert self.folder is not None
-            save_trained(module.judged, self._about(epoch, metrics), self.folder.best)
-
-        reporter = EpochReporter(
-            self.record, on_epoch, folder=self.folder, save_best=save_best, metric=metric, mode=mode
-        )
-        trainer = make_trainer(
-            epochs=self.record.epochs,
-            placement=self.placement,
-            gradient_clip=config.gradient_clip,
-            callbacks=[
-                SeedEpochs(seed),
-                AverageWeights(),
-                FiniteLoss(),
-                PreciseBatchNorm(config.precise_bn_batches),
-                reporter,
-            ],
-        )
-        try:
-            fit(trainer, module, data, checkpoint)
-        except Diverged:
-            reporter.report_diverged(module)
-        if reporter.stopped_by is not None:
-            raise reporter.stopped_by
-
-    def _module(self, steps_per_epoch: int) -> TrialModule:
-        seed_epoch(self.record.seed, 0)
-        return TrialModule(
-            build_from_spec(self.record.spec),
-            self.record.config,
-            classes=self.dataset.classes,
-            epochs=self.record.epochs,
-            steps_per_epoch=steps_per_epoch,
-            placement=self.placement,
-        )
-
-    def _about(self, epoch: int, metrics: dict[str, float]) -> TrainedNetwork:
-        return TrainedNetwork(
-            spec=self.record.spec,
-            config=self.record.config,
-            class_names=self.dataset.class_names,
-            mean=self.dataset.mean,
-            std=self.dataset.std,
-            dataset=self.dataset.digest,
-            seed=self.record.seed,
-            epoch=epoch,
-            metrics=metrics,
-        )
+    return report
 
 
 def _check_objective(metric: str, mode: str) -> None:
@@ -165,18 +118,3 @@ def _check_objective(metric: str, mode: str) -> None:
         raise ConfigError(unknown_name("metric", metric, objectives))
     if mode not in ("max", "min"):
         raise ConfigError(explain("a metric's mode must be max or min", got=repr(mode)))
-
-
-def _newest(folder: CheckpointFolder | None) -> Path | None:
-    if folder is None:
-        return None
-    folder.create()
-    return folder.recover()
-
-
-def _read_record(checkpoint: Path) -> TrialRecord:
-    values = read_checkpoint(checkpoint)
-    if "trial" not in values:
-        rule = "a checkpoint to go on from must be one a trial wrote"
-        raise StorageError(explain(rule, got="one without a trial's record", where=str(checkpoint)))
-    return TrialRecord.from_dict(values["trial"])

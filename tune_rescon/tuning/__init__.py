@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
     from tune_rescon.tuning.proposer import Proposer
     from tune_rescon.tuning.record import StudyRecord
-    from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial
+    from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial, pareto_front
     from tune_rescon.tuning.rungs import RungLadder, rungs
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.stopping import Decision, Observation, StoppingRule, Verdict
@@ -48,6 +48,7 @@ __all__ = [
     "default_storage",
     "ladder_levels",
     "make_rule",
+    "pareto_front",
     "run_search",
     "rungs",
     "write_atomically",
@@ -79,6 +80,7 @@ __getattr__ = lazy_names(
         "default_storage": "folder",
         "ladder_levels": "ladder",
         "make_rule": "ladder",
+        "pareto_front": "result",
         "run_search": "runner",
         "rungs": "rungs",
         "write_atomically": "folder",

@@ -108,8 +108,8 @@ class SearchFolder:
             got = f"{self.storage} ({error.strerror})"
             raise StorageError(explain(rule, got=got, where="--storage")) from None
 
-    def require(self) -> None:
-        """Check that there is a search to go on with.
+    def require(self, *, where: str = "--resume") -> None:
+        """Check that there is a search of this name; ``where`` is the flag that names it.
 
         Raises:
             StorageError: there is none; the names there are, are listed.
@@ -119,7 +119,7 @@ class SearchFolder:
         found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
         known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
         rule = f"no search named {self.name!r} in {self.storage}"
-        raise StorageError(explain(rule, where="--resume", hint=known))
+        raise StorageError(explain(rule, where=where, hint=known))
 
     def remove(self, *, with_storage: bool) -> None:
         """Take back what a search that never began has made; an empty storage too if it made that."""

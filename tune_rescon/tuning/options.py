@@ -37,5 +37,7 @@ class RunOptions:
     cache_root: Path = field(default_factory=default_cache_root)
     address: str | None = None
     """The Ray cluster; None: a Ray on this machine for the time of the search."""
+    warm_start: str | None = None
+    """A search of the same storage: its trials, where the spaces overlap, are the sampler's to learn from."""
     show_progress: bool = False
     """Show a bar while images are decoded."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.summary import TrialSummary
 
-__all__ = ["StudyResult", "TrialCost", "best_file", "best_trial", "compute_hours"]
+__all__ = ["StudyResult", "TrialCost", "best_file", "best_trial", "compute_hours", "pareto_front"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,52 @@ class StudyResult:
     tracking_uri: str
     unsent: int
     """Updates MLflow did not take in time."""
+    against: str | None = None
+    """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
+    failure: str | None = None
+    """Why the search ended before its time, and what the trials that failed share; None: it did not."""
 
     def compute_hours(self, trial: TrialSummary) -> float:
         """Device-hours of one trial: see :func:`compute_hours`."""
         return compute_hours(trial, self.devices_per_trial)
+
+    def cost(self, trial: TrialSummary) -> float:
+        """A trial's second objective; where the search has none, its GMACs."""
+        if self.against == "compute_hours":
+            return self.compute_hours(trial)
+        return self.costs[trial.number].gmacs
+
+    @cached_property
+    def front(self) -> tuple[TrialSummary, ...]:
+        """The Pareto front of a search with a second objective, the cheapest first; else nothing.
+
+        Only trials of as many epochs as the winner are on it: a trial that was stopped early is never
+        compared as if it had finished.
+        """
+        if self.against is None or self.best is None:
+            return ()
+        peers = {trial.number: trial for trial in self.trials if trial.epochs == self.best.epochs}
+        sign = 1 if self.maximize else -1
+        points = {number: (sign * trial.value, self.cost(trial)) for number, trial in peers.items()}
+        return tuple(peers[number] for number in pareto_front(points))
+
+
+def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:
+    """Keys of the points that no other point dominates, those with the smallest second value first.
+
+    A point dominates another if its first value is no smaller and its second no larger, and one of them is
+    better. So equal points are on the front together. A point that is not finite is on no front.
+
+    >>> pareto_front({0: (0.9, 2.0), 1: (0.8, 1.0), 2: (0.7, 1.5), 3: (0.95, 4.0)})
+    (1, 0, 3)
+    """
+    finite = {key: point for key, point in points.items() if all(map(math.isfinite, point))}
+    front: list[int] = []
+    for key, (value, cost) in sorted(finite.items(), key=lambda item: (item[1][1], -item[1][0])):
+        # Whatever came before is as cheap or cheaper, so only a better value, or the same point, adds to it.
+        if not front or value > finite[front[-1]][0] or (value, cost) == finite[front[-1]]:
+            front.append(key)
+    return tuple(front)
 
 
 def compute_hours(trial: TrialSummary, devices: float) -> float:
@@ -68,7 +112,7 @@ def best_trial(trials: tuple[TrialSummary, ...]) -> TrialSummary | None:
 
 
 def best_file(result: StudyResult) -> dict[str, Any]:
-    """What ``best.yaml`` says of the winner, in plain values."""
+    """What ``best.yaml`` says of the winner, and of the Pareto front if there is one, in plain values."""
     best = result.best
     assert best is not None, "written only where there is a best trial"
     config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
@@ -84,4 +128,15 @@ def best_file(result: StudyResult) -> dict[str, Any]:
         "checkpoint": best.checkpoint,
         "parameters": dict(best.parameters),
         "config": config,
+        **_front(result),
     }
+
+
+def _front(result: StudyResult) -> dict[str, Any]:
+    if result.against is None:
+        return {}
+    rows = [
+        {"trial": trial.number, "value": trial.value, result.against: result.cost(trial)}
+        for trial in result.front
+    ]
+    return {"against": result.against, "front": rows}

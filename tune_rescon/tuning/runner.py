@@ -177,6 +177,7 @@ class _Search:
             interrupted=state is TrialState.INTERRUPTED,
             tracking_uri=self._writer.uri,
             unsent=0,
+            against=self._space.metric.against,
         )
 
 

@@ -1,0 +1,97 @@
+"""Landscapes: their best is the best there is, and each is hard in the way that it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tune_rescon.spaces import Space, load_space, preview
+from tune_rescon.testing import LANDSCAPES, Landscape
+
+EPOCHS = 81
+GOOD = {
+    "depth": 128,
+    "image_size": 96,
+    "learning_rate": 0.05,
+    "weight_decay": 4e-4,
+    "drop_path": 0.09,
+}
+
+
+@pytest.fixture(scope="module")
+def att92() -> Space:
+    return load_space("att92", ["initial=[]"])
+
+
+@pytest.fixture(scope="module")
+def samples(att92: Space) -> list[dict[str, Any]]:
+    return preview(att92, 400)
+
+
+@pytest.fixture(scope="module")
+def best_known(att92: Space) -> dict[str, float]:
+    return {name: landscape.best_known(att92) for name, landscape in LANDSCAPES.items()}
+
+
+@pytest.mark.parametrize("name", LANDSCAPES)
+def test_no_sample_beats_the_best_known_and_a_good_one_comes_near(
+    name: str, best_known: dict[str, float], samples: list[dict[str, Any]]
+) -> None:
+    landscape, best = LANDSCAPES[name], best_known[name]
+    assert max(landscape.value(sample, EPOCHS) for sample in samples) <= best
+    assert landscape.value(GOOD, EPOCHS) > 0.99 * best
+
+
+@pytest.mark.parametrize("name", LANDSCAPES)
+def test_good_trials_are_rare(name: str, best_known: dict[str, float], samples: list[dict[str, Any]]) -> None:
+    landscape, best = LANDSCAPES[name], best_known[name]
+    good = sum(landscape.value(sample, EPOCHS) >= 0.99 * best for sample in samples)
+    assert good <= 0.05 * len(samples)
+
+
+def misjudged(landscape: Landscape, samples: list[dict[str, Any]], epoch: int) -> float:
+    """The share of pairs of trials whose order at ``epoch`` is not their order at the end."""
+    early = [landscape.curve(0, sample).expected(epoch) for sample in samples]
+    late = [landscape.curve(0, sample).expected(EPOCHS) for sample in samples]
+    pairs = [(i, j) for i in range(len(samples)) for j in range(i)]
+    return sum((early[i] < early[j]) != (late[i] < late[j]) for i, j in pairs) / len(pairs)
+
+
+def test_only_the_kind_landscapes_keep_their_order(samples: list[dict[str, Any]]) -> None:
+    wrong = {name: misjudged(LANDSCAPES[name], samples[:150], epoch=1) for name in LANDSCAPES}
+    assert wrong["monotone"] == wrong["diverging"] == 0
+    assert wrong["crossing"] > 0.3
+    assert wrong["overfitting"] > 0.15
+
+
+def test_trials_diverge_beyond_the_cliff_earlier_the_further() -> None:
+    landscape = LANDSCAPES["diverging"]
+    rates = (0.05, 0.08, 0.1, 0.3)
+    epochs = [landscape.curve(0, {**GOOD, "learning_rate": rate}).diverges_at for rate in rates]
+    assert epochs == [0, 6, 4, 1]
+    assert landscape.value({**GOOD, "learning_rate": 0.3}, EPOCHS) == 0.0
+    assert not any(LANDSCAPES["monotone"].curve(0, {**GOOD, "learning_rate": r}).diverges_at for r in rates)
+
+
+def test_an_epochs_cost_goes_with_depth_and_the_square_of_the_image_size() -> None:
+    seconds = {
+        (depth, size): LANDSCAPES["monotone"].curve(0, {"depth": depth, "image_size": size}).epoch_seconds
+        for depth in (56, 112)
+        for size in (32, 64)
+    }
+    first = seconds[56, 32]
+    assert seconds == {(56, 32): first, (112, 32): 2 * first, (56, 64): 4 * first, (112, 64): 8 * first}
+
+
+def test_two_trials_of_the_same_values_differ_in_noise_only() -> None:
+    landscape = LANDSCAPES["crossing"]
+    a, b = landscape.curve(1, GOOD), landscape.curve(2, GOOD)
+    assert a.at(3) != b.at(3)
+    assert a.expected(3) == b.expected(3)
+
+
+@pytest.mark.parametrize("name", ["digits", "depth"])
+def test_a_space_without_some_of_the_parameters_has_curves_too(name: str) -> None:
+    space = load_space(name)
+    assert all(LANDSCAPES["monotone"].value(sample, space.fidelity.max) > 0 for sample in preview(space, 5))

@@ -1,0 +1,174 @@
+"""The simulator itself: time, workers and deaths, driven by a policy that could not be simpler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.testing import Assignment, Simulation, SyntheticCurve, WorkerDeaths, simulate
+from tune_rescon.tuning import Decision
+
+
+@dataclass(kw_only=True)
+class Handed:
+    number: int
+    epochs: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Everybody:
+    """Trials 0..total-1, each to its last epoch; its memory is the record that a resumed one begins with."""
+
+    total: int
+    epochs: int = 3
+    seen: dict[int, list[int]] = field(default_factory=dict)
+    closed: dict[int, str] = field(default_factory=dict)
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        known = [n for n in self.seen if n not in self.closed]
+        self._queue = [*known, *range(len(self.seen), self.total)]
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._queue
+
+    def next_trial(self) -> Handed | None:
+        if self.waits or not self._queue:
+            return None
+        number = self._queue.pop(0)
+        return Handed(number=number, epochs=len(self.seen.setdefault(number, [])))
+
+    def epoch_done(
+        self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
+    ) -> Decision:
+        del metrics, checkpoint
+        if epoch > len(self.seen[number]):
+            self.seen[number].append(epoch)
+        if epoch == self.epochs:
+            self.closed[number] = "finished"
+            return Decision.FINISH
+        return Decision.CONTINUE
+
+    def close(
+        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
+    ) -> None:
+        del state, checkpoint
+        self.closed[number] = error or ""
+
+
+def steady(trial: Assignment) -> SyntheticCurve:
+    return SyntheticCurve(limit=0.5 + 0.01 * trial.number, epoch_seconds=10.0)
+
+
+@pytest.mark.parametrize(
+    ("trials", "workers", "seconds", "utilisation"),
+    [(4, 1, 120.0, 1.0), (4, 2, 60.0, 1.0), (4, 4, 30.0, 1.0), (4, 8, 30.0, 0.5), (3, 2, 60.0, 0.75)],
+)
+def test_time_and_utilisation(trials: int, workers: int, seconds: float, utilisation: float) -> None:
+    trace = simulate(Everybody(total=trials), steady, workers=workers)
+    assert (trace.seconds, trace.utilisation, trace.epochs_spent) == (seconds, utilisation, 3 * trials)
+    assert all(trace.epochs_of(number) == (1, 2, 3) for number in range(trials))
+
+
+def test_events_come_in_the_order_of_time_whatever_an_epoch_costs() -> None:
+    def workload(trial: Assignment) -> SyntheticCurve:
+        return SyntheticCurve(limit=0.9, epoch_seconds=(10.0, 4.0)[trial.number])
+
+    trace = simulate(Everybody(total=2), workload)
+    assert [(run.number, run.ended) for run in trace.runs] == [
+        (1, 4.0),
+        (1, 8.0),
+        (0, 10.0),
+        (1, 12.0),
+        (0, 20.0),
+        (0, 30.0),
+    ]
+
+
+def test_the_clock_is_the_events() -> None:
+    simulation = Simulation(steady, workers=1)
+    assert simulation.clock() == 0.0
+    simulation.drive(Everybody(total=1))
+    assert simulation.clock() == 30.0
+
+
+def test_a_free_worker_takes_the_next_trial() -> None:
+    trace = simulate(Everybody(total=3, epochs=1), steady, workers=2)
+    assert [(run.number, run.worker, run.begun) for run in trace.runs] == [(0, 0, 0), (1, 1, 0), (2, 0, 10)]
+
+
+def test_a_search_that_waits_for_nothing_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="nothing runs that could bring one"):
+        simulate(Everybody(total=1, waits=True), steady)
+
+
+def test_a_trial_that_crashes_is_closed_and_its_worker_goes_on() -> None:
+    def workload(trial: Assignment) -> SyntheticCurve:
+        return SyntheticCurve(limit=0.9, crashes_at=2 if trial.number == 0 else 0)
+
+    policy = Everybody(total=2)
+    trace = simulate(policy, workload, workers=1)
+    assert policy.closed == {0: "crashed on purpose", 1: "finished"}
+    assert (trace.epochs_of(0), trace.epochs_of(1)) == ((1,), (1, 2, 3))
+    assert trace.epochs_spent == 5
+
+
+def test_a_worker_that_dies_loses_half_an_epoch_and_goes_on_from_the_checkpoint() -> None:
+    simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=0.3, seed=1))
+    policy = Everybody(total=20)
+    simulation.drive(policy)
+    trace = simulation.trace
+    lost = [run for run in trace.runs if run.decision is None]
+    assert lost
+    assert all(run.ended - run.begun == 5.0 for run in lost)
+    assert all(math.isnan(run.value) for run in lost)
+    assert set(policy.closed.values()) == {"finished"}
+    assert all(trace.epochs_of(number) == (1, 2, 3) for number in range(20))
+    assert trace.seconds == 20 * 30 + 5.0 * len(lost)
+    assert trace.utilisation == pytest.approx(600 / trace.seconds)
+
+
+def test_a_trial_whose_worker_always_dies_is_given_up() -> None:
+    simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=1.0, retries=2))
+    policy = Everybody(total=1)
+    simulation.drive(policy)
+    assert policy.closed == {0: "the worker process died, and so did its retries"}
+    assert simulation.trace.epochs_spent == 3
+
+
+@pytest.mark.parametrize("reports", range(1, 12))
+def test_a_driver_that_dies_is_followed_by_one_that_goes_on(reports: int) -> None:
+    simulation, policy = Simulation(steady), Everybody(total=4)
+    simulation.drive(policy, reports=reports)
+    assert sum(len(epochs) for epochs in policy.seen.values()) == reports
+    simulation.drive(Everybody(total=4, seen=policy.seen, closed=policy.closed))
+    assert policy.seen == {number: [1, 2, 3] for number in range(4)}
+
+
+def test_a_driver_dies_owing_one_report_that_the_checkpoint_holds() -> None:
+    simulation, policy = Simulation(steady), Everybody(total=2)
+    simulation.drive(policy, reports=1)
+    # Trial 1 was about to report its first epoch; trial 0 had just begun its second.
+    before = simulation.trace.epochs_spent
+    simulation.drive(Everybody(total=2, seen=policy.seen, closed=policy.closed))
+    assert policy.seen == {0: [1, 2, 3], 1: [1, 2, 3]}
+    # The first epoch of trial 1 is not run again: 2 + 2 epochs were left.
+    assert simulation.trace.epochs_spent == before + 4
+
+
+def test_the_incumbent_is_the_furthest_then_the_best() -> None:
+    trace = simulate(Everybody(total=2, epochs=2), steady, workers=2)
+    found = [(i.epochs_spent, i.seconds, i.number, i.epoch) for i in trace.incumbents()]
+    assert found == [(1, 10.0, 0, 1), (2, 10.0, 1, 1), (3, 20.0, 0, 2), (4, 20.0, 1, 2)]
+
+
+def test_a_diverged_epoch_is_nobodys_best() -> None:
+    trace = simulate(Everybody(total=1), lambda _: SyntheticCurve(limit=0.9, diverges_at=2))
+    assert [found.epoch for found in trace.incumbents()] == [1]

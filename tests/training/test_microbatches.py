@@ -1,0 +1,153 @@
+"""A step in pieces is the same step: of the pieces themselves, and of the module that runs them."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, in_pieces, twice_as_many
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.placement import Placement
+
+CLASSES = 4
+IMAGES_BCHW = torch.randn(13, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+LABELS_B = torch.arange(13) % CLASSES
+SOFT_BK = 0.7 * F.one_hot(LABELS_B, CLASSES).float() + 0.3 * F.one_hot(LABELS_B.flip(0), CLASSES).float()
+
+
+@given(images=st.integers(1, 300), count=st.integers(1, 64))
+def test_pieces_are_even_none_is_empty_and_together_they_are_the_batch(images: int, count: int) -> None:
+    batch_BCHW, labels_B = torch.arange(images * 3.0).view(images, 3, 1, 1), torch.arange(images)
+    pieces = in_pieces(batch_BCHW, labels_B, count)
+    sizes = [len(piece.images_BCHW) for piece in pieces]
+    assert len(sizes) == min(count, images)
+    assert max(sizes) - min(sizes) <= 1
+    assert [piece.share for piece in pieces] == [size / images for size in sizes]
+    assert torch.equal(torch.cat([piece.images_BCHW for piece in pieces]), batch_BCHW)
+    assert torch.equal(torch.cat([piece.targets for piece in pieces]), labels_B)
+
+
+def test_pieces_are_views_in_the_batchs_memory_format() -> None:
+    batch_BCHW = IMAGES_BCHW.to(memory_format=torch.channels_last)
+    for piece in in_pieces(batch_BCHW, LABELS_B, 4):
+        assert piece.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        assert piece.images_BCHW.untyped_storage().data_ptr() == batch_BCHW.untyped_storage().data_ptr()
+
+
+@given(images=st.integers(1, 5000))
+def test_halving_ends_before_a_piece_is_too_small(images: int) -> None:
+    count: int | None = 1
+    tried = []
+    while count is not None:
+        tried.append(count)
+        count = twice_as_many(count, images=images)
+    assert tried == [2**power for power in range(len(tried))]
+    assert all(images // count >= SMALLEST_MICRO_BATCH for count in tried[1:])
+    assert images // (2 * tried[-1]) < SMALLEST_MICRO_BATCH
+
+
+def _module(network: nn.Module, *, micro_batches: int, **fields: object) -> TrialModule:
+    return TrialModule(
+        network,
+        TrialConfig.from_dict(fields),
+        classes=CLASSES,
+        epochs=1,
+        steps_per_epoch=1,
+        placement=Placement(device=torch.device("cpu"), precision="fp32"),
+        micro_batches=micro_batches,
+    )
+
+
+def _network(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
+
+
+def _step(module: TrialModule, targets: Tensor) -> list[Tensor]:
+    module.backward(module.training_step((IMAGES_BCHW, targets)))
+    gradients = [parameter.grad for parameter in module.network.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 5])
+@pytest.mark.parametrize("targets", [LABELS_B, SOFT_BK], ids=["labels", "soft"])
+def test_without_batch_norm_pieces_give_the_whole_batchs_gradient_and_metrics(
+    micro_batches: int, targets: Tensor
+) -> None:
+    whole = _module(_network(nn.GroupNorm(2, 8)), micro_batches=1, label_smoothing=0.2)
+    cut = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches, label_smoothing=0.2)
+    torch.testing.assert_close(_step(cut, targets), _step(whole, targets))
+    assert cut.train_metrics.compute() == pytest.approx(whole.train_metrics.compute())
+
+
+def test_the_step_of_one_piece_is_the_plain_one_to_the_last_bit() -> None:
+    module, plain = _module(_network(nn.BatchNorm2d(8)), micro_batches=1), _network(nn.BatchNorm2d(8))
+    gradients = _step(module, LABELS_B)
+    loss = F.cross_entropy(plain.to(memory_format=torch.channels_last)(IMAGES_BCHW), LABELS_B)
+    for mine, theirs in zip(gradients, torch.autograd.grad(loss, list(plain.parameters())), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_batch_norm_takes_the_statistics_of_each_piece() -> None:
+    norm = nn.BatchNorm2d(3, momentum=None)  # the plain average
+    module = _module(nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 36, CLASSES)), micro_batches=2)
+    _step(module, LABELS_B)
+    means = [piece_BCHW.mean(dim=(0, 2, 3)) for piece_BCHW in (IMAGES_BCHW[:7], IMAGES_BCHW[7:])]
+    torch.testing.assert_close(norm.get_buffer("running_mean"), torch.stack(means).mean(0))
+    assert norm.num_batches_tracked == 2
+
+
+@dataclass(eq=False)
+class _Saved:
+    """An activation kept for the backward pass."""
+
+    tensor: Tensor
+
+
+def _most_saved(micro_batches: int) -> int:
+    module = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches)
+    living: weakref.WeakSet[_Saved] = weakref.WeakSet()
+    counts = []
+
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        living.add(saved)
+        counts.append(len(living))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        _step(module, LABELS_B)
+    return max(counts)
+
+
+def test_only_one_pieces_activations_are_kept_at_a_time() -> None:
+    assert _most_saved(4) == _most_saved(1) > 0
+
+
+def test_validation_and_statistics_go_in_pieces_too() -> None:
+    sizes: list[int] = []
+    network = _network(nn.BatchNorm2d(8))
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    module = _module(network, micro_batches=4)
+    module.eval()
+    with torch.no_grad():
+        module.validation_step((IMAGES_BCHW, LABELS_B))
+        module.validation_step((IMAGES_BCHW[:3], LABELS_B[:3]))  # an epoch's last batch may be short
+    assert sizes == [4, 3, 3, 3, 1, 1, 1]
+    labels_B = torch.cat((LABELS_B, LABELS_B[:3]))
+    loss = F.cross_entropy(network(torch.cat((IMAGES_BCHW, IMAGES_BCHW[:3]))), labels_B)
+    assert module.val_metrics.compute()["loss"] == pytest.approx(loss.item())
+    sizes.clear()
+    module.reestimate_batch_norm([IMAGES_BCHW])
+    assert sizes == [4, 3, 3, 3]

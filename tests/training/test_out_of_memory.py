@@ -1,0 +1,241 @@
+"""A memory that is too small for a batch: the trial goes on in smaller pieces, and says so."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training import EpochReport
+from tune_rescon.training.checkpoint import read_checkpoint
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.trainer import make_trainer
+
+pytestmark = pytest.mark.torch
+
+Run = Callable[..., list[EpochReport]]
+TIMES = ("images_per_second", "epoch_seconds")
+TWO = "ran out of memory at 32 images; going on in 2 micro-batches of 16"
+FOUR = "ran out of memory at 16 images; going on in 4 micro-batches of 8"
+
+
+def values(reports: list[EpochReport]) -> list[dict[str, float]]:
+    return [{k: v for k, v in report.metrics.items() if k not in TIMES} for report in reports]
+
+
+@contextmanager
+def memory(
+    images: int,
+    *,
+    during: Callable[[], bool] = lambda: True,
+    error: RuntimeError | None = None,
+) -> Iterator[list[int]]:
+    """A device on which no network takes more than ``images``; gives the sizes that were tried."""
+    sizes: list[int] = []
+    original = TrialModule.logits
+
+    def logits(self: TrialModule, network: nn.Module, images_BCHW: Tensor) -> Tensor:
+        sizes.append(len(images_BCHW))
+        if len(images_BCHW) > images and during():
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, network, images_BCHW)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialModule, "logits", logits)
+        yield sizes
+
+
+def test_batches_are_halved_until_they_fit(train: Run) -> None:
+    notes: list[str] = []
+    with memory(8) as sizes:
+        reports = train(on_note=notes.append)
+    assert notes == [TWO, FOUR]
+    assert [report.epoch for report in reports] == [1, 2]
+    assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
+    assert sizes[:3] == [32, 16, 8]
+    assert max(sizes[2:]) == 8
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_what_a_library_says_of_memory_is_understood(train: Run, words: str) -> None:
+    notes: list[str] = []
+    with memory(16, error=RuntimeError(words)):
+        train(on_note=notes.append, epochs=1)
+    assert notes == [TWO]
+
+
+def test_below_the_floor_the_error_comes_out(train: Run, tmp_path: Path) -> None:
+    notes: list[str] = []
+    with memory(7), pytest.raises(torch.OutOfMemoryError, match=r"4 micro-batches .* of 32 images: CUDA out"):
+        train(folder=tmp_path, on_note=notes.append)
+    assert notes == [TWO, FOUR]
+
+
+def test_another_error_is_no_lack_of_memory(train: Run) -> None:
+    notes: list[str] = []
+    with (
+        memory(16, error=RuntimeError("illegal memory access")),
+        pytest.raises(RuntimeError, match="illegal"),
+    ):
+        train(on_note=notes.append)
+    assert notes == []
+
+
+def test_on_epochs_own_lack_of_memory_is_its_callers_to_answer(train: Run) -> None:
+    epochs: list[int] = []
+
+    def fail(report: EpochReport) -> None:
+        epochs.append(report.epoch)
+        raise torch.OutOfMemoryError("in the callback")
+
+    with pytest.raises(torch.OutOfMemoryError, match="in the callback"):
+        train(on_epoch=fail)
+    assert epochs == [1]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["folder", "no_folder"])
+def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
+    train: Run, tmp_path: Path, kept: bool
+) -> None:
+    reports: list[EpochReport] = []
+    notes: list[str] = []
+    with memory(16, during=lambda: len(reports) == 2) as sizes:
+        train(folder=tmp_path if kept else None, epochs=3, on_epoch=reports.append, on_note=notes.append)
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    assert notes == [TWO]
+    failed = len(sizes) - 1 - sizes[::-1].index(32)
+    per_epoch = len([size for size in sizes[:failed] if size == 32]) // 2
+    trained_again = len([size for size in sizes[failed + 1 :] if size == 16]) // (2 * per_epoch)
+    assert trained_again == (1 if kept else 3)
+
+
+def test_a_validation_that_does_not_fit_is_halved_too(train: Run) -> None:
+    notes: list[str] = []
+    with memory(10, during=lambda: not torch.is_grad_enabled()) as sizes:
+        reports = train(on_note=notes.append, epochs=1)
+    assert notes == [TWO]
+    assert [report.epoch for report in reports] == [1]
+    assert sizes[-2:] == [8, 8]  # 16 validation images
+
+
+def test_statistics_that_do_not_fit_are_halved_too(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    original = TrialModule.reestimate_batch_norm
+
+    def reestimate(self: TrialModule, batches_BCHW: Any) -> None:
+        handle = self.judged.register_forward_pre_hook(refuse)
+        original(self, batches_BCHW)
+        handle.remove()
+
+    def refuse(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TrialModule, "reestimate_batch_norm", reestimate)
+    assert len(train(on_note=notes.append, epochs=1)) == 1
+    assert notes == [TWO]
+
+
+def test_the_failed_attempt_is_freed_before_the_next(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[list[weakref.ref[Any]]] = []
+    alive: list[list[str]] = []
+    init = TrialModule.__init__
+    configure = TrialModule.optimizer_and_scheduler
+
+    def remember_network(self: TrialModule, network: nn.Module, *args: Any, **kwargs: Any) -> None:
+        alive.append([type(ref()).__name__ for refs in attempts for ref in refs if ref() is not None])
+        attempts.append([weakref.ref(network), weakref.ref(self)])
+        init(self, network, *args, **kwargs)
+
+    def remember_trainer(**options: Any) -> pl.Trainer:
+        trainer = make_trainer(**options)
+        attempts[-1].append(weakref.ref(trainer))
+        return trainer
+
+    def remember_optimizer(self: TrialModule) -> Any:
+        optimizer, scheduler = configure(self)
+        attempts[-1].append(weakref.ref(optimizer))
+        return optimizer, scheduler
+
+    monkeypatch.setattr(TrialModule, "__init__", remember_network)
+    monkeypatch.setattr(TrialModule, "optimizer_and_scheduler", remember_optimizer)
+    monkeypatch.setattr("tune_rescon.training.attempt.make_trainer", remember_trainer)
+    gc.disable()
+    try:
+        with memory(8):
+            train(epochs=1)
+    finally:
+        gc.enable()
+    assert [len(refs) for refs in attempts] == [4, 4, 4]
+    assert alive == [[], [], []]
+
+
+def test_a_trial_in_pieces_goes_on_in_pieces_to_the_last_bit(train: Run, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def stop(report: EpochReport) -> None:
+        first.append(report)
+        if report.epoch == 2:
+            raise Killed
+
+    first: list[EpochReport] = []
+    notes: list[str] = []
+    with memory(16) as sizes:
+        whole = train(folder=tmp_path / "whole", epochs=4)
+        with pytest.raises(Killed):
+            train(folder=tmp_path / "cut", epochs=4, on_epoch=stop)
+        sizes.clear()
+        rest = train(folder=tmp_path / "cut", epochs=4, on_note=notes.append)
+    assert notes == []
+    assert max(sizes) == 16
+    assert values(first + rest) == values(whole)
+    assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["trial"]["micro_batches"] == 2
+
+
+def _without_batch_norm(_: object) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
+    train: Run, small: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setattr("tune_rescon.training.attempt.build_from_spec", _without_batch_norm)
+    changes = {"optimizer": optimizer, "learning_rate": 0.02, "cutmix": 0.5, "gradient_clip": 0.05}
+    config = TrialConfig.from_dict(small.to_dict() | changes)
+    notes: list[str] = []
+    whole = train(config, folder=tmp_path / "whole", epochs=4)
+    with memory(8):
+        cut = train(config, folder=tmp_path / "cut", epochs=4, on_note=notes.append)
+    assert notes == [TWO, FOUR]
+    for mine, theirs in zip(values(cut), values(whole), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    mine, theirs = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("cut", "whole"))
+    assert mine["global_step"] == theirs["global_step"]
+    torch.testing.assert_close(mine["state_dict"], theirs["state_dict"], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,75 @@
+"""Searches kept at a URL: what is sent there, what is brought back, and which copy is the newer one.
+
+::
+
+    parse_storage    --storage as a directory or a StorageUrl
+    SearchHome       one search's place at a URL: taken once, found again
+    RemoteFolder     the few things asked of fsspec, each whole or not at all
+    fetch_databases  before a search goes on: the newest copies
+    Sender, Mirror   while it runs: what changed, and the thread that sends it
+    CheckpointMirror one trial's checkpoints, on its node and there
+    Register         a value that several machines may change
+
+It knows fsspec and SQLite files, and nothing of Ray or Optuna. Names are loaded on first use: a search in a
+directory needs none of this.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tune_rescon.storage.checkpoints import CheckpointMirror
+    from tune_rescon.storage.choice import Copy, choose_copy
+    from tune_rescon.storage.fetching import fetch_databases
+    from tune_rescon.storage.home import SearchHome, usable
+    from tune_rescon.storage.location import StorageUrl, parse_storage
+    from tune_rescon.storage.mirror import Mirror, Pace
+    from tune_rescon.storage.register import Register, RegisterEntry
+    from tune_rescon.storage.remote import RemoteError, RemoteFolder
+    from tune_rescon.storage.sending import Discard, Sender, SupersededError
+
+__all__ = [
+    "CheckpointMirror",
+    "Copy",
+    "Discard",
+    "Mirror",
+    "Pace",
+    "Register",
+    "RegisterEntry",
+    "RemoteError",
+    "RemoteFolder",
+    "SearchHome",
+    "Sender",
+    "StorageUrl",
+    "SupersededError",
+    "choose_copy",
+    "fetch_databases",
+    "parse_storage",
+    "usable",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "CheckpointMirror": "checkpoints",
+        "Copy": "choice",
+        "Discard": "sending",
+        "Mirror": "mirror",
+        "Pace": "mirror",
+        "Register": "register",
+        "RegisterEntry": "register",
+        "RemoteError": "remote",
+        "RemoteFolder": "remote",
+        "SearchHome": "home",
+        "Sender": "sending",
+        "StorageUrl": "location",
+        "SupersededError": "sending",
+        "choose_copy": "choice",
+        "fetch_databases": "fetching",
+        "parse_storage": "location",
+        "usable": "home",
+    },
+)

@@ -1,0 +1,101 @@
+"""A search's place at a URL: its name is taken there once, and it is told from a later one of that name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.storage.location import StorageUrl
+from tune_rescon.storage.remote import RemoteError, RemoteFolder
+
+__all__ = ["SearchHome", "usable"]
+
+#: Made when the name is taken; holds the search's identity.
+_IDENTITY: Final = "search.json"
+
+#: Whoever has this file has begun, and can be gone on with.
+_BEGUN: Final = "space.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchHome:
+    """``<url>/<name>/``."""
+
+    storage: StorageUrl
+    name: str
+    remote: RemoteFolder
+    identity: str
+    """Of this search, for ever: a search deleted and begun anew under its name has another one."""
+
+    @classmethod
+    def create(cls, storage: StorageUrl, name: str) -> SearchHome:
+        """Take the name of a new search; of several at once, one gets it.
+
+        Raises:
+            StorageError: the name is taken, or the URL cannot be written.
+        """
+        root = RemoteFolder.connect(storage)
+        home = cls(storage=storage, name=name, remote=root.folder(name), identity=uuid.uuid4().hex)
+        with usable(storage):
+            if home.remote.create(_IDENTITY, json.dumps({"search": name, "id": home.identity}).encode()):
+                return home
+            begun = home.remote.read(_BEGUN) is not None
+        way = f"Go on with it by --resume {name}" if begun else "It holds no search: remove it"
+        rule = f"the name of a new search must be free, but {home.remote.url} exists"
+        hint = f"{way}, or give another --name."
+        raise StorageError(explain(rule, where="--name", hint=hint))
+
+    @classmethod
+    def find(cls, storage: StorageUrl, name: str) -> SearchHome:
+        """The place of a search that has begun.
+
+        Raises:
+            StorageError: there is none of that name (those there are, are listed), or the URL cannot be read.
+        """
+        root = RemoteFolder.connect(storage)
+        remote = root.folder(name)
+        with usable(storage):
+            identity = remote.read(_IDENTITY)
+            if identity is not None and remote.read(_BEGUN) is not None:
+                identity = json.loads(identity)["id"]
+                return cls(storage=storage, name=name, remote=remote, identity=identity)
+            found = root.folders_with(_BEGUN)
+        known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
+        raise StorageError(explain(f"no search named {name!r} in {storage}", where="--resume", hint=known))
+
+    def scratch(self, cache_root: Path) -> Path:
+        """This machine's directory for it, which holds ``<name>/`` as a local storage does."""
+        return cache_root / "searches" / self.identity
+
+    def remove(self) -> None:
+        """Give the name back: of a search that never began.
+
+        Raises:
+            RemoteError: not now.
+        """
+        for name in self.remote.names():
+            self.remote.delete(name)
+
+
+@contextlib.contextmanager
+def usable(storage: StorageUrl) -> Iterator[None]:
+    """What goes wrong in the block is the user's to mend: nothing has begun yet.
+
+    Raises:
+        StorageError: a :class:`.RemoteError`, in words.
+    """
+    try:
+        yield
+    except RemoteError as error:
+        rule = "must be a URL that can be read and written"
+        hint = (
+            "The bucket must exist, and the credentials found on this machine must be let in"
+            f" (environment variables, a profile or the machine's role, as usual for {storage.scheme}://)."
+        )
+        raise StorageError(explain(rule, got=f"{storage} ({error})", where="--storage", hint=hint)) from None

@@ -1,0 +1,75 @@
+"""A value at a URL that several machines may change, each change taking what it replaces for granted.
+
+Object stores have no lock and few can compare and swap, but they can refuse to make a key that is there.
+So every value is a new file with the next number, and the one who makes it has made the change::
+
+    lease/0000000041.json      the past
+    lease/0000000042.json      the value
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tune_rescon.storage.remote import RemoteFolder
+
+__all__ = ["Register", "RegisterEntry"]
+
+_NAME: Final = re.compile(r"(\d{10})\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterEntry:
+    """A value and its number."""
+
+    version: int
+    """1, 2, ..."""
+    data: bytes
+
+
+class Register:
+    """The numbered files of one folder. Every call may raise :class:`.RemoteError`."""
+
+    def __init__(self, folder: RemoteFolder) -> None:
+        """Use ``folder``, which holds nothing else."""
+        self._folder = folder
+
+    def read(self) -> RegisterEntry | None:
+        """The present value; None if there has never been one."""
+        while (version := self._newest()) > 0:
+            data = self._folder.read(_name(version))
+            # None: replaced and deleted between the two calls; there is a newer one.
+            if data is not None:
+                return RegisterEntry(version=version, data=data)
+        return None
+
+    def replace(self, version: int, data: bytes) -> bool:
+        """Make ``data`` the value if the present one still has number ``version`` (0: there is none).
+
+        ``data`` must tell writers apart (it names its holder), because a store that cannot refuse an
+        existing name is read back. Whoever gets False has changed nothing.
+        """
+        name = _name(version + 1)
+        if self._newest() > version or not self._folder.create(name, data):
+            return False
+        if self._newest() > version + 1:
+            # The number was free again only because others went on and have cleared up behind them.
+            self._folder.delete(name)
+            return False
+        for old in self._versions():
+            if old <= version:
+                self._folder.delete(_name(old))
+        return True
+
+    def _newest(self) -> int:
+        return max(self._versions(), default=0)
+
+    def _versions(self) -> list[int]:
+        matches = (_NAME.fullmatch(name) for name in self._folder.names())
+        return [int(match[1]) for match in matches if match]
+
+
+def _name(version: int) -> str:
+    return f"{version:010d}.json"

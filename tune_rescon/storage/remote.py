@@ -1,0 +1,220 @@
+"""The few things a search asks of a storage at a URL, each of them whole or not at all.
+
+What fsspec's file systems raise is an open set (botocore's errors are no ``OSError``), so it is caught at
+this one boundary and comes out as :class:`RemoteError`: the storage did not do it now, and may later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.storage.location import StorageUrl
+
+__all__ = ["RemoteError", "RemoteFolder"]
+
+#: Object stores: one PUT replaces a key in one step, and a key can be made only if it is not there. On other
+#: file systems a file is written beside its place and renamed, and made with mode "x".
+_OBJECT_STORES: Final = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a"})
+
+#: What to install for a scheme whose file system fsspec does not bring along: the extra of this package.
+_EXTRAS: Final = {
+    "abfs": "azure",
+    "abfss": "azure",
+    "az": "azure",
+    "gcs": "gcs",
+    "gs": "gcs",
+    "s3": "s3",
+    "s3a": "s3",
+}
+
+
+class RemoteError(OSError):
+    """The storage did not do what it was asked; it may when it is asked again."""
+
+
+class RemoteFolder:
+    """A folder at a URL. Names are relative to it, with ``/``; folders come and go with their files."""
+
+    def __init__(self, url: str, filesystem: Any, root: str) -> None:
+        """Wrap an fsspec file system; see :meth:`connect`."""
+        self._url = url
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+        self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
+
+    @classmethod
+    def connect(cls, storage: StorageUrl) -> RemoteFolder:
+        """The storage's root. No request is made yet.
+
+        Raises:
+            StorageError: fsspec knows no such scheme, or its package is not installed.
+        """
+        # Imported here: a search in a directory needs no fsspec.
+        from fsspec.core import url_to_fs
+        from fsspec.registry import available_protocols
+
+        try:
+            filesystem, root = url_to_fs(storage.url)
+        except ValueError:
+            known = sorted(set(available_protocols()) & (_OBJECT_STORES | {"hdfs", "sftp", "smb"}))
+            rule = (
+                f"must be a directory, or a URL that begins with one of {', '.join(f'{s}://' for s in known)}"
+            )
+            raise StorageError(explain(rule, got=repr(storage.url), where="--storage")) from None
+        except ImportError as error:
+            extra = _EXTRAS.get(storage.scheme)
+            hint = f'Install it: pip install "tune_rescon[{extra}]".' if extra else f"{error}."
+            rule = f"{storage.scheme}:// needs a package that is not installed"
+            raise StorageError(explain(rule, where="--storage", hint=hint)) from None
+        except Exception as error:
+            # A URL only its file system can parse: a port that is no number, a host that is missing.
+            rule = "must be a URL its file system understands"
+            got = f"{storage.url} ({_first_line(error)})"
+            raise StorageError(explain(rule, got=got, where="--storage")) from None
+        return cls(storage.url, filesystem, root)
+
+    @property
+    def url(self) -> str:
+        """Its URL, without a slash at its end."""
+        return self._url
+
+    def folder(self, name: str) -> RemoteFolder:
+        """A folder in it."""
+        return RemoteFolder(f"{self._url}/{name}", self._fs, self._path(name))
+
+    def read(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes | None:
+        """A file's bytes, or those from ``start`` up to ``end``; None if there is no such file."""
+        with _asking(f"reading {self._url}/{name}"):
+            try:
+                return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make or replace a file in one step."""
+        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+            self._fs.pipe_file(path, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file unless there is one of that name; whether it was this call that made it.
+
+        Of several callers at once at most one is told so if the store can refuse an existing name (S3, GCS,
+        Azure, every POSIX file system). One that cannot (it answers 501 to the condition) is written to
+        and read back, which leaves a window of milliseconds. ``data`` must tell the callers apart.
+        """
+        path = self._path(name)
+        with _asking(f"writing {self._url}/{name}"):
+            # Not its error only: a PUT that arrived and whose answer was lost is refused when it is repeated.
+            with contextlib.suppress(FileExistsError):
+                self._create(path, data)
+            self._fs.invalidate_cache()
+            return bytes(self._fs.cat_file(path)) == data
+
+    def upload(self, source: Path, name: str) -> None:
+        """Make or replace a file by a local one in one step, and check that all of it arrived."""
+        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+            size = source.stat().st_size
+            self._fs.put_file(str(source), path)
+            self._fs.invalidate_cache()
+            arrived = self._fs.info(path)["size"]
+            if arrived != size:
+                raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
+
+    def download(self, name: str, target: Path) -> bool:
+        """Replace a local file by one from here in one step; False if there is none here."""
+        half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        with _asking(f"reading {self._url}/{name}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._fs.invalidate_cache()
+                size = self._fs.info(self._path(name))["size"]
+                self._fs.get_file(self._path(name), str(half))
+                arrived = half.stat().st_size
+                if arrived != size:
+                    raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
+                half.replace(target)
+            except FileNotFoundError:
+                return False
+            finally:
+                half.unlink(missing_ok=True)
+        return True
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with _asking(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files in a folder and below it, sorted."""
+        top = self._path(folder)
+        with _asking(f"listing {self._url}/{folder}"):
+            self._fs.invalidate_cache()
+            found = [str(path) for path in self._fs.find(top)]
+        # S3 lists by prefix and has files of zero bytes for folders.
+        return sorted(self._name(path) for path in found if path.startswith(f"{top}/") and path != f"{top}/")
+
+    def folders_with(self, name: str) -> list[str]:
+        """The folders right below that hold a file of this name, sorted."""
+        with _asking(f"listing {self._url}"):
+            self._fs.invalidate_cache()
+            found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
+        return sorted(self._name(path).partition("/")[0] for path in found)
+
+    def _create(self, path: str, data: bytes) -> None:
+        if not self._is_object_store:
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with self._fs.open(path, "xb") as file:
+                file.write(data)
+            return
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            if not self._fs.exists(path):
+                self._fs.pipe_file(path, data)
+
+    @contextlib.contextmanager
+    def _replacing(self, name: str) -> Iterator[str]:
+        """The path to write to, so that ``name`` is there whole once the block is left."""
+        path = self._path(name)
+        if self._is_object_store:
+            yield path
+            return
+        folder, _, last = path.rpartition("/")
+        half = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}"
+        self._fs.makedirs(folder, exist_ok=True)
+        try:
+            yield half
+            self._fs.mv(half, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(half)
+            raise
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _name(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/")
+
+
+@contextlib.contextmanager
+def _asking(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RemoteError:
+        raise
+    except Exception as error:
+        raise RemoteError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip(" .") or type(error).__name__

@@ -1,0 +1,96 @@
+"""What a running search keeps up to date at the URL: copies of its databases, and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune_rescon.storage.database import TERM_BYTES, copy_database, parse_term, read_term, write_term
+from tune_rescon.storage.remote import RemoteFolder
+
+__all__ = ["Discard", "Sender", "SupersededError"]
+
+
+class SupersededError(Exception):
+    """Another run has gone on from the URL: what this one sends now would undo that one's work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discard:
+    """Files at the URL that are no longer needed: all of a folder but ``keep`` (a name in it)."""
+
+    folder: str
+    keep: str | None = None
+
+
+class Sender:
+    """Sends what has changed since it last did. For one thread at a time."""
+
+    def __init__(
+        self, remote: RemoteFolder, *, term: int, databases: Mapping[str, Path], files: Mapping[str, Path]
+    ) -> None:
+        """``databases`` and ``files``: by their names at the URL; those that are not there yet are left out.
+
+        ``term`` is what :func:`.fetch_databases` gave this run.
+        """
+        self._remote = remote
+        self._term = term
+        self._databases = databases
+        self._files = files
+        self._sent: dict[str, str] = {}
+
+    def send(self) -> None:
+        """Bring the URL up to date.
+
+        Databases go first: a file (a table, a report) is made from them.
+
+        Raises:
+            RemoteError: the URL cannot be written now.
+            SupersededError: a later run writes there.
+            OSError, sqlite3.Error: something local is in the way.
+        """
+        with tempfile.TemporaryDirectory(prefix="tune_rescon-copy-") as scratch:
+            for name, path in self._databases.items():
+                if path.is_file():
+                    self._send_database(name, path, Path(scratch) / name)
+        for name, path in self._files.items():
+            if path.is_file():
+                self._send_file(name, path)
+
+    def discard(self, discards: Iterable[Discard]) -> None:
+        """Delete at the URL what the copies there no longer speak of.
+
+        Raises:
+            RemoteError: not now.
+        """
+        for discard in discards:
+            for name in self._remote.names(discard.folder):
+                if discard.keep is None or name != f"{discard.folder}/{discard.keep}":
+                    self._remote.delete(name)
+
+    def _send_database(self, name: str, live: Path, copy: Path) -> None:
+        copy_database(live, copy, term=self._term)
+        with copy.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if self._sent.get(name) == digest:
+            return
+        at_url = parse_term(self._remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
+        if at_url is not None and at_url > self._term:
+            raise SupersededError(
+                f"{self._remote.url}/{name} is written by a later run ({at_url}) than this one"
+            )
+        self._remote.upload(copy, name)
+        self._sent[name] = digest
+        # Only now: see choose_copy.
+        if read_term(live) != self._term:
+            write_term(live, self._term)
+
+    def _send_file(self, name: str, path: Path) -> None:
+        found = path.stat()
+        version = f"{found.st_mtime_ns}:{found.st_size}"
+        if self._sent.get(name) != version:
+            self._remote.upload(path, name)
+            self._sent[name] = version

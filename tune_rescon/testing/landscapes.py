@@ -1,0 +1,133 @@
+"""From a trial's hyperparameters to its learning curve: searches whose answer is known.
+
+The parameters are those of the shipped spaces (``search_spaces/att92.yaml``); one that a space does not have
+takes its default. The best learning rate is lower for deeper networks, so no parameter can be chosen alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from scipy.optimize import differential_evolution
+
+from tune_rescon.spaces import CategoricalParameter, Parameter, Space, is_active
+from tune_rescon.testing.curves import SyntheticCurve
+
+__all__ = ["LANDSCAPES", "Landscape"]
+
+_DEFAULTS: Final[Mapping[str, float]] = {
+    "depth": 92,
+    "image_size": 32,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "drop_path": 0.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """Learning curves over a search space; the fields say what makes the search hard."""
+
+    crossing: float = 0.0
+    """How much faster small images, shallow networks and low learning rates start, which end low. 0: curves
+    keep their order."""
+    overfitting: float = 0.0
+    """What the least regularised trials lose after their peak. They also start fastest."""
+    cliff: float = math.inf
+    """Decades of learning rate above the best one at which trials begin to diverge."""
+    noise: float = 0.003
+    """Of the curves: see :class:`.SyntheticCurve`."""
+    seed: int = 0
+
+    def curve(self, number: int, parameters: Mapping[str, Any]) -> SyntheticCurve:
+        """What trial ``number`` with these parameters reports."""
+        of = {**_DEFAULTS, **parameters}
+        deep = math.log2(of["depth"] / 56)
+        large = math.log2(of["image_size"] / 32)
+        off_rate = math.log10(of["learning_rate"]) - _best_rate(deep)
+        off_decay = math.log10(of["weight_decay"]) + 3.4
+        off_drop = of["drop_path"] - 0.08 * deep
+        limit = 0.96 - 0.012 * (1.2 - deep) - 0.01 * abs(1.6 - large)
+        limit -= 0.04 * off_rate**2 + 0.012 * off_decay**2 + off_drop**2
+        loose = _looseness(off_decay, of["drop_path"]) if self.overfitting else 0.0
+        slow = self.crossing * (0.3 * off_rate + 0.4 * large + 0.5 * deep)
+        return SyntheticCurve(
+            limit=max(limit, 0.12),
+            tau=1.5 * math.exp(slow - 0.3 * loose),
+            peak_epoch=round(4 + 60 * (1 - loose) ** 2) if self.overfitting else 0,
+            fall=self.overfitting * loose,
+            noise=self.noise,
+            noise_key=(self.seed, number),
+            diverges_at=_diverges_at(off_rate - self.cliff),
+            epoch_seconds=_epoch_seconds(of["depth"], of["image_size"]),
+        )
+
+    def value(self, parameters: Mapping[str, Any], epochs: int) -> float:
+        """The accuracy after ``epochs`` epochs of these parameters, without noise; 0 if they diverge."""
+        curve = self.curve(0, parameters)
+        diverged = 0 < curve.diverges_at <= epochs
+        return 0.0 if diverged else curve.expected(epochs)
+
+    def best_known(self, space: Space) -> float:
+        """The largest :meth:`value` of ``space`` at its last epoch, to about 1e-6."""
+        parameters = space.parameters
+        found = differential_evolution(
+            lambda point: -self.value(_point(parameters, point), space.fidelity.max),
+            [(0.0, 1.0)] * len(parameters),
+            rng=np.random.default_rng(0),
+            tol=1e-8,
+        )
+        return -float(found.fun)
+
+
+LANDSCAPES: Final[Mapping[str, Landscape]] = MappingProxyType(
+    {
+        "monotone": Landscape(),
+        "crossing": Landscape(crossing=0.4),
+        "overfitting": Landscape(overfitting=0.15),
+        "diverging": Landscape(cliff=0.15),
+    }
+)
+"""What the search-quality benchmark searches, from the easy one to the unkind."""
+
+
+def _best_rate(deep: float) -> float:
+    """log10 of the best learning rate; 0.1 at depth 56, 0.046 at 128."""
+    return -1.0 - 0.28 * deep
+
+
+def _looseness(off_decay: float, drop_path: float) -> float:
+    """0: regularised enough never to over-fit; 1: hardly at all."""
+    return min(max(-0.5 * off_decay - drop_path, 0.0), 1.0)
+
+
+def _diverges_at(decades: float) -> int:
+    """The first epoch that is nan: the further beyond the cliff, the earlier; 0 on this side of it."""
+    return max(1, round(8 - 20 * decades)) if decades > 0 else 0
+
+
+def _epoch_seconds(depth: float, image_size: float) -> float:
+    """As multiply-adds go: by depth, and by the square of the image's side."""
+    return 10.0 * depth / 56 * (image_size / 32) ** 2
+
+
+def _point(parameters: Mapping[str, Parameter], point: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Active parameters at a point of the unit cube, one coordinate each."""
+    values: dict[str, Any] = {}
+    for (name, parameter), share in zip(parameters.items(), point, strict=True):
+        if is_active(parameter, values):
+            values[name] = _value(parameter, float(share))
+    return values
+
+
+def _value(parameter: Parameter, share: float) -> Any:
+    if isinstance(parameter, CategoricalParameter):
+        return parameter.choices[min(int(share * len(parameter.choices)), len(parameter.choices) - 1)]
+    if parameter.log:
+        return parameter.low * (parameter.high / parameter.low) ** share
+    return parameter.low + (parameter.high - parameter.low) * share

@@ -1,0 +1,125 @@
+"""One attempt at the rest of a trial: to its end, or until the device's memory was too small for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tune_rescon.data import ImageDataModule, ImageDataset
+from tune_rescon.models import build_from_spec
+from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
+from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.keeper import Keeper
+from tune_rescon.training.memory import ran_out_of_memory
+from tune_rescon.training.microbatches import twice_as_many
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.notes import OnNote
+from tune_rescon.training.placement import Placement
+from tune_rescon.training.randomness import seed_epoch
+from tune_rescon.training.report import EpochReport
+from tune_rescon.training.reporter import EpochReporter
+from tune_rescon.training.start import Start
+from tune_rescon.training.trained import TrainedNetwork
+from tune_rescon.training.trainer import fit, make_trainer
+
+__all__ = ["Attempt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The parts of a trial that has epochs left."""
+
+    start: Start
+    dataset: ImageDataset
+    placement: Placement
+    folder: CheckpointFolder | None
+    metric: str
+    mode: str
+
+    @property
+    def batch_images(self) -> int:
+        """Images of a training batch; fewer than asked for where there are not more."""
+        return min(self.start.record.config.batch_size, len(self.dataset.train))
+
+    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> int | None:
+        """Train from the start given to the end.
+
+        Returns:
+            None at the end. Where the memory was too small: the number of micro-batches to try next. By then
+            nothing refers to the network and its optimiser but cycles, which a garbage collection frees.
+
+        Raises:
+            torch.OutOfMemoryError: smaller micro-batches are no use.
+        """
+        record = self.start.record
+        data = ImageDataModule(
+            self.dataset, record.config, image_size=record.spec.image_size, seed=record.seed
+        )
+        module = self._module(len(data.train_dataloader()))
+        reporter = EpochReporter(record, on_epoch, on_note, keeper=self._keeper())
+        trainer = make_trainer(
+            epochs=record.epochs,
+            placement=self.placement,
+            gradient_clip=record.config.gradient_clip,
+            callbacks=[
+                SeedEpochs(record.seed),
+                AverageWeights(),
+                FiniteLoss(),
+                PreciseBatchNorm(record.config.precise_bn_batches),
+                reporter,
+            ],
+        )
+        try:
+            fit(trainer, module, data, self.start.checkpoint)
+        except Diverged:
+            reporter.report_diverged(module)
+        except RuntimeError as error:
+            return self._more_micro_batches(error)
+        if reporter.stopped_by is not None:
+            raise reporter.stopped_by
+        return None
+
+    def _more_micro_batches(self, error: RuntimeError) -> int:
+        if not ran_out_of_memory(error):
+            raise error
+        count = self.start.record.micro_batches
+        more = twice_as_many(count, images=self.batch_images)
+        if more is None:
+            tried = f"{count} micro-batches of a batch of {self.batch_images} images"
+            raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
+        return more
+
+    def _module(self, steps_per_epoch: int) -> TrialModule:
+        record = self.start.record
+        seed_epoch(record.seed, 0)
+        return TrialModule(
+            build_from_spec(record.spec),
+            record.config,
+            classes=self.dataset.classes,
+            epochs=record.epochs,
+            steps_per_epoch=steps_per_epoch,
+            placement=self.placement,
+            micro_batches=record.micro_batches,
+        )
+
+    def _keeper(self) -> Keeper | None:
+        if self.folder is None:
+            return None
+        best = self.start.best
+        return Keeper(self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode)
+
+    def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
+        record = self.start.record
+        return TrainedNetwork(
+            spec=record.spec,
+            config=record.config,
+            class_names=self.dataset.class_names,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            dataset=self.dataset.digest,
+            seed=record.seed,
+            epoch=epoch,
+            metrics=metrics,
+        )

@@ -1,0 +1,72 @@
+"""What a person is told about a trial while it runs: one sentence for each thing they should know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["OnNote", "best_damaged", "best_unwritten", "checkpoint_unwritten", "damaged", "ignore", "smaller"]
+
+OnNote = Callable[[str], None]
+
+
+def ignore(note: str) -> None:
+    """Tell nobody."""
+    del note
+
+
+def smaller(images: int, *, before: int, after: int) -> str:
+    """A batch of ``images`` in ``before`` micro-batches was too large for the memory; ``after`` are tried.
+
+    >>> smaller(128, before=1, after=2)
+    'ran out of memory at 128 images; going on in 2 micro-batches of 64'
+    >>> smaller(100, before=4, after=8)
+    'ran out of memory at 25 images; going on in 8 micro-batches of 12 to 13'
+    """
+    return f"ran out of memory at {_each(images, before)} images; going on in {after} micro-batches of " + (
+        _each(images, after)
+    )
+
+
+def _each(images: int, pieces: int) -> str:
+    least, rest = divmod(images, pieces)
+    return f"{least} to {least + 1}" if rest else str(least)
+
+
+def checkpoint_unwritten(epoch: int, error: OSError) -> str:
+    """The disk did not take the state after ``epoch``.
+
+    >>> checkpoint_unwritten(3, OSError(28, "No space left on device"))
+    'the checkpoint after epoch 3 could not be written (No space left on device); training goes on'
+    """
+    return f"the checkpoint after epoch {epoch} could not be written ({_cause(error)}); training goes on"
+
+
+def best_unwritten(epoch: int, error: OSError, *, kept: int | None) -> str:
+    """The disk did not take the network of ``epoch``, better than that of epoch ``kept`` (None: none).
+
+    >>> best_unwritten(3, OSError(28, "No space left on device"), kept=2)
+    "epoch 3's network could not be written (No space left on device); best.ckpt is still epoch 2's"
+    """
+    rest = "there is no best.ckpt yet" if kept is None else f"best.ckpt is still epoch {kept}'s"
+    return f"epoch {epoch}'s network could not be written ({_cause(error)}); {rest}"
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def damaged(files: int, *, epoch: int) -> str:
+    """``files`` checkpoints cannot be used; training goes on after ``epoch`` (0: from the start).
+
+    >>> damaged(1, epoch=4)
+    'the last checkpoint was damaged; going on from epoch 4'
+    >>> damaged(2, epoch=0)
+    'both checkpoints were damaged; beginning again'
+    """
+    what = "the last checkpoint was damaged" if files == 1 else "both checkpoints were damaged"
+    return f"{what}; {f'going on from epoch {epoch}' if epoch else 'beginning again'}"
+
+
+def best_damaged() -> str:
+    """The best network cannot be read any more."""
+    return "best.ckpt was damaged; the networks of the epochs before are lost"
