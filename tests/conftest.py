@@ -1,10 +1,15 @@
-"""What every test shares: time limits by kind, and the reference data beside the checkout."""
+"""What every test shares: time limits by kind, the reference data beside the checkout, an S3 on loopback."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterator
+import threading
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +40,74 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+def never(_method: str, _path: str) -> bool:
+    """No request is refused."""
+    return False
+
+
+class S3Server:
+    """moto's S3 in a thread of this process, which can be told to have a bad time."""
+
+    def __init__(self) -> None:
+        # Imported here: they take a second, and most tests need no S3.
+        from moto.moto_server.werkzeug_app import (
+            DomainDispatcherApplication,
+            MotoRequestHandler,
+            create_backend_app,
+        )
+        from werkzeug.serving import make_server
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server(
+            "127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler
+        )
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.refuses: Callable[[str, str], bool] = never
+        """Says of a request, by its method and path, whether it is answered with 503."""
+        self.refused = 0
+        threading.Thread(target=self._server.serve_forever, name="s3", daemon=True).start()
+
+    def bucket(self) -> str:
+        """A new bucket; its URL."""
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
+        urllib.request.urlopen(request).close()
+        return f"s3://{name}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self.refuses(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            self.refused += 1
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"]
+        answer: Iterable[bytes] = self._app(environ, start_response)
+        return answer
+
+
+@pytest.fixture(scope="session")
+def _s3_running() -> Iterator[S3Server]:
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        # As a person would give them; subprocesses have them too.
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_MAX_ATTEMPTS", "2")
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_running: S3Server) -> Iterator[S3Server]:
+    """An S3 that works, until a test makes it refuse."""
+    yield _s3_running
+    _s3_running.refuses = never
+    _s3_running.refused = 0

@@ -115,6 +115,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
         ("finished", "FINISHED"),
         ("stopped", "FINISHED"),
         ("interrupted", "KILLED"),
+        ("paused", "SCHEDULED"),
         ("diverged", "FAILED"),
         ("out_of_memory", "FAILED"),
         ("failed", "FAILED"),
@@ -156,6 +157,15 @@ def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store)
     assert experiment is not None
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_accuracy"
     assert experiment.tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+
+
+def test_a_promoted_trial_runs_again_in_its_run(make_writer: Make, seen: Store) -> None:
+    started = RunStarted(number=0, params=PARAMS)
+    waited = (started, epoch(1, 0.5), ended("paused"))
+    send(make_writer(), SearchStarted(), *waited, started, epoch(2, 0.75), ended("stopped"))
+    assert seen.child(0).info.status == "FINISHED"
+    assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75)]
+    assert len(seen.runs()) == 2
 
 
 @pytest.mark.parametrize("knows_the_id", [True, False])

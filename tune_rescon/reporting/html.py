@@ -25,7 +25,7 @@ COLOUR: Final = {
     TrialState.OUT_OF_MEMORY: "#d55e00",
     TrialState.FAILED: "#d55e00",
     TrialState.INTERRUPTED: "#0072b2",
-    TrialState.PAUSED: "#f0e442",
+    TrialState.PAUSED: "#888888",
 }
 
 _STYLE: Final = """

@@ -8,7 +8,7 @@
     fetch_databases  before a search goes on: the newest copies
     Sender, Mirror   while it runs: what changed, and the thread that sends it
     CheckpointMirror one trial's checkpoints, on its node and there
-    Register         a value that several machines may change
+    Register         a value that several machines may change; SharedValue reads and writes it as JSON
 
 It knows fsspec and SQLite files, and nothing of Ray or Optuna. Names are loaded on first use: a search in a
 directory needs none of this.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tune_rescon.storage.register import Register, RegisterEntry
     from tune_rescon.storage.remote import RemoteError, RemoteFolder
     from tune_rescon.storage.sending import Discard, Sender, SupersededError
+    from tune_rescon.storage.shared import SharedValue
 
 __all__ = [
     "CheckpointMirror",
@@ -43,6 +44,7 @@ __all__ = [
     "RemoteFolder",
     "SearchHome",
     "Sender",
+    "SharedValue",
     "StorageUrl",
     "SupersededError",
     "choose_copy",
@@ -65,6 +67,7 @@ __getattr__ = lazy_names(
         "RemoteFolder": "remote",
         "SearchHome": "home",
         "Sender": "sending",
+        "SharedValue": "shared",
         "StorageUrl": "location",
         "SupersededError": "sending",
         "choose_copy": "choice",

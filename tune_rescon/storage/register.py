@@ -49,16 +49,17 @@ class Register:
         """Make ``data`` the value if the present one still has number ``version`` (0: there is none).
 
         ``data`` must tell writers apart (it names its holder), because a store that cannot refuse an
-        existing name is read back. Whoever gets False has changed nothing.
+        existing name is read back. False: the value is another's. After a RemoteError, read again.
         """
         name = _name(version + 1)
-        if self._newest() > version or not self._folder.create(name, data):
+        if not self._folder.create(name, data):
             return False
-        if self._newest() > version + 1:
+        versions = self._versions()
+        if max(versions) > version + 1:
             # The number was free again only because others went on and have cleared up behind them.
             self._folder.delete(name)
             return False
-        for old in self._versions():
+        for old in versions:
             if old <= version:
                 self._folder.delete(_name(old))
         return True

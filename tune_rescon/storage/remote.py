@@ -111,11 +111,14 @@ class RemoteFolder:
         """
         path = self._path(name)
         with _asking(f"writing {self._url}/{name}"):
-            # Not its error only: a PUT that arrived and whose answer was lost is refused when it is repeated.
             with contextlib.suppress(FileExistsError):
-                self._create(path, data)
+                if self._create(path, data):
+                    return True
+            # Also refused is a PUT that arrived, lost its answer and was repeated.
             self._fs.invalidate_cache()
-            return bytes(self._fs.cat_file(path)) == data
+            with contextlib.suppress(FileNotFoundError):
+                return bytes(self._fs.cat_file(path)) == data
+            return False
 
     def upload(self, source: Path, name: str) -> None:
         """Make or replace a file by a local one in one step, and check that all of it arrived."""
@@ -167,12 +170,13 @@ class RemoteFolder:
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
-    def _create(self, path: str, data: bytes) -> None:
+    def _create(self, path: str, data: bytes) -> bool:
+        """Make a file; whether that is certain."""
         if not self._is_object_store:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             with self._fs.open(path, "xb") as file:
                 file.write(data)
-            return
+            return True
         try:
             self._fs.pipe_file(path, data, mode="create")
         except OSError as error:
@@ -180,6 +184,8 @@ class RemoteFolder:
                 raise
             if not self._fs.exists(path):
                 self._fs.pipe_file(path, data)
+            return False
+        return True
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[str]:

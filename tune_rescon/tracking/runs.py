@@ -27,6 +27,7 @@ _STATUS: Final = {
     "finished": "FINISHED",
     "stopped": "FINISHED",
     "interrupted": "KILLED",
+    "paused": "SCHEDULED",
     "diverged": "FAILED",
     "out_of_memory": "FAILED",
     "failed": "FAILED",

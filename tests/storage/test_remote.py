@@ -1,0 +1,150 @@
+"""What a folder at a URL promises, on every kind of file system."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tune_rescon.errors import StorageError
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
+
+HERE = Path(__file__)
+
+
+def test_what_is_written_is_read_back_and_replaced(remote: RemoteFolder) -> None:
+    assert remote.read("a/x.txt") is None
+    remote.write("a/x.txt", b"one")
+    remote.write("a/x.txt", b"three")
+    assert remote.read("a/x.txt") == b"three"
+    assert remote.read("a/x.txt", start=1, end=3) == b"hr"
+
+
+def test_files_go_there_and_back_whole(remote: RemoteFolder, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "new" / "target"
+    source.write_bytes(bytes(range(256)) * 1000)
+    remote.upload(source, "checkpoints/last.ckpt")
+    assert remote.download("checkpoints/last.ckpt", target)
+    assert target.read_bytes() == source.read_bytes()
+    assert list(target.parent.iterdir()) == [target]
+    assert not remote.download("checkpoints/best.ckpt", target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_names_are_of_one_folder_and_fresh(remote: RemoteFolder) -> None:
+    assert remote.names() == []
+    remote.write("a/x", b"1")
+    assert remote.names() == ["a/x"]
+    remote.write("a/b/y", b"1")
+    remote.write("ab/z", b"1")
+    assert remote.names("a") == ["a/b/y", "a/x"]
+    assert remote.folder("a").names() == ["b/y", "x"]
+    remote.delete("a/x")
+    remote.delete("a/x")
+    assert remote.names() == ["a/b/y", "ab/z"]
+
+
+def test_folders_are_found_by_what_they_hold(remote: RemoteFolder) -> None:
+    assert remote.folders_with("space.yaml") == []
+    for name in ("b/space.yaml", "a/space.yaml", "c/other", "d/e/space.yaml"):
+        remote.write(name, b"")
+    assert remote.folders_with("space.yaml") == ["a", "b"]
+
+
+def test_a_name_is_made_once(remote: RemoteFolder) -> None:
+    assert remote.create("a/claim", b"mine")
+    assert not remote.create("a/claim", b"yours")
+    assert remote.read("a/claim") == b"mine"
+
+
+def test_a_request_that_is_repeated_because_its_answer_was_lost_is_still_ours(remote: RemoteFolder) -> None:
+    remote.write("claim", b"mine")
+    assert remote.create("claim", b"mine")
+
+
+@pytest.mark.parametrize("remote", ["s3", "disk"], indirect=True)
+def test_of_many_at_once_one_makes_a_name(remote: RemoteFolder) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda n: remote.create("claim", f"driver {n}".encode()), range(8)))
+    assert sum(made) == 1
+    assert remote.read("claim") == f"driver {made.index(True)}".encode()
+
+
+def test_a_store_that_cannot_refuse_is_read_back(
+    memory: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = MemoryFileSystem.pipe_file
+
+    def answer_501(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+        plain(self, path, value, mode=mode)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", answer_501)
+    assert memory.create("claim", b"mine")
+    assert not memory.create("claim", b"yours")
+
+
+def test_a_file_system_never_shows_half_a_file(
+    on_disk: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new" * 100)
+    on_disk.write("last.ckpt", b"old")
+
+    def cut(_: LocalFileSystem, local: str, path: str) -> None:
+        Path(path).write_bytes(Path(local).read_bytes()[:100])
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", cut)
+    with pytest.raises(RemoteError, match="100 of 300 bytes arrived"):
+        on_disk.upload(source, "last.ckpt")
+    assert on_disk.read("last.ckpt") == b"old"
+    assert on_disk.names() == ["last.ckpt"]
+
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "read": ("x",),
+    "write": ("x", b"1"),
+    "create": ("x", b"1"),
+    "upload": (HERE, "x"),
+    "download": ("x", HERE),
+    "delete": ("x",),
+    "names": (),
+    "folders_with": ("x",),
+}
+
+
+@pytest.mark.parametrize(("call", "arguments"), CALLS.items(), ids=CALLS)
+def test_whatever_a_file_system_raises_is_one_error(call: str, arguments: tuple[Any, ...]) -> None:
+    class Unhappy:
+        """Raises what is no OSError, as botocore does."""
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(f"Unable to locate credentials.\nand much more of {name}")
+
+    remote = RemoteFolder("s3://bucket/runs", Unhappy(), "bucket/runs")
+    with pytest.raises(RemoteError, match=r"^\w+ing s3://bucket/runs.*: Unable to locate credentials$"):
+        getattr(remote, call)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nope://bucket/x", "--storage: must be a directory, or a URL that begins with one of abfs://, "),
+        ("gs://bucket/x", "--storage: gs:// needs a package that is not installed. "),
+        ("gs://bucket/x", 'Install it: pip install "tune_rescon[gcs]".'),
+        ("abfs://bucket/x", 'pip install "tune_rescon[azure]"'),
+    ],
+)  # fmt: skip
+def test_a_url_nobody_can_open_is_said(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("gcsfs", "adlfs"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StorageError) as caught:
+        RemoteFolder.connect(StorageUrl(url=url))
+    assert message in str(caught.value)
