@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-__all__ = ["Event", "RunEnded", "RunMetrics", "RunStarted", "SearchEnded", "SearchStarted", "now_ms"]
+__all__ = [
+    "Event",
+    "RunEnded",
+    "RunMetrics",
+    "RunRecalled",
+    "RunStarted",
+    "SearchEnded",
+    "SearchStarted",
+    "now_ms",
+]
 
 
 def now_ms() -> int:
@@ -57,7 +66,19 @@ class RunEnded:
     metrics: Mapping[str, float]
     step: int
     error: str | None = None
+    notes: tuple[str, ...] = ()
     time_ms: int = field(default_factory=now_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecalled:
+    """Complete the run of a trial that an earlier driver handed out, which may have died amid sending."""
+
+    start: RunStarted
+    epochs: tuple[RunMetrics, ...]
+    """All there are, in order."""
+    end: RunEnded | None
+    """None: the trial is not over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +91,4 @@ class SearchEnded:
     time_ms: int = field(default_factory=now_ms)
 
 
-Event: TypeAlias = SearchStarted | RunStarted | RunMetrics | RunEnded | SearchEnded
+Event: TypeAlias = SearchStarted | RunStarted | RunMetrics | RunEnded | RunRecalled | SearchEnded

@@ -11,7 +11,15 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from tune_rescon.tracking.events import Event, RunEnded, RunMetrics, RunStarted, SearchEnded, SearchStarted
+from tune_rescon.tracking.events import (
+    Event,
+    RunEnded,
+    RunMetrics,
+    RunRecalled,
+    RunStarted,
+    SearchEnded,
+    SearchStarted,
+)
 
 __all__ = ["RunBook"]
 
@@ -21,6 +29,9 @@ STATE_TAG: Final = "tune_rescon.state"
 
 #: Longest error text kept in a tag, characters (MLflow admits 8,000 bytes).
 ERROR_CHARACTERS: Final = 2000
+
+#: Runs asked for at once.
+RUNS_A_PAGE: Final = 1000
 
 #: MLflow's word for how a run ended, by ours.
 _STATUS: Final = {
@@ -57,6 +68,7 @@ class RunBook:
         self._experiment_id = ""
         self._parent_id = ""
         self._run_ids: dict[int, str] = {}
+        self._recalled: dict[int, Run] | None = None
 
     def connect(self, artifacts: Path | None) -> None:
         """Find or make the experiment; ``artifacts`` is where a new local one keeps its files."""
@@ -82,6 +94,8 @@ class RunBook:
                 self._start_search(event)
             case RunStarted():
                 return event.number, self._start_run(event)
+            case RunRecalled():
+                return event.start.number, self._recall_run(event)
             case RunMetrics():
                 self._log(self._run_ids[event.number], event.metrics, event.step, event.time_ms)
             case RunEnded():
@@ -126,11 +140,36 @@ class RunBook:
         self._client.log_batch(run_id, params=[Param(key, value) for key, value in event.params.items()])
         return run_id
 
+    def _recall_run(self, event: RunRecalled) -> str:
+        """Send what is missing: a run whose state is the trial's has all, for that is sent last."""
+        if self._recalled is None:
+            self._recalled = self._children()
+        found = self._recalled.get(event.start.number)
+        if found is not None and event.end and found.data.tags.get(STATE_TAG) == event.end.state:
+            return str(found.info.run_id)
+        run_id = self._start_run(event.start)
+        there = self._steps(run_id, event.epochs)
+        for epoch in event.epochs:
+            if epoch.step not in there:
+                self._log(run_id, epoch.metrics, epoch.step, epoch.time_ms)
+        if event.end is not None:
+            self._end_run(event.end)
+        return run_id
+
+    def _steps(self, run_id: str, epochs: tuple[RunMetrics, ...]) -> frozenset[int]:
+        """The epochs a run has; each was one request, so one metric stands for all."""
+        if not epochs:
+            return frozenset()
+        history = self._client.get_metric_history(run_id, next(iter(epochs[0].metrics)))
+        return frozenset(point.step for point in history)
+
     def _end_run(self, event: RunEnded) -> None:
         run_id = self._run_ids[event.number]
         tags = {STATE_TAG: event.state}
         if event.error:
             tags["tune_rescon.error"] = event.error[-ERROR_CHARACTERS:]
+        if event.notes:
+            tags["tune_rescon.notes"] = "\n".join(event.notes)[-ERROR_CHARACTERS:]
         self._log(run_id, event.metrics, event.step, event.time_ms, tags)
         self._client.set_terminated(run_id, _STATUS[event.state], event.time_ms)
 
@@ -169,6 +208,20 @@ class RunBook:
                 raise
             return None
         return run_id if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+    def _children(self) -> dict[int, Run]:
+        """All trials' runs, a thousand a request."""
+        query = f"tags.`{SEARCH_TAG}` = '{self._search}'"
+        children: dict[int, Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], query, max_results=RUNS_A_PAGE, page_token=token
+            )
+            children |= {int(run.data.tags[TRIAL_TAG]): run for run in page if TRIAL_TAG in run.data.tags}
+            token = page.token
+            if not token:
+                return children
 
     def _child_id(self, number: int) -> str | None:
         query = f"tags.`{SEARCH_TAG}` = '{self._search}' AND tags.`{TRIAL_TAG}` = '{number}'"

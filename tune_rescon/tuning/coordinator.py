@@ -8,7 +8,7 @@ the same in microseconds. Everything runs on the driver's main thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,6 +28,9 @@ class SearchListener(Protocol):
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """The search begins, or goes on; ``trials`` is what its record holds already."""
+
+    def search_noted(self, text: str) -> None:
+        """Something the user should know about the search as a whole."""
 
     def trial_started(self, trial: TrialSummary) -> None:
         """A trial was handed out, for the first time or again."""
@@ -56,11 +59,11 @@ class SearchPlan:
 
     total: int
     deadline: float | None = None
-    group: Callable[[TrialSummary], tuple[Any, ...]] = lambda _: ()
+    group: Callable[[TrialSummary], Hashable] = lambda _: None
     """Trials are compared only with those of an equal group."""
-    cost: Callable[[TrialSummary], float] | None = None
-    """The second objective, made small; None where there is one objective."""
-    same_memory: Callable[[Mapping[str, Any]], Any] = lambda _: None
+    cost: Callable[[TrialSummary, int], float] | None = None
+    """The second objective, made small, of a trial after so many epochs; None where there is none."""
+    same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Equal for parameters that need the same memory; None: nothing is known."""
     guard: Callable[[], None] = field(default=_nothing)
     """Called before the record is written; raises when it belongs to another driver."""
@@ -99,6 +102,7 @@ class Coordinator:
         self._prune = prune
         self._clock = clock
         self._interrupted = False
+        self._done = False
         self._streak = FailureStreak()
         self._running: set[int] = set()
         self.failure: str | None = None
@@ -123,10 +127,8 @@ class Coordinator:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no trial will be handed out any more."""
-        if self._ending:
-            return True
-        return not (self._unfinished or self._more or self._running or self._rule.waiting())
+        """Whether no trial will be handed out any more. While one runs, another may yet be promoted."""
+        return self._ending or self._done
 
     def next_trial(self) -> TrialSummary | None:
         """Hand out a trial: an unfinished one of an earlier run, a promoted one, or a new one.
@@ -146,7 +148,9 @@ class Coordinator:
             self._proposer.opened(trial)
             if not self._ends_unrun(trial):
                 return self._started(trial)
-        return self._last_promotion()
+        last = self._last_promotion()
+        self._done = last is None and not self._running
+        return last
 
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
@@ -162,7 +166,7 @@ class Coordinator:
         if epoch <= known.epochs:
             return Decision.CONTINUE
         self._plan.guard()
-        verdict = self._judge(known, epoch, metrics[known.metric])
+        verdict = self._judge(known.extended(metrics))
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint)
         for listener in self._listeners:
             listener.epoch_done(trial, metrics, verdict)
@@ -197,6 +201,11 @@ class Coordinator:
         for number in self._rule.waiting():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
+    def tell(self, text: str) -> None:
+        """Tell the listeners what the user should know about the search as a whole."""
+        for listener in self._listeners:
+            listener.search_noted(text)
+
     @property
     def _ending(self) -> bool:
         return self._ending_now or self._late()
@@ -212,8 +221,8 @@ class Coordinator:
     def _recall(self, trials: Sequence[TrialSummary]) -> list[int]:
         """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
         for trial in trials:
-            for epoch, value in enumerate(trial.values, 1):
-                self._rule.recall(self._observation(trial, epoch, value))
+            for epoch in range(1, trial.epochs + 1):
+                self._rule.recall(self._observation(trial, epoch))
         unfinished = []
         for trial in trials:
             if trial.state.is_final:
@@ -252,23 +261,20 @@ class Coordinator:
         promoted = self._rule.promote(anyone=True)
         return None if promoted is None else self._started(self._record.reopen(promoted))
 
-    def _judge(self, trial: TrialSummary, epoch: int, value: float) -> Verdict:
-        verdict = self._rule.judge(self._observation(trial, epoch, value))
+    def _judge(self, trial: TrialSummary) -> Verdict:
+        verdict = self._rule.judge(self._observation(trial, trial.epochs))
         if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._late():
             return Verdict(decision=Decision.STOP)
         return verdict
 
-    def _observation(self, trial: TrialSummary, epoch: int, value: float) -> Observation:
+    def _observation(self, trial: TrialSummary, epoch: int) -> Observation:
         return Observation(
             number=trial.number,
             epoch=epoch,
-            value=value,
+            value=trial.values[epoch - 1],
             group=self._plan.group(trial),
-            cost=self._cost(trial),
+            cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
-
-    def _cost(self, trial: TrialSummary) -> float:
-        return self._plan.cost(trial) if self._plan.cost else 0.0
 
     def _act(self, trial: TrialSummary) -> None:
         """Do what was decided after a trial's last epoch."""
@@ -291,12 +297,13 @@ class Coordinator:
         self._plan.guard()
         self._running.discard(number)
         kept = self._retain(number, checkpoint)
-        cost = self._cost(self._record.trial(number)) if self._plan.cost else None
+        ending = self._record.trial(number)
+        cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
         self._proposer.ended(trial)
         if state is TrialState.OUT_OF_MEMORY:
             self._out_of_memory.setdefault(self._plan.same_memory(trial.parameters), number)
-        self.failure = self._streak.add(trial) or self.failure
+        self.failure = self.failure or self._streak.add(trial)
         for listener in self._listeners:
             listener.trial_ended(trial)
 

@@ -3,8 +3,8 @@
 :class:`StudyLedger` works on any Optuna storage by its public calls; simulations run on Optuna's in-memory
 one. On a database it is :class:`.SqlLedger`, which makes each of these calls a single transaction.
 
-Optuna's user attributes hold what people look at (the contract's ``state``, ``mlflow_run_id``, ``checkpoint``);
-its system attributes what only this package and the samplers read.
+Optuna's user attributes hold what people look at (the contract's ``state``, ``mlflow_run_id`` and
+``checkpoint``); its system attributes what only this package and the samplers read.
 """
 
 from __future__ import annotations

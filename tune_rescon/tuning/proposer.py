@@ -24,7 +24,7 @@ from tune_rescon.tuning.samplers import make_sampler
 from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.telling import told
 
-__all__ = ["Proposer"]
+__all__ = ["Proposer", "most_telling"]
 
 #: Samplers whose cost grows with the trials they look at, and that need no generation to be whole.
 _BOUNDED: Final = ("tpe", "gp")
@@ -131,7 +131,7 @@ class Proposer:
         self._view: dict[int, int] = {}
         for trial in self._background:
             self._add(trial)
-        kept = _kept([trial for trial in self._known.values() if trial.number < number])
+        kept = most_telling([trial for trial in self._known.values() if trial.number < number])
         self._worst = None
         for trial in self._known.values():
             bounded = self._space.sampler.type in _BOUNDED
@@ -173,8 +173,8 @@ class Proposer:
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
 
 
-def _kept(trials: Sequence[TrialSummary]) -> frozenset[int]:
-    """What a bounded view keeps: open trials, the best that ended, and the latest of the rest."""
+def most_telling(trials: Sequence[TrialSummary]) -> frozenset[int]:
+    """Numbers of what a bounded view keeps: open trials, the best that ended, the latest of the rest."""
     ended = [trial for trial in trials if trial.state.is_final]
     best = {trial.number for trial in sorted(ended, key=TrialSummary.rank_key)[:KEEP_BEST]}
     rest = [trial.number for trial in ended if trial.number not in best][-KEEP_LATEST:]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -192,15 +192,13 @@ class StudyRecord:
             "time_ms": now,
         }
         self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
-        history = {name: (*known.history.get(name, ()), each) for name, each in metrics.items()}
-        return self._update(
-            number,
-            values=(*known.values, value),
-            history=history,
+        self._trials[number] = replace(
+            known.extended(metrics),
             decision=verdict.decision,
             checkpoint=checkpoint,
             times_ms=(*known.times_ms, now),
         )
+        return self._trials[number]
 
     def pause(self, number: int) -> TrialSummary:
         """Note that a trial waits at its rung."""
@@ -221,7 +219,7 @@ class StudyRecord:
     ) -> TrialSummary:
         """End a trial for good. ``cost`` is its second objective, where the search has one."""
         known = self._trials[number]
-        user = {"state": state.value, "checkpoint": checkpoint}
+        user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
         values = None

@@ -147,8 +147,7 @@ class _Rung:
             # A rung may hold thousands, and is asked at every slot that falls free.
             return 1 + bisect_left(self._losses, loss)
         return 1 + sum(
-            other != (loss, cost) and other[0] <= loss and other[1] <= cost
-            for other in self._points.values()
+            other != (loss, cost) and other[0] <= loss and other[1] <= cost for other in self._points.values()
         )
 
     def best_waiting(self) -> int | None:

@@ -12,23 +12,25 @@ from typing import Any, Final
 from tune_rescon import __version__
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts
-from tune_rescon.spaces import Space, dump_space, grid_points, suggest, to_optuna
+from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
 from tune_rescon.tuning.cluster import fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
 from tune_rescon.tuning.execution import execute
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.interruption import interruptible
-from tune_rescon.tuning.ladder import ladder_levels, make_ladder
+from tune_rescon.tuning.ladder import ladder_levels, make_rule
 from tune_rescon.tuning.noise import library_log
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.preparation import anchored, prepare_data
+from tune_rescon.tuning.proposer import Proposer
 from tune_rescon.tuning.record import StudyRecord
 from tune_rescon.tuning.result import StudyResult, best_file, best_trial
-from tune_rescon.tuning.samplers import make_sampler
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tracking_listener import TrackingListener
 from tune_rescon.tuning.trial import run_trial
+from tune_rescon.tuning.warm_start import note_earlier, noted_earlier, trials_of
 
 __all__ = ["run_search"]
 
@@ -88,8 +90,8 @@ class _Search:
         self._options = options
         self._folder = folder
         self._maker = TaskMaker(space=space, options=options, folder=folder, facts=facts)
-        self._devices = space.resources_per_trial.gpu or float(space.resources_per_trial.cpu)
-        self._record = _open_record(space, options, folder)
+        self._devices = self._maker.devices
+        self._record, background, words = _open_record(space, options, folder)
         self._writer = MlflowWriter(
             options.tracking_uri or folder.mlflow_uri,
             experiment=space.dataset.name,
@@ -98,14 +100,18 @@ class _Search:
             maximize=space.metric.mode == "max",
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
+        self._writer.put(SearchStarted(tags=_provenance(), files=(str(folder.space_yaml),)))
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
-            _plan(space),
+            _plan(space, self._maker),
             self._record,
-            make_ladder(space),
+            make_rule(space),
+            Proposer(space, rows=_rows(space), background=background, known=self._record.trials()),
             listeners=(self._tracking, *listeners),
             prune=lambda number, keep: folder.prune_checkpoints(number, keep=keep),
         )
+        if words:
+            self._coordinator.tell(words)
 
     def run(
         self,
@@ -116,18 +122,22 @@ class _Search:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._writer.start()
-        self._writer.put(SearchStarted(tags=_provenance(), files=(str(self._folder.space_yaml),)))
         state = TrialState.FAILED
         try:
             with interruptible(self._coordinator.interrupt):
                 self._execute(trainable, slots)
-            state = TrialState.INTERRUPTED if self._coordinator.interrupted else TrialState.FINISHED
+            state = self._how_it_ended()
         except KeyboardInterrupt:
             state = TrialState.INTERRUPTED
         finally:
-            self._coordinator.close_all(TrialState.INTERRUPTED)
+            self._coordinator.settle()
             result = self._conclude(state, write_report)
         return result
+
+    def _how_it_ended(self) -> TrialState:
+        if self._coordinator.failure is not None:
+            return TrialState.FAILED
+        return TrialState.INTERRUPTED if self._coordinator.interrupted else TrialState.FINISHED
 
     def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int) -> None:
         execute(
@@ -173,11 +183,12 @@ class _Search:
             device="GPU" if self._space.resources_per_trial.gpu else "CPU",
             levels=ladder_levels(self._space),
             best=best,
-            best_config=self._maker.config(best).to_dict() if best else {},
+            best_config=self._maker.config(best.parameters).to_dict() if best else {},
             interrupted=state is TrialState.INTERRUPTED,
             tracking_uri=self._writer.uri,
             unsent=0,
             against=self._space.metric.against,
+            failure=self._coordinator.failure,
         )
 
 
@@ -199,33 +210,42 @@ def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
         raise
 
 
-def _open_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
+def _open_record(
+    space: Space, options: RunOptions, folder: SearchFolder
+) -> tuple[StudyRecord, list[TrialSummary], str]:
+    """The record, the earlier trials its sampler learns from, and a sentence on them if they are new."""
     url = options.study_url or folder.study_url
     metric = space.metric.name
     if options.resume:
         record = StudyRecord.load(url, options.name, metric=metric)
-        record.use(make_sampler(space, drawn=len(record.trials())))
-        return record
+        return record, noted_earlier(record), ""
+    earlier, words = trials_of(space, options) if options.warm_start else ([], "")
     record = StudyRecord.create(
         url,
         options.name,
         metric=metric,
         maximize=space.metric.mode == "max",
-        sampler=make_sampler(space),
         space=dump_space(space),
+        against=space.metric.against,
     )
-    first = grid_points(space) if space.sampler.type == "grid" else space.initial
-    record.enqueue([to_optuna(row) for row in first])
-    return record
+    note_earlier(record, earlier)
+    return record, noted_earlier(record), words
 
 
-def _plan(space: Space) -> SearchPlan:
+def _rows(space: Space) -> list[dict[str, Any]]:
+    """The first trials' parameters, which nobody draws."""
+    rows = grid_points(space) if space.sampler.type == "grid" else space.initial
+    return [to_optuna(row) for row in rows]
+
+
+def _plan(space: Space, maker: TaskMaker) -> SearchPlan:
     hours = space.budget.hours
     return SearchPlan(
-        suggest=lambda trial: suggest(space, trial),
         total=space.budget.trials,
         deadline=None if hours is None else time.monotonic() + hours * 3600,
-        group_by=(space.scheduler.group_by,) if space.scheduler.group_by else (),
+        group=maker.group,
+        cost=maker.second_objective if space.metric.against else None,
+        same_memory=maker.same_memory,
     )
 
 

@@ -52,7 +52,7 @@ class SqlLedger(StudyLedger):
         system: Mapping[str, Any],
     ) -> tuple[int, datetime.datetime]:
         with self._engine.begin() as connection:
-            now = datetime.datetime.now(datetime.timezone.utc)
+            now = datetime.datetime.now(datetime.UTC)
             row = {
                 "number": number,
                 "study_id": self._study_id,
@@ -100,7 +100,7 @@ class SqlLedger(StudyLedger):
     def close_trial(
         self, trial_id: int, state: OptunaState, values: Sequence[float] | None, user: Mapping[str, Any]
     ) -> datetime.datetime:
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         with self._engine.begin() as connection:
             _replace_attributes(connection, trial_id, user)
             _insert(connection, _VALUES, _objectives(trial_id, values or ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -72,7 +72,16 @@ class TrialSummary:
     @property
     def seconds(self) -> float:
         """Seconds spent in the reported epochs (training, validation and checkpoint)."""
-        return math.fsum(s for s in self.history.get("epoch_seconds", ()) if math.isfinite(s))
+        return self.seconds_of(self.epochs)
+
+    def seconds_of(self, epochs: int) -> float:
+        """Seconds spent in the first ``epochs``."""
+        return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
+
+    def extended(self, metrics: Mapping[str, float]) -> TrialSummary:
+        """With one more epoch."""
+        history = {name: (*self.history.get(name, ()), value) for name, value in metrics.items()}
+        return replace(self, values=(*self.values, metrics[self.metric]), history=history)
 
     def rank_key(self) -> tuple[int, float]:
         """Smaller is better: further first, then the better value (Optuna's order of PRUNED trials)."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts
-from tune_rescon.models import count, resolve_network
+from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.spaces import Space, from_optuna, trial_config
+from tune_rescon.tuning.feasibility import memory_signature
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost
+from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.trial import TrialTask
 
 __all__ = ["TaskMaker", "trial_seed"]
@@ -30,13 +33,34 @@ class TaskMaker:
     facts: Mapping[str, DatasetFacts]
     """By name, of every dataset a trial may train on."""
 
-    def config(self, trial: TrialSummary) -> TrialConfig:
-        """All hyperparameters of a trial."""
-        return trial_config(self.space, from_optuna(self.space, trial.parameters))
+    @property
+    def devices(self) -> float:
+        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
+        resources = self.space.resources_per_trial
+        return resources.gpu or float(resources.cpu)
+
+    def config(self, parameters: Mapping[str, Any]) -> TrialConfig:
+        """All hyperparameters of a trial with these parameters, as Optuna holds them."""
+        return trial_config(self.space, from_optuna(self.space, parameters))
+
+    def same_memory(self, parameters: Mapping[str, Any]) -> Hashable:
+        """Equal for parameters whose trials need the same memory."""
+        return memory_signature(self.config(parameters))
+
+    def group(self, trial: TrialSummary) -> Hashable:
+        """Equal for trials that a rung may compare."""
+        name = self.space.scheduler.group_by
+        return None if name is None else trial.parameters.get(name)
+
+    def second_objective(self, trial: TrialSummary, epochs: int) -> float:
+        """What ``metric.against`` names, of a trial after its first ``epochs``."""
+        if self.space.metric.against == "gmacs":
+            return self.cost(trial).gmacs
+        return trial.seconds_of(epochs) / 3600 * self.devices
 
     def task(self, trial: TrialSummary) -> TrialTask:
         """What the worker is told."""
-        space, options, config = self.space, self.options, self.config(trial)
+        space, options, config = self.space, self.options, self.config(trial.parameters)
         return TrialTask(
             number=trial.number,
             config=config,
@@ -54,10 +78,16 @@ class TaskMaker:
 
     def cost(self, trial: TrialSummary) -> TrialCost:
         """Parameters and multiply-adds, counted without building the network."""
-        config = self.config(trial)
+        config = self.config(trial.parameters)
         facts = self.facts[config.dataset or self.space.dataset.name]
-        cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
-        return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
+        return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+
+
+@lru_cache(maxsize=1024)
+def _counted(spec: NetworkSpec) -> TrialCost:
+    # Most trials share their network with others, and an epoch's report may ask again.
+    cost = count(spec)
+    return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
 
 def trial_seed(search_seed: int, number: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning.record import TrialSummary
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["Told", "told"]
 
@@ -49,9 +49,7 @@ def told(trial: TrialSummary, sampler: str, *, worst: float | None) -> Told:
         return Told(state=OptunaState.COMPLETE, values=(trial.value, trial.cost))
     if trial.state is TrialState.FINISHED or sampler not in _READS_PRUNED:
         return Told(state=OptunaState.COMPLETE, values=(trial.value,))
-    return Told(
-        state=OptunaState.PRUNED, values=(trial.value,), steps=((trial.epochs, trial.value),)
-    )
+    return Told(state=OptunaState.PRUNED, values=(trial.value,), steps=((trial.epochs, trial.value),))
 
 
 def _worst(trial: TrialSummary, sampler: str, worst: float | None) -> Told:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from tune_rescon.spaces import Space
-from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunStarted
+from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunRecalled, RunStarted, now_ms
 from tune_rescon.tuning.record import StudyRecord
-from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost, compute_hours
 from tune_rescon.tuning.stopping import Verdict
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["TrackingListener", "closing_metrics"]
 
@@ -37,34 +37,69 @@ class TrackingListener:
         self._devices = devices
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
-        """Nothing: runs of earlier trials are there already."""
+        """Have the writer complete what a driver that died had not sent; the record has it all."""
+        for trial in trials:
+            self._writer.put(
+                RunRecalled(
+                    start=self._run_started(trial),
+                    epochs=tuple(self._epoch(trial, epoch) for epoch in range(1, trial.epochs + 1)),
+                    end=self._run_ended(trial) if trial.state.is_final else None,
+                )
+            )
+
+    def search_noted(self, text: str) -> None:
+        """Nothing: it is the terminal's."""
 
     def trial_started(self, trial: TrialSummary) -> None:
         """Open or re-open the trial's run."""
-        chosen = {name: trial.parameters.get(name, INACTIVE) for name in self._space.parameters}
-        params = {name: _word(value) for name, value in {**self._space.fixed, **chosen}.items()}
-        self._writer.put(RunStarted(number=trial.number, params=params, run_id=trial.mlflow_run_id))
+        self._writer.put(self._run_started(trial))
         self.note_runs()
 
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """One batch of metrics."""
-        del verdict
-        self._writer.put(RunMetrics(number=trial.number, step=trial.epochs, metrics=dict(metrics)))
+        del metrics, verdict
+        self._writer.put(self._epoch(trial, trial.epochs))
         self.note_runs()
 
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        """Nothing now: the notes go with the run's end."""
+
     def trial_ended(self, trial: TrialSummary) -> None:
-        """The figures logged once, and the run's end."""
-        metrics = closing_metrics(trial, self._cost(trial), self._devices)
-        state = trial.state.value
-        self._writer.put(
-            RunEnded(number=trial.number, state=state, metrics=metrics, step=trial.epochs, error=trial.error)
-        )
+        """The figures logged once, and the run's end; of a paused or interrupted one only its state."""
+        self._writer.put(self._run_ended(trial))
         self.note_runs()
 
     def note_runs(self) -> None:
         """Write down the runs opened meanwhile; the record has one writing thread, this one."""
         for number, run_id in self._writer.opened_runs():
             self._record.set_run_id(number, run_id)
+
+    def _run_started(self, trial: TrialSummary) -> RunStarted:
+        chosen = {name: trial.parameters.get(name, INACTIVE) for name in self._space.parameters}
+        params = {name: _word(value) for name, value in {**self._space.fixed, **chosen}.items()}
+        return RunStarted(number=trial.number, params=params, run_id=trial.mlflow_run_id)
+
+    def _epoch(self, trial: TrialSummary, epoch: int) -> RunMetrics:
+        return RunMetrics(
+            number=trial.number,
+            step=epoch,
+            metrics={name: series[epoch - 1] for name, series in trial.history.items()},
+            time_ms=trial.times_ms[epoch - 1],
+        )
+
+    def _run_ended(self, trial: TrialSummary) -> RunEnded:
+        final = trial.state.is_final
+        # The trial's own time: sent twice it is one point to MLflow, not two.
+        when = int(trial.ended.timestamp() * 1000) if trial.ended else now_ms()
+        return RunEnded(
+            number=trial.number,
+            state=trial.state.value,
+            metrics=closing_metrics(trial, self._cost(trial), self._devices) if final else {},
+            step=trial.epochs,
+            error=trial.error,
+            notes=trial.notes,
+            time_ms=when,
+        )
 
 
 def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dict[str, float]:
