@@ -122,11 +122,11 @@ def test_a_failed_send_is_a_note_and_made_good_later(here: Node, out_of_order: l
 def test_a_node_gives_its_space_back_once_all_is_sent(here: Node, out_of_order: list[str]) -> None:
     out_of_order.append("upload")
     here.train(1)
-    here.mirror.finish()
-    assert here.notes == ["the storage does not answer: 503 Slow Down"]
+    here.mirror.release()
     assert epochs(here.path) == 1
+    assert not here.notes
     out_of_order.clear()
-    here.mirror.finish()
+    here.mirror.release()
     assert not here.path.exists()
     assert here.mirror.remote.names() == ["best.ckpt", "last.ckpt"]
 
@@ -140,3 +140,18 @@ def test_a_url_that_cannot_be_read_costs_epochs_not_the_trial(
     there.mirror.fetch(epochs)
     assert epochs(there.path) == 0
     assert there.notes == ["the storage does not answer: 503 Slow Down"]
+
+
+def test_after_the_last_epoch_there_is_no_next_one_to_send_with(
+    here: Node, out_of_order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_order.append("upload")
+    here.train(1)
+    here.mirror.send(insist=True)
+    assert here.notes == ["the storage does not answer: 503 Slow Down"]
+
+    monkeypatch.setattr(here.mirror, "patience", 60)
+    monkeypatch.setattr("time.sleep", lambda _: out_of_order.clear())
+    here.mirror.send(insist=True)
+    assert here.mirror.remote.read("last.ckpt") == b"1"
+    assert len(here.notes) == 1

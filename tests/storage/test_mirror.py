@@ -146,6 +146,22 @@ def test_who_was_superseded_tries_no_more_and_says_so(
     assert "nothing more is sent to the storage: a later run writes there" in caplog.text
 
 
+def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, first_pause=60))
+    sender.failing = RemoteError("down")
+    assert not mirror.flush()
+    assert mirror.close(0) == mirror.close(0) == 2
+
+
+def test_an_abandoned_url_is_left_as_it_is(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60))
+    assert mirror.flush()
+    mirror.changed()
+    mirror.abandon()
+    assert mirror.close(1) == 0
+    assert sender.events == ["sent"]
+
+
 def test_the_last_files_are_sent_at_the_end(memory: RemoteFolder, tmp_path: Path) -> None:
     table = tmp_path / "trials.csv"
     mirror = Mirror(Sender(memory, term=1, databases={}, files={"trials.csv": table}), FAST)
