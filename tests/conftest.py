@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 #: Seconds a marked test may take; an unmarked one has pyproject.toml's `timeout`.
-TIMEOUTS = {"torch": 120, "ray": 600}
+TIMEOUTS = {"s3": 30, "torch": 120, "ray": 600}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

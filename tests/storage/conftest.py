@@ -23,7 +23,7 @@ def on_disk(tmp_path: Path) -> RemoteFolder:
     return RemoteFolder(f"file://{path}", fsspec.filesystem("file"), str(path))
 
 
-@pytest.fixture(params=["s3", "disk", "memory"])
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.s3), "disk", "memory"])
 def remote(request: pytest.FixtureRequest) -> RemoteFolder:
     if request.param == "s3":
         bucket = request.getfixturevalue("s3").bucket()

@@ -9,6 +9,8 @@ import pytest
 
 from tune_rescon.storage import Register, RegisterEntry, RemoteError, RemoteFolder, SharedValue
 
+ON_S3 = pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+
 
 def test_a_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> None:
     register = Register(remote.folder("lease"))
@@ -39,7 +41,7 @@ def test_a_writer_that_died_before_it_cleared_up_is_cleared_up_after(remote: Rem
     assert remote.names() == ["0000000004.json"]
 
 
-@pytest.mark.parametrize("remote", ["s3"], indirect=True)
+@ON_S3
 def test_each_value_is_made_from_the_one_before(remote: RemoteFolder) -> None:
     def count(who: int) -> None:
         register, done = Register(remote), 0

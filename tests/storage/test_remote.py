@@ -68,7 +68,7 @@ def test_a_request_that_is_repeated_because_its_answer_was_lost_is_still_ours(re
     assert remote.create("claim", b"mine")
 
 
-@pytest.mark.parametrize("remote", ["s3", "disk"], indirect=True)
+@pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.s3), "disk"], indirect=True)
 def test_of_many_at_once_one_makes_a_name(remote: RemoteFolder) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: remote.create("claim", f"driver {n}".encode()), range(8)))

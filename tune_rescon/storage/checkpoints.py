@@ -6,6 +6,7 @@ best network before the state training goes on from, as they are written.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,9 @@ from tune_rescon.storage.remote import RemoteError, RemoteFolder
 
 __all__ = ["CheckpointMirror"]
 
-#: Seconds a trial waits, at its beginning and at its end, for a URL that does not answer.
+_log: Final = logging.getLogger(__name__)
+
+#: Seconds a trial waits, before its first epoch and after its last, for a URL that does not answer.
 PATIENCE: Final = 60.0
 
 #: Seconds between its tries.
@@ -55,16 +58,29 @@ class CheckpointMirror:
         finally:
             shutil.rmtree(arrived, ignore_errors=True)
 
-    def send(self) -> None:
-        """Send what is new. What fails is noted, and sent with the next epoch's."""
+    def send(self, *, insist: bool = False) -> None:
+        """Send what is new. What fails is noted, and sent with the next epoch's.
+
+        ``insist``: there is no next one, so try for a while.
+        """
+        if insist:
+            self._insist(self._upload)
+            return
         try:
             self._upload()
         except RemoteError as error:
             self.note(f"a checkpoint is not in the storage yet: {error}")
 
-    def finish(self) -> None:
-        """Send what is still owed, for a while; then this node's copies are not needed any more."""
-        if self._insist(self._upload):
+    def release(self) -> None:
+        """Delete this node's copies, unless something is not at the URL even now.
+
+        Nothing is noted: whoever was told is gone by now.
+        """
+        try:
+            self._upload()
+        except RemoteError as error:
+            _log.warning("%s stays on this node: %s", self.local, error)
+        else:
             shutil.rmtree(self.local, ignore_errors=True)
 
     def url(self, name: str) -> str | None:

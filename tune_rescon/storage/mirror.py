@@ -81,15 +81,27 @@ class Mirror:
             return self._sent >= goal
 
     def close(self, patience: float) -> int:
-        """Send what is left, for ``patience`` seconds; the number of changes that are not at the URL."""
+        """Send what is left, for ``patience`` seconds; the number of changes that are not at the URL.
+
+        May be called again, with less patience, where a signal came meanwhile.
+        """
         with self._condition:
             self._deadline = time.monotonic() + patience
-            self._closing.set()
-            self._urge()
+            if not self._closing.is_set():
+                self._closing.set()
+                self._urge()
         # A call that hangs for longer is left to the daemon thread, and what it brings counts as missing.
         self._thread.join(patience + LAST_CALL)
         with self._condition:
             return self._changes - self._sent
+
+    def abandon(self) -> None:
+        """Begin nothing any more: the URL is another run's."""
+        with self._condition:
+            self._changes = self._sent
+            self._discards.clear()
+            self._closing.set()
+            self._condition.notify_all()
 
     def _urge(self) -> int:
         self._changes += 1

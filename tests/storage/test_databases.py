@@ -1,0 +1,211 @@
+"""Databases on their way to a URL and back, while they are written and after machines died."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import StorageError
+from tune_rescon.storage import Discard, RemoteError, RemoteFolder, Sender, SupersededError, fetch_databases
+from tune_rescon.storage.database import copy_database, is_whole, parse_term, read_term, write_term
+
+
+def make(path: Path, *, wal: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"PRAGMA journal_mode={'WAL' if wal else 'DELETE'}")
+        database.execute("CREATE TABLE epochs (n INTEGER)")
+        database.commit()
+
+
+def add(path: Path, n: int) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO epochs VALUES (?)", (n,))
+        database.commit()
+
+
+def epochs(path: Path) -> list[int]:
+    with closing(sqlite3.connect(path)) as database:
+        return [row[0] for row in database.execute("SELECT n FROM epochs ORDER BY n")]
+
+
+class Machine:
+    """One machine's scratch."""
+
+    def __init__(self, scratch: Path, remote: RemoteFolder) -> None:
+        self.study = scratch / "study.db"
+        self.remote = remote
+
+    def begin(self) -> Sender:
+        """A run: fetch, make what is not there, send."""
+        term = fetch_databases(self.remote, {"study.db": self.study})
+        if not self.study.exists():
+            make(self.study)
+        sender = Sender(self.remote, term=term, databases={"study.db": self.study}, files={})
+        sender.send()
+        return sender
+
+
+@pytest.fixture
+def here(tmp_path: Path, memory: RemoteFolder) -> Machine:
+    return Machine(tmp_path / "here", memory)
+
+
+@pytest.fixture
+def there(tmp_path: Path, memory: RemoteFolder) -> Machine:
+    return Machine(tmp_path / "there", memory)
+
+
+@pytest.mark.parametrize("wal", [False, True])
+def test_a_copy_is_one_whole_file_of_a_database_that_is_being_written(tmp_path: Path, wal: bool) -> None:
+    live, copy = tmp_path / "live.db", tmp_path / "copy.db"
+    make(live, wal=wal)
+    add(live, 1)
+    with closing(sqlite3.connect(live)) as writer:
+        writer.execute("INSERT INTO epochs VALUES (2)")
+        copy_database(live, copy, term=7)
+        writer.commit()
+    assert epochs(copy) == [1]
+    assert epochs(live) == [1, 2]
+    assert [path.name for path in tmp_path.glob("copy.db*")] == ["copy.db"]
+    assert read_term(copy) == 7
+    assert read_term(live) == 0
+
+
+def test_a_term_is_read_from_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    assert read_term(path) is None
+    make(path)
+    write_term(path, 70000)
+    assert read_term(path) == parse_term(path.read_bytes()[60:64]) == 70000
+    assert parse_term(None) is None
+
+
+def test_another_machine_goes_on_from_what_was_sent(here: Machine, there: Machine) -> None:
+    sender = here.begin()
+    for n in (1, 2):
+        add(here.study, n)
+    sender.send()
+    add(here.study, 3)
+
+    there.begin()
+    assert epochs(there.study) == [1, 2]
+    assert read_term(there.study) == 2
+
+
+def test_the_same_machine_loses_nothing(here: Machine) -> None:
+    here.begin()
+    add(here.study, 1)
+    here.begin()
+    assert epochs(here.study) == [1]
+
+
+def test_who_comes_back_takes_what_was_done_elsewhere_and_says_so(
+    here: Machine, there: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.begin()
+    add(here.study, 1)
+    sender = there.begin()
+    add(there.study, 10)
+    sender.send()
+    with caplog.at_level(logging.WARNING):
+        here.begin()
+    assert epochs(here.study) == [10]
+    assert "the copy at" in caplog.text
+    assert "(run 2) is newer than this machine's (run 1)" in caplog.text
+
+
+def test_what_sqlite_kept_beside_an_older_copy_goes_with_it(here: Machine, there: Machine) -> None:
+    here.begin()
+    there.begin()
+    beside = here.study.with_name("study.db-journal")
+    beside.write_bytes(b"of the older copy")
+    here.begin()
+    assert not beside.exists()
+
+
+def test_who_was_superseded_sends_nothing_more(here: Machine, there: Machine) -> None:
+    sleeper = here.begin()
+    add(here.study, 1)
+    there.begin()
+    with pytest.raises(SupersededError, match=r"later run \(2\)"):
+        sleeper.send()
+    assert there.remote.read("study.db", start=60, end=64) == (2).to_bytes(4, "big")
+
+
+def test_a_damaged_copy_here_is_replaced(here: Machine) -> None:
+    sender = here.begin()
+    add(here.study, 1)
+    sender.send()
+    here.study.write_bytes(here.study.read_bytes()[:1000])
+    assert not is_whole(here.study)
+    here.begin()
+    assert epochs(here.study) == [1]
+
+
+def test_a_damaged_copy_at_the_url_is_said_and_replaces_nothing(here: Machine, there: Machine) -> None:
+    here.begin()
+    good = here.remote.read("study.db")
+    assert good is not None
+    here.remote.write("study.db", good[:1000])
+    with pytest.raises(StorageError, match=r"got a damaged memory://.*/study\.db"):
+        there.begin()
+    assert list(there.study.parent.iterdir()) == []
+
+
+def test_what_has_not_changed_is_not_sent_again(
+    here: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent: list[str] = []
+    whole = RemoteFolder.upload
+
+    def upload(self: RemoteFolder, source: Path, name: str) -> None:
+        sent.append(name)
+        whole(self, source, name)
+
+    monkeypatch.setattr(RemoteFolder, "upload", upload)
+    make(here.study)
+    table = tmp_path / "trials.csv"
+    files = {"trials.csv": table, "best.yaml": tmp_path / "best.yaml"}
+    sender = Sender(here.remote, term=1, databases={"study.db": here.study}, files=files)
+    sender.send()
+    add(here.study, 1)
+    table.write_text("trial")
+    sent.clear()
+    sender.send()
+    sender.send()
+    assert sent == ["study.db", "trials.csv"]
+
+
+def test_a_failed_first_send_leaves_this_machine_free_to_begin_again(
+    here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: RemoteFolder, source: Path, name: str) -> None:
+        raise RemoteError(f"no room for {source} as {name} at {self.url}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "upload", refuse)
+        with pytest.raises(RemoteError):
+            here.begin()
+    sender = there.begin()
+    add(there.study, 1)
+    sender.send()
+    here.begin()
+    assert epochs(here.study) == [1]
+
+
+def test_discarding_leaves_one_file_or_none(here: Machine) -> None:
+    names = ["checkpoints/trial_0001/best.ckpt", "checkpoints/trial_0001/last.ckpt"]
+    others = ["checkpoints/trial_0011/best.ckpt", "space.yaml"]
+    for name in names + others:
+        here.remote.write(name, b"1")
+    sender = Sender(here.remote, term=1, databases={}, files={})
+    sender.discard([Discard(folder="checkpoints/trial_0001", keep="best.ckpt")])
+    assert here.remote.names() == [names[0], *others]
+    sender.discard([Discard(folder="checkpoints/trial_0001")])
+    sender.discard([Discard(folder="checkpoints/trial_0001")])
+    assert here.remote.names() == others

@@ -1,0 +1,104 @@
+"""A name at a URL: taken once, found again, given back."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from tests.conftest import S3Server
+from tune_rescon.errors import StorageError
+from tune_rescon.storage import SearchHome, StorageUrl, usable
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def storage(s3: S3Server) -> StorageUrl:
+    return StorageUrl(url=f"{s3.bucket()}/team/runs")
+
+
+def begin(storage: StorageUrl, name: str) -> SearchHome:
+    home = SearchHome.create(storage, name)
+    home.remote.write("space.yaml", b"version: 1")
+    return home
+
+
+def test_what_was_begun_is_found_with_its_identity(storage: StorageUrl) -> None:
+    made = begin(storage, "a")
+    found = SearchHome.find(storage, "a")
+    assert found.identity == made.identity
+    assert found.scratch(Path("/cache")) == Path("/cache/searches") / made.identity
+
+
+def test_a_name_is_taken_once(storage: StorageUrl) -> None:
+    begin(storage, "a")
+    with pytest.raises(
+        StorageError, match=r"must be free, but s3://.*/a exists\. Go on with it by --resume a"
+    ):
+        SearchHome.create(storage, "a")
+
+
+def test_of_two_that_begin_at_once_one_has_the_name(storage: StorageUrl) -> None:
+    def take(_: int) -> str | None:
+        try:
+            return SearchHome.create(storage, "a").identity
+        except StorageError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [identity for identity in pool.map(take, range(4)) if identity]
+    assert len(made) == 1
+
+
+def test_one_that_never_began_holds_no_search_until_its_name_is_given_back(storage: StorageUrl) -> None:
+    home = SearchHome.create(storage, "a")
+    with pytest.raises(StorageError, match="It holds no search: remove it"):
+        SearchHome.create(storage, "a")
+    with pytest.raises(StorageError, match="There is no search there yet"):
+        SearchHome.find(storage, "a")
+    home.remove()
+    assert begin(storage, "a").identity != home.identity
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(storage: StorageUrl) -> None:
+    for name in ("b", "a"):
+        begin(storage, name)
+    with pytest.raises(StorageError) as caught:
+        SearchHome.find(storage, "c")
+    assert str(caught.value) == f"--resume: no search named 'c' in {storage}. Searches there: a, b."
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_said_in_one_paragraph() -> None:
+    with pytest.raises(StorageError) as caught:
+        SearchHome.create(StorageUrl(url="s3://no-such-bucket-here/runs"), "a")
+    message = str(caught.value)
+    assert message.startswith("--storage: must be a URL that can be read and written, but got s3://no-such-")
+    assert "The specified bucket does not exist" in message
+    assert "The bucket must exist, and the credentials found" in message
+    assert "\n" not in message
+
+
+def test_only_the_storages_errors_are_the_users(storage: StorageUrl) -> None:
+    with pytest.raises(ZeroDivisionError), usable(storage):
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize("how", ["create", "find"])
+def test_credentials_that_are_missing_are_said(
+    how: str, monkeypatch: pytest.MonkeyPatch, s3: S3Server
+) -> None:
+    storage = StorageUrl(url=f"{s3.bucket()}/runs")
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", "/nowhere")
+    # A file system that has not connected yet: fsspec keeps them.
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(
+        StorageError, match=r"Unable to locate credentials\)\. The bucket must exist, and the"
+    ):
+        getattr(SearchHome, how)(storage, "a")
+    S3FileSystem.clear_instance_cache()

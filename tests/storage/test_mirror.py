@@ -1,0 +1,172 @@
+"""The mirror's thread: when it sends, how long it is waited for, and what it does about failures."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.storage import Discard, Mirror, Pace, RemoteError, RemoteFolder, Sender, SupersededError
+
+FAST = Pace(interval=0.05, patience=5.0, first_pause=0.01, longest_pause=0.02)
+
+
+class Recorded(Sender):
+    """Sends nothing, but notes when it was asked, and fails as it is told."""
+
+    def __init__(self, remote: RemoteFolder) -> None:
+        super().__init__(remote, term=1, databases={}, files={})
+        self.events: list[str] = []
+        self.times: list[float] = []
+        self.failing: Exception | None = None
+        self.free = threading.Event()
+        self.free.set()
+
+    def send(self) -> None:
+        self.free.wait()
+        self.times.append(time.monotonic())
+        if self.failing is not None:
+            raise self.failing
+        self.events.append("sent")
+
+    def discard(self, discards: Iterable[Discard]) -> None:
+        self.events += [f"discarded {discard.folder}" for discard in discards]
+
+
+@pytest.fixture
+def sender(memory: RemoteFolder) -> Iterator[Recorded]:
+    sender = Recorded(memory)
+    yield sender
+    sender.free.set()
+
+
+def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
+    mirror = Mirror(sender, pace)
+    mirror.start()
+    return mirror
+
+
+def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60))
+    assert mirror.flush()
+    assert sender.events == ["sent"]
+    assert mirror.flush()
+    assert sender.events == ["sent", "sent"]
+    assert mirror.close(1) == 0
+
+
+def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -> None:
+    mirror = running(sender)
+    assert mirror.flush()
+    began = time.monotonic()
+    for _ in range(20):
+        mirror.changed()
+        time.sleep(0.01)
+    pauses = [later - sooner for sooner, later in itertools.pairwise(sender.times)]
+    assert 1 <= len(pauses) <= 1 + (time.monotonic() - began) / FAST.interval
+    assert min(pauses) >= FAST.interval
+    assert mirror.close(1) == 0
+
+
+def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, patience=0.1))
+    sender.free.clear()
+    began = time.monotonic()
+    assert not mirror.flush()
+    assert 0.1 <= time.monotonic() - began < 5
+
+
+def test_nobody_waits_for_a_url_that_is_in_trouble(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, patience=60, first_pause=60))
+    sender.failing = RemoteError("down")
+    began = time.monotonic()
+    assert not mirror.flush()
+    assert not mirror.flush()
+    assert time.monotonic() - began < 5
+    assert len(sender.times) == 1
+    assert mirror.close(0) == 3
+
+
+def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+    mirror = running(sender)
+    sender.failing = RemoteError("503 Slow Down")
+    with caplog.at_level(logging.WARNING):
+        assert not mirror.flush()
+        while len(sender.times) < 4:
+            time.sleep(0.005)
+    assert "the storage is behind; next try in 0.0 s: 503 Slow Down" in caplog.text
+    sender.failing = None
+    assert mirror.close(1) == 0
+    assert sender.events
+
+
+def test_what_is_missing_at_the_end_is_counted(sender: Recorded) -> None:
+    mirror = running(sender)
+    assert mirror.flush()
+    sender.failing = OSError("no space left on device")
+    mirror.changed()
+    mirror.changed()
+    began = time.monotonic()
+    # The closing itself brings the search's last files.
+    assert mirror.close(0.2) == 3
+    assert time.monotonic() - began < 5
+
+
+def test_files_are_deleted_after_the_copy_that_no_longer_needs_them(sender: Recorded) -> None:
+    mirror = running(sender)
+    mirror.forget(Discard(folder="trial_0001"))
+    mirror.changed()
+    while not sender.times:
+        time.sleep(0.001)
+    # That copy may be older than the trial's end.
+    assert sender.events == ["sent"]
+    sender.failing = RemoteError("down")
+    assert not mirror.flush()
+    assert sender.events == ["sent"]
+    sender.failing = None
+    assert mirror.close(1) == 0
+    assert sender.events[:3] == ["sent", "sent", "discarded trial_0001"]
+    assert sender.events.count("discarded trial_0001") == 1
+
+
+def test_who_was_superseded_tries_no_more_and_says_so(
+    sender: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = running(sender)
+    sender.failing = SupersededError("a later run writes there")
+    with caplog.at_level(logging.ERROR):
+        assert not mirror.flush()
+        assert mirror.close(1) == 2
+    assert len(sender.times) == 1
+    assert "nothing more is sent to the storage: a later run writes there" in caplog.text
+
+
+def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, first_pause=60))
+    sender.failing = RemoteError("down")
+    assert not mirror.flush()
+    assert mirror.close(0) == mirror.close(0) == 2
+
+
+def test_an_abandoned_url_is_left_as_it_is(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60))
+    assert mirror.flush()
+    mirror.changed()
+    mirror.abandon()
+    assert mirror.close(1) == 0
+    assert sender.events == ["sent"]
+
+
+def test_the_last_files_are_sent_at_the_end(memory: RemoteFolder, tmp_path: Path) -> None:
+    table = tmp_path / "trials.csv"
+    mirror = Mirror(Sender(memory, term=1, databases={}, files={"trials.csv": table}), FAST)
+    mirror.start()
+    assert mirror.flush()
+    table.write_text("trial,state\n")
+    assert mirror.close(1) == 0
+    assert memory.read("trials.csv") == b"trial,state\n"
