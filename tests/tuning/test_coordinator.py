@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import METRICS, TrialState
+from tune_rescon.spaces import load_space
 from tune_rescon.testing import Assignment, SyntheticCurve, simulate
-from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
-from tune_rescon.tuning.record import StudyRecord, TrialSummary
-from tune_rescon.tuning.rungs import Decision, RungLadder, Verdict
+from tune_rescon.tuning import (
+    Coordinator,
+    Decision,
+    Proposer,
+    RungLadder,
+    SearchPlan,
+    StudyRecord,
+    TrialSummary,
+    Verdict,
+)
 
 EPOCHS = 9
 
 
-def study(seed: int = 0) -> optuna.Study:
-    return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed))
+SPACE = load_space(
+    "digits",
+    ["sampler.type=random", "initial=[]", "parameters={learning_rate: {type: float, low: 0.1, high: 0.99}}"],
+)
 
 
-def suggest(trial: optuna.trial.Trial) -> Mapping[str, float]:
-    return {"limit": trial.suggest_float("limit", 0.1, 0.99)}
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
+
+
+def record(of: optuna.Study) -> StudyRecord:
+    return StudyRecord.on(of._storage, of._study_id, metric="val_accuracy")
 
 
 def curve(trial: Assignment) -> SyntheticCurve:
-    return SyntheticCurve(limit=trial.parameters["limit"])
+    return SyntheticCurve(limit=trial.parameters["learning_rate"])
 
 
 class Diary:
@@ -45,6 +60,12 @@ class Diary:
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         assert metrics["val_accuracy"] == trial.value or math.isnan(trial.value)
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
+
+    def search_noted(self, text: str) -> None:
+        self.lines.append(text)
+
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        self.lines.append(f"{trial.number} note {text}")
 
     def trial_ended(self, trial: TrialSummary) -> None:
         self.lines.append(f"{trial.number} {trial.state.value}")
@@ -68,11 +89,15 @@ def coordinator(
     shelf: Shelf | None = None,
     deadline: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
+    pauses: bool = False,
+    **plan: Any,
 ) -> Coordinator:
+    kept = record(of)
     return Coordinator(
-        SearchPlan(suggest=suggest, total=total, deadline=deadline),
-        StudyRecord(of, metric="val_accuracy"),
-        RungLadder(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
+        SearchPlan(total=total, deadline=deadline, **plan),
+        kept,
+        RungLadder(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
+        Proposer(SPACE, known=kept.trials()),
         listeners=listeners,
         prune=(shelf or Shelf()).prune,
         clock=clock,
@@ -92,9 +117,9 @@ def metrics(value: float) -> dict[str, float]:
 def test_a_search_saves_epochs_and_keeps_the_best() -> None:
     of = study()
     spent = simulate(coordinator(of), curve).epochs_spent
-    best_of_all = max(trial.params["limit"] for trial in of.trials)
+    best_of_all = max(trial.params["learning_rate"] for trial in of.trials)
     assert spent < 0.6 * 30 * EPOCHS
-    assert of.best_trial.params["limit"] == best_of_all
+    assert of.best_trial.params["learning_rate"] == best_of_all
 
 
 def test_optuna_is_told_what_became_of_each_trial() -> None:
@@ -132,8 +157,7 @@ def test_checkpoints_of_the_five_best_are_kept_one_each() -> None:
     of, shelf = study(), Shelf()
     simulate(coordinator(of, shelf=shelf), curve)
     kept = {number for number, file in shelf.left.items() if file is not None}
-    record = StudyRecord(of, metric="val_accuracy")
-    best = sorted(record.trials(), key=TrialSummary.rank_key)[:5]
+    best = sorted(record(of).trials(), key=TrialSummary.rank_key)[:5]
     assert kept == {trial.number for trial in best}
     assert {trial.checkpoint for trial in best} == {f"best_{trial.number}.ckpt" for trial in best}
     assert set(shelf.left) == {trial.number for trial in of.trials}
@@ -186,6 +210,7 @@ def test_an_interrupt_ends_running_trials_after_their_epoch_and_leaves_them_open
     running = [trial.number for trial in of.trials]
     search.interrupt()
     assert search.next_trial() is None
+    assert search.exhausted
     for number in running:
         epoch = len(of.trials[number].intermediate_values) + 1
         assert search.epoch_done(number, epoch, metrics(0.5), "x") is Decision.STOP
@@ -204,3 +229,138 @@ def test_after_the_deadline_no_trial_starts_and_running_ones_stop() -> None:
     assert search.epoch_done(trial.number, 2, metrics(0.6), None) is Decision.STOP
     assert search.next_trial() is None
     assert of.trials[0].state is OptunaState.PRUNED
+
+
+def test_a_paused_trial_frees_its_slot_and_goes_on_when_it_is_promoted() -> None:
+    of, diary = study(), Diary()
+    trace = simulate(coordinator(of, total=9, pauses=True, listeners=(diary,)), curve)
+    finished = [t for t in of.trials if t.state is OptunaState.COMPLETE]
+    stopped = [t for t in of.trials if t.state is OptunaState.PRUNED]
+    assert len(finished) + len(stopped) == 9
+    assert [len(t.intermediate_values) for t in finished] == [EPOCHS]
+    assert {len(t.intermediate_values) for t in stopped} <= {1, 3}
+    best = max(t.params["learning_rate"] for t in of.trials)
+    assert finished[0].params["learning_rate"] == best
+    again = [line for line in diary.lines if "starts at" in line and not line.endswith("at 0")]
+    assert again
+    # No epoch was trained twice.
+    assert len(trace.runs) == sum(len(t.intermediate_values) for t in of.trials)
+
+
+def test_a_promoting_search_too_small_for_its_rungs_still_finishes_its_best() -> None:
+    of = study()
+    simulate(coordinator(of, total=2, pauses=True), curve)
+    states = sorted((len(t.intermediate_values), t.state.name) for t in of.trials)
+    assert states == [(1, "PRUNED"), (EPOCHS, "COMPLETE")]
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_what_was_decided_but_not_done_is_done_on_resume(
+    pauses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = study()
+    search = coordinator(of, total=3, pauses=pauses)
+    for _ in range(3):
+        search.next_trial()
+    search.epoch_done(0, 1, metrics(0.9), "a")
+    search.epoch_done(1, 1, metrics(0.8), "b")
+    with monkeypatch.context() as patch:
+        # The driver dies with the third trial's verdict written, and nothing done about it.
+        patch.setattr(Coordinator, "_act", lambda *_: None)
+        search.epoch_done(2, 1, metrics(0.1), "c")
+    diary = Diary()
+    resumed = coordinator(of, total=3, pauses=pauses, listeners=(diary,))
+    assert ("2 stopped" in diary.lines) is not pauses
+    handed = []
+    while (trial := resumed.next_trial()) is not None:
+        handed.append(trial.number)
+    assert handed == ([0] if pauses else [0, 1])
+
+
+def test_notes_are_kept_and_told() -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=1, listeners=(diary,))
+    search.note(first(search), "beware")
+    assert diary.lines[-1] == "0 note beware"
+    assert record(of).trial(0).notes == ("beware",)
+
+
+def same_third(parameters: Mapping[str, Any]) -> int:
+    """Two kinds of trial, of which one needs too much memory."""
+    return int(parameters["learning_rate"] > 0.3)
+
+
+def test_what_ran_out_of_memory_once_is_not_run_again() -> None:
+    of = study()
+    search = coordinator(of, total=10, same_memory=same_third)
+    while (trial := search.next_trial()) is not None:
+        if same_third(trial.parameters):
+            search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
+        else:
+            search.epoch_done(trial.number, 1, metrics(math.nan), None)
+    states = [trial.user_attrs["state"] for trial in of.trials]
+    assert states.count("out_of_memory") == 1
+    assert states.count("diverged") == 9
+
+
+def test_where_nothing_else_can_be_drawn_a_trial_is_closed_unrun() -> None:
+    of = study()
+    search = coordinator(of, total=3, same_memory=lambda _: 1)
+    search.close(first(search), TrialState.OUT_OF_MEMORY, error="out of memory")
+    assert search.next_trial() is None
+    assert search.exhausted
+    assert [trial.user_attrs["state"] for trial in of.trials] == ["out_of_memory"] * 3
+    assert of.trials[1].user_attrs["error"].startswith("not run: trial 0, ")
+
+
+def test_too_many_failures_in_a_row_end_the_search_and_running_trials_wait_for_a_resume() -> None:
+    of = study()
+    search = coordinator(of)
+    running = first(search)
+    for _ in range(5):
+        search.close(first(search), TrialState.FAILED, error="Traceback\nValueError: no such layer")
+    assert search.failure is not None
+    assert "all said: ValueError: no such layer" in search.failure
+    assert search.exhausted
+    assert search.next_trial() is None
+    assert search.epoch_done(running, 1, metrics(0.5), None) is Decision.STOP
+    assert of.trials[running].user_attrs["state"] == "interrupted"
+
+
+class LeaseLostError(Exception):
+    pass
+
+
+def test_nothing_is_written_where_the_guard_objects() -> None:
+    of = study()
+    allowed = [True]
+
+    def guard() -> None:
+        if not allowed[0]:
+            raise LeaseLostError
+
+    search = coordinator(of, guard=guard)
+    number = first(search)
+    allowed[0] = False
+    calls: list[Callable[[], object]] = [
+        search.next_trial,
+        lambda: search.epoch_done(number, 1, metrics(0.5), None),
+        lambda: search.note(number, "beware"),
+        lambda: search.close(number, TrialState.FAILED, error="died"),
+        search.settle,
+    ]
+    for call in calls:
+        with pytest.raises(LeaseLostError):
+            call()
+    (trial,) = of.trials
+    assert (trial.state, trial.intermediate_values) == (OptunaState.RUNNING, {})
+    assert trial.user_attrs == {"state": "running"}
+
+
+def test_the_second_objective_is_measured_up_to_the_epoch() -> None:
+    of = optuna.create_study(directions=["maximize", "minimize"])
+    search = coordinator(of, total=1, cost=lambda trial, epochs: trial.seconds_of(epochs))
+    number = first(search)
+    for epoch in range(1, EPOCHS + 1):
+        search.epoch_done(number, epoch, metrics(0.5) | {"epoch_seconds": 2.0}, None)
+    assert of.trials[0].values == [0.5, 2.0 * EPOCHS]

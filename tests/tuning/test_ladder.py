@@ -6,7 +6,10 @@ import pytest
 
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import Decision, ladder_levels
-from tune_rescon.tuning.ladder import make_ladder
+from tune_rescon.tuning.ladder import make_rule
+from tune_rescon.tuning.median import MedianRule
+from tune_rescon.tuning.rungs import RungLadder
+from tune_rescon.tuning.stopping import Observation
 
 
 @pytest.mark.parametrize(
@@ -33,17 +36,33 @@ def test_every_shipped_space_ends_at_its_last_epoch(name: str) -> None:
 
 
 def test_without_a_scheduler_no_trial_is_stopped() -> None:
-    ladder = make_ladder(load_space("digits", ["scheduler.type=none"]))
-    for value in (0.9, 0.8, 0.1):
-        assert ladder.judge(1, value).decision is Decision.CONTINUE
-        assert ladder.judge(9, value).decision is Decision.FINISH
+    ladder = make_rule(load_space("digits", ["scheduler.type=none"]))
+    for number, value in enumerate((0.9, 0.8, 0.1)):
+        early, last = (Observation(number=number, epoch=epoch, value=value) for epoch in (1, 9))
+        assert ladder.judge(early).decision is Decision.CONTINUE
+        assert ladder.judge(last).decision is Decision.FINISH
 
 
 @pytest.mark.parametrize(
     ("metric", "mode", "worst"), [("val_accuracy", "max", 0.1), ("val_loss", "min", 0.9)]
 )
 def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst: float) -> None:
-    ladder = make_ladder(load_space("digits", [f"metric={{name: {metric}, mode: {mode}}}"]))
-    for value in (0.5, 0.4):
-        ladder.judge(1, value)
-    assert ladder.judge(1, worst).decision is Decision.STOP
+    ladder = make_rule(load_space("digits", [f"metric={{name: {metric}, mode: {mode}}}"]))
+    for number, value in enumerate((0.5, 0.4)):
+        ladder.judge(Observation(number=number, epoch=1, value=value))
+    assert ladder.judge(Observation(number=2, epoch=1, value=worst)).decision is Decision.STOP
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "pauses"),
+    [
+        ([], RungLadder, False),
+        (["scheduler.variant=promote"], RungLadder, True),
+        (["scheduler.type=none"], RungLadder, False),
+        (["scheduler={type: median}"], MedianRule, None),
+    ],
+)
+def test_the_rule_of_each_scheduler(overrides: list[str], kind: type, pauses: bool | None) -> None:
+    rule = make_rule(load_space("digits", overrides))
+    assert type(rule) is kind
+    assert getattr(rule, "pauses", None) is pauses

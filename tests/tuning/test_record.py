@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
-from tune_rescon.tuning import StudyRecord, TrialSummary
+from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
+from tune_rescon.tuning.record import Proposal
+from tune_rescon.tuning.sql_ledger import SqlLedger
 
 FINAL = [state for state in TrialState if state.is_final]
 
 
-def suggest(trial: Trial) -> Mapping[str, Any]:
-    return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1.0, log=True),
+CONTINUE = Verdict(decision=Decision.CONTINUE)
+
+
+def proposal(learning_rate: float = 0.1, **memory: Any) -> Proposal:
+    distributions: dict[str, BaseDistribution] = {
+        "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
         # How a list travels through Optuna, which takes no lists as choices.
-        "step_fractions": trial.suggest_categorical("step_fractions", ["[40, 60]", "[50]"]),
+        "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
     }
+    params = {"learning_rate": learning_rate, "step_fractions": "[50]"}
+    return Proposal(params=params, distributions=distributions, memory=memory)
 
 
 def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    return StudyRecord.create(
-        url, name, metric="val_accuracy", maximize=maximize, sampler=sampler, space="version: 1\n"
-    )
+    return StudyRecord.create(url, name, metric="val_accuracy", maximize=maximize, space="version: 1\n")
 
 
 def load(url: str, name: str = "s") -> StudyRecord:
@@ -94,20 +97,22 @@ def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
     assert study(url).user_attrs["space"] == "version: 1\n"
 
 
-@pytest.mark.parametrize("state", [*FINAL, TrialState.INTERRUPTED])
+@pytest.mark.parametrize("state", FINAL)
 def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
     record = create(url)
-    number = record.ask(suggest).number
+    number = record.open(proposal()).number
     for epoch, value in enumerate((0.5, 0.75, 0.625), 1):
-        record.report(number, epoch, metrics(value))
-    record.finish(number, state, checkpoint="best.ckpt", error="a line\nanother")
+        record.report(number, epoch, metrics(value), CONTINUE)
+    record.note(number, "a note")
+    record.close(number, state, checkpoint="best.ckpt", error="a line\nanother", cost=0.5)
     (read,) = load(url).trials()
     assert read == record.trial(number)
     assert read.state is state
     assert read.values == (0.5, 0.75, 0.625)
     assert read.history["train_loss"] == (0.5, 0.25, 0.375)
     assert read.seconds == 1.5
-    assert read.parameters["step_fractions"] in ("[40, 60]", "[50]")
+    assert read.parameters == {"learning_rate": 0.1, "step_fractions": "[50]"}
+    assert (read.notes, read.cost, read.decision) == (("a note",), 0.5, Decision.CONTINUE)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +123,13 @@ def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
         (TrialState.DIVERGED, OptunaState.FAIL),
         (TrialState.OUT_OF_MEMORY, OptunaState.FAIL),
         (TrialState.FAILED, OptunaState.FAIL),
-        (TrialState.INTERRUPTED, OptunaState.RUNNING),
     ],
 )
 def test_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -> None:
     record = create(url)
-    number = record.ask(suggest).number
-    record.report(number, 1, metrics(0.5))
-    record.finish(number, state, checkpoint=None)
+    number = record.open(proposal()).number
+    record.report(number, 1, metrics(0.5), CONTINUE)
+    record.close(number, state, checkpoint=None)
     (trial,) = study(url).trials
     assert trial.state is expected
     assert trial.value == (0.5 if expected in (OptunaState.COMPLETE, OptunaState.PRUNED) else None)
@@ -134,10 +138,10 @@ def test_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -
 
 def test_values_that_are_not_finite_survive(url: str) -> None:
     record = create(url)
-    number = record.ask(suggest).number
+    number = record.open(proposal()).number
     for epoch, value in enumerate((0.5, math.inf, math.nan), 1):
-        record.report(number, epoch, metrics(value))
-    record.finish(number, TrialState.DIVERGED, checkpoint=None)
+        record.report(number, epoch, metrics(value), CONTINUE)
+    record.close(number, TrialState.DIVERGED, checkpoint=None)
     (read,) = load(url).trials()
     assert read.values[:2] == (0.5, math.inf)
     assert math.isnan(read.values[2])
@@ -147,85 +151,120 @@ def test_values_that_are_not_finite_survive(url: str) -> None:
 
 def test_the_run_id_is_kept_whether_it_comes_in_time_or_late(url: str) -> None:
     record = create(url)
-    numbers = [record.ask(suggest).number for _ in range(2)]
+    numbers = [record.open(proposal()).number for _ in range(2)]
     record.set_run_id(0, "in time")
     for number in numbers:
-        record.finish(number, TrialState.FAILED, checkpoint=None)
+        record.close(number, TrialState.FAILED, checkpoint=None)
     record.set_run_id(1, "late")
     assert [trial.mlflow_run_id for trial in load(url).trials()] == ["in time", "late"]
     assert load(url).trials() == record.trials()
 
 
-def test_rows_in_the_queue_come_first_and_are_no_trials_yet(url: str) -> None:
+@pytest.mark.parametrize("aside", ["pause", "interrupt"])
+def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> None:
     record = create(url)
-    record.enqueue([{"learning_rate": 0.25, "step_fractions": "[50]"}])
-    assert record.trials() == load(url).trials() == ()
-    assert record.ask(suggest).parameters == {"learning_rate": 0.25, "step_fractions": "[50]"}
-
-
-def test_an_interrupted_trial_goes_on_under_its_number(url: str) -> None:
-    record = create(url)
-    asked = record.ask(suggest)
-    record.report(0, 1, metrics(0.5))
-    record.finish(0, TrialState.INTERRUPTED, checkpoint="best.ckpt")
+    asked = record.open(proposal())
+    record.report(0, 1, metrics(0.5), Verdict(decision=Decision.PAUSE), checkpoint="best.ckpt")
+    waiting = getattr(record, aside)(0)
+    assert not waiting.state.is_final
+    assert study(url).trials[0].state is OptunaState.RUNNING
     later = load(url)
-    opened = later.reopen(0, suggest)
-    assert (opened.parameters, opened.values) == (asked.parameters, (0.5,))
-    later.report(0, 2, metrics(0.75))
-    later.finish(0, TrialState.STOPPED, checkpoint="best.ckpt")
+    assert later.trials() == record.trials()
+    opened = later.reopen(0)
+    assert (opened.parameters, opened.values, opened.checkpoint) == (asked.parameters, (0.5,), "best.ckpt")
+    later.report(0, 2, metrics(0.75), CONTINUE)
+    later.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
     assert load(url).trials() == later.trials()
     assert later.trial(0).values == (0.5, 0.75)
 
 
-def test_a_checkpoint_that_an_interruption_noted_is_forgotten_with_its_file(url: str) -> None:
+def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is_closed(url: str) -> None:
     record = create(url)
-    record.ask(suggest)
-    record.finish(0, TrialState.INTERRUPTED, checkpoint="best.ckpt")
-    later = load(url)
-    later.reopen(0, suggest)
-    later.finish(0, TrialState.STOPPED, checkpoint=None)
+    record.open(proposal())
+    record.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
+    record.forget_checkpoint(0)
     assert load(url).trial(0).checkpoint is None
+    assert study(url).trials[0].user_attrs["checkpoint"] is None
+
+
+def test_what_a_sampler_noted_on_a_trial_comes_back(url: str) -> None:
+    record = create(url)
+    record.open(proposal(**{"cma:generation": 3}))
+    assert load(url).trial(0).memory == {"cma:generation": 3}
+
+
+def test_attributes_of_the_study_come_back_and_change(url: str) -> None:
+    record = create(url)
+    assert record.attribute("warm_start") is None
+    for value in ([1], [1, 2]):
+        record.set_attribute("warm_start", value)
+        assert load(url).attribute("warm_start") == value
 
 
 class DriverDiedError(Exception):
     pass
 
 
-def die(*_: object, **__: object) -> None:
-    raise DriverDiedError
+@pytest.mark.parametrize("table", ["_PARAMS", "_USER"])
+def test_a_driver_that_dies_amid_opening_a_trial_leaves_none(
+    table: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune_rescon.tuning import sql_ledger
+
+    record, insert = create(url), sql_ledger._insert
+
+    def die(connection: Any, at: Any, rows: Any) -> None:
+        if at is getattr(sql_ledger, table):
+            raise DriverDiedError
+        insert(connection, at, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_ledger, "_insert", die)
+        with pytest.raises(DriverDiedError):
+            record.open(proposal())
+    assert load(url).trials() == ()
+    assert load(url).open(proposal()).number == 0
 
 
-def test_a_driver_that_dies_amid_drawing_leaves_a_trial_that_can_go_on(url: str) -> None:
-    def half(trial: Trial) -> None:
-        trial.suggest_float("learning_rate", 1e-3, 1.0, log=True)
-        raise DriverDiedError
-
-    with pytest.raises(DriverDiedError):
-        create(url).ask(half)
-    later = load(url)
-    (broken,) = later.trials()
-    opened = later.reopen(0, suggest)
-    assert set(opened.parameters) == {"learning_rate", "step_fractions"}
-    assert opened.parameters["learning_rate"] == broken.parameters["learning_rate"]
-    assert load(url).trial(0).parameters == opened.parameters
-
-
-def test_a_driver_that_dies_amid_an_epochs_report_leaves_series_in_step(
+def test_a_driver_that_dies_amid_an_epochs_report_leaves_the_epoch_out(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = create(url)
-    record.ask(suggest)
-    record.report(0, 1, metrics(0.5))
+    from tune_rescon.tuning import sql_ledger
+
+    record, insert = create(url), sql_ledger._insert
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE)
+
+    def die(connection: Any, at: Any, rows: Any) -> None:
+        insert(connection, at, rows)
+        raise DriverDiedError
+
     with monkeypatch.context() as patch:
-        patch.setattr(Trial, "report", die)
+        patch.setattr(sql_ledger, "_insert", die)
         with pytest.raises(DriverDiedError):
-            record.report(0, 2, metrics(0.75))
+            record.report(0, 2, metrics(0.75), CONTINUE)
     later = load(url)
     assert {len(series) for series in later.trial(0).history.values()} == {later.trial(0).epochs} == {1}
-    later.reopen(0, suggest)
-    later.report(0, 2, metrics(0.75))
+    later.report(0, 2, metrics(0.75), CONTINUE)
     assert later.trial(0).history["val_accuracy"] == later.trial(0).values == (0.5, 0.75)
     assert load(url).trials() == later.trials()
+
+
+def test_two_objectives_are_two_values_in_optuna(url: str) -> None:
+    record = StudyRecord.create(
+        url, "s", metric="val_accuracy", maximize=True, space="version: 1\n", against="gmacs"
+    )
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE)
+    record.close(0, TrialState.FINISHED, checkpoint=None, cost=0.25)
+    (best,) = study(url).best_trials
+    assert best.values == [0.5, 0.25]
+    assert load(url).maximize
+    assert load(url).trials() == record.trials()
+
+
+def test_a_database_is_written_by_the_fast_ledger(url: str) -> None:
+    assert isinstance(create(url)._ledger, SqlLedger)
 
 
 def summary(*values: float, maximize: bool = True) -> TrialSummary:

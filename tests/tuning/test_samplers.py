@@ -27,10 +27,11 @@ def space(kind: str) -> Space:
     return load_space("digits", [f"sampler.type={kind}", "initial=[]", NO_CONDITIONS])
 
 
-def draws(of: Space, *, drawn: int = 0, count: int = 3) -> list[dict[str, Any]]:
-    study = optuna.create_study(sampler=make_sampler(of, drawn=drawn))
+def draws(of: Space, *, first: int = 0, count: int = 3, attempt: int = 0) -> list[dict[str, Any]]:
+    study = optuna.create_study()
     found = []
-    for _ in range(count):
+    for number in range(first, first + count):
+        study.sampler = make_sampler(of, number, attempt=attempt)
         trial = study.ask()
         suggest(of, trial)
         study.tell(trial, trial.params["learning_rate"])
@@ -39,27 +40,15 @@ def draws(of: Space, *, drawn: int = 0, count: int = 3) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_optunas_and_draws_the_same_from_the_same_seed(kind: str) -> None:
+def test_each_kind_is_optunas_and_a_trials_draw_is_its_numbers(kind: str) -> None:
     of = space(kind)
-    assert type(make_sampler(of)) is KINDS[kind]
+    assert type(make_sampler(of, 0)) is KINDS[kind]
     assert draws(of) == draws(of)
+    rates = [params["learning_rate"] for params in [*draws(of), *draws(of, first=3), *draws(of, attempt=1)]]
+    assert len(set(rates)) == len(rates)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sampler_that_goes_on_does_not_draw_the_first_trials_again(kind: str) -> None:
-    of = space(kind)
-    first = [params["learning_rate"] for params in draws(of)]
-    later = [params["learning_rate"] for params in draws(of, drawn=3)]
-    assert not set(first) & set(later)
-    assert draws(of, drawn=3) == draws(of, drawn=3) != draws(of, drawn=4)
-
-
-def test_tpe_knows_conditions_and_parallel_trials() -> None:
-    study = optuna.create_study(sampler=make_sampler(load_space("digits")))
-    of = load_space("digits", ["initial=[]"])
-    for number in range(12):
-        trial = study.ask()
-        suggest(of, trial)
-        study.tell(trial, float(number))
-    for drawn in study.trials:
-        assert ("drop_path" in drawn.params) == (drawn.params["depth"] == 92)
+def test_the_first_generation_is_what_others_draw_before_they_model() -> None:
+    sampler = make_sampler(load_space("digits", ["sampler.type=nsga2"]), 0)
+    assert isinstance(sampler, optuna.samplers.NSGAIISampler)
+    assert sampler.population_size == load_space("digits").sampler.n_startup_trials

@@ -149,7 +149,9 @@ class Coordinator:
             if not self._ends_unrun(trial):
                 return self._started(trial)
         last = self._last_promotion()
-        self._done = last is None and not self._running
+        if last is None and not self._running:
+            self._done = True
+            self._stop_waiting()
         return last
 
     def epoch_done(
@@ -193,13 +195,14 @@ class Coordinator:
             self._close(number, state, checkpoint=checkpoint, error=error)
 
     def settle(self) -> None:
-        """The trials have run: what still waits was stopped at its rung, or waits to be resumed."""
+        """No trial runs any more: those that were cut short, and those that pause, wait to be resumed.
+
+        Unless the time is up: then those that pause were stopped at their rung.
+        """
         for number in sorted(self._running):
             self._set_aside(number)
-        if self._interrupted or self.failure is not None:
-            return
-        for number in self._rule.waiting():
-            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+        if not self._ending_now and self._late():
+            self._stop_waiting()
 
     def tell(self, text: str) -> None:
         """Tell the listeners what the user should know about the search as a whole."""
@@ -260,6 +263,10 @@ class Coordinator:
             return None
         promoted = self._rule.promote(anyone=True)
         return None if promoted is None else self._started(self._record.reopen(promoted))
+
+    def _stop_waiting(self) -> None:
+        for number in self._rule.waiting():
+            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
     def _judge(self, trial: TrialSummary) -> Verdict:
         verdict = self._rule.judge(self._observation(trial, trial.epochs))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import optuna
+from optuna.samplers import BaseGASampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
@@ -138,6 +139,19 @@ class Proposer:
             if not bounded or trial.number >= number or trial.number in kept:
                 self._view[trial.number] = self._add(trial)
             self._note_worst(trial)
+        self._choose_parents()
+
+    def _choose_parents(self) -> None:
+        """Have a genetic sampler choose again what it chose for the generations that were begun.
+
+        It keeps its choice with the study, and crosses parents in another order once it is kept.
+        """
+        sampler = make_sampler(self._space, self._next)
+        if isinstance(sampler, BaseGASampler):
+            key = f"{type(sampler).__name__}:generation"
+            begun = max((trial.memory.get(key, 0) for trial in self._known.values()), default=0)
+            for generation in range(1, begun + 1):
+                sampler.get_parent_population(self._study, generation)
 
     def _add(self, trial: TrialSummary) -> int:
         """Put a trial into the view; its id there."""

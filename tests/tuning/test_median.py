@@ -1,0 +1,75 @@
+"""The median rule as arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tune_rescon.tuning import Decision, MedianRule, Observation
+
+
+def rule(*, first: int = 2, maximize: bool = True) -> MedianRule:
+    return MedianRule(first=first, last=5, maximize=maximize)
+
+
+def run(of: MedianRule, number: int, *values: float, group: object = None) -> list[Decision]:
+    return [
+        of.judge(Observation(number=number, epoch=epoch, value=value, group=group)).decision
+        for epoch, value in enumerate(values, 1)
+    ]
+
+
+C, S, F, D = Decision.CONTINUE, Decision.STOP, Decision.FINISH, Decision.DIVERGED
+
+
+def others(of: MedianRule) -> None:
+    # Running averages after the second epoch: 0.3, 0.5, 0.7; their median: 0.5.
+    for number, level in enumerate((0.3, 0.5, 0.7)):
+        assert run(of, number, level, level) == [C, C]
+
+
+@pytest.mark.parametrize(
+    ("values", "decisions"),
+    [
+        ((0.1, 0.2), [C, S]),
+        ((0.1, 0.5), [C, C]),  # as good as the median is not worse
+        ((0.6, 0.1), [C, C]),  # its best so far counts, not its last
+        ((0.1,), [C]),  # before the first epoch nobody is stopped
+        ((0.9, 0.9, 0.1, 0.1, 0.1), [C, C, C, C, F]),
+        ((0.9, math.nan), [C, D]),
+    ],
+)
+def test_the_rule(values: tuple[float, ...], decisions: list[Decision]) -> None:
+    of = rule()
+    others(of)
+    assert run(of, 9, *values) == decisions
+
+
+def test_two_others_are_too_few() -> None:
+    of = rule()
+    for number in range(2):
+        run(of, number, 0.9, 0.9)
+    assert run(of, 9, 0.1, 0.1) == [C, C]
+
+
+def test_other_groups_are_not_compared() -> None:
+    of = rule()
+    others(of)
+    assert run(of, 9, 0.1, 0.1, group=224) == [C, C]
+
+
+def test_minimising_mirrors_maximising() -> None:
+    of = rule(maximize=False)
+    for number, level in enumerate((0.3, 0.5, 0.7)):
+        run(of, number, level, level)
+    assert run(of, 9, 0.9, 0.8) == [C, S]
+
+
+def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
+    lived, resumed = rule(), rule()
+    others(lived)
+    for number, level in enumerate((0.3, 0.5, 0.7)):
+        for epoch in (1, 2):
+            resumed.recall(Observation(number=number, epoch=epoch, value=level))
+    assert run(lived, 9, 0.1, 0.2) == run(resumed, 9, 0.1, 0.2) == [C, S]
