@@ -13,7 +13,7 @@ import pytest
 
 from tune_rescon.storage import Discard, Mirror, Pace, RemoteError, RemoteFolder, Sender, SupersededError
 
-FAST = Pace(interval=0.05, patience=5.0, first_pause=0.01, longest_pause=0.02)
+FAST = Pace(interval=0.05, rest=0.0, patience=5.0, first_pause=0.01, longest_pause=0.02)
 
 
 class Recorded(Sender):
@@ -24,6 +24,7 @@ class Recorded(Sender):
         self.events: list[str] = []
         self.times: list[float] = []
         self.failing: Exception | None = None
+        self.seconds = 0.0
         self.free = threading.Event()
         self.free.set()
 
@@ -32,6 +33,7 @@ class Recorded(Sender):
         self.times.append(time.monotonic())
         if self.failing is not None:
             raise self.failing
+        time.sleep(self.seconds)
         self.events.append("sent")
 
     def discard(self, discards: Iterable[Discard]) -> None:
@@ -52,7 +54,7 @@ def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
 
 
 def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60))
+    mirror = running(sender, Pace(interval=60, rest=0.0))
     assert mirror.flush()
     assert sender.events == ["sent"]
     assert mirror.flush()
@@ -103,6 +105,20 @@ def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pyte
     sender.failing = None
     assert mirror.close(1) == 0
     assert sender.events
+
+
+def test_copies_that_take_long_are_made_less_often_and_nobody_waits_for_the_next(sender: Recorded) -> None:
+    sender.seconds = 0.1
+    mirror = running(sender, Pace(interval=0.01, rest=600))
+    assert mirror.flush()
+    began = time.monotonic()
+    assert not mirror.flush()
+    mirror.changed()
+    assert time.monotonic() - began < 5
+    time.sleep(0.05)
+    assert sender.events == ["sent"]
+    assert mirror.close(1) == 0
+    assert sender.events == ["sent", "sent"]
 
 
 def test_what_is_missing_at_the_end_is_counted(sender: Recorded) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.storage.home import SearchHome, usable
     from tune_rescon.storage.location import StorageUrl, parse_storage
     from tune_rescon.storage.mirror import Mirror, Pace
+    from tune_rescon.storage.names import check_name, name_taken, no_such_search
     from tune_rescon.storage.register import Register, RegisterEntry
     from tune_rescon.storage.remote import RemoteError, RemoteFolder
     from tune_rescon.storage.sending import Discard, Sender, SupersededError
@@ -47,8 +48,11 @@ __all__ = [
     "SharedValue",
     "StorageUrl",
     "SupersededError",
+    "check_name",
     "choose_copy",
     "fetch_databases",
+    "name_taken",
+    "no_such_search",
     "parse_storage",
     "usable",
 ]
@@ -70,8 +74,11 @@ __getattr__ = lazy_names(
         "SharedValue": "shared",
         "StorageUrl": "location",
         "SupersededError": "sending",
+        "check_name": "names",
         "choose_copy": "choice",
         "fetch_databases": "fetching",
+        "name_taken": "names",
+        "no_such_search": "names",
         "parse_storage": "location",
         "usable": "home",
     },

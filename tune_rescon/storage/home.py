@@ -12,6 +12,7 @@ from typing import Final
 
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage.location import StorageUrl
+from tune_rescon.storage.names import check_name, name_taken, no_such_search
 from tune_rescon.storage.remote import RemoteError, RemoteFolder
 
 __all__ = ["SearchHome", "usable"]
@@ -38,18 +39,16 @@ class SearchHome:
         """Take the name of a new search; of several at once, one gets it.
 
         Raises:
-            StorageError: the name is taken, or the URL cannot be written.
+            StorageError: the name is none, or taken, or the URL cannot be written.
         """
+        check_name(name)
         root = RemoteFolder.connect(storage)
         home = cls(storage=storage, name=name, remote=root.folder(name), identity=uuid.uuid4().hex)
         with usable(storage):
             if home.remote.create(_IDENTITY, json.dumps({"search": name, "id": home.identity}).encode()):
                 return home
             begun = home.remote.read(_BEGUN) is not None
-        way = f"Go on with it by --resume {name}" if begun else "It holds no search: remove it"
-        rule = f"the name of a new search must be free, but {home.remote.url} exists"
-        hint = f"{way}, or give another --name."
-        raise StorageError(explain(rule, where="--name", hint=hint))
+        raise name_taken(name, home.remote.url, begun=begun)
 
     @classmethod
     def find(cls, storage: StorageUrl, name: str) -> SearchHome:
@@ -66,8 +65,7 @@ class SearchHome:
                 identity = json.loads(identity)["id"]
                 return cls(storage=storage, name=name, remote=remote, identity=identity)
             found = root.folders_with(_BEGUN)
-        known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
-        raise StorageError(explain(f"no search named {name!r} in {storage}", where="--resume", hint=known))
+        raise no_such_search(name, storage, found)
 
     def scratch(self, cache_root: Path) -> Path:
         """This machine's directory for it, which holds ``<name>/`` as a local storage does."""

@@ -27,10 +27,12 @@ LAST_CALL: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds."""
+    """Seconds, and one factor."""
 
     interval: float = 5.0
     """Between two copies nobody waits for: epochs come more often than copies need to."""
+    rest: float = 9.0
+    """After a copy, times what it took: one of 10,000 trials takes seconds, and must not be made always."""
     patience: float = 5.0
     """A search waits for a copy at most."""
     first_pause: float = 0.5
@@ -51,6 +53,7 @@ class Mirror:
         self._condition = threading.Condition()
         self._changes = self._urgent = self._sent = 0
         self._trouble = False
+        self._rests_until = 0.0
         self._forgotten: list[Discard] = []
         self._discards: list[Discard] = []
         self._thread = threading.Thread(target=self._run, name="storage-mirror", daemon=True)
@@ -72,11 +75,12 @@ class Mirror:
     def flush(self) -> bool:
         """Have a change sent now, and wait for it a little; whether it is there.
 
-        Where the URL is in trouble already nobody waits for it.
+        Nobody waits for a URL that is in trouble already, nor for the end of a rest.
         """
         with self._condition:
             goal = self._urge()
-            patience = 0.0 if self._trouble else self._pace.patience
+            rests = time.monotonic() < self._rests_until
+            patience = 0.0 if self._trouble or rests else self._pace.patience
             self._condition.wait_for(lambda: self._sent >= goal or self._trouble, patience)
             return self._sent >= goal
 
@@ -136,16 +140,21 @@ class Mirror:
                 waiting = self._changes > self._sent or bool(self._discards)
                 if self._closing.is_set() and not waiting:
                     return None
-                due_in = last + self._pace.interval - time.monotonic()
-                if waiting and (self._urgent > self._sent or due_in <= 0):
+                urgent = self._urgent > self._sent
+                due = self._rests_until if urgent else max(last + self._pace.interval, self._rests_until)
+                due_in = due - time.monotonic()
+                if waiting and (self._closing.is_set() or due_in <= 0):
                     return self._changes
                 self._condition.wait(due_in if waiting else None)
 
     def _bring(self, goal: int) -> None:
         with self._condition:
             discards = tuple(self._discards)
+        began = time.monotonic()
         self._sender.send()
         with self._condition:
+            now = time.monotonic()
+            self._rests_until = now + self._pace.rest * (now - began)
             self._sent = goal
             self._trouble = False
             self._condition.notify_all()
