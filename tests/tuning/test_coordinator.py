@@ -61,9 +61,6 @@ class Diary:
         assert metrics["val_accuracy"] == trial.value or math.isnan(trial.value)
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
 
-    def search_noted(self, text: str) -> None:
-        self.lines.append(text)
-
     def trial_noted(self, trial: TrialSummary, text: str) -> None:
         self.lines.append(f"{trial.number} note {text}")
 

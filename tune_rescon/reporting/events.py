@@ -49,10 +49,6 @@ class EventLines:
             soft_wrap=True,
         )
 
-    def search_noted(self, text: str) -> None:
-        """What concerns the search as a whole."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
     def trial_started(self, trial: TrialSummary) -> None:
         """Its parameters; from which epoch on, if it was promoted or is not begun for the first time."""
         word = "goes on" if trial.number in self._paused else "starts again" if trial.epochs else "starts"

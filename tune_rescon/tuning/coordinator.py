@@ -29,9 +29,6 @@ class SearchListener(Protocol):
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """The search begins, or goes on; ``trials`` is what its record holds already."""
 
-    def search_noted(self, text: str) -> None:
-        """Something the user should know about the search as a whole."""
-
     def trial_started(self, trial: TrialSummary) -> None:
         """A trial was handed out, for the first time or again."""
 
@@ -203,11 +200,6 @@ class Coordinator:
             self._set_aside(number)
         if not self._ending_now and self._late():
             self._stop_waiting()
-
-    def tell(self, text: str) -> None:
-        """Tell the listeners what the user should know about the search as a whole."""
-        for listener in self._listeners:
-            listener.search_noted(text)
 
     @property
     def _ending(self) -> bool:

@@ -47,9 +47,6 @@ class TrackingListener:
                 )
             )
 
-    def search_noted(self, text: str) -> None:
-        """Nothing: it is the terminal's."""
-
     def trial_started(self, trial: TrialSummary) -> None:
         """Open or re-open the trial's run."""
         self._writer.put(self._run_started(trial))

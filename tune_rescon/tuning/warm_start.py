@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
@@ -21,8 +21,8 @@ __all__ = ["note_earlier", "noted_earlier", "trials_of"]
 _ATTRIBUTE: Final = "warm_start"
 
 
-def trials_of(space: Space, options: RunOptions) -> tuple[list[TrialSummary], str]:
-    """The ended trials of ``options.warm_start`` that are trials of ``space`` too, and a sentence on them.
+def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialSummary]:
+    """The ended trials of ``options.warm_start`` that are trials of ``space`` too; ``say`` hears how many.
 
     Raises:
         StorageError: there is no such search, or its study cannot be read.
@@ -38,8 +38,9 @@ def trials_of(space: Space, options: RunOptions) -> tuple[list[TrialSummary], st
         for trial, place in zip(ended, placed, strict=True)
         if place.sampled is not None
     ]
+    say(overlap_words(other.name, placed))
     kept = most_telling(usable)
-    return [trial for trial in usable if trial.number in kept], overlap_words(other.name, placed)
+    return [trial for trial in usable if trial.number in kept]
 
 
 def note_earlier(record: StudyRecord, trials: Sequence[TrialSummary]) -> None:
