@@ -13,7 +13,7 @@
     │   └── ResourceError    more per trial than the machine or cluster has
     └── SearchError          the search itself failed: exit 1
         ├── LeaseLostError   another driver has taken it over
-        └── RayGoneError     Ray died under it
+        └── RecordBusyError  its record takes no writes
 
 A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
 then what came, then where, then what to do: see :func:`explain`.
@@ -30,7 +30,7 @@ __all__ = [
     "LeaseError",
     "LeaseLostError",
     "NetworkError",
-    "RayGoneError",
+    "RecordBusyError",
     "ResourceError",
     "SearchError",
     "SpaceError",
@@ -86,8 +86,8 @@ class LeaseLostError(SearchError):
     """Another driver has taken the search over: this one may write nothing any more."""
 
 
-class RayGoneError(SearchError):
-    """Ray's own processes died while trials were running."""
+class RecordBusyError(SearchError):
+    """A write to the record does not end, and nothing can be written beside it."""
 
 
 def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:

@@ -156,12 +156,24 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
     from tune_rescon.reporting import EventLines, print_result, write_report
     from tune_rescon.tuning import run_search
 
-    result = run_search(space, options, listeners=[EventLines(console, space)], write_report=write_report)
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    try:
+        result = run_search(
+            space, options, listeners=[EventLines(console, space)], write_report=write_report, say=say
+        )
+    except KeyboardInterrupt:
+        if not options.resume:
+            raise
+        say(f"Interrupted before a trial went on. Go on with: {_resume_command(options)}")
+        return 130
     print_result(result, console)
     if result.interrupted:
-        console.print(f"Interrupted. Go on with: {_resume_command(options)}", markup=False, soft_wrap=True)
+        say(f"Interrupted. Go on with: {_resume_command(options)}")
         return 130
     if result.failure is not None:
+        say(f"Go on with: {_resume_command(options)}")
         return 1
     return 0 if result.best is not None else _nothing_finished(result)
 

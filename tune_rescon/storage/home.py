@@ -51,8 +51,8 @@ class SearchHome:
         raise name_taken(name, home.remote.url, begun=begun)
 
     @classmethod
-    def find(cls, storage: StorageUrl, name: str) -> SearchHome:
-        """The place of a search that has begun.
+    def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
+        """The place of a search that has begun; ``where`` is the flag that names it.
 
         Raises:
             StorageError: there is none of that name (those there are, are listed), or the URL cannot be read.
@@ -65,7 +65,7 @@ class SearchHome:
                 identity = json.loads(identity)["id"]
                 return cls(storage=storage, name=name, remote=remote, identity=identity)
             found = root.folders_with(_BEGUN)
-        raise no_such_search(name, storage, found)
+        raise no_such_search(name, storage, found, where=where)
 
     def scratch(self, cache_root: Path) -> Path:
         """This machine's directory for it, which holds ``<name>/`` as a local storage does."""

@@ -32,7 +32,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
     return StorageError(explain(rule, where="--name", hint=f"{way}, or give another --name."))
 
 
-def no_such_search(name: str, storage: object, found: Sequence[str]) -> StorageError:
-    """There is no search of this name to go on with; those that were ``found`` are listed."""
+def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
+    """There is no search of this name, which came with ``where``; those that were ``found`` are listed."""
     known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
-    return StorageError(explain(f"no search named {name!r} in {storage}", where="--resume", hint=known))
+    return StorageError(explain(f"no search named {name!r} in {storage}", where=where, hint=known))

@@ -30,14 +30,14 @@ class Sender:
     """Sends what has changed since it last did. For one thread at a time."""
 
     def __init__(
-        self, remote: RemoteFolder, *, term: int, databases: Mapping[str, Path], files: Mapping[str, Path]
+        self, remote: RemoteFolder, *, databases: Mapping[str, Path], files: Mapping[str, Path], term: int = 1
     ) -> None:
         """``databases`` and ``files``: by their names at the URL; those that are not there yet are left out.
 
-        ``term`` is what :func:`.fetch_databases` gave this run.
+        ``term`` is what :func:`.fetch_databases` gave this run, to be known before the first sending.
         """
         self._remote = remote
-        self._term = term
+        self.term = term
         self._databases = databases
         self._files = files
         self._sent: dict[str, str] = {}
@@ -72,21 +72,21 @@ class Sender:
                     self._remote.delete(name)
 
     def _send_database(self, name: str, live: Path, copy: Path) -> None:
-        copy_database(live, copy, term=self._term)
+        copy_database(live, copy, term=self.term)
         with copy.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if self._sent.get(name) == digest:
             return
         at_url = parse_term(self._remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
-        if at_url is not None and at_url > self._term:
+        if at_url is not None and at_url > self.term:
             raise SupersededError(
                 f"{self._remote.url}/{name} is written by a later run ({at_url}) than this one"
             )
         self._remote.upload(copy, name)
         self._sent[name] = digest
         # Only now: see choose_copy.
-        if read_term(live) != self._term:
-            write_term(live, self._term)
+        if read_term(live) != self.term:
+            write_term(live, self.term)
 
     def _send_file(self, name: str, path: Path) -> None:
         found = path.stat()

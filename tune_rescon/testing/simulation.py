@@ -102,6 +102,8 @@ class _World:
     now: float = 0.0
     saved: dict[int, int] = field(default_factory=dict)
     """Epochs that each trial's checkpoint holds."""
+    reported: set[tuple[int, int]] = field(default_factory=set)
+    """Number and epoch of every report a policy took."""
     runs: list[EpochRun] = field(default_factory=list)
 
 
@@ -163,10 +165,11 @@ class _Driver:
     def die(self) -> None:
         """Lose all that runs, but for the checkpoint that is written already."""
         _, _, next_one = self._events[0]
-        if not next_one.dies and next_one.epoch != next_one.curve.crashes_at:
+        survives = not next_one.dies and next_one.epoch != next_one.curve.crashes_at
+        if survives:
             self._world.saved[next_one.trial.number] = next_one.epoch
         for _, _, run in self._events:
-            if not run.repeats:
+            if not run.repeats and not (survives and run is next_one):
                 self._log(run, None)
 
     def _resume(self, run: _Running) -> None:
@@ -187,7 +190,9 @@ class _Driver:
         self.reports += 1
         checkpoint = f"best_{number}.ckpt"
         decision = self._policy.epoch_done(number, run.epoch, _metrics(value, run.curve), checkpoint)
-        if not run.repeats:
+        # One that was owed by an earlier driver's worker is repeated here, and yet it is new.
+        if run.epoch > run.trial.epochs and (number, run.epoch) not in self._world.reported:
+            self._world.reported.add((number, run.epoch))
             self._log(run, decision, value)
         if decision is Decision.CONTINUE:
             self._begin(run, run.epoch + 1)

@@ -1,20 +1,27 @@
-"""Ray itself: started here, or joined, and asked what a trial can get."""
+"""Ray itself: started here, or joined, watched, and asked what a trial can get."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from tune_rescon.errors import ResourceError, explain
+from tune_rescon.tuning.ray_processes import ControlStoreProbe, RayProcesses, started_apart
 
-__all__ = ["fit_slots", "prepare_environment", "ray_session"]
+__all__ = ["RaySession", "fit_slots", "prepare_environment", "ray_session"]
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
+
+#: Seconds Ray has to shut down in order; it takes one to six, also when half of it is dead.
+SHUTDOWN_PATIENCE: Final = 15.0
 
 #: Ray and Tune as this package needs them, for the driver and its workers.
 _ENVIRONMENT: Final = {
@@ -30,31 +37,95 @@ _ENVIRONMENT: Final = {
 }
 
 
-@contextmanager
-def ray_session(address: str | None) -> Iterator[dict[str, float]]:
-    """A Ray to run on: the cluster at ``address``, or one of this machine's own; yields its resources.
+@dataclass(frozen=True, kw_only=True)
+class RaySession:
+    """A Ray that runs."""
 
-    A Ray that was started here is shut down again; one that was already there is left alone.
+    resources: dict[str, float]
+    """What it has in all, by Ray's names (CPU, GPU)."""
+    gone: Callable[[], str]
+    """What of it has died ("" while it lives): nothing more can come from it then. Never waits long."""
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[RaySession]:
+    """A Ray to run on: the cluster at ``address``, or one of this machine's own.
+
+    A Ray that was started here is shut down again, to the last process; one that was already there is left
+    alone. The caller's signal handlers are as they were, also while it runs.
     """
     prepare_environment(own_ray=address is None)
     import ray
 
-    joined = ray.is_initialized()
-    if not joined:
-        local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            # Its log records go where everybody's go, not to the terminal.
-            configure_logging=False,
-            runtime_env={"env_vars": _ENVIRONMENT},
-            **({} if address else local),
-        )
+    if ray.is_initialized():
+        yield _session(ControlStoreProbe(ray.get_runtime_context().gcs_address).gone)
+        return
+    own = RayProcesses.ahead()
     try:
-        yield ray.cluster_resources()
+        with _own_signal_handlers():
+            _start(address)
+        own.find()
+        probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
+        yield _session(probe.gone if address else own.gone)
     finally:
-        if not joined:
-            ray.shutdown()
+        _shut_down(own)
+
+
+def _session(gone: Callable[[], str]) -> RaySession:
+    import ray
+
+    return RaySession(resources=ray.cluster_resources(), gone=gone)
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        # Its log records go where everybody's go, not to the terminal.
+        "configure_logging": False,
+        "runtime_env": {"env_vars": _ENVIRONMENT},
+    }
+    if address:
+        ray.init(address=address, **settings)
+        return
+    with started_apart():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE,
+            **settings,
+        )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Take back what Ray does to SIGTERM (``ray.init`` has it call ``sys.exit``)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _shut_down(own: RayProcesses) -> None:
+    """End the connection and whatever was started for it, in bounded time."""
+    import ray
+
+    own.find()
+    if own.gone():
+        # What is left of it would only be waited for.
+        own.end()
+    # On a thread: a call to a control store that is gone can hang.
+    thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_PATIENCE)
+    own.end()
 
 
 def prepare_environment(*, own_ray: bool) -> None:

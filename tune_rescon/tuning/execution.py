@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.summary import TrialSummary
+from tune_rescon.tuning.supervision import Turns
 from tune_rescon.tuning.trial import TrialTask
 
 __all__ = ["execute"]
@@ -23,21 +24,21 @@ def execute(
     trainable: Callable[[dict[str, Any]], None],
     resources: dict[str, float],
     concurrent: int,
+    turns: Turns,
 ) -> None:
-    """Run the coordinator's trials on the Ray that is connected, until it has no more."""
+    """Run the coordinator's trials on the Ray that is connected, until it has no more, or no ``turns``."""
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from tune_rescon.tuning.scheduler import CoordinatorScheduler
-    from tune_rescon.tuning.searcher import CoordinatorSearcher
+    from tune_rescon.tuning.turn_takers import LeavingCallback, TurnTakingScheduler, TurnTakingSearcher
 
     # Tune's own files are scratch: the record and the checkpoints are the search.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=CoordinatorSearcher(coordinator, make_task),
-                scheduler=CoordinatorScheduler(coordinator),
+                search_alg=TurnTakingSearcher(coordinator, make_task, turns),
+                scheduler=TurnTakingScheduler(coordinator, turns),
                 num_samples=-1,
                 # Without it Tune asks a searcher for one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,
@@ -48,7 +49,7 @@ def execute(
                 name="trials",
                 storage_path=scratch,
                 # Without its JSON files Tune complains that it cannot fetch the metrics at the end.
-                callbacks=[JsonLoggerCallback()],
+                callbacks=[JsonLoggerCallback(), LeavingCallback(turns)],
                 failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 verbose=0,
             ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.storage import check_name, name_taken, no_such_search
 from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["SearchFolder", "default_storage", "write_atomically"]
-
-#: It names a directory, a study and an MLflow run, and stands in MLflow's queries.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
@@ -92,15 +89,9 @@ class SearchFolder:
         Raises:
             StorageError: the name is no name or taken, or the storage cannot be written.
         """
-        if not _NAME.fullmatch(self.name):
-            rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
-            raise StorageError(explain(rule, got=repr(self.name), where="--name"))
+        check_name(self.name)
         if self.path.exists():
-            begun = self.space_yaml.is_file()
-            way = f"Go on with it by --resume {self.name}" if begun else "It holds no search: remove it"
-            hint = f"{way}, or give another --name."
-            rule = f"the name of a new search must be free, but {self.path} exists"
-            raise StorageError(explain(rule, where="--name", hint=hint))
+            raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
         try:
             self.path.mkdir(parents=True)
         except OSError as error:
@@ -117,9 +108,7 @@ class SearchFolder:
         if self.space_yaml.is_file():
             return
         found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
-        known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
-        rule = f"no search named {self.name!r} in {self.storage}"
-        raise StorageError(explain(rule, where=where, hint=known))
+        raise no_such_search(self.name, self.storage, found, where=where)
 
     def remove(self, *, with_storage: bool) -> None:
         """Take back what a search that never began has made; an empty storage too if it made that."""

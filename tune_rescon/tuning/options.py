@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from tune_rescon.errors import ConfigError, explain
 from tune_rescon.tuning.folder import default_storage
+from tune_rescon.tuning.lease import LEASE_SECONDS
 
-__all__ = ["RunOptions", "default_cache_root", "default_data_root"]
+__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace"]
+
+_GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
 
 def default_data_root() -> Path:
@@ -20,6 +26,25 @@ def default_cache_root() -> Path:
     """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("TUNE_RESCON_CACHE") or Path(base) / "tune_rescon")
+
+
+def default_grace() -> float:
+    """``$TUNE_RESCON_GRACE_SECONDS``, or 20: Kubernetes gives 30, and files and MLflow take theirs.
+
+    A spot notice gives 120, ``docker stop`` 10 (``-t`` changes that).
+
+    Raises:
+        ConfigError: the variable is no number of seconds.
+    """
+    value = os.environ.get(_GRACE) or "20"
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        rule = "must be a number of seconds, 0 or more"
+        raise ConfigError(explain(rule, got=repr(value), where=_GRACE))
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +64,9 @@ class RunOptions:
     """The Ray cluster; None: a Ray on this machine for the time of the search."""
     warm_start: str | None = None
     """A search of the same storage: its trials, where the spaces overlap, are the sampler's to learn from."""
+    grace_seconds: float = field(default_factory=default_grace)
+    """What running epochs have after a SIGTERM before the search stops."""
+    lease_seconds: float = LEASE_SECONDS
+    """How long a driver on another machine must be silent before its search is taken over."""
     show_progress: bool = False
     """Show a bar while images are decoded."""

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon import __version__
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts
+from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
-from tune_rescon.tuning.cluster import fit_slots, ray_session
+from tune_rescon.tuning.cluster import RaySession, fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
 from tune_rescon.tuning.execution import execute
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
-from tune_rescon.tuning.interruption import interruptible
+from tune_rescon.tuning.interruption import Interruption, listening
 from tune_rescon.tuning.ladder import ladder_levels, make_rule
+from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
+from tune_rescon.tuning.lease_store import StudyLeaseStore
 from tune_rescon.tuning.noise import library_log
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.preparation import anchored, prepare_data
 from tune_rescon.tuning.proposer import Proposer
 from tune_rescon.tuning.record import StudyRecord
 from tune_rescon.tuning.result import StudyResult, best_file, best_trial
-from tune_rescon.tuning.summary import TrialSummary
+from tune_rescon.tuning.supervision import Turns, run_aside
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tracking_listener import TrackingListener
 from tune_rescon.tuning.trial import run_trial
 from tune_rescon.tuning.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.watch import Watch
 
 __all__ = ["run_search"]
 
-#: Seconds the end of a search waits for MLflow to take what is still queued.
+#: Seconds the end of a search waits for MLflow to take what is still queued; what it waits if somebody
+#: wants it to stop at once.
 TRACKING_PATIENCE: Final = 60.0
+HURRIED_PATIENCE: Final = 2.0
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def run_search(
@@ -45,34 +55,49 @@ def run_search(
     listeners: Sequence[SearchListener] = (),
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     write_report: Callable[[StudyResult, Path], None] | None = None,
+    say: Callable[[str], object] = _LOGGER.info,
 ) -> StudyResult:
     """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
 
     Args:
         space: what to search; its ``budget.trials`` is the total, earlier runs included.
         options: where.
-        listeners: told of every trial and epoch, on this thread.
+        listeners: told of every trial and epoch, one call at a time, on a thread of the search's.
         trainable: what Ray runs for each trial; a test may give a fake one.
         write_report: writes the report's file from the result, before MLflow is given it.
+        say: tells the user what keeps the search waiting, or ends it.
 
     Raises:
-        UserError: something given is wrong; nothing is left behind.
+        UserError: something given is wrong, or another driver has the search; nothing is left behind.
         SearchError: the search failed.
+        KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
     """
     folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
     space = anchored(space)
     check_tracking_uri(options.tracking_uri or folder.mlflow_uri)
-    with _folder_of(folder, resume=options.resume), library_log(folder.log):
+    interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
+    with (
+        listening(interruption),
+        _folder_of(folder, resume=options.resume),
+        library_log(folder.log),
+        # Given back last, when no worker of this driver's can touch a checkpoint any more.
+        ExitStack() as held,
+    ):
+        lease = held.enter_context(_lease(options, folder, say)) if options.resume else None
         facts = prepare_data(space, options)
-        with ray_session(options.address) as resources:
+        with ray_session(options.address) as ray:
             slots = fit_slots(
-                resources,
+                ray.resources,
                 cpu=space.resources_per_trial.cpu,
                 gpu=space.resources_per_trial.gpu,
                 wanted=space.budget.concurrent,
             )
-            search = _Search(space, options, folder, facts, listeners)
-            return search.run(trainable, slots, write_report)
+            record = _open_record(space, options, folder, say)
+            lease = lease or held.enter_context(_lease(options, folder, say))
+            search = _Search(space, options, folder, facts, listeners, record, lease)
+            watch = search.watch(interruption, ray, say)
+            interruption.deferred = True
+            return search.run(trainable, slots, write_report, watch)
 
 
 class _Search:
@@ -85,13 +110,16 @@ class _Search:
         folder: SearchFolder,
         facts: Mapping[str, DatasetFacts],
         listeners: Sequence[SearchListener],
+        record: StudyRecord,
+        lease: LeaseKeeper,
     ) -> None:
         self._space = space
         self._options = options
         self._folder = folder
         self._maker = TaskMaker(space=space, options=options, folder=folder, facts=facts)
         self._devices = self._maker.devices
-        self._record, background, words = _open_record(space, options, folder)
+        self._record = record
+        self._lease = lease
         self._writer = MlflowWriter(
             options.tracking_uri or folder.mlflow_uri,
             experiment=space.dataset.name,
@@ -103,43 +131,52 @@ class _Search:
         self._writer.put(SearchStarted(tags=_provenance(), files=(str(folder.space_yaml),)))
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
-            _plan(space, self._maker),
+            _plan(space, self._maker, lease),
             self._record,
             make_rule(space),
-            Proposer(space, rows=_rows(space), background=background, known=self._record.trials()),
+            Proposer(space, rows=_rows(space), background=noted_earlier(record), known=record.trials()),
             listeners=(self._tracking, *listeners),
             prune=lambda number, keep: folder.prune_checkpoints(number, keep=keep),
         )
-        if words:
-            self._coordinator.tell(words)
+
+    def watch(self, interruption: Interruption, ray: RaySession, say: Callable[[str], object]) -> Watch:
+        """What is looked at while the trials run."""
+        return Watch(
+            interruption,
+            ray_gone=ray.gone,
+            assure=self._lease.assure,
+            interrupt=self._coordinator.interrupt,
+            say=say,
+        )
 
     def run(
         self,
         trainable: Callable[[dict[str, Any]], None],
         slots: int,
         write_report: Callable[[StudyResult, Path], None] | None,
+        watch: Watch,
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._writer.start()
-        state = TrialState.FAILED
+        turns = Turns(self._lease.assure)
         try:
-            with interruptible(self._coordinator.interrupt):
-                self._execute(trainable, slots)
-            state = self._how_it_ended()
-        except KeyboardInterrupt:
-            state = TrialState.INTERRUPTED
-        finally:
-            self._coordinator.settle()
-            result = self._conclude(state, write_report)
-        return result
+            work = functools.partial(self._execute, trainable, slots, turns)
+            run_aside(work, leave=watch.leave, turns=turns)
+        except (LeaseLostError, RecordBusyError):
+            # The record is not this driver's to write to.
+            self._writer.close(HURRIED_PATIENCE)
+            raise
+        except Exception:
+            # A Ray that dies makes Tune raise anything; what died is said instead.
+            if not watch.ray_is_gone:
+                self._conclude(TrialState.FAILED, write_report, watch)
+                raise
+        state = TrialState.INTERRUPTED if watch.interrupted else TrialState.FINISHED
+        failed = watch.failure or self._coordinator.failure
+        return self._conclude(TrialState.FAILED if failed else state, write_report, watch)
 
-    def _how_it_ended(self) -> TrialState:
-        if self._coordinator.failure is not None:
-            return TrialState.FAILED
-        return TrialState.INTERRUPTED if self._coordinator.interrupted else TrialState.FINISHED
-
-    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int) -> None:
+    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
         execute(
             self._coordinator,
             make_task=self._maker.task,
@@ -149,12 +186,14 @@ class _Search:
                 "gpu": self._space.resources_per_trial.gpu,
             },
             concurrent=slots,
+            turns=turns,
         )
 
     def _conclude(
-        self, state: TrialState, write_report: Callable[[StudyResult, Path], None] | None
+        self, state: TrialState, write_report: Callable[[StudyResult, Path], None] | None, watch: Watch
     ) -> StudyResult:
-        folder, result = self._folder, self._result(state)
+        self._coordinator.settle()
+        folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
         folder.write_trials(result.trials, self._space.parameters)
         files = [folder.space_yaml, folder.trials_csv]
         if result.best is not None:
@@ -165,11 +204,11 @@ class _Search:
             files.append(folder.report_html)
         best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
         self._writer.put(SearchEnded(state=state.value, metrics=best, files=tuple(map(str, files))))
-        unsent = self._writer.close(TRACKING_PATIENCE)
+        unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent)
 
-    def _result(self, state: TrialState) -> StudyResult:
+    def _result(self, state: TrialState, failure: str | None) -> StudyResult:
         trials = self._record.trials()
         best = best_trial(trials)
         return StudyResult(
@@ -188,7 +227,7 @@ class _Search:
             tracking_uri=self._writer.uri,
             unsent=0,
             against=self._space.metric.against,
-            failure=self._coordinator.failure,
+            failure=failure,
         )
 
 
@@ -211,15 +250,13 @@ def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
 
 
 def _open_record(
-    space: Space, options: RunOptions, folder: SearchFolder
-) -> tuple[StudyRecord, list[TrialSummary], str]:
-    """The record, the earlier trials its sampler learns from, and a sentence on them if they are new."""
+    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
+) -> StudyRecord:
     url = options.study_url or folder.study_url
     metric = space.metric.name
     if options.resume:
-        record = StudyRecord.load(url, options.name, metric=metric)
-        return record, noted_earlier(record), ""
-    earlier, words = trials_of(space, options) if options.warm_start else ([], "")
+        return StudyRecord.load(url, options.name, metric=metric)
+    earlier = trials_of(space, options, say) if options.warm_start else []
     record = StudyRecord.create(
         url,
         options.name,
@@ -229,7 +266,7 @@ def _open_record(
         against=space.metric.against,
     )
     note_earlier(record, earlier)
-    return record, noted_earlier(record), words
+    return record
 
 
 def _rows(space: Space) -> list[dict[str, Any]]:
@@ -238,14 +275,23 @@ def _rows(space: Space) -> list[dict[str, Any]]:
     return [to_optuna(row) for row in rows]
 
 
-def _plan(space: Space, maker: TaskMaker) -> SearchPlan:
+def _lease(
+    options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
+) -> AbstractContextManager[LeaseKeeper]:
+    store = StudyLeaseStore.open(options.study_url or folder.study_url, options.name)
+    return hold_lease(store, name=options.name, seconds=options.lease_seconds, say=say)
+
+
+def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
+    """The plan of this run; what earlier runs have driven is gone from the budget's hours."""
     hours = space.budget.hours
     return SearchPlan(
         total=space.budget.trials,
-        deadline=None if hours is None else time.monotonic() + hours * 3600,
+        deadline=None if hours is None else time.monotonic() + hours * 3600 - lease.driven,
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         same_memory=maker.same_memory,
+        guard=lease.assure,
     )
 
 
