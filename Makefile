@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench gpu-check clean
+.PHONY: demo test check bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -18,6 +18,9 @@ check: .venv/.installed-dev
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/step.py
+
+faults: .venv/.installed
+	$(BIN)/python benchmarks/fault_storm.py
 
 gpu-check: .venv/.installed
 	$(BIN)/python benchmarks/gpu_check.py

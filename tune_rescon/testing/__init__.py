@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from tune_rescon.testing.policy import Assignment, SearchPolicy
     from tune_rescon.testing.simulation import Simulation, WorkerDeaths, simulate
     from tune_rescon.testing.trace import EpochRun, Incumbent, Trace
-    from tune_rescon.testing.trainables import die_once, fail_second, learn_nothing, learn_slowly
+    from tune_rescon.testing.trainables import (
+        die_once,
+        die_variously,
+        fail_second,
+        learn_nothing,
+        learn_slowly,
+    )
     from tune_rescon.testing.tune_policy import TunePolicy, TuneTrial
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "TuneTrial",
     "WorkerDeaths",
     "die_once",
+    "die_variously",
     "fail_second",
     "learn_nothing",
     "learn_slowly",
@@ -61,6 +68,7 @@ __getattr__ = lazy_names(
         "TuneTrial": "tune_policy",
         "WorkerDeaths": "simulation",
         "die_once": "trainables",
+        "die_variously": "trainables",
         "fail_second": "trainables",
         "learn_nothing": "trainables",
         "learn_slowly": "trainables",

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +19,7 @@ from tune_rescon.config import METRICS
 from tune_rescon.testing.curves import SyntheticCurve
 from tune_rescon.tuning import TrialTask
 
-__all__ = ["die_once", "fail_second", "learn_nothing", "learn_slowly"]
+__all__ = ["die_once", "die_variously", "fail_second", "learn_nothing", "learn_slowly"]
 
 #: Seconds of an epoch that leaves time to interrupt it.
 SLOW_EPOCH: Final = 0.3
@@ -33,9 +36,20 @@ def learn_slowly(config: dict[str, Any]) -> None:
 
 
 def die_once(config: dict[str, Any]) -> None:
-    """As :func:`learn_slowly`, but trial 0's process is killed once, after its second epoch."""
+    """As :func:`learn_nothing`, but trial 0's process is killed once, after its second epoch."""
     task = TrialTask.from_dict(config)
-    _report(task, seconds=0.0, kill_after=2 if task.number == 0 else 0)
+    death = _Death(epoch=2, blow=_kill, reported=True)
+    _report(task, seconds=0.0, death=death if task.number == 0 else None)
+
+
+def die_variously(config: dict[str, Any]) -> None:
+    """As :func:`learn_nothing`, but trials 0 to 4 lose their processes, each in a way of its own.
+
+    Before anything was written, after the first checkpoint, and in mid-trial; killed, or by an exit that no
+    ``except Exception`` sees. Trial 4 loses every one it gets.
+    """
+    task = TrialTask.from_dict(config)
+    _report(task, seconds=0.0, death=_DEATHS.get(task.number))
 
 
 def fail_second(config: dict[str, Any]) -> None:
@@ -45,12 +59,39 @@ def fail_second(config: dict[str, Any]) -> None:
     learn_nothing(config)
 
 
-def _report(task: TrialTask, *, seconds: float, kill_after: int = 0) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Death:
+    """How a trial's process ends before its time."""
+
+    epoch: int
+    """In which epoch, after its checkpoint; 0: before anything is written."""
+    blow: Callable[[], object]
+    reported: bool = False
+    """After the epoch's report, not before it."""
+    always: bool = False
+    """Each time the epoch is reached; else once."""
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_DEATHS: Final[Mapping[int, _Death]] = {
+    0: _Death(epoch=0, blow=_kill),
+    1: _Death(epoch=1, blow=_kill),
+    2: _Death(epoch=4, blow=lambda: sys.exit(1)),
+    3: _Death(epoch=5, blow=lambda: os._exit(1)),
+    4: _Death(epoch=2, blow=lambda: os._exit(1), always=True),
+}
+
+
+def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> None:
     from ray import tune
 
     limit = 0.95 - 0.2 * abs(math.log10(task.config.learning_rate / 0.1))
     curve = SyntheticCurve(limit=max(limit, 0.05))
     done = _Progress(Path(task.checkpoint_dir))
+    done.die(death, epoch=0, reported=False)
     # From the last epoch again, as a real trial does: its report may have been lost with the driver.
     for epoch in range(max(done.read(), 1), task.epochs + 1):
         time.sleep(seconds)
@@ -58,9 +99,9 @@ def _report(task: TrialTask, *, seconds: float, kill_after: int = 0) -> None:
         value = curve.at(epoch)
         metrics = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value, "epoch_seconds": seconds}
         report = {"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": str(done.path)}
+        done.die(death, epoch=epoch, reported=False)
         tune.report(report)
-        if epoch == kill_after and done.first_time():
-            os.kill(os.getpid(), signal.SIGKILL)
+        done.die(death, epoch=epoch, reported=True)
 
 
 class _Progress:
@@ -77,7 +118,10 @@ class _Progress:
     def write(self, epoch: int) -> None:
         self.path.write_text(str(epoch))
 
-    def first_time(self) -> bool:
-        known = self._killed.exists()
-        self._killed.touch()
-        return not known
+    def die(self, death: _Death | None, *, epoch: int, reported: bool) -> None:
+        """End this process, if it is time."""
+        if death is None or (death.epoch, death.reported) != (epoch, reported):
+            return
+        if death.always or not self._killed.exists():
+            self._killed.touch()
+            death.blow()

@@ -1,0 +1,100 @@
+"""What a storm did, as a markdown table with a column for each side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from storm.findings import Fault, Findings
+from storm.lives import Life
+
+__all__ = ["Outcome", "table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One search of one side after its storm."""
+
+    side: str
+    seed: int
+    lives: Sequence[Life]
+    findings: Findings
+    trained: int
+    """Epochs trained in all lives."""
+    needed: int
+    """Distinct epochs among them."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all drivers."""
+        return sum(life.seconds for life in self.lives)
+
+    @property
+    def returns(self) -> list[float]:
+        """Seconds from the start of each driver but the first to the first epoch trained under it."""
+        return [life.first_epoch for life in self.lives[1:] if life.first_epoch is not None]
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """In which part of its work each killed driver was."""
+        found = dict.fromkeys(_MOMENTS, 0)
+        for life in self.lives:
+            if life.exit_code is None:
+                found[self._moment(life)] += 1
+        return found
+
+    def _moment(self, life: Life) -> str:
+        if life.trained == self.trained:
+            return "after the last epoch"
+        return "start-up" if life.first_epoch is None else "trials"
+
+
+_MOMENTS = ("start-up", "trials", "after the last epoch")
+
+Row = Callable[[Sequence[Outcome]], str]
+
+
+def table(sides: Mapping[str, Sequence[Outcome]]) -> str:
+    """The whole table; a column for each side."""
+    rows: dict[str, Row] = {
+        "searches": lambda outcomes: str(len(outcomes)),
+        "drivers killed (start-up / trials / after the last epoch)": _drivers,
+        "trial processes killed": lambda outcomes: _spread(
+            [sum(life.workers_killed for life in outcome.lives) for outcome in outcomes]
+        ),
+        **{str(fault): _row_of(fault) for fault in Fault},
+        "epochs trained again": lambda outcomes: _spread([o.trained - o.needed for o in outcomes]),
+        "seconds from a new driver to its first epoch": lambda outcomes: _mean(
+            [seconds for outcome in outcomes for seconds in outcome.returns]
+        ),
+        "seconds of all drivers of a search": lambda outcomes: _mean([o.seconds for o in outcomes]),
+    }
+    lines = [["", *sides], ["---"] * (len(sides) + 1)]
+    lines += [[name, *(row(outcomes) for outcomes in sides.values())] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row_of(fault: Fault) -> Row:
+    return lambda outcomes: _spread([outcome.findings.counts[fault] for outcome in outcomes])
+
+
+def _spread(counts: Sequence[int]) -> str:
+    """Sum, mean and standard deviation of a search, and how many searches have any."""
+    if not any(counts):
+        return "0"
+    touched = sum(count > 0 for count in counts)
+    return f"{sum(counts)} ({_mean(counts)} a search; in {touched} of {len(counts)})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.1f} ± {spread:.1f}"
+
+
+def _drivers(outcomes: Sequence[Outcome]) -> str:
+    moments = [outcome.moments for outcome in outcomes]
+    by_moment = [sum(found[moment] for found in moments) for moment in _MOMENTS]
+    return f"{sum(by_moment)} ({' / '.join(map(str, by_moment))})"
