@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from tune_rescon.storage import Mirror
 from tune_rescon.tuning.coordinator import SearchListener
-from tune_rescon.tuning.record import TrialSummary
-from tune_rescon.tuning.rungs import Verdict
+from tune_rescon.tuning.stopping import Verdict
+from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["MirrorListener"]
 
@@ -33,6 +33,11 @@ class MirrorListener(SearchListener):
     @override
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its checkpoint holds the epoch already."""
+        self._mirror.changed()
+
+    @override
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        """It can wait for the next copy."""
         self._mirror.changed()
 
     @override
