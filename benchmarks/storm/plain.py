@@ -1,9 +1,9 @@
 """A driver of plain Ray Tune, put together as its documentation does it, by the ways that lose least.
 
-``Tuner.can_restore`` decides between ``Tuner.restore(resume_errored=True)`` and a new ``Tuner``, as its docstring
-says. ``num_to_keep`` makes Tune snapshot its state at every second checkpoint, not every ten seconds.
-OptunaSearch is given its space itself: one that gets it from ``param_space`` cannot go on where no snapshot was
-written yet. It has a database of its own, so that there is a study to look at afterwards.
+``Tuner.can_restore`` decides between ``Tuner.restore(resume_errored=True)`` and a new ``Tuner``, as its
+docstring says. ``num_to_keep`` has Tune snapshot its state at every second checkpoint, not every ten seconds.
+OptunaSearch is given its space itself: one that gets it from ``param_space`` cannot go on where no snapshot
+was written yet. It has a database of its own, so that there is a study to look at afterwards.
 """
 
 from __future__ import annotations
