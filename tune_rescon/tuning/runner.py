@@ -17,6 +17,7 @@ from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
+from tune_rescon.tuning.claim import claimed
 from tune_rescon.tuning.cluster import RaySession, fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
 from tune_rescon.tuning.execution import execute
@@ -234,19 +235,12 @@ class _Search:
 @contextmanager
 def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
     """The search's folder; a new one is taken back if the search cannot begin."""
-    if resume:
-        folder.require()
-        yield
+    if not resume:
+        with claimed(folder):
+            yield
         return
-    storage_is_new = not folder.storage.exists()
-    folder.create()
-    try:
-        yield
-    except BaseException:
-        # The space is the first file of a search that has begun.
-        if not folder.space_yaml.exists():
-            folder.remove(with_storage=storage_is_new)
-        raise
+    folder.require()
+    yield
 
 
 def _open_record(

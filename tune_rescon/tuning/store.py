@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tune_rescon.storage import SearchHome, StorageUrl, usable
+from tune_rescon.tuning.claim import claimed
 from tune_rescon.tuning.coordinator import SearchListener
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.lease import LeaseStore
@@ -132,19 +133,12 @@ def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
 
 @contextmanager
 def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchStore]:
-    if resume:
-        folder.require()
-        yield LocalStore(folder=folder)
+    if not resume:
+        with claimed(folder):
+            yield LocalStore(folder=folder)
         return
-    storage_is_new = not folder.storage.exists()
-    folder.create()
-    try:
-        yield LocalStore(folder=folder)
-    except BaseException:
-        # The space is the first file of a search that has begun.
-        if not folder.space_yaml.exists():
-            folder.remove(with_storage=storage_is_new)
-        raise
+    folder.require()
+    yield LocalStore(folder=folder)
 
 
 def resumed_space(storage: Path | StorageUrl, name: str, *, cache_root: Path) -> Path:
