@@ -42,12 +42,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     return open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> TrialConfig:
     return SMALL
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train(digits: ImageDataset) -> Run:
     """``train_trial`` on one CPU thread; returns the reports. Keywords override the small trial's."""
 

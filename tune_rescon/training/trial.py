@@ -84,9 +84,10 @@ def train_trial(
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     start = find_start(record, folder, on_note)
     report = _each_once(on_epoch)
-    while len(start.record.history) < epochs:
-        # What an attempt, or this process's trial before, has left is held by reference cycles.
+    if placement.device.type == "cuda":
+        # Reference cycles hold what this process's trial before has left: it would count as this one's need.
         garbage_collection_cuda()
+    while len(start.record.history) < epochs:
         attempt = Attempt(
             start=start, dataset=dataset, placement=placement, folder=folder, metric=metric, mode=mode
         )
@@ -94,6 +95,7 @@ def train_trial(
             pieces = attempt.run(report, on_note)
         if pieces is None:
             return
+        garbage_collection_cuda()  # the attempt's network and optimiser
         on_note(notes.smaller(attempt.batch_images, before=start.record.micro_batches, after=pieces))
         start = find_start(record, folder, on_note)
         start = dataclasses.replace(start, record=dataclasses.replace(start.record, micro_batches=pieces))

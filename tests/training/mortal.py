@@ -1,0 +1,190 @@
+"""Trials that die as a process dies: where they are told, or of a SIGKILL at any moment.
+
+Run as a program, once for a whole table of deaths: importing torch, and what oneDNN compiles at first, cost
+more than a trial does. The undisturbed trial pays for both; the others are forks of its process. After a
+death nothing of a trial runs on, no ``finally`` either. Reads a :class:`Job` as JSON and prints a line of
+JSON for each thing that happened::
+
+    ["epoch", TRIAL, EPOCH, METRICS]    a report
+    ["died", TRIAL, STATUS]             the exit status of a trial's process; 0: it has come to its end
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from unittest import mock
+
+import torch
+
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import open_dataset
+from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training.averaging import AveragedNetwork
+from tune_rescon.training.module import TrialModule
+
+#: Exit status of a trial that died where it should.
+STRUCK: Final = 77
+
+#: Where the trial ``whole`` leaves a copy of its folder after the first epoch; who dies, dies in the second.
+BEGUN: Final = "begun"
+
+#: After so many SIGKILLs a trial may live.
+KILLS: Final = 6
+
+#: What a trial does between two epochs' reports, by the name a job gives it.
+DEEDS: Final[dict[str, tuple[Any, str]]] = {
+    "training_step": (TrialModule, "training_step"),
+    "backward": (TrialModule, "backward"),
+    "average": (AveragedNetwork, "update"),
+    "statistics": (TrialModule, "reestimate_batch_norm"),
+    "validation_step": (TrialModule, "validation_step"),
+    "save": (torch, "save"),
+    "fsync": (os, "fsync"),
+    "replace": (Path, "replace"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run: first the trial ``whole``, undisturbed."""
+
+    folder: str
+    config: dict[str, Any]
+    epochs: int
+    points: list[str]
+    """Each a trial of that name, killed once in its second epoch and continued: "DEED N" before the N-th such
+    deed of that epoch, "torn save N" in the midst of the N-th file, "report 1" after the checkpoint."""
+    seeds: list[int]
+    """Each a trial ``SIGKILL SEED``, killed again and again at moments drawn from the seed."""
+
+
+def main() -> None:
+    """Do the job on stdin."""
+    job = Job(**json.loads(sys.stdin.read()))
+    torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+    born = time.monotonic()
+    _train(job, "whole", "")
+    lifetime = time.monotonic() - born
+    gc.freeze()  # or every fork copies what its garbage collection walks over
+    for point in job.points:
+        shutil.copytree(Path(job.folder) / BEGUN, Path(job.folder) / point)
+        _tell_death(point, _fork(job, point, point))
+        _tell_death(point, _fork(job, point, ""))
+    for seed in job.seeds:
+        _kill_again_and_again(job, f"SIGKILL {seed}", random.Random(seed), lifetime)
+
+
+def _kill_again_and_again(job: Job, trial: str, moments: random.Random, lifetime: float) -> None:
+    for _ in range(KILLS):
+        process = _fork(job, trial, "")
+        time.sleep(moments.uniform(0, 0.6 * lifetime))
+        os.kill(process, signal.SIGKILL)
+        if _tell_death(trial, process) == 0:
+            return
+    _tell_death(trial, _fork(job, trial, ""))
+
+
+def _tell_death(trial: str, process: int) -> int:
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    _say("died", trial, status)
+    return status
+
+
+def _say(*what: object) -> None:
+    # One write: a process that is killed must not leave half a line.
+    os.write(sys.stdout.fileno(), (json.dumps(what) + "\n").encode())
+
+
+def _fork(job: Job, trial: str, point: str) -> int:
+    process = os.fork()
+    if process == 0:
+        _train(job, trial, point)
+        os._exit(0)
+    return process
+
+
+def _train(job: Job, trial: str, point: str) -> None:
+    folder = Path(job.folder)
+    digits = open_dataset(DatasetConfig(name="digits", limit=56), data_root=folder, cache_root=folder)
+    deed, _, occurrence = point.rpartition(" ")
+    death = Death(int(occurrence or 0))
+    if deed:
+        death.lurk(deed)
+
+    def report(epoch: EpochReport) -> None:
+        if deed == "report":
+            death.come_near()
+        _say("epoch", trial, epoch.epoch, dict(epoch.metrics))
+        if trial == "whole" and epoch.epoch == 1:
+            shutil.copytree(folder / trial, folder / BEGUN)
+
+    train_trial(
+        TrialConfig.from_dict(job.config),
+        digits,
+        epochs=job.epochs,
+        seed=0,
+        checkpoint_dir=folder / trial,
+        on_epoch=report,
+        device="cpu",
+        threads=1,
+        # It gets better every epoch, so that each has a best network to write.
+        metric="train_loss",
+        mode="min",
+    )
+
+
+class Death:
+    """Strikes before the ``occurrence``-th deed of its kind."""
+
+    def __init__(self, occurrence: int) -> None:
+        self._left = occurrence
+
+    def lurk(self, deed: str) -> None:
+        """Wait where ``deed`` is done."""
+        if deed == "torn save":
+            mock.patch.object(torch, "save", self._tear(torch.save)).start()
+        elif deed != "report":
+            owner, name = DEEDS[deed]
+            mock.patch.object(owner, name, self._before(getattr(owner, name))).start()
+
+    def come_near(self, *, last_deed: Callable[[], object] = lambda: None) -> None:
+        """Strike if it is time, after ``last_deed``."""
+        self._left -= 1
+        if self._left == 0:
+            last_deed()
+            os._exit(STRUCK)
+
+    def _before(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(do)  # Lightning reads signatures
+        def doomed(*args: Any, **kwargs: Any) -> Any:
+            self.come_near()
+            return do(*args, **kwargs)
+
+        return doomed
+
+    def _tear(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        def doomed(values: dict[str, Any], file: BinaryIO) -> None:
+            whole = io.BytesIO()
+            save(values, whole)
+            half = whole.getvalue()[: len(whole.getvalue()) // 2]
+            self.come_near(last_deed=lambda: os.write(file.fileno(), half))
+            save(values, file)
+
+        return doomed
+
+
+if __name__ == "__main__":
+    main()

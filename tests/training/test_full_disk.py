@@ -1,0 +1,192 @@
+"""A disk that takes no checkpoint: training goes on, what was there stays, and the user is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training import EpochReport, load_trained, recorded_epochs
+from tune_rescon.training.checkpoint import is_intact
+
+pytestmark = pytest.mark.torch
+
+Run = Callable[..., list[EpochReport]]
+LargestFile = Callable[[int], AbstractContextManager[None]]
+TIMES = ("images_per_second", "epoch_seconds")
+
+#: The objective that gets better every epoch of the small trial, so that each has a best network to write.
+STEADY = {"metric": "train_loss", "mode": "min"}
+
+
+def values(reports: list[EpochReport]) -> list[dict[str, float]]:
+    return [{k: v for k, v in report.metrics.items() if k not in TIMES} for report in reports]
+
+
+class Watched:
+    """A trial's reports and notes as they came, and what the files held when each epoch was reported."""
+
+    def __init__(self) -> None:
+        self.reports: list[EpochReport] = []
+        self.notes: list[str] = []
+        self.kept: list[tuple[int, int]] = []
+        self.after: dict[int, Callable[[], object]] = {}
+
+    def report(self, report: EpochReport) -> None:
+        best = load_trained(report.best_checkpoint)[1].epoch if report.best_checkpoint else 0
+        recorded = len(recorded_epochs(report.checkpoint.parent)) if report.checkpoint else 0
+        self.reports.append(report)
+        self.kept.append((recorded, best))
+        self.after.get(report.epoch, lambda: None)()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"on_epoch": self.report, "on_note": self.notes.append, **STEADY}
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_trial(
+    train: Run, tmp_path: Path, largest_file: LargestFile
+) -> None:
+    whole = train(folder=tmp_path / "whole", epochs=4, **STEADY)
+    watched, disk = Watched(), ExitStack()
+    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
+    train(folder=tmp_path / "full", epochs=4, **watched.options)
+    assert values(watched.reports) == values(whole)
+    assert watched.kept == [(1, 1), (1, 1), (1, 1), (4, 4)]
+    assert watched.notes == [
+        "epoch 2's network could not be written (File too large); best.ckpt is still epoch 1's",
+        "the checkpoint after epoch 2 could not be written (File too large); training goes on",
+        "epoch 3's network could not be written (File too large); best.ckpt is still epoch 1's",
+        "the checkpoint after epoch 3 could not be written (File too large); training goes on",
+    ]
+
+
+def test_a_disk_full_from_the_start_names_no_file(
+    train: Run, tmp_path: Path, largest_file: LargestFile
+) -> None:
+    watched = Watched()
+    with largest_file(100_000):
+        train(folder=tmp_path, epochs=2, **watched.options)
+    assert [(report.checkpoint, report.best_checkpoint) for report in watched.reports] == [(None, None)] * 2
+    assert watched.notes[0].endswith("(File too large); there is no best.ckpt yet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_before_the_disk_was_full_is_what_a_restart_uses(
+    train: Run, tmp_path: Path, largest_file: LargestFile
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        disk.close()
+        raise Killed
+
+    whole = train(folder=tmp_path / "whole", epochs=4, **STEADY)
+    watched, disk = Watched(), ExitStack()
+    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 3: die}
+    with pytest.raises(Killed):
+        train(folder=tmp_path / "cut", epochs=4, **watched.options)
+    assert is_intact(tmp_path / "cut" / "last.ckpt")
+    again = Watched()
+    train(folder=tmp_path / "cut", epochs=4, **again.options)
+    assert [report.epoch for report in again.reports] == [2, 3, 4]
+    assert values(again.reports) == values(whole)[1:]
+    assert (again.kept[-1], again.notes) == ((4, 4), [])
+
+
+def test_a_network_that_could_not_be_written_does_not_keep_the_next_one_out(
+    train: Run, tmp_path: Path, largest_file: LargestFile
+) -> None:
+    """Epoch 2 is the best of all, but the disk is full; epoch 3 is worse than it, and better than epoch 1."""
+    found = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
+    watched, disk = Watched(), ExitStack()
+    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 2: disk.close}
+    with pytest.MonkeyPatch.context() as patch:
+        _pretend(patch, found)
+        options = watched.options | {"metric": "val_accuracy", "mode": "max"}
+        train(folder=tmp_path, epochs=4, **options)
+    assert [best for _, best in watched.kept] == [1, 1, 3, 3]
+    assert load_trained(tmp_path / "best.ckpt")[1].metrics["val_accuracy"] == 0.5
+
+
+def _pretend(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
+    from tune_rescon.training.reporter import EpochReporter
+
+    measure = EpochReporter._measure
+
+    def measured(self: EpochReporter, module: Any) -> dict[str, float]:
+        epoch = len(self.record.history) + 1
+        return measure(self, module) | {"val_accuracy": accuracies[epoch]}
+
+    patch.setattr(EpochReporter, "_measure", measured)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_on_notes_exception_comes_out(
+    train: Run, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
+) -> None:
+    def fail(note: str) -> None:
+        raise kind(note)
+
+    reports: list[EpochReport] = []
+    with largest_file(100_000), pytest.raises(kind, match="could not be written"):
+        train(folder=tmp_path, on_epoch=reports.append, on_note=fail)
+    assert reports == []
+
+
+_ON_A_SMALL_DISK = """
+import contextlib, json, sys
+from pathlib import Path
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import open_dataset
+from tune_rescon.training import train_trial
+
+disk, cache, config = Path(sys.argv[1]), Path(sys.argv[2]), TrialConfig.from_dict(json.loads(sys.argv[3]))
+told = []
+
+def report(epoch):
+    told.append(["epoch", epoch.epoch])
+    if epoch.epoch == 1:
+        with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+    elif epoch.epoch == 2:
+        (disk / "ballast").unlink()
+
+def note(text):
+    told.append(["note", text])
+
+dataset = open_dataset(DatasetConfig(name="digits", limit=160), data_root=cache, cache_root=cache)
+trial = {"epochs": 3, "seed": 0, "device": "cpu", "threads": 1, "metric": "train_loss", "mode": "min"}
+train_trial(config, dataset, checkpoint_dir=disk / "trial", on_epoch=report, on_note=note, **trial)
+print(json.dumps(told))
+"""
+
+
+def test_a_real_full_disk(tmp_path: Path, small: TrialConfig) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", mount, "sh", str(disk)]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes Linux and root")
+    script = [sys.executable, "-c", _ON_A_SMALL_DISK, str(disk), str(tmp_path), json.dumps(small.to_dict())]
+    done = subprocess.run([*inside, *script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    full = "could not be written (No space left on device)"
+    assert json.loads(done.stdout) == [
+        ["epoch", 1],
+        ["note", f"epoch 2's network {full}; best.ckpt is still epoch 1's"],
+        ["note", f"the checkpoint after epoch 2 {full}; training goes on"],
+        ["epoch", 2],
+        ["epoch", 3],
+    ]
