@@ -176,6 +176,35 @@ def test_a_closed_trial_that_still_reports_is_told_to_stop() -> None:
     assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.STOP
 
 
+def test_a_trial_whose_worker_dies_is_handed_out_again_three_times() -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=2, listeners=(diary,))
+    number = first(search)
+    search.epoch_done(number, 1, metrics(0.5), None)
+    for _ in range(3):
+        search.worker_died(number)
+        assert first(search) == number
+    assert diary.lines.count(f"{number} starts at 1") == 3
+    search.worker_died(number)
+    assert of.trials[number].state is OptunaState.FAIL
+    assert list(of.trials[number].intermediate_values) == [1]
+    assert first(search) != number
+    search.worker_died(number)
+    assert diary.lines[-1] == "1 starts at 0", "a trial that has ended is not handed out again"
+
+
+def test_a_trial_that_waits_to_be_handed_out_again_is_still_to_come() -> None:
+    of = study()
+    search = coordinator(of, total=1)
+    number = first(search)
+    assert search.next_trial() is None
+    search.worker_died(number)
+    assert not search.exhausted
+    search.interrupt()
+    search.settle()
+    assert of.trials[number].user_attrs["state"] == "interrupted"
+
+
 @pytest.mark.parametrize("reports", [1, 7, 20, 45])
 def test_a_killed_search_goes_on_from_its_record(reports: int) -> None:
     of, diary = study(), Diary()

@@ -8,9 +8,10 @@ the same in microseconds. Everything runs on the driver's main thread.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.failures import FailureStreak
@@ -21,6 +22,9 @@ from tune_rescon.tuning.stopping import Decision, Observation, StoppingRule, Ver
 from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["Coordinator", "SearchListener", "SearchPlan"]
+
+#: Times a trial whose worker process died is handed out again, in one run of the search.
+WORKER_RETRIES: Final = 3
 
 
 class SearchListener(Protocol):
@@ -102,6 +106,7 @@ class Coordinator:
         self._done = False
         self._streak = FailureStreak()
         self._running: set[int] = set()
+        self._deaths: Counter[int] = Counter()
         self.failure: str | None = None
         """Why the search cannot go on, if it cannot: too many trials failed in a row."""
         trials = record.trials()
@@ -190,6 +195,18 @@ class Coordinator:
         """End a running trial for good in ``state``; nothing happens if it does not run (any more)."""
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)
+
+    def worker_died(self, number: int) -> None:
+        """Hand a running trial out again, from its last checkpoint; after some times it has failed."""
+        if number not in self._running:
+            return
+        self._deaths[number] += 1
+        if self._deaths[number] > WORKER_RETRIES:
+            times = f"its worker process died, as it did {WORKER_RETRIES} times before"
+            self._close(number, TrialState.FAILED, error=times)
+        else:
+            # It counts as running until then: nothing is exhausted before, and an interruption finds it.
+            self._unfinished.append(number)
 
     def settle(self) -> None:
         """No trial runs any more: those that were cut short, and those that pause, wait to be resumed.

@@ -1,10 +1,10 @@
-"""Ray Tune as executor: it places trials, keeps their processes, and retries those that die."""
+"""Ray Tune as executor: it places trials, keeps their processes, and says which of those have died."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.summary import TrialSummary
@@ -12,9 +12,6 @@ from tune_rescon.tuning.supervision import Turns
 from tune_rescon.tuning.trial import TrialTask
 
 __all__ = ["execute"]
-
-#: Times a trial whose worker process died is begun again, from its last checkpoint.
-WORKER_RETRIES: Final = 3
 
 
 def execute(
@@ -50,7 +47,9 @@ def execute(
                 storage_path=scratch,
                 # Without its JSON files Tune complains that it cannot fetch the metrics at the end.
                 callbacks=[JsonLoggerCallback(), LeavingCallback(turns)],
-                failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                # The coordinator hands out again. Tune would retry only a trial that runs, not one whose
+                # process dies while it is made ready (TuneController._process_trial_failure).
+                failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
         )

@@ -16,7 +16,7 @@ __all__ = ["CoordinatorSearcher"]
 
 
 class CoordinatorSearcher(Searcher):
-    """Hands the coordinator's trials to Tune, and tells it of those whose worker could not be saved.
+    """Hands the coordinator's trials to Tune, and tells it of those whose worker died.
 
     Results do not pass through here: Tune does not show a searcher the result that stops a trial, so the
     scheduler takes them all. Tune's saving of searcher state is switched off by leaving it empty: the record
@@ -45,10 +45,13 @@ class CoordinatorSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Close a trial Tune gave up on, or whose function ended before its last epoch."""
+        """Say that a trial's worker died; close one whose function ended before its last epoch."""
         del result
-        died = "the worker process died, and so did its retries" if error else "training ended early"
-        self._coordinator.close(self._numbers[trial_id], TrialState.FAILED, error=died)
+        number = self._numbers[trial_id]
+        if error:
+            self._coordinator.worker_died(number)
+        else:
+            self._coordinator.close(number, TrialState.FAILED, error="training ended early")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""

@@ -1,0 +1,64 @@
+"""The driver SIGKILLed where it has least to go on with, and its record held by somebody else."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import CheapSearch
+
+pytestmark = pytest.mark.ray
+
+#: Seconds for which another process holds the record: more than SQLite's own patience, which is five.
+LOCKED = 7.0
+
+
+def test_a_driver_killed_before_its_first_trial_begins_again(cheap_search: CheapSearch) -> None:
+    for sign in ("search.log", "study.db", "space.yaml"):
+        cheap_search.kill_once((cheap_search.folder / sign).exists)
+    cheap_search.finish()
+
+
+def test_a_driver_killed_amid_trials_goes_on(cheap_search: CheapSearch) -> None:
+    cheap_search.kill_once(lambda: epochs(cheap_search) >= 5)
+    before = {trial.number: dict(trial.intermediate_values) for trial in cheap_search.study().trials}
+    cheap_search.finish()
+    for trial in cheap_search.study().trials:
+        known = before.get(trial.number, {})
+        assert {epoch: trial.intermediate_values[epoch] for epoch in known} == known
+
+
+def test_a_driver_killed_after_its_last_trial_only_has_to_conclude(cheap_search: CheapSearch) -> None:
+    cheap_search.kill_once(lambda: ended(cheap_search) == cheap_search.trials)
+    trained = (cheap_search.storage / "ledger").read_text()
+    cheap_search.finish()
+    assert (cheap_search.storage / "ledger").read_text() == trained
+
+
+def test_a_record_that_another_process_holds_for_a_while_is_waited_for(cheap_search: CheapSearch) -> None:
+    driver = cheap_search.start()
+    cheap_search.wait_for(lambda: epochs(cheap_search) >= 2, driver)
+    with sqlite3.connect(cheap_search.folder / "study.db", timeout=30, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(LOCKED)
+        assert driver.poll() is None
+        other.execute("ROLLBACK")
+    cheap_search.ends_well(driver)
+
+
+def epochs(search: CheapSearch) -> int:
+    """Epochs recorded so far."""
+    if not (search.folder / "space.yaml").exists():
+        return 0
+    return sum(len(trial.intermediate_values) for trial in search.study().trials)
+
+
+def ended(search: CheapSearch) -> int:
+    """Trials closed so far."""
+    if not (search.folder / "space.yaml").exists():
+        return 0
+    return sum(trial.state.is_finished() for trial in search.study().trials)
