@@ -4,6 +4,8 @@
 
     SyntheticCurve, Landscape   what a trial reports, as a formula of its hyperparameters
     simulate, Simulation        a whole search under a simulated clock, workers and drivers dying on request
+    SimulatedSearch             a space's own coordinator, as run_search makes it, for that simulation
+    SearchConformance           what must hold of any search; a test class derives from it
     TunePolicy                  Ray Tune's searchers and schedulers in that simulation, without a Ray runtime
     learn_slowly, ...           what Ray can run instead of a trial that learns
 
@@ -17,9 +19,11 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.testing.conformance import RecordedSearch, SearchConformance
     from tune_rescon.testing.curves import SyntheticCurve
     from tune_rescon.testing.landscapes import LANDSCAPES, Landscape
     from tune_rescon.testing.policy import Assignment, SearchPolicy
+    from tune_rescon.testing.search import SimulatedSearch
     from tune_rescon.testing.simulation import Simulation, WorkerDeaths, simulate
     from tune_rescon.testing.trace import EpochRun, Incumbent, Trace
     from tune_rescon.testing.trainables import (
@@ -37,7 +41,10 @@ __all__ = [
     "EpochRun",
     "Incumbent",
     "Landscape",
+    "RecordedSearch",
+    "SearchConformance",
     "SearchPolicy",
+    "SimulatedSearch",
     "Simulation",
     "SyntheticCurve",
     "Trace",
@@ -60,7 +67,10 @@ __getattr__ = lazy_names(
         "Incumbent": "trace",
         "LANDSCAPES": "landscapes",
         "Landscape": "landscapes",
+        "RecordedSearch": "conformance",
+        "SearchConformance": "conformance",
         "SearchPolicy": "policy",
+        "SimulatedSearch": "search",
         "Simulation": "simulation",
         "SyntheticCurve": "curves",
         "Trace": "trace",

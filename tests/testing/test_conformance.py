@@ -1,0 +1,104 @@
+"""The product's rules and samplers through the suite that ships with it, and what it does not let pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import SearchConformance, SimulatedSearch
+from tune_rescon.tuning import Decision, Observation, RungLadder, StoppingRule, Verdict
+
+SMALL = ("initial=[]", "budget.trials=24", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
+
+
+@lru_cache
+def space(*overrides: str) -> Space:
+    return load_space("att92", [*SMALL, *overrides])
+
+
+class TestAshaStop(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space())
+
+
+class TestAshaPromote(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler.variant=promote"))
+
+
+class TestMedian(SearchConformance):
+    ordinal = False
+
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler={type: median}"))
+
+
+class TestNone(SearchConformance):
+    judged_epochs = ()
+
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler={type: none}"))
+
+
+class TestTpe(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("sampler={type: tpe, seed: 3, n_startup_trials: 5}"))
+
+
+class TestCmaes(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        numbers = (
+            "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
+            " weight_decay: {type: float, low: 0.0, high: 0.1}}"
+        )
+        return SimulatedSearch(space(numbers, "sampler={type: cmaes, seed: 3, n_startup_trials: 4}"))
+
+
+Mistake = Callable[[Observation, Verdict], Decision]
+
+
+@dataclass(kw_only=True)
+class Faulty(RungLadder):
+    """ASHA with a mistake, as a user might make one."""
+
+    mistake: Mistake
+
+    def judge(self, seen: Observation) -> Verdict:
+        return Verdict(decision=self.mistake(seen, super().judge(seen)))
+
+
+def keeps_nan(seen: Observation, verdict: Verdict) -> Decision:
+    return verdict.decision if math.isfinite(seen.value) or seen.epoch == 9 else Decision.CONTINUE
+
+
+def stops_the_best(seen: Observation, verdict: Verdict) -> Decision:
+    return Decision.STOP if seen.epoch == 3 and verdict.rank == 1 else verdict.decision
+
+
+def calculates(seen: Observation, verdict: Verdict) -> Decision:
+    return Decision.STOP if seen.value < 0.2 else verdict.decision
+
+
+@pytest.mark.parametrize(
+    ("mistake", "caught_by"),
+    [
+        (keeps_nan, "test_a_value_that_is_not_finite_ends_its_trial"),
+        (stops_the_best, "test_the_best_trial_at_a_rung_is_never_stopped"),
+        (calculates, "test_an_increasing_transform_of_the_metric_changes_no_decision"),
+    ],
+)
+def test_a_faulty_rule_is_caught(mistake: Mistake, caught_by: str) -> None:
+    def rule() -> StoppingRule:
+        return Faulty(levels=(1, 3, 9), reduction_factor=3, maximize=True, mistake=mistake)
+
+    class Suite(SearchConformance):
+        def begin(self) -> SimulatedSearch:
+            return SimulatedSearch(space(), rule=rule)
+
+    with pytest.raises(AssertionError):
+        getattr(Suite(), caught_by)()
