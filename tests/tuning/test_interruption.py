@@ -1,55 +1,110 @@
-"""The handlers of Ctrl-C and SIGTERM, in this process."""
+"""What signals mean, by table on a simulated clock; and that they arrive."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import pytest
 
-from tune_rescon.tuning.interruption import interruptible
+from tune_rescon.errors import ConfigError
+from tune_rescon.tuning.interruption import Interruption, Urgency, listening
+from tune_rescon.tuning.options import default_grace
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_calls_and_the_second_ends(number: signal.Signals) -> None:
-    calls: list[str] = []
-    with interruptible(lambda: calls.append("first")):
-        signal.raise_signal(number)
-        assert calls == ["first"]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert calls == ["first"]
+#: Seconds of grace in the table.
+GRACE = 20.0
 
 
-def test_either_signal_counts_as_the_second() -> None:
-    with interruptible(lambda: None):
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize(
+    ("came", "now", "urgency", "left"),
+    [
+        pytest.param([], 99, Urgency.NONE, None, id="nothing"),
+        pytest.param([(INT, 0)], 9999, Urgency.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
+        pytest.param([(INT, 0), (INT, 3)], 3, Urgency.STOP, None, id="a second one does not"),
+        pytest.param([(INT, 0), (INT, 0.01)], 9999, Urgency.FINISH_EPOCHS, None, id="an echo is no second"),
+        pytest.param([(INT, 0), (INT, 0.01), (INT, 5)], 5, Urgency.STOP, None, id="a second after an echo"),
+        pytest.param([(TERM, 0)], 19, Urgency.FINISH_EPOCHS, 1, id="SIGTERM within its deadline"),
+        pytest.param([(TERM, 0)], 20, Urgency.STOP, 0, id="SIGTERM at its deadline"),
+        pytest.param([(TERM, 0), (TERM, 10)], 19, Urgency.FINISH_EPOCHS, 1, id="SIGTERM repeated"),
+        pytest.param([(TERM, 0), (HUP, 0)], 19, Urgency.FINISH_EPOCHS, 1, id="systemd's SIGTERM and SIGHUP"),
+        pytest.param([(TERM, 0), (INT, 2)], 2, Urgency.STOP, 18, id="Ctrl-C after SIGTERM"),
+        pytest.param([(INT, 0), (TERM, 5)], 6, Urgency.FINISH_EPOCHS, 19, id="a spot notice after Ctrl-C"),
+        pytest.param([(INT, 0), (TERM, 5)], 25, Urgency.STOP, 0, id="and its deadline"),
+        pytest.param([(HUP, 0)], 21, Urgency.STOP, -1, id="the terminal was closed"),
+    ],
+)
+def test_what_signals_ask(
+    came: Sequence[tuple[int, float]], now: float, urgency: Urgency, left: float | None
+) -> None:
+    clock = [0.0]
+    interruption = Interruption(grace=GRACE, clock=lambda: clock[0])
+    interruption.deferred = True
+    for number, when in came:
+        clock[0] = when
+        interruption.receive(number)
+    clock[0] = now
+    assert interruption.urgency is urgency
+    assert interruption.seconds_left == left
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_afterwards_all_is_as_it_was(number: signal.Signals) -> None:
+def test_before_anything_runs_a_signal_ends_it_at_once() -> None:
+    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        interruption.receive(TERM)
+
+
+@pytest.mark.parametrize("number", [INT, TERM, HUP])
+def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with interruptible(lambda: None):
-        assert signal.getsignal(number) is not before
-    assert signal.getsignal(number) is before
-    with pytest.raises(ValueError, match="amid"), interruptible(lambda: None):
-        raise ValueError("amid")
+    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    interruption.deferred = True
+    with listening(interruption):
+        os.kill(os.getpid(), number)
+        assert interruption.urgency is Urgency.FINISH_EPOCHS
     assert signal.getsignal(number) is before
 
 
-def test_outside_the_main_thread_nothing_is_changed() -> None:
-    before = signal.getsignal(signal.SIGINT)
+def test_nohup_is_respected() -> None:
+    before = signal.signal(HUP, signal.SIG_IGN)
+    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    try:
+        with listening(interruption):
+            os.kill(os.getpid(), HUP)
+        assert interruption.urgency is Urgency.NONE
+    finally:
+        signal.signal(HUP, before)
+
+
+def test_another_thread_changes_no_handler() -> None:
     seen: list[object] = []
 
-    def elsewhere() -> None:
-        with interruptible(lambda: None):
-            seen.append(signal.getsignal(signal.SIGINT))
+    def run() -> None:
+        with listening(Interruption(grace=GRACE, clock=lambda: 0.0)):
+            seen.append(signal.getsignal(INT))
 
-    thread = threading.Thread(target=elsewhere)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [before]
+    assert seen == [signal.getsignal(INT)]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, 15.0), ("", 15.0), ("110", 110.0), ("0", 0.0)])
+def test_how_long_epochs_have_after_a_sigterm(
+    value: str | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TUNE_RESCON_GRACE_SECONDS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TUNE_RESCON_GRACE_SECONDS", value)
+    assert math.isclose(default_grace(), expected)
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan"])
+def test_a_grace_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_RESCON_GRACE_SECONDS", value)
+    with pytest.raises(ConfigError, match="TUNE_RESCON_GRACE_SECONDS: must be a number of seconds"):
+        default_grace()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import ConfigError, explain
+from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.folder import default_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS
 
@@ -29,14 +30,14 @@ def default_cache_root() -> Path:
 
 
 def default_grace() -> float:
-    """``$TUNE_RESCON_GRACE_SECONDS``, or 20: Kubernetes gives 30, and files and MLflow take theirs.
+    """``$TUNE_RESCON_GRACE_SECONDS``, or 15: Kubernetes gives 30, and files, MLflow and Ray take theirs.
 
     A spot notice gives 120, ``docker stop`` 10 (``-t`` changes that).
 
     Raises:
         ConfigError: the variable is no number of seconds.
     """
-    value = os.environ.get(_GRACE) or "20"
+    value = os.environ.get(_GRACE) or "15"
     try:
         seconds = float(value)
     except ValueError:
@@ -53,11 +54,11 @@ class RunOptions:
 
     name: str
     resume: bool = False
-    storage: Path = field(default_factory=default_storage)
+    storage: Path | StorageUrl = field(default_factory=default_storage)
     study_url: str | None = None
     """The study's database; None: SQLite in the search's folder."""
     tracking_uri: str | None = None
-    """MLflow; None: SQLite in the storage."""
+    """MLflow; None: SQLite in the storage, or in the search's own folder where that is a URL."""
     data_root: Path = field(default_factory=default_data_root)
     cache_root: Path = field(default_factory=default_cache_root)
     address: str | None = None

@@ -20,7 +20,7 @@ __all__ = ["SearchIsOver", "Turns", "run_aside"]
 TICK: Final = 0.2
 
 #: Seconds a thread that may not go on is waited for; one that hangs in Ray is left behind.
-PARTING: Final = 5.0
+PARTING: Final = 3.0
 
 
 class SearchIsOver(BaseException):
