@@ -14,6 +14,7 @@ from tune_rescon.tracking import (
     MlflowWriter,
     RunEnded,
     RunMetrics,
+    RunRecalled,
     RunStarted,
     SearchEnded,
     SearchStarted,
@@ -166,6 +167,29 @@ def test_a_promoted_trial_runs_again_in_its_run(make_writer: Make, seen: Store) 
     assert seen.child(0).info.status == "FINISHED"
     assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75)]
     assert len(seen.runs()) == 2
+
+
+HISTORY = (epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.625))
+STARTED = RunStarted(number=0, params=PARAMS)
+ENDED = ended("stopped")
+
+
+@pytest.mark.parametrize("sent", range(len(HISTORY) + 3))
+@pytest.mark.parametrize("over", [True, False])
+def test_what_a_dead_driver_had_not_sent_is_sent_once(
+    sent: int, over: bool, make_writer: Make, seen: Store
+) -> None:
+    before = (STARTED, *HISTORY, ENDED)[:sent]
+    send(make_writer(), SearchStarted(), *before)
+    recalled = RunRecalled(start=STARTED, epochs=HISTORY, end=ENDED if over else None)
+    for _ in range(2):
+        assert set(send(make_writer(), SearchStarted(), recalled)) == {0}
+        assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75), (3, 0.625)]
+    assert len(seen.runs()) == 2
+    if over:
+        assert seen.child(0).info.status == "FINISHED"
+        assert seen.series(0, "best_epoch") == [(2, 2.0)]
+        assert seen.child(0).data.tags["tune_rescon.state"] == "stopped"
 
 
 @pytest.mark.parametrize("knows_the_id", [True, False])
