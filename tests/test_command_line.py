@@ -26,7 +26,7 @@ SEARCH_FLAGS = {
     "--hours": "H",
     "--concurrent": "N",
     "--seed": "S",
-    "--storage": "DIR",
+    "--storage": "DIR|URL",
     "--study": "URL",
     "--tracking-uri": "URI",
     "--data-root": "DIR",

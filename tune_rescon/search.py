@@ -20,7 +20,8 @@ from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
 
 if TYPE_CHECKING:
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import RunOptions, StudyResult
+    from tune_rescon.storage import StorageUrl
+    from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult
 
 __all__ = ["main"]
 
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--hours", type=float, metavar="H", help="Wall time after which no trial goes on.")
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
-@click.option("--storage", metavar="DIR", help="Where searches are kept [default: ./runs].")
+@click.option(
+    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
+)
 @click.option("--study", metavar="URL", help="The study's database [default: SQLite in the storage].")
 @click.option("--tracking-uri", metavar="URI", help="MLflow [default: SQLite in the storage].")
 @click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
@@ -84,9 +87,10 @@ def search(
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
+    from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, default_data_root, default_storage
 
-    root = Path(storage) if storage else default_storage()
+    root = parse_storage(storage) if storage else default_storage()
     shortcuts = {
         "budget.trials": trials,
         "budget.hours": hours,
@@ -123,9 +127,10 @@ def _console(*, plain: bool) -> Console:
     return Console(no_color=True if plain else None, highlight=False, width=width)
 
 
-def _load(space_name: str | None, resume: str | None, storage: Path, overrides: Sequence[str]) -> Space:
+def _load(
+    space_name: str | None, resume: str | None, storage: Path | StorageUrl, overrides: Sequence[str]
+) -> Space:
     from tune_rescon.spaces import load_space
-    from tune_rescon.tuning import SearchFolder
 
     if resume is None:
         if space_name is None:
@@ -135,21 +140,23 @@ def _load(space_name: str | None, resume: str | None, storage: Path, overrides: 
         hint = "Leave out --space; --trials and --set can change it."
         rule = "a resumed search keeps its own space"
         raise StorageError(explain(rule, got=f"--space {space_name}", where="--resume", hint=hint))
-    folder = SearchFolder(storage=storage, name=resume)
-    folder.require()
-    return load_space(str(folder.space_yaml), overrides)
+    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
 
 
-def _check_warm_start(other: str | None, resume: str | None, storage: Path) -> None:
-    from tune_rescon.tuning import SearchFolder
+def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
+    from tune_rescon.tuning import default_cache_root, find_search
 
+    return find_search(storage, name, cache_root=default_cache_root(), where=where, files=["space.yaml"])
+
+
+def _check_warm_start(other: str | None, resume: str | None, storage: Path | StorageUrl) -> None:
     if other is None:
         return
     if resume is not None:
         hint = "Leave out --warm-start, or begin a search of another --name."
         rule = "a resumed search knows what it began with"
         raise StorageError(explain(rule, got=f"--warm-start {other}", where="--resume", hint=hint))
-    SearchFolder(storage=storage, name=other).require(where="--warm-start")
+    _find(storage, other, where="--warm-start")
 
 
 def _run(space: Space, options: RunOptions, console: Console) -> int:

@@ -20,10 +20,7 @@ HERE = Path(__file__)
 
 def test_what_is_written_is_read_back_and_replaced(remote: RemoteFolder) -> None:
     assert remote.read("a/x.txt") is None
-    assert not remote.has("a/x.txt")
     remote.write("a/x.txt", b"one")
-    assert remote.has("a/x.txt")
-    assert not remote.has("a")
     remote.write("a/x.txt", b"three")
     assert remote.read("a/x.txt") == b"three"
     assert remote.read("a/x.txt", start=1, end=3) == b"hr"
@@ -118,7 +115,6 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "upload": (HERE, "x"),
     "download": ("x", HERE),
     "delete": ("x",),
-    "has": ("x",),
     "names": (),
     "folders_with": ("x",),
 }

@@ -84,7 +84,12 @@ def print_result(result: StudyResult, console: Console) -> None:
         console.print(_front(result), soft_wrap=True)
     if result.unsent:
         console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
-    console.print(f"Files:  {result.folder}", markup=False, soft_wrap=True)
+    if result.unkept:
+        console.print(
+            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
+        )
+    files = f"{result.url} (here: {result.folder})" if result.url else result.folder
+    console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"MLflow: {_view(result.tracking_uri)}", markup=False, soft_wrap=True)
 

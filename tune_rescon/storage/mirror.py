@@ -33,7 +33,7 @@ class Pace:
     """Between two copies nobody waits for: epochs come more often than copies need to."""
     rest: float = 9.0
     """After a copy, times what it took: one of 10,000 trials takes seconds, and must not be made always."""
-    patience: float = 5.0
+    patience: float = 2.0
     """A search waits for a copy at most."""
     first_pause: float = 0.5
     longest_pause: float = 15.0

@@ -154,12 +154,6 @@ class RemoteFolder:
         with _asking(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        with _asking(f"reading {self._url}/{name}"):
-            self._fs.invalidate_cache()
-            return bool(self._fs.isfile(self._path(name)))
-
     def names(self, folder: str = "") -> list[str]:
         """The files in a folder and below it, sorted."""
         top = self._path(folder)

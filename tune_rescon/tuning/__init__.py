@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.rungs import RungLadder, rungs
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.stopping import Decision, Observation, StoppingRule, Verdict
+    from tune_rescon.tuning.store import find_search
     from tune_rescon.tuning.summary import TrialSummary
     from tune_rescon.tuning.trial import TrialTask
 
@@ -46,6 +47,7 @@ __all__ = [
     "default_cache_root",
     "default_data_root",
     "default_storage",
+    "find_search",
     "ladder_levels",
     "make_rule",
     "pareto_front",
@@ -78,6 +80,7 @@ __getattr__ = lazy_names(
         "default_cache_root": "options",
         "default_data_root": "options",
         "default_storage": "folder",
+        "find_search": "store",
         "ladder_levels": "ladder",
         "make_rule": "ladder",
         "pareto_front": "result",

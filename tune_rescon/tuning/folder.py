@@ -14,7 +14,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.storage import check_name, name_taken, no_such_search
+from tune_rescon.storage import StorageUrl, check_name, name_taken, no_such_search, parse_storage
 from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["SearchFolder", "default_storage", "write_atomically"]
@@ -22,9 +22,9 @@ __all__ = ["SearchFolder", "default_storage", "write_atomically"]
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
 
-def default_storage() -> Path:
-    """``$TUNE_RESCON_STORAGE``, or ``./runs``."""
-    return Path(os.environ.get(_ENVIRONMENT) or "runs")
+def default_storage() -> Path | StorageUrl:
+    """``$TUNE_RESCON_STORAGE``, a directory or a URL; or ``./runs``."""
+    return parse_storage(os.environ.get(_ENVIRONMENT) or "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +170,13 @@ def _row(trial: TrialSummary) -> list[Any]:
         trial.best_epoch,
         round(trial.seconds, 3),
         " ".join(repr(value) for value in trial.values),
-        # Of a trial that was outranked later, the study still has the path of a file that is gone.
-        trial.checkpoint if trial.checkpoint and Path(trial.checkpoint).exists() else "",
+        trial.checkpoint if trial.checkpoint and _is_there(trial.checkpoint) else "",
     ]
+
+
+def _is_there(checkpoint: str) -> bool:
+    # A URL is believed: the record forgets what is deleted there.
+    return "://" in checkpoint or Path(checkpoint).exists()
 
 
 def write_atomically(path: Path, text: str) -> None:

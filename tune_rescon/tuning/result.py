@@ -49,6 +49,10 @@ class StudyResult:
     """Updates MLflow did not take in time."""
     against: str | None = None
     """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
+    url: str | None = None
+    """Where ``folder`` is kept for other machines; None: it is a directory of the storage itself."""
+    unkept: int = 0
+    """Changes that are not there."""
     failure: str | None = None
     """Why the search ended before its time, and what the trials that failed share; None: it did not."""
 

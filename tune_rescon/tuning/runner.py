@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
-from tune_rescon.tuning.claim import claimed
 from tune_rescon.tuning.cluster import RaySession, fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
 from tune_rescon.tuning.execution import execute
@@ -32,6 +31,7 @@ from tune_rescon.tuning.preparation import anchored, prepare_data
 from tune_rescon.tuning.proposer import Proposer
 from tune_rescon.tuning.record import StudyRecord
 from tune_rescon.tuning.result import StudyResult, best_file, best_trial
+from tune_rescon.tuning.store import SearchStore, open_store
 from tune_rescon.tuning.supervision import Turns, run_aside
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tracking_listener import TrackingListener
@@ -41,9 +41,10 @@ from tune_rescon.tuning.watch import Watch
 
 __all__ = ["run_search"]
 
-#: Seconds the end of a search waits for MLflow to take what is still queued; what it waits if somebody
-#: wants it to stop at once.
+#: Seconds the end of a search waits for MLflow, and for a storage at a URL, to take what is still queued;
+#: what it waits if somebody wants it to stop at once.
 TRACKING_PATIENCE: Final = 60.0
+STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
@@ -73,18 +74,19 @@ def run_search(
         SearchError: the search failed.
         KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
     """
-    folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
     space = anchored(space)
-    check_tracking_uri(options.tracking_uri or folder.mlflow_uri)
+    if options.tracking_uri is not None:
+        check_tracking_uri(options.tracking_uri)
     interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
     with (
         listening(interruption),
-        _folder_of(folder, resume=options.resume),
-        library_log(folder.log),
+        open_store(options) as store,
+        library_log(store.folder.log),
         # Given back last, when no worker of this driver's can touch a checkpoint any more.
         ExitStack() as held,
     ):
-        lease = held.enter_context(_lease(options, folder, say)) if options.resume else None
+        lease = held.enter_context(_lease(options, store, say)) if options.resume else None
+        store.fetch()
         facts = prepare_data(space, options)
         with ray_session(options.address) as ray:
             slots = fit_slots(
@@ -93,9 +95,9 @@ def run_search(
                 gpu=space.resources_per_trial.gpu,
                 wanted=space.budget.concurrent,
             )
-            record = _open_record(space, options, folder, say)
-            lease = lease or held.enter_context(_lease(options, folder, say))
-            search = _Search(space, options, folder, facts, listeners, record, lease)
+            record = _open_record(space, options, store.folder, say)
+            lease = lease or held.enter_context(_lease(options, store, say))
+            search = _Search(space, options, store, facts, listeners, record, lease)
             watch = search.watch(interruption, ray, say)
             interruption.deferred = True
             return search.run(trainable, slots, write_report, watch)
@@ -108,7 +110,7 @@ class _Search:
         self,
         space: Space,
         options: RunOptions,
-        folder: SearchFolder,
+        store: SearchStore,
         facts: Mapping[str, DatasetFacts],
         listeners: Sequence[SearchListener],
         record: StudyRecord,
@@ -116,8 +118,9 @@ class _Search:
     ) -> None:
         self._space = space
         self._options = options
-        self._folder = folder
-        self._maker = TaskMaker(space=space, options=options, folder=folder, facts=facts)
+        self._store = store
+        self._folder = folder = store.folder
+        self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
         self._devices = self._maker.devices
         self._record = record
         self._lease = lease
@@ -129,15 +132,16 @@ class _Search:
             maximize=space.metric.mode == "max",
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
-        self._writer.put(SearchStarted(tags=_provenance(), files=(str(folder.space_yaml),)))
+        tags = {"tune_rescon.folder": store.url or str(folder.path), **_provenance()}
+        self._writer.put(SearchStarted(tags=tags, files=self._artifacts(folder.space_yaml)))
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
             _plan(space, self._maker, lease),
             self._record,
             make_rule(space),
             Proposer(space, rows=_rows(space), background=noted_earlier(record), known=record.trials()),
-            listeners=(self._tracking, *listeners),
-            prune=lambda number, keep: folder.prune_checkpoints(number, keep=keep),
+            listeners=(self._tracking, *store.listeners, *listeners),
+            prune=store.prune,
         )
 
     def watch(self, interruption: Interruption, ray: RaySession, say: Callable[[str], object]) -> Watch:
@@ -159,6 +163,7 @@ class _Search:
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         write_atomically(self._folder.space_yaml, dump_space(self._space))
+        self._store.begin(trial.number for trial in self._record.trials())
         self._writer.start()
         turns = Turns(self._lease.assure)
         try:
@@ -166,6 +171,7 @@ class _Search:
             run_aside(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordBusyError):
             # The record is not this driver's to write to.
+            self._store.abandon()
             self._writer.close(HURRIED_PATIENCE)
             raise
         except Exception:
@@ -204,10 +210,16 @@ class _Search:
             write_report(result, folder.report_html)
             files.append(folder.report_html)
         best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
-        self._writer.put(SearchEnded(state=state.value, metrics=best, files=tuple(map(str, files))))
+        self._writer.put(SearchEnded(state=state.value, metrics=best, files=self._artifacts(*files)))
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
-        return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent)
+        unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
+
+    def _artifacts(self, *files: Path) -> tuple[str, ...]:
+        """What MLflow is given: nothing where its store travels with the search, for its artifacts do not."""
+        travels = self._store.url is not None and self._options.tracking_uri is None
+        return () if travels else tuple(map(str, files))
 
     def _result(self, state: TrialState, failure: str | None) -> StudyResult:
         trials = self._record.trials()
@@ -227,20 +239,10 @@ class _Search:
             interrupted=state is TrialState.INTERRUPTED,
             tracking_uri=self._writer.uri,
             unsent=0,
+            url=self._store.url,
             against=self._space.metric.against,
             failure=failure,
         )
-
-
-@contextmanager
-def _folder_of(folder: SearchFolder, *, resume: bool) -> Iterator[None]:
-    """The search's folder; a new one is taken back if the search cannot begin."""
-    if not resume:
-        with claimed(folder):
-            yield
-        return
-    folder.require()
-    yield
 
 
 def _open_record(
@@ -270,10 +272,10 @@ def _rows(space: Space) -> list[dict[str, Any]]:
 
 
 def _lease(
-    options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
+    options: RunOptions, store: SearchStore, say: Callable[[str], object]
 ) -> AbstractContextManager[LeaseKeeper]:
-    store = StudyLeaseStore.open(options.study_url or folder.study_url, options.name)
-    return hold_lease(store, name=options.name, seconds=options.lease_seconds, say=say)
+    place = store.lease or StudyLeaseStore.open(options.study_url or store.folder.study_url, options.name)
+    return hold_lease(place, name=options.name, seconds=options.lease_seconds, say=say)
 
 
 def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:

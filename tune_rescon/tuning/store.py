@@ -15,7 +15,7 @@ from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.lease import LeaseStore
 from tune_rescon.tuning.options import RunOptions
 
-__all__ = ["LocalStore", "SearchStore", "open_store", "resumed_space"]
+__all__ = ["LocalStore", "SearchStore", "find_search", "open_store"]
 
 
 class SearchStore(Protocol):
@@ -62,9 +62,6 @@ class SearchStore(Protocol):
     def prune(self, number: int, keep: str | None) -> None:
         """Delete a trial's checkpoints but the file ``keep``, which is where a worker said it is."""
 
-    def has(self, checkpoint: str) -> bool:
-        """Whether a checkpoint is still there."""
-
     def close(self, patience: float) -> int:
         """Have everything kept, waiting ``patience`` seconds at most; the number of changes that are not."""
 
@@ -104,10 +101,6 @@ class LocalStore:
         """At once."""
         self.folder.prune_checkpoints(number, keep=keep)
 
-    def has(self, checkpoint: str) -> bool:
-        """Whether the file exists."""
-        return Path(checkpoint).exists()
-
     def close(self, patience: float) -> int:
         """Nothing is missing."""
         del patience
@@ -141,18 +134,24 @@ def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchS
     yield LocalStore(folder=folder)
 
 
-def resumed_space(storage: Path | StorageUrl, name: str, *, cache_root: Path) -> Path:
-    """The space file of a search to go on with; from a URL, a copy of it.
+def find_search(
+    storage: Path | StorageUrl, name: str, *, cache_root: Path, where: str, files: Sequence[str]
+) -> SearchFolder:
+    """The folder of a search that has begun, to be read; from a URL, one with copies of some ``files``.
+
+    ``where`` is the flag that names it.
 
     Raises:
-        StorageError: there is no such search.
+        StorageError: there is no such search, or the storage cannot be read.
     """
     if isinstance(storage, Path):
-        folder = SearchFolder(storage=storage, name=name)
-        folder.require()
-        return folder.space_yaml
-    home = SearchHome.find(storage, name)
-    copy = SearchFolder(storage=home.scratch(cache_root), name=name).space_yaml
+        folder = SearchFolder(storage=storage.resolve(), name=name)
+        folder.require(where=where)
+        return folder
+    home = SearchHome.find(storage, name, where=where)
+    # Beside the folder a run of it may be working in.
+    folder = SearchFolder(storage=home.scratch(cache_root) / "copies", name=name)
     with usable(storage):
-        home.remote.download(copy.name, copy)
-    return copy
+        for file in files:
+            home.remote.download(file, folder.path / file)
+    return folder

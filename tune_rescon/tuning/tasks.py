@@ -14,9 +14,9 @@ from tune_rescon.data import DatasetFacts
 from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.spaces import Space, from_optuna, trial_config
 from tune_rescon.tuning.feasibility import memory_signature
-from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.result import TrialCost
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.summary import TrialSummary
 from tune_rescon.tuning.trial import TrialTask
 
@@ -29,7 +29,7 @@ class TaskMaker:
 
     space: Space
     options: RunOptions
-    folder: SearchFolder
+    store: SearchStore
     facts: Mapping[str, DatasetFacts]
     """By name, of every dataset a trial may train on."""
 
@@ -69,7 +69,9 @@ class TaskMaker:
             seed=trial_seed(space.sampler.seed, trial.number),
             metric=space.metric.name,
             mode=space.metric.mode,
-            checkpoint_dir=str(self.folder.checkpoints(trial.number)),
+            recorded=trial.epochs,
+            checkpoint_dir=str(self.store.checkpoint_dir(trial.number)),
+            checkpoint_url=self.store.checkpoint_url(trial.number),
             data_root=str(options.data_root.resolve()),
             cache_root=str(options.cache_root.resolve()),
             threads=space.resources_per_trial.cpu,

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.tuning.checkpoint_sync import synchronised
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
     from tune_rescon.training import EpochReport
 
 __all__ = ["TrialTask", "run_trial"]
+
+_log: Final = logging.getLogger(__name__)
+
+#: The files of a trial that are kept where the storage is a URL, in the order they are written.
+_KEPT: Final = ("best.ckpt", "last.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,11 @@ class TrialTask:
     seed: int
     metric: str
     mode: str
+    recorded: int
+    """Epochs the record holds; a worker that knows of more owes their reports."""
     checkpoint_dir: str
+    checkpoint_url: str | None
+    """Where they are kept, if that is not where they are written."""
     data_root: str
     cache_root: str
     threads: int
@@ -77,27 +88,36 @@ def _train(task: TrialTask) -> None:
 
     from tune_rescon.training import recorded_epochs, train_trial
 
+    folder = Path(task.checkpoint_dir)
+
     def report(epoch: EpochReport) -> None:
-        best = str(epoch.best_checkpoint) if epoch.best_checkpoint else None
+        sync.send(last=epoch.epoch == task.epochs)
+        best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
         metrics = dict(epoch.metrics)
         tune.report({"number": task.number, "epoch": epoch.epoch, "metrics": metrics, "checkpoint": best})
 
-    folder = Path(task.checkpoint_dir)
-    for last in recorded_epochs(folder)[-1:]:
-        # A worker or driver that died between a checkpoint and its report owes that report.
-        report(last)
-    train_trial(
-        task.config,
-        _dataset(task.dataset, task.data_root, task.cache_root),
-        epochs=task.epochs,
-        seed=task.seed,
-        checkpoint_dir=folder,
-        on_epoch=report,
-        device=task.device,
-        threads=task.threads,
-        metric=task.metric,
-        mode=task.mode,
-    )
+    with synchronised(
+        folder,
+        task.checkpoint_url,
+        names=_KEPT,
+        epochs=lambda folder: len(recorded_epochs(folder)),
+        note=_log.warning,
+    ) as sync:
+        for owed in recorded_epochs(folder)[task.recorded :]:
+            # A worker or driver that died between a checkpoint and its record owes that report.
+            report(owed)
+        train_trial(
+            task.config,
+            _dataset(task.dataset, task.data_root, task.cache_root),
+            epochs=task.epochs,
+            seed=task.seed,
+            checkpoint_dir=folder,
+            on_epoch=report,
+            device=task.device,
+            threads=task.threads,
+            metric=task.metric,
+            mode=task.mode,
+        )
 
 
 @functools.lru_cache(maxsize=2)

@@ -111,13 +111,6 @@ class UrlStore:
         kept = None if keep is None else keep.rpartition("/")[2]
         self._mirror.forget(Discard(folder=f"{_CHECKPOINTS}/{_folder(number)}", keep=kept))
 
-    def has(self, checkpoint: str) -> bool:
-        """Whether the file is at the URL; without an answer, what the record says is believed."""
-        try:
-            return self._home.remote.has(checkpoint.removeprefix(f"{self.url}/"))
-        except RemoteError:
-            return True
-
     def close(self, patience: float) -> int:
         """Send what is left."""
         return self._mirror.close(patience)

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, from_optuna, load_space, overlap, overlap_words, to_optuna
-from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.proposer import most_telling
 from tune_rescon.tuning.record import StudyRecord
+from tune_rescon.tuning.store import find_search
 from tune_rescon.tuning.summary import TrialSummary
 
 __all__ = ["note_earlier", "noted_earlier", "trials_of"]
@@ -27,8 +27,13 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
     Raises:
         StorageError: there is no such search, or its study cannot be read.
     """
-    other = SearchFolder(storage=options.storage.resolve(), name=options.warm_start or "")
-    other.require(where="--warm-start")
+    other = find_search(
+        options.storage,
+        options.warm_start or "",
+        cache_root=options.cache_root,
+        where="--warm-start",
+        files=("space.yaml", "study.db"),
+    )
     theirs = load_space(str(other.space_yaml))
     record = StudyRecord.load(options.study_url or other.study_url, other.name, metric=theirs.metric.name)
     ended = [trial for trial in record.trials() if trial.state.is_final]
