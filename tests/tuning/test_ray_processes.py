@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -25,46 +25,62 @@ child.wait()
 """
 
 
-def start() -> subprocess.Popen[str]:
-    # As Ray starts its processes: it runs Python in the child (preexec_fn).
-    return subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, preexec_fn=os.getpid
-    )
+class Family:
+    """A process and its child; the child outlives it if nobody ends it."""
+
+    def __init__(self) -> None:
+        # As Ray starts its processes: it runs Python in the child (preexec_fn).
+        self.parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, preexec_fn=os.getpid
+        )
+        assert self.parent.stdout is not None
+        self.child = psutil.Process(int(self.parent.stdout.readline()))
+
+    def end(self) -> None:
+        self.parent.kill()
+        with suppress(psutil.NoSuchProcess):
+            self.child.kill()
+        self.parent.communicate()
 
 
 @pytest.fixture
-def parent() -> Iterator[subprocess.Popen[str]]:
+def apart() -> Iterator[Family]:
     with started_apart():
-        process = start()
-    yield process
-    process.kill()
-    process.communicate()
+        family = Family()
+    yield family
+    family.end()
+
+
+@pytest.fixture
+def beside() -> Iterator[Family]:
+    family = Family()
+    yield family
+    family.end()
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @linux
-def test_a_process_started_apart_is_out_of_the_groups_reach(parent: subprocess.Popen[str]) -> None:
-    assert os.getsid(parent.pid) == os.getpgid(parent.pid) == parent.pid
-    beside = start()
-    assert os.getsid(beside.pid) == os.getsid(0)
-    beside_child = int(beside.stdout.readline()) if beside.stdout else 0
-    os.kill(beside_child, signal.SIGKILL)
-    beside.communicate()
+def test_a_process_started_apart_is_out_of_the_groups_reach(apart: Family, beside: Family) -> None:
+    assert os.getsid(apart.parent.pid) == os.getpgid(apart.parent.pid) == apart.parent.pid
+    assert os.getsid(beside.parent.pid) == os.getsid(0)
 
 
 @linux
 @pytest.mark.timeout(30)  # an orphan's end is seen once somebody reaps it
-def test_all_of_a_session_is_ended_also_orphans(parent: subprocess.Popen[str]) -> None:
-    others = RayProcesses.ahead()
-    processes = RayProcesses(frozenset())
-    processes.find()
-    orphan = psutil.Process(int(parent.stdout.readline()) if parent.stdout else 0)
-    parent.kill()
-    parent.wait()
-    others.find()
-    others.end()
-    assert orphan.is_running()
+def test_all_of_a_session_is_ended_also_orphans(apart: Family, beside: Family) -> None:
+    later, processes = RayProcesses.ahead(), RayProcesses(frozenset())
+    for found in (later, processes):
+        found.find()
+    apart.parent.kill()
+    apart.parent.wait()
+    later.end()
+    assert lives(apart.child), "what was there before is somebody else's"
     processes.end()
-    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    assert not lives(apart.child)
+    assert lives(beside.child)
 
 
 def test_without_vital_processes_nothing_is_missed() -> None:
