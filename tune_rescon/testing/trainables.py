@@ -5,6 +5,7 @@ A learning rate of 0.1 is best; each factor of ten away from it costs 0.2 of acc
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -18,8 +19,11 @@ from typing import Any, Final
 from tune_rescon.config import METRICS
 from tune_rescon.testing.curves import SyntheticCurve
 from tune_rescon.tuning import TrialTask
+from tune_rescon.tuning.checkpoint_sync import synchronised
 
 __all__ = ["die_once", "die_variously", "fail_second", "learn_nothing", "learn_slowly"]
+
+_log: Final = logging.getLogger(__name__)
 
 #: Seconds of an epoch that leaves time to interrupt it.
 SLOW_EPOCH: Final = 0.3
@@ -90,26 +94,37 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
 
     limit = 0.95 - 0.2 * abs(math.log10(task.config.learning_rate / 0.1))
     curve = SyntheticCurve(limit=max(limit, 0.05))
-    done = _Progress(Path(task.checkpoint_dir))
-    done.die(death, epoch=0, reported=False)
-    # From the last epoch again, as a real trial does: its report may have been lost with the driver.
-    for epoch in range(max(done.read(), 1), task.epochs + 1):
-        time.sleep(seconds)
-        done.write(epoch)
-        value = curve.at(epoch)
-        metrics = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value, "epoch_seconds": seconds}
-        report = {"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": str(done.path)}
-        done.die(death, epoch=epoch, reported=False)
-        tune.report(report)
-        done.die(death, epoch=epoch, reported=True)
+    folder = Path(task.checkpoint_dir)
+    with synchronised(
+        folder,
+        task.checkpoint_url,
+        names=[_Progress.NAME],
+        epochs=lambda f: _Progress(f).read(),
+        note=_log.warning,
+    ) as sync:
+        done = _Progress(folder)
+        done.die(death, epoch=0, reported=False)
+        # What the record has not heard of is owed, as by a real trial: its reports were lost with the driver.
+        for epoch in range(min(done.read(), task.recorded) + 1, task.epochs + 1):
+            time.sleep(seconds)
+            done.write(max(epoch, done.read()))
+            value = curve.at(epoch)
+            metrics = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value, "epoch_seconds": seconds}
+            done.die(death, epoch=epoch, reported=False)
+            sync.send(last=epoch == task.epochs)
+            checkpoint = sync.kept(done.path)
+            tune.report({"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": checkpoint})
+            done.die(death, epoch=epoch, reported=True)
 
 
 class _Progress:
     """The checkpoint of a trial that learns nothing: how far it came."""
 
+    NAME: Final = "best.ckpt"
+
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "best.ckpt"
+        self.path = folder / self.NAME
         self._killed = folder / "killed"
 
     def read(self) -> int:
