@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import weakref
@@ -234,6 +235,8 @@ def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
     with memory(8):
         cut = train(config, folder=tmp_path / "cut", epochs=4, on_note=notes.append)
     assert notes == [TWO, FOUR]
+    unclipped = train(dataclasses.replace(config, gradient_clip=0.0), epochs=4)
+    assert values(unclipped) != values(whole)
     for mine, theirs in zip(values(cut), values(whole), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
     mine, theirs = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("cut", "whole"))

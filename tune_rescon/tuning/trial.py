@@ -96,6 +96,9 @@ def _train(task: TrialTask) -> None:
         metrics = dict(epoch.metrics)
         tune.report({"number": task.number, "epoch": epoch.epoch, "metrics": metrics, "checkpoint": best})
 
+    def note(text: str) -> None:
+        tune.report({"number": task.number, "note": text})
+
     with synchronised(
         folder,
         task.checkpoint_url,
@@ -113,6 +116,7 @@ def _train(task: TrialTask) -> None:
             seed=task.seed,
             checkpoint_dir=folder,
             on_epoch=report,
+            on_note=note,
             device=task.device,
             threads=task.threads,
             metric=task.metric,
