@@ -76,6 +76,107 @@ class CheapSearch:
         return optuna.load_study(study_name=NAME, storage=f"sqlite:///{self.folder / 'study.db'}")
 
 
+#: A driver as the command is one, but with trials that learn nothing, slowly: NAME new|resume KEY=VALUE...
+#: Its trials run for `pace` seconds an epoch; `place` is where it claims to be.
+SLOW_DRIVER = """
+import sys
+from pathlib import Path
+from tune_rescon.errors import SearchError, TuneResconError
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, driver, run_search
+
+storage, cache, name, how, *settings = sys.argv[1:]
+chosen = dict(setting.split("=", 1) for setting in settings)
+pace = float(chosen.get("pace", 0.3))
+if "place" in chosen:
+    driver._place = lambda: chosen["place"]
+
+def learn(config):
+    from tune_rescon.testing import trainables
+    trainables.SLOW_EPOCH = pace
+    trainables.learn_slowly(config)
+
+space = load_space("digits", ["budget.trials=" + chosen.get("trials", "6"), "scheduler.type=none"])
+options = RunOptions(
+    name=name,
+    storage=Path(storage),
+    cache_root=Path(cache),
+    resume=how == "resume",
+    lease_seconds=float(chosen.get("lease", 20)),
+)
+def say(text):
+    print(text, flush=True)
+
+try:
+    result = run_search(space, options, trainable=learn, say=say)
+except TuneResconError as error:
+    say(error)
+    sys.exit(1 if isinstance(error, SearchError) else 2)
+say(result.failure)
+sys.exit(130 if result.interrupted else 1 if result.failure else 0)
+"""
+
+
+class SlowSearches:
+    """Searches of six slow trials on one storage, each driver at the head of a session of its own."""
+
+    def __init__(self, storage: Path, cache: Path, ray_tmp: Path) -> None:
+        self.storage = storage
+        self._cache = cache
+        self._environment = {**os.environ, "RAY_TMPDIR": str(ray_tmp)}
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, how: str, *settings: str, name: str = "s", grace: float = 15) -> subprocess.Popen[str]:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", SLOW_DRIVER, str(self.storage), str(self._cache), name, how, *settings],
+            env={**self._environment, "TUNE_RESCON_GRACE_SECONDS": str(grace)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.started.append(driver)
+        return driver
+
+    def study(self, name: str = "s") -> optuna.Study:
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.storage / name / 'study.db'}")
+
+    def start_and_wait(self, *settings: str, epochs: int = 2, grace: float = 15) -> subprocess.Popen[str]:
+        """A new search, once two trials run and have reported so many epochs."""
+        driver = self.start("new", *settings, grace=grace)
+        for _ in range(900):
+            if (self.storage / "s" / "space.yaml").exists():
+                running = self.study().get_trials(states=(optuna.trial.TrialState.RUNNING,))
+                if len(running) == 2 and all(len(t.intermediate_values) >= epochs for t in running):
+                    return driver
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError("the search did not get that far in 90 seconds")
+
+    def values(self) -> dict[int, dict[int, float]]:
+        """Every recorded epoch's value, by trial."""
+        return {trial.number: dict(trial.intermediate_values) for trial in self.study().trials}
+
+    def assert_complete(self, before: dict[int, dict[int, float]]) -> None:
+        """Six trials of nine epochs, each there once, and what was there ``before`` as it was."""
+        after = self.values()
+        assert sorted(after) == list(range(6))
+        assert all(list(values) == list(range(1, 10)) for values in after.values())
+        assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in self.study().trials)
+        for number, values in before.items():
+            assert {step: after[number][step] for step in values} == values
+
+
+@pytest.fixture
+def slow_searches(tmp_path: Path, fault_cache: Path, short_tmp: Path) -> Iterator[SlowSearches]:
+    searches = SlowSearches(tmp_path, fault_cache, short_tmp)
+    yield searches
+    for driver in searches.started:
+        if driver.poll() is None:
+            driver.kill()
+            driver.communicate()
+
+
 @pytest.fixture
 def cheap_search(tmp_path: Path, fault_cache: Path, short_tmp: Path) -> Iterator[CheapSearch]:
     search = CheapSearch(tmp_path, fault_cache, short_tmp)

@@ -1,4 +1,8 @@
-"""The driver as its own process: Ctrl-C, SIGKILL, and going on."""
+"""Signals to a real driver and to its real Ray: how it ends, what is left, and that it goes on.
+
+Each driver is at the head of a process group of its own, so that a signal can go to the driver alone
+(``kill``, ``docker stop``), to its group (a terminal, ``timeout``) or to everything (systemd).
+"""
 
 from __future__ import annotations
 
@@ -7,111 +11,168 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
+import psutil
 import pytest
-from optuna.trial import TrialState as OptunaState
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import SlowSearches
 
 pytestmark = pytest.mark.ray
 
-#: A driver as the command is one, but with trials that learn nothing, slowly.
-DRIVER = """
-import sys
-from pathlib import Path
-from tune_rescon.spaces import load_space
-from tune_rescon.testing import learn_slowly
-from tune_rescon.tuning import RunOptions, run_search
+INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
-storage, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
-space = load_space("digits", ["budget.trials=6", "scheduler.type=none"])
-options = RunOptions(name="s", storage=storage, cache_root=storage / "cache", resume=resume)
-result = run_search(space, options, trainable=learn_slowly)
-sys.exit(130 if result.interrupted else 0)
-"""
+#: Ray's agents outlive a killed driver until they miss its control store for 60 s (of no use to anybody).
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+
+#: Seconds a driver has to end. Far less than the 60 after which Ray's client ends a process by itself.
+PATIENCE = 45
 
 
-class Drivers:
-    """Starts drivers on one storage, each as the head of a process group that can be ended whole."""
-
-    def __init__(self, storage: Path, ray_tmp: Path) -> None:
-        self.storage = storage
-        self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp)}
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, how: str) -> subprocess.Popen[str]:
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(self.storage), how],
-            env=self._env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self.started.append(driver)
-        return driver
-
-    def study(self) -> optuna.Study:
-        return optuna.load_study(study_name="s", storage=f"sqlite:///{self.storage / 's' / 'study.db'}")
-
-    def wait_for(self, true: Callable[[optuna.Study], bool], driver: subprocess.Popen[str]) -> None:
-        for _ in range(600):
-            assert driver.poll() is None, driver.stdout and driver.stdout.read()
-            if (self.storage / "s" / "space.yaml").exists() and true(self.study()):
-                return
-            time.sleep(0.1)
-        raise AssertionError("the search did not get that far in a minute")
+def descendants(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(driver.pid).children(recursive=True)
 
 
-@pytest.fixture
-def drivers(tmp_path: Path, short_tmp: Path) -> Iterator[Drivers]:
-    group = Drivers(tmp_path, short_tmp)
-    yield group
-    for driver in group.started:
-        driver.kill()
-        driver.communicate()
+def end(driver: subprocess.Popen[str]) -> str:
+    output, _ = driver.communicate(timeout=PATIENCE)
+    return output
 
 
-def two_trials_amid_training(study: optuna.Study) -> bool:
-    running = study.get_trials(states=(OptunaState.RUNNING,))
-    return len(running) == 2 and all(len(trial.intermediate_values) >= 2 for trial in running)
+def assert_gone(processes: list[psutil.Process], *, seconds: float = 10) -> None:
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def assert_complete(study: optuna.Study, before: dict[int, dict[int, float]]) -> None:
-    assert [trial.number for trial in study.trials] == list(range(6))
-    for trial in study.trials:
-        assert trial.state is OptunaState.COMPLETE
-        assert list(trial.intermediate_values) == list(range(1, 10))
-        known = before.get(trial.number, {})
-        assert {step: trial.intermediate_values[step] for step in known} == known
+def states(study: optuna.Study) -> set[str]:
+    return {trial.user_attrs["state"] for trial in study.trials}
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_search_that_is_struck_down_goes_on_where_it_was(blow: signal.Signals, drivers: Drivers) -> None:
-    driver = drivers.start("new")
-    drivers.wait_for(two_trials_amid_training, driver)
+@pytest.mark.parametrize("blow", [INT, KILL])
+def test_a_search_that_is_struck_down_goes_on_where_it_was(
+    blow: signal.Signals, slow_searches: SlowSearches
+) -> None:
+    driver = slow_searches.start_and_wait()
+    family = [process for process in descendants(driver) if process.name() not in AGENTS]
     driver.send_signal(blow)
-    output, _ = driver.communicate(timeout=90)
-    assert driver.returncode == (-signal.SIGKILL if blow is signal.SIGKILL else 130), output
+    output = end(driver)
+    assert driver.returncode == (-KILL if blow is KILL else 130), output
+    assert_gone(family)
+    before = slow_searches.values()
+    if blow is INT:
+        assert "Interrupted: finishing the running epochs; Ctrl-C again to stop now" in output
+        assert states(slow_searches.study()) == {"interrupted"}
 
-    before = {trial.number: dict(trial.intermediate_values) for trial in drivers.study().trials}
-    if blow is not signal.SIGKILL:
-        states = {t.user_attrs["state"] for t in drivers.study().trials if t.state is OptunaState.RUNNING}
-        assert states == {"interrupted"}
-
-    driver = drivers.start("resume")
+    driver = slow_searches.start("resume", "pace=0.05")
     output, _ = driver.communicate(timeout=180)
     assert driver.returncode == 0, output
-    assert_complete(drivers.study(), before)
+    assert "seeing for" not in output, "the lease of a dead driver is taken at once"
+    slow_searches.assert_complete(before)
 
 
-def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(drivers: Drivers) -> None:
-    driver = drivers.start("new")
-    drivers.wait_for(two_trials_amid_training, driver)
-    driver.send_signal(signal.SIGINT)
-    driver.send_signal(signal.SIGINT)
-    output, _ = driver.communicate(timeout=90)
+@pytest.mark.parametrize("blow", [TERM, HUP, INT])
+def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
+    blow: signal.Signals, slow_searches: SlowSearches
+) -> None:
+    driver = slow_searches.start_and_wait("pace=1", epochs=1)
+    family, before = descendants(driver), slow_searches.values()
+    # As `timeout` does it: to its child, then to the group the child is in.
+    driver.send_signal(blow)
+    os.killpg(driver.pid, blow)
+    output = end(driver)
     assert driver.returncode == 130, output
-    before = {trial.number: dict(trial.intermediate_values) for trial in drivers.study().trials}
-    assert drivers.start("resume").wait(timeout=180) == 0
-    assert_complete(drivers.study(), before)
+    assert "finishing the running epochs" in output
+    assert "stopping now" not in output
+    assert states(slow_searches.study()) == {"interrupted"}
+    after = slow_searches.values()
+    assert all(len(after[number]) > len(values) for number, values in before.items())
+    assert_gone(family)
+
+
+@pytest.mark.parametrize("victims", [("raylet",), ("gcs_server",), ("gcs_server", "raylet")], ids=" ".join)
+def test_a_ray_that_dies_is_said_and_left_behind(
+    victims: tuple[str, ...], slow_searches: SlowSearches
+) -> None:
+    driver = slow_searches.start_and_wait()
+    family = descendants(driver)
+    for process in family:
+        if process.name() in victims:
+            process.kill()
+    output = end(driver)
+    assert driver.returncode == 1, output
+    assert "Ray must live as long as the search, but its" in output
+    assert "Traceback" not in output
+    assert states(slow_searches.study()) == {"interrupted"}
+    assert (slow_searches.storage / "s" / "trials.csv").is_file()
+    assert_gone(family)
+
+
+def test_sigterm_to_everything_at_once_is_an_interruption(slow_searches: SlowSearches) -> None:
+    driver = slow_searches.start_and_wait()
+    family = descendants(driver)
+    for pid in [driver.pid, *(process.pid for process in family)]:
+        os.kill(pid, TERM)
+    output = end(driver)
+    assert driver.returncode == 130, output
+    assert states(slow_searches.study()) == {"interrupted"}
+    assert_gone(family)
+
+
+def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: SlowSearches) -> None:
+    driver = slow_searches.start_and_wait("pace=600", epochs=0, grace=1)
+    family, begun = descendants(driver), time.monotonic()
+    driver.send_signal(TERM)
+    output = end(driver)
+    assert driver.returncode == 130, output
+    assert time.monotonic() - begun < PATIENCE / 2
+    assert "for at most 1 s" in output
+    assert "Interrupted: stopping now; what is recorded stays" in output
+    assert states(slow_searches.study()) == {"interrupted"}
+    assert_gone(family)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSearches) -> None:
+    driver = slow_searches.start_and_wait("pace=5", epochs=0)
+    driver.send_signal(INT)
+    time.sleep(0.5)
+    driver.send_signal(INT)
+    output = end(driver)
+    assert driver.returncode == 130, output
+    before = slow_searches.values()
+    driver = slow_searches.start("resume", "pace=0.05")
+    output, _ = driver.communicate(timeout=180)
+    assert driver.returncode == 0, output
+    slow_searches.assert_complete(before)
+
+
+@pytest.mark.parametrize("blow", [INT, TERM])
+def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
+    blow: signal.Signals, tmp_path: Path, short_tmp: Path
+) -> None:
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tune_rescon.search",
+            "--space",
+            "digits",
+            "--storage",
+            str(tmp_path / "runs"),
+        ],
+        env={**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(tmp_path / "cache")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    while not any(process.name() == "gcs_server" for process in descendants(driver)):
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.02)
+    family = descendants(driver)
+    driver.send_signal(blow)
+    output = end(driver)
+    assert driver.returncode == 130, output
+    assert "Interrupted before the first trial; nothing was begun." in output
+    assert not (tmp_path / "runs").exists()
+    assert_gone(family)

@@ -1,0 +1,84 @@
+"""Two real drivers: on one name, one at a time; on two names, side by side."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import mlflow
+import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import SlowSearches
+
+pytestmark = pytest.mark.ray
+
+#: A lease short enough for a test.
+LEASE = "lease=3"
+
+
+#: Trials that no driver sees the end of.
+ENDLESS = "pace=600"
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSearches) -> None:
+    first = slow_searches.start_and_wait(ENDLESS, epochs=0)
+    for how, way in (("resume", "--resume s"), ("new", "--resume s")):
+        second = slow_searches.start(how)
+        output, _ = second.communicate(timeout=90)
+        assert second.returncode == 2, output
+        assert way in output
+        assert (f"process {first.pid} on " in output) == (how == "resume")
+    assert first.poll() is None
+    assert slow_searches.study().user_attrs["lease"]["driver"]["pid"] == first.pid
+    first.kill()
+    first.communicate()
+    # A killed driver's lease is nobody's: the next one need not wait.
+    third = slow_searches.start("resume", "pace=0.05")
+    output, _ = third.communicate(timeout=180)
+    assert third.returncode == 0, output
+    assert "seeing for" not in output
+    slow_searches.assert_complete({})
+
+
+def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_searches: SlowSearches) -> None:
+    first = slow_searches.start_and_wait(LEASE, "place=one machine")
+    first.send_signal(signal.SIGSTOP)
+    before = slow_searches.values()
+    second = slow_searches.start("resume", LEASE, "pace=0.05", "place=another machine")
+    output, _ = second.communicate(timeout=180)
+    assert second.returncode == 0, output
+    assert f"s was last driven by process {first.pid} on " in output
+    slow_searches.assert_complete(before)
+    ended = slow_searches.values()
+    first.send_signal(signal.SIGCONT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 1, output
+    assert "this driver has lost the search s" in output
+    assert slow_searches.values() == ended
+    slow_searches.assert_complete(before)
+
+
+def test_a_live_driver_elsewhere_is_watched_and_left_alone(slow_searches: SlowSearches) -> None:
+    first = slow_searches.start_and_wait(ENDLESS, LEASE, "place=one machine", epochs=0)
+    second = slow_searches.start("resume", LEASE, "place=another machine")
+    output, _ = second.communicate(timeout=90)
+    assert second.returncode == 2, output
+    assert "seeing for 3 s whether it still is" in output
+    assert first.poll() is None
+
+
+def test_two_searches_on_one_storage_do_not_touch_each_other(slow_searches: SlowSearches) -> None:
+    drivers = {name: slow_searches.start("new", "trials=3", "pace=0.05", name=name) for name in ("a", "b")}
+    for driver in drivers.values():
+        output, _ = driver.communicate(timeout=180)
+        assert driver.returncode == 0, output
+    client = mlflow.MlflowClient(f"sqlite:///{slow_searches.storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    for name in drivers:
+        assert [trial.number for trial in slow_searches.study(name).trials] == [0, 1, 2]
+        (parent,) = [run for run in runs if run.info.run_name == name]
+        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert sorted(r.data.tags["tune_rescon.trial"] for r in children) == ["0", "1", "2"]
