@@ -1,0 +1,102 @@
+"""The whole promise at once: the real command, real training, a driver that is killed again and again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import FrozenTrial
+
+pytestmark = pytest.mark.ray
+
+#: Three trials, one at a time, on the embedded digits: small networks, rungs at 1 and 2 of 4 epochs.
+SEARCH = [
+    "--trials=3",
+    "--concurrent=1",
+    "--set=scheduler.reduction_factor=2",
+    "--set=fidelity.max=4",
+    "--set=fixed.width=0.125",
+    "--set=initial=[]",
+    "--set=dataset.limit=400",
+    "--set=parameters.depth.choices=[56]",
+    "--set=parameters.drop_path={type: float, low: 0.0, high: 0.1}",
+    "--set=sampler.n_startup_trials=1",
+    "--plain",
+]
+
+#: Metrics that tell the time.
+CLOCKS = {"epoch_seconds", "images_per_second"}
+
+
+class Command:
+    """Runs ``python -m tune_rescon.search`` on one storage."""
+
+    def __init__(self, storage: Path, ray_tmp: Path) -> None:
+        self.storage = storage
+        self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "TUNE_RESCON_STORAGE": str(storage)}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tune_rescon.search", *arguments]
+        return subprocess.Popen(
+            command, env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def finish(self, *arguments: str) -> None:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+    def trials(self, name: str) -> list[FrozenTrial]:
+        path = self.storage / name / "study.db"
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{path}").trials
+
+    def epochs(self, name: str) -> int:
+        if not (self.storage / name / "space.yaml").exists():
+            return 0
+        return sum(len(trial.intermediate_values) for trial in self.trials(name))
+
+    def metrics(self, name: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """What MLflow shows: each trial's series, as (epoch, value)."""
+        client = mlflow.MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        query = f"tags.`tune_rescon.search` = '{name}' AND tags.`tune_rescon.trial` LIKE '%'"
+        runs = client.search_runs(ids, query)
+        return {
+            (run.info.run_name, key): sorted(
+                (point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)
+            )
+            for run in runs
+            for key in run.data.metrics
+            if key not in CLOCKS and key != "compute_hours"
+        }
+
+
+def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
+    tmp_path: Path, short_tmp: Path
+) -> None:
+    command = Command(tmp_path, short_tmp)
+    command.finish("--space=digits", "--name=whole", *SEARCH)
+
+    arguments = ["--space=digits", "--name=killed", *SEARCH]
+    for epochs in (2, 5):
+        driver = command.start(*arguments)
+        while command.epochs("killed") < epochs:
+            assert driver.poll() is None, driver.stdout and driver.stdout.read()
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate(timeout=60)
+        arguments = ["--resume=killed", "--plain"]
+    command.finish(*arguments)
+
+    whole, killed = command.trials("whole"), command.trials("killed")
+    assert [trial.params for trial in killed] == [trial.params for trial in whole]
+    assert [trial.state for trial in killed] == [trial.state for trial in whole]
+    assert [trial.intermediate_values for trial in killed] == [trial.intermediate_values for trial in whole]
+    assert command.metrics("killed") == command.metrics("whole")
