@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Seconds a marked test may take; an unmarked one has pyproject.toml's `timeout`.
-TIMEOUTS = {"s3": 30, "torch": 120, "ray": 600}
+#: Seconds a marked test may take, by the first of its markers here; an unmarked one has pyproject.toml's `timeout`.
+TIMEOUTS = {"ray": 600, "torch": 120, "s3": 30}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,180 @@
+"""A search in an S3 bucket: its machine dies and takes its disk along, and another machine goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tests.conftest import S3Server
+from tune_rescon.search import main
+from tune_rescon.spaces import load_space
+from tune_rescon.storage import RemoteFolder, StorageUrl, parse_storage
+from tune_rescon.testing import learn_nothing
+from tune_rescon.tuning import RunOptions, run_search
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+TRIALS = 7
+
+#: A driver as the command is one, but with trials that learn nothing, slowly.
+DRIVER = f"""
+import sys
+from pathlib import Path
+from tune_rescon.spaces import load_space
+from tune_rescon.storage import parse_storage
+from tune_rescon.testing import learn_slowly
+from tune_rescon.tuning import RunOptions, run_search
+
+storage, cache, resume = parse_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"])
+options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume, lease_seconds=3)
+result = run_search(space, options, trainable=learn_slowly)
+sys.exit(result.unkept)
+"""
+
+
+class Machines:
+    """Starts drivers on one URL, each with a disk of its own."""
+
+    def __init__(self, storage: str, disks: Path, ray_tmp: Path) -> None:
+        self.storage = storage
+        self.remote = RemoteFolder.connect(StorageUrl(url=storage)).folder("s")
+        self._disks = disks
+        self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp)}
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, disk: str, how: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DRIVER, self.storage, str(self._disks / disk), how]
+        driver = subprocess.Popen(
+            command, env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.started.append(driver)
+        return driver
+
+    def lose(self, disk: str) -> None:
+        shutil.rmtree(self._disks / disk)
+
+    def study(self) -> optuna.Study:
+        """As the URL has it."""
+        copy = self._disks / "look.db"
+        assert self.remote.download("study.db", copy)
+        return optuna.load_study(study_name="s", storage=f"sqlite:///{copy}")
+
+    def wait_for_two_trials_amid_training(self, driver: subprocess.Popen[str]) -> None:
+        for _ in range(300):
+            assert driver.poll() is None, driver.communicate()[0]
+            if self.remote.read("space.yaml") is not None:
+                running = self.study().get_trials(states=(OptunaState.RUNNING,))
+                if len(running) == 2 and all(len(trial.intermediate_values) >= 2 for trial in running):
+                    return
+            time.sleep(0.2)
+        raise AssertionError("the search did not get that far in a minute")
+
+
+@pytest.fixture
+def storage(s3: S3Server) -> str:
+    return f"{s3.bucket()}/team/runs"
+
+
+@pytest.fixture
+def machines(storage: str, tmp_path: Path, short_tmp: Path) -> Iterator[Machines]:
+    group = Machines(storage, tmp_path, short_tmp)
+    yield group
+    for driver in group.started:
+        if driver.poll() is None:
+            driver.kill()
+            driver.communicate()
+
+
+def test_a_machine_that_is_lost_with_its_disk_loses_no_trial_and_no_epoch(machines: Machines) -> None:
+    driver = machines.start("first", "new")
+    machines.wait_for_two_trials_amid_training(driver)
+    driver.kill()
+    driver.communicate()
+    before = {trial.number: dict(trial.intermediate_values) for trial in machines.study().trials}
+    machines.lose("first")
+
+    driver = machines.start("second", "resume")
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+
+    trials = machines.study().trials
+    assert [trial.number for trial in trials] == list(range(TRIALS))
+    for trial in trials:
+        assert trial.state is OptunaState.COMPLETE
+        assert list(trial.intermediate_values) == list(range(1, 10))
+        known = before.get(trial.number, {})
+        assert {step: trial.intermediate_values[step] for step in known} == known
+    assert_kept(machines, trials)
+    assert_one_run_each(machines)
+
+
+def assert_kept(machines: Machines, trials: list[optuna.trial.FrozenTrial]) -> None:
+    """Every file is at the URL, and of checkpoints the best five trials'."""
+    names = machines.remote.names()
+    files = {name for name in names if "/" not in name}
+    assert files >= {"space.yaml", "study.db", "trials.csv", "best.yaml", "search.json", "mlflow.db"}
+    checkpoints = {f"{machines.remote.url}/{name}" for name in names if name.startswith("checkpoints/")}
+    assert len(checkpoints) == 5
+    assert checkpoints == {t.user_attrs["checkpoint"] for t in trials if t.user_attrs["checkpoint"]}
+
+
+def assert_one_run_each(machines: Machines) -> None:
+    """MLflow's store has come along: no trial has two runs, and each run has every epoch."""
+    copy = machines._disks / "mlflow.db"
+    assert machines.remote.download("mlflow.db", copy)
+    client = mlflow.MlflowClient(f"sqlite:///{copy}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if "tune_rescon.trial" in run.data.tags]
+    assert sorted(int(run.data.tags["tune_rescon.trial"]) for run in children) == list(range(TRIALS))
+    for run in children:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_accuracy")]
+        assert sorted(steps) == list(range(1, 10))
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_bucket_with_a_bad_time_costs_nothing(
+    storage: str, s3: S3Server, tmp_path: Path, cache_root: Path
+) -> None:
+    space = load_space("digits", ["budget.trials=4", "sampler.type=random"])
+    options = RunOptions(name="s", storage=parse_storage(storage), data_root=tmp_path, cache_root=cache_root)
+    ends = time.monotonic() + 20
+
+    def refuses(method: str, path: str) -> bool:
+        return method == "PUT" and "study.db" in path and begun() > 0 and time.monotonic() < ends
+
+    def begun() -> int:
+        return len(RemoteFolder.connect(StorageUrl(url=storage)).names("s/checkpoints"))
+
+    s3.refuses = refuses
+    result = run_search(space, options, trainable=learn_nothing)
+    assert len(result.trials) == 4
+    assert result.unkept == 0
+
+
+def test_a_url_that_cannot_be_written_is_said_before_anything_begins(
+    storage: str,
+    s3: S3Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    s3.refuses = lambda method, _: method == "PUT"
+    assert main(["--space", "digits", "--storage", storage, "--plain"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: --storage: must be a URL that can be read and written, but got s3://")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
