@@ -4,7 +4,7 @@ Each search has cheap trials (a formula for a curve, 0.1 s an epoch, a real chec
 real Optuna and MLflow on SQLite. Its driver is killed three times at seeded moments, anywhere from start-up
 to end, and so are trial processes; it is started again at once, and the last one ends by itself. Then all is
 counted. Plain Ray Tune (``Tuner.restore``, OptunaSearch, ASHAScheduler, MLflowLoggerCallback) gets the same
-curve and the same plan; its moments are shares of what a side's undisturbed search takes, measured first::
+curve and the same plan; its moments are shares of what a side's undisturbed search needs, measured first::
 
     python benchmarks/fault_storm.py --searches 30 --trials 20 --kills 3
 """
@@ -36,9 +36,6 @@ from storm.table import Outcome, table
 
 #: Seed of the plan without kills that measures the pace.
 CALM = -1
-
-#: Searches that run at a time.
-AT_ONCE = 2
 
 #: MLflow and Optuna are asked by one thread at a time: their caches of database engines are made for that.
 _CHECKING = threading.Lock()
@@ -79,6 +76,7 @@ class Storm:
     work: Path
     ray: Path
     trials: int
+    at_once: int
     keep: bool
     aftermath: ThreadPoolExecutor
     """Waits for each search's orphans, and checks it, while the next searches run."""
@@ -147,13 +145,13 @@ def _pace(outcome: Outcome) -> Pace:
     life = outcome.lives[0]
     if life.exit_code != 0 or life.first_epoch is None:
         raise SystemExit(f"{outcome.side}: the search without faults failed: {outcome.findings.notes}")
-    return Pace(startup=life.first_epoch, work=life.seconds - life.first_epoch)
+    return Pace(startup=life.first_epoch, epochs=outcome.needed)
 
 
 def run(storm: Storm, sides: Sequence[Side], plans: Sequence[Plan]) -> str:
-    """Measure the pace of each side, two at a time as later, then let the storms loose; the report."""
-    calm, unknown = Plan(seed=CALM, driver_kills=(), worker_kills=((),)), Pace(startup=1, work=1)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    """Measure the pace of each side, beside the other's, then let the storms loose; the report."""
+    calm, unknown = Plan(seed=CALM, driver_kills=(), worker_kills=((),)), Pace(startup=1, epochs=1)
+    with ThreadPoolExecutor(storm.at_once) as pool:
         first = [
             future.result() for future in pool.map(lambda side: storm.search(side, calm, unknown), sides)
         ]
@@ -165,10 +163,10 @@ def run(storm: Storm, sides: Sequence[Side], plans: Sequence[Plan]) -> str:
 
 
 def _calm_line(outcome: Outcome) -> str:
-    pace = _pace(outcome)
-    count = sum(outcome.findings.counts.values())
+    pace, count = _pace(outcome), sum(outcome.findings.counts.values())
     return (
-        f"- {outcome.side}: {pace.startup:.1f} s to the first epoch, {pace.work:.1f} s more; {count} findings"
+        f"- {outcome.side}: {pace.startup:.1f} s to the first epoch, {outcome.seconds:.1f} s in all,"
+        f" {pace.epochs} epochs; {count} findings"
     )
 
 
@@ -179,6 +177,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="of the driver, a search")
     parser.add_argument("--worker-kills", type=int, default=3, help="of trial processes, a search")
     parser.add_argument("--seed", type=int, default=0, help="of the first search's plan")
+    parser.add_argument("--at-once", type=int, default=2, help="searches at a time")
     parser.add_argument("--only", choices=("ours", "plain"))
     parser.add_argument("--work", type=Path, help="an empty or new directory [default: a temporary one]")
     parser.add_argument("--keep", action="store_true", help="the files of clean searches too")
@@ -198,6 +197,7 @@ def main() -> None:
             work=work,
             ray=Path(ray),
             trials=arguments.trials,
+            at_once=arguments.at_once,
             keep=arguments.keep,
             aftermath=aftermath,
         )

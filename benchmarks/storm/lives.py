@@ -48,12 +48,6 @@ class Life:
     """Epochs trained in all lives when it ended."""
     workers_killed: int = 0
 
-    def worked(self, pace: Pace) -> float:
-        """Seconds of work done in it, at the usual pace."""
-        if self.first_epoch is None:
-            return 0.0
-        return (self.seconds - self.first_epoch) / pace.slowness(self.first_epoch)
-
 
 class Lives:
     """Runs the drivers of one search, one after another."""
@@ -78,34 +72,35 @@ class Lives:
 
     def weather(self, plan: Plan, pace: Pace) -> list[Life]:
         """Live through ``plan``; the last life ends by itself."""
-        rng, worked = random.Random(plan.seed), 0.0
+        rng = random.Random(plan.seed)
         lives: list[Life] = []
         for share, blows in zip((*plan.driver_kills, None), plan.worker_kills, strict=True):
-            strikes = [moment(blow, pace, worked) for blow in blows]
-            end = None if share is None else moment(share, pace, worked)
-            lives.append(self.live(pace, end=end, blows=strikes, rng=rng))
-            worked += lives[-1].worked(pace)
+            trained = len(self.trained())
+            strikes = [moment(blow, pace, trained) for blow in blows]
+            end = None if share is None else moment(share, pace, trained)
+            lives.append(self.live(end=end, blows=strikes, rng=rng))
             if share is not None and lives[-1].exit_code == 0:
                 # Done before it could be killed: what can be killed is a driver that finds that out.
-                soon = Moment(seconds=share * pace.startup, after_first_epoch=False)
-                lives.append(self.live(pace, end=soon, blows=(), rng=rng))
+                soon = Moment(seconds=share * pace.startup, epochs=0)
+                lives.append(self.live(end=soon, blows=(), rng=rng))
         return lives
 
-    def live(self, pace: Pace, *, end: Moment | None, blows: Sequence[Moment], rng: random.Random) -> Life:
+    def live(self, *, end: Moment | None, blows: Sequence[Moment], rng: random.Random) -> Life:
         """Start a driver and watch it to its end, its own or that at the moment ``end``."""
         life, driver, household = Life(), *self._start()
         waiting, before, began = list(blows), len(self.trained()), time.monotonic()
+        epochs, last = 0, 0.0
         while driver.poll() is None:
             life.seconds = time.monotonic() - began
-            if life.first_epoch is None and len(self.trained()) > before:
-                life.first_epoch = life.seconds
-            if waiting and waiting[0].is_due(life.seconds, life.first_epoch, pace):
+            if len(self.trained()) - before > epochs:
+                epochs, last = len(self.trained()) - before, life.seconds
+                life.first_epoch = life.first_epoch or last
+            now = (life.seconds, epochs, life.seconds - last)
+            if waiting and waiting[0].is_due(*now):
                 struck = _strike(household, rng)
                 life.workers_killed += struck
-                later = Moment(seconds=life.seconds + SEARCH, after_first_epoch=False)
-                waiting[:1] = [] if struck else [later]
-            struck_down = end is not None and end.is_due(life.seconds, life.first_epoch, pace)
-            if struck_down or life.seconds >= PATIENCE:
+                waiting[:1] = [] if struck else [Moment(seconds=life.seconds + SEARCH, epochs=0)]
+            if (end is not None and end.is_due(*now)) or life.seconds >= PATIENCE:
                 driver.kill()
                 driver.wait()
                 break

@@ -42,7 +42,9 @@ def main() -> int:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    return 130 if result.interrupted else 0
+    if result.interrupted:
+        return 130
+    return 0 if result.failure is None and result.best is not None else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """When a storm strikes: pure arithmetic on a seed.
 
-A moment in a driver's start-up is told in seconds. One in its work is told from its first epoch on, stretched
-by how much later than usual that came, so that a busy machine shifts no blow from the work to the start-up.
+A moment in a driver's start-up is told in seconds. One in its work is told in epochs trained, so that a busy
+machine shifts no blow from the trials to what comes before or after them.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import numpy as np
 
 __all__ = ["Moment", "Pace", "Plan", "draw_plan", "moment"]
 
-#: Share of the work that a life is expected to have at least, when earlier ones should have done it all.
-LEAST_LEFT = 0.1
-
 #: Share of all moments that fall into a driver's start-up, before its first epoch.
 STARTUP_SHARE = 1 / 3
+
+#: Epochs by which the last moments of a life come too late, as a share of all: they fall into its conclusion.
+OVERTIME = 0.25
+
+#: Seconds without an epoch after which a driver must have come to its conclusion.
+QUIET = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long an undisturbed search takes, seconds: to its first epoch, and from there to its exit."""
+    """What an undisturbed search needs: seconds to its first epoch, and epochs from there."""
 
     startup: float
-    work: float
-
-    def slowness(self, first_epoch: float) -> float:
-        """How many times longer than usual a driver takes whose first epoch came so late; at least 1."""
-        return max(first_epoch / self.startup, 1.0)
+    epochs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +43,20 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """When in a life something happens."""
+    """When in a life something happens: after ``seconds``, and with so many ``epochs`` trained in it."""
 
     seconds: float
-    after_first_epoch: bool
-    """Counted from the first epoch trained in this life; else from the driver's start."""
+    epochs: int
 
-    def is_due(self, seconds: float, first_epoch: float | None, pace: Pace) -> bool:
-        """Whether it has come, ``seconds`` after the driver's start.
+    def is_due(self, seconds: float, epochs: int, quiet: float) -> bool:
+        """Whether it has come, ``seconds`` after the driver's start and ``quiet`` ones after its last epoch.
 
-        >>> pace = Pace(startup=5, work=10)
-        >>> late = Moment(seconds=2, after_first_epoch=True)
-        >>> late.is_due(99, None, pace), late.is_due(13, 10, pace), late.is_due(14, 10, pace)
-        (False, False, True)
+        >>> late = Moment(seconds=0, epochs=30)
+        >>> late.is_due(9, 29, 0.1), late.is_due(9, 30, 0.1), late.is_due(9, 29, 2.0), late.is_due(9, 0, 9)
+        (False, True, True, False)
         """
-        if not self.after_first_epoch:
-            return seconds >= self.seconds
-        if first_epoch is None:
-            return False
-        return seconds - first_epoch >= self.seconds * pace.slowness(first_epoch)
+        concluding = epochs > 0 and quiet >= QUIET
+        return seconds >= self.seconds and (epochs >= self.epochs or concluding)
 
 
 def draw_plan(seed: int, *, kills: int, worker_kills: int) -> Plan:
@@ -75,18 +69,14 @@ def draw_plan(seed: int, *, kills: int, worker_kills: int) -> Plan:
     return Plan(seed=seed, driver_kills=drivers, worker_kills=workers)
 
 
-def moment(share: float, pace: Pace, worked: float) -> Moment:
-    """The moment at ``share`` of a life that begins when ``worked`` seconds of the work are done.
+def moment(share: float, pace: Pace, trained: int) -> Moment:
+    """The moment at ``share`` of a life that begins when ``trained`` epochs are done.
 
-    The first third of the shares is its start-up, the rest its work and its end, however long each takes.
-
-    >>> moment(0.25, Pace(startup=4, work=10), worked=5)
-    Moment(seconds=3.0, after_first_epoch=False)
-    >>> moment(0.8, Pace(startup=4, work=10), worked=5)
-    Moment(seconds=3.5, after_first_epoch=True)
+    >>> pace = Pace(startup=4, epochs=40)
+    >>> moment(0.25, pace, trained=20), moment(0.5, pace, trained=20), moment(0.99, pace, trained=20)
+    (Moment(seconds=3.0, epochs=0), Moment(seconds=0.0, epochs=8), Moment(seconds=0.0, epochs=30))
     """
     if share < STARTUP_SHARE:
-        return Moment(seconds=share / STARTUP_SHARE * pace.startup, after_first_epoch=False)
-    left = pace.work * max(1 - worked / pace.work, LEAST_LEFT)
-    later = (share - STARTUP_SHARE) / (1 - STARTUP_SHARE)
-    return Moment(seconds=round(later * left, 3), after_first_epoch=True)
+        return Moment(seconds=share / STARTUP_SHARE * pace.startup, epochs=0)
+    left = max(pace.epochs - trained, 0) + OVERTIME * pace.epochs
+    return Moment(seconds=0.0, epochs=1 + int((share - STARTUP_SHARE) / (1 - STARTUP_SHARE) * left))

@@ -48,9 +48,9 @@ def train_ours(config: dict[str, Any]) -> None:
         tune.report({"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": str(best)})
 
     done = json.loads(last.read_text())["epoch"] if last.exists() else 0
-    if done:
-        # The report of the last epoch may have been lost with a worker or a driver.
-        report(done)
+    for owed in range(task.recorded + 1, done + 1):
+        # Its report was lost with a worker or a driver.
+        report(owed)
     for epoch in range(done + 1, task.epochs + 1):
         _train_epoch(task.config.learning_rate, epoch)
         for path in (best, last):
