@@ -46,8 +46,10 @@ class TestNone(SearchConformance):
 
 
 class TestTpe(SearchConformance):
+    trials = 15
+
     def begin(self) -> SimulatedSearch:
-        return SimulatedSearch(space("sampler={type: tpe, seed: 3, n_startup_trials: 5}"))
+        return SimulatedSearch(space("sampler={type: tpe, seed: 3, n_startup_trials: 5}", "budget.trials=15"))
 
 
 class TestCmaes(SearchConformance):

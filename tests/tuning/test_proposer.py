@@ -96,6 +96,37 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
     assert len(kept) == 6
 
 
+def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough() -> None:
+    """And of all trials as of a higher rung once enough of them have passed it."""
+    of = space("tpe")
+    search = Proposer(of)
+
+    def view() -> list[tuple[str, float | None]]:
+        return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in search._study.trials]
+
+    trials = [opened(number, search.propose()) for number in range(4)]
+    for trial in trials:
+        search.opened(trial)
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number,)))
+    assert view() == [("COMPLETE", 0.1 * number) for number in range(4)]
+    for trial in trials[:3]:
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    search.ended(dataclasses.replace(trials[3], state=TrialState.STOPPED, values=(0.3, 0.4, 0.7)))
+    search.propose()
+    assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7), ("RUNNING", None)]
+
+
+def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete() -> None:
+    search = Proposer(space("tpe"))
+    trial = opened(0, search.propose())
+    search.opened(trial)
+    search.reported(dataclasses.replace(trial, values=(0.9,)))
+    search.ended(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
+    search.propose()
+    told = search._study.trials[0]
+    assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
+
+
 def test_rows_come_first_and_are_not_drawn() -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}, {"learning_rate": 0.25, "weight_decay": 0.0}]
     drawn = run(space("tpe"), [], 4, rows=rows)

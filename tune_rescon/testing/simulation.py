@@ -112,6 +112,8 @@ class _Running:
     """A trial on a worker, amid an epoch."""
 
     trial: Assignment
+    had: int
+    """Epochs it had reported when it was handed out."""
     curve: SyntheticCurve
     worker: int
     epoch: int = 0
@@ -146,7 +148,9 @@ class _Driver:
         """Give every idle worker a trial, if there are any; whether anything runs."""
         while self._idle and (trial := self._policy.next_trial()) is not None:
             self._world.saved[trial.number] = max(self._world.saved.get(trial.number, 0), trial.epochs)
-            self._resume(_Running(trial=trial, curve=self._workload(trial), worker=self._idle.pop()))
+            # A policy's trial may count its epochs itself, so what it had is noted now.
+            had, curve = trial.epochs, self._workload(trial)
+            self._resume(_Running(trial=trial, had=had, curve=curve, worker=self._idle.pop()))
         if not self._events and not self._policy.exhausted:
             raise RuntimeError("the policy waits for an event, but nothing runs that could bring one")
         return bool(self._events)
@@ -191,7 +195,7 @@ class _Driver:
         checkpoint = f"best_{number}.ckpt"
         decision = self._policy.epoch_done(number, run.epoch, _metrics(value, run.curve), checkpoint)
         # One that was owed by an earlier driver's worker is repeated here, and yet it is new.
-        if run.epoch > run.trial.epochs and (number, run.epoch) not in self._world.reported:
+        if run.epoch > run.had and (number, run.epoch) not in self._world.reported:
             self._world.reported.add((number, run.epoch))
             self._log(run, decision, value)
         if decision is Decision.CONTINUE:

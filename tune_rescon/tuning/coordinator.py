@@ -172,6 +172,7 @@ class Coordinator:
         self._plan.guard()
         verdict = self._judge(known.extended(metrics))
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint)
+        self._proposer.reported(trial)
         for listener in self._listeners:
             listener.epoch_done(trial, metrics, verdict)
         self._act(trial)
@@ -304,6 +305,7 @@ class Coordinator:
             case Decision.PAUSE:
                 self._running.discard(trial.number)
                 paused = self._record.pause(trial.number)
+                self._proposer.reported(paused)
                 for listener in self._listeners:
                     listener.trial_ended(paused)
 

@@ -19,11 +19,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, distributions, suggest
+from tune_rescon.tuning.ladder import ladder_levels
 from tune_rescon.tuning.record import Proposal
 from tune_rescon.tuning.samplers import make_sampler
 from tune_rescon.tuning.summary import TrialSummary
-from tune_rescon.tuning.telling import told
+from tune_rescon.tuning.telling import READS_PRUNED, Told, common_epoch, told
 
 __all__ = ["Proposer", "most_telling"]
 
@@ -33,7 +35,7 @@ _BOUNDED: Final = ("tpe", "gp")
 #: Samplers that note on a trial to which generation it belongs.
 _REMEMBER: Final = ("cmaes", "nsga2")
 
-#: What a bounded view keeps when it is renewed: the best ended trials, and of the others the latest.
+#: What a bounded view keeps when it is renewed: the best that ended or pause, and of the others the latest.
 KEEP_BEST: Final = 100
 KEEP_LATEST: Final = 300
 
@@ -69,7 +71,10 @@ class Proposer:
         self._rows = rows
         self._background = background
         self._known = {trial.number: trial for trial in known}
-        self._storage = optuna.storages.InMemoryStorage()
+        compares = space.sampler.type in READS_PRUNED and space.metric.against is None
+        self._reached: dict[int, set[int]] = {level: set() for level in ladder_levels(space) if compares}
+        for trial in self._known.values():
+            self._note_reached(trial)
         self._worst: float | None = None
         self._next = len(self._known)
         self._renew(self._next - self._next % RENEW_EVERY)
@@ -80,8 +85,8 @@ class Proposer:
         ``infeasible``: whether parameters are known to run out of memory. Such a draw is drawn again, but not
         for ever, and a row is what it is; whoever gets one anyway must look.
         """
-        if self._next % RENEW_EVERY == 0:
-            self._renew(self._next)
+        if self._stale or self._next % RENEW_EVERY == 0:
+            self._renew(self._next - self._next % RENEW_EVERY)
         number, self._next = self._next, self._next + 1
         for attempt in range(ATTEMPTS):
             trial = self._draw(number, attempt)
@@ -103,17 +108,46 @@ class Proposer:
         """The drawn trial is in the record."""
         self._known[trial.number] = trial
 
+    def reported(self, trial: TrialSummary) -> None:
+        """Learn from an epoch of a trial that goes on or pauses."""
+        self._known[trial.number] = trial
+        self._note_reached(trial)
+        self._tell(trial)
+
     def ended(self, trial: TrialSummary) -> None:
         """Learn from a trial that ended for good."""
-        self._known[trial.number] = trial
-        outcome = told(trial, self._space.sampler.type, worst=self._worst)
+        self.reported(trial)
         self._note_worst(trial)
-        trial_id = self._view.get(trial.number)
-        if trial_id is None:
+
+    def _tell(self, trial: TrialSummary) -> None:
+        """Put what is new about a trial into the view."""
+        outcome, trial_id = self._told(trial), self._view.get(trial.number)
+        new = outcome is not None and trial_id is not None and outcome != self._said.get(trial.number)
+        # Optuna lets nobody change what it was told before: the view is made anew for the next draw.
+        self._stale |= self._epoch != self._common_epoch() or (new and trial.number in self._said)
+        if self._stale or not new:
             return
+        assert outcome is not None
+        assert trial_id is not None
+        self._said[trial.number] = outcome
         for step, value in outcome.steps:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
+
+    def _told(self, trial: TrialSummary) -> Told | None:
+        return told(trial, self._space.sampler.type, worst=self._worst, epoch=self._epoch)
+
+    def _common_epoch(self) -> int | None:
+        if not self._reached:
+            return None
+        counts = {level: len(numbers) for level, numbers in self._reached.items()}
+        # As many as TPE wants to have seen before it models.
+        return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
+
+    def _note_reached(self, trial: TrialSummary) -> None:
+        for level, numbers in self._reached.items():
+            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
+                numbers.add(trial.number)
 
     def _draw(self, number: int, attempt: int) -> optuna.Trial:
         self._study.sampler = make_sampler(self._space, number, attempt=attempt)
@@ -126,12 +160,16 @@ class Proposer:
     def _renew(self, number: int) -> None:
         """Begin the view anew, as it stands before trial ``number``, and add what came since."""
         better = StudyDirection.MAXIMIZE if self._space.metric.mode == "max" else StudyDirection.MINIMIZE
+        self._storage = optuna.storages.InMemoryStorage()
         directions = [better, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
+        self._stale, self._epoch = False, self._common_epoch()
+        self._said: dict[int, Told] = {}
         self._study = optuna.create_study(storage=self._storage, directions=directions)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._view: dict[int, int] = {}
         for trial in self._background:
             self._add(trial)
+        self._said.clear()  # Those were another search's numbers.
         kept = most_telling([trial for trial in self._known.values() if trial.number < number])
         self._worst = None
         for trial in self._known.values():
@@ -155,10 +193,11 @@ class Proposer:
 
     def _add(self, trial: TrialSummary) -> int:
         """Put a trial into the view; its id there."""
-        if not trial.state.is_final:
+        outcome = self._told(trial)
+        if outcome is None:
             template = self._template(trial, state=OptunaState.RUNNING)
         else:
-            outcome = told(trial, self._space.sampler.type, worst=self._worst)
+            self._said[trial.number] = outcome
             template = self._template(
                 trial,
                 state=outcome.state,
@@ -188,8 +227,9 @@ class Proposer:
 
 
 def most_telling(trials: Sequence[TrialSummary]) -> frozenset[int]:
-    """Numbers of what a bounded view keeps: open trials, the best that ended, the latest of the rest."""
-    ended = [trial for trial in trials if trial.state.is_final]
-    best = {trial.number for trial in sorted(ended, key=TrialSummary.rank_key)[:KEEP_BEST]}
-    rest = [trial.number for trial in ended if trial.number not in best][-KEEP_LATEST:]
-    return frozenset((*best, *rest, *(trial.number for trial in trials if not trial.state.is_final)))
+    """Numbers of what a bounded view keeps: what runs, the best that do not, the latest of the rest."""
+    resting = [trial for trial in trials if trial.state.is_final or trial.state is TrialState.PAUSED]
+    best = {trial.number for trial in sorted(resting, key=TrialSummary.rank_key)[:KEEP_BEST]}
+    rest = [trial.number for trial in resting if trial.number not in best][-KEEP_LATEST:]
+    dropped = {trial.number for trial in resting} - best - set(rest)
+    return frozenset(trial.number for trial in trials if trial.number not in dropped)
