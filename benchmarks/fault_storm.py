@@ -12,7 +12,6 @@ curve and the same plan; its moments are shares of what a side's undisturbed sea
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -20,9 +19,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,8 +30,9 @@ from storm.check_ours import check_ours
 from storm.check_plain import check_plain
 from storm.findings import Fault, Findings
 from storm.lives import Life, Lives
+from storm.outcome import Outcome, read_outcomes
 from storm.plan import Pace, Plan, draw_plan
-from storm.table import Outcome, table
+from storm.table import table
 
 #: Seed of the plan without kills that measures the pace.
 CALM = -1
@@ -81,14 +81,20 @@ class Storm:
     aftermath: ThreadPoolExecutor
     """Waits for each search's orphans, and checks it, while the next searches run."""
 
+    @property
+    def notes(self) -> Path:
+        """Where each search's outcome is written down."""
+        return self.work / "outcomes.jsonl"
+
     def search(self, side: Side, plan: Plan, pace: Pace) -> Future[Outcome]:
         """Take one search of one side through its plan; what is left of it, a while later."""
         name = f"{side.key}-{'calm' if plan.seed == CALM else plan.seed}"
         folder = self.work / name
         storage = folder / "runs"
+        # A storm that was itself cut short left half a search.
+        shutil.rmtree(folder, ignore_errors=True)
         storage.mkdir(parents=True)
-        seed = max(plan.seed, 0)
-        command = side.command(storage, self.work / "cache", self.trials, seed)
+        command = side.command(storage, self.work / "cache", self.trials, max(plan.seed, 0))
         lives = Lives(command, folder, self.ray / name)
         lived = lives.weather(plan, pace)
         return self.aftermath.submit(self._conclude, side, plan, folder, lives, lived)
@@ -112,12 +118,11 @@ class Storm:
 
     def _note(self, outcome: Outcome, folder: Path) -> None:
         """Say what was found, and keep a search's files where there is something to look into."""
-        counts = {str(fault): count for fault, count in outcome.findings.counts.items()}
+        counts = outcome.findings.counts
         said = ", ".join(f"{count} {fault}" for fault, count in counts.items()) or "clean"
         print(f"{outcome.side}, seed {outcome.seed}: {outcome.seconds:.0f} s, {said}", flush=True)
-        row = {**asdict(outcome), "findings": {"counts": counts, "notes": outcome.findings.notes}}
-        with (self.work / "outcomes.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.notes.open("a") as file:
+            file.write(outcome.to_json() + "\n")
         if not counts and not self.keep:
             shutil.rmtree(folder)
 
@@ -148,18 +153,30 @@ def _pace(outcome: Outcome) -> Pace:
     return Pace(startup=life.first_epoch, epochs=outcome.needed)
 
 
-def run(storm: Storm, sides: Sequence[Side], plans: Sequence[Plan]) -> str:
-    """Measure the pace of each side, beside the other's, then let the storms loose; the report."""
+def run(storm: Storm, sides: Sequence[Side], plans: Sequence[Plan]) -> None:
+    """Measure the pace of each side, beside the other's, then let the storms loose.
+
+    What an earlier run in the same directory has done is not done again.
+    """
+    known = read_outcomes(storm.notes)
     calm, unknown = Plan(seed=CALM, driver_kills=(), worker_kills=((),)), Pace(startup=1, epochs=1)
     with ThreadPoolExecutor(storm.at_once) as pool:
-        first = [
-            future.result() for future in pool.map(lambda side: storm.search(side, calm, unknown), sides)
-        ]
-        paces = {outcome.side: _pace(outcome) for outcome in first}
-        jobs = [(side, plan, paces[side.name]) for plan in plans for side in sides]
-        done = [future.result() for future in pool.map(lambda job: storm.search(*job), jobs)]
-    columns = {side.name: [outcome for outcome in done if outcome.side == side.name] for side in sides}
-    return "\n".join(["Without faults:", *map(_calm_line, first), "", table(columns)])
+        untimed = [side for side in sides if (side.name, CALM) not in known]
+        for future in list(pool.map(lambda side: storm.search(side, calm, unknown), untimed)):
+            future.result()
+        timed = read_outcomes(storm.notes)
+        paces = {side: _pace(timed[side.name, CALM]) for side in sides}
+        jobs = [(side, plan) for plan in plans for side in sides if (side.name, plan.seed) not in known]
+        for future in list(pool.map(lambda job: storm.search(job[0], job[1], paces[job[0]]), jobs)):
+            future.result()
+
+
+def report(outcomes: Mapping[tuple[str, int], Outcome], sides: Sequence[Side]) -> str:
+    """All that was found, in every run in this directory."""
+    calm = [outcomes[side.name, CALM] for side in sides]
+    stormy = [outcome for (_, seed), outcome in sorted(outcomes.items()) if seed != CALM]
+    columns = {side.name: [outcome for outcome in stormy if outcome.side == side.name] for side in sides}
+    return "\n".join(["Without faults:", *map(_calm_line, calm), "", table(columns)])
 
 
 def _calm_line(outcome: Outcome) -> str:
@@ -179,7 +196,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first search's plan")
     parser.add_argument("--at-once", type=int, default=2, help="searches at a time")
     parser.add_argument("--only", choices=("ours", "plain"))
-    parser.add_argument("--work", type=Path, help="an empty or new directory [default: a temporary one]")
+    parser.add_argument("--work", type=Path, help="a directory, new or to go on in [default: new]")
     parser.add_argument("--keep", action="store_true", help="the files of clean searches too")
     arguments = parser.parse_args()
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="storm-"))).resolve()
@@ -192,7 +209,7 @@ def main() -> None:
     ]
     # Ray's sockets need a short path, whatever --work is.
     short = tempfile.TemporaryDirectory(prefix="fs", dir="/tmp", ignore_cleanup_errors=True)
-    with short as ray, ThreadPoolExecutor(2 * arguments.searches + len(SIDES)) as aftermath:
+    with short as ray, ThreadPoolExecutor(len(SIDES) * (1 + len(plans))) as aftermath:
         storm = Storm(
             work=work,
             ray=Path(ray),
@@ -201,9 +218,9 @@ def main() -> None:
             keep=arguments.keep,
             aftermath=aftermath,
         )
-        report = run(storm, sides, plans)
-    print(f"\n{report}\n\n{time.monotonic() - began:.0f} s on {os.cpu_count()} cores")
-    print(f"What was found in each search: {work / 'outcomes.jsonl'}")
+        run(storm, sides, plans)
+    print(f"\n{report(read_outcomes(storm.notes), sides)}\n")
+    print(f"{time.monotonic() - began:.0f} s on {os.cpu_count()} cores; what was found: {storm.notes}")
 
 
 if __name__ == "__main__":

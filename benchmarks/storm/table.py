@@ -4,53 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from storm.findings import Fault, Findings
-from storm.lives import Life
+from storm.findings import Fault
+from storm.outcome import MOMENTS, Outcome
 
-__all__ = ["Outcome", "table"]
+__all__ = ["table"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One search of one side after its storm."""
-
-    side: str
-    seed: int
-    lives: Sequence[Life]
-    findings: Findings
-    trained: int
-    """Epochs trained in all lives."""
-    needed: int
-    """Distinct epochs among them."""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all drivers."""
-        return sum(life.seconds for life in self.lives)
-
-    @property
-    def returns(self) -> list[float]:
-        """Seconds from the start of each driver but the first to the first epoch trained under it."""
-        return [life.first_epoch for life in self.lives[1:] if life.first_epoch is not None]
-
-    @property
-    def moments(self) -> dict[str, int]:
-        """In which part of its work each killed driver was."""
-        found = dict.fromkeys(_MOMENTS, 0)
-        for life in self.lives:
-            if life.exit_code is None:
-                found[self._moment(life)] += 1
-        return found
-
-    def _moment(self, life: Life) -> str:
-        if life.trained == self.trained:
-            return "after the last epoch"
-        return "start-up" if life.first_epoch is None else "trials"
-
-
-_MOMENTS = ("start-up", "trials", "after the last epoch")
 
 Row = Callable[[Sequence[Outcome]], str]
 
@@ -96,5 +55,5 @@ def _mean(values: Sequence[float]) -> str:
 
 def _drivers(outcomes: Sequence[Outcome]) -> str:
     moments = [outcome.moments for outcome in outcomes]
-    by_moment = [sum(found[moment] for found in moments) for moment in _MOMENTS]
+    by_moment = [sum(found[moment] for found in moments) for moment in MOMENTS]
     return f"{sum(by_moment)} ({' / '.join(map(str, by_moment))})"
