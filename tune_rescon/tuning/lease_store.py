@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import optuna
 
+from tune_rescon.tuning.database import find_study, open_database
+
 __all__ = ["StudyLeaseStore"]
 
 #: Seconds a beat waits for another writer of a SQLite file: less than there are between two beats.
@@ -24,14 +26,13 @@ class StudyLeaseStore:
 
     @classmethod
     def open(cls, url: str, name: str) -> StudyLeaseStore:
-        """Connect to the study ``name``; :meth:`.record.StudyRecord.load` says what is wrong if this cannot.
+        """Connect to the study ``name``.
 
         Raises:
-            KeyError: the database has no such study.
+            StorageError: the database has no such study, or cannot be reached.
         """
-        wait = {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}} if url.startswith("sqlite:") else {}
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=wait)
-        return cls(storage, storage.get_study_id_from_name(name))
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        return cls(storage, find_study(storage, name))
 
     def read(self) -> dict[str, Any] | None:
         """What was written last."""

@@ -26,6 +26,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.ledger import StudyLedger
 from tune_rescon.tuning.stopping import Decision, Verdict
 from tune_rescon.tuning.summary import TrialSummary
@@ -100,7 +101,7 @@ class StudyRecord:
         directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
-        storage = _database(url)
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
         try:
             # Always named: Optuna's default name would merge two searches on one database.
             study_id = storage.create_new_study(directions, name)
@@ -119,12 +120,8 @@ class StudyRecord:
         Raises:
             StorageError: the database has no such study, or cannot be reached.
         """
-        storage = _database(url)
-        try:
-            study_id = storage.get_study_id_from_name(name)
-        except KeyError:
-            rule = f"there is no study named {name!r} in the database"
-            raise StorageError(explain(rule, where="--study")) from None
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        study_id = find_study(storage, name)
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
@@ -296,17 +293,3 @@ def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
     from tune_rescon.tuning.sql_ledger import SqlLedger
 
     return SqlLedger(storage, study_id)
-
-
-def _database(url: str) -> optuna.storages.RDBStorage:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    wait = {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}} if url.startswith("sqlite:") else {}
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=wait)
-    except (ImportError, SQLAlchemyError) as error:
-        # The URL itself is not shown: it may hold a password.
-        rule = "must be the URL of a database that can be reached"
-        got = str(error).partition("\n")[0].strip(" .")
-        hint = "For a local file give sqlite:///PATH/study.db."
-        raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None

@@ -21,6 +21,7 @@ from tune_rescon.tuning.cluster import RaySession, fit_slots, ray_session
 from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
 from tune_rescon.tuning.execution import execute
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
+from tune_rescon.tuning.hours import deadline, spent_words
 from tune_rescon.tuning.interruption import Interruption, listening
 from tune_rescon.tuning.ladder import ladder_levels, make_rule
 from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
@@ -100,7 +101,11 @@ def run_search(
             search = _Search(space, options, store, facts, listeners, record, lease)
             watch = search.watch(interruption, ray, say)
             interruption.deferred = True
-            return search.run(trainable, slots, write_report, watch)
+            result = search.run(trainable, slots, write_report, watch)
+        spent = _spent_words(space, options, lease, result)
+        if spent is not None:
+            say(spent)
+        return result
 
 
 class _Search:
@@ -279,15 +284,24 @@ def _lease(
 
 
 def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
-    """The plan of this run; what earlier runs have driven is gone from the budget's hours."""
-    hours = space.budget.hours
+    """The plan of this run."""
     return SearchPlan(
         total=space.budget.trials,
-        deadline=None if hours is None else time.monotonic() + hours * 3600 - lease.driven,
+        deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         same_memory=maker.same_memory,
         guard=lease.assure,
+    )
+
+
+def _spent_words(space: Space, options: RunOptions, lease: LeaseKeeper, result: StudyResult) -> str | None:
+    if result.interrupted or result.failure is not None:
+        return None
+    budget = space.budget
+    trials = len(result.trials)
+    return spent_words(
+        budget.hours, driven=lease.driven, name=options.name, trials=trials, total=budget.trials
     )
 
 
