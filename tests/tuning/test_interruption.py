@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -78,6 +80,33 @@ def test_nohup_is_respected() -> None:
         assert interruption.urgency is Urgency.NONE
     finally:
         signal.signal(HUP, before)
+
+
+#: Prints to its terminal after that was closed.
+PRINTS_ON = """
+import time
+from tune_rescon.tuning.interruption import Interruption, Urgency, listening
+
+interruption = Interruption(grace=20.0, clock=time.monotonic)
+interruption.deferred = True
+with listening(interruption):
+    print("ready", flush=True)
+    while interruption.urgency is Urgency.NONE:
+        time.sleep(0.01)
+    print("the epochs are finished", flush=True)
+"""
+
+
+@pytest.mark.timeout(30)  # an interpreter
+def test_what_is_printed_to_a_closed_terminal_ends_nothing() -> None:
+    ours, its = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", PRINTS_ON], stdout=its, stderr=subprocess.PIPE)
+    os.close(its)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    process.send_signal(HUP)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, b"")
 
 
 def test_another_thread_changes_no_handler() -> None:

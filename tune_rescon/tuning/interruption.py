@@ -8,6 +8,7 @@ stops as at a second one. Nothing is lost either way: every epoch that was repor
 from __future__ import annotations
 
 import enum
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -69,11 +70,6 @@ class Interruption:
         ends = [when + self._grace for number, when in self._came if number in _DEADLINED]
         return min(ends) - self._clock() if ends else None
 
-    @property
-    def terminal_closed(self) -> bool:
-        """Whether there is nobody left to print to."""
-        return any(number == signal.SIGHUP for number, _ in self._came)
-
 
 def _has_second_ctrl_c(came: Sequence[tuple[int, float]]) -> bool:
     first = came[0][1]
@@ -85,14 +81,18 @@ def listening(interruption: Interruption) -> Iterator[None]:
     """Have SIGINT, SIGTERM and SIGHUP go to ``interruption``.
 
     Outside the main thread, where Python admits no handlers, nothing is changed. A SIGHUP that is ignored
-    (``nohup``) stays ignored.
+    (``nohup``) stays ignored; after one that is not, what is printed to the terminal goes nowhere.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
+        if number == signal.SIGHUP:
+            _silence(terminals)
         interruption.receive(number)
 
     wanted = [signal.SIGINT, *_DEADLINED]
@@ -105,3 +105,11 @@ def listening(interruption: Interruption) -> Iterator[None]:
         for number, handler in before.items():
             # None: somebody's handler that is not Python's, which cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _silence(streams: Sequence[int]) -> None:
+    """Let go of a terminal that was closed: a write to it is an error, and would end what still goes on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
