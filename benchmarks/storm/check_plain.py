@@ -11,9 +11,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState as OptunaState
-
 from storm.findings import Fault, Findings, count_epochs
 from storm.mlflow_store import read_runs
 from storm.plain import NAME, RUNGS
@@ -25,7 +22,7 @@ __all__ = ["check_plain"]
 def check_plain(storage: Path, trials: int) -> Findings:
     """Everything wrong with an experiment that should have ``trials`` terminated trials."""
     found = Findings()
-    results = _results(storage)
+    results, study = _results(storage)
     known = {row["learning_rate"]: row["epochs"] for row in results}
     if results:
         forgotten = sorted(_begun(storage) - set(known))
@@ -34,15 +31,19 @@ def check_plain(storage: Path, trials: int) -> Findings:
     found.add(Fault.TRIALS_TWICE, "rows of the same trial", len(results) - len(known))
     for row in results:
         _check_epochs(row["learning_rate"], row["epochs"], row["error"], found)
-    _check_study(storage, found)
+    _check_study(study, found)
     _check_runs(storage, known, found)
     _check_restores(storage, found)
     return found
 
 
-def _results(storage: Path) -> list[dict[str, Any]]:
+def _results(storage: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of Tune's results and of Optuna's study; none if no driver got to its end."""
     file = storage / "results.json"
-    return json.loads(file.read_text()) if file.is_file() else []
+    if not file.is_file():
+        return [], []
+    seen = json.loads(file.read_text())
+    return seen["trials"], seen["study"]
 
 
 def _begun(storage: Path) -> set[float]:
@@ -61,22 +62,14 @@ def _check_epochs(trial: float, epochs: list[int], error: str | None, found: Fin
     found.expect(error is None, Fault.TRIALS_LOST, f"{trial:.4f} ended with {error}")
 
 
-def _check_study(storage: Path, found: Findings) -> None:
-    if not (storage / "study.db").is_file():
-        return
-    try:
-        study = optuna.load_study(study_name=NAME, storage=f"sqlite:///{storage / 'study.db'}")
-    except KeyError:
-        return
-    for trial in study.trials:
-        running = trial.state in (OptunaState.RUNNING, OptunaState.WAITING)
-        found.expect(not running, Fault.RUNNING_IN_OPTUNA, f"Optuna's trial {trial.number}")
-        if not running:
-            # OptunaSearch keeps the last report of a trial for its value: a whole trial shows one epoch less.
-            seen = max(trial.intermediate_values, default=0)
-            whole = trial.state is not OptunaState.COMPLETE or seen >= EPOCHS - 1
-            ended = f"COMPLETE after epoch {seen + 1}"
-            found.expect(whole, Fault.WRONG_IN_OPTUNA, f"Optuna's trial {trial.number} is {ended}")
+def _check_study(study: list[dict[str, Any]], found: Findings) -> None:
+    for trial in study:
+        who = f"Optuna's trial {trial['number']}"
+        found.expect(trial["state"] not in ("RUNNING", "WAITING"), Fault.RUNNING_IN_OPTUNA, who)
+        if trial["state"] == "COMPLETE":
+            # OptunaSearch keeps a trial's last report for its value: a whole trial shows one epoch less.
+            last = max(trial["epochs"], default=0) + 1
+            found.expect(last >= EPOCHS, Fault.WRONG_IN_OPTUNA, f"{who} is COMPLETE after epoch {last}")
 
 
 def _check_runs(storage: Path, known: dict[float, list[int]], found: Findings) -> None:

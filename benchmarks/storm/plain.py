@@ -3,7 +3,8 @@
 ``Tuner.can_restore`` decides between ``Tuner.restore(resume_errored=True)`` and a new ``Tuner``, as its
 docstring says. ``num_to_keep`` has Tune snapshot its state at every second checkpoint, not every ten seconds.
 OptunaSearch is given its space itself: one that gets it from ``param_space`` cannot go on where no snapshot
-was written yet. It has a database of its own, so that there is a study to look at afterwards.
+was written yet. Its study is in memory, as in the tutorials: one in a database is ahead of the snapshot that
+is restored, and the first report to a trial it holds as ended raises UpdateFinishedTrialError.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -53,7 +53,8 @@ def main() -> int:
     else:
         tuner = _new(arguments.storage, arguments.trials, arguments.seed)
     results = tuner.fit()
-    (arguments.storage / "results.json").write_text(json.dumps([_row(result) for result in results]))
+    seen = {"trials": [_row(result) for result in results], "study": _study(tuner)}
+    (arguments.storage / "results.json").write_text(json.dumps(seen))
     return 0
 
 
@@ -72,8 +73,6 @@ def _new(storage: Path, trials: int, seed: int) -> tune.Tuner:
                 _SPACE,
                 metric="val_accuracy",
                 mode="max",
-                study_name=NAME,
-                storage=optuna.storages.RDBStorage(f"sqlite:///{storage / 'study.db'}"),
                 seed=seed,
             ),
             scheduler=ASHAScheduler(
@@ -121,6 +120,14 @@ def _row(result: tune.Result) -> dict[str, Any]:
         "error": None if result.error is None else repr(result.error)[:200],
         "folder": Path(result.path).name,
     }
+
+
+def _study(tuner: tune.Tuner) -> list[dict[str, Any]]:
+    study = tuner._local_tuner._tune_config.search_alg._ot_study
+    return [
+        {"number": t.number, "state": t.state.name, "epochs": sorted(t.intermediate_values)}
+        for t in study.trials
+    ]
 
 
 if __name__ == "__main__":
