@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.storage import Copy, choose_copy
+from tune_rescon.storage import Copy, choose_copies, choose_copy
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,22 @@ from tune_rescon.storage import Copy, choose_copy
 )
 def test_table(here: int | None, at_url: int | None, expected: Copy) -> None:
     assert choose_copy(here=here, at_url=at_url) is expected
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ([], []),
+        ([(2, 2), (None, None)], [Copy.HERE, Copy.NOWHERE]),
+        ([(2, 2), (1, 2)], [Copy.HERE, Copy.URL]),
+        ([(2, 2), (None, 1)], [Copy.HERE, Copy.URL]),
+        ([(2, 3), (2, 2)], [Copy.URL, Copy.URL]),
+        ([(None, 3), (4, 2)], [Copy.URL, Copy.URL]),
+        ([(2, 3), (2, None)], [Copy.URL, Copy.NOWHERE]),
+    ],
+)
+def test_the_first_leads(terms: list[tuple[int | None, int | None]], expected: list[Copy]) -> None:
+    assert choose_copies(terms) == expected
 
 
 @dataclass

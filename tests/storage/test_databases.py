@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,8 +118,7 @@ def test_who_comes_back_takes_what_was_done_elsewhere_and_says_so(
     with caplog.at_level(logging.WARNING):
         here.begin()
     assert epochs(here.study) == [10]
-    assert "the copy at" in caplog.text
-    assert "(run 2) is newer than this machine's (run 1)" in caplog.text
+    assert "study.db of this machine's run 1 gave way to run 2's at memory://" in caplog.text
 
 
 def test_what_sqlite_kept_beside_an_older_copy_goes_with_it(here: Machine, there: Machine) -> None:
@@ -155,6 +157,64 @@ def test_a_damaged_copy_at_the_url_is_said_and_replaces_nothing(here: Machine, t
     with pytest.raises(StorageError, match=r"got a damaged memory://.*/study\.db"):
         there.begin()
     assert list(there.study.parent.iterdir()) == []
+
+
+def test_a_database_that_follows_never_knows_more_than_the_first(
+    memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs go into the study and then into MLflow's database, also between any two steps of a copy."""
+    live = {name: tmp_path / name for name in ("study.db", "mlflow.db")}
+    for path in live.values():
+        make(path)
+    sender = Sender(memory, term=1, databases=live, files={})
+    counter = itertools.count(1)
+
+    def meanwhile() -> None:
+        epoch = next(counter)
+        add(live["study.db"], epoch)
+        add(live["mlflow.db"], epoch)
+        seen = {}
+        for name in live:
+            if memory.download(name, tmp_path / "look.db"):
+                seen[name] = epochs(tmp_path / "look.db")
+        assert set(seen.get("mlflow.db", ())) <= set(seen.get("study.db", ()))
+
+    def then(step: Callable[..., None]) -> Callable[..., None]:
+        def both(*arguments: Any, **options: Any) -> None:
+            step(*arguments, **options)
+            meanwhile()
+
+        return both
+
+    monkeypatch.setattr("tune_rescon.storage.sending.copy_database", then(copy_database))
+    monkeypatch.setattr(RemoteFolder, "upload", then(RemoteFolder.upload))
+    sender.send()
+    sender.send()
+    assert next(counter) == 9
+
+
+def test_who_follows_a_study_from_the_url_comes_from_there_or_begins_anew(
+    memory: RemoteFolder, tmp_path: Path
+) -> None:
+    def machine(name: str, *databases: str) -> dict[str, Path]:
+        paths = {database: tmp_path / name / database for database in databases}
+        term = fetch_databases(memory, paths)
+        for path in paths.values():
+            if not path.exists():
+                make(path)
+        Sender(memory, term=term, databases=paths, files={}).send()
+        return paths
+
+    here = machine("here", "study.db", "mlflow.db")
+    add(here["study.db"], 1)
+    add(here["mlflow.db"], 1)
+    machine("there", "study.db")
+    fetch_databases(memory, here)
+    assert epochs(here["study.db"]) == epochs(here["mlflow.db"]) == []
+    memory.delete("mlflow.db")
+    machine("there", "study.db")
+    fetch_databases(memory, here)
+    assert not here["mlflow.db"].exists()
 
 
 def test_what_has_not_changed_is_not_sent_again(

@@ -22,7 +22,7 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.storage.checkpoints import CheckpointMirror
-    from tune_rescon.storage.choice import Copy, choose_copy
+    from tune_rescon.storage.choice import Copy, choose_copies, choose_copy
     from tune_rescon.storage.fetching import fetch_databases
     from tune_rescon.storage.home import SearchHome, usable
     from tune_rescon.storage.location import StorageUrl, parse_storage
@@ -49,6 +49,7 @@ __all__ = [
     "StorageUrl",
     "SupersededError",
     "check_name",
+    "choose_copies",
     "choose_copy",
     "fetch_databases",
     "name_taken",
@@ -75,6 +76,7 @@ __getattr__ = lazy_names(
         "StorageUrl": "location",
         "SupersededError": "sending",
         "check_name": "names",
+        "choose_copies": "choice",
         "choose_copy": "choice",
         "fetch_databases": "fetching",
         "name_taken": "names",

@@ -34,6 +34,9 @@ class Sender:
     ) -> None:
         """``databases`` and ``files``: by their names at the URL; those that are not there yet are left out.
 
+        Nothing may be written to a database before it is in those above it (a run of MLflow's shows epochs
+        of the study): so it is with the copies at the URL, whenever this machine is lost.
+
         ``term`` is what :func:`.fetch_databases` gave this run, to be known before the first sending.
         """
         self._remote = remote
@@ -45,7 +48,7 @@ class Sender:
     def send(self) -> None:
         """Bring the URL up to date.
 
-        Databases go first: a file (a table, a report) is made from them.
+        Databases go first, for files (a table, a report) are made from them.
 
         Raises:
             RemoteError: the URL cannot be written now.
@@ -53,9 +56,13 @@ class Sender:
             OSError, sqlite3.Error: something local is in the way.
         """
         with tempfile.TemporaryDirectory(prefix="tune_rescon-copy-") as scratch:
-            for name, path in self._databases.items():
-                if path.is_file():
-                    self._send_database(name, path, Path(scratch) / name)
+            present = {name: path for name, path in self._databases.items() if path.is_file()}
+            copies = {name: Path(scratch) / name for name in present}
+            # Copied from the last to the first and sent from the first to the last, none knows too much.
+            for name, live in reversed(present.items()):
+                copy_database(live, copies[name], term=self.term)
+            for name, live in present.items():
+                self._send_database(name, live, copies[name])
         for name, path in self._files.items():
             if path.is_file():
                 self._send_file(name, path)
@@ -72,7 +79,6 @@ class Sender:
                     self._remote.delete(name)
 
     def _send_database(self, name: str, live: Path, copy: Path) -> None:
-        copy_database(live, copy, term=self.term)
         with copy.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if self._sent.get(name) == digest:
