@@ -118,6 +118,8 @@ def _assert_equal_to_the_last_bit(life: Life, whole: Life) -> None:
     assert life.reports == [(epoch, expected[epoch]) for epoch, _ in life.reports]
     recorded = [_timeless(dict(report.metrics)) for report in recorded_epochs(life.folder)]
     assert recorded == list(expected.values())
+    files = ["best.ckpt", "last.ckpt", "last.previous.ckpt"]
+    assert sorted(path.name for path in life.folder.iterdir()) == files
     mine, theirs = (read_checkpoint(one.folder / "best.ckpt") for one in (life, whole))
     assert mine["about"]["epoch"] == theirs["about"]["epoch"] >= 2
     torch.testing.assert_close(mine["weights"], theirs["weights"], rtol=0, atol=0)

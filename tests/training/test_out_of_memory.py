@@ -83,11 +83,18 @@ def test_what_a_library_says_of_memory_is_understood(train: Run, words: str) -> 
     assert notes == [TWO]
 
 
-def test_below_the_floor_the_error_comes_out(train: Run, tmp_path: Path) -> None:
-    notes: list[str] = []
-    with memory(7), pytest.raises(torch.OutOfMemoryError, match=r"4 micro-batches .* of 32 images: CUDA out"):
-        train(folder=tmp_path, on_note=notes.append)
-    assert notes == [TWO, FOUR]
+@pytest.mark.parametrize(
+    ("batch_size", "notes", "tried"),
+    [(32, [TWO, FOUR], "a batch of 32 images in 4 micro-batches"), (12, [], "a batch of 12 images")],
+)
+def test_below_the_floor_the_error_comes_out(
+    train: Run, small: TrialConfig, batch_size: int, notes: list[str], tried: str
+) -> None:
+    told: list[str] = []
+    config = dataclasses.replace(small, batch_size=batch_size)
+    with memory(7), pytest.raises(torch.OutOfMemoryError, match=f"too small for {tried}: CUDA out of memory"):
+        train(config, on_note=told.append)
+    assert told == notes
 
 
 def test_another_error_is_no_lack_of_memory(train: Run) -> None:

@@ -87,7 +87,9 @@ class Attempt:
         count = self.start.record.micro_batches
         more = twice_as_many(count, images=self.batch_images)
         if more is None:
-            tried = f"{count} micro-batches of a batch of {self.batch_images} images"
+            tried = f"a batch of {self.batch_images} images" + (
+                f" in {count} micro-batches" if count > 1 else ""
+            )
             raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
         return more
 
