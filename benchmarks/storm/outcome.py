@@ -57,7 +57,9 @@ class Outcome:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(asdict(self))
+        # A Counter does not survive `asdict`.
+        found = {"counts": dict(self.findings.counts), "notes": self.findings.notes}
+        return json.dumps({**vars(self), "lives": [asdict(life) for life in self.lives], "findings": found})
 
     @classmethod
     def from_json(cls, line: str) -> Outcome:

@@ -177,14 +177,25 @@ def slow_searches(tmp_path: Path, fault_cache: Path, short_tmp: Path) -> Iterato
             driver.communicate()
 
 
-@pytest.fixture
-def cheap_search(tmp_path: Path, fault_cache: Path, short_tmp: Path) -> Iterator[CheapSearch]:
-    search = CheapSearch(tmp_path, fault_cache, short_tmp)
-    yield search
-    for driver in search.started:
+@pytest.fixture(scope="session")
+def new_search(fault_cache: Path, short_tmp: Path) -> Iterator[Callable[[Path], CheapSearch]]:
+    """Makes a search on a storage; what still runs of it at the end is ended."""
+    made: list[CheapSearch] = []
+
+    def make(storage: Path) -> CheapSearch:
+        made.append(CheapSearch(storage, fault_cache, short_tmp))
+        return made[-1]
+
+    yield make
+    for driver in (driver for search in made for driver in search.started):
         if driver.poll() is None:
             driver.kill()
             driver.communicate()
+
+
+@pytest.fixture
+def cheap_search(tmp_path: Path, new_search: Callable[[Path], CheapSearch]) -> CheapSearch:
+    return new_search(tmp_path)
 
 
 @pytest.fixture(scope="session")
