@@ -120,6 +120,29 @@ CALLS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def test_a_download_is_whole_also_of_a_file_that_is_replaced_meanwhile(
+    memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.write("study.db", b"old")
+    whole = MemoryFileSystem.get_file
+
+    def replaced_before(self: MemoryFileSystem, path: str, target: str) -> None:
+        memory.write("study.db", b"newer")
+        whole(self, path, target)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", replaced_before)
+    assert memory.download("study.db", tmp_path / "study.db")
+    assert (tmp_path / "study.db").read_bytes() == b"newer"
+
+    def cut(_: MemoryFileSystem, path: str, target: str) -> None:
+        Path(target).write_bytes(memory.read(path.rpartition("/")[2], end=3) or b"")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
+    with pytest.raises(RemoteError, match="3 of 5 bytes arrived"):
+        memory.download("study.db", tmp_path / "study.db")
+    assert (tmp_path / "study.db").read_bytes() == b"newer"
+
+
 @pytest.mark.parametrize(("call", "arguments"), CALLS.items(), ids=CALLS)
 def test_whatever_a_file_system_raises_is_one_error(call: str, arguments: tuple[Any, ...]) -> None:
     class Unhappy:

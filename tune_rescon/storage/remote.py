@@ -125,23 +125,23 @@ class RemoteFolder:
         with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
             size = source.stat().st_size
             self._fs.put_file(str(source), path)
-            self._fs.invalidate_cache()
-            arrived = self._fs.info(path)["size"]
+            arrived = self._size(path)
             if arrived != size:
                 raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
 
     def download(self, name: str, target: Path) -> bool:
         """Replace a local file by one from here in one step; False if there is none here."""
         half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        path = self._path(name)
         with _asking(f"reading {self._url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._fs.invalidate_cache()
-                size = self._fs.info(self._path(name))["size"]
-                self._fs.get_file(self._path(name), str(half))
+                expected = self._size(path)
+                self._fs.get_file(path, str(half))
                 arrived = half.stat().st_size
-                if arrived != size:
-                    raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
+                # Or it is all of a file that has replaced that one meanwhile.
+                if arrived not in (expected, self._size(path)):
+                    raise OSError(errno.EIO, f"{arrived} of {expected} bytes arrived")
                 half.replace(target)
             except FileNotFoundError:
                 return False
@@ -169,6 +169,10 @@ class RemoteFolder:
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
+
+    def _size(self, path: str) -> int:
+        self._fs.invalidate_cache()
+        return int(self._fs.info(path)["size"])
 
     def _create(self, path: str, data: bytes) -> bool:
         """Make a file; whether that is certain."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,9 +64,9 @@ class Sender:
                 copy_database(live, copies[name], term=self.term)
             for name, live in present.items():
                 self._send_database(name, live, copies[name])
-        for name, path in self._files.items():
-            if path.is_file():
-                self._send_file(name, path)
+            for name, path in self._files.items():
+                if path.is_file():
+                    self._send_file(name, path, Path(scratch) / name)
 
     def discard(self, discards: Iterable[Discard]) -> None:
         """Delete at the URL what the copies there no longer speak of.
@@ -94,9 +95,11 @@ class Sender:
         if read_term(live) != self.term:
             write_term(live, self.term)
 
-    def _send_file(self, name: str, path: Path) -> None:
+    def _send_file(self, name: str, path: Path, copy: Path) -> None:
         found = path.stat()
         version = f"{found.st_mtime_ns}:{found.st_size}"
         if self._sent.get(name) != version:
-            self._remote.upload(path, name)
+            # A log grows while it is sent.
+            shutil.copyfile(path, copy)
+            self._remote.upload(copy, name)
             self._sent[name] = version
