@@ -30,6 +30,8 @@ class Everybody:
     seen: dict[int, list[int]] = field(default_factory=dict)
     closed: dict[int, str] = field(default_factory=dict)
     waits: bool = False
+    patience: int = 1000
+    deaths: int = 0
 
     def __post_init__(self) -> None:
         known = [n for n in self.seen if n not in self.closed]
@@ -61,6 +63,13 @@ class Everybody:
     ) -> None:
         del state, checkpoint
         self.closed[number] = error or ""
+
+    def worker_died(self, number: int) -> None:
+        self.deaths += 1
+        if self.deaths > self.patience:
+            self.closed[number] = "given up"
+        else:
+            self._queue.insert(0, number)
 
 
 def steady(trial: Assignment) -> SyntheticCurve:
@@ -135,11 +144,11 @@ def test_a_worker_that_dies_loses_half_an_epoch_and_goes_on_from_the_checkpoint(
     assert trace.utilisation == pytest.approx(600 / trace.seconds)
 
 
-def test_a_trial_whose_worker_always_dies_is_given_up() -> None:
-    simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=1.0, retries=2))
-    policy = Everybody(total=1)
+def test_a_trial_whose_worker_always_dies_is_the_policys_to_give_up() -> None:
+    simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=1.0))
+    policy = Everybody(total=1, patience=2)
     simulation.drive(policy)
-    assert policy.closed == {0: "the worker process died, and so did its retries"}
+    assert policy.closed == {0: "given up"}
     assert simulation.trace.epochs_spent == 3
 
 

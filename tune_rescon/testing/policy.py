@@ -56,4 +56,7 @@ class SearchPolicy(Protocol):
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial that failed (its code raised, or its worker died too often)."""
+        """End a trial whose code raised."""
+
+    def worker_died(self, number: int) -> None:
+        """The process that ran a trial is gone; the trial may be handed out again, or be given up."""

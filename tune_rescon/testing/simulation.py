@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,12 +30,10 @@ Workload = Callable[[Assignment], SyntheticCurve]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerDeaths:
-    """Worker processes that are killed amid an epoch, and the executor's patience with them."""
+    """Worker processes that are killed amid an epoch."""
 
     rate: float
     """Of epochs that kill their worker, 0..1."""
-    retries: int = 3
-    """Times a trial goes on from its checkpoint before it is given up."""
     seed: int = 0
 
     def kills(self, number: int, epoch: int, deaths: int) -> bool:
@@ -102,6 +101,8 @@ class _World:
     now: float = 0.0
     saved: dict[int, int] = field(default_factory=dict)
     """Epochs that each trial's checkpoint holds."""
+    deaths: Counter[int] = field(default_factory=Counter)
+    """Workers that each trial has lost."""
     reported: set[tuple[int, int]] = field(default_factory=set)
     """Number and epoch of every report a policy took."""
     runs: list[EpochRun] = field(default_factory=list)
@@ -121,7 +122,6 @@ class _Running:
     repeats: bool = False
     """The epoch is in the checkpoint already; only its report is due."""
     dies: bool = False
-    deaths: int = 0
 
 
 class _Driver:
@@ -161,8 +161,7 @@ class _Driver:
         if run.dies:
             self._worker_died(run)
         elif run.epoch == run.curve.crashes_at:
-            self._log(run, None)
-            self._give_up(run, "crashed on purpose")
+            self._crash(run)
         else:
             self._report(run)
 
@@ -183,7 +182,7 @@ class _Driver:
 
     def _begin(self, run: _Running, epoch: int, *, repeats: bool = False) -> None:
         run.epoch, run.repeats, run.begun = epoch, repeats, self._world.now
-        run.dies = not repeats and self._worker_deaths.kills(run.trial.number, epoch, run.deaths)
+        run.dies = not repeats and self._kills(run.trial.number, epoch)
         share = 0.0 if repeats else 0.5 if run.dies else 1.0
         ends = self._world.now + share * run.curve.epoch_seconds
         heapq.heappush(self._events, (ends, next(self._order), run))
@@ -205,15 +204,17 @@ class _Driver:
 
     def _worker_died(self, run: _Running) -> None:
         self._log(run, None)
-        run.deaths += 1
-        if run.deaths > self._worker_deaths.retries:
-            self._give_up(run, "the worker process died, and so did its retries")
-        else:
-            self._resume(run)
-
-    def _give_up(self, run: _Running, error: str) -> None:
-        self._policy.close(run.trial.number, TrialState.FAILED, error=error)
+        self._world.deaths[run.trial.number] += 1
+        self._policy.worker_died(run.trial.number)
         self._idle.append(run.worker)
+
+    def _crash(self, run: _Running) -> None:
+        self._log(run, None)
+        self._policy.close(run.trial.number, TrialState.FAILED, error="crashed on purpose")
+        self._idle.append(run.worker)
+
+    def _kills(self, number: int, epoch: int) -> bool:
+        return self._worker_deaths.kills(number, epoch, self._world.deaths[number])
 
     def _log(self, run: _Running, decision: Decision | None, value: float = math.nan) -> None:
         self._world.runs.append(

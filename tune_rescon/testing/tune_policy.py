@@ -111,8 +111,12 @@ class TunePolicy:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """The trial's worker failed, and Tune does not retry it any more."""
+        """The trial's code raised; to Tune that is as good as a dead worker."""
         del state, checkpoint, error
+        self.worker_died(number)
+
+    def worker_died(self, number: int) -> None:
+        """The trial is in error, and Tune does not retry it itself (``max_failures=0``, its default)."""
         trial = self._running.pop(number)
         self._scheduler.on_trial_error(self, trial)
         self._searcher.on_trial_complete(trial.trial_id, error=True)

@@ -1,0 +1,1 @@
+"""Parts of the search-quality benchmark: who searches, what is measured, how it is told."""

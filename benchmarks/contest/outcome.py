@@ -1,0 +1,67 @@
+"""One simulated search, and what is measured of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tune_rescon.spaces import Space
+from tune_rescon.testing import Assignment, Landscape, SearchPolicy, Simulation, SyntheticCurve, Trace
+
+#: Relative distance from the best known value that counts as found.
+NEAR = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All values are without noise: what a configuration is worth, not what it happened to report."""
+
+    epochs: int
+    """Epochs of all trials together."""
+    epochs_to_near: float
+    """Epochs spent until a trial that is within :data:`NEAR` of the best known had trained to the end; inf:
+    none did."""
+    quality: float
+    """The chosen trial's last-epoch value over the best known; chosen: furthest, then the best value."""
+    quality_of_last: float
+    """The same where the trial is chosen that reported the best last value, however early it was stopped:
+    Ray's ``ResultGrid.get_best_result``."""
+    seconds: float
+    """Simulated."""
+
+
+def run(
+    policy: SearchPolicy, space: Space, landscape: Landscape, best_known: float, *, workers: int
+) -> Outcome:
+    """One search of ``space`` to its end."""
+    seen: dict[int, Mapping[str, Any]] = {}
+
+    def workload(trial: Assignment) -> SyntheticCurve:
+        seen[trial.number] = trial.parameters
+        return landscape.curve(trial.number, trial.parameters)
+
+    simulation = Simulation(workload, workers=workers)
+    simulation.drive(policy)
+    worth = {number: landscape.value(p, space.fidelity.max) / best_known for number, p in seen.items()}
+    return measure(simulation.trace, worth, space.fidelity.max)
+
+
+def measure(trace: Trace, worth: Mapping[int, float], last_epoch: int) -> Outcome:
+    """``worth``: each trial's last-epoch value without noise, over the best known."""
+    last_values = {run.number: run.value for run in trace.runs if math.isfinite(run.value)}
+    by_last = max(last_values, key=lambda number: last_values[number])
+    *_, incumbent = trace.incumbents()
+    near = (
+        float(spent)
+        for spent, run in enumerate(trace.runs, 1)
+        if run.epoch == last_epoch and worth[run.number] >= 1 - NEAR
+    )
+    return Outcome(
+        epochs=trace.epochs_spent,
+        epochs_to_near=next(near, math.inf),
+        quality=worth[incumbent.number],
+        quality_of_last=worth[by_last],
+        seconds=trace.seconds,
+    )

@@ -1,0 +1,125 @@
+"""The questions, and who answers each; the first of a question is what the product does.
+
+The product has no switch for what these settled. Where a rival does otherwise, the product's own function or
+constant is replaced for the time of one search, in the process that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from unittest.mock import patch
+
+from optuna.trial import TrialState as OptunaState
+
+from contest.rivals import OneEpochThenTopK, Rival, changed, ours, plain_ray
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space
+from tune_rescon.testing import SearchPolicy, SimulatedSearch
+from tune_rescon.tuning import RungLadder, TrialSummary, proposer
+from tune_rescon.tuning.ladder import ladder_levels
+from tune_rescon.tuning.telling import Told, told
+
+__all__ = ["QUESTIONS", "Answer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A rival, and what of :mod:`tune_rescon.tuning.proposer` is otherwise while it searches."""
+
+    rival: Rival = ours
+    otherwise: Mapping[str, Any] | None = None
+
+    @contextmanager
+    def search(self, space: Space) -> Iterator[SearchPolicy]:
+        """The search, for as long as the change holds."""
+        with patch.multiple(proposer, **(self.otherwise or {"told": told})):
+            yield self.rival(space)
+
+
+def stopped_as_pruned(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+    """Ranked by how far it came, then by its last value: Optuna's own rule, and the study's state."""
+    del epoch
+    ended_early = trial.state is TrialState.STOPPED
+    return told(trial, sampler, worst=worst, epoch=trial.epochs + 1 if ended_early else None)
+
+
+def stopped_as_complete(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+    """With its last value, as if it had trained to the end: what Ray's OptunaSearch does."""
+    del epoch
+    return told(trial, sampler, worst=worst)
+
+
+def diverged(outcome: Told) -> Callable[..., Told | None]:
+    """A diverged trial told as ``outcome``."""
+
+    def tell(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+        if trial.state is TrialState.DIVERGED:
+            return outcome
+        return told(trial, sampler, worst=worst, epoch=epoch)
+
+    return tell
+
+
+def minimum(values: int) -> Rival:
+    """Ours, with rungs that judge nobody before they hold so many values."""
+
+    def rival(space: Space) -> SearchPolicy:
+        def rule() -> RungLadder:
+            return RungLadder(
+                levels=ladder_levels(space),
+                reduction_factor=space.scheduler.reduction_factor,
+                maximize=True,
+                minimum=values,
+            )
+
+        return SimulatedSearch(space, rule=rule).policy()
+
+    return rival
+
+
+RANDOM: Final = {"type": "random"}
+
+QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
+    "rivals": {
+        "ours, stop": Answer(),
+        "ours, promote": Answer(rival=changed(scheduler={"variant": "promote"})),
+        "plain Ray Tune": Answer(rival=plain_ray),
+        "random + our ASHA": Answer(rival=changed(sampler=RANDOM)),
+        "random, full budget": Answer(rival=changed(sampler=RANDOM, scheduler={"type": "none"})),
+        "one epoch, then top 8": Answer(rival=lambda space: OneEpochThenTopK(space, 8)),
+    },
+    "stopped": {
+        "as of one rung": Answer(),
+        "PRUNED": Answer(otherwise={"told": stopped_as_pruned}),
+        "COMPLETE": Answer(otherwise={"told": stopped_as_complete}),
+    },
+    "diverged": {
+        "PRUNED without a value": Answer(),
+        "FAIL": Answer(otherwise={"told": diverged(Told(state=OptunaState.FAIL))}),
+        "COMPLETE, worst": Answer(
+            otherwise={"told": diverged(Told(state=OptunaState.COMPLETE, values=(0.0,)))}
+        ),
+    },
+    "minimum": {
+        "3 (reduction factor)": Answer(),
+        "2": Answer(rival=minimum(2)),
+        "6": Answer(rival=minimum(6)),
+    },
+    "group_by": {
+        "none": Answer(),
+        "image_size": Answer(rival=changed(scheduler={"group_by": "image_size"})),
+    },
+    "first_rung": {
+        "1": Answer(),
+        "3": Answer(rival=changed(fidelity={"min": 3})),
+        "9": Answer(rival=changed(fidelity={"min": 9})),
+        "9, random": Answer(rival=changed(fidelity={"min": 9}, sampler=RANDOM)),
+    },
+    "window": {
+        "best 100 + latest 300": Answer(),
+        "all": Answer(otherwise={"KEEP_BEST": 10**9}),
+    },
+}

@@ -1,0 +1,181 @@
+"""This project's searcher and scheduler under Tune's controller in small: their protocol, without Ray."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
+from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
+from tune_rescon.tuning.coordinator import WORKER_RETRIES
+from tune_rescon.tuning.scheduler import CoordinatorScheduler
+from tune_rescon.tuning.searcher import CoordinatorSearcher
+from tune_rescon.tuning.store import LocalStore
+from tune_rescon.tuning.tasks import TaskMaker
+
+SMALL = ("initial=[]", "budget.trials=20", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
+
+
+@lru_cache
+def space(*overrides: str) -> Space:
+    return load_space("att92", [*SMALL, *overrides])
+
+
+@dataclass(kw_only=True)
+class Adapted:
+    """A search, its coordinator, and Tune's view of it; ``seeds`` are the training seeds handed out."""
+
+    search: SimulatedSearch
+    coordinator: Coordinator
+    policy: TunePolicy
+    seeds: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def error(self) -> str:
+        (trial,) = self.search.trials()
+        assert trial.state is TrialState.FAILED
+        return trial.error or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    number: int
+    parameters: Mapping[str, Any]
+    epochs: int = 0
+
+
+def write(number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None) -> dict[str, Any]:
+    """What a worker reports of an epoch, as Tune flattens it."""
+    flat = {f"metrics/{name}": value for name, value in metrics.items()}
+    return {"number": number, "epoch": epoch, "checkpoint": checkpoint, **flat}
+
+
+def adapted(of: Space) -> Adapted:
+    search = SimulatedSearch(of)
+    coordinator = search.policy()
+    store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
+    maker = TaskMaker(space=of, options=RunOptions(name="adapted"), store=store, facts={})
+    seeds: dict[int, int] = {}
+
+    def read(made: int, config: Mapping[str, Any]) -> Task:
+        del made
+        task = TrialTask.from_dict(config)
+        assert seeds.setdefault(task.number, task.seed) == task.seed
+        return Task(number=task.number, parameters=task.config.to_dict())
+
+    policy = TunePolicy(
+        CoordinatorSearcher(coordinator, maker.task),
+        CoordinatorScheduler(coordinator),
+        read=read,
+        write=write,
+    )
+    return Adapted(search=search, coordinator=coordinator, policy=policy, seeds=seeds)
+
+
+def curve(trial: Assignment) -> SyntheticCurve:
+    return LANDSCAPES["diverging"].curve(trial.number, trial.parameters)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "asha, variant: promote", "median", "none"])
+def test_through_tune_a_search_is_what_it_is_without(scheduler: str) -> None:
+    of = space(f"scheduler={{type: {scheduler}}}")
+    through, direct = adapted(of), SimulatedSearch(of)
+    trace, expected = simulate(through.policy, curve, workers=3), simulate(direct.policy(), curve, workers=3)
+    assert [(r.number, r.epoch, r.ended) for r in trace.runs] == [
+        (r.number, r.epoch, r.ended) for r in expected.runs
+    ]
+    states = [trial.state for trial in through.search.trials()]
+    assert states == [trial.state for trial in direct.trials()]
+    assert all(state.is_final for state in states)
+
+
+def test_a_number_has_its_training_seed_whatever_runs_beside_it() -> None:
+    one, five = adapted(space()), adapted(space())
+    simulate(one.policy, curve, workers=1)
+    simulate(five.policy, curve, workers=5)
+    assert one.seeds == five.seeds
+    assert len(set(one.seeds.values())) == len(one.seeds) == 20
+
+
+def test_a_promoted_trial_is_another_one_to_tune() -> None:
+    through = adapted(space("scheduler.variant=promote"))
+    trace = simulate(through.policy, curve, workers=1)
+    paused = [run.number for run in trace.runs if run.decision is Decision.STOP and run.epoch in (1, 3)]
+    gone_on = [run.number for run in trace.runs if run.epoch in (2, 4)]
+    assert set(paused) & set(gone_on)
+
+
+def test_tune_is_asked_to_wait_while_a_promotion_depends_on_what_runs() -> None:
+    through = adapted(space("scheduler.variant=promote", "budget.trials=2"))
+    for number in (0, 1):
+        trial = through.policy.next_trial()
+        assert trial is not None
+        assert trial.number == number
+    assert through.policy.next_trial() is None
+    assert not through.policy.exhausted, "None, and not Searcher.FINISHED"
+
+
+def begun() -> Adapted:
+    """A search of one trial that has reported once."""
+    through = adapted(space("budget.trials=1"))
+    trial = through.policy.next_trial()
+    assert trial is not None
+    assert through.policy.epoch_done(0, 1, {"val_accuracy": 0.5}, "best.ckpt") is Decision.CONTINUE
+    return through
+
+
+def test_an_error_that_a_worker_reports_ends_its_trial() -> None:
+    through = begun()
+    report = {"number": 0, "state": "failed", "error": "Traceback: it broke"}
+    assert through.policy.report(0, report) is Decision.STOP
+    assert through.error == "Traceback: it broke"
+
+
+def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() -> None:
+    through = begun()
+    for _ in range(WORKER_RETRIES):
+        through.policy.worker_died(0)
+        again = through.policy.next_trial()
+        assert again is not None
+        assert again.number == 0
+    through.policy.worker_died(0)
+    assert "worker process died" in through.error
+    assert through.policy.next_trial() is None
+    assert through.policy.exhausted
+
+
+def test_a_trial_whose_function_returns_early_has_failed() -> None:
+    through = begun()
+    through.policy.end(0)
+    assert through.error == "training ended early"
+
+
+def test_a_note_is_no_epoch() -> None:
+    through = begun()
+    assert through.policy.report(0, {"number": 0, "note": "now in 2 micro-batches"}) is Decision.CONTINUE
+    (trial,) = through.search.trials()
+    assert (trial.notes, trial.epochs) == (("now in 2 micro-batches",), 1)
+
+
+def test_after_an_interrupt_tune_is_told_that_there_is_no_more() -> None:
+    through = begun()
+    through.coordinator.interrupt()
+    assert through.policy.epoch_done(0, 2, {"val_accuracy": 0.6}, "best.ckpt") is Decision.STOP
+    assert through.policy.next_trial() is None
+    assert through.policy.exhausted
+    (trial,) = through.search.trials()
+    assert trial.state is TrialState.INTERRUPTED
+
+
+def test_tune_has_nothing_of_them_to_save() -> None:
+    through = begun()
+    for part in (through.policy._searcher, through.policy._scheduler):
+        assert pickle.loads(pickle.dumps(part)).__dict__ == {}
