@@ -13,11 +13,12 @@ Shapes: B images, C channels, H x W pixels; targets are labels (B) or soft targe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-__all__ = ["SMALLEST_MICRO_BATCH", "Piece", "in_pieces", "twice_as_many"]
+__all__ = ["SMALLEST_MICRO_BATCH", "Piece", "in_pieces", "smallest_piece", "twice_as_many"]
 
 #: Images. Of fewer than 8, batch norm's statistics are too rough to train with (Wu & He 2018, figure 1).
 SMALLEST_MICRO_BATCH: Final = 8
@@ -50,3 +51,15 @@ def twice_as_many(count: int, *, images: int) -> int | None:
     (2, 4, None)
     """
     return 2 * count if images // (2 * count) >= SMALLEST_MICRO_BATCH else None
+
+
+def smallest_piece(images: int) -> int:
+    """Images of the smallest micro-batch that a batch is cut into before it is given up.
+
+    >>> smallest_piece(8), smallest_piece(15), smallest_piece(128), smallest_piece(100)
+    (8, 15, 8, 12)
+    """
+    count = 1
+    while (finer := twice_as_many(count, images=images)) is not None:
+        count = finer
+    return images // count

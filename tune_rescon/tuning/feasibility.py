@@ -6,10 +6,11 @@ from collections.abc import Hashable
 from typing import Final
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.microbatches import smallest_piece
 
 __all__ = ["memory_signature"]
 
-#: What decides the memory a trial needs once its batches have been cut to the smallest micro-batch.
+#: What decides, with the size of a piece, the memory of a trial whose batches are cut as small as they may be.
 _FIELDS: Final = (
     "dataset",
     "preset",
@@ -33,4 +34,5 @@ def memory_signature(config: TrialConfig) -> Hashable:
     >>> memory_signature(small) == memory_signature(again) != memory_signature(TrialConfig(depth=92))
     True
     """
-    return (*(getattr(config, name) for name in _FIELDS), config.ema_decay > 0)
+    fields = (getattr(config, name) for name in _FIELDS)
+    return (*fields, config.ema_decay > 0, smallest_piece(config.batch_size))

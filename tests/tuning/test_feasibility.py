@@ -1,0 +1,50 @@
+"""Which trials need the same memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialConfig, field_names
+from tune_rescon.tuning.feasibility import memory_signature
+
+TRIAL = TrialConfig(batch_size=64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 92},
+        {"width": 0.5},
+        {"image_size": 64},
+        {"dataset": "cifar100"},
+        {"optimizer": "adamw"},
+        {"ema_decay": 0.99},
+        {"batch_size": 12},
+        {"precision": "bf16"},
+    ],
+)
+def test_what_needs_other_memory_is_told_apart(change: dict[str, Any]) -> None:
+    assert memory_signature(dataclasses.replace(TRIAL, **change)) != memory_signature(TRIAL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learning_rate": 0.2}, {"weight_decay": 0.1}, {"label_smoothing": 0.1}, {"batch_size": 128}],
+)
+def test_what_needs_the_same_is_not(change: dict[str, Any]) -> None:
+    assert memory_signature(dataclasses.replace(TRIAL, **change)) == memory_signature(TRIAL)
+
+
+def test_every_field_is_one_or_the_other() -> None:
+    """A field that joins TrialConfig must be thought about: this list is what does not matter."""
+    no_memory = {
+        "learning_rate", "momentum", "nesterov", "weight_decay", "schedule", "warmup_epochs", "decay_fraction",
+        "step_fractions", "label_smoothing", "gradient_clip", "drop_path", "precise_bn_batches", "normalize",
+        "crop_padding", "flip", "augment", "mixup", "cutmix",
+    }  # fmt: skip
+    from tune_rescon.tuning.feasibility import _FIELDS
+
+    assert set(field_names()) == no_memory | set(_FIELDS) | {"ema_decay", "batch_size"}
