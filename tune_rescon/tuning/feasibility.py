@@ -10,7 +10,7 @@ from tune_rescon.training.microbatches import smallest_piece
 
 __all__ = ["memory_signature"]
 
-#: What decides, with the size of a piece, the memory of a trial whose batches are cut as small as they may be.
+#: What decides, with the size of a piece, the memory of a trial whose batches are cut as small as can be.
 _FIELDS: Final = (
     "dataset",
     "preset",
