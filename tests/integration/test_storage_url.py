@@ -17,10 +17,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tests.conftest import S3Server
 from tune_rescon.search import main
-from tune_rescon.spaces import load_space
-from tune_rescon.storage import RemoteFolder, StorageUrl, parse_storage
-from tune_rescon.testing import learn_nothing
-from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.storage import RemoteFolder, StorageUrl
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -144,24 +141,24 @@ def assert_one_run_each(machines: Machines) -> None:
         assert sorted(steps) == list(range(1, 10))
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_a_bucket_with_a_bad_time_costs_nothing(
-    storage: str, s3: S3Server, tmp_path: Path, cache_root: Path
-) -> None:
-    space = load_space("digits", ["budget.trials=4", "sampler.type=random"])
-    options = RunOptions(name="s", storage=parse_storage(storage), data_root=tmp_path, cache_root=cache_root)
-    ends = time.monotonic() + 20
+def test_a_bucket_with_a_bad_time_costs_nothing(machines: Machines, s3: S3Server) -> None:
+    copies: list[str] = []
 
     def refuses(method: str, path: str) -> bool:
-        return method == "PUT" and "study.db" in path and begun() > 0 and time.monotonic() < ends
-
-    def begun() -> int:
-        return len(RemoteFolder.connect(StorageUrl(url=storage)).names("s/checkpoints"))
+        """Every copy of the study after the second, for ten times."""
+        if method == "PUT" and path.endswith("/study.db"):
+            copies.append(path)
+            return 2 < len(copies) <= 12
+        return False
 
     s3.refuses = refuses
-    result = run_search(space, options, trainable=learn_nothing)
-    assert len(result.trials) == 4
-    assert result.unkept == 0
+    driver = machines.start("first", "new")
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    assert s3.refused == 10
+    trials = machines.study().trials
+    assert [len(trial.intermediate_values) for trial in trials] == [9] * TRIALS
+    assert_kept(machines, trials)
 
 
 def test_a_url_that_cannot_be_written_is_said_before_anything_begins(
