@@ -65,9 +65,16 @@ def url(empty_study: bytes, tmp_path: Path) -> str:
 
 
 def test_a_taken_name_is_refused(url: str) -> None:
+    load(url, "other").open(proposal())
     with pytest.raises(StorageError, match="a study named 'other' is already in the database") as caught:
         create(url, "other")
     assert "--resume other" in str(caught.value)
+
+
+def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
+    assert create(url, "other").trials() == ()
+    with pytest.raises(StorageError, match="already in the database"):
+        create(url, "other", maximize=False)
 
 
 def test_a_missing_study_is_refused(url: str) -> None:

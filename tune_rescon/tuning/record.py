@@ -102,13 +102,7 @@ class StudyRecord:
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
-        try:
-            # Always named: Optuna's default name would merge two searches on one database.
-            study_id = storage.create_new_study(directions, name)
-        except optuna.exceptions.DuplicatedStudyError:
-            hint = f"Go on with it by --resume {name}, or give another --name."
-            rule = f"a study named {name!r} is already in the database"
-            raise StorageError(explain(rule, where="--study", hint=hint)) from None
+        study_id = _new_study(storage, directions, name)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
         return cls(ledger, metric=metric, maximize=maximize)
@@ -286,6 +280,20 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
+    try:
+        # Always named: Optuna's default name would merge two searches on one database.
+        return storage.create_new_study(directions, name)
+    except optuna.exceptions.DuplicatedStudyError:
+        known = storage.get_study_id_from_name(name)
+        # A driver that died before its first trial leaves an empty one; the lease keeps two that live apart.
+        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+            return known
+        hint = f"Go on with it by --resume {name}, or give another --name."
+        rule = f"a study named {name!r} is already in the database"
+        raise StorageError(explain(rule, where="--study", hint=hint)) from None
 
 
 def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
