@@ -14,8 +14,8 @@ __all__ = ["table"]
 Row = Callable[[Sequence[Outcome]], str]
 
 
-def table(sides: Mapping[str, Sequence[Outcome]]) -> str:
-    """The whole table; a column for each side."""
+def table(sides: Mapping[str, Sequence[Outcome]], unknown: Mapping[str, frozenset[Fault]]) -> str:
+    """The whole table; a column for each side, with a dash for what is ``unknown`` of it."""
     rows: dict[str, Row] = {
         "searches": lambda outcomes: str(len(outcomes)),
         "drivers killed (start-up / trials / after the last epoch)": _drivers,
@@ -30,7 +30,9 @@ def table(sides: Mapping[str, Sequence[Outcome]]) -> str:
         "seconds of all drivers of a search": lambda outcomes: _mean([o.seconds for o in outcomes]),
     }
     lines = [["", *sides], ["---"] * (len(sides) + 1)]
-    lines += [[name, *(row(outcomes) for outcomes in sides.values())] for name, row in rows.items()]
+    for name, row in rows.items():
+        cells = ("-" if name in unknown[side] else row(outcomes) for side, outcomes in sides.items())
+        lines.append([name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
