@@ -40,6 +40,7 @@ class CheckpointMirror:
     patience: float = PATIENCE
     pause: float = PAUSE
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _behind: bool = False
 
     def fetch(self, epochs: Callable[[Path], int]) -> None:
         """Have in ``local`` the copy that is further, by ``epochs(folder)``; this node's if they are equal.
@@ -59,7 +60,7 @@ class CheckpointMirror:
             shutil.rmtree(arrived, ignore_errors=True)
 
     def send(self, *, insist: bool = False) -> None:
-        """Send what is new. What fails is noted, and sent with the next epoch's.
+        """Send what is new. What fails is noted, once until all is there, and sent with the next epoch's.
 
         ``insist``: there is no next one, so try for a while.
         """
@@ -69,7 +70,9 @@ class CheckpointMirror:
         try:
             self._upload()
         except RemoteError as error:
-            self.note(f"a checkpoint is not in the storage yet: {error}")
+            if not self._behind:
+                self.note(f"checkpoints are not in the storage yet: {error}")
+            self._behind = True
 
     def release(self) -> None:
         """Delete this node's copies, unless something is not at the URL even now.
@@ -98,6 +101,7 @@ class CheckpointMirror:
             if path.is_file() and self._sent.get(name) != (version := _version(path)):
                 self.remote.upload(path, name)
                 self._sent[name] = version
+        self._behind = False
 
     def _insist(self, action: Callable[[], None]) -> bool:
         """Try for a while; whether it was done."""

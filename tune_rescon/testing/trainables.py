@@ -5,7 +5,6 @@ A learning rate of 0.1 is best; each factor of ten away from it costs 0.2 of acc
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -22,8 +21,6 @@ from tune_rescon.tuning import TrialTask
 from tune_rescon.tuning.checkpoint_sync import synchronised
 
 __all__ = ["die_once", "die_variously", "fail_second", "learn_nothing", "learn_slowly"]
-
-_log: Final = logging.getLogger(__name__)
 
 #: Seconds of an epoch that leaves time to interrupt it.
 SLOW_EPOCH: Final = 0.3
@@ -95,12 +92,16 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
     limit = 0.95 - 0.2 * abs(math.log10(task.config.learning_rate / 0.1))
     curve = SyntheticCurve(limit=max(limit, 0.05))
     folder = Path(task.checkpoint_dir)
+
+    def note(text: str) -> None:
+        tune.report({"number": task.number, "note": text})
+
     with synchronised(
         folder,
         task.checkpoint_url,
         names=[_Progress.NAME],
         epochs=lambda f: _Progress(f).read(),
-        note=_log.warning,
+        note=note,
     ) as sync:
         done = _Progress(folder)
         done.die(death, epoch=0, reported=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
 
 __all__ = ["TrialTask", "run_trial"]
-
-_log: Final = logging.getLogger(__name__)
 
 #: The files of a trial that are kept where the storage is a URL, in the order they are written.
 _KEPT: Final = ("best.ckpt", "last.ckpt")
@@ -104,7 +101,7 @@ def _train(task: TrialTask) -> None:
         task.checkpoint_url,
         names=_KEPT,
         epochs=lambda folder: len(recorded_epochs(folder)),
-        note=_log.warning,
+        note=note,
     ) as sync:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # A worker or driver that died between a checkpoint and its record owes that report.
