@@ -74,7 +74,14 @@ SIDES = (
         # It has no snapshot to lose them from: a driver fills its rungs from the study whenever it starts.
         not_measured=frozenset({Fault.RUNGS_EMPTY}),
     ),
-    Side(name="plain Ray Tune", module="storm.plain", check=check_plain, needs_cache=False),
+    Side(
+        name="plain Ray Tune",
+        module="storm.plain",
+        check=check_plain,
+        needs_cache=False,
+        # It promises nothing about either.
+        not_measured=frozenset({Fault.CHECKPOINTS, Fault.STUCK}),
+    ),
 )
 
 
