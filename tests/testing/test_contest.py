@@ -1,0 +1,68 @@
+"""The search-quality benchmark: every answer of every question searches, and is measured as it says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from contest.outcome import Outcome, measure, run
+from contest.questions import QUESTIONS
+from contest.table import table
+
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import LANDSCAPES, EpochRun, Trace
+from tune_rescon.tuning import Decision, proposer
+from tune_rescon.tuning.telling import told
+
+ANSWERS = [(question, answer) for question, answers in QUESTIONS.items() for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("att92", ["initial=[]", "budget.trials=6", "fidelity.max=9"])
+
+
+@pytest.mark.parametrize(("question", "answer"), ANSWERS)
+def test_every_answer_searches(question: str, answer: str, space: Space) -> None:
+    with QUESTIONS[question][answer].search(space) as policy:
+        outcome = run(policy, space, LANDSCAPES["crossing"], 0.9, workers=2)
+    assert 6 <= outcome.epochs <= 6 * 9 + 6
+    assert 0 < outcome.quality < 1.1
+    assert vars(proposer)["told"] is told, "what an answer changed is put back"
+
+
+def epochs(number: int, *values: float) -> list[EpochRun]:
+    return [
+        EpochRun(
+            number=number,
+            epoch=epoch,
+            worker=0,
+            begun=epoch - 1.0,
+            ended=float(epoch),
+            value=value,
+            decision=Decision.CONTINUE,
+        )
+        for epoch, value in enumerate(values, 1)
+    ]
+
+
+def test_what_is_measured() -> None:
+    runs = (*epochs(0, 0.5, 0.9), *epochs(1, 0.4, 0.5, 0.6), *epochs(2, 0.4, 0.5, 0.7))
+    outcome = measure(Trace(workers=1, runs=runs), {0: 0.8, 1: 0.995, 2: 0.9}, last_epoch=3)
+    assert outcome == Outcome(
+        epochs=8,
+        epochs_to_near=5.0,  # trial 1 ends, after the two epochs of trial 0
+        quality=0.9,  # trial 2 got furthest, and reported more than trial 1
+        quality_of_last=0.8,  # trial 0 was stopped with the best value of all
+        seconds=3.0,
+    )
+
+
+def test_a_search_that_found_nothing_is_not_left_out() -> None:
+    found, nothing = (
+        Outcome(epochs=9, epochs_to_near=spent, quality=0.9, quality_of_last=0.9, seconds=3600.0)
+        for spent in (7.0, math.inf)
+    )
+    lines = table("monotone", {"one": [found, found, nothing], "other": [found, nothing, nothing]})
+    assert "| one | 90.00 ± 0.00 |  | 7 (7 to never) | 2 of 3 | 9 | 1.0 |" in lines
+    assert "| other | 90.00 ± 0.00 | +0.00 ± 0.00 | never (7 to never) | 1 of 3 | 9 | 1.0 |" in lines
