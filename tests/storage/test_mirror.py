@@ -54,7 +54,7 @@ def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
 
 
 def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, rest=0.0))
+    mirror = running(sender, Pace(interval=60, rest=0.0, patience=5.0))
     assert mirror.flush()
     assert sender.events == ["sent"]
     assert mirror.flush()
@@ -109,7 +109,7 @@ def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pyte
 
 def test_copies_that_take_long_are_made_less_often_and_nobody_waits_for_the_next(sender: Recorded) -> None:
     sender.seconds = 0.1
-    mirror = running(sender, Pace(interval=0.01, rest=600))
+    mirror = running(sender, Pace(interval=0.01, rest=600, patience=5.0))
     assert mirror.flush()
     began = time.monotonic()
     assert not mirror.flush()
@@ -163,14 +163,14 @@ def test_who_was_superseded_tries_no_more_and_says_so(
 
 
 def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, first_pause=60))
+    mirror = running(sender, Pace(interval=60, patience=5.0, first_pause=60))
     sender.failing = RemoteError("down")
     assert not mirror.flush()
     assert mirror.close(0) == mirror.close(0) == 2
 
 
 def test_an_abandoned_url_is_left_as_it_is(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60))
+    mirror = running(sender, Pace(interval=60, patience=5.0))
     assert mirror.flush()
     mirror.changed()
     mirror.abandon()

@@ -1,7 +1,7 @@
 """The thread that keeps a URL up to date while a search runs.
 
-The search only says that something has changed. It waits for the URL where a trial begins or ends, and there
-a few seconds at most; it never sees an error. What fails is done again with growing pauses; what is still
+The search only says that something has changed. It waits for the URL where a trial begins or ends, and only
+for a moment; it never sees an error. What fails is done again with growing pauses; what is still
 missing at the end is counted, so that it can be said.
 """
 
@@ -33,8 +33,8 @@ class Pace:
     """Between two copies nobody waits for: epochs come more often than copies need to."""
     rest: float = 9.0
     """After a copy, times what it took: one of 10,000 trials takes seconds, and must not be made always."""
-    patience: float = 2.0
-    """A search waits for a copy at most."""
+    patience: float = 0.4
+    """A search waits for a copy at most; Ray Tune warns of callbacks that take half a second."""
     first_pause: float = 0.5
     longest_pause: float = 15.0
     """After a failure, doubling from the first to the longest."""

@@ -27,7 +27,7 @@ class MirrorListener(SearchListener):
 
     @override
     def trial_started(self, trial: TrialSummary) -> None:
-        """Before a worker has the trial, it is in the study at the URL."""
+        """Before a worker has the trial it is in the study at the URL, if that is quick."""
         self._mirror.flush()
 
     @override
