@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import platform
 import sys
@@ -49,8 +50,10 @@ class Job:
     def run(self) -> Outcome:
         """Search; in a process of its own kind, so the libraries are silenced here."""
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        # Plain Ray's percentile over a rung of nothing but nan, and Optuna's word on multivariate TPE.
+        # Plain Ray's percentile over a rung of nothing but nan, Optuna's word on multivariate TPE, and
+        # OptunaSearch's on each nan it tells.
         warnings.simplefilter("ignore")
+        logging.getLogger("ray").setLevel(logging.ERROR)
         landscape = dataclasses.replace(LANDSCAPES[self.landscape], seed=self.seed)
         space = space_of(trials=self.trials, seed=self.seed)
         with QUESTIONS[self.question][self.rival].search(space) as policy:
