@@ -34,7 +34,7 @@ from tune_rescon.tuning import RunOptions, run_search
 
 storage, cache, resume = parse_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
 space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"])
-options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume, lease_seconds=3)
+options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume)
 result = run_search(space, options, trainable=learn_slowly)
 sys.exit(result.unkept)
 """

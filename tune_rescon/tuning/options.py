@@ -68,6 +68,7 @@ class RunOptions:
     grace_seconds: float = field(default_factory=default_grace)
     """What running epochs have after a SIGTERM before the search stops."""
     lease_seconds: float = LEASE_SECONDS
-    """How long a driver on another machine must be silent before its search is taken over."""
+    """How long a driver on another machine must be silent before its search is taken over; four times that
+    where the storage is a URL."""
     show_progress: bool = False
     """Show a bar while images are decoded."""

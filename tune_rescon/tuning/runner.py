@@ -48,6 +48,10 @@ TRACKING_PATIENCE: Final = 60.0
 STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
 
+#: A lease at a URL is longer: a beat there is several requests, and each is repeated for half a minute where
+#: the store refuses it (s3fs's 5 tries of botocore's 5).
+URL_LEASE_FACTOR: Final = 4
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -279,8 +283,12 @@ def _rows(space: Space) -> list[dict[str, Any]]:
 def _lease(
     options: RunOptions, store: SearchStore, say: Callable[[str], object]
 ) -> AbstractContextManager[LeaseKeeper]:
-    place = store.lease or StudyLeaseStore.open(options.study_url or store.folder.study_url, options.name)
-    return hold_lease(place, name=options.name, seconds=options.lease_seconds, say=say)
+    at_url = store.lease
+    if at_url is not None:
+        seconds = URL_LEASE_FACTOR * options.lease_seconds
+        return hold_lease(at_url, name=options.name, seconds=seconds, say=say)
+    database = StudyLeaseStore.open(options.study_url or store.folder.study_url, options.name)
+    return hold_lease(database, name=options.name, seconds=options.lease_seconds, say=say)
 
 
 def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
