@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--resume", metavar="N", help="Go on with the search of this name.")
 @click.option("--warm-start", metavar="OTHER", help="Learn from the trials of this earlier search.")
 @click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
-@click.option("--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial goes on.")
+@click.option(
+    "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial goes on."
+)
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
 @click.option(
