@@ -28,6 +28,8 @@ class Outcome:
     quality_of_last: float
     """The same where the trial is chosen that reported the best last value, however early it was stopped:
     Ray's ``ResultGrid.get_best_result``."""
+    diverged: int
+    """Trials that reported a value that is not finite."""
     seconds: float
     """Simulated."""
 
@@ -63,5 +65,6 @@ def measure(trace: Trace, worth: Mapping[int, float], last_epoch: int) -> Outcom
         epochs_to_near=next(near, math.inf),
         quality=worth[incumbent.number],
         quality_of_last=worth[by_last],
+        diverged=len({run.number for run in trace.runs if run.decision and not math.isfinite(run.value)}),
         seconds=trace.seconds,
     )

@@ -12,7 +12,7 @@ __all__ = ["table"]
 
 _HEAD = (
     f"| {{landscape}} | quality, % of best known | against the first | epochs until within {NEAR:.0%} "
-    "| found by | epochs in all | hours |\n|---|---|---|---|---|---|---|"
+    "| found by | epochs in all | diverged | hours |\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -34,6 +34,7 @@ def _line(name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome]) 
         _quartiles(found),
         f"{sum(map(math.isfinite, found))} of {len(found)}",
         f"{statistics.mean(o.epochs for o in outcomes):.0f}",
+        f"{statistics.mean(o.diverged for o in outcomes):.1f}",
         f"{statistics.mean(o.seconds for o in outcomes) / 3600:.1f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -54,15 +54,16 @@ def test_what_is_measured() -> None:
         epochs_to_near=5.0,  # trial 1 ends, after the two epochs of trial 0
         quality=0.9,  # trial 2 got furthest, and reported more than trial 1
         quality_of_last=0.8,  # trial 0 was stopped with the best value of all
+        diverged=0,
         seconds=3.0,
     )
 
 
 def test_a_search_that_found_nothing_is_not_left_out() -> None:
     found, nothing = (
-        Outcome(epochs=9, epochs_to_near=spent, quality=0.9, quality_of_last=0.9, seconds=3600.0)
+        Outcome(epochs=9, epochs_to_near=spent, quality=0.9, quality_of_last=0.9, diverged=3, seconds=3600.0)
         for spent in (7.0, math.inf)
     )
     lines = table("monotone", {"one": [found, found, nothing], "other": [found, nothing, nothing]})
-    assert "| one | 90.00 ± 0.00 |  | 7 (7 to never) | 2 of 3 | 9 | 1.0 |" in lines
-    assert "| other | 90.00 ± 0.00 | +0.00 ± 0.00 | never (7 to never) | 1 of 3 | 9 | 1.0 |" in lines
+    assert "| one | 90.00 ± 0.00 |  | 7 (7 to never) | 2 of 3 | 9 | 3.0 | 1.0 |" in lines
+    assert "| other | 90.00 ± 0.00 | +0.00 ± 0.00 | never (7 to never) | 1 of 3 | 9 | 3.0 | 1.0 |" in lines
