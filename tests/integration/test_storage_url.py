@@ -21,7 +21,7 @@ from tune_rescon.storage import RemoteFolder, StorageUrl
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
-TRIALS = 7
+TRIALS = 9
 
 #: A driver as the command is one, but with trials that learn nothing, slowly.
 DRIVER = f"""
@@ -67,12 +67,13 @@ class Machines:
         assert self.remote.download("study.db", copy)
         return optuna.load_study(study_name="s", storage=f"sqlite:///{copy}")
 
-    def wait_for_two_trials_amid_training(self, driver: subprocess.Popen[str]) -> None:
+    def wait_for_trials_amid_training(self, driver: subprocess.Popen[str]) -> None:
         for _ in range(300):
             assert driver.poll() is None, driver.communicate()[0]
             if self.remote.read("space.yaml") is not None:
                 running = self.study().get_trials(states=(OptunaState.RUNNING,))
-                if len(running) == 2 and all(len(trial.intermediate_values) >= 2 for trial in running):
+                # The copy lags some seconds behind trials of three: of one begun late it has no epoch.
+                if len(running) == 2 and any(len(trial.intermediate_values) >= 2 for trial in running):
                     return
             time.sleep(0.2)
         raise AssertionError("the search did not get that far in a minute")
@@ -95,7 +96,7 @@ def machines(storage: str, tmp_path: Path, short_tmp: Path) -> Iterator[Machines
 
 def test_a_machine_that_is_lost_with_its_disk_loses_no_trial_and_no_epoch(machines: Machines) -> None:
     driver = machines.start("first", "new")
-    machines.wait_for_two_trials_amid_training(driver)
+    machines.wait_for_trials_amid_training(driver)
     driver.kill()
     driver.communicate()
     before = {trial.number: dict(trial.intermediate_values) for trial in machines.study().trials}
