@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Seconds a marked test may take, by the first of its markers here; an unmarked one has pyproject.toml's `timeout`.
+#: Seconds a marked test may take, by its first marker here; an unmarked one has pyproject.toml's `timeout`.
 TIMEOUTS = {"ray": 600, "torch": 120, "s3": 30}
 
 
