@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from tune_rescon.errors import StorageError, explain
 
-__all__ = ["alone_at", "check_tracking_uri"]
+__all__ = ["alone_at", "check_tracking_uri", "local_file"]
 
 _SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
@@ -29,11 +29,20 @@ def check_tracking_uri(uri: str) -> None:
     raise StorageError(explain(rule, got=repr(uri), where="--tracking-uri", hint=hint))
 
 
+def local_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other store.
+
+    >>> local_file("sqlite:////data/mlflow.db")
+    PosixPath('/data/mlflow.db')
+    """
+    scheme, _, path = uri.partition(":///")
+    return Path(path) if scheme == "sqlite" else None
+
+
 def alone_at(uri: str) -> AbstractContextManager[object]:
     """Keep this machine's other writers away from a SQLite store, by a lock file beside it."""
-    scheme, _, path = uri.partition(":///")
-    if scheme != "sqlite":
+    file = local_file(uri)
+    if file is None:
         return nullcontext()
-    file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(file.with_name(f".{file.name}.lock"))

@@ -121,10 +121,12 @@ class MlflowWriter:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Imported here: MLflow takes seconds to import, and the search need not wait for it.
+        from tune_rescon.tracking.local_store import make_local_store
         from tune_rescon.tracking.runs import RunBook
 
         # Two searches that make the same SQLite store at once break each other's migrations.
         with alone_at(self._uri):
+            make_local_store(self._uri)
             book = RunBook(self._uri, maximize=self._maximize, **self._names)
             book.connect(self._artifacts)
         self._book = book
