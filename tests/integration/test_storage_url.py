@@ -67,15 +67,15 @@ class Machines:
         assert self.remote.download("study.db", copy)
         return optuna.load_study(study_name="s", storage=f"sqlite:///{copy}")
 
-    def wait_for_trials_amid_training(self, driver: subprocess.Popen[str]) -> None:
-        for _ in range(300):
+    def wait_for_the_middle(self, driver: subprocess.Popen[str]) -> None:
+        for _ in range(600):
             assert driver.poll() is None, driver.communicate()[0]
             if self.remote.read("space.yaml") is not None:
-                running = self.study().get_trials(states=(OptunaState.RUNNING,))
-                # The copy lags some seconds behind trials of three: of one begun late it has no epoch.
-                if len(running) == 2 and any(len(trial.intermediate_values) >= 2 for trial in running):
+                # The copy lags some seconds behind trials of three: by now the driver is further.
+                trials = self.study().get_trials()
+                if 3 <= len(trials) < TRIALS and any(t.state is OptunaState.RUNNING for t in trials):
                     return
-            time.sleep(0.2)
+            time.sleep(0.1)
         raise AssertionError("the search did not get that far in a minute")
 
 
@@ -96,7 +96,7 @@ def machines(storage: str, tmp_path: Path, short_tmp: Path) -> Iterator[Machines
 
 def test_a_machine_that_is_lost_with_its_disk_loses_no_trial_and_no_epoch(machines: Machines) -> None:
     driver = machines.start("first", "new")
-    machines.wait_for_trials_amid_training(driver)
+    machines.wait_for_the_middle(driver)
     driver.kill()
     driver.communicate()
     before = {trial.number: dict(trial.intermediate_values) for trial in machines.study().trials}
