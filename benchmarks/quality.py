@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
 from contest.outcome import Outcome, run
-from contest.questions import QUESTIONS
+from contest.questions import PLAIN, QUESTIONS
 from contest.table import table
 
 from tune_rescon.spaces import Space, load_space
@@ -99,6 +99,10 @@ def main() -> None:
     )
     for landscape in arguments.landscapes:
         of = {name: _of(outcomes, landscape, name) for name in QUESTIONS[arguments.question]}
+        if PLAIN in of:
+            of[f"{PLAIN}, its own pick"] = [
+                dataclasses.replace(o, quality=o.quality_of_last) for o in of[PLAIN]
+            ]
         print(f"\n{table(landscape, of)}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "ray", "numpy"))
     print(f"\nPython {platform.python_version()}, {versions}; {time.monotonic() - began:.0f} s")

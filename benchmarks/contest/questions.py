@@ -22,7 +22,7 @@ from tune_rescon.tuning import RungLadder, TrialSummary, proposer
 from tune_rescon.tuning.ladder import ladder_levels
 from tune_rescon.tuning.telling import Told, told
 
-__all__ = ["QUESTIONS", "Answer"]
+__all__ = ["PLAIN", "QUESTIONS", "Answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,14 @@ def minimum(values: int) -> Rival:
 
 RANDOM: Final = {"type": "random"}
 
+#: Ray's own classes; its results have a way of their own to name the best trial.
+PLAIN: Final = "plain Ray Tune"
+
 QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
     "rivals": {
         "ours, stop": Answer(),
         "ours, promote": Answer(rival=changed(scheduler={"variant": "promote"})),
-        "plain Ray Tune": Answer(rival=plain_ray),
+        PLAIN: Answer(rival=plain_ray),
         "random + our ASHA": Answer(rival=changed(sampler=RANDOM)),
         "random, full budget": Answer(rival=changed(sampler=RANDOM, scheduler={"type": "none"})),
         "one epoch, then top 8": Answer(rival=lambda space: OneEpochThenTopK(space, 8)),
