@@ -107,10 +107,11 @@ class OneEpochThenTopK:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        raise NotImplementedError("no trial of the contest fails")
+        del checkpoint
+        raise AssertionError(f"no curve of the contest crashes, but trial {number} is {state}: {error}")
 
     def worker_died(self, number: int) -> None:
-        raise NotImplementedError("no worker of the contest dies")
+        raise AssertionError(f"trial {number} cannot lose its worker: none dies in the contest")
 
     def _judge(self) -> Decision:
         self._unjudged -= 1

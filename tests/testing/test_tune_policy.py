@@ -40,11 +40,12 @@ class Numbered(Searcher):
     ) -> None:
         self.calls.append(f"complete {trial_id} {result['training_iteration'] if result else error}")
 
+    # Tune's Searcher demands both; a simulation keeps nothing, so calling one is a fault of the simulation.
     def save(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"a simulated searcher is not saved, but was to {checkpoint_path}")
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"a simulated searcher is not restored, but was from {checkpoint_path}")
 
 
 class StopAt(FIFOScheduler):
