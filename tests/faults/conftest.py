@@ -83,7 +83,8 @@ import sys
 from pathlib import Path
 from tune_rescon.errors import SearchError, TuneResconError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import RunOptions, driver, run_search
+from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.tuning.ownership import driver
 
 storage, cache, name, how, *settings = sys.argv[1:]
 chosen = dict(setting.split("=", 1) for setting in settings)

@@ -9,7 +9,7 @@ import pytest
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import RunOptions
-from tune_rescon.tuning.cluster import ray_session
+from tune_rescon.tuning.execution.cluster import ray_session
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from contest.table import table
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, EpochRun, Trace
-from tune_rescon.tuning import Decision, proposer
-from tune_rescon.tuning.telling import told
+from tune_rescon.tuning import Decision
+from tune_rescon.tuning.proposing import proposer
+from tune_rescon.tuning.proposing.telling import told
 
 ANSWERS = [(question, answer) for question, answers in QUESTIONS.items() for answer in answers]
 

@@ -16,7 +16,7 @@ from tune_rescon.tuning import (
     StudyRecord,
     TrialSummary,
 )
-from tune_rescon.tuning.ladder import make_rule
+from tune_rescon.tuning.rules.ladder import make_rule
 
 __all__ = ["SimulatedSearch"]
 

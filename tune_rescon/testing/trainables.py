@@ -18,7 +18,7 @@ from typing import Any, Final
 from tune_rescon.config import METRICS
 from tune_rescon.testing.curves import SyntheticCurve
 from tune_rescon.tuning import TrialTask
-from tune_rescon.tuning.checkpoint_sync import synchronised
+from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
 __all__ = ["die_once", "die_variously", "fail_second", "learn_nothing", "learn_slowly"]
 

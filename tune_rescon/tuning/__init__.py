@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
-    from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
-    from tune_rescon.tuning.ladder import ladder_levels, make_rule
-    from tune_rescon.tuning.median import MedianRule
+    from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
+    from tune_rescon.tuning.execution.trial import TrialTask
+    from tune_rescon.tuning.listener import SearchListener
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
-    from tune_rescon.tuning.proposer import Proposer
-    from tune_rescon.tuning.record import StudyRecord
+    from tune_rescon.tuning.proposing.proposer import Proposer
+    from tune_rescon.tuning.record.folder import SearchFolder, default_storage, write_atomically
+    from tune_rescon.tuning.record.study import StudyRecord
+    from tune_rescon.tuning.record.summary import TrialSummary
     from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial, pareto_front
-    from tune_rescon.tuning.rungs import RungLadder, rungs
+    from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
+    from tune_rescon.tuning.rules.median import MedianRule
+    from tune_rescon.tuning.rules.rungs import RungLadder, rungs
+    from tune_rescon.tuning.rules.stopping import Decision, Observation, StoppingRule, Verdict
     from tune_rescon.tuning.runner import run_search
-    from tune_rescon.tuning.stopping import Decision, Observation, StoppingRule, Verdict
-    from tune_rescon.tuning.store import find_search
-    from tune_rescon.tuning.summary import TrialSummary
-    from tune_rescon.tuning.trial import TrialTask
+    from tune_rescon.tuning.store.search_store import find_search
 
 __all__ = [
     "Coordinator",
@@ -59,33 +60,33 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Coordinator": "coordinator",
-        "Decision": "stopping",
-        "MedianRule": "median",
-        "Observation": "stopping",
-        "Proposer": "proposer",
+        "Coordinator": "coordination.coordinator",
+        "Decision": "rules.stopping",
+        "MedianRule": "rules.median",
+        "Observation": "rules.stopping",
+        "Proposer": "proposing.proposer",
         "RunOptions": "options",
-        "RungLadder": "rungs",
-        "SearchFolder": "folder",
-        "SearchListener": "coordinator",
-        "SearchPlan": "coordinator",
-        "StoppingRule": "stopping",
-        "StudyRecord": "record",
+        "RungLadder": "rules.rungs",
+        "SearchFolder": "record.folder",
+        "SearchListener": "listener",
+        "SearchPlan": "coordination.coordinator",
+        "StoppingRule": "rules.stopping",
+        "StudyRecord": "record.study",
         "StudyResult": "result",
         "TrialCost": "result",
-        "TrialSummary": "summary",
-        "TrialTask": "trial",
-        "Verdict": "stopping",
+        "TrialSummary": "record.summary",
+        "TrialTask": "execution.trial",
+        "Verdict": "rules.stopping",
         "best_trial": "result",
         "default_cache_root": "options",
         "default_data_root": "options",
-        "default_storage": "folder",
-        "find_search": "store",
-        "ladder_levels": "ladder",
-        "make_rule": "ladder",
+        "default_storage": "record.folder",
+        "find_search": "store.search_store",
+        "ladder_levels": "rules.ladder",
+        "make_rule": "rules.ladder",
         "pareto_front": "result",
         "run_search": "runner",
-        "rungs": "rungs",
-        "write_atomically": "folder",
+        "rungs": "rules.rungs",
+        "write_atomically": "record.folder",
     },
 )

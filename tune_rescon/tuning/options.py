@@ -10,8 +10,8 @@ from typing import Final
 
 from tune_rescon.errors import ConfigError, explain
 from tune_rescon.storage import StorageUrl
-from tune_rescon.tuning.folder import default_storage
-from tune_rescon.tuning.lease import LEASE_SECONDS
+from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
+from tune_rescon.tuning.record.folder import default_storage
 
 __all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning.summary import TrialSummary
+from tune_rescon.tuning.record.summary import TrialSummary
 
 __all__ = ["StudyResult", "TrialCost", "best_file", "best_trial", "compute_hours", "pareto_front"]
 

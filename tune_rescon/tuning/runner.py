@@ -17,28 +17,29 @@ from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
-from tune_rescon.tuning.cluster import RaySession, fit_slots, ray_session
-from tune_rescon.tuning.coordinator import Coordinator, SearchListener, SearchPlan
-from tune_rescon.tuning.execution import execute
-from tune_rescon.tuning.folder import SearchFolder, write_atomically
-from tune_rescon.tuning.hours import deadline, spent_words
-from tune_rescon.tuning.interruption import Interruption, listening
-from tune_rescon.tuning.ladder import ladder_levels, make_rule
-from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
-from tune_rescon.tuning.lease_store import StudyLeaseStore
-from tune_rescon.tuning.noise import library_log
+from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
+from tune_rescon.tuning.coordination.hours import deadline, spent_words
+from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
+from tune_rescon.tuning.execution.execute import execute
+from tune_rescon.tuning.execution.interruption import Interruption, listening
+from tune_rescon.tuning.execution.noise import library_log
+from tune_rescon.tuning.execution.supervision import Turns, run_aside
+from tune_rescon.tuning.execution.trial import run_trial
+from tune_rescon.tuning.execution.watch import Watch
+from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.ownership.lease import LeaseKeeper, hold_lease
+from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
 from tune_rescon.tuning.preparation import anchored, prepare_data
-from tune_rescon.tuning.proposer import Proposer
-from tune_rescon.tuning.record import StudyRecord
+from tune_rescon.tuning.proposing.proposer import Proposer
+from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.record.folder import SearchFolder, write_atomically
+from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import StudyResult, best_file, best_trial
-from tune_rescon.tuning.store import SearchStore, open_store
-from tune_rescon.tuning.supervision import Turns, run_aside
+from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
+from tune_rescon.tuning.store.search_store import SearchStore, open_store
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tracking_listener import TrackingListener
-from tune_rescon.tuning.trial import run_trial
-from tune_rescon.tuning.warm_start import note_earlier, noted_earlier, trials_of
-from tune_rescon.tuning.watch import Watch
 
 __all__ = ["run_search"]
 

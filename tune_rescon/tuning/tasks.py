@@ -13,12 +13,12 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts
 from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.spaces import Space, from_optuna, trial_config
+from tune_rescon.tuning.execution.trial import TrialTask
 from tune_rescon.tuning.feasibility import memory_signature
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost
-from tune_rescon.tuning.store import SearchStore
-from tune_rescon.tuning.summary import TrialSummary
-from tune_rescon.tuning.trial import TrialTask
+from tune_rescon.tuning.store.search_store import SearchStore
 
 __all__ = ["TaskMaker", "trial_seed"]
 

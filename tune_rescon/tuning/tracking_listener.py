@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, RunEnded, RunMetrics, RunRecalled, RunStarted, now_ms
-from tune_rescon.tuning.record import StudyRecord
+from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost, compute_hours
-from tune_rescon.tuning.stopping import Verdict
-from tune_rescon.tuning.summary import TrialSummary
+from tune_rescon.tuning.rules.stopping import Verdict
 
 __all__ = ["TrackingListener", "closing_metrics"]
 

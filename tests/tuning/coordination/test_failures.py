@@ -1,0 +1,59 @@
+"""When failing trials end a search, and what it says then."""
+
+from __future__ import annotations
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning.coordination.failures import FailureStreak, shared_cause
+
+
+def trial(
+    state: TrialState = TrialState.FAILED, error: str | None = "E", **parameters: object
+) -> TrialSummary:
+    return TrialSummary(
+        number=0,
+        state=state,
+        parameters=parameters,
+        metric="val_accuracy",
+        maximize=True,
+        values=(),
+        error=error,
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "ends"),
+    [
+        (["failed"] * 2, False),
+        (["failed"] * 3, True),
+        (["failed", "failed", "stopped", "failed", "failed"], False),
+        (["failed", "failed", "diverged", "failed"], False),
+        (["failed", "out_of_memory", "failed", "failed"], False),
+        (["finished", "failed", "failed", "failed"], True),
+    ],
+)
+def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
+    streak = FailureStreak(most=3)
+    said = [streak.add(trial(TrialState(state))) for state in states]
+    assert (said[-1] is not None) is ends
+    assert all(text is None for text in said[:-1])
+
+
+@pytest.mark.parametrize(
+    ("failed", "words"),
+    [
+        (
+            [trial(error="Traceback\nValueError: no.", depth=92, lr=x) for x in (0.1, 0.2)],
+            "2 trials in a row failed; all said: ValueError: no. All had depth=92.",
+        ),
+        (
+            [trial(error=error, lr=error) for error in ("A: a", "B: b")],
+            "2 trials in a row failed; the last said: B: b.",
+        ),
+        ([trial(error=None)], "1 trials in a row failed; all said: nothing."),
+    ],
+)
+def test_what_they_share_is_said(failed: list[TrialSummary], words: str) -> None:
+    assert shared_cause(failed) == words

@@ -1,0 +1,37 @@
+"""Hours count over all runs of a search."""
+
+from __future__ import annotations
+
+import pytest
+
+from tune_rescon.tuning.coordination.hours import deadline, spent_words
+
+
+@pytest.mark.parametrize(
+    ("hours", "driven", "left"),
+    [
+        (None, 1e9, None),
+        (1.0, 0.0, 3600.0),
+        (1.0, 3000.0, 600.0),
+        (1.0, 4000.0, -400.0),
+        (2.0, 3600.0, 3600.0),
+    ],
+)
+def test_what_is_left_of_the_hours(hours: float | None, driven: float, left: float | None) -> None:
+    assert deadline(hours, driven=driven, now=50.0) == (None if left is None else 50.0 + left)
+
+
+@pytest.mark.parametrize(
+    ("hours", "driven", "trials", "said"),
+    [
+        pytest.param(None, 1e9, 3, False, id="no budget in hours"),
+        pytest.param(1.0, 3599.0, 3, False, id="time left"),
+        pytest.param(1.0, 3600.0, 3, True, id="spent"),
+        pytest.param(1.0, 9999.0, 6, False, id="all trials begun all the same"),
+        pytest.param(0.001, 9999.0, 0, True, id="resumed without a second left"),
+    ],
+)
+def test_when_spent_hours_are_said(hours: float | None, driven: float, trials: int, said: bool) -> None:
+    words = spent_words(hours, driven=driven, name="s", trials=trials, total=6)
+    assert (words is not None) is said
+    assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words

@@ -1,0 +1,62 @@
+"""Which checkpoints outlive a search."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning.coordination.retention import KEEP_BEST, keepers
+
+
+def trial(number: int, *values: float) -> TrialSummary:
+    return TrialSummary(
+        number=number,
+        state=TrialState.STOPPED,
+        parameters={},
+        metric="val_accuracy",
+        maximize=True,
+        values=values,
+    )
+
+
+CURVES = st.lists(st.lists(st.floats(allow_nan=True), max_size=4), max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("trials", "kept"),
+    [
+        ([], set()),
+        ([trial(0), trial(1, math.nan)], set()),
+        ([trial(0, 0.9), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {1, 2}),
+        ([trial(0, 0.9), trial(1, 0.8), trial(2, 0.7)], {0, 1}),
+        ([trial(0, 0.9, math.nan), trial(1, 0.1), trial(2, 0.2)], {1, 2}),
+    ],
+)
+def test_those_that_came_furthest_with_the_best_values_are_kept(
+    trials: list[TrialSummary], kept: set[int]
+) -> None:
+    assert keepers(trials, keep=2) == kept
+
+
+@given(CURVES)
+def test_never_more_than_asked_for_and_never_one_without_a_value(curves: list[list[float]]) -> None:
+    trials = [trial(number, *values) for number, values in enumerate(curves)]
+    kept = keepers(trials)
+    valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}
+    assert kept <= valued
+    assert len(kept) == min(KEEP_BEST, len(valued))
+
+
+@given(CURVES)
+def test_a_trial_that_fell_out_never_comes_back(curves: list[list[float]]) -> None:
+    trials = [trial(number, *values) for number, values in enumerate(curves)]
+    dropped: set[int] = set()
+    for count in range(len(trials) + 1):
+        kept = keepers(trials[:count], keep=3)
+        assert not kept & dropped, "its checkpoint has been deleted"
+        dropped |= {t.number for t in trials[:count] if t.best_epoch} - kept

@@ -1,0 +1,116 @@
+"""Work on a thread that can be left behind: what it raises, when it is left, what it may touch then."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tune_rescon.errors import LeaseLostError, RecordBusyError
+from tune_rescon.tuning import supervision
+from tune_rescon.tuning.execution.supervision import SearchIsOver, Turns, run_aside
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "TICK", 0.01)
+    monkeypatch.setattr(supervision, "PARTING", 0.2)
+
+
+def nothing() -> None:
+    """The lease is held."""
+
+
+def never() -> bool:
+    return False
+
+
+def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
+    turns, done = Turns(nothing), []
+
+    def work() -> None:
+        with turns.turn():
+            done.append(1)
+
+    run_aside(work, leave=never, turns=turns)
+    assert done == [1]
+    with pytest.raises(SearchIsOver), turns.turn():
+        pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(3)])
+def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        run_aside(work, leave=never, turns=Turns(nothing))
+
+
+def test_work_that_goes_on_is_told_to_leave() -> None:
+    turns, ended = Turns(nothing), threading.Event()
+
+    def work() -> None:
+        try:
+            while True:
+                with turns.turn():
+                    pass
+        finally:
+            ended.set()
+
+    run_aside(work, leave=lambda: True, turns=turns)
+    assert ended.wait(1)
+
+
+def test_work_that_hangs_is_left_behind() -> None:
+    turns, hang, late = Turns(nothing), threading.Event(), []
+
+    def work() -> None:
+        hang.wait()
+        try:
+            with turns.turn():
+                late.append("touched the record")
+        except SearchIsOver:
+            late.append("kept out")
+
+    run_aside(work, leave=lambda: True, turns=turns)
+    hang.set()
+    for thread in threading.enumerate():
+        if thread.name == "trials":
+            thread.join(1)
+    assert late == ["kept out"]
+
+
+def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
+    turns, hang, begun = Turns(nothing), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with turns.turn():
+            begun.set()
+            hang.wait()
+
+    with pytest.raises(RecordBusyError, match="the record must take a write"):
+        run_aside(work, leave=begun.is_set, turns=turns)
+    hang.set()
+
+
+def test_what_leaving_raises_ends_the_work_too() -> None:
+    turns = Turns(nothing)
+
+    def work() -> None:
+        while True:
+            turns.check()
+
+    def lost() -> bool:
+        raise LeaseLostError("lost")
+
+    with pytest.raises(LeaseLostError):
+        run_aside(work, leave=lost, turns=turns)
+
+
+def test_a_lost_lease_leaves_no_turn() -> None:
+    def lost() -> None:
+        raise LeaseLostError("lost")
+
+    with pytest.raises(SearchIsOver), Turns(lost).turn():
+        raise AssertionError("the record was touched")

@@ -1,0 +1,131 @@
+"""When the trials are left, and what is said about it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tune_rescon.errors import LeaseLostError
+from tune_rescon.tuning.execution.interruption import Interruption
+from tune_rescon.tuning.execution.watch import Watch
+
+
+class Scene:
+    """A search that runs: signals, Ray and the lease do what a test has them do."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.gone = ""
+        self.lease_error: LeaseLostError | None = None
+        self.interrupts = 0
+        self.said: list[str] = []
+        self.signals = Interruption(grace=20.0, clock=lambda: self.now)
+        self.signals.deferred = True
+        self.watch = Watch(
+            self.signals,
+            ray_gone=lambda: self.gone,
+            assure=self.assure,
+            interrupt=self.interrupt,
+            say=self.said.append,
+        )
+
+    def assure(self) -> None:
+        if self.lease_error:
+            raise self.lease_error
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_nothing_happens(scene: Scene) -> None:
+    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
+    assert (scene.watch.interrupted, scene.watch.failure, scene.said) == (False, None, [])
+
+
+def test_ctrl_c_is_answered_at_once_and_once(scene: Scene) -> None:
+    scene.signals.receive(signal.SIGINT)
+    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
+    assert scene.interrupts == 1
+    assert scene.said == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
+    scene.now = 2.0
+    scene.signals.receive(signal.SIGINT)
+    assert scene.watch.leave()
+    assert scene.said[1:] == ["Interrupted: stopping now; what is recorded stays"]
+
+
+def test_sigterm_says_how_long_and_leaves_then(scene: Scene) -> None:
+    scene.signals.receive(signal.SIGTERM)
+    assert not scene.watch.leave()
+    assert scene.said == [
+        "Interrupted: finishing the running epochs for at most 20 s; Ctrl-C again to stop now"
+    ]
+    scene.now = 20.0
+    assert scene.watch.leave()
+
+
+def test_a_dead_ray_is_left_and_named(scene: Scene) -> None:
+    scene.gone = "its node manager (raylet)"
+    assert [scene.watch.leave() for _ in range(2)] == [False, True]
+    assert scene.watch.failure is not None
+    assert "its node manager (raylet) has died" in scene.watch.failure
+
+
+def test_a_signal_that_killed_ray_too_is_an_interruption(scene: Scene) -> None:
+    scene.gone = "its node manager (raylet)"
+    assert not scene.watch.leave()
+    scene.signals.receive(signal.SIGTERM)
+    assert scene.watch.leave()
+    assert scene.watch.interrupted
+    assert scene.watch.failure is None
+    assert scene.watch.ray_is_gone
+
+
+def test_a_ray_that_died_between_two_looks_is_noticed(scene: Scene) -> None:
+    assert not scene.watch.ray_is_gone
+    scene.gone = "its control store (gcs_server)"
+    assert scene.watch.ray_is_gone
+
+
+def test_a_lost_lease_is_not_the_watchs_to_judge(scene: Scene) -> None:
+    scene.lease_error = LeaseLostError("lost")
+    with pytest.raises(LeaseLostError):
+        scene.watch.leave()
+
+
+@pytest.mark.parametrize(
+    ("came", "now", "waits"),
+    [
+        pytest.param([], 0.0, 60.0, id="nobody waits"),
+        pytest.param([signal.SIGINT], 0.0, 60.0, id="Ctrl-C"),
+        pytest.param([signal.SIGTERM], 5.0, 15.0, id="until the deadline"),
+        pytest.param([signal.SIGTERM], 19.5, 2.0, id="just before it"),
+        pytest.param([signal.SIGTERM], 30.0, 2.0, id="after it"),
+    ],
+)
+def test_how_long_a_slow_server_is_waited_for(
+    came: list[signal.Signals], now: float, waits: float, scene: Scene
+) -> None:
+    for number in came:
+        scene.signals.receive(number)
+    scene.now = now
+    assert scene.watch.hurried(lambda seconds: round(10 * seconds), 60.0, 2.0) == 10 * waits
+
+
+def test_a_signal_ends_the_waiting(scene: Scene) -> None:
+    waited: list[float] = []
+
+    def close(seconds: float) -> int:
+        waited.append(seconds)
+        if len(waited) == 1:
+            scene.signals.receive(signal.SIGINT)
+        return 3
+
+    assert scene.watch.hurried(close, 60.0, 2.0) == 3
+    assert waited == [60.0, 2.0]
+    scene.signals.receive(signal.SIGINT)

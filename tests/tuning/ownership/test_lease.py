@@ -1,0 +1,330 @@
+"""One driver at a time: the decision by table, the keeper under a simulated clock, the store on SQLite."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
+from tune_rescon.tuning.ownership.driver import Driver, this_driver
+from tune_rescon.tuning.ownership.lease import SETTLE_SECONDS, Claim, Lease, LeaseKeeper, hold_lease, may_take
+from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+
+HERE = Driver(host="a", place="a boot-1 pid-1", pid=10, started=1000.0)
+BESIDE = dataclasses.replace(HERE, pid=11, started=1001.0)
+ELSEWHERE = Driver(host="b", place="b boot-2 pid-1", pid=10, started=1000.0)
+REBOOTED = dataclasses.replace(HERE, place="a boot-2 pid-1", pid=5)
+
+#: Seconds of the leases in these tests.
+LENGTH = 20.0
+
+
+def lease(driver: Driver | None, **changes: Any) -> Lease:
+    held = Lease(driver=driver, token="t", beat=3, since="then", seconds=LENGTH, driven=60.0)
+    return dataclasses.replace(held, **changes)
+
+
+@pytest.mark.parametrize(
+    ("held_by", "processes", "expected"),
+    [
+        pytest.param(None, {}, Claim.TAKE, id="given back"),
+        pytest.param(BESIDE, {}, Claim.TAKE, id="dead"),
+        pytest.param(BESIDE, {11: 1001.0}, Claim.REFUSE, id="alive"),
+        pytest.param(BESIDE, {11: 1002.5}, Claim.REFUSE, id="alive, read less exactly"),
+        pytest.param(BESIDE, {11: 5000.0}, Claim.WATCH, id="its number was given to another process"),
+        pytest.param(BESIDE, {10: 1000.0}, Claim.TAKE, id="dead, others live"),
+        pytest.param(HERE, {10: 1000.0}, Claim.WATCH, id="this very process"),
+        pytest.param(ELSEWHERE, {}, Claim.WATCH, id="elsewhere"),
+        pytest.param(ELSEWHERE, {10: 1000.0}, Claim.WATCH, id="elsewhere: this place's numbers mean nothing"),
+        pytest.param(REBOOTED, {}, Claim.WATCH, id="before a reboot, or in another container"),
+    ],
+)
+def test_who_may_take_a_lease(held_by: Driver | None, processes: dict[int, float], expected: Claim) -> None:
+    assert may_take(lease(held_by), HERE, processes.get) is expected
+
+
+def test_a_lease_nobody_ever_held_is_free() -> None:
+    nobody: dict[int, float] = {}
+    assert may_take(None, HERE, nobody.get) is Claim.TAKE
+
+
+@given(
+    pid=st.integers(1, 30),
+    started=st.floats(0, 1e9),
+    table=st.dictionaries(st.integers(1, 30), st.floats(0, 1e9)),
+)
+def test_no_live_process_of_this_place_loses_its_lease_at_once(
+    pid: int, started: float, table: dict[int, float]
+) -> None:
+    holder = dataclasses.replace(HERE, pid=pid, started=started)
+    me = dataclasses.replace(HERE, pid=31)
+    alive = {**table, pid: started}
+    assert may_take(lease(holder), me, alive.get) is Claim.REFUSE
+    assert (may_take(lease(holder), me, table.get) is Claim.TAKE) == (pid not in table)
+
+
+class World:
+    """A simulated clock, one store, and what others do to it as time passes."""
+
+    def __init__(self, held: Lease | None = None) -> None:
+        self.now = 0.0
+        self.value = None if held is None else held.to_dict()
+        self.writes = 0
+        self.events: list[tuple[float, Callable[[], object]]] = []
+        self.processes: dict[int, float] = {}
+        self.fails_until = -1.0
+
+    def read(self) -> dict[str, Any] | None:
+        if self.now < self.fails_until:
+            raise OSError("the store is away")
+        return self.value
+
+    def write(self, value: dict[str, Any]) -> None:
+        if self.now < self.fails_until:
+            raise OSError("the store is away")
+        self.writes += 1
+        self.value = value
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        due = [event for when, event in self.events if when <= self.now]
+        self.events = [(when, event) for when, event in self.events if when > self.now]
+        for event in due:
+            event()
+
+    def keeper(self, me: Driver = HERE) -> LeaseKeeper:
+        return LeaseKeeper(
+            self,
+            name="s",
+            me=me,
+            seconds=LENGTH,
+            processes=self.processes.get,
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            say=lambda _: None,
+        )
+
+    def holder(self) -> Driver | None:
+        assert self.value is not None
+        return Lease.from_dict(self.value).driver
+
+
+def test_a_dead_drivers_lease_is_taken_without_waiting() -> None:
+    world = World(lease(BESIDE))
+    world.keeper().take()
+    assert world.holder() == HERE
+    assert world.now == SETTLE_SECONDS
+
+
+def test_a_living_driver_is_named_and_left_alone() -> None:
+    world = World(lease(BESIDE))
+    world.processes[11] = 1001.0
+    with pytest.raises(LeaseError, match=r"process 11 on a drives it since then\. .*`kill 11`.*--resume s"):
+        world.keeper().take()
+    assert (world.writes, world.now) == (0, 0.0)
+
+
+def test_a_beat_elsewhere_that_stands_still_is_taken_over_after_its_length() -> None:
+    world = World(lease(ELSEWHERE))
+    world.keeper().take()
+    assert world.holder() == HERE
+    assert LENGTH <= world.now <= LENGTH + 2 + SETTLE_SECONDS
+
+
+def test_a_beat_elsewhere_that_goes_on_is_refused() -> None:
+    world = World(lease(ELSEWHERE))
+    world.events.append((15.0, lambda: world.write(lease(ELSEWHERE, beat=4).to_dict())))
+    with pytest.raises(LeaseError, match="process 10 on b"):
+        world.keeper().take()
+    assert world.holder() == ELSEWHERE
+
+
+def test_a_lease_given_back_while_it_is_watched_is_taken() -> None:
+    world = World(lease(ELSEWHERE))
+    world.events.append((5.0, lambda: world.write(lease(None).to_dict())))
+    world.keeper().take()
+    assert world.holder() == HERE
+    assert world.now < LENGTH
+
+
+@pytest.mark.parametrize("after", [0.0, SETTLE_SECONDS / 2])
+def test_of_two_that_take_it_at_once_the_last_to_write_stays(after: float) -> None:
+    world = World()
+    other = world.keeper(ELSEWHERE)
+    world.events.append((after, lambda: world.write(dataclasses.replace(other._lease(), beat=1).to_dict())))
+    with pytest.raises(LeaseError, match="process 10 on b"):
+        world.keeper().take()
+    assert world.holder() == ELSEWHERE
+
+
+def test_an_assured_holder_renews_only_what_is_older_than_half_its_length() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    written = world.writes
+    keeper.assure()
+    world.sleep(LENGTH / 2 - SETTLE_SECONDS)
+    keeper.assure()
+    assert world.writes == written
+    world.sleep(1.0)
+    keeper.assure()
+    keeper.assure()
+    assert world.writes == written + 1
+
+
+@pytest.mark.parametrize("frozen", [LENGTH / 2 + 1, 10 * LENGTH])
+def test_a_driver_that_was_frozen_and_overtaken_writes_nothing(frozen: float) -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(frozen)
+    world.write(lease(ELSEWHERE).to_dict())
+    written = world.writes
+    for _ in range(2):
+        with pytest.raises(LeaseLostError, match="taken over by process 10 on b"):
+            keeper.assure()
+    keeper.release()
+    assert (world.writes, world.holder()) == (written, ELSEWHERE)
+
+
+def test_a_driver_that_was_frozen_and_not_overtaken_goes_on() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(10 * LENGTH)
+    keeper.assure()
+    assert world.holder() == HERE
+
+
+def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(10 * LENGTH)
+    world.events.append((world.now + SETTLE_SECONDS / 4, lambda: world.write(lease(ELSEWHERE).to_dict())))
+    with pytest.raises(LeaseLostError, match="process 10 on b"):
+        keeper.assure()
+
+
+def test_a_driver_that_was_frozen_amid_renewing_gives_up() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    found = world.value
+
+    class Freezing(World):
+        def read(self) -> dict[str, Any] | None:
+            world.sleep(10 * LENGTH)
+            return found
+
+        def write(self, value: dict[str, Any]) -> None:
+            world.write(value)
+
+    keeper._store = Freezing()
+    with pytest.raises(LeaseLostError, match="stopped while it renewed"):
+        keeper.renew()
+    with pytest.raises(LeaseLostError):
+        keeper.assure()
+
+
+@pytest.mark.parametrize(("away", "lost"), [(LENGTH / 4, False), (2 * LENGTH, True)])
+def test_a_store_that_is_away_is_waited_for_as_long_as_the_lease_lasts(away: float, lost: bool) -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(LENGTH / 2 + 1)
+    world.fails_until = world.now + away
+    if lost:
+        with pytest.raises(LeaseLostError, match="could not be renewed for 20 s"):
+            keeper.assure()
+        assert world.now < 2 * LENGTH
+    else:
+        keeper.assure()
+        assert world.holder() == HERE
+
+
+def test_what_is_given_back_is_free_and_remembers_the_time_that_was_spent() -> None:
+    world = World(lease(None, driven=60.0))
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(30.0)
+    keeper.release()
+    assert world.holder() is None
+    again = world.keeper(ELSEWHERE)
+    again.take()
+    assert again.driven == pytest.approx(60.0 + 30.0 + 2 * SETTLE_SECONDS)
+
+
+def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.sleep(40.0)
+    keeper.renew()
+    world.sleep(3.0)
+    again = world.keeper(BESIDE)
+    again.take()
+    assert again.driven == pytest.approx(40.0 + 2 * SETTLE_SECONDS)
+
+
+def test_a_store_that_is_away_at_the_end_hides_nothing() -> None:
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    world.fails_until = 1e9
+    keeper.release()
+    assert world.value is not None
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with two searches."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('lease') / 'study.db'}"
+    for name in ("s", "t"):
+        optuna.create_study(storage=url, study_name=name)
+    return url
+
+
+def test_a_study_keeps_its_own_lease(url: str) -> None:
+    store, other = StudyLeaseStore.open(url, "s"), StudyLeaseStore.open(url, "t")
+    store.write({"beat": 1})
+    StudyLeaseStore.open(url, "s").write({"beat": 2})
+    assert (store.read(), other.read()) == ({"beat": 2}, None)
+    with pytest.raises(StorageError, match="--study: there is no study named 'nothing'"):
+        StudyLeaseStore.open(url, "nothing")
+
+
+@pytest.mark.timeout(60)  # real seconds of a real thread
+def test_a_held_lease_beats_and_is_given_back(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.ownership.lease.SETTLE_SECONDS", 0.02)
+    beaten = threading.Event()
+
+    class Store(StudyLeaseStore):
+        def write(self, value: dict[str, Any]) -> None:
+            super().write(value)
+            if value["beat"] >= 3:
+                beaten.set()
+
+    store = Store.open(url, "t")
+    with hold_lease(store, name="t", seconds=2) as keeper:
+        assert beaten.wait(30)
+        keeper.assure()
+        held = Lease.from_dict(store.read() or {})
+        assert held.driver == this_driver()
+        with pytest.raises(LeaseError), hold_lease(store, name="t", seconds=2):
+            pass
+    assert Lease.from_dict(store.read() or {}).driver is None
+
+
+def test_the_lease_is_given_back_when_the_search_fails() -> None:
+    world = World()
+    with pytest.raises(RuntimeError, match="the search"), hold_lease(world, name="s", seconds=0.4):
+        raise RuntimeError("the search")
+    assert world.holder() is None

@@ -1,0 +1,187 @@
+"""Draws depend on the space, the number and what was told, whatever died in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import optuna
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.tuning import Proposer, TrialSummary
+from tune_rescon.tuning.proposing import proposer
+from tune_rescon.tuning.record.study import Proposal
+
+NUMBERS = (
+    "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
+    " weight_decay: {type: float, low: 0.0, high: 0.1}}"
+)
+KINDS = ("tpe", "random", "gp", "cmaes", "nsga2")
+
+
+def space(kind: str, *more: str) -> Space:
+    return load_space(
+        "digits", [f"sampler.type={kind}", "sampler.n_startup_trials=4", "initial=[]", NUMBERS, *more]
+    )
+
+
+def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> TrialSummary:
+    return TrialSummary(
+        number=number,
+        state=TrialState.RUNNING,
+        parameters=dict(proposal.params),
+        metric=metric,
+        maximize=True,
+        values=(),
+        memory=proposal.memory,
+    )
+
+
+def ended(trial: TrialSummary, *, against: bool = False) -> TrialSummary:
+    """Its fate is a function of its number and parameters: some finish, some stop, some diverge."""
+    value = 1 - abs(math.log10(trial.parameters["learning_rate"] / 0.1)) / 2
+    fates = (TrialState.FINISHED, TrialState.STOPPED, TrialState.STOPPED, TrialState.DIVERGED)
+    state = fates[trial.number % 4]
+    values = {TrialState.FINISHED: (0.1, 0.2, value), TrialState.DIVERGED: (math.nan,)}
+    cost = trial.parameters["weight_decay"] if against else None
+    return dataclasses.replace(trial, state=state, values=values.get(state, (value,)), cost=cost)
+
+
+def run(of: Space, known: list[TrialSummary], count: int, **options: Any) -> list[TrialSummary]:
+    """``count`` trials, one at a time, on from ``known``."""
+    search = Proposer(of, known=known, **options)
+    trials = list(known)
+    for number in range(len(known), len(known) + count):
+        trial = opened(number, search.propose())
+        search.opened(trial)
+        trials.append(ended(trial, against=of.metric.against is not None))
+        search.ended(trials[-1])
+    return trials
+
+
+AGAINST = ("metric.against=gmacs",)
+
+
+@pytest.mark.torch  # Optuna's Gaussian process is torch's
+@pytest.mark.parametrize(
+    ("kind", "against"),
+    [*((kind, ()) for kind in KINDS), *((kind, AGAINST) for kind in KINDS if kind != "cmaes")],
+)
+def test_a_search_that_goes_on_draws_what_it_would_have(kind: str, against: tuple[str, ...]) -> None:
+    of = space(kind, *against)
+    whole = run(of, [], 14)
+    for cut in (1, 5, 9):
+        assert run(of, run(of, [], cut), 14 - cut) == whole
+
+
+def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KEEP_BEST", 3), ("KEEP_LATEST", 5), ("RENEW_EVERY", 6)):
+        monkeypatch.setattr(proposer, name, value)
+    of = space("tpe")
+    whole = run(of, [], 26)
+    for cut in (5, 6, 7, 18, 23):
+        assert run(of, run(of, [], cut), 26 - cut) == whole
+
+
+def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
+        monkeypatch.setattr(proposer, name, value)
+    of = space("tpe")
+    before = run(of, [], 13)  # The last choice was made before trial 12, by the ranks of then.
+    assert len(before[12].memory[proposer._KEPT]) == 4
+    dropped = next(t for t in before[:12] if t.number not in before[12].memory[proposer._KEPT])
+    promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
+    search = Proposer(of, known=before)
+    search.reported(promoted)
+    goes_on = search.propose().params
+    resumed = Proposer(of, known=[promoted if t.number == promoted.number else t for t in before])
+    assert resumed.propose().params == goes_on
+
+
+def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 3)):
+        monkeypatch.setattr(proposer, name, value)
+    trials = run(space("random"), [], 12)
+    trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
+    best = sorted(trials[1:], key=TrialSummary.rank_key)[:2]
+    kept = proposer.most_telling(trials)
+    assert {0, *(trial.number for trial in best), 11} <= kept
+    assert len(kept) == 6
+
+
+def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough() -> None:
+    """And of all trials as of a higher rung once enough of them have passed it."""
+    of = space("tpe")
+    search = Proposer(of)
+
+    def view() -> list[tuple[str, float | None]]:
+        return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in search._study.trials]
+
+    trials = [opened(number, search.propose()) for number in range(4)]
+    for trial in trials:
+        search.opened(trial)
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number,)))
+    assert view() == [("COMPLETE", 0.1 * number) for number in range(4)]
+    for trial in trials[:3]:
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    search.ended(dataclasses.replace(trials[3], state=TrialState.STOPPED, values=(0.3, 0.4, 0.7)))
+    search.propose()
+    assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7), ("RUNNING", None)]
+
+
+def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete() -> None:
+    search = Proposer(space("tpe"))
+    trial = opened(0, search.propose())
+    search.opened(trial)
+    search.reported(dataclasses.replace(trial, values=(0.9,)))
+    search.ended(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
+    search.propose()
+    told = search._study.trials[0]
+    assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
+
+
+def test_rows_come_first_and_are_not_drawn() -> None:
+    rows = [{"learning_rate": 0.5, "weight_decay": 0.05}, {"learning_rate": 0.25, "weight_decay": 0.0}]
+    drawn = run(space("tpe"), [], 4, rows=rows)
+    assert [dict(trial.parameters) for trial in drawn[:2]] == rows
+    assert run(space("tpe"), drawn[:1], 3, rows=rows) == drawn
+
+
+def test_what_cannot_fit_is_drawn_again() -> None:
+    search = Proposer(space("random"))
+    free = [Proposer(space("random")).propose().params["learning_rate"] for _ in range(1)]
+    proposal = search.propose(lambda parameters: parameters["learning_rate"] == free[0])
+    assert proposal.params["learning_rate"] != free[0]
+
+
+def test_earlier_trials_are_learnt_from() -> None:
+    """Two good trials close together and many bad ones far away: TPE goes where the good ones are."""
+    good = [{"learning_rate": 0.5 + i / 1000, "weight_decay": 0.09} for i in range(6)]
+    bad = [{"learning_rate": 0.01 + i / 1000, "weight_decay": 0.01} for i in range(24)]
+    background = [
+        TrialSummary(
+            number=number,
+            state=TrialState.FINISHED,
+            parameters=parameters,
+            metric="val_accuracy",
+            maximize=True,
+            values=(0.9 if parameters in good else 0.1,),
+        )
+        for number, parameters in enumerate([*good, *bad])
+    ]
+    warm = run(space("tpe"), [], 10, background=background)
+    rates = [trial.parameters["learning_rate"] for trial in warm]
+    assert sum(rate > 0.2 for rate in rates) >= 7
+
+
+def test_trials_that_a_changed_space_has_no_place_for_keep_their_numbers() -> None:
+    before = run(space("tpe"), [], 6)
+    after = space("tpe", "parameters.learning_rate.high=0.02")
+    assert run(after, before, 2)[-1].number == 7
+
+
+def test_the_durable_study_is_not_asked() -> None:
+    assert not isinstance(Proposer(space("tpe"))._storage, optuna.storages.RDBStorage)

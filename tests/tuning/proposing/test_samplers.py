@@ -1,0 +1,54 @@
+"""Every sampler a space file may name is made, seeded, and draws from a real space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+
+from tune_rescon.spaces import Space, load_space, suggest
+from tune_rescon.tuning.proposing.samplers import make_sampler
+
+KINDS = {
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+    "gp": optuna.samplers.GPSampler,
+    "cmaes": optuna.samplers.CmaEsSampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+}
+NO_CONDITIONS = (
+    "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
+    " weight_decay: {type: float, low: 0.0, high: 0.1}}"
+)
+
+
+def space(kind: str) -> Space:
+    return load_space("digits", [f"sampler.type={kind}", "initial=[]", NO_CONDITIONS])
+
+
+def draws(of: Space, *, first: int = 0, count: int = 3, attempt: int = 0) -> list[dict[str, Any]]:
+    study = optuna.create_study()
+    found = []
+    for number in range(first, first + count):
+        study.sampler = make_sampler(of, number, attempt=attempt)
+        trial = study.ask()
+        suggest(of, trial)
+        study.tell(trial, trial.params["learning_rate"])
+        found.append(trial.params)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_optunas_and_a_trials_draw_is_its_numbers(kind: str) -> None:
+    of = space(kind)
+    assert type(make_sampler(of, 0)) is KINDS[kind]
+    assert draws(of) == draws(of)
+    rates = [params["learning_rate"] for params in [*draws(of), *draws(of, first=3), *draws(of, attempt=1)]]
+    assert len(set(rates)) == len(rates)
+
+
+def test_the_first_generation_is_what_others_draw_before_they_model() -> None:
+    sampler = make_sampler(load_space("digits", ["sampler.type=nsga2"]), 0)
+    assert isinstance(sampler, optuna.samplers.NSGAIISampler)
+    assert sampler.population_size == load_space("digits").sampler.n_startup_trials

@@ -1,0 +1,102 @@
+"""What samplers are told, state by state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning.proposing.telling import Told, common_epoch, told
+
+
+def trial(state: str, *values: float, cost: float | None = None) -> TrialSummary:
+    return TrialSummary(
+        number=0,
+        state=TrialState(state),
+        parameters={},
+        metric="val_accuracy",
+        maximize=True,
+        values=values,
+        cost=cost,
+    )
+
+
+COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL
+
+
+@pytest.mark.parametrize(
+    ("ended", "sampler", "expected"),
+    [
+        (trial("finished", 0.5, 0.7), "tpe", Told(state=COMPLETE, values=(0.7,))),
+        (trial("finished", 0.5, 0.7), "gp", Told(state=COMPLETE, values=(0.7,))),
+        (trial("stopped", 0.5, 0.6), "cmaes", Told(state=COMPLETE, values=(0.6,))),
+        (trial("stopped", 0.6, cost=2.0), "tpe", Told(state=COMPLETE, values=(0.6, 2.0))),
+        (trial("finished", 0.6, cost=2.0), "nsga2", Told(state=COMPLETE, values=(0.6, 2.0))),
+        (trial("failed", 0.6), "tpe", Told(state=FAIL)),
+        (trial("failed"), "gp", Told(state=FAIL)),
+    ],
+)
+def test_a_trial_with_a_value(ended: TrialSummary, sampler: str, expected: Told) -> None:
+    assert told(ended, sampler, worst=0.1) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "values", "expected"),
+    [
+        ("stopped", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
+        ("finished", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
+        ("running", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
+        ("interrupted", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
+        ("paused", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
+        ("stopped", (0.5,), Told(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
+        ("paused", (0.5,), Told(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
+        ("running", (0.5, 0.55), None),
+        ("interrupted", (0.5,), None),
+        ("running", (), None),
+        ("failed", (0.5, 0.55, 0.6), Told(state=FAIL)),
+        ("diverged", (0.5, 0.55, 0.6, math.nan), Told(state=PRUNED)),
+    ],
+)
+def test_tpe_sees_every_trial_as_of_one_epoch(
+    state: str, values: tuple[float, ...], expected: Told | None
+) -> None:
+    assert told(trial(state, *values), "tpe", worst=0.1, epoch=3) == expected
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "random"])
+@pytest.mark.parametrize("state", ["running", "paused", "interrupted"])
+def test_the_others_are_told_of_what_has_ended(state: str, sampler: str) -> None:
+    assert told(trial(state, 0.5), sampler, worst=0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("reached", "epoch"),
+    [
+        ({1: 0, 3: 0, 9: 0}, 1),
+        ({1: 15, 3: 5, 9: 1}, 1),
+        ({1: 48, 3: 16, 9: 5}, 3),
+        ({1: 160, 3: 54, 9: 18}, 9),
+        ({9: 0}, 9),
+    ],
+)
+def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], epoch: int) -> None:
+    assert common_epoch(reached, enough=16) == epoch
+
+
+@pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
+@pytest.mark.parametrize(
+    ("sampler", "worst", "expected"),
+    [
+        ("tpe", 0.1, Told(state=PRUNED)),
+        ("tpe", None, Told(state=PRUNED)),
+        ("gp", 0.1, Told(state=COMPLETE, values=(0.1,))),
+        ("cmaes", None, Told(state=FAIL)),
+    ],
+)
+def test_one_that_did_not_work_is_the_worst(
+    state: str, sampler: str, worst: float | None, expected: Told
+) -> None:
+    assert told(trial(state, 0.5, math.nan), sampler, worst=worst) == expected

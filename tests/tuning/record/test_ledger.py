@@ -1,0 +1,102 @@
+"""Both ledgers, on a database: what the fast one writes is what Optuna's own calls write."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.sql_ledger import SqlLedger
+
+DISTRIBUTIONS: dict[str, BaseDistribution] = {
+    "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
+    "width": FloatDistribution(0.5, 1.0, step=0.25),
+    "depth": CategoricalDistribution([56, 92]),
+    "mask": CategoricalDistribution(["local", None, True]),
+    "batch": IntDistribution(16, 64, log=True),
+}
+PARAMS = {"learning_rate": 0.01, "width": 0.75, "depth": 92, "mask": None, "batch": 32}
+
+
+@dataclasses.dataclass
+class Case:
+    ledger: StudyLedger
+    storage: optuna.storages.RDBStorage
+    study_id: int
+
+
+@pytest.fixture(params=[StudyLedger, SqlLedger])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    storage.create_new_study([StudyDirection.MAXIMIZE], "other")
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    return Case(request.param(storage, study_id), storage, study_id)
+
+
+def written(case: Case) -> FrozenTrial:
+    """The one trial, as Optuna's own reading gives it."""
+    (trial,) = optuna.load_study(study_name="s", storage=case.storage).trials
+    return trial
+
+
+def begin(case: Case) -> int:
+    trial_id, _ = case.ledger.open_trial(
+        0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
+    )
+    return trial_id
+
+
+def test_a_trial_is_opened_with_all_that_is_known_of_it(case: Case) -> None:
+    trial_id, started = case.ledger.open_trial(
+        0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
+    )
+    trial = written(case)
+    assert (trial._trial_id, trial.number, trial.state) == (trial_id, 0, OptunaState.RUNNING)
+    assert trial.params == PARAMS
+    assert trial.distributions == DISTRIBUTIONS
+    assert trial.user_attrs == {"state": "running"}
+    assert trial.system_attrs == {"cma:generation": 1}
+    assert trial.datetime_start == started
+
+
+@pytest.mark.parametrize("value", [0.5, math.inf, -math.inf, math.nan])
+def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
+    trial_id = begin(case)
+    details = {"metrics": {"val_accuracy": value}}
+    case.ledger.add_epoch(trial_id, 1, value, "epoch:1", details)
+    trial = written(case)
+    assert repr(trial.intermediate_values) == repr({1: value})
+    assert repr(trial.system_attrs["epoch:1"]) == repr(details)
+
+
+@pytest.mark.parametrize(
+    ("state", "values"),
+    [(OptunaState.COMPLETE, (0.5,)), (OptunaState.PRUNED, (0.25,)), (OptunaState.FAIL, None)],
+)
+def test_a_trial_is_closed_once_and_for_all(
+    state: OptunaState, values: tuple[float, ...] | None, case: Case
+) -> None:
+    trial_id = begin(case)
+    ended = case.ledger.close_trial(trial_id, state, values, {"state": "closed", "checkpoint": None})
+    trial = written(case)
+    assert (trial.state, trial.datetime_complete) == (state, ended)
+    assert trial.values == (None if values is None else list(values))
+    assert trial.user_attrs == {"state": "closed", "checkpoint": None}
+    assert case.ledger.trials() == [trial]
+
+
+def test_an_attribute_is_replaced(case: Case) -> None:
+    trial_id = begin(case)
+    user: dict[str, Any]
+    for user in ({"state": "paused"}, {"state": "running", "notes": ["one"]}):
+        case.ledger.annotate(trial_id, user)
+    assert written(case).user_attrs == {"state": "running", "notes": ["one"]}

@@ -1,0 +1,308 @@
+"""The durable record on a real SQLite file: what is written is what a later process reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.errors import StorageError
+from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
+from tune_rescon.tuning.record.sql_ledger import SqlLedger
+from tune_rescon.tuning.record.study import Proposal
+
+FINAL = [state for state in TrialState if state.is_final]
+
+
+CONTINUE = Verdict(decision=Decision.CONTINUE)
+
+
+def proposal(learning_rate: float = 0.1, **memory: Any) -> Proposal:
+    distributions: dict[str, BaseDistribution] = {
+        "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
+        # How a list travels through Optuna, which takes no lists as choices.
+        "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
+    }
+    params = {"learning_rate": learning_rate, "step_fractions": "[50]"}
+    return Proposal(params=params, distributions=distributions, memory=memory)
+
+
+def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
+    return StudyRecord.create(url, name, metric="val_accuracy", maximize=maximize, space="version: 1\n")
+
+
+def load(url: str, name: str = "s") -> StudyRecord:
+    return StudyRecord.load(url, name, metric="val_accuracy")
+
+
+def study(url: str) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=url)
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {"val_accuracy": value, "train_loss": 1 - value, "epoch_seconds": 0.5}
+
+
+@pytest.fixture(scope="module")
+def empty_study(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("record") / "study.db"
+    create(f"sqlite:///{path}", "other")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def url(empty_study: bytes, tmp_path: Path) -> str:
+    """A database with another search's study in it."""
+    path = tmp_path / "study.db"
+    path.write_bytes(empty_study)
+    return f"sqlite:///{path}"
+
+
+def test_a_taken_name_is_refused(url: str) -> None:
+    load(url, "other").open(proposal())
+    with pytest.raises(StorageError, match="a study named 'other' is already in the database") as caught:
+        create(url, "other")
+    assert "--resume other" in str(caught.value)
+
+
+def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
+    assert create(url, "other").trials() == ()
+    with pytest.raises(StorageError, match="already in the database"):
+        create(url, "other", maximize=False)
+
+
+def test_a_missing_study_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="there is no study named 's' in the database"):
+        load(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "nosuchdatabase://host/x", "sqlite:////nowhere/at/all/study.db"],
+)
+def test_a_database_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="--study: must be the URL of a database that can be reached"):
+        create(url)
+
+
+def test_an_unreachable_databases_password_is_not_shown() -> None:
+    with pytest.raises(StorageError) as caught:
+        create("nosuchdatabase://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
+    create(url, maximize=maximize)
+    assert load(url).maximize is maximize
+    assert study(url).user_attrs["space"] == "version: 1\n"
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
+    record = create(url)
+    number = record.open(proposal()).number
+    for epoch, value in enumerate((0.5, 0.75, 0.625), 1):
+        record.report(number, epoch, metrics(value), CONTINUE)
+    record.note(number, "a note")
+    record.close(number, state, checkpoint="best.ckpt", error="a line\nanother", cost=0.5)
+    (read,) = load(url).trials()
+    assert read == record.trial(number)
+    assert read.state is state
+    assert read.values == (0.5, 0.75, 0.625)
+    assert read.history["train_loss"] == (0.5, 0.25, 0.375)
+    assert read.seconds == 1.5
+    assert read.parameters == {"learning_rate": 0.1, "step_fractions": "[50]"}
+    assert (read.notes, read.cost, read.decision) == (("a note",), 0.5, Decision.CONTINUE)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (TrialState.FINISHED, OptunaState.COMPLETE),
+        (TrialState.STOPPED, OptunaState.PRUNED),
+        (TrialState.DIVERGED, OptunaState.FAIL),
+        (TrialState.OUT_OF_MEMORY, OptunaState.FAIL),
+        (TrialState.FAILED, OptunaState.FAIL),
+    ],
+)
+def test_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -> None:
+    record = create(url)
+    number = record.open(proposal()).number
+    record.report(number, 1, metrics(0.5), CONTINUE)
+    record.close(number, state, checkpoint=None)
+    (trial,) = study(url).trials
+    assert trial.state is expected
+    assert trial.value == (0.5 if expected in (OptunaState.COMPLETE, OptunaState.PRUNED) else None)
+    assert trial.user_attrs["state"] == state.value
+
+
+def test_values_that_are_not_finite_survive(url: str) -> None:
+    record = create(url)
+    number = record.open(proposal()).number
+    for epoch, value in enumerate((0.5, math.inf, math.nan), 1):
+        record.report(number, epoch, metrics(value), CONTINUE)
+    record.close(number, TrialState.DIVERGED, checkpoint=None)
+    (read,) = load(url).trials()
+    assert read.values[:2] == (0.5, math.inf)
+    assert math.isnan(read.values[2])
+    assert math.isnan(read.history["train_loss"][2])
+    assert (read.best_epoch, read.best_value) == (1, 0.5)
+
+
+def test_the_run_id_is_kept_whether_it_comes_in_time_or_late(url: str) -> None:
+    record = create(url)
+    numbers = [record.open(proposal()).number for _ in range(2)]
+    record.set_run_id(0, "in time")
+    for number in numbers:
+        record.close(number, TrialState.FAILED, checkpoint=None)
+    record.set_run_id(1, "late")
+    assert [trial.mlflow_run_id for trial in load(url).trials()] == ["in time", "late"]
+    assert load(url).trials() == record.trials()
+
+
+@pytest.mark.parametrize("aside", ["pause", "interrupt"])
+def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> None:
+    record = create(url)
+    asked = record.open(proposal())
+    record.report(0, 1, metrics(0.5), Verdict(decision=Decision.PAUSE), checkpoint="best.ckpt")
+    waiting = getattr(record, aside)(0)
+    assert not waiting.state.is_final
+    assert study(url).trials[0].state is OptunaState.RUNNING
+    later = load(url)
+    assert later.trials() == record.trials()
+    opened = later.reopen(0)
+    assert (opened.parameters, opened.values, opened.checkpoint) == (asked.parameters, (0.5,), "best.ckpt")
+    later.report(0, 2, metrics(0.75), CONTINUE)
+    later.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
+    assert load(url).trials() == later.trials()
+    assert later.trial(0).values == (0.5, 0.75)
+
+
+def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is_closed(url: str) -> None:
+    record = create(url)
+    record.open(proposal())
+    record.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
+    record.forget_checkpoint(0)
+    assert load(url).trial(0).checkpoint is None
+    assert study(url).trials[0].user_attrs["checkpoint"] is None
+
+
+def test_what_a_sampler_noted_on_a_trial_comes_back(url: str) -> None:
+    record = create(url)
+    record.open(proposal(**{"cma:generation": 3}))
+    assert load(url).trial(0).memory == {"cma:generation": 3}
+
+
+def test_attributes_of_the_study_come_back_and_change(url: str) -> None:
+    record = create(url)
+    assert record.attribute("warm_start") is None
+    for value in ([1], [1, 2]):
+        record.set_attribute("warm_start", value)
+        assert load(url).attribute("warm_start") == value
+
+
+class DriverDiedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("table", ["_PARAMS", "_USER"])
+def test_a_driver_that_dies_amid_opening_a_trial_leaves_none(
+    table: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune_rescon.tuning import sql_ledger
+
+    record, insert = create(url), sql_ledger._insert
+
+    def die(connection: Any, at: Any, rows: Any) -> None:
+        if at is getattr(sql_ledger, table):
+            raise DriverDiedError
+        insert(connection, at, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_ledger, "_insert", die)
+        with pytest.raises(DriverDiedError):
+            record.open(proposal())
+    assert load(url).trials() == ()
+    assert load(url).open(proposal()).number == 0
+
+
+def test_a_driver_that_dies_amid_an_epochs_report_leaves_the_epoch_out(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune_rescon.tuning import sql_ledger
+
+    record, insert = create(url), sql_ledger._insert
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE)
+
+    def die(connection: Any, at: Any, rows: Any) -> None:
+        insert(connection, at, rows)
+        raise DriverDiedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_ledger, "_insert", die)
+        with pytest.raises(DriverDiedError):
+            record.report(0, 2, metrics(0.75), CONTINUE)
+    later = load(url)
+    assert {len(series) for series in later.trial(0).history.values()} == {later.trial(0).epochs} == {1}
+    later.report(0, 2, metrics(0.75), CONTINUE)
+    assert later.trial(0).history["val_accuracy"] == later.trial(0).values == (0.5, 0.75)
+    assert load(url).trials() == later.trials()
+
+
+def test_two_objectives_are_two_values_in_optuna(url: str) -> None:
+    record = StudyRecord.create(
+        url, "s", metric="val_accuracy", maximize=True, space="version: 1\n", against="gmacs"
+    )
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE)
+    record.close(0, TrialState.FINISHED, checkpoint=None, cost=0.25)
+    (best,) = study(url).best_trials
+    assert best.values == [0.5, 0.25]
+    assert load(url).maximize
+    assert load(url).trials() == record.trials()
+
+
+def test_a_database_is_written_by_the_fast_ledger(url: str) -> None:
+    assert isinstance(create(url)._ledger, SqlLedger)
+
+
+def summary(*values: float, maximize: bool = True) -> TrialSummary:
+    return TrialSummary(
+        number=0,
+        state=TrialState.STOPPED,
+        parameters={},
+        metric="val_accuracy",
+        maximize=maximize,
+        values=values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trial", "epoch"),
+    [
+        (summary(), 0),
+        (summary(math.nan), 0),
+        (summary(0.5, 0.7, 0.6), 2),
+        (summary(0.5, 0.7, 0.7), 2),
+        (summary(0.5, math.nan, math.inf), 1),
+        (summary(0.5, 0.3, 0.3, maximize=False), 2),
+        (summary(-math.inf, 0.3, maximize=False), 2),
+    ],
+)
+def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialSummary, epoch: int) -> None:
+    assert trial.best_epoch == epoch
+    assert trial.best_value == trial.values[epoch - 1] if epoch else math.isnan(trial.best_value)
+
+
+def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
+    order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
+    mixed = [order[index] for index in (3, 0, 4, 2, 1)]
+    assert sorted(mixed, key=TrialSummary.rank_key) == order

@@ -1,0 +1,184 @@
+"""ASHA as arithmetic."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.tuning.rules.rungs import RungLadder, rungs
+from tune_rescon.tuning.rules.stopping import Decision, Observation
+
+bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
+values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
+
+
+def ladder(*, maximize: bool = True, levels: tuple[int, ...] = (1, 3, 9), factor: int = 3) -> RungLadder:
+    return RungLadder(levels=levels, reduction_factor=factor, maximize=maximize)
+
+
+def seen(
+    epoch: int, value: float, number: int = 0, *, group: object = None, cost: float = 0.0
+) -> Observation:
+    return Observation(number=number, epoch=epoch, value=value, group=group, cost=cost)
+
+
+@given(bounds)
+def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int, int, int]) -> None:
+    low, more, factor = numbers
+    levels = rungs(low, low + more, factor)
+    assert (levels[0], levels[-1]) == (low, low + more)
+    assert all(b == a * factor for a, b in pairwise(levels[:-1]))
+    assert all(a < b for a, b in pairwise(levels))
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "decisions"),
+    [
+        ([0.5, 0.4], "cc"),  # a rung judges nobody before it holds three values
+        ([0.5, 0.4, 0.3], "ccs"),
+        ([0.3, 0.4, 0.5], "ccc"),
+        ([0.5, 0.5, 0.5], "ccc"),  # equals are not worse than each other
+        ([0.1, 0.2, 0.3, 0.25, 0.26, 0.28], "cccssc"),  # six values let two go on
+    ],
+)
+def test_the_stopping_rule(arrivals: list[float], decisions: str) -> None:
+    rung = ladder()
+    words = {Decision.CONTINUE: "c", Decision.STOP: "s"}
+    assert "".join(words[rung.judge(seen(1, v, n)).decision] for n, v in enumerate(arrivals)) == decisions
+
+
+def test_between_rungs_nobody_is_judged_and_nothing_is_filed() -> None:
+    rung = ladder()
+    for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
+        assert rung.judge(seen(2, value, number)).decision is Decision.CONTINUE
+    assert rung.population() == {1: 0, 3: 0}
+
+
+def test_a_late_value_is_not_filed_under_lower_rungs() -> None:
+    rung = ladder()
+    rung.judge(seen(9, 0.99))
+    assert rung.population() == {1: 0, 3: 0}
+
+
+def test_the_last_rung_finishes_whatever_the_value() -> None:
+    assert ladder().judge(seen(9, 0.0)).decision is Decision.FINISH
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("epoch", [1, 2, 9])
+def test_a_value_that_is_not_finite_always_ends_the_trial(value: float, epoch: int) -> None:
+    rung = ladder()
+    assert rung.judge(seen(epoch, value)).decision is Decision.DIVERGED
+    assert rung.population() == {1: 0, 3: 0}
+
+
+def test_groups_are_not_compared() -> None:
+    rung = ladder()
+    for number, value in enumerate((0.9, 0.8, 0.7)):
+        rung.judge(seen(1, value, number, group=32))
+    assert rung.judge(seen(1, 0.1, 3, group=224)).decision is Decision.CONTINUE
+
+
+@given(values)
+def test_the_best_so_far_is_never_stopped(arrivals: list[float]) -> None:
+    rung = ladder()
+    for index, value in enumerate(arrivals):
+        verdict = rung.judge(seen(1, value, index))
+        if value >= max(arrivals[: index + 1]):
+            assert verdict.decision is Decision.CONTINUE
+
+
+@given(values)
+def test_an_increasing_transform_changes_no_decision(arrivals: list[float]) -> None:
+    plain, transformed = ladder(), ladder()
+    for number, value in enumerate(arrivals):
+        # Exact for any float: doubling keeps every order.
+        assert plain.judge(seen(1, value, number)) == transformed.judge(seen(1, 2 * value, number))
+
+
+@given(values)
+def test_minimising_mirrors_maximising(arrivals: list[float]) -> None:
+    high, low = ladder(maximize=True), ladder(maximize=False)
+    for number, value in enumerate(arrivals):
+        assert high.judge(seen(1, value, number)) == low.judge(seen(1, -value, number))
+
+
+@given(values, st.integers(0, 39))
+def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float], cut: int) -> None:
+    lived, resumed = ladder(), ladder()
+    for number, value in enumerate(arrivals[:cut]):
+        lived.judge(seen(1, value, number))
+        resumed.recall(seen(1, value, number))
+    for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
+        assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
+
+
+def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> RungLadder:
+    return RungLadder(levels=levels, reduction_factor=3, maximize=True, pauses=True)
+
+
+def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None:
+    rung = pausing()
+    for number, value in enumerate((0.5, 0.9)):
+        assert rung.judge(seen(1, value, number)).decision is Decision.PAUSE
+    assert rung.promote() is None
+    assert rung.judge(seen(1, 0.1, 2)).decision is Decision.PAUSE
+    assert rung.promote() == 1
+    assert rung.promote() is None
+    assert rung.waiting() == (0, 2)
+
+
+def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
+    rung = pausing()
+    for number, value in enumerate((0.5, 0.4)):
+        rung.judge(seen(1, value, number))
+    assert rung.judge(seen(1, 0.9, 2)).decision is Decision.CONTINUE
+    assert rung.promote() is None
+
+
+def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> None:
+    rung = pausing()
+    for number in range(6):
+        rung.judge(seen(1, 1 - number / 10, number))
+    assert [rung.promote() for _ in range(3)] == [0, 1, None]
+    for number, value in ((0, 0.5), (1, 0.6)):
+        assert rung.judge(seen(3, value, number)).decision is Decision.PAUSE
+    assert rung.promote() is None
+    assert rung.promote(anyone=True) == 1
+    assert rung.waiting() == (0, 2, 3, 4, 5)
+
+
+@given(values, st.integers(0, 39))
+def test_a_ladder_rebuilt_from_a_record_promotes_the_same(arrivals: list[float], cut: int) -> None:
+    lived, resumed = pausing(), pausing()
+    paused = []
+    for number, value in enumerate(arrivals[:cut]):
+        if lived.judge(seen(1, value, number)).decision is Decision.PAUSE:
+            paused.append(number)
+        resumed.recall(seen(1, value, number))
+    for number in paused:
+        resumed.wait(number)
+    for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
+        assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
+        assert lived.promote() == resumed.promote()
+    assert lived.waiting() == resumed.waiting()
+
+
+points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30)
+
+
+@given(points)
+def test_with_two_objectives_nobody_on_the_pareto_front_is_stopped(arrivals: list[tuple[int, int]]) -> None:
+    rung = ladder()
+    for number, (value, cost) in enumerate(arrivals):
+        verdict = rung.judge(seen(1, value, number, cost=cost))
+        dominated = any(
+            v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals[: number + 1]
+        )
+        if not dominated:
+            assert verdict.rank == 1
+            assert verdict.decision is Decision.CONTINUE

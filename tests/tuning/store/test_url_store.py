@@ -1,0 +1,231 @@
+"""A run's storage at a URL: what is taken, sent, fetched and given back, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sqlite3
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import StorageError
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
+from tune_rescon.tuning import RunOptions, find_search
+from tune_rescon.tuning.store.checkpoint_sync import synchronised
+from tune_rescon.tuning.store.search_store import open_store
+from tune_rescon.tuning.store.url_store import UrlStore
+
+
+@pytest.fixture
+def storage() -> StorageUrl:
+    return StorageUrl(url=f"memory://{uuid.uuid4().hex}/runs")
+
+
+@pytest.fixture
+def options(storage: StorageUrl, tmp_path: Path) -> RunOptions:
+    return RunOptions(name="s", storage=storage, cache_root=tmp_path / "here")
+
+
+@pytest.fixture
+def remote(storage: StorageUrl) -> RemoteFolder:
+    return RemoteFolder.connect(storage)
+
+
+def write(path: Path, text: str) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS t (x TEXT)")
+        database.execute("INSERT INTO t VALUES (?)", (text,))
+        database.commit()
+
+
+def texts(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as database:
+        return [row[0] for row in database.execute("SELECT x FROM t")]
+
+
+def begin(options: RunOptions, known: tuple[int, ...] = ()) -> UrlStore:
+    """A run up to its beginning."""
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(open_store(options))
+        assert isinstance(store, UrlStore)
+        store.fetch()
+        write(store.folder.path / "study.db", f"run {len(known)}")
+        store.folder.space_yaml.write_text("version: 1")
+        store.begin(known)
+    return store
+
+
+def test_a_search_is_at_the_url_once_it_has_begun(options: RunOptions, remote: RemoteFolder) -> None:
+    store = begin(options)
+    assert store.url == f"{remote.url}/s"
+    assert remote.names() == ["s/search.json", "s/space.yaml", "s/study.db"]
+    store.folder.trials_csv.write_text("trial")
+    assert store.close(5) == 0
+    assert remote.read("s/trials.csv") == b"trial"
+
+
+def test_another_machine_goes_on_from_there(options: RunOptions, tmp_path: Path) -> None:
+    store = begin(options)
+    write(store.folder.path / "study.db", "epoch 1")
+    store.close(5)
+    elsewhere = dataclasses.replace(options, cache_root=tmp_path / "there", resume=True)
+    study = begin(elsewhere, known=(0,)).folder.path / "study.db"
+    assert tmp_path / "there" in study.parents
+    assert texts(study) == ["run 0", "epoch 1", "run 1"]
+
+
+def test_a_name_is_given_back_if_the_search_cannot_begin(options: RunOptions, remote: RemoteFolder) -> None:
+    with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
+        assert remote.names() == ["s/search.json"]
+        store.folder.log.write_text("something")
+        _ = 1 / 0
+    assert remote.names() == []
+    assert not store.folder.storage.exists()
+
+
+def test_a_search_that_has_begun_stays(options: RunOptions, remote: RemoteFolder) -> None:
+    with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
+        store.folder.space_yaml.write_text("version: 1")
+        store.begin(())
+        _ = 1 / 0
+    assert remote.read("s/space.yaml") == b"version: 1"
+    assert store.folder.path.exists()
+
+
+def test_checkpoints_of_trials_the_record_never_heard_of_go(
+    options: RunOptions, remote: RemoteFolder
+) -> None:
+    begin(options).close(5)
+    for number in (0, 1, 12):
+        remote.write(f"s/checkpoints/trial_{number:04d}/last.ckpt", b"1")
+    begin(dataclasses.replace(options, resume=True), known=(0, 1)).close(5)
+    assert [name for name in remote.names("s") if "checkpoints" in name] == [
+        "s/checkpoints/trial_0000/last.ckpt",
+        "s/checkpoints/trial_0001/last.ckpt",
+    ]
+
+
+def test_losers_are_deleted_there_and_a_keeper_keeps_one(options: RunOptions, remote: RemoteFolder) -> None:
+    store = begin(options, known=(0, 1))
+    for number in (0, 1):
+        for name in ("best.ckpt", "last.ckpt"):
+            remote.write(f"s/checkpoints/trial_{number:04d}/{name}", b"1")
+    store.prune(0, None)
+    store.prune(1, f"{store.checkpoint_url(1)}/best.ckpt")
+    store.close(5)
+    assert remote.names("s/checkpoints") == ["s/checkpoints/trial_0001/best.ckpt"]
+
+
+def test_a_url_that_cannot_be_written_begins_nothing(
+    options: RunOptions, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: RemoteFolder, source: Path, name: str) -> None:
+        raise RemoteError(f"writing {self.url}/{name}: no room for {source.name}")
+
+    monkeypatch.setattr(RemoteFolder, "upload", refuse)
+    with pytest.raises(
+        StorageError, match=r"--storage: must be a URL that can be .* no room for study\.db\)"
+    ):
+        begin(options)
+    assert remote.names() == []
+
+
+@pytest.mark.parametrize(
+    ("study", "tracking", "databases", "lease"),
+    [
+        (None, None, {"study.db", "mlflow.db"}, True),
+        ("postgresql://db/s", None, {"mlflow.db"}, False),
+        (None, "http://mlflow", {"study.db"}, True),
+    ],
+)
+def test_what_has_a_server_is_not_copied(
+    study: str | None, tracking: str | None, databases: set[str], lease: bool, options: RunOptions,
+    remote: RemoteFolder,
+) -> None:  # fmt: skip
+    with open_store(dataclasses.replace(options, study_url=study, tracking_uri=tracking)) as store:
+        assert (store.lease is not None) is lease
+        store.fetch()
+        write(store.folder.path / "study.db", "")
+        write(store.folder.storage / "mlflow.db", "")
+        store.begin(())
+    store.close(5)
+    assert {name.partition("/")[2] for name in remote.names("s")} - {"search.json"} == databases
+
+
+def test_a_lease_is_one_value_for_all_machines(options: RunOptions) -> None:
+    store = begin(options)
+    here, there = store.lease, store.lease
+    assert here is not None
+    assert there is not None
+    assert here.read() is None
+    here.write({"token": "a"})
+    assert there.read() == {"token": "a"}
+    store.close(5)
+
+
+def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, storage: StorageUrl) -> None:
+    store = begin(options)
+    store.close(5)
+    found = find_search(
+        storage, "s", cache_root=options.cache_root, where="--warm-start", files=("space.yaml", "study.db")
+    )
+    assert found.space_yaml.read_text() == "version: 1"
+    assert texts(found.path / "study.db") == ["run 0"]
+    assert found.path != store.folder.path
+    with pytest.raises(StorageError, match=r"^--warm-start: no search named 't' in memory://"):
+        find_search(storage, "t", cache_root=options.cache_root, where="--warm-start", files=())
+
+
+def progress(folder: Path) -> int:
+    path = folder / "last.ckpt"
+    return int(path.read_text()) if path.exists() else 0
+
+
+@pytest.fixture
+def train(remote: RemoteFolder) -> Callable[..., list[str]]:
+    """One epoch of trial 0 in a folder; what was noted."""
+
+    def train(run: Path, *, url: str | None = f"{remote.url}/s/checkpoints/trial_0000") -> list[str]:
+        notes: list[str] = []
+        folder = run / "trial_0000"
+        with synchronised(folder, url, names=["last.ckpt"], epochs=progress, note=notes.append) as sync:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "last.ckpt").write_text(str(progress(folder) + 1))
+            sync.send(last=False)
+            where = url or folder
+            assert sync.kept(folder / "last.ckpt") == f"{where}/last.ckpt"
+        return notes
+
+    return train
+
+
+def test_a_trial_moves_from_node_to_node(
+    train: Callable[..., list[str]], remote: RemoteFolder, tmp_path: Path
+) -> None:
+    for node in ("a", "b"):
+        assert train(tmp_path / node / "run 1") == []
+        assert not (tmp_path / node / "run 1" / "trial_0000").exists()
+    assert remote.read("s/checkpoints/trial_0000/last.ckpt") == b"2"
+
+
+def test_what_an_earlier_run_left_on_a_node_is_not_believed(
+    train: Callable[..., list[str]], remote: RemoteFolder, tmp_path: Path
+) -> None:
+    left = tmp_path / "run 1" / "trial_0000" / "last.ckpt"
+    left.parent.mkdir(parents=True)
+    left.write_text("7")
+    train(tmp_path / "run 2")
+    assert remote.read("s/checkpoints/trial_0000/last.ckpt") == b"1"
+    assert not left.exists()
+
+
+def test_in_a_directory_checkpoints_are_where_they_are(
+    train: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        train(tmp_path, url=None)
+    assert progress(tmp_path / "trial_0000") == 2

@@ -1,0 +1,1 @@
+"""What happens to trials, decided in one place; nothing here knows Ray."""

@@ -1,0 +1,331 @@
+"""What happens to trials, decided in one place: handed out, judged each epoch, closed.
+
+The coordinator knows the record, the stopping rule, the proposer and whoever listens. It knows no Ray: Tune's
+searcher and scheduler (:mod:`tune_rescon.tuning.execution`) ask it and do as it says, and a simulation can do
+the same in microseconds. Everything runs on the driver's main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning.coordination.failures import FailureStreak
+from tune_rescon.tuning.coordination.retention import keepers
+from tune_rescon.tuning.listener import SearchListener
+from tune_rescon.tuning.proposing.proposer import Proposer
+from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.rules.stopping import Decision, Observation, StoppingRule, Verdict
+
+__all__ = ["Coordinator", "SearchPlan"]
+
+#: Times a trial whose worker process died is handed out again, in one run of the search.
+WORKER_RETRIES: Final = 3
+
+
+def _nothing() -> None:
+    """The guard of a search that has its record to itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """How much there is to do, and what only the space knows.
+
+    ``total`` counts trials over the whole life of the search, earlier runs included. ``deadline`` is on
+    ``time.monotonic``'s clock, seconds.
+    """
+
+    total: int
+    deadline: float | None = None
+    group: Callable[[TrialSummary], Hashable] = lambda _: None
+    """Trials are compared only with those of an equal group."""
+    cost: Callable[[TrialSummary, int], float] | None = None
+    """The second objective, made small, of a trial after so many epochs; None where there is none."""
+    same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
+    """Equal for parameters that need the same memory; None: nothing is known."""
+    guard: Callable[[], None] = field(default=_nothing)
+    """Called before the record is written; raises when it belongs to another driver."""
+
+
+class Coordinator:
+    """The life of every trial of one search."""
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        record: StudyRecord,
+        rule: StoppingRule,
+        proposer: Proposer,
+        *,
+        listeners: Sequence[SearchListener] = (),
+        prune: Callable[[int, str | None], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set up on a record that may already hold trials.
+
+        Args:
+            plan: how much to do.
+            record: the durable record; its recorded values fill the rule.
+            rule: the stopping rule; it has seen nothing yet.
+            proposer: knows the record's trials.
+            listeners: told of everything, in order.
+            prune: deletes the checkpoints of a trial except the given file.
+            clock: monotonic seconds.
+        """
+        self._plan = plan
+        self._record = record
+        self._rule = rule
+        self._proposer = proposer
+        self._listeners = listeners
+        self._prune = prune
+        self._clock = clock
+        self._interrupted = False
+        self._done = False
+        self._streak = FailureStreak()
+        self._running: set[int] = set()
+        self._deaths: Counter[int] = Counter()
+        self.failure: str | None = None
+        """Why the search cannot go on, if it cannot: too many trials failed in a row."""
+        trials = record.trials()
+        self._kept = keepers(t for t in trials if t.state.is_final)
+        self._out_of_memory = {
+            plan.same_memory(t.parameters): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
+        }
+        for listener in listeners:
+            listener.search_started(trials)
+        self._unfinished = self._recall(trials)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked the search to end early."""
+        return self._interrupted
+
+    def interrupt(self) -> None:
+        """Hand out no more trials, and end each running one after its present epoch."""
+        self._interrupted = True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no trial will be handed out any more. While one runs, another may yet be promoted."""
+        return self._ending or self._done
+
+    def next_trial(self) -> TrialSummary | None:
+        """Hand out a trial: an unfinished one of an earlier run, a promoted one, or a new one.
+
+        None when there is none now: for good if :attr:`exhausted`, else until a running trial has come on.
+        """
+        if self._ending:
+            return None
+        self._plan.guard()
+        if self._unfinished:
+            return self._started(self._record.reopen(self._unfinished.pop(0)))
+        promoted = self._rule.promote()
+        if promoted is not None:
+            return self._started(self._record.reopen(promoted))
+        while self._more:
+            trial = self._record.open(self._proposer.propose(self._is_infeasible))
+            self._proposer.opened(trial)
+            if not self._ends_unrun(trial):
+                return self._started(trial)
+        last = self._last_promotion()
+        if last is None and not self._running:
+            self._done = True
+            self._stop_waiting()
+        return last
+
+    def epoch_done(
+        self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
+    ) -> Decision:
+        """Judge an epoch, record it with the verdict, and close the trial unless it goes on.
+
+        A trial that was retried from its checkpoint reports epochs again that are recorded already; those are
+        not judged twice.
+        """
+        known = self._record.trial(number)
+        if number not in self._running:
+            return Decision.STOP
+        if epoch <= known.epochs:
+            return Decision.CONTINUE
+        self._plan.guard()
+        verdict = self._judge(known.extended(metrics))
+        trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint)
+        self._proposer.reported(trial)
+        for listener in self._listeners:
+            listener.epoch_done(trial, metrics, verdict)
+        self._act(trial)
+        if verdict.decision is Decision.CONTINUE and self._ending_now:
+            self._set_aside(number)
+            return Decision.STOP
+        return verdict.decision
+
+    def note(self, number: int, text: str) -> None:
+        """Record and tell what the user should know about a trial."""
+        if number not in self._running:
+            return
+        self._plan.guard()
+        trial = self._record.note(number, text)
+        for listener in self._listeners:
+            listener.trial_noted(trial, text)
+
+    def close(
+        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
+    ) -> None:
+        """End a running trial for good in ``state``; nothing happens if it does not run (any more)."""
+        if number in self._running:
+            self._close(number, state, checkpoint=checkpoint, error=error)
+
+    def worker_died(self, number: int) -> None:
+        """Hand a running trial out again, from its last checkpoint; after some times it has failed."""
+        if number not in self._running:
+            return
+        self._deaths[number] += 1
+        if self._deaths[number] > WORKER_RETRIES:
+            times = f"its worker process died, as it did {WORKER_RETRIES} times before"
+            self._close(number, TrialState.FAILED, error=times)
+        else:
+            # It counts as running until then: nothing is exhausted before, and an interruption finds it.
+            self._unfinished.append(number)
+
+    def settle(self) -> None:
+        """No trial runs any more: those that were cut short, and those that pause, wait to be resumed.
+
+        Unless the time is up: then those that pause were stopped at their rung.
+        """
+        for number in sorted(self._running):
+            self._set_aside(number)
+        if not self._ending_now and self._late():
+            self._stop_waiting()
+
+    @property
+    def _ending(self) -> bool:
+        return self._ending_now or self._late()
+
+    @property
+    def _ending_now(self) -> bool:
+        return self._interrupted or self.failure is not None
+
+    @property
+    def _more(self) -> bool:
+        return len(self._record) < self._plan.total
+
+    def _recall(self, trials: Sequence[TrialSummary]) -> list[int]:
+        """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
+        for trial in trials:
+            for epoch in range(1, trial.epochs + 1):
+                self._rule.recall(self._observation(trial, epoch))
+        unfinished = []
+        for trial in trials:
+            if trial.state.is_final:
+                continue
+            if trial.decision in (None, Decision.CONTINUE):
+                unfinished.append(trial.number)
+            elif trial.decision is Decision.PAUSE:
+                self._rule.wait(trial.number)
+            else:
+                self._act(trial)
+        return unfinished
+
+    def _started(self, trial: TrialSummary) -> TrialSummary:
+        self._running.add(trial.number)
+        for listener in self._listeners:
+            listener.trial_started(trial)
+        return trial
+
+    def _is_infeasible(self, parameters: Mapping[str, Any]) -> bool:
+        key = self._plan.same_memory(parameters)
+        return key is not None and key in self._out_of_memory
+
+    def _ends_unrun(self, trial: TrialSummary) -> bool:
+        """Close a trial that would run out of memory as another did."""
+        if not self._is_infeasible(trial.parameters):
+            return False
+        before = self._out_of_memory[self._plan.same_memory(trial.parameters)]
+        error = f"not run: trial {before}, whose network needs the same memory, ran out of it"
+        self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
+        return True
+
+    def _last_promotion(self) -> TrialSummary | None:
+        """Where no rung was large enough to promote anybody to the end, the best goes there all the same."""
+        if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
+            return None
+        promoted = self._rule.promote(anyone=True)
+        return None if promoted is None else self._started(self._record.reopen(promoted))
+
+    def _stop_waiting(self) -> None:
+        for number in self._rule.waiting():
+            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+
+    def _judge(self, trial: TrialSummary) -> Verdict:
+        verdict = self._rule.judge(self._observation(trial, trial.epochs))
+        if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._late():
+            return Verdict(decision=Decision.STOP)
+        return verdict
+
+    def _observation(self, trial: TrialSummary, epoch: int) -> Observation:
+        return Observation(
+            number=trial.number,
+            epoch=epoch,
+            value=trial.values[epoch - 1],
+            group=self._plan.group(trial),
+            cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
+        )
+
+    def _act(self, trial: TrialSummary) -> None:
+        """Do what was decided after a trial's last epoch."""
+        match trial.decision:
+            case Decision.FINISH:
+                self._close(trial.number, TrialState.FINISHED, checkpoint=trial.checkpoint)
+            case Decision.STOP:
+                self._close(trial.number, TrialState.STOPPED, checkpoint=trial.checkpoint)
+            case Decision.DIVERGED:
+                self._close(trial.number, TrialState.DIVERGED)
+            case Decision.PAUSE:
+                self._running.discard(trial.number)
+                paused = self._record.pause(trial.number)
+                self._proposer.reported(paused)
+                for listener in self._listeners:
+                    listener.trial_ended(paused)
+
+    def _close(
+        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
+    ) -> None:
+        self._plan.guard()
+        self._running.discard(number)
+        kept = self._retain(number, checkpoint)
+        ending = self._record.trial(number)
+        cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
+        trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
+        self._proposer.ended(trial)
+        if state is TrialState.OUT_OF_MEMORY:
+            self._out_of_memory.setdefault(self._plan.same_memory(trial.parameters), number)
+        self.failure = self.failure or self._streak.add(trial)
+        for listener in self._listeners:
+            listener.trial_ended(trial)
+
+    def _set_aside(self, number: int) -> None:
+        """Leave a running trial to a resume."""
+        self._plan.guard()
+        self._running.discard(number)
+        trial = self._record.interrupt(number)
+        for listener in self._listeners:
+            listener.trial_ended(trial)
+
+    def _late(self) -> bool:
+        return self._plan.deadline is not None and self._clock() >= self._plan.deadline
+
+    def _retain(self, number: int, checkpoint: str | None) -> str | None:
+        """Delete what falls out of the best few; what is left of this trial's own."""
+        # The best few of all are among the best few so far and this one.
+        kept = keepers(self._record.trial(n) for n in (*self._kept, number))
+        survives = checkpoint if number in kept else None
+        self._prune(number, survives)
+        for loser in self._kept - kept:
+            self._prune(loser, None)
+            self._record.forget_checkpoint(loser)
+        self._kept = kept
+        return survives

@@ -1,0 +1,1 @@
+"""Ray and Ray Tune: started, watched, given trials, ended."""

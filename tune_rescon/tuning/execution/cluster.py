@@ -1,0 +1,162 @@
+"""Ray itself: started here, or joined, watched, and asked what a trial can get."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tune_rescon.errors import ResourceError, explain
+from tune_rescon.tuning.execution.processes import ControlStoreProbe, RayProcesses, started_apart
+
+__all__ = ["RaySession", "fit_slots", "prepare_environment", "ray_session"]
+
+#: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
+LOCAL_OBJECT_STORE: Final = 128 * 1024**2
+
+#: Seconds Ray has to shut down in order; it takes one to six, also when half of it is dead.
+SHUTDOWN_PATIENCE: Final = 15.0
+
+#: Ray and Tune as this package needs them, for the driver and its workers.
+_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # The command has its own handler, which ends a search in a way that can be resumed.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The record is what a search resumes from; Tune's own snapshots would only cost time.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # A stopped trial's thread may be amid freeing its memory when its process is reused.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySession:
+    """A Ray that runs."""
+
+    resources: dict[str, float]
+    """What it has in all, by Ray's names (CPU, GPU)."""
+    gone: Callable[[], str]
+    """What of it has died ("" while it lives): nothing more can come from it then. Never waits long."""
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[RaySession]:
+    """A Ray to run on: the cluster at ``address``, or one of this machine's own.
+
+    A Ray that was started here is shut down again, to the last process; one that was already there is left
+    alone. The caller's signal handlers are as they were, also while it runs.
+    """
+    prepare_environment(own_ray=address is None)
+    import ray
+
+    if ray.is_initialized():
+        yield _session(ControlStoreProbe(ray.get_runtime_context().gcs_address).gone)
+        return
+    own = RayProcesses.ahead()
+    try:
+        with _own_signal_handlers():
+            _start(address)
+        own.find()
+        probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
+        yield _session(probe.gone if address else own.gone)
+    finally:
+        _shut_down(own)
+
+
+def _session(gone: Callable[[], str]) -> RaySession:
+    import ray
+
+    return RaySession(resources=ray.cluster_resources(), gone=gone)
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        # Its log records go where everybody's go, not to the terminal.
+        "configure_logging": False,
+        "runtime_env": {"env_vars": _ENVIRONMENT},
+    }
+    if address:
+        ray.init(address=address, **settings)
+        return
+    with started_apart():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE,
+            **settings,
+        )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Take back what Ray does to SIGTERM (``ray.init`` has it call ``sys.exit``)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _shut_down(own: RayProcesses) -> None:
+    """End the connection and whatever was started for it, in bounded time."""
+    import ray
+
+    own.find()
+    if own.gone():
+        # What is left of it would only be waited for.
+        own.end()
+    # On a thread: a call to a control store that is gone can hang.
+    thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_PATIENCE)
+    own.end()
+
+
+def prepare_environment(*, own_ray: bool) -> None:
+    """Put the settings where Ray reads them when it is imported.
+
+    A Ray of this machine's own gets a token of its own: Ray's default writes one to the home directory, and
+    without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the
+    mode it found then.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def fit_slots(resources: dict[str, float], *, cpu: float, gpu: float, wanted: int | None) -> int:
+    """Trials that can run at once, at most ``wanted``.
+
+    Raises:
+        ResourceError: not even one fits (Tune would wait for ever).
+    """
+    room = []
+    for kind, need, unit in (("cpu", cpu, "CPU"), ("gpu", gpu, "GPU")):
+        have = resources.get(unit, 0.0)
+        if need > have:
+            hint = f"Ask for less, for example --set resources_per_trial.{kind}={have:g}."
+            rule = f"a trial asks for {need:g} {unit}, which must not be more than there is"
+            got = f"{have:g} {unit}"
+            raise ResourceError(explain(rule, got=got, where=f"resources_per_trial.{kind}", hint=hint))
+        if need:
+            room.append(int(have / need + 1e-9))
+    fits = min(room, default=1)
+    return min(fits, wanted) if wanted else fits

@@ -1,0 +1,45 @@
+"""Ray Tune's scheduler: shows every result to the coordinator and does as it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning.coordination.coordinator import Coordinator
+from tune_rescon.tuning.rules.stopping import Decision
+
+__all__ = ["CoordinatorScheduler"]
+
+
+class CoordinatorScheduler(FIFOScheduler):
+    """Order of trials: first in, first out. Their end: the coordinator's decision."""
+
+    # Buffered results would be judged late, in bulk.
+    _supports_buffered_results = False
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        """Wrap ``coordinator``."""
+        super().__init__()
+        self._coordinator = coordinator
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        return {}
+
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
+        """Take one report of :func:`.run_trial`; Tune hands it over flattened."""
+        del tune_controller, trial
+        number = result["number"]
+        if "error" in result:
+            self._coordinator.close(number, TrialState(result["state"]), error=result["error"])
+            return str(TrialScheduler.STOP)
+        if "note" in result:
+            self._coordinator.note(number, result["note"])
+            return str(TrialScheduler.CONTINUE)
+        prefix = "metrics/"
+        metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
+        decision = self._coordinator.epoch_done(number, result["epoch"], metrics, result["checkpoint"])
+        return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)

@@ -1,0 +1,44 @@
+"""The lease as an attribute of the Optuna study."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import optuna
+
+from tune_rescon.tuning.record.database import find_study, open_database
+
+__all__ = ["StudyLeaseStore"]
+
+#: Seconds a beat waits for another writer of a SQLite file: less than there are between two beats.
+SQLITE_BUSY_SECONDS: Final = 4
+
+_ATTRIBUTE: Final = "lease"
+
+
+class StudyLeaseStore:
+    """A :class:`.LeaseStore` in the search's own database, on a connection of its own."""
+
+    def __init__(self, storage: optuna.storages.RDBStorage, study_id: int) -> None:
+        """Keep the lease with that study; see :meth:`open`."""
+        self._storage = storage
+        self._study_id = study_id
+
+    @classmethod
+    def open(cls, url: str, name: str) -> StudyLeaseStore:
+        """Connect to the study ``name``.
+
+        Raises:
+            StorageError: the database has no such study, or cannot be reached.
+        """
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        return cls(storage, find_study(storage, name))
+
+    def read(self) -> dict[str, Any] | None:
+        """What was written last."""
+        value: dict[str, Any] | None = self._storage.get_study_user_attrs(self._study_id).get(_ATTRIBUTE)
+        return value
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Replace it, in one transaction."""
+        self._storage.set_study_user_attr(self._study_id, _ATTRIBUTE, value)

@@ -1,0 +1,1 @@
+"""Who draws the next trial, and what the sampler is told of those before."""

@@ -1,0 +1,80 @@
+"""What the sampler is told about a trial, which is not what the study says about it.
+
+The study is for people: a stopped trial is PRUNED, a diverged one FAIL. The sampler is to learn from both,
+and to compare like with like: TPE sees every trial as it was after one epoch, the same for all, as BOHB does
+(Falkner et al., "BOHB: Robust and Efficient Hyperparameter Optimization at Scale", ICML 2018, section 4). By
+their last values, or by how far they came, the first trials of a search would count as good for having been
+judged by rungs that held nobody yet. Measured: benchmarks/NOTES.md, "search quality".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning.record.summary import TrialSummary
+
+__all__ = ["READS_PRUNED", "Told", "common_epoch", "told"]
+
+#: Samplers that order pruned trials by how far they came, and by their value there.
+READS_PRUNED: Final = ("tpe",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A trial in Optuna's words."""
+
+    state: OptunaState
+    values: tuple[float, ...] | None = None
+    steps: tuple[tuple[int, float], ...] = ()
+    """Intermediate values: (epoch, value)."""
+
+
+def common_epoch(reached: Mapping[int, int], enough: int) -> int:
+    """The epoch to compare trials at: the highest rung with ``enough`` values, else the lowest rung.
+
+    >>> common_epoch({1: 40, 3: 18, 9: 5}, enough=16), common_epoch({1: 2, 3: 0}, enough=16)
+    (3, 1)
+    """
+    return max((epoch for epoch, values in reached.items() if values >= enough), default=min(reached))
+
+
+def told(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int | None = None) -> Told | None:
+    """``trial`` for a sampler of the type ``sampler``; None: it runs, and says nothing yet.
+
+    One that diverged or ran out of memory is worse than all others, or the sampler would go on proposing its
+    neighbours; one that failed by a fault of ours says nothing about its parameters.
+
+    Args:
+        trial: ended, or not yet.
+        sampler: ``sampler.type`` of the space file.
+        worst: the worst finite value that any trial before it ended with; None if there is none.
+        epoch: from :func:`common_epoch`, for a sampler of :data:`READS_PRUNED`; a trial counts as complete
+            once it has come so far, and until then as worse than all that have. None: by its last value.
+    """
+    if trial.state in (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY):
+        return _worst(trial, sampler, worst)
+    if not math.isfinite(trial.value) or trial.state is TrialState.FAILED:
+        return Told(state=OptunaState.FAIL) if trial.state.is_final else None
+    if epoch is not None and trial.epochs >= epoch:
+        return Told(state=OptunaState.COMPLETE, values=(trial.values[epoch - 1],))
+    if epoch is not None and (trial.state.is_final or trial.state is TrialState.PAUSED):
+        return Told(state=OptunaState.PRUNED, values=(trial.value,), steps=((trial.epochs, trial.value),))
+    if not trial.state.is_final:
+        return None
+    values = (trial.value,) if trial.cost is None else (trial.value, trial.cost)
+    return Told(state=OptunaState.COMPLETE, values=values)
+
+
+def _worst(trial: TrialSummary, sampler: str, worst: float | None) -> Told:
+    if sampler in READS_PRUNED:
+        # TPE ranks a pruned trial without any value below all that have one.
+        return Told(state=OptunaState.PRUNED)
+    if worst is None or trial.cost is not None:
+        return Told(state=OptunaState.FAIL)
+    return Told(state=OptunaState.COMPLETE, values=(worst,))

@@ -1,0 +1,1 @@
+"""What a search leaves behind: the study in its database, and its files."""

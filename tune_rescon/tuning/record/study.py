@@ -1,0 +1,303 @@
+"""The durable record of a search: one Optuna study, and what can be read back from it.
+
+Every epoch is written together with what was decided on it before anything is done about it, so a driver that
+dies loses at most the epoch it was told about last, which the trial's checkpoint still holds; and one that
+goes on does what the other had decided. Everything else (rungs, the sampler's view, tables, reports, MLflow)
+can be rebuilt from here.
+
+Optuna's own state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was stopped,
+FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.tuning.record.database import find_study, open_database
+from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.rules.stopping import Decision, Verdict
+
+__all__ = ["Proposal", "StudyRecord"]
+
+#: Seconds a writer waits for another one's transaction on a local SQLite file.
+SQLITE_BUSY_SECONDS: Final = 60
+
+_OPTUNA_STATE: Final = {
+    TrialState.FINISHED: OptunaState.COMPLETE,
+    TrialState.STOPPED: OptunaState.PRUNED,
+    TrialState.DIVERGED: OptunaState.FAIL,
+    TrialState.OUT_OF_MEMORY: OptunaState.FAIL,
+    TrialState.FAILED: OptunaState.FAIL,
+}
+
+#: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
+_PREFIX: Final = "tune_rescon:"
+_EPOCH: Final = _PREFIX + "epoch:{}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What a new trial is to be: drawn, but not in the record yet."""
+
+    params: Mapping[str, Any]
+    """The active parameters, as Optuna holds them."""
+    distributions: Mapping[str, BaseDistribution]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+
+
+class StudyRecord:
+    """The study of one search, written through and mirrored in memory.
+
+    The driver's main thread is its only writer. Reading (:meth:`trial`, :meth:`trials`) costs no query.
+    """
+
+    def __init__(
+        self, ledger: StudyLedger, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
+    ) -> None:
+        """Read what ``ledger`` holds; see :meth:`create` and :meth:`load`.
+
+        ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
+        """
+        self._ledger = ledger
+        self._metric = metric
+        self.maximize = maximize
+        self._now_ms = now_ms or _now_ms
+        frozen = ledger.trials()
+        self._ids = {trial.number: trial._trial_id for trial in frozen}
+        self._trials = {trial.number: _summary(trial, metric, maximize) for trial in frozen}
+
+    @classmethod
+    def create(
+        cls, url: str, name: str, *, metric: str, maximize: bool, space: str, against: str | None = None
+    ) -> StudyRecord:
+        """Begin the record of a new search.
+
+        Args:
+            url: the database.
+            name: of the search and its study.
+            metric: the objective.
+            maximize: whether larger is better.
+            space: its resolved YAML.
+            against: a second objective that is made small, if there is one.
+
+        Raises:
+            StorageError: the database already has a study of that name, or cannot be reached.
+        """
+        directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
+        if against is not None:
+            directions.append(StudyDirection.MINIMIZE)
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        study_id = _new_study(storage, directions, name)
+        ledger = _sql(storage, study_id)
+        ledger.set_study_attribute("space", space)
+        return cls(ledger, metric=metric, maximize=maximize)
+
+    @classmethod
+    def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
+        """Open the record of an earlier search.
+
+        Raises:
+            StorageError: the database has no such study, or cannot be reached.
+        """
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        study_id = find_study(storage, name)
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
+
+    @classmethod
+    def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
+        """On any Optuna storage, such as the in-memory one of a simulation."""
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
+
+    def __len__(self) -> int:
+        """How many trials there are."""
+        return len(self._trials)
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the study; None if it has none of that name."""
+        return self._ledger.study_attributes().get(name)
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Write an attribute of the study."""
+        self._ledger.set_study_attribute(name, value)
+
+    def open(self, proposal: Proposal) -> TrialSummary:
+        """Begin the next trial."""
+        number = len(self._trials)
+        self._ids[number], started = self._ledger.open_trial(
+            number,
+            proposal.params,
+            proposal.distributions,
+            user={"state": TrialState.RUNNING.value},
+            system=proposal.memory,
+        )
+        self._trials[number] = TrialSummary(
+            number=number,
+            state=TrialState.RUNNING,
+            parameters=dict(proposal.params),
+            metric=self._metric,
+            maximize=self.maximize,
+            values=(),
+            started=started,
+            memory=proposal.memory,
+        )
+        return self._trials[number]
+
+    def reopen(self, number: int) -> TrialSummary:
+        """Go on with a paused or interrupted trial under its own number."""
+        return self._mark(number, TrialState.RUNNING, {})
+
+    def report(
+        self,
+        number: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        verdict: Verdict,
+        *,
+        checkpoint: str | None = None,
+    ) -> TrialSummary:
+        """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
+        known, value = self._trials[number], metrics[self._metric]
+        assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
+        now = self._now_ms()
+        details = {
+            "metrics": dict(metrics),
+            "decision": verdict.decision.value,
+            "checkpoint": checkpoint,
+            "time_ms": now,
+        }
+        self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
+        self._trials[number] = replace(
+            known.extended(metrics),
+            decision=verdict.decision,
+            checkpoint=checkpoint,
+            times_ms=(*known.times_ms, now),
+        )
+        return self._trials[number]
+
+    def pause(self, number: int) -> TrialSummary:
+        """Note that a trial waits at its rung."""
+        return self._mark(number, TrialState.PAUSED, {})
+
+    def interrupt(self, number: int) -> TrialSummary:
+        """Note that a trial waits to be resumed."""
+        return self._mark(number, TrialState.INTERRUPTED, {"checkpoint": self._trials[number].checkpoint})
+
+    def close(
+        self,
+        number: int,
+        state: TrialState,
+        *,
+        checkpoint: str | None,
+        error: str | None = None,
+        cost: float | None = None,
+    ) -> TrialSummary:
+        """End a trial for good. ``cost`` is its second objective, where the search has one."""
+        known = self._trials[number]
+        user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
+        user |= {} if error is None else {"error": error}
+        user |= {} if cost is None else {"cost": cost}
+        values = None
+        if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
+            values = (known.value,) if cost is None else (known.value, cost)
+        ended = self._ledger.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
+        return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
+
+    def forget_checkpoint(self, number: int) -> TrialSummary:
+        """Note that a closed trial keeps no checkpoint any more."""
+        self._ledger.annotate(self._ids[number], {"checkpoint": None})
+        return self._update(number, checkpoint=None)
+
+    def note(self, number: int, text: str) -> TrialSummary:
+        """Add to what the user should know about a trial."""
+        notes = (*self._trials[number].notes, text)
+        self._ledger.annotate(self._ids[number], {"notes": list(notes)})
+        return self._update(number, notes=notes)
+
+    def set_run_id(self, number: int, run_id: str) -> None:
+        """Note which MLflow run shows a trial; it may have ended before the tracking server was there."""
+        self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
+        self._update(number, mlflow_run_id=run_id)
+
+    def trial(self, number: int) -> TrialSummary:
+        """One trial, as written."""
+        return self._trials[number]
+
+    def trials(self) -> tuple[TrialSummary, ...]:
+        """Every trial, by number."""
+        return tuple(self._trials.values())
+
+    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialSummary:
+        self._ledger.annotate(self._ids[number], {"state": state.value, **user})
+        return self._update(number, state=state)
+
+    def _update(self, number: int, **changes: Any) -> TrialSummary:
+        self._trials[number] = replace(self._trials[number], **changes)
+        return self._trials[number]
+
+
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
+    user, system = frozen.user_attrs, frozen.system_attrs
+    epochs = [system[_EPOCH.format(step)] for step in sorted(frozen.intermediate_values)]
+    names = epochs[0]["metrics"] if epochs else {}
+    last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
+    return TrialSummary(
+        number=frozen.number,
+        state=TrialState(user["state"]),
+        parameters=dict(frozen.params),
+        metric=metric,
+        maximize=maximize,
+        values=tuple(value for _, value in sorted(frozen.intermediate_values.items())),
+        history={name: tuple(epoch["metrics"][name] for epoch in epochs) for name in names},
+        started=frozen.datetime_start,
+        ended=frozen.datetime_complete,
+        mlflow_run_id=user.get("mlflow_run_id"),
+        checkpoint=user.get("checkpoint", last["checkpoint"]),
+        error=user.get("error"),
+        cost=user.get("cost"),
+        notes=tuple(user.get("notes", ())),
+        decision=None if last["decision"] is None else Decision(last["decision"]),
+        times_ms=tuple(epoch["time_ms"] for epoch in epochs),
+        memory={key: value for key, value in system.items() if not key.startswith(_PREFIX)},
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
+    try:
+        # Always named: Optuna's default name would merge two searches on one database.
+        return storage.create_new_study(directions, name)
+    except optuna.exceptions.DuplicatedStudyError:
+        known = storage.get_study_id_from_name(name)
+        # A driver that died before its first trial leaves an empty one; the lease keeps two that live apart.
+        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+            return known
+        hint = f"Go on with it by --resume {name}, or give another --name."
+        rule = f"a study named {name!r} is already in the database"
+        raise StorageError(explain(rule, where="--study", hint=hint)) from None
+
+
+def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
+    # Imported here: a dry run reads this module and opens no database.
+    from tune_rescon.tuning.record.sql_ledger import SqlLedger
+
+    return SqlLedger(storage, study_id)

@@ -1,0 +1,90 @@
+"""One trial as the record has it: plain values for whoever reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from tune_rescon.config import TrialState
+from tune_rescon.tuning.rules.stopping import Decision
+
+__all__ = ["TrialSummary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSummary:
+    """One trial as the record has it.
+
+    ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
+    epoch, the first being epoch 1.
+    """
+
+    number: int
+    state: TrialState
+    parameters: Mapping[str, Any]
+    metric: str
+    maximize: bool
+    values: tuple[float, ...]
+    history: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    started: datetime | None = None
+    ended: datetime | None = None
+    mlflow_run_id: str | None = None
+    checkpoint: str | None = None
+    error: str | None = None
+    cost: float | None = None
+    """The second objective, where the search has one; set when the trial ends."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about it, in the order in which it happened."""
+    decision: Decision | None = None
+    """What was decided after the last epoch."""
+    times_ms: tuple[int, ...] = ()
+    """When each epoch was recorded, milliseconds since 1970."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """See :attr:`Proposal.memory`."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs reported so far."""
+        return len(self.values)
+
+    @property
+    def value(self) -> float:
+        """The metric after the last reported epoch; nan before the first."""
+        return self.values[-1] if self.values else math.nan
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch (from 1) with the best finite value, the first of equals; 0 if there is none."""
+        finite = [(value, -epoch) for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
+        if not finite:
+            return 0
+        chosen = max(finite) if self.maximize else min(finite, key=lambda pair: (pair[0], -pair[1]))
+        return -chosen[1]
+
+    @property
+    def best_value(self) -> float:
+        """The metric at :attr:`best_epoch`; nan if there is none."""
+        return self.values[self.best_epoch - 1] if self.best_epoch else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in the reported epochs (training, validation and checkpoint)."""
+        return self.seconds_of(self.epochs)
+
+    def seconds_of(self, epochs: int) -> float:
+        """Seconds spent in the first ``epochs``."""
+        return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
+
+    def extended(self, metrics: Mapping[str, float]) -> TrialSummary:
+        """With one more epoch."""
+        history = {name: (*self.history.get(name, ()), value) for name, value in metrics.items()}
+        return replace(self, values=(*self.values, metrics[self.metric]), history=history)
+
+    def rank_key(self) -> tuple[int, float]:
+        """Smaller is better: further first, then the better value (Optuna's order of PRUNED trials)."""
+        if not math.isfinite(self.value):
+            return (1, 0.0)
+        return (-self.epochs, -self.value if self.maximize else self.value)

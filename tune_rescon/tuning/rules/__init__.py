@@ -1,0 +1,1 @@
+"""Who goes on: the stopping rules, pure."""

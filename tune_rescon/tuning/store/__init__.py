@@ -1,0 +1,1 @@
+"""Where a search's files are kept: a directory, or a URL."""
