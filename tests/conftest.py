@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 import threading
@@ -25,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, seconds in TIMEOUTS.items():
             if item.get_closest_marker(marker) and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(seconds))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_garbage() -> None:
+    """Have each file begin with nobody's garbage.
+
+    What many files left is one day collected within some test's time limit, and takes seconds there, for the
+    libraries' hundreds of thousands of objects are looked at too.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

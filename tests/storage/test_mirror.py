@@ -81,6 +81,8 @@ def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
     began = time.monotonic()
     assert not mirror.flush()
     assert 0.1 <= time.monotonic() - began < 5
+    sender.free.set()
+    assert mirror.close(1) == 0
 
 
 def test_nobody_waits_for_a_url_that_is_in_trouble(sender: Recorded) -> None:

@@ -216,7 +216,7 @@ class DriverDiedError(Exception):
 def test_a_driver_that_dies_amid_opening_a_trial_leaves_none(
     table: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tune_rescon.tuning import sql_ledger
+    from tune_rescon.tuning.record import sql_ledger
 
     record, insert = create(url), sql_ledger._insert
 
@@ -236,7 +236,7 @@ def test_a_driver_that_dies_amid_opening_a_trial_leaves_none(
 def test_a_driver_that_dies_amid_an_epochs_report_leaves_the_epoch_out(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tune_rescon.tuning import sql_ledger
+    from tune_rescon.tuning.record import sql_ledger
 
     record, insert = create(url), sql_ledger._insert
     record.open(proposal())

@@ -73,7 +73,9 @@ def test_another_machine_goes_on_from_there(options: RunOptions, tmp_path: Path)
     write(store.folder.path / "study.db", "epoch 1")
     store.close(5)
     elsewhere = dataclasses.replace(options, cache_root=tmp_path / "there", resume=True)
-    study = begin(elsewhere, known=(0,)).folder.path / "study.db"
+    store = begin(elsewhere, known=(0,))
+    assert store.close(5) == 0
+    study = store.folder.path / "study.db"
     assert tmp_path / "there" in study.parents
     assert texts(study) == ["run 0", "epoch 1", "run 1"]
 
@@ -91,6 +93,7 @@ def test_a_search_that_has_begun_stays(options: RunOptions, remote: RemoteFolder
     with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
         store.folder.space_yaml.write_text("version: 1")
         store.begin(())
+        assert store.close(5) == 0
         _ = 1 / 0
     assert remote.read("s/space.yaml") == b"version: 1"
     assert store.folder.path.exists()
