@@ -10,6 +10,7 @@ import mlflow
 import pytest
 
 from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tracking.runs import RunBook
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +41,17 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
         )
         made.start()
         return made
+
+    return make
+
+
+@pytest.fixture
+def make_book(store: str, tmp_path: Path) -> Callable[[], RunBook]:
+    """Makes the books of a search, without a thread; each is one more run of the command."""
+
+    def make() -> RunBook:
+        book = RunBook(store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
+        book.connect(tmp_path / "artifacts")
+        return book
 
     return make

@@ -1,27 +1,22 @@
-"""Events against a real store: what MLflow shows afterwards."""
+"""Views against a real store: what MLflow shows afterwards."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tune_rescon.tracking import (
-    MlflowWriter,
-    RunEnded,
-    RunMetrics,
-    RunRecalled,
-    RunStarted,
-    SearchEnded,
-    SearchStarted,
-)
-from tune_rescon.tracking.events import Event
+from tune_rescon.tracking import MlflowWriter, RunView, SearchView, runs
+from tune_rescon.tracking.runs import RunBook
+from tune_rescon.tracking.views import View
 
 Make = Callable[..., MlflowWriter]
+Books = Callable[[], RunBook]
 
 PATIENCE = 30.0
 PARAMS = {"depth": "56", "drop_path": "none"}
@@ -55,35 +50,53 @@ def seen(store: str) -> Store:
     return Store(store)
 
 
-def send(writer: MlflowWriter, *events: Event) -> dict[int, str]:
-    """Have all events sent; the runs that were opened."""
-    for event in events:
-        writer.put(event)
+def send(writer: MlflowWriter, *views: View) -> dict[int, str]:
+    """Have all views sent; the runs that were opened."""
+    for view in views:
+        writer.show(view)
     assert writer.close(PATIENCE) == 0
     return dict(writer.opened_runs())
 
 
-def epoch(step: int, value: float, *, number: int = 0) -> RunMetrics:
-    return RunMetrics(number=number, step=step, metrics={"val_accuracy": value, "train_loss": 1 / step})
+VALUES = (0.5, 0.75, 0.625)
 
 
-def ended(state: str, *, number: int = 0, error: str | None = None) -> RunEnded:
-    return RunEnded(number=number, state=state, metrics={"best_epoch": 2.0}, step=2, error=error)
+def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes: Any) -> RunView:
+    """A trial after so many epochs; the same one whenever it is asked for."""
+    history = {"val_accuracy": VALUES[:epochs], "train_loss": (1.0, 0.5, 0.25)[:epochs]}
+    return RunView(
+        number=number,
+        state=state,
+        params=changes.pop("params", PARAMS),
+        history=history if epochs else {},
+        times_ms=(1000, 2000, 3000)[:epochs],
+        closing={"best_epoch": 2.0} if state not in ("running", "paused", "interrupted") else {},
+        started_ms=500,
+        ended_ms=4000,
+        **changes,
+    )
+
+
+SERIES = list(enumerate(VALUES, 1))
 
 
 def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
-        SearchStarted(tags={"version.torch": "2.15"}),
-        RunStarted(number=0, params=PARAMS),
-        RunStarted(number=12, params=PARAMS),
-        ended("finished"),
-        ended("finished", number=12),
-        SearchEnded(state="finished", metrics={"best_val_accuracy": 0.9}),
+        SearchView(tags={"version.torch": "2.15"}),
+        trial(1, "finished"),
+        trial(1, "finished", number=12),
+        SearchView(
+            state="finished",
+            tags={"version.torch": "2.15"},
+            closing={"best_val_accuracy": 0.9},
+            note="**best**",
+        ),
     )
     parent = seen.parent()
     assert parent.info.run_name == "s"
     assert parent.data.tags.items() >= {"tune_rescon.search": "s", "version.torch": "2.15"}.items()
+    assert parent.data.tags["mlflow.note.content"] == "**best**"
     assert parent.data.metrics == {"best_val_accuracy": 0.9}
     assert set(opened) == {0, 12}
     for number, name in ((0, "trial_0000"), (12, "trial_0012")):
@@ -93,18 +106,42 @@ def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_write
         assert child.data.params == PARAMS
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["tune_rescon.search"] == "s"
+        assert (child.info.start_time, child.info.end_time) == (500, 4000)
 
 
-def test_every_metric_is_there_once(make_writer: Make, seen: Store) -> None:
-    epochs = [epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.625)]
-    send(make_writer(), SearchStarted(), RunStarted(number=0, params={}), *epochs, ended("stopped"))
-    assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75), (3, 0.625)]
-    assert seen.series(0, "train_loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert seen.series(0, "best_epoch") == [(2, 2.0)]
+def test_every_metric_is_there_once_whatever_came_together(make_book: Books, seen: Store) -> None:
+    book = make_book()
+    book.show(SearchView())
+    for view in (trial(), trial(1), trial(1), trial(3), trial(3, "stopped"), trial(3, "stopped")):
+        book.show(view)
+    assert seen.series(0, "val_accuracy") == SERIES
+    assert seen.series(0, "train_loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert seen.series(0, "best_epoch") == [(3, 2.0)]
+
+
+def test_more_epochs_than_a_request_holds_are_several(
+    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "METRICS_A_REQUEST", 4)
+    sizes = []
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def counted(client: mlflow.MlflowClient, *args: Any, **kwargs: Any) -> None:
+        sizes.append(len(kwargs["metrics"]))
+        log_batch(client, *args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+    book = make_book()
+    book.show(SearchView())
+    book.show(trial(3))
+    assert sizes == [4, 2]
+    assert seen.series(0, "val_accuracy") == SERIES
+    assert seen.child(0).data.params == PARAMS
 
 
 def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchStarted(), RunStarted(number=0, params={}), epoch(1, math.nan))
+    diverged = RunView(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
+    send(make_writer(), SearchView(), diverged)
     ((step, value),) = seen.series(0, "val_accuracy")
     assert step == 1
     assert math.isnan(value)
@@ -113,6 +150,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
 @pytest.mark.parametrize(
     ("state", "status"),
     [
+        ("running", "RUNNING"),
         ("finished", "FINISHED"),
         ("stopped", "FINISHED"),
         ("interrupted", "KILLED"),
@@ -123,7 +161,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
     ],
 )
 def test_each_state_has_its_status(state: str, status: str, make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchStarted(), RunStarted(number=0, params={}), ended(state))
+    send(make_writer(), SearchView(), trial(1, state))
     child = seen.child(0)
     assert child.info.status == status
     assert child.data.tags["tune_rescon.state"] == state
@@ -132,124 +170,164 @@ def test_each_state_has_its_status(state: str, status: str, make_writer: Make, s
 
 def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     text = "x" * 9000 + "\nValueError: it was the last line"
-    send(make_writer(), SearchStarted(), RunStarted(number=0, params={}), ended("failed", error=text))
-    tag = seen.child(0).data.tags["tune_rescon.error"]
-    assert text.endswith(tag)
-    assert "last line" in tag
+    send(make_writer(), SearchView(), trial(0, "failed", error=text, notes=("one", "two")))
+    tags = seen.child(0).data.tags
+    assert text.endswith(tags["tune_rescon.error"])
+    assert "last line" in tags["tune_rescon.error"]
+    assert tags["tune_rescon.notes"] == "one\ntwo"
 
 
-def test_files_are_the_parents_artifacts(make_writer: Make, seen: Store, tmp_path: Path) -> None:
+def test_files_are_the_parents_artifacts_in_their_newest_version(
+    make_book: Books, seen: Store, tmp_path: Path
+) -> None:
     space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
     space.write_text("version: 1\n")
+    book = make_book()
+    book.show(SearchView(files=(space,)))
+    space.write_text("version: 1, and more\n")
     best.write_text("trial: 0\n")
-    send(
-        make_writer(),
-        SearchStarted(files=(str(space),)),
-        SearchEnded(state="finished", files=(str(space), str(best))),
-    )
+    book.show(SearchView(state="finished", files=(space, best)))
     paths = {file.path for file in seen.client.list_artifacts(seen.parent().info.run_id)}
     assert paths == {"space.yaml", "best.yaml"}
-    assert list((tmp_path / "artifacts").rglob("best.yaml"))
+    (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
+    assert kept.read_text() == "version: 1, and more\n"
 
 
 def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchStarted())
+    send(make_writer(), SearchView())
     experiment = seen.client.get_experiment_by_name("digits")
     assert experiment is not None
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_accuracy"
     assert experiment.tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
 
 
-def test_a_promoted_trial_runs_again_in_its_run(make_writer: Make, seen: Store) -> None:
-    started = RunStarted(number=0, params=PARAMS)
-    waited = (started, epoch(1, 0.5), ended("paused"))
-    send(make_writer(), SearchStarted(), *waited, started, epoch(2, 0.75), ended("stopped"))
+def test_a_promoted_trial_runs_again_in_its_run(make_book: Books, seen: Store) -> None:
+    book = make_book()
+    for view in (SearchView(), trial(1, "paused"), trial(1)):
+        book.show(view)
+    assert seen.child(0).info.status == "RUNNING"
+    for view in (trial(2), trial(2, "stopped")):
+        book.show(view)
     assert seen.child(0).info.status == "FINISHED"
-    assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75)]
+    assert seen.series(0, "val_accuracy") == SERIES[:2]
     assert len(seen.runs()) == 2
 
 
-HISTORY = (epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.625))
-STARTED = RunStarted(number=0, params=PARAMS)
-ENDED = ended("stopped")
+LIFE = (trial(0), trial(1), trial(2), trial(3), trial(3, "stopped"))
 
 
-@pytest.mark.parametrize("sent", range(len(HISTORY) + 3))
-@pytest.mark.parametrize("over", [True, False])
+@pytest.mark.parametrize("sent", range(len(LIFE) + 1))
+@pytest.mark.parametrize(
+    "now", [trial(3), trial(3, "interrupted"), trial(3, "stopped")], ids=lambda v: v.state
+)
 def test_what_a_dead_driver_had_not_sent_is_sent_once(
-    sent: int, over: bool, make_writer: Make, seen: Store
+    sent: int, now: RunView, make_writer: Make, seen: Store
 ) -> None:
-    before = (STARTED, *HISTORY, ENDED)[:sent]
-    send(make_writer(), SearchStarted(), *before)
-    recalled = RunRecalled(start=STARTED, epochs=HISTORY, end=ENDED if over else None)
+    send(make_writer(), SearchView(), *LIFE[:sent])
     for _ in range(2):
-        assert set(send(make_writer(), SearchStarted(), recalled)) == {0}
-        assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75), (3, 0.625)]
+        assert set(send(make_writer(), SearchView(began_with=1), now)) == {0}
+        assert seen.series(0, "val_accuracy") == SERIES
+        assert seen.child(0).data.params == PARAMS
     assert len(seen.runs()) == 2
-    if over:
+    if now.state == "stopped":
         assert seen.child(0).info.status == "FINISHED"
-        assert seen.series(0, "best_epoch") == [(2, 2.0)]
-        assert seen.child(0).data.tags["tune_rescon.state"] == "stopped"
+        assert seen.series(0, "best_epoch") == [(3, 2.0)]
+    assert seen.child(0).data.tags["tune_rescon.state"] == now.state
 
 
-@pytest.mark.parametrize("knows_the_id", [True, False])
-def test_a_resumed_search_opens_its_runs_again(knows_the_id: bool, make_writer: Make, seen: Store) -> None:
-    started = RunStarted(number=0, params=PARAMS)
-    opened = send(
-        make_writer(),
-        SearchStarted(),
-        started,
-        epoch(1, 0.5),
-        ended("interrupted"),
-        SearchEnded(state="interrupted"),
-    )
-    run_id = opened[0] if knows_the_id else None
-    again = make_writer()
-    for event in (SearchStarted(), RunStarted(number=0, params=PARAMS, run_id=run_id)):
-        again.put(event)
-    assert again.close(PATIENCE) == 0
+def test_a_run_that_says_it_is_over_and_still_runs_is_ended(
+    make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = make_writer()
+    with monkeypatch.context() as patch:
+        # Killed between the two requests of a run's end.
+        patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_, **__: None)
+        send(book, SearchView(), trial(3, "finished"))
+    assert seen.child(0).info.status == "RUNNING"
+    send(make_writer(), SearchView(began_with=1), trial(3, "finished"))
+    assert seen.child(0).info.status == "FINISHED"
+    assert seen.series(0, "best_epoch") == [(3, 2.0)]
+
+
+def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -> None:
+    opened = send(make_writer(), SearchView(), trial(1, "interrupted"), SearchView(state="interrupted"))
+    again = {"began_with": 1}
+    send(make_writer(), SearchView(**again), trial(1))
     for run in (seen.parent(), seen.child(0)):
         assert run.info.status == "RUNNING"
         assert run.data.tags["tune_rescon.state"] == "running"
-
-    ends = (epoch(2, 0.75), ended("finished"), SearchEnded(state="finished"))
-    assert send(make_writer(), SearchStarted(), started, *ends) == opened
+    ends = (SearchView(**again), trial(3, "finished"), SearchView(state="finished", **again))
+    assert send(make_writer(), *ends) == opened
     assert seen.child(0).info.status == seen.parent().info.status == "FINISHED"
-    assert seen.series(0, "val_accuracy") == [(1, 0.5), (2, 0.75)]
+    assert seen.series(0, "val_accuracy") == SERIES
     assert len(seen.runs()) == 2
 
 
-def test_a_run_this_server_does_not_have_is_made_anew(make_writer: Make, seen: Store) -> None:
-    elsewhere = "0123456789abcdef0123456789abcdef"
-    opened = send(make_writer(), SearchStarted(), RunStarted(number=0, params={}, run_id=elsewhere))
-    assert opened[0] == seen.child(0).info.run_id != elsewhere
+def test_a_parameter_that_a_resumed_search_has_changed_stays_as_it_was(
+    make_writer: Make, seen: Store
+) -> None:
+    send(make_writer(), SearchView(), trial(1, params={"batch_size": "64"}))
+    changed = trial(2, "finished", params={"batch_size": "32", "depth": "56"})
+    send(make_writer(), SearchView(began_with=1), changed)
+    assert seen.child(0).data.params == {"batch_size": "64", "depth": "56"}
+    assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
 def test_a_run_that_was_deleted_is_made_anew(make_writer: Make, seen: Store) -> None:
-    opened = send(make_writer(), SearchStarted(), RunStarted(number=0, params={}))
+    opened = send(make_writer(), SearchView(), trial())
     seen.client.delete_run(opened[0])
-    again = send(make_writer(), SearchStarted(), RunStarted(number=0, params={}, run_id=opened[0]))
+    again = send(make_writer(), SearchView(began_with=1), trial(2))
     assert again[0] == seen.child(0).info.run_id != opened[0]
+    assert seen.series(0, "val_accuracy") == SERIES[:2]
+
+
+def test_the_run_of_a_trial_the_record_never_had_is_deleted(make_writer: Make, seen: Store) -> None:
+    send(make_writer(), SearchView(), trial(1), trial(2, number=1, params={"depth": "92"}))
+    send(make_writer(), SearchView(began_with=1), trial(1), trial(1, number=1))
+    assert seen.child(1).data.params == PARAMS
+    assert seen.series(1, "val_accuracy") == SERIES[:1]
+    assert len(seen.runs()) == 3
+
+
+def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
+    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_run = mlflow.MlflowClient.create_run
+
+    def unanswered(*args: Any, **kwargs: Any) -> Run:
+        create_run(*args, **kwargs)
+        raise ConnectionError("the answer got lost")
+
+    book = make_book()
+    for view in (SearchView(), trial(2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(mlflow.MlflowClient, "create_run", unanswered)
+            with pytest.raises(ConnectionError):
+                book.show(view)
+        book.show(view)
+    assert len(seen.runs()) == 2
+    assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
 def test_the_parent_is_found_behind_more_children_than_a_page_holds(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = [RunStarted(number=number, params={}, time_ms=2000) for number in range(4)]
-    send(make_writer(), SearchStarted(time_ms=1000), *many)
+    many = [trial(number=number) for number in range(4)]
+    send(make_writer(), SearchView(started_ms=100), *many)
     search_runs = mlflow.MlflowClient.search_runs
     monkeypatch.setattr(
         mlflow.MlflowClient,
         "search_runs",
         lambda *args, **kwargs: search_runs(*args, **{**kwargs, "max_results": 2}),
     )
-    send(make_writer(), SearchStarted())
+    send(make_writer(), SearchView(began_with=4), *many)
     monkeypatch.undo()
     assert seen.parent().info.run_name == "s"
+    assert len(seen.runs()) == 5
 
 
 def test_searches_of_one_store_do_not_take_each_others_runs(make_writer: Make, seen: Store) -> None:
-    one = send(make_writer("s"), SearchStarted(), RunStarted(number=0, params={}))
-    two = send(make_writer("s.2"), SearchStarted(), RunStarted(number=0, params={}))
+    one = send(make_writer("s"), SearchView(), trial())
+    two = send(make_writer("s.2"), SearchView(), trial())
     assert one[0] != two[0]
     assert sorted(run.info.run_name for run in seen.runs()) == ["s", "s.2", "trial_0000", "trial_0000"]

@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
-from tune_rescon.tracking import MlflowWriter, RunMetrics, RunStarted, SearchEnded, SearchStarted, writer
+from tune_rescon.tracking import MlflowWriter, RunView, SearchView, writer
 from tune_rescon.tracking.runs import RunBook
 
 Make = Callable[..., MlflowWriter]
@@ -49,6 +49,15 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+def epochs(count: int, *, number: int = 0) -> RunView:
+    return RunView(
+        number=number,
+        params={"depth": "56"},
+        history={"val_accuracy": (0.5, 0.6)[:count]},
+        times_ms=(1, 2)[:count],
+    )
+
+
 def runs(store: str) -> list[Run]:
     client = mlflow.MlflowClient(store)
     return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
@@ -60,15 +69,16 @@ def test_a_dead_server_costs_the_search_nothing(
 ) -> None:
     made = make_writer(uri=request.getfixturevalue(server))
     slowest = 0.0
-    for step in range(100):
+    for number in range(100):
         before = time.perf_counter()
-        made.put(RunMetrics(number=0, step=step, metrics={"val_accuracy": 0.5}))
+        made.show(RunView(number=number))
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 0.01
     before = time.perf_counter()
     assert made.close(0.1) == 100
     assert time.perf_counter() - before < 1.0
     assert made.opened_runs() == []
+    assert made.waiting == 100
 
 
 def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
@@ -85,16 +95,16 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
     made = make_writer()
-    made.put(SearchStarted())
-    made.put(RunStarted(number=0, params={"depth": "56"}))
-    made.put(RunMetrics(number=0, step=1, metrics={"val_accuracy": 0.5}))
-    made.put(RunMetrics(number=0, step=2, metrics={"val_accuracy": 0.6}))
+    made.show(SearchView(note="best so far: none"))
+    made.show(epochs(1))
+    made.show(epochs(2))
     assert made.close(PATIENCE) == 0
-    assert len(calls) == 6
+    assert len(calls) == 5, "of the search, and of both epochs together; three of them failed"
     (child,) = [run for run in runs(store) if "tune_rescon.trial" in run.data.tags]
     assert child.data.params == {"depth": "56"}, "the try that made the run ended before its parameters"
     history = mlflow.MlflowClient(store).get_metric_history(child.info.run_id, "val_accuracy")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.6)]
+    assert made.trouble == ""
 
 
 def test_a_server_that_comes_up_late_gets_it_all(
@@ -110,8 +120,8 @@ def test_a_server_that_comes_up_late_gets_it_all(
 
     monkeypatch.setattr(RunBook, "connect", late)
     made = make_writer()
-    made.put(SearchStarted())
-    made.put(SearchEnded(state="finished"))
+    made.show(SearchView())
+    made.show(SearchView(state="finished"))
     time.sleep(0.05)
     there.set()
     assert made.close(PATIENCE) == 0
@@ -122,27 +132,21 @@ def test_a_server_that_comes_up_late_gets_it_all(
 def test_a_refused_call_is_left_out_and_the_next_are_sent(
     make_writer: Make, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = make_writer()
-    first.put(SearchStarted())
-    first.put(RunStarted(number=0, params={"batch_size": "64"}))
-    assert first.close(PATIENCE) == 0
-    again = make_writer()
-    again.put(SearchStarted())
-    again.put(RunStarted(number=0, params={"batch_size": "32"}))
-    again.put(RunMetrics(number=0, step=1, metrics={"val_accuracy": 0.5}))
-    again.put(SearchEnded(state="finished"))
-    assert again.close(PATIENCE) == 1
-    parent, child = sorted(runs(store), key=lambda run: "tune_rescon.trial" in run.data.tags)
-    assert child.data.params == {"batch_size": "64"}
-    assert child.data.metrics == {"val_accuracy": 0.5}
-    assert parent.info.status == "FINISHED"
+    made = make_writer()
+    for view in (SearchView(), RunView(number=0, params={"a name; no": "1"}), epochs(1, number=1)):
+        made.show(view)
+    made.show(SearchView(state="finished"))
+    assert made.close(PATIENCE) == 1
     assert "MLflow refuses a call" in caplog.text
+    parent, refused, child = sorted(runs(store), key=lambda run: run.data.tags.get("tune_rescon.trial", ""))
+    assert parent.info.status == "FINISHED"
+    assert refused.data.params == {}
+    assert child.data.metrics == {"val_accuracy": 0.5}
 
 
 def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
     made = make_writer()
-    made.put(SearchStarted())
-    made.put(SearchEnded(state="finished", files=(str(tmp_path / "gone.html"),)))
+    made.show(SearchView(state="finished", files=(tmp_path / "gone.html",)))
     assert made.close(PATIENCE) == 1
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
@@ -150,8 +154,8 @@ def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: s
 
 def test_opened_runs_are_told_once(make_writer: Make) -> None:
     made = make_writer()
-    made.put(SearchStarted())
-    made.put(RunStarted(number=3, params={}))
+    made.show(SearchView())
+    made.show(RunView(number=3))
     assert made.close(PATIENCE) == 0
     assert [number for number, _ in made.opened_runs()] == [3]
     assert made.opened_runs() == []
@@ -161,10 +165,10 @@ def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
     make_writer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(RunBook, "apply", lambda *_: hold.wait(5))
+    monkeypatch.setattr(RunBook, "show", lambda *_: hold.wait(5))
     made = make_writer()
     for _ in range(3):
-        made.put(SearchStarted())
+        made.show(SearchView())
     assert made.close(0.3) == 3
     hold.set()
 
@@ -172,7 +176,7 @@ def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
 def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
     both = [make_writer("one"), make_writer("two")]
     for made in both:
-        made.put(SearchStarted())
+        made.show(SearchView())
     assert [made.close(PATIENCE) for made in both] == [0, 0]
     assert {run.info.run_name for run in runs(store)} == {"one", "two"}
 
@@ -189,7 +193,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     theirs = mlflow.MlflowClient(store).create_experiment("digits")
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
     made = make_writer()
-    made.put(SearchStarted())
+    made.show(SearchView())
     assert made.close(PATIENCE) == 0
     (parent,) = runs(store)
     assert parent.info.experiment_id == theirs
@@ -212,6 +216,7 @@ def answer(status: int) -> HTTPError:
         (OperationalError("select", None, Exception("database is locked")), False),
         (answer(502), False),
         (answer(429), False),
+        (answer(403), False),
         (answer(413), True),
         (FileNotFoundError(), True),
         (PermissionError(), True),

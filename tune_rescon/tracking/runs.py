@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from tune_rescon.tracking.events import (
-    Event,
-    RunEnded,
-    RunMetrics,
-    RunRecalled,
-    RunStarted,
-    SearchEnded,
-    SearchStarted,
-)
+from tune_rescon.tracking.views import ACTIVE, RunView, SearchView, View
 
 __all__ = ["RunBook"]
 
 SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
 STATE_TAG: Final = "tune_rescon.state"
+NOTE_TAG: Final = "mlflow.note.content"
 
-#: Longest error text kept in a tag, characters (MLflow admits 8,000 bytes).
-ERROR_CHARACTERS: Final = 2000
+#: Longest text kept in a tag, characters (MLflow admits 8,000 bytes).
+TAG_CHARACTERS: Final = 2000
 
-#: Runs asked for at once.
+#: Runs asked for at once, and metrics sent at once: MLflow's own limits.
 RUNS_A_PAGE: Final = 1000
+METRICS_A_REQUEST: Final = 1000
 
 #: MLflow's word for how a run ended, by ours.
 _STATUS: Final = {
+    ACTIVE: "RUNNING",
     "finished": "FINISHED",
     "stopped": "FINISHED",
     "interrupted": "KILLED",
@@ -45,8 +41,27 @@ _STATUS: Final = {
 }
 
 
+@dataclass
+class _Shown:
+    """What the server has of one run."""
+
+    run_id: str
+    state: str = ACTIVE
+    """Empty where the run's status says something else, so that it is sent again."""
+    params: set[str] = field(default_factory=set)
+    epochs: set[int] = field(default_factory=set)
+    asked: bool = True
+    """Whether ``epochs`` is known: of a run that was there already, the server has yet to be asked."""
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+
 class RunBook:
-    """One search's runs. Every call may raise what MLflow raises; :class:`.MlflowWriter` deals with that."""
+    """One search's runs. Every call may raise what MLflow raises, and can be made again.
+
+    Of each run it is known what the server has, so a view is sent by what it adds; of a run that an earlier
+    driver opened, or that a request without an answer may have opened, the server is asked.
+    """
 
     def __init__(self, uri: str, *, experiment: str, search: str, metric: str, maximize: bool) -> None:
         """Remember where to write; nothing is sent yet.
@@ -66,9 +81,9 @@ class RunBook:
             "mlflow.experiment.primaryMetric.greaterIsBetter": str(maximize),
         }
         self._experiment_id = ""
-        self._parent_id = ""
-        self._run_ids: dict[int, str] = {}
-        self._recalled: dict[int, Run] | None = None
+        self._parent: _Shown | None = None
+        self._shown: dict[int, _Shown] = {}
+        self._unsure: set[int] = set()
 
     def connect(self, artifacts: Path | None) -> None:
         """Find or make the experiment; ``artifacts`` is where a new local one keeps its files."""
@@ -87,148 +102,178 @@ class RunBook:
         for key, value in self._primary.items():
             self._client.set_experiment_tag(self._experiment_id, key, value)
 
-    def apply(self, event: Event) -> tuple[int, str] | None:
-        """Carry out one event; the trial's number and run id if it opened a child run."""
-        match event:
-            case SearchStarted():
-                self._start_search(event)
-            case RunStarted():
-                return event.number, self._start_run(event)
-            case RunRecalled():
-                return event.start.number, self._recall_run(event)
-            case RunMetrics():
-                self._log(self._run_ids[event.number], event.metrics, event.step, event.time_ms)
-            case RunEnded():
-                self._end_run(event)
-            case SearchEnded():
-                self._end_search(event)
-        return None
+    def show(self, view: View) -> str:
+        """Send what ``view`` adds to what the server has; the id of its run."""
+        return self._show_search(view) if isinstance(view, SearchView) else self._show_run(view)
 
-    def _start_search(self, event: SearchStarted) -> None:
-        tags = {SEARCH_TAG: self._search, STATE_TAG: "running", **event.tags}
-        found = self._find(f"tags.`{SEARCH_TAG}` = '{self._search}'", parent=True)
-        if found is None:
-            found = self._client.create_run(
-                self._experiment_id, start_time=event.time_ms, tags=tags, run_name=self._search
-            )
-        else:
-            self._client.update_run(found.info.run_id, status="RUNNING")
-            self._client.set_tag(found.info.run_id, STATE_TAG, "running")
-        self._parent_id = found.info.run_id
-        self._upload(event.files)
+    def _show_search(self, view: SearchView) -> str:
+        parent = self._parent or self._open_parent(view)
+        self._parent = parent
+        words = {**view.tags, **({NOTE_TAG: view.note} if view.note else {})}
+        tags = {key: text for key, text in words.items() if parent.tags.get(key) != text}
+        if tags:
+            self._log(parent.run_id, tags=tags)
+            parent.tags |= tags
+        if view.state != parent.state:
+            self._change(parent, view.state, view.closing, 0, view.ended_ms, {})
+        # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
+        for file in view.files:
+            self._upload(parent, file)
+        return parent.run_id
 
-    def _start_run(self, event: RunStarted) -> str:
-        run_id = self._active(event.run_id) or self._child_id(event.number)
-        if run_id is None:
-            tags = {
-                MLFLOW_PARENT_RUN_ID: self._parent_id,
-                SEARCH_TAG: self._search,
-                TRIAL_TAG: str(event.number),
-                STATE_TAG: "running",
-            }
-            name = f"trial_{event.number:04d}"
-            run = self._client.create_run(
-                self._experiment_id, start_time=event.time_ms, tags=tags, run_name=name
-            )
-            run_id = run.info.run_id
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-            self._client.set_tag(run_id, STATE_TAG, "running")
-        self._run_ids[event.number] = run_id
-        # Also for a run that was there: an earlier try may have ended between the two calls. MLflow takes
-        # the same value again, and refuses another one.
-        self._client.log_batch(run_id, params=[Param(key, value) for key, value in event.params.items()])
-        return run_id
+    def _show_run(self, view: RunView) -> str:
+        run = self._shown.get(view.number) or self._open_run(view)
+        self._shown[view.number] = run
+        if not run.asked:
+            run.epochs = self._epochs(run, view)
+            run.asked = True
+        for params, points in _batches(view, run):
+            self._log(run.run_id, metrics=points, params=params)
+            run.params |= params.keys()
+            run.epochs.update(point.step for point in points)
+        if view.state != run.state:
+            said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
+            tags = {key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}
+            self._change(run, view.state, view.closing, view.epochs, view.ended_ms, tags)
+        return run.run_id
 
-    def _recall_run(self, event: RunRecalled) -> str:
-        """Send what is missing: a run whose state is the trial's has all, for that is sent last."""
-        if self._recalled is None:
-            self._recalled = self._children()
-        found = self._recalled.get(event.start.number)
-        if found is not None and event.end and found.data.tags.get(STATE_TAG) == event.end.state:
-            return str(found.info.run_id)
-        run_id = self._start_run(event.start)
-        there = self._steps(run_id, event.epochs)
-        for epoch in event.epochs:
-            if epoch.step not in there:
-                self._log(run_id, epoch.metrics, epoch.step, epoch.time_ms)
-        if event.end is not None:
-            self._end_run(event.end)
-        return run_id
-
-    def _steps(self, run_id: str, epochs: tuple[RunMetrics, ...]) -> frozenset[int]:
-        """The epochs a run has; each was one request, so one metric stands for all."""
-        if not epochs:
-            return frozenset()
-        history = self._client.get_metric_history(run_id, next(iter(epochs[0].metrics)))
-        return frozenset(point.step for point in history)
-
-    def _end_run(self, event: RunEnded) -> None:
-        run_id = self._run_ids[event.number]
-        tags = {STATE_TAG: event.state}
-        if event.error:
-            tags["tune_rescon.error"] = event.error[-ERROR_CHARACTERS:]
-        if event.notes:
-            tags["tune_rescon.notes"] = "\n".join(event.notes)[-ERROR_CHARACTERS:]
-        self._log(run_id, event.metrics, event.step, event.time_ms, tags)
-        self._client.set_terminated(run_id, _STATUS[event.state], event.time_ms)
-
-    def _end_search(self, event: SearchEnded) -> None:
-        self._log(self._parent_id, event.metrics, 0, event.time_ms, {STATE_TAG: event.state})
-        self._client.set_terminated(self._parent_id, _STATUS[event.state], event.time_ms)
-        # Last: a file the server does not take (a proxy's size limit) leaves no run open.
-        self._upload(event.files)
-
-    def _log(
-        self,
-        run_id: str,
-        metrics: Mapping[str, float],
-        step: int,
-        time_ms: int,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(key, value, time_ms, step) for key, value in metrics.items()],
-            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
-        )
-
-    def _upload(self, files: tuple[str, ...]) -> None:
-        for file in files:
-            self._client.log_artifact(self._parent_id, file)
-
-    def _active(self, run_id: str | None) -> str | None:
-        """The run an earlier search noted, if this server has it: it may be another server, or deleted."""
-        if run_id is None:
-            return None
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        return run_id if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
-
-    def _children(self) -> dict[int, Run]:
-        """All trials' runs, a thousand a request."""
+    def _open_parent(self, view: SearchView) -> _Shown:
         query = f"tags.`{SEARCH_TAG}` = '{self._search}'"
-        children: dict[int, Run] = {}
+        # The parent is the oldest, so it is on the first page however many children there are.
+        runs = self._client.search_runs([self._experiment_id], query, order_by=["attributes.start_time ASC"])
+        found = next((run for run in runs if TRIAL_TAG not in run.data.tags), None)
+        if found is None:
+            tags = {SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **view.tags}
+            run = self._client.create_run(
+                self._experiment_id, start_time=view.started_ms, tags=tags, run_name=self._search
+            )
+            return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
+        for number, run in self._children():
+            if number < view.began_with:
+                self._shown[number] = _recalled(run)
+            else:
+                # Of a trial whose number is free again: its driver died before the record was anywhere safe.
+                self._client.delete_run(run.info.run_id)
+        return _recalled(found)
+
+    def _open_run(self, view: RunView) -> _Shown:
+        number = view.number
+        # A request that was not answered may have been carried out: one run a trial.
+        found = dict(self._children(number)).get(number) if number in self._unsure else None
+        if found is None:
+            self._unsure.add(number)
+            run = _Shown(run_id=self._create_run(view))
+        else:
+            run = _recalled(found)
+        self._unsure.discard(number)
+        return run
+
+    def _create_run(self, view: RunView) -> str:
+        assert self._parent is not None, "the search is shown before its trials"
+        tags = {
+            MLFLOW_PARENT_RUN_ID: self._parent.run_id,
+            SEARCH_TAG: self._search,
+            TRIAL_TAG: str(view.number),
+            STATE_TAG: ACTIVE,
+        }
+        run = self._client.create_run(
+            self._experiment_id,
+            start_time=view.started_ms,
+            tags=tags,
+            run_name=f"trial_{view.number:04d}",
+        )
+        return str(run.info.run_id)
+
+    def _epochs(self, run: _Shown, view: RunView) -> set[int]:
+        """The epochs a run has; each was in one request, so one metric stands for all."""
+        if run.state == view.state and view.state != ACTIVE:
+            # The state is sent last.
+            return set(range(1, view.epochs + 1))
+        if not view.history:
+            return set()
+        history = self._client.get_metric_history(run.run_id, next(iter(view.history)))
+        return {point.step for point in history}
+
+    def _children(self, number: int | None = None) -> Iterator[tuple[int, Run]]:
+        """The trials' runs, or one trial's, by number."""
+        query = f"tags.`{SEARCH_TAG}` = '{self._search}'"
+        query += "" if number is None else f" AND tags.`{TRIAL_TAG}` = '{number}'"
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment_id], query, max_results=RUNS_A_PAGE, page_token=token
             )
-            children |= {int(run.data.tags[TRIAL_TAG]): run for run in page if TRIAL_TAG in run.data.tags}
+            yield from ((int(run.data.tags[TRIAL_TAG]), run) for run in page if TRIAL_TAG in run.data.tags)
             token = page.token
             if not token:
-                return children
+                return
 
-    def _child_id(self, number: int) -> str | None:
-        query = f"tags.`{SEARCH_TAG}` = '{self._search}' AND tags.`{TRIAL_TAG}` = '{number}'"
-        found = self._find(query, parent=False)
-        return found.info.run_id if found else None
+    def _change(
+        self,
+        run: _Shown,
+        state: str,
+        closing: Mapping[str, float],
+        step: int,
+        time_ms: int,
+        tags: Mapping[str, str],
+    ) -> None:
+        """Bring a run into ``state``, with what is said of it then."""
+        points = [Metric(key, value, time_ms, step) for key, value in closing.items()]
+        self._log(run.run_id, metrics=points, tags={**tags, STATE_TAG: state})
+        if state == ACTIVE:
+            self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
+        else:
+            self._client.set_terminated(run.run_id, _STATUS[state], time_ms)
+        run.state = state
 
-    def _find(self, query: str, *, parent: bool) -> Run | None:
-        # The parent is the oldest, so it is on the first page however many children there are.
-        runs = self._client.search_runs([self._experiment_id], query, order_by=["attributes.start_time ASC"])
-        return next((run for run in runs if (TRIAL_TAG not in run.data.tags) == parent), None)
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(key, value) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def _upload(self, run: _Shown, file: Path) -> None:
+        stat = file.stat()
+        version = (stat.st_mtime_ns, stat.st_size)
+        if run.files.get(file) != version:
+            self._client.log_artifact(run.run_id, str(file))
+            run.files[file] = version
+
+
+def _recalled(run: Run) -> _Shown:
+    state = run.data.tags.get(STATE_TAG, "")
+    return _Shown(
+        run_id=run.info.run_id,
+        state=state if _STATUS.get(state) == run.info.status else "",
+        params=set(run.data.params),
+        asked=False,
+        tags=dict(run.data.tags),
+    )
+
+
+def _batches(view: RunView, run: _Shown) -> Iterator[tuple[dict[str, str], list[Metric]]]:
+    """What ``view`` adds, in requests: parameters with the first epochs, as many epochs as one may hold."""
+    # MLflow keeps a parameter as it first was; one that a resumed search has changed is left as it is.
+    params = {key: value for key, value in view.params.items() if key not in run.params}
+    fresh = [epoch for epoch in range(1, view.epochs + 1) if epoch not in run.epochs]
+    room = max(1, METRICS_A_REQUEST // max(1, len(view.history)))
+    for begin in range(0, len(fresh), room):
+        epochs = fresh[begin : begin + room]
+        yield params, [point for epoch in epochs for point in _points(view, epoch)]
+        params = {}
+    if params:
+        yield params, []
+
+
+def _points(view: RunView, epoch: int) -> Iterator[Metric]:
+    for name, series in view.history.items():
+        yield Metric(name, series[epoch - 1], view.times_ms[epoch - 1], epoch)

@@ -1,23 +1,23 @@
-"""The one writer: a background thread that sends what happened to MLflow, in order.
+"""The one writer: a background thread that has MLflow show what the search is.
 
-The search only puts events into a queue: it never waits for the tracking server and never sees its errors.
-A call that fails is made again, with growing pauses, until it succeeds or :meth:`MlflowWriter.close` runs out
-of time. What then still waits is counted and said; the study has it all.
+The search only leaves the newest view of a run here: it never waits for the tracking server and never sees
+its errors. A call that fails is made again, with growing pauses, until it succeeds or
+:meth:`MlflowWriter.close` runs out of time. What then still waits is counted and said; the record has it all,
+and a later run of the search, or ``report --sync``, sends it.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tune_rescon.tracking.events import Event
+from tune_rescon.tracking.backlog import Backlog
 from tune_rescon.tracking.uri import alone_at
+from tune_rescon.tracking.views import RunView, View
 
 if TYPE_CHECKING:
     from tune_rescon.tracking.runs import RunBook
@@ -47,8 +47,9 @@ _REFUSALS: Final = frozenset(
     }
 )
 
-#: HTTP's 4xx answers that are about the moment, not the request: time-out, too many requests.
-_PASSING_STATUS: Final = frozenset({408, 429})
+#: HTTP's 4xx answers that are about the moment or the server, not the request: time-out, too many requests,
+#: and "forbidden", which a server says to every request until it is told this host's name.
+_PASSING_STATUS: Final = frozenset({403, 408, 429})
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,9 +60,12 @@ LONGEST_PAUSE: Final = 15.0
 #: Seconds :meth:`MlflowWriter.close` gives a call that is in flight when its time is up.
 LAST_CALL: Final = 5.0
 
+#: Seconds for which the view of a run that goes on is held back: what comes in them is one request.
+SETTLE: Final = 0.5
+
 
 class MlflowWriter:
-    """Takes events from the search's thread, and sends them from its own."""
+    """Takes views from the search's thread, and sends them from its own."""
 
     def __init__(
         self, uri: str, *, experiment: str, search: str, metric: str, maximize: bool, artifacts: Path | None
@@ -71,12 +75,12 @@ class MlflowWriter:
         self._artifacts = artifacts
         self._names = {"experiment": experiment, "search": search, "metric": metric}
         self._maximize = maximize
-        self._queue: queue.Queue[Event | None] = queue.Queue()
+        self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
+        self._known: set[int] = set()
         self._give_up = threading.Event()
-        self._book: RunBook | None = None
-        self._taken = 0
-        self._sent = 0
+        self._refused = 0
+        self._trouble = ""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
     @property
@@ -84,14 +88,23 @@ class MlflowWriter:
         """Where the runs go."""
         return self._uri
 
+    @property
+    def waiting(self) -> int:
+        """Updates that are not sent yet."""
+        return len(self._backlog)
+
+    @property
+    def trouble(self) -> str:
+        """What the last call failed with, in a line; empty since one succeeded."""
+        return self._trouble
+
     def start(self) -> None:
         """Begin sending."""
         self._thread.start()
 
-    def put(self, event: Event) -> None:
-        """Have an event sent. Returns at once, always. For one thread: the search's."""
-        self._taken += 1
-        self._queue.put(event)
+    def show(self, view: View) -> None:
+        """Have MLflow show it. Returns at once, always. The search must be shown before its trials."""
+        self._backlog.put(view)
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """Trial numbers and run ids of the child runs opened since the last call."""
@@ -103,21 +116,51 @@ class MlflowWriter:
                 return opened
 
     def close(self, timeout: float) -> int:
-        """Send what waits, for ``timeout`` seconds (and the last call); the number of events left unsent."""
-        self._queue.put(None)
+        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+        self._backlog.close()
         self._thread.join(timeout)
         self._give_up.set()
         # A call that hangs for longer is left to the daemon thread, and counts as unsent.
         self._thread.join(LAST_CALL)
-        return self._taken - self._sent
+        return self.waiting + self._refused
 
     def _run(self) -> None:
-        connected = self._insist(self._connect)
-        while (event := self._queue.get()) is not None:
-            if connected and self._insist(functools.partial(self._send, event)):
-                self._sent += 1
+        book: RunBook | None = None
+        waiting: tuple[View, int] | None = None
+        pause = FIRST_PAUSE
+        while not self._give_up.is_set():
+            try:
+                book = book or self._connect()
+                waiting = self._backlog.next()
+                if waiting is None:
+                    return
+                self._send(book, waiting[0])
+            except Exception as error:
+                if not _is_final(error):
+                    pause = self._pause(pause, error)
+                    continue
+                _LOGGER.exception("MLflow refuses a call; it is left out")
+                if waiting is None:
+                    self._trouble = _line(error)
+                    return
+                self._refused += waiting[1]
+            self._backlog.done(*waiting)
+            self._trouble, pause = "", FIRST_PAUSE
 
-    def _connect(self) -> None:
+    def _pause(self, seconds: float, error: Exception) -> float:
+        """Wait before the next try; how long to wait after that."""
+        self._trouble = _line(error)
+        _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error)
+        self._give_up.wait(seconds)
+        return min(2 * seconds, LONGEST_PAUSE)
+
+    def _send(self, book: RunBook, view: View) -> None:
+        run_id = book.show(view)
+        if isinstance(view, RunView) and view.number not in self._known:
+            self._known.add(view.number)
+            self._opened.put((view.number, run_id))
+
+    def _connect(self) -> RunBook:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Imported here: MLflow takes seconds to import, and the search need not wait for it.
@@ -129,30 +172,7 @@ class MlflowWriter:
             make_local_store(self._uri)
             book = RunBook(self._uri, maximize=self._maximize, **self._names)
             book.connect(self._artifacts)
-        self._book = book
-
-    def _send(self, event: Event) -> None:
-        assert self._book is not None, "events are sent after the connection only"
-        opened = self._book.apply(event)
-        if opened is not None:
-            self._opened.put(opened)
-
-    def _insist(self, call: Callable[[], None]) -> bool:
-        """Call until it succeeds; False if the server refuses it for good, or time is up."""
-        pause = FIRST_PAUSE
-        while not self._give_up.is_set():
-            try:
-                call()
-            except Exception as error:
-                if _is_final(error):
-                    _LOGGER.exception("MLflow refuses a call; it is left out")
-                    return False
-                _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", pause, error)
-                self._give_up.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                return True
-        return False
+        return book
 
 
 def _is_final(error: Exception) -> bool:
@@ -170,3 +190,7 @@ def _is_final(error: Exception) -> bool:
         return True
     # The network's, the disk's and the database's errors pass; any other is a fault of the call.
     return not isinstance(error, OSError | SQLAlchemyError)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

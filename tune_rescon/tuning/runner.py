@@ -16,7 +16,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
-from tune_rescon.tracking import MlflowWriter, SearchEnded, SearchStarted, check_tracking_uri
+from tune_rescon.tracking import MlflowWriter, SearchView, check_tracking_uri, now_ms
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
 from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
@@ -143,7 +143,8 @@ class _Search:
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
         tags = {"tune_rescon.folder": store.url or str(folder.path), **_provenance()}
-        self._writer.put(SearchStarted(tags=tags, files=self._artifacts(folder.space_yaml)))
+        self._shown = SearchView(tags=tags, began_with=len(record), files=self._artifacts(folder.space_yaml))
+        self._writer.show(self._shown)
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
             _plan(space, self._maker, lease),
@@ -219,17 +220,27 @@ class _Search:
         if write_report is not None:
             write_report(result, folder.report_html)
             files.append(folder.report_html)
-        best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
-        self._writer.put(SearchEnded(state=state.value, metrics=best, files=self._artifacts(*files)))
+        self._show_end(state, result, files)
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
 
-    def _artifacts(self, *files: Path) -> tuple[str, ...]:
+    def _show_end(self, state: TrialState, result: StudyResult, files: Sequence[Path]) -> None:
+        best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
+        self._shown = dataclasses.replace(
+            self._shown,
+            state=state.value,
+            closing=best,
+            files=self._artifacts(*files),
+            ended_ms=now_ms(),
+        )
+        self._writer.show(self._shown)
+
+    def _artifacts(self, *files: Path) -> tuple[Path, ...]:
         """What MLflow is given: nothing where its store travels with the search, for its artifacts do not."""
         travels = self._store.url is not None and self._options.tracking_uri is None
-        return () if travels else tuple(map(str, files))
+        return () if travels else files
 
     def _result(self, state: TrialState, failure: str | None) -> StudyResult:
         trials = self._record.trials()

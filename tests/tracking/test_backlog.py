@@ -1,0 +1,93 @@
+"""What waits to be sent: the newest of each, in turn, and counted by what it stands for."""
+
+from __future__ import annotations
+
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.tracking import RunView, SearchView
+from tune_rescon.tracking.backlog import Backlog
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def trial(number: int, epochs: int = 0, state: str = "running") -> RunView:
+    return RunView(number=number, state=state, times_ms=tuple(range(epochs)))
+
+
+def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
+    backlog = Backlog(settle=0)
+    for view in (SearchView(), trial(0), trial(1), trial(0, 1), trial(0, 2)):
+        backlog.put(view)
+    assert len(backlog) == 5
+    seen = []
+    while len(backlog):
+        view, updates = backlog.next() or (None, 0)
+        assert view is not None
+        seen.append((view.number if isinstance(view, RunView) else None, updates))
+        backlog.done(view, updates)
+    assert seen == [(None, 1), (0, 3), (1, 1)]
+
+
+def test_what_comes_while_it_is_sent_still_waits() -> None:
+    backlog = Backlog(settle=0)
+    backlog.put(trial(0))
+    first = backlog.next()
+    assert first is not None
+    newest = trial(0, 1)
+    backlog.put(newest)
+    assert len(backlog) == 2
+    backlog.done(*first)
+    assert len(backlog) == 1
+    assert backlog.next() == (newest, 1)
+
+
+def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
+    clock = Clock()
+    backlog = Backlog(settle=10, clock=clock)
+    backlog.put(trial(0, 1, "finished"))
+    ended = backlog.next()
+    assert ended is not None
+    backlog.done(*ended)
+
+    backlog.put(trial(1))
+    newest = trial(1, 1)
+    got = []
+    taker = threading.Thread(target=lambda: got.append(backlog.next()))
+    taker.start()
+    taker.join(0.05)
+    assert got == []
+    clock.now = 10
+    backlog.put(newest)  # Wakes the taker.
+    taker.join(1)
+    assert got == [(newest, 2)]
+
+
+def test_a_closed_one_holds_nothing_back_and_ends() -> None:
+    backlog = Backlog(settle=1000)
+    backlog.put(trial(0))
+    backlog.close()
+    first = backlog.next()
+    assert first is not None
+    backlog.done(*first)
+    assert backlog.next() is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+def test_every_update_is_counted_once(steps: list[tuple[int, bool]]) -> None:
+    backlog, sent = Backlog(settle=0), 0
+    for put, (number, sends) in enumerate(steps, 1):
+        backlog.put(trial(number, put))
+        if sends:
+            waiting = backlog.next()
+            assert waiting is not None
+            backlog.done(*waiting)
+            sent += waiting[1]
+        assert len(backlog) == put - sent

@@ -1,0 +1,71 @@
+"""What MLflow is to show of a search and of each trial: the newest value holds all that the older ones did.
+
+So nothing has to be kept of what was not sent yet but the newest, however long the server is away: the record
+of the search (decision 1 of the design) is the spool, on disk and in order, and these are read from it.
+
+Times are milliseconds since the epoch, MLflow's own unit. A trial is named by its number; which run shows it
+is the writer's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+__all__ = ["ACTIVE", "RunView", "SearchView", "View", "now_ms"]
+
+#: The state of what is not over, and does not wait to be resumed or promoted either.
+ACTIVE: Final = "running"
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A trial's child run."""
+
+    number: int
+    state: str = ACTIVE
+    """The contract's word; :data:`ACTIVE` until the trial is over, paused or interrupted."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Each metric by epoch, the first being epoch 1."""
+    times_ms: Sequence[int] = ()
+    """When each epoch was recorded."""
+    closing: Mapping[str, float] = field(default_factory=dict)
+    """The figures of a trial that is over, each a single point at its last epoch."""
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    started_ms: int = field(default_factory=now_ms)
+    ended_ms: int = field(default_factory=now_ms)
+
+    @property
+    def epochs(self) -> int:
+        """How many there are to show."""
+        return len(self.times_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchView:
+    """The parent run."""
+
+    state: str = ACTIVE
+    tags: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    """Markdown: what MLflow shows on the run's page."""
+    closing: Mapping[str, float] = field(default_factory=dict)
+    began_with: int = 0
+    """Trials in the record when this run of the search began."""
+    files: tuple[Path, ...] = ()
+    """Kept as artifacts, in the newest version of each."""
+    started_ms: int = field(default_factory=now_ms)
+    ended_ms: int = field(default_factory=now_ms)
+
+
+View: TypeAlias = RunView | SearchView
