@@ -29,8 +29,9 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
     assert len(backlog) == 5
     seen = []
     while len(backlog):
-        view, updates = backlog.next() or (None, 0)
-        assert view is not None
+        waiting = backlog.next()
+        assert waiting is not None
+        view, updates = waiting
         seen.append((view.number if isinstance(view, RunView) else None, updates))
         backlog.done(view, updates)
     assert seen == [(None, 1), (0, 3), (1, 1)]

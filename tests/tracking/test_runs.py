@@ -251,13 +251,12 @@ def test_a_run_that_says_it_is_over_and_still_runs_is_ended(
 
 def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -> None:
     opened = send(make_writer(), SearchView(), trial(1, "interrupted"), SearchView(state="interrupted"))
-    again = {"began_with": 1}
-    send(make_writer(), SearchView(**again), trial(1))
+    send(make_writer(), SearchView(began_with=1), trial(1))
     for run in (seen.parent(), seen.child(0)):
         assert run.info.status == "RUNNING"
         assert run.data.tags["tune_rescon.state"] == "running"
-    ends = (SearchView(**again), trial(3, "finished"), SearchView(state="finished", **again))
-    assert send(make_writer(), *ends) == opened
+    over = SearchView(began_with=1, state="finished")
+    assert send(make_writer(), SearchView(began_with=1), trial(3, "finished"), over) == opened
     assert seen.child(0).info.status == seen.parent().info.status == "FINISHED"
     assert seen.series(0, "val_accuracy") == SERIES
     assert len(seen.runs()) == 2

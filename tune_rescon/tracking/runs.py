@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from tune_rescon.tracking.views import ACTIVE, RunView, SearchView, View
+from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
 
@@ -20,6 +21,8 @@ SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
 STATE_TAG: Final = "tune_rescon.state"
 NOTE_TAG: Final = "mlflow.note.content"
+CHAMPION_TAG: Final = "tune_rescon.champion"
+CHAMPION: Final = "champion"
 
 #: Longest text kept in a tag, characters (MLflow admits 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
@@ -108,6 +111,9 @@ class RunBook:
 
     def _show_search(self, view: SearchView) -> str:
         parent = self._parent or self._open_parent(view)
+        if self._parent is None and view.images:
+            # As often as the search is begun: MLflow keeps the same input once.
+            self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in view.images])
         self._parent = parent
         words = {**view.tags, **({NOTE_TAG: view.note} if view.note else {})}
         tags = {key: text for key, text in words.items() if parent.tags.get(key) != text}
@@ -119,6 +125,8 @@ class RunBook:
         # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
         for file in view.files:
             self._upload(parent, file)
+        if view.champion is not None:
+            self._crown(parent, view.champion)
         return parent.run_id
 
     def _show_run(self, view: RunView) -> str:
@@ -241,12 +249,47 @@ class RunBook:
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
+    def _crown(self, parent: _Shown, champion: Champion) -> None:
+        """Register the winner's network under the search's name, unless that is done."""
+        label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
+        if parent.tags.get(CHAMPION_TAG) == label:
+            return
+        # Imported here: it takes torch.
+        from tune_rescon.tracking.champion import exported
+
+        run_id = self._shown[champion.number].run_id
+        with exported(champion.checkpoint) as folder:
+            self._client.log_artifacts(run_id, str(folder), "model")
+        try:
+            self._client.create_registered_model(self._search)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self._client.create_model_version(
+            self._search, f"{self._client.get_run(run_id).info.artifact_uri}/model", run_id, description=label
+        )
+        self._client.set_registered_model_alias(self._search, CHAMPION, version.version)
+        self._log(parent.run_id, tags={CHAMPION_TAG: label})
+        parent.tags[CHAMPION_TAG] = label
+
     def _upload(self, run: _Shown, file: Path) -> None:
         stat = file.stat()
         version = (stat.st_mtime_ns, stat.st_size)
         if run.files.get(file) != version:
             self._client.log_artifact(run.run_id, str(file))
             run.files[file] = version
+
+
+def _input(images: Images) -> DatasetInput:
+    counts = {f"{part}_images": count for part, count in images.counts.items()}
+    dataset = Dataset(
+        name=images.name,
+        digest=images.digest,
+        source_type="tune_rescon",
+        source=json.dumps({"name": images.name}),
+        profile=json.dumps(counts),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
 
 
 def _recalled(run: Run) -> _Shown:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-__all__ = ["ACTIVE", "RunView", "SearchView", "View", "now_ms"]
+__all__ = ["ACTIVE", "Champion", "Images", "RunView", "SearchView", "View", "now_ms"]
 
 #: The state of what is not over, and does not wait to be resumed or promoted either.
 ACTIVE: Final = "running"
@@ -52,6 +52,27 @@ class RunView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a search trains on."""
+
+    name: str
+    digest: str
+    """Equal where images, labels and splits are; 36 characters at most."""
+    counts: Mapping[str, int]
+    """How many images each part has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The winner's network, to be registered as a model of the search's name."""
+
+    number: int
+    epoch: int
+    checkpoint: str
+    """The ``best.ckpt``: a path, or the URL of a storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchView:
     """The parent run."""
 
@@ -62,6 +83,9 @@ class SearchView:
     closing: Mapping[str, float] = field(default_factory=dict)
     began_with: int = 0
     """Trials in the record when this run of the search began."""
+    images: tuple[Images, ...] = ()
+    champion: Champion | None = None
+    """Registered once the search is over and all else is sent."""
     files: tuple[Path, ...] = ()
     """Kept as artifacts, in the newest version of each."""
     started_ms: int = field(default_factory=now_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from tune_rescon.config import DatasetConfig
@@ -10,7 +11,16 @@ from tune_rescon.data import DatasetFacts, describe, open_dataset
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.options import RunOptions
 
-__all__ = ["anchored", "prepare_data"]
+__all__ = ["Prepared", "anchored", "prepare_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A dataset that this machine's cache holds."""
+
+    facts: DatasetFacts
+    digest: str
+    """Equal where images, labels and splits are."""
 
 
 def anchored(space: Space) -> Space:
@@ -21,22 +31,23 @@ def anchored(space: Space) -> Space:
     return space.model_copy(update={"dataset": absolute})
 
 
-def prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
-    """Decode what this machine's cache does not hold yet; what each dataset is, by its name.
+def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
+    """Decode what this machine's cache does not hold yet; each dataset, by its name.
 
     Raises:
         DataError: images are missing, unreadable or too few.
     """
-    facts = {}
+    prepared = {}
     for dataset in _datasets(space):
-        open_dataset(
+        images = open_dataset(
             dataset,
             data_root=options.data_root,
             cache_root=options.cache_root,
             progress=options.show_progress,
         )
-        facts[dataset.name] = describe(dataset, data_root=options.data_root)
-    return facts
+        facts = describe(dataset, data_root=options.data_root)
+        prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
+    return prepared
 
 
 def _datasets(space: Space) -> tuple[DatasetConfig, ...]:

@@ -11,12 +11,17 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon import __version__
 from tune_rescon.config import TrialState
-from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
-from tune_rescon.tracking import MlflowWriter, SearchView, check_tracking_uri, now_ms
+from tune_rescon.tracking import (
+    Champion,
+    Images,
+    MlflowWriter,
+    SearchView,
+    check_tracking_uri,
+    now_ms,
+)
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
 from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
@@ -30,9 +35,10 @@ from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
-from tune_rescon.tuning.preparation import anchored, prepare_data
+from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import StudyResult, best_file, best_trial
@@ -93,7 +99,7 @@ def run_search(
     ):
         lease = held.enter_context(_lease(options, store, say)) if options.resume else None
         store.fetch()
-        facts = prepare_data(space, options)
+        prepared = prepare_data(space, options)
         with ray_session(options.address) as ray:
             slots = fit_slots(
                 ray.resources,
@@ -103,7 +109,7 @@ def run_search(
             )
             record = _open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
-            search = _Search(space, options, store, facts, listeners, record, lease)
+            search = _Search(space, options, store, prepared, listeners, record, lease, ray)
             watch = search.watch(interruption, ray, say)
             interruption.deferred = True
             result = search.run(trainable, slots, write_report, watch)
@@ -121,15 +127,17 @@ class _Search:
         space: Space,
         options: RunOptions,
         store: SearchStore,
-        facts: Mapping[str, DatasetFacts],
+        prepared: Mapping[str, Prepared],
         listeners: Sequence[SearchListener],
         record: StudyRecord,
         lease: LeaseKeeper,
+        ray: RaySession,
     ) -> None:
         self._space = space
         self._options = options
         self._store = store
         self._folder = folder = store.folder
+        facts = {name: dataset.facts for name, dataset in prepared.items()}
         self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
         self._devices = self._maker.devices
         self._record = record
@@ -142,8 +150,13 @@ class _Search:
             maximize=space.metric.mode == "max",
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
-        tags = {"tune_rescon.folder": store.url or str(folder.path), **_provenance()}
-        self._shown = SearchView(tags=tags, began_with=len(record), files=self._artifacts(folder.space_yaml))
+        tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
+        self._shown = SearchView(
+            tags=tags,
+            began_with=len(record),
+            images=tuple(map(_images, prepared.values())),
+            files=self._artifacts(folder.space_yaml),
+        )
         self._writer.show(self._shown)
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
         self._coordinator = Coordinator(
@@ -232,15 +245,26 @@ class _Search:
             self._shown,
             state=state.value,
             closing=best,
+            champion=self._champion(state, result),
             files=self._artifacts(*files),
             ended_ms=now_ms(),
         )
         self._writer.show(self._shown)
 
+    def _champion(self, state: TrialState, result: StudyResult) -> Champion | None:
+        best = result.best
+        if state is not TrialState.FINISHED or best is None or best.checkpoint is None or not self._uploads:
+            return None
+        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
+
+    @property
+    def _uploads(self) -> bool:
+        """Not where MLflow's store travels with the search, for its artifacts do not."""
+        return self._store.url is None or self._options.tracking_uri is not None
+
     def _artifacts(self, *files: Path) -> tuple[Path, ...]:
-        """What MLflow is given: nothing where its store travels with the search, for its artifacts do not."""
-        travels = self._store.url is not None and self._options.tracking_uri is None
-        return () if travels else files
+        """What MLflow is given."""
+        return files if self._uploads else ()
 
     def _result(self, state: TrialState, failure: str | None) -> StudyResult:
         trials = self._record.trials()
@@ -264,6 +288,12 @@ class _Search:
             against=self._space.metric.against,
             failure=failure,
         )
+
+
+def _images(prepared: Prepared) -> Images:
+    facts = prepared.facts
+    counts = {"train": facts.train_images, "val": facts.val_images, "test": facts.test_images}
+    return Images(name=facts.name, digest=prepared.digest, counts=counts)
 
 
 def _open_record(
@@ -323,11 +353,3 @@ def _spent_words(space: Space, options: RunOptions, lease: LeaseKeeper, result: 
     return spent_words(
         budget.hours, driven=lease.driven, name=options.name, trials=trials, total=budget.trials
     )
-
-
-def _provenance() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning")
-    versions = {f"version.{name}": version(name) for name in packages}
-    return {"tune_rescon.version": __version__, **versions}
