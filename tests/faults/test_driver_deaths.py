@@ -17,26 +17,21 @@ pytestmark = pytest.mark.ray
 LOCKED = 7.0
 
 
-def test_a_driver_killed_before_its_first_trial_begins_again(cheap_search: CheapSearch) -> None:
+def test_drivers_killed_one_after_the_other_lose_nothing(cheap_search: CheapSearch) -> None:
     for sign in ("search.log", "study.db", "space.yaml"):
         cheap_search.kill_once((cheap_search.folder / sign).exists)
-    cheap_search.finish()
 
-
-def test_a_driver_killed_amid_trials_goes_on(cheap_search: CheapSearch) -> None:
     cheap_search.kill_once(lambda: epochs(cheap_search) >= 5)
     before = {trial.number: dict(trial.intermediate_values) for trial in cheap_search.study().trials}
+
+    cheap_search.kill_once(lambda: ended(cheap_search) == cheap_search.trials)
+    trained = (cheap_search.storage / "ledger").read_text()
+
     cheap_search.finish()
+    assert (cheap_search.storage / "ledger").read_text() == trained, "there was only to conclude"
     for trial in cheap_search.study().trials:
         known = before.get(trial.number, {})
         assert {epoch: trial.intermediate_values[epoch] for epoch in known} == known
-
-
-def test_a_driver_killed_after_its_last_trial_only_has_to_conclude(cheap_search: CheapSearch) -> None:
-    cheap_search.kill_once(lambda: ended(cheap_search) == cheap_search.trials)
-    trained = (cheap_search.storage / "ledger").read_text()
-    cheap_search.finish()
-    assert (cheap_search.storage / "ledger").read_text() == trained
 
 
 def test_a_record_that_another_process_holds_for_a_while_is_waited_for(cheap_search: CheapSearch) -> None:

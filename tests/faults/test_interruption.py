@@ -72,7 +72,7 @@ def test_a_search_that_is_struck_down_goes_on_where_it_was(
     slow_searches.assert_complete(before)
 
 
-@pytest.mark.parametrize("blow", [TERM, HUP, INT])
+@pytest.mark.parametrize("blow", [TERM, INT])
 def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
@@ -91,14 +91,12 @@ def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
     assert_gone(family)
 
 
-@pytest.mark.parametrize("victims", [("raylet",), ("gcs_server",), ("gcs_server", "raylet")], ids=" ".join)
-def test_a_ray_that_dies_is_said_and_left_behind(
-    victims: tuple[str, ...], slow_searches: SlowSearches
-) -> None:
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_ray_that_dies_is_said_and_left_behind(victim: str, slow_searches: SlowSearches) -> None:
     driver = slow_searches.start_and_wait()
     family = descendants(driver)
     for process in family:
-        if process.name() in victims:
+        if process.name() == victim:
             process.kill()
     output = end(driver)
     assert driver.returncode == 1, output
@@ -110,7 +108,8 @@ def test_a_ray_that_dies_is_said_and_left_behind(
 
 
 def test_sigterm_to_everything_at_once_is_an_interruption(slow_searches: SlowSearches) -> None:
-    driver = slow_searches.start_and_wait()
+    # The workers are gone too, so all of the grace is waited for epochs that will not come.
+    driver = slow_searches.start_and_wait(grace=2)
     family = descendants(driver)
     for pid in [driver.pid, *(process.pid for process in family)]:
         os.kill(pid, TERM)
@@ -147,9 +146,8 @@ def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSea
     slow_searches.assert_complete(before)
 
 
-@pytest.mark.parametrize("blow", [INT, TERM])
 def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
-    blow: signal.Signals, tmp_path: Path, short_tmp: Path
+    tmp_path: Path, short_tmp: Path
 ) -> None:
     driver = subprocess.Popen(
         [
@@ -170,7 +168,7 @@ def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
         assert driver.poll() is None, driver.communicate()[0]
         time.sleep(0.02)
     family = descendants(driver)
-    driver.send_signal(blow)
+    driver.send_signal(HUP)
     output = end(driver)
     assert driver.returncode == 130, output
     assert "Interrupted before the first trial; nothing was begun." in output

@@ -82,7 +82,7 @@ def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
     tmp_path: Path, short_tmp: Path
 ) -> None:
     command = Command(tmp_path, short_tmp)
-    command.finish("--space=digits", "--name=whole", *SEARCH)
+    undisturbed = command.start("--space=digits", "--name=whole", *SEARCH)
 
     arguments = ["--space=digits", "--name=killed", *SEARCH]
     for epochs in (2, 5):
@@ -94,6 +94,8 @@ def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
         driver.communicate(timeout=60)
         arguments = ["--resume=killed", "--plain"]
     command.finish(*arguments)
+    output, _ = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, output
 
     whole, killed = command.trials("whole"), command.trials("killed")
     assert [trial.params for trial in killed] == [trial.params for trial in whole]

@@ -22,13 +22,17 @@ ENDLESS = "pace=600"
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSearches) -> None:
-    first = slow_searches.start_and_wait(ENDLESS, epochs=0)
-    for how, way in (("resume", "--resume s"), ("new", "--resume s")):
-        second = slow_searches.start(how)
+    first = slow_searches.start_and_wait(ENDLESS, LEASE, epochs=0)
+    here = f"process {first.pid} on "
+    for how, place, words in (
+        ("resume", "", f"one driver at a time, and s has one: {here}"),
+        ("resume", "place=another machine", "seeing for 3 s whether it still is"),
+        ("new", "", "--resume s"),
+    ):
+        second = slow_searches.start(how, *filter(None, (LEASE, place)))
         output, _ = second.communicate(timeout=90)
         assert second.returncode == 2, output
-        assert way in output
-        assert (f"process {first.pid} on " in output) == (how == "resume")
+        assert words in output
     assert first.poll() is None
     assert slow_searches.study().user_attrs["lease"]["driver"]["pid"] == first.pid
     first.kill()
@@ -57,15 +61,6 @@ def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_sea
     assert "this driver has lost the search s" in output
     assert slow_searches.values() == ended
     slow_searches.assert_complete(before)
-
-
-def test_a_live_driver_elsewhere_is_watched_and_left_alone(slow_searches: SlowSearches) -> None:
-    first = slow_searches.start_and_wait(ENDLESS, LEASE, "place=one machine", epochs=0)
-    second = slow_searches.start("resume", LEASE, "place=another machine")
-    output, _ = second.communicate(timeout=90)
-    assert second.returncode == 2, output
-    assert "seeing for 3 s whether it still is" in output
-    assert first.poll() is None
 
 
 def test_two_searches_on_one_storage_do_not_touch_each_other(slow_searches: SlowSearches) -> None:

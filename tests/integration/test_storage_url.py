@@ -21,7 +21,7 @@ from tune_rescon.storage import RemoteFolder, StorageUrl
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
-TRIALS = 9
+TRIALS = 7
 
 #: A driver as the command is one, but with trials that learn nothing, slowly.
 DRIVER = f"""
