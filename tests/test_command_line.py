@@ -33,6 +33,7 @@ SEARCH_FLAGS = {
     "--address": "ADDR",
     "--set": "KEY=VALUE...",
     "--dry-run": "",
+    "--tensorboard": "",
     "--plain": "",
 }
 

@@ -64,4 +64,4 @@ class _TerminalConsole(Console):
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
-        raise AttributeError("a terminal's size is its own")
+        raise AttributeError(f"a terminal's size is its own, not {new_size}")

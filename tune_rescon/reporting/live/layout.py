@@ -45,7 +45,7 @@ def fit(width: int, height: int, *, running: int, facts: int, always: int) -> La
         always: characters of the columns that are never left out.
 
     >>> fit(80, 24, running=64, facts=5, always=30)
-    Layout(rows=15, facts=5, curve=12, speed=8, parameters=22)
+    Layout(rows=15, facts=5, curve=12, speed=8, parameters=24)
     >>> fit(40, 8, running=2, facts=5, always=30)
     Layout(rows=2, facts=3, curve=0, speed=8, parameters=0)
     """

@@ -16,7 +16,7 @@ from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.live.layout import GAP, Layout, fit
 from tune_rescon.reporting.live.sparkline import ASCII, BLOCKS, sparkline
 from tune_rescon.reporting.live.state import Snapshot
-from tune_rescon.reporting.words import figure, pairs, roughly
+from tune_rescon.reporting.words import duration, figure, pairs, roughly
 from tune_rescon.tuning import ClusterSize, TrialSummary
 
 __all__ = ["SearchTable"]
@@ -24,9 +24,9 @@ __all__ = ["SearchTable"]
 #: Characters of the title without which a bar would be no bar.
 BAR_FROM: Final = 60
 
-#: Characters of a trial's number and of a value.
+#: Characters of a trial's number, and of a value whose metric has a shorter name.
 NUMBER: Final = 5
-VALUE: Final = 10
+VALUE: Final = 9
 
 
 class SearchTable:
@@ -56,11 +56,15 @@ class SearchTable:
 
 
 def _always_wide(seen: Snapshot) -> int:
-    return NUMBER + _epoch_wide(seen) + VALUE + 2 * GAP
+    return NUMBER + _epoch_wide(seen) + _value_wide(seen) + 2 * GAP
 
 
 def _epoch_wide(seen: Snapshot) -> int:
     return max(len("epoch"), len(f"{seen.last_epoch}/{seen.last_epoch}"))
+
+
+def _value_wide(seen: Snapshot) -> int:
+    return max(VALUE, len(seen.metric))
 
 
 def _title(seen: Snapshot, width: int) -> RenderableType:
@@ -84,7 +88,7 @@ def _title(seen: Snapshot, width: int) -> RenderableType:
 def _trials(seen: Snapshot, layout: Layout, *, ramp: str) -> RenderableType:
     table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
     head = ["trial", "epoch", seen.metric]
-    widths = [NUMBER, _epoch_wide(seen), VALUE]
+    widths = [NUMBER, _epoch_wide(seen), _value_wide(seen)]
     for name, characters in (("curve", layout.curve), ("images/s", layout.speed)):
         if characters:
             head.append(name)
@@ -138,7 +142,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
     if seen.rungs:
         counts = ", ".join(f"{rung.went_on} of {rung.came} after {rung.epoch}" for rung in seen.rungs)
         yield "Went on", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
-    yield "Spent", Text(f"{seen.compute_hours:.2f} {seen.device} hours; now {_pace(seen)}")
+    yield "Spent", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time; now {_pace(seen)}")
     if seen.ended:
         yield "Ended", _fates(seen)
 

@@ -28,13 +28,15 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
     if not finite:
         return " " * len(chosen)
     low, span = min(finite), max(finite) - min(finite)
-    return "".join(_character((value - low) / span if span else 0.5, ramp) for value in chosen)
+
+    def character(value: float) -> str:
+        if not math.isfinite(value):
+            return " "
+        height = (value - low) / span if span else 0.5
+        return ramp[round(height * (len(ramp) - 1))]
+
+    return "".join(map(character, chosen))
 
 
 def _share(character: int, values: int, width: int) -> int:
     return (character + 1) * values // width - 1
-
-
-def _character(height: float, ramp: str) -> str:
-    """Of a height from 0 to 1."""
-    return ramp[round(height * (len(ramp) - 1))] if math.isfinite(height) else " "
