@@ -50,6 +50,8 @@ def fit(width: int, height: int, *, running: int, facts: int, always: int) -> La
     Layout(rows=2, facts=3, curve=0, speed=8, parameters=0)
     """
     lines = max(height - 2, 0)
+    if width < always:
+        return Layout(rows=0, facts=min(facts, lines), curve=0, speed=0, parameters=0)
     first = min(running, FIRST_ROWS)
     table = 1 + first + (running > first) if running else 0
     shown = max(min(facts, lines - table), 0) if lines > table else min(facts, lines)
