@@ -96,7 +96,7 @@ def search(
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
-    from tune_rescon.reporting import open_console, print_dry_run
+    from tune_rescon.reporting import open_console
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, default_data_root, default_storage
 
@@ -113,6 +113,8 @@ def search(
     data = Path(data_root) if data_root else default_data_root()
     with open_console(plain=plain) as console:
         if dry_run:
+            from tune_rescon.reporting import print_dry_run
+
             print_dry_run(space, console, data_root=data)
             return 0
         live = console.is_terminal and not console.is_dumb_terminal and not plain

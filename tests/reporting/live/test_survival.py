@@ -34,7 +34,7 @@ def test_trials_that_still_run_count_as_far_as_they_came() -> None:
 def test_a_rung_forgets_what_was_believed_of_it() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     assert survival.epochs_ahead()[0] == pytest.approx(1 + 8 / 3)
-    for _ in range(300):
+    for _ in range(1000):
         observe(survival, 1, ended=False)
     assert survival.epochs_ahead()[0] == pytest.approx(9, rel=0.01)
 

@@ -8,8 +8,12 @@ trial is summed over these chances.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 __all__ = ["Survival", "seconds_left"]
+
+#: From simulated searches of 120 and of 400 trials on eight slots: 1 says too much at first, 8 too little.
+BELIEF: Final = 3
 
 
 class Survival:
@@ -41,8 +45,8 @@ class Survival:
     def epochs_ahead(self) -> list[float]:
         """The epochs that a trial, going on after epoch 0, 1, ..., is expected to train yet.
 
-        Before anybody came to a rung, one of ``reduction_factor`` is expected to pass it, and that belief
-        counts as much as so many trials.
+        One of ``reduction_factor`` is expected to pass a rung, and that belief counts as much as
+        :data:`BELIEF` such rounds of trials: the first ones that come to a rung pass it too easily.
 
         >>> [round(epochs, 2) for epochs in Survival((1, 3, 9), reduction_factor=3).epochs_ahead()[:4]]
         [2.33, 4.0, 3.0, 6.0]
@@ -55,7 +59,7 @@ class Survival:
     def _passes(self, epoch: int) -> float:
         came, passed = self.at(epoch)
         if epoch in self._rungs:
-            return (passed + 1) / (came + self._factor)
+            return (passed + BELIEF) / (came + BELIEF * self._factor)
         return passed / came if came else 1.0
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +65,7 @@ def diverted(path: Path) -> Iterator[None]:
             os.dup2(log, stream)
         yield
     finally:
-        # What still waits in Python's buffers was said before this moment.
+        # What waits in Python's buffers was said before this moment.
         _flush()
         for stream, original in before.items():
             os.dup2(original, stream)
@@ -75,7 +75,9 @@ def diverted(path: Path) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # A full disk, a pipe nobody reads: what is lost is noise, and the descriptors must come back.
+        with suppress(OSError):
+            stream.flush()
 
 
 def _taken(name: str) -> tuple[list[logging.Handler], bool]:
