@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tune_rescon.config import METRICS, TrialState
@@ -80,6 +81,23 @@ def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, sp
         "label_smoothing": 0.05,
         "drop_path": "none",
     }
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (TrialState.FINISHED, api_pb2.STATUS_SUCCESS),
+        (TrialState.STOPPED, api_pb2.STATUS_SUCCESS),
+        (TrialState.DIVERGED, api_pb2.STATUS_FAILURE),
+        (TrialState.FAILED, api_pb2.STATUS_FAILURE),
+    ],
+)
+def test_the_tab_shows_how_it_ended(state: TrialState, status: int, tmp_path: Path, space: Space) -> None:
+    with event_files(tmp_path, space) as files:
+        run(files, 0, (0.5,), state=state)
+    metadata = read(tmp_path, 0).SummaryMetadata("_hparams_/session_end_info")
+    data = HParamsPluginData.FromString(metadata.plugin_data.content)
+    assert data.session_end_info.status == status
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

@@ -144,7 +144,7 @@ class _TrialFiles:
     """One trial's directory, emptied when it is opened."""
 
     def __init__(self, path: Path, parameters: dict[str, Any], metric: str) -> None:
-        # Imported here: torch is not for those who only resume to report.
+        # Imported here: they are an extra's, and few ask for it.
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -154,7 +154,7 @@ class _TrialFiles:
         self._epochs = 0
         # Not SummaryWriter.add_hparams, which makes a run of its own for each.
         make: Any = hparams  # torch does not annotate it
-        experiment, begins, self._ends = make(parameters, {metric: 0.0})
+        experiment, begins, _ = make(parameters, {metric: 0.0})
         for summary in (experiment, begins):
             self._file.add_summary(summary)
 
@@ -171,11 +171,24 @@ class _TrialFiles:
                 self._writer.add_scalar(name, series[epoch - 1], epoch, walltime=seconds)
         self._epochs = trial.epochs
         if trial.state.is_final:
-            self._file.add_summary(self._ends)
+            self._file.add_summary(_end(trial.state))
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _end(state: TrialState) -> Any:
+    """What the HParams tab shows of a trial that will not go on."""
+    # Put together here: hparams.summary.session_end_pb needs TensorFlow, and torch's always says success.
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+    went_well = state in (TrialState.FINISHED, TrialState.STOPPED)
+    ended = SessionEndInfo(status=api_pb2.STATUS_SUCCESS if went_well else api_pb2.STATUS_FAILURE)
+    about = metadata.create_summary_metadata(HParamsPluginData(session_end_info=ended))
+    return Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)])
 
 
 def _plain(value: Any) -> Any:
