@@ -84,6 +84,11 @@ class MlflowWriter:
         """Where the runs go."""
         return self._uri
 
+    @property
+    def waiting(self) -> int:
+        """Events that were not sent yet. For any thread."""
+        return self._taken - self._sent
+
     def start(self) -> None:
         """Begin sending."""
         self._thread.start()
@@ -109,7 +114,7 @@ class MlflowWriter:
         self._give_up.set()
         # A call that hangs for longer is left to the daemon thread, and counts as unsent.
         self._thread.join(LAST_CALL)
-        return self._taken - self._sent
+        return self.waiting
 
     def _run(self) -> None:
         connected = self._insist(self._connect)
