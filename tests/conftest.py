@@ -21,6 +21,11 @@ SHARED = ROOT.parent / "shared"
 TIMEOUTS = {"ray": 600, "torch": 120, "s3": 30}
 
 
+def pytest_sessionfinish() -> None:
+    # What was frozen could not be freed, and some libraries complain of that when the process ends.
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker, seconds in TIMEOUTS.items():

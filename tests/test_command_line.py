@@ -33,6 +33,7 @@ SEARCH_FLAGS = {
     "--address": "ADDR",
     "--set": "KEY=VALUE...",
     "--dry-run": "",
+    "--tensorboard": "",
     "--plain": "",
 }
 
@@ -156,6 +157,13 @@ def test_the_command_to_resume_can_be_pasted() -> None:
     read = search.make_context("search", words[3:]).params
     assert (read["resume"], read["storage"], read["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
     assert read["tracking_uri"] is None
+    assert not read["tensorboard"]
+
+
+def test_a_search_with_tensorboards_files_goes_on_with_them() -> None:
+    from tune_rescon.search import _resume_command
+
+    assert "--tensorboard" in _resume_command(RunOptions(name="s", tensorboard=True)).split()
 
 
 @pytest.mark.timeout(30)  # three interpreters

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tune_rescon.reporting import EventLines, LiveView
     from tune_rescon.spaces import Space
     from tune_rescon.storage import StorageUrl
     from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult
 
 __all__ = ["main"]
-
-#: Characters of a line where the output is no terminal.
-PIPE_WIDTH: Final = 250
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space file.")
 @click.option("--dry-run", is_flag=True, help="Show what would be searched, and its cost, and stop.")
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write TensorBoard's files too, to tensorboard/ in the search's folder; of a storage at a URL, to"
+    " this machine's copy of it only.",
+)
 @click.option("--plain", is_flag=True, help="One line per event, no colours.")
 def search(
     space_name: str | None,
@@ -86,9 +92,11 @@ def search(
     address: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    tensorboard: bool,
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
+    from tune_rescon.reporting import open_console
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, default_data_root, default_storage
 
@@ -103,30 +111,27 @@ def search(
     space = _load(space_name, resume, root, [*overrides, *settings])
     _check_warm_start(warm_start, resume, root)
     data = Path(data_root) if data_root else default_data_root()
-    console = _console(plain=plain)
-    if dry_run:
-        from tune_rescon.reporting import print_dry_run
+    with open_console(plain=plain) as console:
+        if dry_run:
+            from tune_rescon.reporting import print_dry_run
 
-        print_dry_run(space, console, data_root=data)
-        return 0
-    options = RunOptions(
-        name=resume or name or space.name,
-        resume=resume is not None,
-        storage=root,
-        study_url=study,
-        tracking_uri=tracking_uri,
-        data_root=data,
-        address=address,
-        warm_start=warm_start,
-        show_progress=console.is_terminal and not plain,
-    )
-    return _run(space, options, console)
-
-
-def _console(*, plain: bool) -> Console:
-    # A file or a pipe has no width: tables there are as wide as they need to be.
-    width = None if sys.stdout.isatty() and not plain else PIPE_WIDTH
-    return Console(no_color=True if plain else None, highlight=False, width=width)
+            print_dry_run(space, console, data_root=data)
+            return 0
+        live = console.is_terminal and not console.is_dumb_terminal and not plain
+        options = RunOptions(
+            name=resume or name or space.name,
+            resume=resume is not None,
+            storage=root,
+            study_url=study,
+            tracking_uri=tracking_uri,
+            data_root=data,
+            address=address,
+            warm_start=warm_start,
+            show_progress=live,
+            divert_output=True,
+            tensorboard=tensorboard,
+        )
+        return _run(space, options, console, live=live)
 
 
 def _load(
@@ -161,17 +166,23 @@ def _check_warm_start(other: str | None, resume: str | None, storage: Path | Sto
     _find(storage, other, where="--warm-start")
 
 
-def _run(space: Space, options: RunOptions, console: Console) -> int:
-    from tune_rescon.reporting import EventLines, print_result, write_report
+def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+    from tune_rescon.reporting import print_result, write_report
     from tune_rescon.tuning import run_search
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     try:
-        result = run_search(
-            space, options, listeners=[EventLines(console, space)], write_report=write_report, say=say
-        )
+        with _shown(space, options, console, live=live) as view:
+            result = run_search(
+                space,
+                options,
+                listeners=[view],
+                write_report=write_report,
+                say=view.say,
+                attend=view.attend,
+            )
     except KeyboardInterrupt:
         if not options.resume:
             raise
@@ -185,6 +196,20 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
         say(f"Go on with: {_resume_command(options)}")
         return 1
     return 0 if result.best is not None else _nothing_finished(result)
+
+
+@contextmanager
+def _shown(
+    space: Space, options: RunOptions, console: Console, *, live: bool
+) -> Iterator[EventLines | LiveView]:
+    """Whoever shows the search while it runs."""
+    from tune_rescon.reporting import EventLines, LiveView
+
+    if not live:
+        yield EventLines(console, space)
+        return
+    with LiveView(console, space, name=options.name) as view:
+        yield view
 
 
 def _resume_command(options: RunOptions) -> str:
@@ -205,6 +230,8 @@ def _resume_command(options: RunOptions) -> str:
     ):
         if value is not None:
             parts += [flag, value]
+    if options.tensorboard:
+        parts.append("--tensorboard")
     return shlex.join(parts)
 
 

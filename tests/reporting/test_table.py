@@ -65,6 +65,15 @@ def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial:
     ]
 
 
+def test_tensorboards_files_are_pointed_at_where_there_are_any(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(make_trial(7))
+    assert "TensorBoard" not in printed(result)
+    (result.folder / "tensorboard").mkdir(parents=True)
+    assert f"\nTensorBoard: tensorboard --logdir {result.folder / 'tensorboard'}\n" in printed(result)
+
+
 def test_the_front_is_told_the_cheapest_first(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:

@@ -11,9 +11,9 @@ from rich.markup import escape
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.words import duration, figure, pairs
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import TrialSummary, Verdict
+from tune_rescon.tuning import Gauges, TrialSummary, Verdict
 
-__all__ = ["STATE_STYLE", "EventLines"]
+__all__ = ["STATE_STYLE", "EventLines", "end_line", "note_line", "start_line"]
 
 #: How each state looks, in lines and tables.
 STATE_STYLE: Final = {
@@ -39,6 +39,13 @@ class EventLines:
         self._total = space.budget.trials
         self._paused: set[int] = set()
 
+    def say(self, text: str) -> None:
+        """A line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def attend(self, gauges: Gauges) -> None:
+        """Nothing: lines tell what happens, not how it stands."""
+
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """How much there is to do, and how much is done."""
         self._ended = sum(trial.state.is_final for trial in trials)
@@ -51,38 +58,57 @@ class EventLines:
 
     def trial_started(self, trial: TrialSummary) -> None:
         """Its parameters; from which epoch on, if it was promoted or is not begun for the first time."""
-        word = "goes on" if trial.number in self._paused else "starts again" if trial.epochs else "starts"
+        self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
-        where = f" after epoch {trial.epochs}" if trial.epochs else ""
-        self._print(trial, f"{word}{where}: {escape(pairs(trial.parameters))}")
 
     def trial_noted(self, trial: TrialSummary, text: str) -> None:
         """Something that a person should know about it."""
-        self._print(trial, f"note: {escape(text)}")
+        self._print(note_line(trial, text))
 
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its value, and its place at the rung if it came to one."""
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
         self._print(
-            trial,
-            f"epoch {trial.epochs}/{self._last_epoch}: {trial.metric} {figure(trial.value)},"
-            f" train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}",
+            f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {trial.metric} {figure(trial.value)},"
+            f" train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
         )
 
     def trial_ended(self, trial: TrialSummary) -> None:
         """Its fate; of a paused one, that it waits."""
-        style = STATE_STYLE[trial.state]
-        words = f"[{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)
-            self._print(trial, f"{words}: waits to be promoted")
+            self._print(f"{end_line(trial)}: waits to be promoted")
             return
         self._ended += trial.state.is_final
-        best = f", best {figure(trial.best_value)} at epoch {trial.best_epoch}" if trial.best_epoch else ""
-        self._print(trial, f"{words}{best}; {self._ended} of {self._total} trials ended")
+        self._print(f"{end_line(trial)}; {self._ended} of {self._total} trials ended")
         if trial.error:
             self._console.print(trial.error.strip(), style="red", markup=False, soft_wrap=True)
 
-    def _print(self, trial: TrialSummary, text: str) -> None:
+    def _print(self, line: str) -> None:
         # Unwrapped: it stays one line, also where the terminal is narrower.
-        self._console.print(f"trial_{trial.number:04d} {text}", soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
+
+
+def start_line(trial: TrialSummary, *, promoted: bool) -> str:
+    """That a trial starts, goes on after its pause, or starts again; rich's markup, as all of these."""
+    word = "goes on" if promoted else "starts again" if trial.epochs else "starts"
+    where = f" after epoch {trial.epochs}" if trial.epochs else ""
+    return f"{_name(trial)} {word}{where}: {escape(pairs(trial.parameters))}"
+
+
+def note_line(trial: TrialSummary, text: str) -> str:
+    """What a person should know about a trial."""
+    return f"{_name(trial)} note: {escape(text)}"
+
+
+def end_line(trial: TrialSummary) -> str:
+    """What became of a trial; of one that is done, the best it had."""
+    style = STATE_STYLE[trial.state]
+    words = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
+    if trial.state is TrialState.PAUSED or not trial.best_epoch:
+        return words
+    return f"{words}, best {figure(trial.best_value)} at epoch {trial.best_epoch}"
+
+
+def _name(trial: TrialSummary) -> str:
+    return f"trial_{trial.number:04d}"

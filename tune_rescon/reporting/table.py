@@ -92,6 +92,9 @@ def print_result(result: StudyResult, console: Console) -> None:
     console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"MLflow: {_view(result.tracking_uri)}", markup=False, soft_wrap=True)
+    events = result.folder / "tensorboard"
+    if events.is_dir():
+        console.print(f"TensorBoard: tensorboard --logdir {events}", markup=False, soft_wrap=True)
 
 
 def _front(result: StudyResult) -> str:

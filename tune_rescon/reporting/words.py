@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["duration", "figure", "pairs"]
+__all__ = ["duration", "figure", "pairs", "roughly"]
 
 
 def figure(value: object) -> str:
@@ -40,3 +40,18 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def roughly(seconds: float) -> str:
+    """A time that is only estimated, without the figures nobody can rely on.
+
+    >>> roughly(29), roughly(190), roughly(7900), roughly(300_000)
+    ('under a minute', 'about 3 min', 'about 2 h 10 min', 'about 3 days')
+    """
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute"
+    if minutes < 60:
+        return f"about {minutes} min"
+    hours, rest = divmod(round(minutes / 10) * 10, 60)
+    return f"about {hours} h {rest} min" if hours < 48 else f"about {round(hours / 24)} days"

@@ -12,6 +12,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.execution.trial import TrialTask
+    from tune_rescon.tuning.gauges import ClusterSize, Gauges
     from tune_rescon.tuning.listener import SearchListener
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
     from tune_rescon.tuning.proposing.proposer import Proposer
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.store.search_store import find_search
 
 __all__ = [
+    "ClusterSize",
     "Coordinator",
     "Decision",
+    "Gauges",
     "MedianRule",
     "Observation",
     "Proposer",
@@ -60,8 +63,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "ClusterSize": "gauges",
         "Coordinator": "coordination.coordinator",
         "Decision": "rules.stopping",
+        "Gauges": "gauges",
         "MedianRule": "rules.median",
         "Observation": "rules.stopping",
         "Proposer": "proposing.proposer",

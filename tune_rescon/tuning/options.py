@@ -72,3 +72,8 @@ class RunOptions:
     where the storage is a URL."""
     show_progress: bool = False
     """Show a bar while images are decoded."""
+    divert_output: bool = False
+    """Have standard output and error go to the search's log while the trials run: for a caller who prints
+    elsewhere. Ray's C++ writes there."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_listener`."""

@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,14 @@ from tune_rescon.tracking import (
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
 from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
+from tune_rescon.tuning.execution.cluster_size import sampled_cluster
 from tune_rescon.tuning.execution.execute import execute
 from tune_rescon.tuning.execution.interruption import Interruption, listening
-from tune_rescon.tuning.execution.noise import library_log
+from tune_rescon.tuning.execution.noise import diverted, library_log
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
+from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper, hold_lease
@@ -45,6 +47,7 @@ from tune_rescon.tuning.result import StudyResult, best_file, best_trial
 from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
 from tune_rescon.tuning.tasks import TaskMaker
+from tune_rescon.tuning.tensorboard_listener import check_tensorboard, event_files
 from tune_rescon.tuning.tracking_listener import TrackingListener
 
 __all__ = ["run_search"]
@@ -70,6 +73,7 @@ def run_search(
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     write_report: Callable[[StudyResult, Path], None] | None = None,
     say: Callable[[str], object] = _LOGGER.info,
+    attend: Callable[[Gauges], object] | None = None,
 ) -> StudyResult:
     """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
 
@@ -80,6 +84,7 @@ def run_search(
         trainable: what Ray runs for each trial; a test may give a fake one.
         write_report: writes the report's file from the result, before MLflow is given it.
         say: tells the user what keeps the search waiting, or ends it.
+        attend: given, before the first trial begins, what can be read while the search runs.
 
     Raises:
         UserError: something given is wrong, or another driver has the search; nothing is left behind.
@@ -89,6 +94,8 @@ def run_search(
     space = anchored(space)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
+    if options.tensorboard:
+        check_tensorboard()
     interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
     with (
         listening(interruption),
@@ -100,7 +107,11 @@ def run_search(
         lease = held.enter_context(_lease(options, store, say)) if options.resume else None
         store.fetch()
         prepared = prepare_data(space, options)
-        with ray_session(options.address) as ray:
+        with (
+            diverted(store.folder.log) if options.divert_output else nullcontext(),
+            ray_session(options.address) as ray,
+            sampled_cluster(ray.gone) as cluster,
+        ):
             slots = fit_slots(
                 ray.resources,
                 cpu=space.resources_per_trial.cpu,
@@ -109,8 +120,13 @@ def run_search(
             )
             record = _open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
+            if options.tensorboard:
+                files = event_files(store.folder.tensorboard, space)
+                listeners = [held.enter_context(files), *listeners]
             search = _Search(space, options, store, prepared, listeners, record, lease, ray)
             watch = search.watch(interruption, ray, say)
+            if attend is not None:
+                attend(search.gauges(slots, cluster))
             interruption.deferred = True
             result = search.run(trainable, slots, write_report, watch)
         spent = _spent_words(space, options, lease, result)
@@ -159,13 +175,23 @@ class _Search:
         )
         self._writer.show(self._shown)
         self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
+        self._plan = _plan(space, self._maker, lease)
         self._coordinator = Coordinator(
-            _plan(space, self._maker, lease),
+            self._plan,
             self._record,
             make_rule(space),
             Proposer(space, rows=_rows(space), background=noted_earlier(record), known=record.trials()),
             listeners=(self._tracking, *store.listeners, *listeners),
             prune=store.prune,
+        )
+
+    def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
+        """What can be read while the trials run."""
+        return Gauges(
+            slots=slots,
+            deadline=self._plan.deadline,
+            waiting=lambda: self._writer.waiting,
+            cluster=cluster,
         )
 
     def watch(self, interruption: Interruption, ray: RaySession, say: Callable[[str], object]) -> Watch:

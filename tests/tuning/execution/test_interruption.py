@@ -82,18 +82,20 @@ def test_nohup_is_respected() -> None:
         signal.signal(HUP, before)
 
 
-#: Prints to its terminal after that was closed.
+#: Prints to its terminal after that was closed, on standard output and on a duplicate as a console has it.
 PRINTS_ON = """
-import time
+import os, time
 from tune_rescon.tuning.execution.interruption import Interruption, Urgency, listening
 
 interruption = Interruption(grace=20.0, clock=time.monotonic)
 interruption.deferred = True
+console = os.fdopen(os.dup(1), "w")
 with listening(interruption):
     print("ready", flush=True)
     while interruption.urgency is Urgency.NONE:
         time.sleep(0.01)
     print("the epochs are finished", flush=True)
+    print("here too", file=console, flush=True)
 """
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-from tune_rescon.tuning.execution.noise import library_log
+from tune_rescon.tuning.execution.noise import diverted, library_log
 
 
 @pytest.mark.parametrize("name", ["ray.tune", "optuna", "mlflow.store", "pytorch_lightning", "tune_rescon.x"])
@@ -43,3 +46,42 @@ def test_afterwards_logging_is_as_it_was(tmp_path: Path) -> None:
         raise ValueError("amid")
     after = (list(root.handlers), root.level, ray.propagate, list(ray.handlers), warnings.showwarning)
     assert after == before
+
+
+def test_what_is_written_to_the_descriptors_goes_there_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text("before\n")
+    with diverted(tmp_path / "log"):
+        os.write(1, b"from C++\n")
+        subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
+    os.write(2, b"afterwards\n")
+    assert (tmp_path / "log").read_text() == "before\nfrom C++\nfrom a child\n"
+    assert "".join(capfd.readouterr()) == "afterwards\n"
+
+
+#: A program that has something to say before, while and after its output is diverted, all of it buffered.
+PROGRAM = """
+import sys
+from pathlib import Path
+from tune_rescon.tuning.execution.noise import diverted
+sys.stdout.write("first ")
+with diverted(Path(sys.argv[1])):
+    sys.stdout.write("amid")
+    if len(sys.argv) > 2:
+        raise RuntimeError("a fault of ours")
+sys.stdout.write("last")
+"""
+
+
+@pytest.mark.timeout(30)  # an interpreter each
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_go_where_they_were_written_and_a_traceback_is_seen(fails: bool, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log"), *(["fail"] if fails else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (tmp_path / "log").read_text() == "amid"
+    if fails:
+        assert done.stdout == "first "
+        assert done.stderr.endswith("RuntimeError: a fault of ours\n")
+    else:
+        assert (done.stdout, done.stderr) == ("first last", "")

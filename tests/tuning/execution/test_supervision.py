@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError
-from tune_rescon.tuning import supervision
+from tune_rescon.tuning.execution import supervision
 from tune_rescon.tuning.execution.supervision import SearchIsOver, Turns, run_aside
 
 

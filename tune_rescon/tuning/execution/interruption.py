@@ -10,9 +10,11 @@ from __future__ import annotations
 import enum
 import os
 import signal
+import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -87,7 +89,8 @@ def listening(interruption: Interruption) -> Iterator[None]:
         yield
         return
 
-    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+    # Asked now: one that was closed is a terminal no longer, but the same device.
+    terminals = {os.fstat(stream).st_rdev for stream in (1, 2) if os.isatty(stream)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
@@ -107,9 +110,16 @@ def listening(interruption: Interruption) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _silence(streams: Sequence[int]) -> None:
-    """Let go of a terminal that was closed: a write to it is an error, and would end what still goes on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)
+def _silence(terminals: Set[int]) -> None:
+    """Let go of a terminal that was closed: a write to it is an error, and would end what still goes on.
+
+    All descriptors of these devices: a console may print on a duplicate, with standard output diverted.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        # The one that listed them is closed by now.
+        with suppress(OSError):
+            status = os.fstat(descriptor)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev in terminals:
+                os.dup2(nowhere, descriptor, inheritable=os.get_inheritable(descriptor))
     os.close(nowhere)

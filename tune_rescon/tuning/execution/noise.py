@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["library_log"]
+__all__ = ["diverted", "library_log"]
 
 #: Loggers that bring a handler of their own to the terminal.
 _LOUD: Final = ("ray", "optuna", "mlflow", "alembic", "pytorch_lightning", "lightning_fabric", "tune_rescon")
+
+#: Standard output and error.
+_STREAMS: Final = (1, 2)
 
 
 @contextmanager
@@ -38,6 +43,41 @@ def library_log(path: Path) -> Iterator[None]:
             logger = logging.getLogger(name)
             logger.handlers[:] = handlers
             logger.propagate = propagates
+
+
+@contextmanager
+def diverted(path: Path) -> Iterator[None]:
+    """Append what is written to standard output and error to ``path`` for the time being.
+
+    Not all noise passes a logger: Ray's C++ writes to descriptor 2 when a process of its own dies, and so may
+    any library's, and what a driver's children inherit. Nothing in Python is between such a write and the
+    terminal, so the descriptors themselves are turned; whoever has something to say to the person does that
+    on a duplicate made before.
+
+    What this costs: a crash in C++ says its last words in the log alone. An exception of ours does not: it
+    leaves this block first, and is printed when the descriptors are back.
+    """
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    _flush()
+    before = {stream: os.dup(stream) for stream in _STREAMS}
+    try:
+        for stream in _STREAMS:
+            os.dup2(log, stream)
+        yield
+    finally:
+        # What waits in Python's buffers was said before this moment.
+        _flush()
+        for stream, original in before.items():
+            os.dup2(original, stream)
+            os.close(original)
+        os.close(log)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A full disk, a pipe nobody reads: what is lost is noise, and the descriptors must come back.
+        with suppress(OSError):
+            stream.flush()
 
 
 def _taken(name: str) -> tuple[list[logging.Handler], bool]:

@@ -70,6 +70,11 @@ class SearchFolder:
         return self.path / "search.log"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, a directory for each trial, if anybody asked for them."""
+        return self.path / "tensorboard"
+
+    @property
     def mlflow_uri(self) -> str:
         """The tracking store shared by all searches of this storage."""
         return f"sqlite:///{self.storage / 'mlflow.db'}"

@@ -1,0 +1,173 @@
+"""The command in a real pseudo-terminal, as a person sees it: drawn, resized, interrupted, given back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import psutil
+import pyte
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.ray
+
+#: The command, but with trials that learn nothing, slowly. A terminal that the head of a session opens is its
+#: own from then on: Ctrl-C typed there comes as a signal.
+DRIVER = """
+import functools, os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+from tune_rescon import tuning
+from tune_rescon.testing import learn_slowly
+tuning.run_search = functools.partial(tuning.run_search, trainable=learn_slowly)
+from tune_rescon.search import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+#: What Ray writes: a file of its C++ with a line, a level, a Python traceback.
+RAYS_OWN = r"\.cc:\d+|WARNING|ERROR|Traceback"
+
+#: Seconds the table has to come to what is waited for; Ray takes ten to start.
+PATIENCE = 90
+
+
+class Terminal:
+    """A terminal of some size, a program in it, and what is on the screen."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], *, columns: int, lines: int) -> None:
+        self._screen = pyte.HistoryScreen(columns, lines, history=1000)
+        self._stream = pyte.ByteStream(self._screen)
+        self._master, self._slave = pty.openpty()
+        self.resize(columns, lines)
+        self.settings = termios.tcgetattr(self._slave)
+        self.process = subprocess.Popen(
+            command,
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env={**environment, "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self._screen.resize(lines, columns)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def wait_for(self, true: Callable[[str], bool]) -> str:
+        """What is on the screen once that is ``true``."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            self._read(0.1)
+            if true(self.screen):
+                return self.screen
+            assert self.process.poll() is None, self.everything
+        raise AssertionError(self.everything)
+
+    def end(self) -> int:
+        """Its exit code, once all it printed is read."""
+        until = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < until:
+            self._read(0.1)
+        self._read(0.1)
+        return self.process.wait(timeout=1)
+
+    @property
+    def screen(self) -> str:
+        return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
+
+    @property
+    def everything(self) -> str:
+        """What scrolled out above, and the screen."""
+        rows = ("".join(row[x].data for x in range(self._screen.columns)) for row in self._screen.history.top)
+        return "\n".join([*(row.rstrip() for row in rows), self.screen])
+
+    @property
+    def cursor_is_hidden(self) -> bool:
+        return bool(self._screen.cursor.hidden)
+
+    @property
+    def settings_now(self) -> list[object]:
+        return termios.tcgetattr(self._slave)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+        os.close(self._slave)
+
+    def _read(self, seconds: float) -> None:
+        while select.select([self._master], [], [], seconds)[0]:
+            self._stream.feed(os.read(self._master, 65536))
+            seconds = 0.0
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, short_tmp: Path) -> Iterator[Terminal]:
+    """A search of digits, two trials at once, in a terminal of 100 x 24."""
+    arguments = ["--space", "digits", "--name", "s", "--storage", str(tmp_path / "runs"), "--tensorboard"]
+    environment = {
+        **os.environ,
+        "RAY_TMPDIR": str(short_tmp),
+        "TUNE_RESCON_CACHE": str(tmp_path / "cache"),
+        "TUNE_RESCON_DATA": str(tmp_path / "data"),
+    }
+    terminal = Terminal([sys.executable, "-c", DRIVER, *arguments], environment, columns=100, lines=24)
+    yield terminal
+    terminal.close()
+
+
+def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_path: Path) -> None:
+    drawn = terminal.wait_for(lambda screen: screen.count("/9  ") == 2 and "Went on" in screen)
+    assert re.search(r"^s  +━+ +\d+ of 12 trials ended", drawn, re.MULTILINE), drawn
+    assert "Best     trial_" in drawn
+    assert terminal.cursor_is_hidden
+
+    terminal.resize(60, 12)
+    small = terminal.wait_for(
+        lambda screen: "parameters" not in screen.splitlines()[-7:] and "Spent" in screen
+    )
+    assert "of 12 trials ended" in small
+
+    terminal.type(b"\x03")
+    terminal.wait_for(lambda screen: "finishing the running epochs" in screen.replace("\n", ""))
+    assert terminal.end() == 130, terminal.everything
+    assert "Interrupted. Go on with: python -m" in terminal.everything
+    assert "Spent" not in terminal.screen
+    assert not terminal.cursor_is_hidden
+    assert terminal.settings_now == terminal.settings
+    # Each of the two trials has its files, and what the record holds is in them.
+    for number in (0, 1):
+        files = EventAccumulator(
+            str(tmp_path / "runs" / "s" / "tensorboard" / f"trial_{number:04d}")
+        ).Reload()
+        study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/runs/s/study.db")
+        points = {point.step: point.value for point in files.Scalars("val_accuracy")}
+        assert points == pytest.approx(study.trials[number].intermediate_values)
+
+
+def test_what_ray_says_when_it_dies_goes_to_the_log(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.wait_for(lambda screen: screen.count("/9  ") == 2)
+    children = psutil.Process(terminal.process.pid).children(recursive=True)
+    (raylet,) = [process for process in children if process.name() == "raylet"]
+    raylet.kill()
+    assert terminal.end() == 1, terminal.everything
+    said = terminal.everything
+    assert "Ray must live as long as the search, but its node manager (raylet) has died" in said
+    assert not re.search(RAYS_OWN, said), said
+    assert re.search(RAYS_OWN, (tmp_path / "runs" / "s" / "search.log").read_text())
+    assert not terminal.cursor_is_hidden

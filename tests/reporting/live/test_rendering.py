@@ -1,0 +1,122 @@
+"""The table in terminals of many sizes: all lines have room, and what matters most is there longest."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.live.rendering import SearchTable
+from tune_rescon.reporting.live.state import RungCount, Snapshot
+from tune_rescon.tuning import ClusterSize, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+
+SIZES = list(itertools.product((20, 40, 60, 80, 100, 200), (4, 8, 12, 24, 60)))
+
+
+@pytest.fixture
+def busy(make_trial: MakeTrial) -> Snapshot:
+    """64 trials run, a hundred have ended, and MLflow is in trouble."""
+    running = tuple(make_trial(n, 0.25, 0.5, math.nan, 0.75) for n in range(100, 164))
+    return Snapshot(
+        name="a-search-of-a-long-name",
+        metric="val_accuracy",
+        total=1000,
+        last_epoch=81,
+        ended={TrialState.STOPPED: 90, TrialState.FINISHED: 8, TrialState.OUT_OF_MEMORY: 2},
+        running=running,
+        speeds={trial.number: 1000.0 for trial in running[1:]},
+        best=make_trial(7, *[0.9375] * 81, state=TrialState.FINISHED),
+        rungs=(RungCount(epoch=1, came=164, went_on=60), RungCount(epoch=3, came=60, went_on=20)),
+        seconds_left=7900.0,
+        compute_hours=12.5,
+        device="GPU",
+        waiting=214,
+        cluster=ClusterSize(nodes=8, gpus=64, cpus=512),
+    )
+
+
+def draw(seen: Snapshot, width: int, height: int, *, encoding: str = "utf-8") -> list[str]:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=file, force_terminal=True, color_system=None, width=width, height=height)
+    console.print(SearchTable(seen))
+    file.seek(0)
+    return [line.rstrip() for line in file.read().splitlines()]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_it_has_room(width: int, height: int, busy: Snapshot) -> None:
+    lines = draw(busy, width, height)
+    assert len(lines) < height, "one line is the cursor's"
+    assert all(len(line) < width for line in lines), "a line to the very edge would wrap"
+    assert next(filter(None, lines)).startswith("a-sea")
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_every_running_trial_is_shown_or_counted(width: int, height: int, busy: Snapshot) -> None:
+    lines = draw(busy, width, height)
+    rows = [line for line in lines if "4/81" in line]
+    more = [line.split()[1] for line in lines if "more running" in line or line.strip().startswith("and ")]
+    if width > 20 and height > 8:
+        assert rows
+    if rows:
+        assert len(rows) + sum(map(int, more)) == 64
+
+
+def test_a_wide_terminal_shows_all_of_it(busy: Snapshot) -> None:
+    text = "\n".join(draw(busy, 120, 80))
+    for said in (
+        "100 of 1000 trials ended, about 2 h 10 min left",
+        "trial  epoch  val_accuracy  curve         images/s  parameters",
+        " 0101   4/81          0.75  ▁▅ █             1,000  depth=56 learning_rate=0.1234",
+        " 0100   4/81          0.75  ▁▅ █                 -  depth=56",
+        "Best     trial_0007: val_accuracy 0.9375 after epoch 81, finished",
+        "MLflow   214 waiting",
+        "Went on  60 of 164 after 1, 20 of 60 after 3 epochs",
+        "Spent    12 h 30 min of GPU time; now 63,000 images/s on 8 nodes, 64 GPUs",
+        "Ended    90 stopped, 8 finished, 2 out of memory",
+    ):
+        assert said in text, text
+    assert "more running" not in text
+
+
+def test_a_narrow_and_short_one_keeps_the_best_and_the_first_trials(busy: Snapshot) -> None:
+    lines = draw(busy, 60, 12)
+    assert "parameters" not in "\n".join(lines)
+    assert [line.split()[0] for line in lines[2:5]] == ["0100", "0101", "0102"]
+    assert lines[5].split() == ["and", "61", "more", "running"]
+    assert lines[6].startswith("Best     trial_0007")
+
+
+def test_before_the_first_trial() -> None:
+    empty = Snapshot(name="s", metric="val_accuracy", total=12, last_epoch=9, ended={})
+    lines = draw(empty, 80, 24)
+    assert lines[0] == lines[2] == ""
+    assert lines[1].endswith("0 of 12 trials ended")
+    assert lines[3:] == ["Spent  0.0 s of CPU time"]
+
+
+def test_one_node_and_one_device_are_singular(busy: Snapshot) -> None:
+    for size, said in (
+        (ClusterSize(nodes=1, gpus=1, cpus=8), "on 1 node, 1 GPU"),
+        (ClusterSize(nodes=1, gpus=0, cpus=2), "on 1 node, 2 CPUs"),
+    ):
+        lines = draw(dataclasses.replace(busy, cluster=size), 120, 24)
+        assert any(line.endswith(said) for line in lines), lines
+
+
+def test_a_terminal_without_blocks_gets_letters(busy: Snapshot) -> None:
+    lines = draw(busy, 80, 24, encoding="ascii")
+    assert any("_= #" in line or "_~ #" in line for line in lines), lines
+
+
+def test_what_looks_like_markup_is_text() -> None:
+    seen = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
+    assert draw(seen, 80, 24)[1].startswith("[red]s[/red]  ")

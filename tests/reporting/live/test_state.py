@@ -1,0 +1,188 @@
+"""What a search's events add up to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.live.state import Reading, RungCount, SearchState
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+
+TWO_SLOTS = Reading(slots=2)
+
+
+@pytest.fixture
+def state() -> SearchState:
+    """Of twelve trials of nine epochs, judged after 1 and 3; a trial holds one core."""
+    return SearchState(load_space("digits"), "s")
+
+
+@pytest.fixture
+def train(
+    state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]
+) -> Callable[..., TrialSummary]:
+    """Run a trial through these values, ten seconds each, and end it unless it goes on running."""
+
+    def run(
+        number: int, *values: float, ends: TrialState = TrialState.RUNNING, now: float = 0
+    ) -> TrialSummary:
+        state.trial_started(make_trial(number), now)
+        for epoch in range(1, len(values) + 1):
+            trial = make_trial(number, *values[:epoch])
+            state.epoch_done(trial, metrics, now + 10 * epoch)
+        last = make_trial(number, *values, state=ends)
+        if ends is not TrialState.RUNNING:
+            state.trial_ended(last)
+        return last
+
+    return run
+
+
+def test_nothing_is_known_at_first(state: SearchState) -> None:
+    seen = state.snapshot(TWO_SLOTS)
+    assert (seen.done, seen.total, seen.last_epoch) == (0, 12, 9)
+    assert (seen.best, seen.seconds_left, seen.rungs, seen.running) == (None, None, (), ())
+
+
+def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
+    state: SearchState, train: Callable[..., TrialSummary]
+) -> None:
+    train(1, 0.5)
+    train(0, 0.25, 0.375)
+    train(2, 0.25, ends=TrialState.STOPPED)
+    train(3, math.nan, ends=TrialState.DIVERGED)
+    seen = state.snapshot(TWO_SLOTS)
+    assert [trial.number for trial in seen.running] == [0, 1]
+    assert seen.speeds == {0: 600.0, 1: 600.0}
+    assert seen.ended == {TrialState.STOPPED: 1, TrialState.DIVERGED: 1}
+    assert seen.done == 2
+    assert seen.rungs == (RungCount(epoch=1, came=4, went_on=2),)
+    # Five epochs of two seconds on one core.
+    assert seen.compute_hours == pytest.approx(10 / 3600)
+
+
+def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
+    state: SearchState, train: Callable[..., TrialSummary]
+) -> None:
+    def best() -> int:
+        found = state.snapshot(TWO_SLOTS).best
+        assert found is not None
+        return found.number
+
+    train(0, 0.9, ends=TrialState.STOPPED)
+    assert best() == 0
+    train(1, 0.1, 0.2)
+    assert best() == 1
+    train(2, *[0.5] * 9, ends=TrialState.FINISHED)
+    assert best() == 2
+    train(3, *[0.6] * 9)
+    assert best() == 2, "it has not finished yet"
+    train(4, *[0.4] * 9, ends=TrialState.FINISHED)
+    assert best() == 2
+    train(5, *[0.6] * 9, ends=TrialState.FINISHED)
+    assert best() == 5
+
+
+def test_the_best_is_the_smallest_where_small_is_good(state: SearchState, make_trial: MakeTrial) -> None:
+    for number, value in enumerate((0.5, 0.25, 0.75)):
+        ended = make_trial(number, *[value] * 9, state=TrialState.FINISHED, maximize=False)
+        state.trial_ended(ended)
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert best.number == 1
+
+
+def test_a_paused_trial_leaves_its_slot_and_comes_back(
+    state: SearchState, train: Callable[..., TrialSummary]
+) -> None:
+    paused = train(0, 0.5, ends=TrialState.PAUSED)
+    seen = state.snapshot(TWO_SLOTS)
+    assert (seen.running, seen.done, seen.ended) == ((), 0, {TrialState.PAUSED: 1})
+    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
+    assert not state.trial_started(paused, 0.0)
+    seen = state.snapshot(TWO_SLOTS)
+    assert (len(seen.running), seen.ended) == (1, {})
+    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
+
+
+def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
+    state: SearchState, make_trial: MakeTrial, train: Callable[..., TrialSummary]
+) -> None:
+    train(0, 0.5, ends=TrialState.PAUSED)
+    state.trial_ended(make_trial(0, 0.5, state=TrialState.STOPPED))
+    seen = state.snapshot(TWO_SLOTS)
+    assert seen.ended == {TrialState.STOPPED: 1}
+    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
+
+
+def test_a_trial_whose_worker_died_is_the_same_trial(
+    state: SearchState, train: Callable[..., TrialSummary]
+) -> None:
+    running = train(0, 0.5, 0.6)
+    assert state.trial_started(running, 30.0)
+    seen = state.snapshot(TWO_SLOTS)
+    assert len(seen.running) == 1
+    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
+
+
+def test_a_search_that_goes_on_begins_with_what_its_record_holds(
+    state: SearchState, make_trial: MakeTrial
+) -> None:
+    state.search_started(
+        [
+            make_trial(0, *[0.5] * 9, state=TrialState.FINISHED),
+            make_trial(1, 0.25, state=TrialState.STOPPED),
+            make_trial(2, 0.5, 0.5, state=TrialState.INTERRUPTED),
+        ]
+    )
+    seen = state.snapshot(TWO_SLOTS)
+    assert seen.done == 2
+    assert seen.rungs == (
+        RungCount(epoch=1, came=3, went_on=2),
+        RungCount(epoch=3, came=1, went_on=1),
+    )
+    assert seen.compute_hours == pytest.approx(24 / 3600)
+    assert not state.trial_started(make_trial(2, 0.5, 0.5), 0.0), "nobody died"
+
+
+def test_the_time_left_is_said_once_each_slot_has_reported_twice(
+    state: SearchState, train: Callable[..., TrialSummary]
+) -> None:
+    train(0, 0.5, 0.5)
+    train(1, 0.5)
+    assert state.snapshot(TWO_SLOTS).seconds_left is None
+    train(2, 0.5)
+    left = state.snapshot(TWO_SLOTS).seconds_left
+    assert left is not None
+    # Nine trials to come, of 2.3 to 9 epochs each, and seven epochs at least for trial 0; ten seconds each.
+    assert 70 < left < 10 * 12 * 9 / 2
+    assert state.snapshot(Reading(slots=2, seconds=60.0)).seconds_left == 60.0
+    assert state.snapshot(Reading(slots=2, seconds=-1.0)).seconds_left == 0.0
+
+
+def test_at_the_end_no_time_is_left(state: SearchState, train: Callable[..., TrialSummary]) -> None:
+    for number in range(12):
+        train(number, *[0.5] * 9, ends=TrialState.FINISHED)
+    assert state.snapshot(TWO_SLOTS).seconds_left == 0.0
+
+
+def test_an_event_costs_the_same_after_a_thousand_trials(
+    state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]
+) -> None:
+    """Far from the limit of 0.2 ms, and no scan: the bound allows for a busy machine only."""
+    state.search_started([make_trial(n, 0.5, state=TrialState.STOPPED) for n in range(1000)])
+    trials = [make_trial(1000, *[0.5] * epochs) for epochs in range(1, 10)]
+    state.trial_started(make_trial(1000), 0.0)
+    taken = []
+    for now, trial in enumerate(trials):
+        begun = time.perf_counter()
+        state.epoch_done(trial, metrics, float(now))
+        taken.append(time.perf_counter() - begun)
+    assert min(taken) < 0.0002

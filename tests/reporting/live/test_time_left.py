@@ -1,0 +1,90 @@
+"""The time left, as it was said while simulated searches ran, against the time it then took."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import random
+
+import pytest
+
+from tune_rescon.config import METRICS, TrialState
+from tune_rescon.reporting.live.state import Reading, SearchState
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import SyntheticCurve
+from tune_rescon.tuning import Decision, Observation, TrialSummary, make_rule
+
+SLOTS = 8
+
+FATES = {Decision.STOP: TrialState.STOPPED, Decision.FINISH: TrialState.FINISHED}
+
+
+class Simulation:
+    """A search whose epochs take about ten seconds each, on eight slots."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._chance = random.Random(seed)
+        self._space, self._rule = space, make_rule(space)
+        self._state = SearchState(space, "s")
+        self._events: list[tuple[float, int]] = []
+        self._trials: dict[int, TrialSummary] = {}
+        self._limits: dict[int, float] = {}
+        self.said: list[tuple[float, float | None]] = []
+        """When an epoch ended, and the time left as it was said then; seconds."""
+        self.end = 0.0
+
+    def run(self) -> None:
+        for _ in range(SLOTS):
+            self._start(0.0)
+        while self._events:
+            now, number = heapq.heappop(self._events)
+            self._epoch(number, now)
+            self.said.append((now, self._state.snapshot(Reading(slots=SLOTS)).seconds_left))
+            self.end = now
+
+    def _start(self, now: float) -> None:
+        number = len(self._trials)
+        if number == self._space.budget.trials:
+            return
+        self._trials[number] = TrialSummary(
+            number=number,
+            state=TrialState.RUNNING,
+            parameters={},
+            metric=self._space.metric.name,
+            maximize=True,
+            values=(),
+        )
+        self._limits[number] = self._chance.uniform(0.2, 0.95)
+        self._state.trial_started(self._trials[number], now)
+        self._plan(number, now)
+
+    def _plan(self, number: int, now: float) -> None:
+        heapq.heappush(self._events, (now + self._chance.uniform(8, 12), number))
+
+    def _epoch(self, number: int, now: float) -> None:
+        epoch = self._trials[number].epochs + 1
+        value = SyntheticCurve(limit=self._limits[number]).at(epoch)
+        metrics = {**dict.fromkeys(METRICS, 0.5), self._space.metric.name: value}
+        trial = self._trials[number] = self._trials[number].extended(metrics)
+        self._state.epoch_done(trial, metrics, now)
+        decision = self._rule.judge(Observation(number=number, epoch=epoch, value=value)).decision
+        if decision is Decision.CONTINUE:
+            self._plan(number, now)
+        else:
+            self._state.trial_ended(dataclasses.replace(trial, state=FATES[decision]))
+            self._start(now)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "none", "median"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_about_right_from_a_third_of_the_search_on(scheduler: str, seed: int) -> None:
+    simulation = Simulation(
+        load_space("digits", ["budget.trials=120", f"scheduler.type={scheduler}", "fidelity.max=27"]), seed
+    )
+    simulation.run()
+    for now, said in simulation.said:
+        if simulation.end / 3 < now:
+            assert said is not None
+            error = said - (simulation.end - now)
+            assert abs(error) < 0.35 * simulation.end, f"{said:.0f} s at {now:.0f} of {simulation.end:.0f}"
+    assert simulation.said[-1][1] == 0

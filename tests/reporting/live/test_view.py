@@ -1,0 +1,213 @@
+"""Who draws, and when; on a terminal that is a string."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting import LiveView
+from tune_rescon.reporting.live import view as view_module
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.tuning import ClusterSize, Decision, Gauges, TrialSummary, Verdict
+
+MakeTrial = Callable[..., TrialSummary]
+
+GOES_ON = Verdict(decision=Decision.CONTINUE)
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+class Screen(io.StringIO):
+    """What was written, and a wait for it."""
+
+    def wait_for(self, text: str) -> None:
+        until = time.monotonic() + 1.5
+        while text not in self.getvalue():
+            assert time.monotonic() < until, self.getvalue()
+            time.sleep(0.005)
+
+    @property
+    def words(self) -> str:
+        """Without what moves the cursor."""
+        return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", self.getvalue())
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space("digits")
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+@pytest.fixture
+def console(screen: Screen) -> Console:
+    return Console(file=screen, force_terminal=True, color_system=None, width=100, height=24)
+
+
+@pytest.fixture(autouse=True)
+def _redrawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "REDRAW_EVERY", 0.01)
+
+
+def gauges(*, waiting: Callable[[], int] = lambda: 0) -> Gauges:
+    size = ClusterSize(nodes=2, gpus=0, cpus=8)
+    return Gauges(slots=2, deadline=None, waiting=waiting, cluster=lambda: size)
+
+
+def test_the_table_appears_with_the_search_and_goes_with_it(
+    console: Console, screen: Screen, space: Space, make_trial: MakeTrial, metrics: dict[str, float]
+) -> None:
+    with LiveView(console, space, name="s") as view:
+        view.say("looking for the lease")
+        screen.wait_for("looking for the lease")
+        assert "trials ended" not in screen.getvalue()
+        view.attend(gauges())
+        view.search_started([])
+        view.trial_started(make_trial(0))
+        view.epoch_done(make_trial(0, 0.5), metrics, GOES_ON)
+        screen.wait_for("600 images/s on 2 nodes, 8 CPUs")
+        assert screen.getvalue().count(HIDE) == 1
+    assert screen.getvalue().count(SHOW) == 1
+    # The last thing written is the table's lines being erased.
+    assert screen.getvalue().rindex("\x1b[2K") > screen.getvalue().rindex("images/s")
+
+
+def test_the_terminal_is_given_back_by_an_exception(console: Console, screen: Screen, space: Space) -> None:
+    def fail() -> None:
+        with LiveView(console, space, name="s") as view:
+            view.search_started([])
+            screen.wait_for("0 of 12 trials ended")
+            view.say("the last words")
+            raise ValueError("amid")
+
+    with pytest.raises(ValueError, match="amid"):
+        fail()
+    assert screen.getvalue().count(SHOW) == 1
+    assert "the last words" in screen.getvalue()
+
+
+@pytest.mark.parametrize("state", TrialState)
+def test_ends_that_a_rung_did_not_decide_get_a_line(
+    state: TrialState, console: Console, screen: Screen, space: Space, make_trial: MakeTrial
+) -> None:
+    with LiveView(console, space, name="s") as view:
+        view.trial_started(make_trial(3))
+        view.trial_ended(make_trial(3, 0.5, state=state))
+    told = ("finished", "diverged", "out_of_memory", "failed")
+    expected = f"trial_0003 {state.value} after epoch 1, best 0.5 at epoch 1\n" if state in told else ""
+    assert screen.words == expected
+
+
+def test_errors_and_notes_are_shown_whole_and_in_order(
+    console: Console, screen: Screen, space: Space, make_trial: MakeTrial
+) -> None:
+    error = "Traceback ...\n  a line of [bold] code that is very long indeed" + " and longer" * 10
+    with LiveView(console, space, name="s") as view:
+        view.search_started([])
+        view.trial_noted(make_trial(3), "went on in [2] micro-batches")
+        view.trial_ended(make_trial(3, state=TrialState.FAILED, error=error))
+        view.say("Interrupted: [stopping]")
+        screen.wait_for("Interrupted: [stopping]")
+    note = "trial_0003 note: went on in [2] micro-batches"
+    assert f"{note}\ntrial_0003 failed after epoch 0\n{error}\nInterrupted" in screen.words
+
+
+def test_a_trial_whose_worker_died_gets_a_line(
+    console: Console, screen: Screen, space: Space, make_trial: MakeTrial
+) -> None:
+    with LiveView(console, space, name="s") as view:
+        view.search_started([make_trial(4, 0.5, state=TrialState.INTERRUPTED)])
+        for number in (3, 4, 3):
+            view.trial_started(make_trial(number, 0.5))
+    assert re.findall(r"trial_000\d starts.*?:", screen.words) == ["trial_0003 starts again after epoch 1:"]
+
+
+def test_mlflow_is_mentioned_once_it_keeps_updates_waiting(
+    console: Console, screen: Screen, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_module, "PATIENCE", 0.2)
+    queue = iter([3, 0] * 5 + [214] * 10_000)
+    with LiveView(console, space, name="s") as view:
+        view.attend(gauges(waiting=lambda: next(queue)))
+        view.search_started([])
+        screen.wait_for("MLflow  214 waiting")
+    assert "MLflow  3 waiting" not in screen.words
+
+
+class Stuck(Screen):
+    """A terminal that takes nothing: Ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.goes_on.wait()
+        return super().write(text)
+
+
+def test_a_stuck_terminal_holds_up_no_event(
+    space: Space, make_trial: MakeTrial, metrics: dict[str, float]
+) -> None:
+    stuck = Stuck()
+    console = Console(file=stuck, force_terminal=True, color_system=None, width=100, height=24)
+    with LiveView(console, space, name="s") as view:
+        view.search_started([])
+        time.sleep(0.05)
+        view.trial_started(make_trial(0))
+        view.epoch_done(make_trial(0, 0.5), metrics, GOES_ON)
+        view.trial_ended(make_trial(0, 0.5, state=TrialState.FAILED, error="the reason"))
+        view.say("all of it was noted")
+        assert stuck.getvalue() == ""
+        stuck.goes_on.set()
+    assert "the reason" in stuck.getvalue()
+    assert "all of it was noted" in stuck.getvalue()
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, f"Input/output error at {len(text)} characters")
+
+
+def test_a_terminal_that_is_gone_is_no_fault_of_the_search(
+    space: Space, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
+) -> None:
+    console = Console(file=Gone(), force_terminal=True, color_system=None, width=100, height=24)
+    with LiveView(console, space, name="s") as view:
+        view.search_started([])
+        time.sleep(0.1)
+        view.trial_started(make_trial(0))
+    assert "the terminal takes nothing any more" in caplog.text
+
+
+def test_the_redraws_are_bounded(
+    console: Console,
+    screen: Screen,
+    space: Space,
+    make_trial: MakeTrial,
+    metrics: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(view_module, "REDRAW_EVERY", 0.25)
+    begun = time.monotonic()
+    with LiveView(console, space, name="s") as view:
+        view.search_started([])
+        for number in range(2000):
+            view.trial_started(make_trial(number))
+            view.epoch_done(make_trial(number, 0.5), metrics, GOES_ON)
+            view.trial_ended(make_trial(number, 0.5, state=TrialState.STOPPED))
+        time.sleep(0.3)
+    drawn = screen.getvalue().count("trials ended")
+    assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)

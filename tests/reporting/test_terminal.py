@@ -1,0 +1,87 @@
+"""Where the commands print: a terminal of any size, a pipe, a test."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from tune_rescon.reporting import open_console
+from tune_rescon.reporting.terminal import PIPE_WIDTH
+
+#: Standard input and error are no terminal; standard output is one, and goes elsewhere amid the program.
+PROGRAM = """
+import os, sys
+from tune_rescon.reporting import open_console
+with open_console(plain=len(sys.argv) > 1) as console:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    console.print(console.width, console.height, console.is_terminal, console.no_color)
+"""
+
+#: Whatever this test run is told about its own output left out.
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+
+
+def run(*arguments: str, stdout: int, **environment: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        env={**CLEAN, "TERM": "xterm", **environment},
+        check=True,
+        timeout=25,
+    )
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    ours, its = pty.openpty()
+    yield ours, its
+    os.close(ours)
+    os.close(its)
+
+
+@pytest.mark.timeout(30)  # an interpreter each
+@pytest.mark.parametrize(
+    ("columns", "lines", "arguments", "environment", "said"),
+    [
+        (61, 13, (), {}, b"61 13 True False"),
+        (61, 13, (), {"NO_COLOR": "1"}, b"61 13 True True"),
+        (0, 0, (), {}, b"80 25 True False"),
+        (61, 13, ("plain",), {}, f"{PIPE_WIDTH} ".encode()),
+    ],
+)
+def test_a_terminal_is_as_large_as_it_says(
+    columns: int,
+    lines: int,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    said: bytes,
+    terminal: tuple[int, int],
+) -> None:
+    ours, its = terminal
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    run(*arguments, stdout=its, **environment)
+    assert os.read(ours, 1000).startswith(said)
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_has_long_lines_and_no_terminal() -> None:
+    reading, writing = os.pipe()
+    run(stdout=writing)
+    os.close(writing)
+    assert b"".join(iter(lambda: os.read(reading, 1000), b"")).startswith(f"{PIPE_WIDTH} 25 False".encode())
+    os.close(reading)
+
+
+def test_whoever_replaced_standard_output_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_console(plain=True) as console:
+        console.print("a line")
+    assert capsys.readouterr().out == "a line\n"

@@ -1,0 +1,88 @@
+"""A Ray that answers, hangs, raises or is gone: whoever reads the gauge has an answer at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tune_rescon.tuning import ClusterSize
+from tune_rescon.tuning.execution import cluster_size
+from tune_rescon.tuning.execution.cluster_size import sampled_cluster
+
+SIZE = ClusterSize(nodes=2, gpus=8, cpus=64)
+
+
+def alive() -> str:
+    return ""
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 1.5
+    while not true() and time.monotonic() < until:
+        time.sleep(0.005)
+    return true()
+
+
+def test_it_says_what_was_answered_last() -> None:
+    answers = iter([SIZE, *[ClusterSize(nodes=3, gpus=12, cpus=96)] * 1000])
+    with sampled_cluster(alive, ask=lambda: next(answers), every=0.01) as size:
+        assert soon(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
+
+
+def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
+    asked = threading.Event()
+
+    def ask() -> ClusterSize:
+        asked.set()
+        return SIZE
+
+    with sampled_cluster(alive, ask=ask, every=0.01):
+        assert not asked.wait(0.05)
+
+
+def test_a_question_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_size, "PARTING", 0.05)
+    release = threading.Event()
+
+    def hang() -> ClusterSize:
+        release.wait()
+        return SIZE
+
+    begun = time.monotonic()
+    with sampled_cluster(alive, ask=hang) as size:
+        assert size() is None
+    assert time.monotonic() - begun < 1
+    release.set()
+
+
+def test_a_ray_that_raises_is_asked_again() -> None:
+    errors = [RuntimeError("the control store is busy")]
+
+    def ask() -> ClusterSize:
+        if errors:
+            raise errors.pop()
+        return SIZE
+
+    with sampled_cluster(alive, ask=ask, every=0.01) as size:
+        assert soon(lambda: size() == SIZE)
+
+
+def test_a_ray_that_is_gone_is_not_asked() -> None:
+    gone = ""
+    asked = 0
+
+    def ask() -> ClusterSize:
+        nonlocal asked
+        asked += 1
+        return SIZE
+
+    with sampled_cluster(lambda: gone, ask=ask, every=0.01) as size:
+        assert soon(lambda: size() == SIZE)
+        gone = "its node manager (raylet)"
+        assert soon(lambda: size() is None)
+        before = asked
+        time.sleep(0.05)
+        assert asked == before

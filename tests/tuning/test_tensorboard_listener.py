@@ -1,0 +1,158 @@
+"""TensorBoard's files, read by TensorBoard's own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tune_rescon.config import METRICS, TrialState
+from tune_rescon.errors import ConfigError
+from tune_rescon.search import main
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.tuning import Decision, TrialSummary, Verdict, tensorboard_listener
+from tune_rescon.tuning.tensorboard_listener import EventFiles, check_tensorboard, event_files
+
+pytestmark = pytest.mark.torch  # imports it
+
+GOES_ON = Verdict(decision=Decision.CONTINUE)
+
+
+def trial(number: int, *values: float, state: TrialState = TrialState.RUNNING) -> TrialSummary:
+    return TrialSummary(
+        number=number,
+        state=state,
+        parameters={"depth": 56, "learning_rate": 0.125, "weight_decay": 1e-4, "label_smoothing": 0.05},
+        metric="val_accuracy",
+        maximize=True,
+        values=values,
+        history={name: values if name == "val_accuracy" else (0.5,) * len(values) for name in METRICS},
+        times_ms=tuple(1_700_000_000_000 + 1000 * epoch for epoch in range(len(values))),
+    )
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space("digits")
+
+
+def run(files: EventFiles, number: int, values: tuple[float, ...], *, state: TrialState) -> None:
+    files.trial_started(trial(number))
+    for epoch in range(1, len(values) + 1):
+        files.epoch_done(trial(number, *values[:epoch]), dict.fromkeys(METRICS, 0.5), GOES_ON)
+    files.trial_ended(trial(number, *values, state=state))
+
+
+def read(folder: Path, number: int) -> EventAccumulator:
+    return EventAccumulator(str(folder / f"trial_{number:04d}")).Reload()
+
+
+def points(folder: Path, number: int) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in read(folder, number).Scalars("val_accuracy")]
+
+
+def hparams(folder: Path, number: int) -> dict[str, object]:
+    data = HParamsPluginData.FromString(
+        read(folder, number).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    chosen = data.session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in chosen.items()}
+
+
+def test_each_epoch_is_a_point_at_its_time(tmp_path: Path, space: Space) -> None:
+    with event_files(tmp_path, space) as files:
+        run(files, 7, (0.25, 0.5), state=TrialState.STOPPED)
+    assert points(tmp_path, 7) == [(1, 0.25), (2, 0.5)]
+    found = read(tmp_path, 7)
+    assert set(found.Tags()["scalars"]) == set(METRICS)
+    assert [point.wall_time for point in found.Scalars("train_loss")] == [1_700_000_000, 1_700_000_001]
+
+
+def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, space: Space) -> None:
+    with event_files(tmp_path, space) as files:
+        run(files, 0, (0.5,), state=TrialState.FINISHED)
+    assert hparams(tmp_path, 0) == {
+        "depth": 56,
+        "learning_rate": 0.125,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.05,
+        "drop_path": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (TrialState.FINISHED, api_pb2.STATUS_SUCCESS),
+        (TrialState.STOPPED, api_pb2.STATUS_SUCCESS),
+        (TrialState.DIVERGED, api_pb2.STATUS_FAILURE),
+        (TrialState.FAILED, api_pb2.STATUS_FAILURE),
+    ],
+)
+def test_the_tab_shows_how_it_ended(state: TrialState, status: int, tmp_path: Path, space: Space) -> None:
+    with event_files(tmp_path, space) as files:
+        run(files, 0, (0.5,), state=state)
+    metadata = read(tmp_path, 0).SummaryMetadata("_hparams_/session_end_info")
+    data = HParamsPluginData.FromString(metadata.plugin_data.content)
+    assert data.session_end_info.status == status
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_written(
+    lost: int, tmp_path: Path, space: Space
+) -> None:
+    values = (0.25, 0.5, 0.75)
+    with event_files(tmp_path, space) as files:
+        run(files, 0, values[: 3 - lost], state=TrialState.INTERRUPTED)
+        run(files, 1, values, state=TrialState.FINISHED)
+    with event_files(tmp_path, space) as files:
+        files.search_started(
+            [trial(0, *values, state=TrialState.INTERRUPTED), trial(1, *values, state=TrialState.FINISHED)]
+        )
+        files.trial_started(trial(0, *values))
+        files.epoch_done(trial(0, *values, 0.875), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.trial_ended(trial(0, *values, 0.875, state=TrialState.FINISHED))
+    assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 0.875)]
+    assert points(tmp_path, 1) == [(1, 0.25), (2, 0.5), (3, 0.75)]
+
+
+def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> None:
+    with event_files(tmp_path, space) as files:
+        run(files, 0, (0.25,), state=TrialState.PAUSED)
+        files.trial_started(trial(0, 0.25))
+        files.epoch_done(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.trial_ended(trial(0, 0.25, 0.5, state=TrialState.FINISHED))
+    assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5)]
+
+
+def test_a_disk_that_fails_for_a_while_costs_no_point(
+    tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, calls = tensorboard_listener._TrialFiles.write, iter(range(100))
+
+    def fail_second(files: tensorboard_listener._TrialFiles, trial: TrialSummary) -> None:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        write(files, trial)
+
+    monkeypatch.setattr(tensorboard_listener._TrialFiles, "write", fail_second)
+    with event_files(tmp_path, space) as files:
+        run(files, 0, (0.25, 0.5, 0.75), state=TrialState.FINISHED)
+    assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert "No space left on device" in caplog.text
+
+
+def test_without_the_package_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed: dict[str, object] = {}
+    monkeypatch.setattr(tensorboard_listener, "find_spec", installed.get)
+    with pytest.raises(ConfigError, match=r"tune_rescon\[tensorboard\]"):
+        check_tensorboard()
+    storage = tmp_path / "runs"
+    assert main(["--space", "digits", "--tensorboard", "--storage", str(storage)]) == 2
+    assert "--tensorboard: TensorBoard's files are written by" in capsys.readouterr().err
+    assert not storage.exists()

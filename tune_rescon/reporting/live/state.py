@@ -1,0 +1,225 @@
+"""What is known of a running search: filled by its events, each at the same cost, and shown as a snapshot."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.live.survival import Survival, seconds_left
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import ClusterSize, TrialSummary, ladder_levels
+
+__all__ = ["Reading", "RungCount", "SearchState", "Snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the search's gauges say at one moment."""
+
+    slots: int = 1
+    """Trials at once."""
+    seconds: float = math.inf
+    """Until trials are to end."""
+    waiting: int = 0
+    """Updates MLflow has kept waiting."""
+    cluster: ClusterSize | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungCount:
+    """How many came to a rung, and how many of them went on."""
+
+    epoch: int
+    came: int
+    went_on: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A search at one moment: all that is drawn."""
+
+    name: str
+    metric: str
+    total: int
+    """Trials in all."""
+    last_epoch: int
+    ended: Mapping[TrialState, int]
+    """Trials by their fate; those that pause too."""
+    running: tuple[TrialSummary, ...] = ()
+    """In the order of their numbers."""
+    speeds: Mapping[int, float] = field(default_factory=dict)
+    """Images a second in the last epoch of each running trial that has one behind it."""
+    best: TrialSummary | None = None
+    """See :func:`tune_rescon.tuning.best_trial`."""
+    rungs: tuple[RungCount, ...] = ()
+    """Those below the last to which somebody came."""
+    seconds_left: float | None = None
+    """None: there is nothing to go on yet."""
+    compute_hours: float = 0.0
+    device: str = "CPU"
+    """``"GPU"`` or ``"CPU"``: what these hours are of."""
+    waiting: int = 0
+    cluster: ClusterSize | None = None
+
+    @property
+    def done(self) -> int:
+        """Trials that will not go on."""
+        return sum(count for state, count in self.ended.items() if state.is_final)
+
+
+class SearchState:
+    """Sums over a search, kept up by its events. For one thread at a time; ``now`` is in seconds."""
+
+    def __init__(self, space: Space, name: str) -> None:
+        """Nothing has happened yet in the search ``name`` of ``space``."""
+        self._space, self._name = space, name
+        self._devices = space.resources_per_trial.gpu or float(space.resources_per_trial.cpu)
+        self._levels = ladder_levels(space)
+        self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
+        self._unfinished: dict[int, int] = {}
+        self._running: dict[int, TrialSummary] = {}
+        self._speeds: dict[int, float] = {}
+        self._paused: set[int] = set()
+        self._ended: Counter[TrialState] = Counter()
+        self._best: TrialSummary | None = None
+        self._known = 0
+        self._trained = 0.0
+        self._pace = _Pace()
+
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """Count what the record holds already."""
+        for trial in trials:
+            self._begin(trial)
+            for epoch in range(1, trial.epochs + 1):
+                self._survival.came(epoch)
+            self._trained += trial.seconds
+            self._compare(trial)
+            self._settle(trial)
+
+    def trial_started(self, trial: TrialSummary, now: float) -> bool:
+        """Whether it is a trial that runs already, and lost its worker."""
+        again = trial.number in self._running
+        if trial.number in self._paused:
+            self._resume(trial)
+        elif trial.number not in self._unfinished:
+            self._begin(trial)
+        self._running[trial.number] = trial
+        self._pace.begins(trial.number, now)
+        return again
+
+    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], now: float) -> None:
+        """One epoch more."""
+        self._survival.came(trial.epochs)
+        self._unfinished[trial.number] = trial.epochs
+        self._running[trial.number] = trial
+        self._speeds[trial.number] = metrics["images_per_second"]
+        if math.isfinite(metrics["epoch_seconds"]):
+            self._trained += metrics["epoch_seconds"]
+        self._pace.reports(trial.number, now)
+        self._compare(trial)
+
+    def trial_ended(self, trial: TrialSummary) -> None:
+        """It runs no longer: for good, or until it is promoted or resumed."""
+        if trial.number in self._paused:
+            self._resume(trial)
+        elif trial.number not in self._unfinished:
+            # One that is closed without having been run.
+            self._begin(trial)
+        self._running.pop(trial.number, None)
+        self._speeds.pop(trial.number, None)
+        self._pace.ends(trial.number)
+        self._compare(trial)
+        self._settle(trial)
+
+    def snapshot(self, reading: Reading) -> Snapshot:
+        """All of it now. The cost grows with the running trials and the last epoch, not with all trials."""
+        counts = [(level, *self._survival.at(level)) for level in self._levels[:-1]]
+        return Snapshot(
+            name=self._name,
+            metric=self._space.metric.name,
+            total=self._space.budget.trials,
+            last_epoch=self._levels[-1],
+            ended=+self._ended,
+            running=tuple(self._running[number] for number in sorted(self._running)),
+            speeds=dict(self._speeds),
+            best=self._best,
+            rungs=tuple(RungCount(epoch=e, came=came, went_on=on) for e, came, on in counts if came),
+            seconds_left=self._seconds_left(reading),
+            compute_hours=self._trained / 3600 * self._devices,
+            device="GPU" if self._space.resources_per_trial.gpu else "CPU",
+            waiting=reading.waiting,
+            cluster=reading.cluster,
+        )
+
+    def _begin(self, trial: TrialSummary) -> None:
+        self._known += 1
+        self._unfinished[trial.number] = trial.epochs
+        self._survival.came(0)
+
+    def _resume(self, trial: TrialSummary) -> None:
+        """Its pause is over: it goes on, or is about to be counted as what it ended as."""
+        self._paused.remove(trial.number)
+        self._ended[TrialState.PAUSED] -= 1
+        self._survival.went_on(trial.epochs)
+        self._unfinished[trial.number] = trial.epochs
+
+    def _settle(self, trial: TrialSummary) -> None:
+        """Count its fate, unless it is yet to go on."""
+        if not (trial.state.is_final or trial.state is TrialState.PAUSED):
+            return
+        del self._unfinished[trial.number]
+        self._ended[trial.state] += 1
+        self._survival.ended(trial.epochs)
+        if trial.state is TrialState.PAUSED:
+            self._paused.add(trial.number)
+
+    def _compare(self, trial: TrialSummary) -> None:
+        best = self._best
+        if not math.isfinite(trial.value):
+            return
+        if best is None or trial.number == best.number or _order(trial) < _order(best):
+            self._best = trial
+
+    def _seconds_left(self, reading: Reading) -> float | None:
+        epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * reading.slots)
+        if epoch_seconds is None:
+            return None
+        estimate = seconds_left(
+            self._survival.epochs_ahead(),
+            running=self._unfinished.values(),
+            unstarted=max(self._space.budget.trials - self._known, 0),
+            slots=reading.slots,
+            seconds_per_epoch=epoch_seconds,
+        )
+        return min(estimate, max(reading.seconds, 0.0))
+
+
+def _order(trial: TrialSummary) -> tuple[bool, int, float]:
+    return (trial.state is not TrialState.FINISHED, *trial.rank_key())
+
+
+class _Pace:
+    """What an epoch takes of a slot's time: from hand-out or report to report, in this run of the search."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._seconds = 0.0
+        self._epochs = 0
+
+    def begins(self, number: int, now: float) -> None:
+        self._since[number] = now
+
+    def reports(self, number: int, now: float) -> None:
+        self._seconds += now - self._since.get(number, now)
+        self._epochs += 1
+        self._since[number] = now
+
+    def ends(self, number: int) -> None:
+        self._since.pop(number, None)
+
+    def seconds_per_epoch(self, *, at_least: int) -> float | None:
+        """None before so many epochs: the first ones also load the data and the libraries."""
+        return self._seconds / self._epochs if self._epochs >= at_least else None

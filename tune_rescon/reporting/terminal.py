@@ -1,0 +1,67 @@
+"""Where the commands print: the person's terminal or pipe, whatever else standard output is used for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console, ConsoleDimensions
+from typing_extensions import override
+
+__all__ = ["PIPE_WIDTH", "open_console"]
+
+#: Characters of a line where the output is no terminal.
+PIPE_WIDTH: Final = 250
+
+#: A terminal that does not say how large it is.
+DEFAULT_SIZE: Final = ConsoleDimensions(80, 25)
+
+STDOUT: Final = 1
+
+
+@contextmanager
+def open_console(*, plain: bool) -> Iterator[Console]:
+    """A console on a descriptor of its own.
+
+    Standard output itself goes to the search's log while the trials run
+    (:func:`tune_rescon.tuning.execution.noise.diverted`), so that what Ray's C++ writes there does not go
+    through the person's lines.
+
+    Args:
+        plain: no colours, and lines as wide as they need to be; so it is too where there is no terminal.
+    """
+    no_color = True if plain else None
+    if not _is_real(STDOUT):
+        # Somebody in this process reads what is printed: a test, a notebook.
+        yield Console(no_color=no_color, highlight=False, width=PIPE_WIDTH)
+        return
+    with os.fdopen(os.dup(STDOUT), "w", encoding=sys.stdout.encoding, errors="replace") as file:
+        if file.isatty() and not plain:
+            yield _TerminalConsole(file=file, highlight=False)
+        else:
+            yield Console(file=file, no_color=no_color, highlight=False, width=PIPE_WIDTH)
+
+
+def _is_real(descriptor: int) -> bool:
+    try:
+        return sys.stdout.fileno() == descriptor
+    except (AttributeError, OSError):  # io.UnsupportedOperation is one of these
+        return False
+
+
+class _TerminalConsole(Console):
+    """Asks its own descriptor how large the terminal is: rich asks standard input, output and error."""
+
+    @property
+    @override
+    def size(self) -> ConsoleDimensions:
+        """Characters, now: a window may be resized."""
+        size = os.get_terminal_size(self.file.fileno())
+        return ConsoleDimensions(size.columns or DEFAULT_SIZE.width, size.lines or DEFAULT_SIZE.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        raise AttributeError(f"a terminal's size is its own, not {new_size}")
