@@ -1,0 +1,95 @@
+"""The winner as a registered model: what it says is what the network says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.tracking import Champion, RunView, SearchView
+from tune_rescon.tracking.champion import Classifier, exported
+from tune_rescon.tracking.runs import RunBook
+from tune_rescon.training.trained import TrainedNetwork, load_trained, save_trained
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small network with weights of its own."""
+    config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
+    spec = resolve_network(config, classes=3, in_channels=3)
+    about = TrainedNetwork(
+        spec=spec,
+        config=config,
+        class_names=("ant", "bee", "cat"),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.4),
+        dataset="0123",
+        seed=0,
+        epoch=3,
+        metrics={"val_accuracy": 0.9},
+    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("winner") / "best.ckpt"
+    save_trained(build_from_spec(spec), about, path)
+    return str(path)
+
+
+def test_it_is_registered_once_and_predicts_as_the_network_does(
+    checkpoint: str, make_book: Callable[[], RunBook], store: str
+) -> None:
+    over = SearchView(
+        state="finished",
+        began_with=1,
+        champion=Champion(number=0, epoch=3, checkpoint=checkpoint),
+    )
+    for _ in range(2):
+        book = make_book()
+        for view in (SearchView(began_with=1), RunView(number=0, state="finished"), over, over):
+            book.show(view)
+    client = mlflow.MlflowClient(store, store)
+    (version,) = client.search_model_versions("name = 's'")
+    assert client.get_model_version_by_alias("s", "champion").version == version.version
+    (child,) = [run for run in _runs(client) if "tune_rescon.trial" in run.data.tags]
+    assert version.run_id == child.info.run_id
+
+    mlflow.set_tracking_uri(store)
+    model = mlflow.pyfunc.load_model("models:/s@champion")
+    images_BCHW = np.random.default_rng(1).random((5, 3, 16, 16), dtype=np.float32)
+    network, about = load_trained(checkpoint)
+    with torch.no_grad():
+        mean_C11, std_C11 = (torch.tensor(values).view(3, 1, 1) for values in (about.mean, about.std))
+        expected_BK = network((torch.from_numpy(images_BCHW) - mean_C11) / std_C11).softmax(1)
+    np.testing.assert_allclose(model.predict(images_BCHW), expected_BK, rtol=1e-4, atol=1e-6)
+    assert model.metadata.metadata["class_names"] == ["ant", "bee", "cat"]
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
+
+
+def test_no_code_is_in_it(checkpoint: str) -> None:
+    with exported(checkpoint) as folder:
+        assert not list(folder.rglob("*.py"))
+        assert not list(folder.rglob("*.pkl"))
+        assert not list(folder.rglob("*.pth"))
+
+
+def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: str) -> None:
+    network, about = load_trained(checkpoint)
+    images_BCHW = torch.rand(2, 3, 16, 16)
+    raw = TrainedNetwork.from_dict(
+        {**about.to_dict(), "config": {**about.config.to_dict(), "normalize": False}}
+    )
+    with torch.no_grad():
+        expected_BK = network(images_BCHW).softmax(1)
+        torch.testing.assert_close(Classifier(network, raw)(images_BCHW), expected_BK)
+        assert not torch.allclose(Classifier(network, about)(images_BCHW), expected_BK)
+
+
+def _runs(client: mlflow.MlflowClient) -> list[mlflow.entities.Run]:
+    return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
