@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary, best_trial
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
 
 MakeTrial = Callable[..., TrialSummary]
 MakeResult = Callable[..., StudyResult]
@@ -45,6 +46,7 @@ def make_result(tmp_path: Path) -> MakeResult:
     def make(*trials: TrialSummary, **changes: Any) -> StudyResult:
         result = StudyResult(
             name="s",
+            space=load_space("digits"),
             folder=tmp_path / "s",
             metric="val_accuracy",
             maximize=True,
@@ -55,7 +57,7 @@ def make_result(tmp_path: Path) -> MakeResult:
             levels=(1, 2),
             best=best_trial(trials),
             best_config={},
-            interrupted=False,
+            state=SearchState.FINISHED,
             tracking_uri="http://localhost:5000",
             unsent=0,
         )

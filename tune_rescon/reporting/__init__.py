@@ -12,7 +12,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.reporting.dry_run import print_dry_run
     from tune_rescon.reporting.events import EventLines
-    from tune_rescon.reporting.html import write_report
+    from tune_rescon.reporting.page import write_report
     from tune_rescon.reporting.table import print_result, result_table
 
 __all__ = ["EventLines", "print_dry_run", "print_result", "result_table", "write_report"]
@@ -24,6 +24,6 @@ __getattr__ = lazy_names(
         "print_dry_run": "dry_run",
         "print_result": "table",
         "result_table": "table",
-        "write_report": "html",
+        "write_report": "page",
     },
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tune_rescon.config import DatasetConfig
 from tune_rescon.data import DatasetFacts, describe, open_dataset
-from tune_rescon.spaces import CategoricalParameter, Space
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.pricing import datasets_of
 
 __all__ = ["anchored", "prepare_data"]
 
@@ -28,7 +28,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
         DataError: images are missing, unreadable or too few.
     """
     facts = {}
-    for dataset in _datasets(space):
+    for dataset in datasets_of(space):
         open_dataset(
             dataset,
             data_root=options.data_root,
@@ -37,10 +37,3 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, DatasetFacts]:
         )
         facts[dataset.name] = describe(dataset, data_root=options.data_root)
     return facts
-
-
-def _datasets(space: Space) -> tuple[DatasetConfig, ...]:
-    """Every dataset a trial of the space may train on."""
-    searched = space.parameters.get("dataset")
-    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
-    return tuple(space.dataset_config(name) for name in names)
