@@ -1,5 +1,12 @@
 """What a person sees: lines while a search runs, a table at its end, the report, the dry run.
 
+::
+
+    analysis    what can be said of a search, as plain values
+    page        report.html
+    documents   JSON, markdown, CSV
+    plots       the plots as PNG
+
 Names are loaded on first use: a dry run needs no plots.
 """
 
@@ -10,20 +17,48 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.reporting.documents import csv_text, json_text, markdown_text, overviews_json
     from tune_rescon.reporting.dry_run import print_dry_run
     from tune_rescon.reporting.events import EventLines
-    from tune_rescon.reporting.page import write_report
+    from tune_rescon.reporting.live_report import LiveReport
+    from tune_rescon.reporting.overview import print_comparison, print_overviews
+    from tune_rescon.reporting.page import render_page, write_report
+    from tune_rescon.reporting.plots import write_plots
     from tune_rescon.reporting.table import print_result, result_table
 
-__all__ = ["EventLines", "print_dry_run", "print_result", "result_table", "write_report"]
+__all__ = [
+    "EventLines",
+    "LiveReport",
+    "csv_text",
+    "json_text",
+    "markdown_text",
+    "overviews_json",
+    "print_comparison",
+    "print_dry_run",
+    "print_overviews",
+    "print_result",
+    "render_page",
+    "result_table",
+    "write_plots",
+    "write_report",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "EventLines": "events",
+        "LiveReport": "live_report",
+        "csv_text": "documents",
+        "json_text": "documents",
+        "markdown_text": "documents",
+        "overviews_json": "documents",
+        "print_comparison": "overview",
         "print_dry_run": "dry_run",
+        "print_overviews": "overview",
         "print_result": "table",
+        "render_page": "page",
         "result_table": "table",
+        "write_plots": "plots",
         "write_report": "page",
     },
 )

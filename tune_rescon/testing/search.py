@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 
 from tune_rescon.data import describe
-from tune_rescon.spaces import Space, grid_points, to_optuna
+from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tuning import (
     Coordinator,
     Pricing,
     Proposer,
+    SearchFolder,
     SearchPlan,
     SearchState,
     StoppingRule,
@@ -25,6 +26,7 @@ from tune_rescon.tuning import (
     default_data_root,
     make_rule,
     sum_up,
+    write_atomically,
 )
 
 __all__ = ["SimulatedSearch"]
@@ -39,6 +41,7 @@ class SimulatedSearch:
         *,
         rule: Callable[[], StoppingRule] | None = None,
         clock: Callable[[], float] | None = None,
+        folder: SearchFolder | None = None,
     ) -> None:
         """Begin a record.
 
@@ -46,14 +49,20 @@ class SimulatedSearch:
             space: what is searched.
             rule: makes another stopping rule than the space's.
             clock: seconds of the simulation; the record's epochs end by it, from now on.
+            folder: where the record and the space are kept, as a real search keeps them; None: in memory.
         """
         self._space = space
         self._rule = rule or (lambda: make_rule(space))
         self._now_ms = None if clock is None else _from_now(clock)
         self._storage: BaseStorage = InMemoryStorage()
+        if folder is not None:
+            folder.path.mkdir(parents=True)
+            write_atomically(folder.space_yaml, dump_space(space))
+            self._storage = RDBStorage(folder.study_url)
         better = StudyDirection.MAXIMIZE if space.metric.mode == "max" else StudyDirection.MINIMIZE
         objectives = [better, StudyDirection.MINIMIZE] if space.metric.against else [better]
-        self._study_id = self._storage.create_new_study(objectives, space.name)
+        name = folder.name if folder else space.name
+        self._study_id = self._storage.create_new_study(objectives, name)
 
     def policy(self) -> Coordinator:
         """A driver's coordinator: new, or going on with what the record holds."""

@@ -18,6 +18,9 @@ __all__ = ["best", "cards", "comparison_table", "failure_table", "panel", "title
 #: Numbers of trials that one line names.
 NAMED = 20
 
+#: Rows from which on a table is laid out only where it is in sight.
+LONG = 50
+
 
 def title(result: StudyResult, written: datetime) -> str:
     """The name, how the search stands, and when this was written."""
@@ -154,8 +157,9 @@ def comparison_table(results: Sequence[StudyResult]) -> str:
 
 def _table(names: Iterable[str], body: str, kind: str = "") -> str:
     heads = "".join(_head(name, sorts=bool(kind)) for name in names)
+    size = " long" if body.count("<tr") > LONG else ""
     return (
-        f'<div class="rows"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
+        f'<div class="rows{size}"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

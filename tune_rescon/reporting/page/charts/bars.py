@@ -22,7 +22,7 @@ HIGHEST: Final = 900
 
 def importance_bars(shares: Mapping[str, float]) -> Chart:
     """The share of each parameter, the most important on top."""
-    names = list(reversed(shares))
+    names = list(shares)[::-1]
     return Chart(
         key="importance",
         label="importance of each parameter",
