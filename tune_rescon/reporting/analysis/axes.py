@@ -39,7 +39,7 @@ def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
     names = [*(name for name in result.space.parameters if name in sampled)]
     names += [name for name in sampled if name not in names]
     axes = (_axis(result, name) for name in names)
-    return tuple(axis for axis in axes if len(axis.ticks) > 1)
+    return tuple(axis for axis in axes if len(set(axis.positions.values())) > 1)
 
 
 def _axis(result: StudyResult, name: str) -> Axis:

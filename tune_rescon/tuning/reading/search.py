@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import Space, load_space
@@ -18,6 +19,7 @@ from tune_rescon.tuning.reading.snapshot import database_file, snapshot
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.run_notes import read_notes
 from tune_rescon.tuning.store.search_store import find_search
@@ -60,7 +62,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     ended = sum(trial.state.is_final for trial in trials)
     return sum_up(
         Pricing(space=space, facts=notes.datasets or _described(space, place.data_root)),
-        trials,
+        trials if alive else tuple(map(_left, trials)),
         name=name,
         folder=folder.path,
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=space.budget.trials),
@@ -68,6 +70,12 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         url=at_url.remote.url if at_url else None,
         failure=None if alive else notes.failure,
     )
+
+
+def _left(trial: TrialSummary) -> TrialSummary:
+    """A trial that no driver runs any more: a killed one had no time to say so."""
+    running = trial.state is TrialState.RUNNING
+    return replace(trial, state=TrialState.INTERRUPTED) if running else trial
 
 
 def _fetched(place: Place, name: str, where: str) -> SearchFolder:
