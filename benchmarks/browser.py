@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ FLAGS: Final = (
     "--remote-debugging-pipe",
 )
 
+#: Gives the two pipes the numbers that the browser expects, and becomes it.
+LAUNCHER: Final = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
+    " os.execv(sys.argv[3], sys.argv[3:])"
+)
+
 #: Seconds an answer, or a condition of a page, is waited for.
 PATIENCE: Final = 60.0
 
@@ -57,10 +64,11 @@ def browser() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         theirs, to_browser = os.pipe()
         from_browser, answers = os.pipe()
-        # The shell gives the pipes the numbers that the browser expects.
-        start = ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{answers}', "sh", path, *FLAGS]
         process = subprocess.Popen(
-            [*start, f"--user-data-dir={profile}", "about:blank"],
+            [
+                *(sys.executable, "-c", LAUNCHER, str(theirs), str(answers)),
+                *(path, *FLAGS, f"--user-data-dir={profile}", "about:blank"),
+            ],
             pass_fds=(theirs, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

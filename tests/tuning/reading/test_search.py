@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import fsspec
+import psutil
 import pytest
 
 from tune_rescon.config import TrialState
@@ -35,10 +38,6 @@ def record_of(folder: SearchFolder) -> StudyRecord:
 
 def held(folder: SearchFolder) -> LeaseKeeper:
     """The lease of a process that is not this one: its parent, which lives."""
-    import os
-
-    import psutil
-
     parent = psutil.Process(os.getppid())
     driver = dataclasses.replace(this_driver(), pid=parent.pid, started=parent.create_time())
     store = StudyLeaseStore.open(folder.study_url, folder.name)
@@ -108,6 +107,25 @@ def test_a_search_is_read_while_its_driver_is_amid_a_transaction(
         driver.execute("ROLLBACK")
 
 
+def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
+    make_search: MakeSearch, place: Place
+) -> None:
+    folder = make_search("whole", reports=4)
+    killed = SearchFolder(storage=folder.storage, name="killed")
+    with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as driver:
+        driver.execute("UPDATE studies SET study_name = 'killed'")
+        # Pages go into the file before the transaction ends, as they do when it is long.
+        driver.execute("PRAGMA cache_size = 1")
+        driver.execute("BEGIN")
+        driver.execute("DELETE FROM trial_system_attributes")
+        driver.execute("DELETE FROM trial_intermediate_values")
+        # As the disk is at this moment, so a kill leaves it.
+        shutil.copytree(folder.path, killed.path)
+        driver.execute("ROLLBACK")
+    assert (killed.path / "study.db-journal").stat().st_size > 0
+    assert sum(trial.epochs for trial in read_search(place, "killed").trials) == 4
+
+
 @pytest.mark.parametrize("state", [SearchState.FAILED, SearchState.FINISHED, SearchState.INTERRUPTED])
 def test_what_a_run_noted_at_its_end_is_read(
     state: SearchState, make_search: MakeSearch, place: Place
@@ -158,7 +176,7 @@ def test_a_search_that_is_not_there_is_answered_with_those_that_are(
     make_search: MakeSearch, place: Place
 ) -> None:
     make_search("a", reports=0)
-    with pytest.raises(StorageError, match="--compare: no search named 'b' .*Searches there: a"):
+    with pytest.raises(StorageError, match=r"--compare: no search named 'b' .*Searches there: a"):
         read_search(place, "b", where="--compare")
 
 
