@@ -116,7 +116,7 @@ def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeT
 def test_each_state_has_one_place_in_the_legend_and_its_colour(
     make_result: MakeResult, one_of_each: list[TrialSummary]
 ) -> None:
-    lines = learning_curves(make_result(*one_of_each)).data
+    lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
     named = {line["legendgroup"]: line["marker"]["color"] for line in lines if line.get("showlegend", True)}
     assert named == {trial.state.value: FATE_COLOUR[trial.state] for trial in one_of_each if trial.epochs}
     assert set(FATE_ORDER) == set(TrialState)
@@ -126,11 +126,12 @@ def test_epochs_are_counted_from_one_and_lines_do_not_touch(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     trials = [make_trial(0, values=(0.1, 0.2, 0.3)), make_trial(1, values=(0.4,))]
-    lines, ends = learning_curves(make_result(*trials)).data
+    lines, ends, winner = learning_curves(make_result(*trials)).data
     assert lines["x"] == [1, 2, 3, None, 1, None]
     assert lines["y"] == [0.1, 0.2, 0.3, None, 0.4, None]
     assert lines["customdata"] == [0, 0, 0, None, 1, None]
     assert (ends["x"], ends["y"]) == ([3, 1], [0.3, 0.4])
+    assert (winner["name"], winner["y"]) == ("best: trial 0", [0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("state", SearchState)

@@ -46,9 +46,9 @@ def _cards(result: StudyResult) -> Iterator[str]:
         yield _card(figure(best.value), f"{result.metric} of trial {best.number}, epoch {best.epochs}")
     yield _card(f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended")
     yield _card(f"{saved.epochs}", "epochs run")
-    yield _card(
-        f"{saved.share:.0%}", f"epochs spared, ~{figure(round(saved.hours_saved, 2))} {result.device}-hours"
-    )
+    if saved.epochs_saved:
+        spared = f"epochs spared, ~{figure(round(saved.hours_saved, 2))} {result.device}-hours"
+        yield _card(f"{saved.share:.0%}", spared)
     yield _card(duration(saved.hours * 3600), f"of {result.device} time")
     if found.stretches:
         yield _card(f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs")

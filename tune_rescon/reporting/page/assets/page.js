@@ -11,19 +11,20 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // "page" stands for the colour of the page wherever a figure names it.
-  function inTheme(value, page) {
-    if (value === "page") return page;
-    if (Array.isArray(value)) return value.map((item) => inTheme(item, page));
-    if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, inTheme(item, page)]));
+  // "page" and "ink" stand for the page's colours wherever a figure names them.
+  function inTheme(value) {
+    if (value === "page") return colour("--card");
+    if (value === "ink") return colour("--ink");
+    if (Array.isArray(value)) return value.map(inTheme);
+    if (!value || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, inTheme(item)]));
   }
 
   function layoutOf(figure) {
     const ink = colour("--ink");
     const line = colour("--line");
     const layout = {
-      ...inTheme(figure.layout, colour("--card")),
+      ...inTheme(figure.layout),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
@@ -37,17 +38,25 @@
     return layout;
   }
 
-  function draw(element) {
+  // Of the data only what may name a colour: the rest is long. Plotly takes no key without a value.
+  function traceOf(trace) {
+    const copy = { ...trace };
+    if (trace.line) copy.line = inTheme(trace.line);
+    if (trace.marker?.line) copy.marker = { ...trace.marker, line: inTheme(trace.marker.line) };
+    return copy;
+  }
+
+  async function draw(element) {
     const figure = figures[element.id];
     if (figure.minWidth) element.style.minWidth = `${figure.minWidth}px`;
-    // Marks of one trace may bear the page's colour too.
-    const data = figure.data.map((trace) =>
-      trace.marker && trace.marker.line ? { ...trace, marker: inTheme(trace.marker, colour("--card")) } : trace
-    );
-    return Plotly.react(element, data, layoutOf(figure), config).then(() => {
+    try {
+      await Plotly.react(element, figure.data.map(traceOf), layoutOf(figure), config);
       drawn.add(element);
       root.dataset.drawn = `${drawn.size}/${elements.length}`;
-    });
+    } catch (error) {
+      // The other plots are drawn all the same.
+      console.error(`${element.id} was not drawn:`, error);
+    }
   }
 
   const idle = window.requestIdleCallback || ((work) => setTimeout(work, 50));

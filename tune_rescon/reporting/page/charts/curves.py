@@ -16,6 +16,9 @@ __all__ = ["learning_curves"]
 #: Lines of many stopped trials are a background.
 _FAINT: Final = {TrialState.STOPPED: 0.45, TrialState.PAUSED: 0.45}
 
+#: Lines that would hide each other if they were thicker.
+MANY: Final = 150
+
 
 def learning_curves(result: StudyResult) -> Chart:
     """A line for each trial, its end marked, and the rungs.
@@ -27,6 +30,8 @@ def learning_curves(result: StudyResult) -> Chart:
         trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
         if trials:
             data += [_lines(state, trials), _ends(state, trials)]
+    if result.best is not None:
+        data.append(_winner(result.best))
     return Chart(
         key="curves",
         label=f"{result.metric} by epoch, a line for each trial",
@@ -50,7 +55,7 @@ def _lines(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
         "legendgroup": state.value,
         "showlegend": False,
-        "line": {"color": FATE_COLOUR[state], "width": 1.3},
+        "line": {"color": FATE_COLOUR[state], "width": 1.3 if len(trials) < MANY else 0.6},
         "opacity": _FAINT.get(state, 0.9),
     }
 
@@ -68,6 +73,19 @@ def _ends(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
         "legendgroup": state.value,
         "marker": {"color": FATE_COLOUR[state], "size": 5},
         "opacity": 0.85,
+    }
+
+
+def _winner(trial: TrialSummary) -> dict[str, Any]:
+    """The best trial's line, once more and above all others."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"best: trial {trial.number}",
+        "x": list(range(1, trial.epochs + 1)),
+        "y": rounded(trial.values),
+        "hoverinfo": "skip",
+        "line": {"color": "ink", "width": 2.2},
     }
 
 

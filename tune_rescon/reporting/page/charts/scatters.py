@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tune_rescon.reporting.analysis import Axis, CostFront, cost_fronts, parameter_axes
+from tune_rescon.reporting.analysis.axes import ABSENT
 from tune_rescon.reporting.fates import FATE_COLOUR
 from tune_rescon.reporting.page.charts.chart import Chart, axis, jitter, rounded
 from tune_rescon.reporting.words import figure
@@ -26,9 +27,8 @@ def slices(result: StudyResult, values: Mapping[int, float]) -> list[Chart]:
 
 def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart:
     trials = [trial for trial in result.trials if trial.number in values]
-    aside = SPREAD if one.is_categorical else 0.0
     points = _points(
-        x=[one.positions[trial.number] + jitter(trial.number, aside) for trial in trials],
+        x=[_beside(one, trial.number) for trial in trials],
         y=[values[trial.number] for trial in trials],
         colours=[FATE_COLOUR[trial.state] for trial in trials],
         words=[[trial.number, figure(trial.parameters.get(one.name))] for trial in trials],
@@ -48,6 +48,12 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
         },
         height=HEIGHT,
     )
+
+
+def _beside(one: Axis, number: int) -> float:
+    place = one.positions[number]
+    spread = SPREAD if one.is_categorical else SPREAD / 2 if place == ABSENT else 0.0
+    return place + jitter(number, spread)
 
 
 def costs(result: StudyResult) -> list[Chart]:
