@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 #: Seconds a marked test may take, by its first marker here; an unmarked one has pyproject.toml's `timeout`.
-TIMEOUTS = {"ray": 600, "torch": 120, "server": 120, "s3": 30}
+TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
 
 def pytest_sessionfinish() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
-from tune_rescon.tuning import RunOptions, StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import RunOptions, SearchState, StudyResult, TrialCost, TrialSummary
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
 SEARCH_FLAGS = {
@@ -121,6 +121,7 @@ def _ended_early(folder: Path) -> StudyResult:
     )
     return StudyResult(
         name="s",
+        space=load_space("digits"),
         folder=folder,
         metric="val_accuracy",
         maximize=True,
@@ -131,7 +132,7 @@ def _ended_early(folder: Path) -> StudyResult:
         levels=(1,),
         best=trial,
         best_config={},
-        interrupted=False,
+        state=SearchState.FINISHED,
         tracking_uri="http://localhost:5000",
         unsent=0,
         failure="5 trials failed in a row.",

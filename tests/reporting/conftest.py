@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary, best_trial
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
+
+SETTINGS = ("initial=[]", "budget.trials=80", "fidelity.max=9", "sampler.type=random")
 
 MakeTrial = Callable[..., TrialSummary]
 MakeResult = Callable[..., StudyResult]
@@ -45,6 +49,7 @@ def make_result(tmp_path: Path) -> MakeResult:
     def make(*trials: TrialSummary, **changes: Any) -> StudyResult:
         result = StudyResult(
             name="s",
+            space=load_space("digits"),
             folder=tmp_path / "s",
             metric="val_accuracy",
             maximize=True,
@@ -55,7 +60,7 @@ def make_result(tmp_path: Path) -> MakeResult:
             levels=(1, 2),
             best=best_trial(trials),
             best_config={},
-            interrupted=False,
+            state=SearchState.FINISHED,
             tracking_uri="http://localhost:5000",
             unsent=0,
         )
@@ -86,3 +91,18 @@ def one_of_each(make_trial: MakeTrial) -> list[TrialSummary]:
     states = [*TrialState, TrialState.FAILED, TrialState.STOPPED]
     trials = [make_trial(n, state, values.get(state, (0.25,))) for n, state in enumerate(states)]
     return [*trials[:-2], make_trial(len(states) - 2, TrialState.FAILED, (0.125,)), trials[-1]]
+
+
+@pytest.fixture(scope="session")
+def simulated() -> StudyResult:
+    """A search of 80 trials on 8 workers, of which some diverge, some crash, and many are stopped."""
+    space, landscape = load_space("att92", SETTINGS), LANDSCAPES["diverging"]
+
+    def curve(trial: Assignment) -> SyntheticCurve:
+        found = landscape.curve(trial.number, trial.parameters)
+        return dataclasses.replace(found, crashes_at=2) if trial.number % 9 == 4 else found
+
+    simulation = Simulation(curve, workers=8)
+    search = SimulatedSearch(space, clock=simulation.clock)
+    simulation.drive(search.policy())
+    return search.result(Path("runs") / "att92")

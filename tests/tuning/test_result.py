@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
 from tune_rescon.tuning.result import best_file, compute_hours
 from tune_rescon.tuning.tracking_listener import closing_metrics
 
@@ -110,6 +111,7 @@ def test_closing_metrics_where_no_accuracy_is_finite() -> None:
 def result(*trials: TrialSummary, gmacs: tuple[float, ...], **changes: Any) -> StudyResult:
     values: dict[str, Any] = {
         "name": "s",
+        "space": load_space("digits"),
         "folder": Path("s"),
         "metric": trials[0].metric,
         "maximize": trials[0].maximize,
@@ -120,7 +122,7 @@ def result(*trials: TrialSummary, gmacs: tuple[float, ...], **changes: Any) -> S
         "levels": (1, 2),
         "best": best_trial(trials),
         "best_config": {"depth": 56, "step_fractions": (40, 60)},
-        "interrupted": False,
+        "state": SearchState.FINISHED,
         "tracking_uri": "",
         "unsent": 0,
         "against": "gmacs",

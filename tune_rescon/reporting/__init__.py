@@ -1,5 +1,12 @@
 """What a person sees: lines or a live table while a search runs, a table at its end, the report, the dry run.
 
+::
+
+    analysis    what can be said of a search, as plain values
+    page        report.html
+    documents   JSON, markdown, CSV
+    plots       the plots as PNG
+
 Names are loaded on first use: a dry run needs no plots.
 """
 
@@ -10,20 +17,33 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.reporting.documents import csv_text, json_text, markdown_text, overviews_json
     from tune_rescon.reporting.dry_run import print_dry_run
     from tune_rescon.reporting.events import EventLines
-    from tune_rescon.reporting.html import write_report
     from tune_rescon.reporting.live.view import LiveView
+    from tune_rescon.reporting.live_report import LiveReport
+    from tune_rescon.reporting.overview import print_comparison, print_overviews
+    from tune_rescon.reporting.page import render_page, write_report
+    from tune_rescon.reporting.plots import write_plots
     from tune_rescon.reporting.table import print_result, result_table
     from tune_rescon.reporting.terminal import open_console
 
 __all__ = [
     "EventLines",
+    "LiveReport",
     "LiveView",
+    "csv_text",
+    "json_text",
+    "markdown_text",
     "open_console",
+    "overviews_json",
+    "print_comparison",
     "print_dry_run",
+    "print_overviews",
     "print_result",
+    "render_page",
     "result_table",
+    "write_plots",
     "write_report",
 ]
 
@@ -31,11 +51,20 @@ __getattr__ = lazy_names(
     __name__,
     {
         "EventLines": "events",
+        "LiveReport": "live_report",
         "LiveView": "live.view",
+        "csv_text": "documents",
+        "json_text": "documents",
+        "markdown_text": "documents",
         "open_console": "terminal",
+        "overviews_json": "documents",
+        "print_comparison": "overview",
         "print_dry_run": "dry_run",
+        "print_overviews": "overview",
         "print_result": "table",
+        "render_page": "page",
         "result_table": "table",
-        "write_report": "html",
+        "write_plots": "plots",
+        "write_report": "page",
     },
 )

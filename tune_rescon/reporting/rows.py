@@ -1,13 +1,14 @@
-"""The rows that the table and the report share: the best trials first, one line each."""
+"""The rows that every form of the report shares: a line for each trial, the best first; or each search."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from tune_rescon.reporting.analysis import savings, timeline
 from tune_rescon.reporting.words import figure
 from tune_rescon.tuning import StudyResult, TrialSummary
 
-__all__ = ["headings", "ranked", "row"]
+__all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]
 
 #: What marks a trial of the Pareto front.
 FRONT: Final = "*"
@@ -48,6 +49,43 @@ def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
         *(figure(trial.parameters.get(name)) for name in _sampled(result)),
+    )
+
+
+def comparison_headings() -> tuple[str, ...]:
+    """Column names where searches are compared."""
+    return (
+        "search",
+        "state",
+        "trials",
+        "best",
+        "epochs",
+        "params M",
+        "GMACs",
+        "epochs run",
+        "spared",
+        "hours",
+        "in use",
+    )
+
+
+def comparison_row(result: StudyResult) -> tuple[str, ...]:
+    """One search's cells, as text, under :func:`comparison_headings`."""
+    best, saved = result.best, savings(result)
+    cost = result.costs[best.number] if best else None
+    ended = sum(trial.state.is_final for trial in result.trials)
+    return (
+        result.name,
+        result.state.value,
+        f"{ended}/{max(result.space.budget.trials, len(result.trials))}",
+        f"{result.metric} {figure(best.value)}" if best else "-",
+        str(best.epochs) if best else "-",
+        f"{cost.params_m:.2f}" if cost else "-",
+        f"{cost.gmacs:.3f}" if cost else "-",
+        str(saved.epochs),
+        f"{saved.share:.0%}",
+        f"{saved.hours:.3f}",
+        f"{timeline(result).utilisation:.0%}",
     )
 
 

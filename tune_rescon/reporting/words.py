@@ -29,17 +29,19 @@ def pairs(parameters: Mapping[str, object]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the largest two.
+    """Hours, minutes and seconds, the largest two; of hundreds of hours, only those.
 
-    >>> duration(7.26), duration(75), duration(7384)
-    ('7.3 s', '1 min 15 s', '2 h 3 min')
+    >>> duration(7.26), duration(75), duration(7384), duration(6_684_720)
+    ('7.3 s', '1 min 15 s', '2 h 3 min', '1857 h')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 6000:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes / 60:.0f} h"
 
 
 def roughly(seconds: float) -> str:

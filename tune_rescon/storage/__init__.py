@@ -23,6 +23,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.storage.checkpoints import CheckpointMirror
     from tune_rescon.storage.choice import Copy, choose_copies, choose_copy
+    from tune_rescon.storage.database import copy_database
     from tune_rescon.storage.fetching import fetch_databases
     from tune_rescon.storage.home import SearchHome, usable
     from tune_rescon.storage.location import StorageUrl, parse_storage
@@ -51,6 +52,7 @@ __all__ = [
     "check_name",
     "choose_copies",
     "choose_copy",
+    "copy_database",
     "fetch_databases",
     "name_taken",
     "no_such_search",
@@ -78,6 +80,7 @@ __getattr__ = lazy_names(
         "check_name": "names",
         "choose_copies": "choice",
         "choose_copy": "choice",
+        "copy_database": "database",
         "fetch_databases": "fetching",
         "name_taken": "names",
         "no_such_search": "names",

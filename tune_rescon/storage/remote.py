@@ -170,6 +170,15 @@ class RemoteFolder:
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
+    def modified(self, name: str) -> float | None:
+        """When a file was written, seconds since 1970 by the store's clock; None if it is not there."""
+        with _asking(f"looking at {self._url}/{name}"):
+            self._fs.invalidate_cache()
+            try:
+                return float(self._fs.modified(self._path(name)).timestamp())
+            except FileNotFoundError:
+                return None
+
     def _size(self, path: str) -> int:
         self._fs.invalidate_cache()
         return int(self._fs.info(path)["size"])

@@ -13,19 +13,24 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.execution.trial import TrialTask
     from tune_rescon.tuning.gauges import ClusterSize, Gauges
+    from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.listener import SearchListener
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
+    from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
+    from tune_rescon.tuning.reading.overview import SearchOverview, list_searches
+    from tune_rescon.tuning.reading.search import Place, read_search
     from tune_rescon.tuning.record.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.record.study import StudyRecord
     from tune_rescon.tuning.record.summary import TrialSummary
-    from tune_rescon.tuning.result import StudyResult, TrialCost, best_trial, pareto_front
+    from tune_rescon.tuning.result import SearchState, StudyResult, TrialCost, best_trial, pareto_front
     from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
     from tune_rescon.tuning.rules.median import MedianRule
     from tune_rescon.tuning.rules.rungs import RungLadder, rungs
     from tune_rescon.tuning.rules.stopping import Decision, Observation, StoppingRule, Verdict
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.store.search_store import find_search
+    from tune_rescon.tuning.summing_up import sum_up
 
 __all__ = [
     "ClusterSize",
@@ -34,12 +39,16 @@ __all__ = [
     "Gauges",
     "MedianRule",
     "Observation",
+    "Place",
+    "Pricing",
     "Proposer",
     "RunOptions",
     "RungLadder",
     "SearchFolder",
     "SearchListener",
+    "SearchOverview",
     "SearchPlan",
+    "SearchState",
     "StoppingRule",
     "StudyRecord",
     "StudyResult",
@@ -48,15 +57,20 @@ __all__ = [
     "TrialTask",
     "Verdict",
     "best_trial",
+    "datasets_of",
     "default_cache_root",
     "default_data_root",
     "default_storage",
     "find_search",
     "ladder_levels",
+    "list_searches",
     "make_rule",
+    "parameter_importance",
     "pareto_front",
+    "read_search",
     "run_search",
     "rungs",
+    "sum_up",
     "write_atomically",
 ]
 
@@ -69,12 +83,16 @@ __getattr__ = lazy_names(
         "Gauges": "gauges",
         "MedianRule": "rules.median",
         "Observation": "rules.stopping",
+        "Place": "reading.search",
+        "Pricing": "pricing",
         "Proposer": "proposing.proposer",
         "RunOptions": "options",
         "RungLadder": "rules.rungs",
         "SearchFolder": "record.folder",
         "SearchListener": "listener",
+        "SearchOverview": "reading.overview",
         "SearchPlan": "coordination.coordinator",
+        "SearchState": "result",
         "StoppingRule": "rules.stopping",
         "StudyRecord": "record.study",
         "StudyResult": "result",
@@ -83,15 +101,20 @@ __getattr__ = lazy_names(
         "TrialTask": "execution.trial",
         "Verdict": "rules.stopping",
         "best_trial": "result",
+        "datasets_of": "pricing",
         "default_cache_root": "options",
         "default_data_root": "options",
         "default_storage": "record.folder",
         "find_search": "store.search_store",
         "ladder_levels": "rules.ladder",
+        "list_searches": "reading.overview",
         "make_rule": "rules.ladder",
+        "parameter_importance": "importance",
         "pareto_front": "result",
+        "read_search": "reading.search",
         "run_search": "runner",
         "rungs": "rules.rungs",
+        "sum_up": "summing_up",
         "write_atomically": "record.folder",
     },
 )

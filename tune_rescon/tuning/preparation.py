@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune_rescon.config import DatasetConfig
 from tune_rescon.data import DatasetFacts, describe, open_dataset
-from tune_rescon.spaces import CategoricalParameter, Space
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.pricing import datasets_of
 
 __all__ = ["Prepared", "anchored", "prepare_data"]
 
@@ -38,7 +38,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
         DataError: images are missing, unreadable or too few.
     """
     prepared = {}
-    for dataset in _datasets(space):
+    for dataset in datasets_of(space):
         images = open_dataset(
             dataset,
             data_root=options.data_root,
@@ -48,10 +48,3 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
         facts = describe(dataset, data_root=options.data_root)
         prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
     return prepared
-
-
-def _datasets(space: Space) -> tuple[DatasetConfig, ...]:
-    """Every dataset a trial of the space may train on."""
-    searched = space.parameters.get("dataset")
-    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
-    return tuple(space.dataset_config(name) for name in names)

@@ -5,14 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.record.summary import TrialSummary
 
-__all__ = ["StudyResult", "TrialCost", "best_file", "best_trial", "compute_hours", "pareto_front"]
+__all__ = [
+    "SearchState",
+    "StudyResult",
+    "TrialCost",
+    "best_file",
+    "best_trial",
+    "compute_hours",
+    "pareto_front",
+]
+
+
+class SearchState(StrEnum):
+    """How a search stands."""
+
+    RUNNING = "running"
+    """A driver lives."""
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    """Its driver was asked to end, or is gone; ``--resume`` goes on with it."""
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +48,10 @@ class TrialCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """A search as it stands when the command ends."""
+    """A search as it stands: when the command ends, or when somebody looks."""
 
     name: str
+    space: Space
     folder: Path
     metric: str
     maximize: bool
@@ -43,9 +65,9 @@ class StudyResult:
     """The rungs, epochs."""
     best: TrialSummary | None
     best_config: Mapping[str, Any]
-    interrupted: bool
+    state: SearchState
     tracking_uri: str
-    unsent: int
+    unsent: int = 0
     """Updates MLflow did not take in time."""
     against: str | None = None
     """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
@@ -55,6 +77,11 @@ class StudyResult:
     """Changes that are not there."""
     failure: str | None = None
     """Why the search ended before its time, and what the trials that failed share; None: it did not."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended it before its time."""
+        return self.state is SearchState.INTERRUPTED
 
     def compute_hours(self, trial: TrialSummary) -> float:
         """Device-hours of one trial: see :func:`compute_hours`."""

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.config import TrialState
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import (
@@ -43,9 +42,11 @@ from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier,
 from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
-from tune_rescon.tuning.result import StudyResult, best_file, best_trial
-from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file
+from tune_rescon.tuning.rules.ladder import make_rule
+from tune_rescon.tuning.run_notes import note_outcome, note_run
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
+from tune_rescon.tuning.summing_up import sum_up
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tensorboard_listener import check_tensorboard, event_files
 from tune_rescon.tuning.tracking_listener import TrackingListener
@@ -212,6 +213,7 @@ class _Search:
         watch: Watch,
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
+        note_run(self._record, self._maker.facts, self._options.tracking_uri)
         write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._store.begin(trial.number for trial in self._record.trials())
         self._writer.start()
@@ -227,11 +229,11 @@ class _Search:
         except Exception:
             # A Ray that dies makes Tune raise anything; what died is said instead.
             if not watch.ray_is_gone:
-                self._conclude(TrialState.FAILED, write_report, watch)
+                self._conclude(SearchState.FAILED, write_report, watch)
                 raise
-        state = TrialState.INTERRUPTED if watch.interrupted else TrialState.FINISHED
+        state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
         failed = watch.failure or self._coordinator.failure
-        return self._conclude(TrialState.FAILED if failed else state, write_report, watch)
+        return self._conclude(SearchState.FAILED if failed else state, write_report, watch)
 
     def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
         execute(
@@ -247,10 +249,11 @@ class _Search:
         )
 
     def _conclude(
-        self, state: TrialState, write_report: Callable[[StudyResult, Path], None] | None, watch: Watch
+        self, state: SearchState, write_report: Callable[[StudyResult, Path], None] | None, watch: Watch
     ) -> StudyResult:
         self._coordinator.settle()
         folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
+        note_outcome(self._record, state, result.failure)
         folder.write_trials(result.trials, self._space.parameters)
         files = [folder.space_yaml, folder.trials_csv]
         if result.best is not None:
@@ -265,7 +268,7 @@ class _Search:
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
 
-    def _show_end(self, state: TrialState, result: StudyResult, files: Sequence[Path]) -> None:
+    def _show_end(self, state: SearchState, result: StudyResult, files: Sequence[Path]) -> None:
         best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
         self._shown = dataclasses.replace(
             self._shown,
@@ -277,9 +280,9 @@ class _Search:
         )
         self._writer.show(self._shown)
 
-    def _champion(self, state: TrialState, result: StudyResult) -> Champion | None:
+    def _champion(self, state: SearchState, result: StudyResult) -> Champion | None:
         best = result.best
-        if state is not TrialState.FINISHED or best is None or best.checkpoint is None or not self._uploads:
+        if state is not SearchState.FINISHED or best is None or best.checkpoint is None or not self._uploads:
             return None
         return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
 
@@ -292,26 +295,15 @@ class _Search:
         """What MLflow is given."""
         return files if self._uploads else ()
 
-    def _result(self, state: TrialState, failure: str | None) -> StudyResult:
-        trials = self._record.trials()
-        best = best_trial(trials)
-        return StudyResult(
+    def _result(self, state: SearchState, failure: str | None) -> StudyResult:
+        return sum_up(
+            self._maker,
+            self._record.trials(),
             name=self._options.name,
             folder=self._folder.path,
-            metric=self._space.metric.name,
-            maximize=self._record.maximize,
-            trials=trials,
-            costs={trial.number: self._maker.cost(trial) for trial in trials},
-            devices_per_trial=self._devices,
-            device="GPU" if self._space.resources_per_trial.gpu else "CPU",
-            levels=ladder_levels(self._space),
-            best=best,
-            best_config=self._maker.config(best.parameters).to_dict() if best else {},
-            interrupted=state is TrialState.INTERRUPTED,
+            state=state,
             tracking_uri=self._writer.uri,
-            unsent=0,
             url=self._store.url,
-            against=self._space.metric.against,
             failure=failure,
         )
 

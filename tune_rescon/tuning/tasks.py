@@ -1,47 +1,29 @@
-"""From a recorded trial to what a worker is told, and to what its network costs."""
+"""From a recorded trial to what a worker is told."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetFacts
-from tune_rescon.models import NetworkSpec, count, resolve_network
-from tune_rescon.spaces import Space, from_optuna, trial_config
 from tune_rescon.tuning.execution.trial import TrialTask
 from tune_rescon.tuning.feasibility import memory_signature
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.summary import TrialSummary
-from tune_rescon.tuning.result import TrialCost
 from tune_rescon.tuning.store.search_store import SearchStore
 
 __all__ = ["TaskMaker", "trial_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskMaker:
-    """What all trials of one run of a search share."""
+class TaskMaker(Pricing):
+    """What all trials of one run of a search share, and with that what a worker is told."""
 
-    space: Space
     options: RunOptions
     store: SearchStore
-    facts: Mapping[str, DatasetFacts]
-    """By name, of every dataset a trial may train on."""
-
-    @property
-    def devices(self) -> float:
-        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
-        resources = self.space.resources_per_trial
-        return resources.gpu or float(resources.cpu)
-
-    def config(self, parameters: Mapping[str, Any]) -> TrialConfig:
-        """All hyperparameters of a trial with these parameters, as Optuna holds them."""
-        return trial_config(self.space, from_optuna(self.space, parameters))
 
     def same_memory(self, parameters: Mapping[str, Any]) -> Hashable:
         """Equal for parameters whose trials need the same memory."""
@@ -51,12 +33,6 @@ class TaskMaker:
         """Equal for trials that a rung may compare."""
         name = self.space.scheduler.group_by
         return None if name is None else trial.parameters.get(name)
-
-    def second_objective(self, trial: TrialSummary, epochs: int) -> float:
-        """What ``metric.against`` names, of a trial after its first ``epochs``."""
-        if self.space.metric.against == "gmacs":
-            return self.cost(trial).gmacs
-        return trial.seconds_of(epochs) / 3600 * self.devices
 
     def task(self, trial: TrialSummary) -> TrialTask:
         """What the worker is told."""
@@ -77,19 +53,6 @@ class TaskMaker:
             threads=space.resources_per_trial.cpu,
             device="cuda" if space.resources_per_trial.gpu else "cpu",
         )
-
-    def cost(self, trial: TrialSummary) -> TrialCost:
-        """Parameters and multiply-adds, counted without building the network."""
-        config = self.config(trial.parameters)
-        facts = self.facts[config.dataset or self.space.dataset.name]
-        return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
-
-
-@lru_cache(maxsize=1024)
-def _counted(spec: NetworkSpec) -> TrialCost:
-    # Most trials share their network with others, and an epoch's report may ask again.
-    cost = count(spec)
-    return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
 
 def trial_seed(search_seed: int, number: int) -> int:

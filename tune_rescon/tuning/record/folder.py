@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,8 @@ def _is_there(checkpoint: str) -> bool:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step, so that a reader never sees half of it."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two threads may write the same file; the later one's stays.
+    half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with half.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

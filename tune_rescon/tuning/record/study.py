@@ -254,7 +254,10 @@ class StudyRecord:
 
 def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
     user, system = frozen.user_attrs, frozen.system_attrs
-    epochs = [system[_EPOCH.format(step)] for step in sorted(frozen.intermediate_values)]
+    # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
+    # queries are not of one moment.
+    steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
+    epochs = [system[_EPOCH.format(step)] for step in steps]
     names = epochs[0]["metrics"] if epochs else {}
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
     return TrialSummary(
@@ -263,7 +266,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         parameters=dict(frozen.params),
         metric=metric,
         maximize=maximize,
-        values=tuple(value for _, value in sorted(frozen.intermediate_values.items())),
+        values=tuple(frozen.intermediate_values[step] for step in steps),
         history={name: tuple(epoch["metrics"][name] for epoch in epochs) for name in names},
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,

@@ -1,0 +1,164 @@
+"""report.html in a real browser: every plot is drawn, in any light, on any screen, without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from browser import Browser, Page
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting import write_report
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning import SearchState, StudyResult, best_trial
+
+pytestmark = pytest.mark.browser
+
+OpenPage = Callable[..., Page]
+
+COMPLETE = "document.documentElement?.dataset.complete === 'yes'"
+
+#: Plots without a single line, point or bar in them.
+EMPTY = """
+[...document.querySelectorAll('.chart')]
+  .filter(chart => !chart.querySelector('path.js-line, path.point, .points path, .bars path'))
+  .map(chart => chart.id)
+"""
+
+#: Elements that reach beyond the screen, and are in no box that scrolls.
+WIDE = """
+[...document.querySelectorAll('body *')]
+  .filter(one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.wide, .rows'))
+  .map(one => one.outerHTML.slice(0, 80))
+"""
+
+
+def simulated(trials: int = 60) -> StudyResult:
+    settings = ("initial=[]", f"budget.trials={trials}", "fidelity.max=9", "sampler.type=random")
+    space, landscape = load_space("att92", settings), LANDSCAPES["diverging"]
+
+    def curve(trial: Assignment) -> SyntheticCurve:
+        found = landscape.curve(trial.number, trial.parameters)
+        return dataclasses.replace(found, crashes_at=2) if trial.number % 9 == 4 else found
+
+    simulation = Simulation(curve, workers=8)
+    search = SimulatedSearch(space, clock=simulation.clock)
+    simulation.drive(search.policy())
+    return search.result(Path("runs") / "att92")
+
+
+@pytest.fixture(scope="module")
+def searched() -> StudyResult:
+    return simulated()
+
+
+@pytest.fixture
+def opened(chromium: Browser, tmp_path: Path) -> OpenPage:
+    def open_page(result: StudyResult, *compared: StudyResult, width: int = 1280, dark: bool = False) -> Page:
+        path = tmp_path / "report.html"
+        write_report(result, path, compared=compared)
+        page = chromium.open(path.as_uri(), width=width, dark=dark)
+        page.wait_for(COMPLETE)
+        return page
+
+    return open_page
+
+
+def luminance(page: Page, element: str) -> float:
+    """Of an element's background, 0 (black) to 255."""
+    colour = str(page.evaluate(f"getComputedStyle(document.querySelector('{element}')).backgroundColor"))
+    red, green, blue = (int(part) for part in colour.strip("rgb()").split(","))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def ink(page: Page) -> str:
+    """The colour of the text of the first plot's axis."""
+    return str(page.evaluate("getComputedStyle(document.querySelector('.chart .xtick text')).fill"))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_plot_is_drawn_and_nothing_is_complained_of(
+    width: int, dark: bool, searched: StudyResult, opened: OpenPage
+) -> None:
+    other = dataclasses.replace(searched, name="other")
+    page = opened(searched, other, width=width, dark=dark)
+    count = page.evaluate("document.querySelectorAll('.chart').length")
+    # Curves, coordinates, five slices, importance, rungs, three costs, slots, and the comparison.
+    assert count == 14
+    assert page.evaluate("document.documentElement.dataset.drawn") == f"{count}/{count}"
+    assert page.evaluate(EMPTY) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(WIDE) == []
+    assert (luminance(page, "body") < 60) == dark
+    assert page.complaints() == []
+    page.close()
+
+
+def _without_epochs(result: StudyResult) -> StudyResult:
+    trials = tuple(
+        dataclasses.replace(t, state=TrialState.FAILED, values=(), history={}, times_ms=(), error="no")
+        for t in result.trials
+    )
+    return dataclasses.replace(result, trials=trials, best=None, best_config={})
+
+
+def _old(result: StudyResult) -> StudyResult:
+    """Without what an early version did not record."""
+    trials = tuple(dataclasses.replace(t, history={}, times_ms=()) for t in result.trials)
+    costs = {n: dataclasses.replace(c, params_m=math.nan, gmacs=math.nan) for n, c in result.costs.items()}
+    return dataclasses.replace(result, trials=trials, costs=costs)
+
+
+def _one(result: StudyResult) -> StudyResult:
+    trials = result.trials[:1]
+    return dataclasses.replace(result, trials=trials, best=best_trial(trials))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda r: dataclasses.replace(r, trials=(), best=None), id="no trial"),
+        pytest.param(_one, id="one trial"),
+        pytest.param(_without_epochs, id="all failed"),
+        pytest.param(_old, id="old record"),
+        pytest.param(lambda r: dataclasses.replace(r, state=SearchState.RUNNING), id="running"),
+    ],
+)
+def test_whatever_the_search_came_to_its_page_is_whole(
+    change: Callable[[StudyResult], StudyResult], searched: StudyResult, opened: OpenPage
+) -> None:
+    page = opened(change(searched), width=390)
+    assert page.evaluate(EMPTY) == []
+    assert page.evaluate(WIDE) == []
+    assert page.complaints() == []
+    page.close()
+
+
+def test_the_reader_turns_the_light_off(searched: StudyResult, opened: OpenPage) -> None:
+    page = opened(searched)
+    before = ink(page)
+    page.evaluate("document.getElementById('theme').click()")
+    page.wait_for(f"getComputedStyle(document.querySelector('.chart .xtick text')).fill !== '{before}'")
+    assert luminance(page, "body") < 60
+    assert page.complaints() == []
+    page.close()
+
+
+def test_a_click_on_a_heading_sorts(searched: StudyResult, opened: OpenPage) -> None:
+    page = opened(searched)
+    numbers = (
+        "[...document.querySelectorAll('table.sortable tbody tr')].map(row => +row.cells[0].textContent)"
+    )
+    ranked = page.evaluate(numbers)
+    click = "document.querySelector('table.sortable th button').click()"
+    page.evaluate(click)
+    assert page.evaluate(numbers) == sorted(ranked)
+    page.evaluate(click)
+    assert page.evaluate(numbers) == sorted(ranked, reverse=True)
+    assert ranked != sorted(ranked)
+    page.close()

@@ -1,0 +1,242 @@
+"""What is said of a search: by hand where the answer is short, on a simulated one where it is long."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shlex
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.analysis import (
+    best_command,
+    cost_fronts,
+    failures,
+    incumbents,
+    parameter_axes,
+    rank_classes,
+    rung_survival,
+    savings,
+    shared_epoch,
+    timeline,
+    values_at,
+)
+from tune_rescon.reporting.analysis.axes import ABSENT
+from tune_rescon.search import search
+from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+
+def timed(trial: TrialSummary, *ends: float, seconds: float) -> TrialSummary:
+    """With epochs that ended at those seconds, each of so many."""
+    times = tuple(round(end * 1000) for end in ends)
+    return dataclasses.replace(trial, times_ms=times, history={"epoch_seconds": (seconds,) * len(ends)})
+
+
+def test_every_rung_counts_each_trial_once(simulated: StudyResult) -> None:
+    rungs = rung_survival(simulated)
+    assert [rung.epoch for rung in rungs] == [1, 3, 9]
+    for rung in rungs:
+        assert rung.reached == sum(trial.epochs >= rung.epoch for trial in simulated.trials)
+        assert rung.went_on + rung.stopped + rung.otherwise == rung.reached
+    finished = sum(trial.state is TrialState.FINISHED for trial in simulated.trials)
+    assert (rungs[-1].went_on, rungs[-1].stopped) == (finished, 0)
+
+
+def test_only_what_a_rule_stopped_was_saved(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [
+        make_trial(0, values=(0.1, 0.2, 0.3)),
+        make_trial(1, TrialState.STOPPED, (0.1,)),
+        make_trial(2, TrialState.DIVERGED, (math.nan,)),
+        make_trial(3, TrialState.FAILED, ()),
+    ]
+    found = savings(make_result(*trials, levels=(1, 3)))
+    # Each epoch took half an hour of two cores.
+    assert (found.epochs, found.epochs_saved, found.hours, found.hours_saved) == (5, 2, 5.0, 2.0)
+    assert found.share == pytest.approx(2 / 7)
+
+
+def test_nothing_was_saved_of_nothing(make_result: MakeResult) -> None:
+    assert savings(make_result()).share == 0.0
+    assert timeline(make_result()).utilisation == 0.0
+    assert shared_epoch(make_result()) == 0
+
+
+def test_a_slot_is_taken_again_when_it_is_free(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [
+        timed(make_trial(0), 110.0, 120.0, seconds=10.0),
+        timed(make_trial(1), 110.0, seconds=10.0),
+        timed(make_trial(2), 130.0, seconds=20.0),
+    ]
+    found = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.begun, s.ended) for s in found.stretches] == [
+        (0, 0, 100.0, 120.0),
+        (1, 1, 100.0, 110.0),
+        (2, 1, 110.0, 130.0),
+    ]
+    assert (found.slots, found.seconds) == (2, 30.0)
+    assert found.utilisation == pytest.approx(50 / 60)
+
+
+def test_a_pause_ends_a_stretch_and_the_time_without_a_driver_is_left_out(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    paused = timed(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
+    found = timeline(make_result(paused))
+    assert [(s.begun, s.ended, s.epochs) for s in found.stretches] == [
+        (0.0, 20.0, (1, 2)),
+        (40.0, 50.0, (3, 3)),
+        (9990.0, 10_000.0, (4, 4)),
+    ]
+    # The twenty seconds between were the driver's to fill; the hours were not.
+    assert found.seconds == 60.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.5, 30)), max_size=30))
+def test_no_two_stretches_share_a_slot_at_once(spans: list[tuple[float, float]]) -> None:
+    trials = tuple(
+        TrialSummary(
+            number=number,
+            state=TrialState.FINISHED,
+            parameters={},
+            metric="val_accuracy",
+            maximize=True,
+            values=(0.5,),
+            history={"epoch_seconds": (length,)},
+            times_ms=(round((begin + length) * 1000),),
+        )
+        for number, (begin, length) in enumerate(spans)
+    )
+    result = dataclasses.replace(_empty(), trials=trials)
+    found = timeline(result)
+    assert len(found.stretches) == len(spans)
+    assert 0 <= found.utilisation <= 1
+    for one in found.stretches:
+        for other in found.stretches:
+            if one.number < other.number and one.slot == other.slot:
+                overlap = min(one.ended, other.ended) - max(one.begun, other.begun)
+                assert overlap <= 2e-3
+
+
+@functools.cache
+def _empty() -> StudyResult:
+    return SimulatedSearch(load_space("digits")).result(Path("runs/digits"))
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_the_slots_and_their_use_are_the_simulations(workers: int) -> None:
+    space = load_space("att92", ["initial=[]", "budget.trials=20", "fidelity.max=9", "sampler.type=random"])
+    landscape = LANDSCAPES["monotone"]
+    simulation = Simulation(lambda t: landscape.curve(t.number, t.parameters), workers=workers)
+    searched = SimulatedSearch(space, clock=simulation.clock)
+    simulation.drive(searched.policy())
+    found = timeline(searched.result(Path("runs/s")))
+    assert found.slots == workers
+    assert found.seconds == pytest.approx(simulation.trace.seconds, rel=1e-3)
+    assert found.utilisation == pytest.approx(simulation.trace.utilisation, rel=1e-3)
+
+
+def test_failures_are_grouped_by_what_they_say_last(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [
+        make_trial(0, TrialState.FAILED, (), error="Traceback ...\n  line 1\nValueError: bad\n"),
+        make_trial(1, TrialState.FAILED, (), error="Traceback ...\n  line 2\nValueError: bad"),
+        make_trial(2, TrialState.DIVERGED, (math.nan,)),
+        make_trial(3, TrialState.FAILED, ()),
+        make_trial(4),
+    ]
+    assert [(f.cause, f.numbers) for f in failures(make_result(*trials))] == [
+        ("ValueError: bad", (0, 1)),
+        ("val_accuracy was not finite", (2,)),
+        ("no reason was recorded", (3,)),
+    ]
+
+
+def test_the_last_leader_is_the_winner(simulated: StudyResult) -> None:
+    leaders = incumbents(simulated)
+    assert simulated.best is not None
+    assert (leaders[-1].number, leaders[-1].value) == (simulated.best.number, simulated.best.value)
+    assert [one.hours for one in leaders] == sorted(one.hours for one in leaders)
+    assert leaders[-1].hours <= savings(simulated).hours + 1e-9
+
+
+def test_a_cost_nobody_knows_is_left_out_and_the_winner_is_on_every_front(simulated: StudyResult) -> None:
+    fronts = cost_fronts(simulated)
+    assert [front.title for front in fronts] == ["GMACs an image", "million parameters", "GPU-hours"]
+    assert simulated.best is not None
+    for front in fronts:
+        assert simulated.best.number in {trial.number for trial, _ in front.front}
+        assert {trial.epochs for trial, _ in front.front} == {simulated.best.epochs}
+
+
+def test_trials_are_compared_where_enough_have_come(simulated: StudyResult) -> None:
+    epoch = shared_epoch(simulated)
+    assert epoch in (1, 3)
+    assert len(values_at(simulated, epoch)) >= 30
+    later = [level for level in simulated.levels if level > epoch]
+    assert all(len(values_at(simulated, level)) < 30 for level in later)
+    assert all(map(math.isfinite, values_at(simulated, 1).values()))
+
+
+def test_few_trials_are_compared_where_most_have_come(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [make_trial(0), make_trial(1, TrialState.STOPPED, (0.5,)), make_trial(2, values=(0.1, math.nan))]
+    assert shared_epoch(make_result(*trials)) == 1
+    assert shared_epoch(make_result(trials[0])) == 2
+
+
+@given(st.dictionaries(st.integers(0, 99), st.floats(0, 1)), st.booleans())
+def test_classes_hold_every_trial_once_and_the_best_first(values: dict[int, float], maximize: bool) -> None:
+    classes = rank_classes(values, maximize=maximize)
+    order = [number for one in classes for number in one.numbers]
+    assert sorted(order) == sorted(values)
+    assert [values[n] for n in order] == sorted(values.values(), reverse=maximize)
+
+
+def test_axes_have_everybody_between_their_ends(simulated: StudyResult) -> None:
+    axes = {axis.name: axis for axis in parameter_axes(simulated)}
+    assert list(axes) == list(simulated.space.parameters)
+    for axis in axes.values():
+        assert set(axis.positions) == {trial.number for trial in simulated.trials}
+        assert all(place == ABSENT or 0 <= place <= 1 for place in axis.positions.values())
+    assert [text for _, text in axes["depth"].ticks] == ["56", "92", "128"]
+    assert axes["learning_rate"].log
+    shallow = [trial.number for trial in simulated.trials if trial.parameters["depth"] == 56]
+    assert {axes["drop_path"].positions[number] for number in shallow} == {ABSENT}
+
+
+def test_a_parameter_with_one_value_has_no_axis(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [make_trial(n, parameters={"depth": 56, "learning_rate": 0.05 + n / 10}) for n in range(2)]
+    assert [axis.name for axis in parameter_axes(make_result(*trials))] == ["learning_rate"]
+
+
+def test_the_best_command_can_be_pasted(simulated: StudyResult, tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "space.yaml").write_text(dump_space(simulated.space))
+    text = best_command(dataclasses.replace(simulated, folder=tmp_path / "a b"))
+    assert text is not None
+    words = shlex.split(text)
+    assert words[:3] == ["python", "-m", "tune_rescon.search"]
+    read = search.make_context("search", words[3:]).params
+    space = load_space(read["space_name"], [f"budget.trials={read['trials']}", *read["settings"]])
+    assert simulated.best is not None
+    assert (space.initial, space.budget.trials) == ((dict(simulated.best.parameters),), 1)
+
+
+def test_without_a_best_there_is_no_command(make_result: MakeResult) -> None:
+    assert best_command(make_result()) is None
+
+
+def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    old = dataclasses.replace(make_trial(0), times_ms=(), history={}, started=datetime(2026, 1, 1))
+    assert timeline(make_result(old)).stretches == ()
+    assert incumbents(make_result(old)) == ()

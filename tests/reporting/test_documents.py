@@ -1,0 +1,101 @@
+"""The forms for other programs: all of a search is in them, and they can be read."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Console
+
+from tune_rescon.reporting import (
+    csv_text,
+    json_text,
+    markdown_text,
+    overviews_json,
+    print_comparison,
+    print_overviews,
+)
+from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+FOUND = (
+    SearchOverview(
+        name="a",
+        metric="val_accuracy",
+        state=SearchState.RUNNING,
+        best=0.5,
+        ended=3,
+        total=12,
+        changed=NOW - timedelta(seconds=75),
+    ),
+    SearchOverview(name="b", problem="its study is [gone]"),
+)
+
+
+def no_constant(name: str) -> float:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_json_has_every_trial_and_nothing_that_is_no_json(
+    make_result: MakeResult, one_of_each: list[TrialSummary]
+) -> None:
+    result = make_result(*one_of_each)
+    read = json.loads(json_text(result, [result]), parse_constant=no_constant)
+    assert [trial["trial"] for trial in read["trials"]] == [trial.number for trial in one_of_each]
+    assert [trial["state"] for trial in read["trials"]] == [trial.state.value for trial in one_of_each]
+    assert read["best"]["trial"] == result.best.number if result.best else None
+    assert [other["search"] for other in read["compared"]] == [result.name]
+
+
+def test_json_of_nothing(make_result: MakeResult) -> None:
+    read = json.loads(json_text(make_result()), parse_constant=no_constant)
+    assert (read["best"], read["best_command"], read["trials"], read["utilisation"]) == (None, None, [], 0.0)
+
+
+def test_csv_has_a_line_for_each_trial_of_each_search(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    one = make_result(make_trial(0), make_trial(1, values=()))
+    other = make_result(make_trial(0, parameters={"depth": 92, "drop_path": 0.1}), name="other")
+    rows = list(csv.DictReader(io.StringIO(csv_text([one, other]))))
+    assert [(row["search"], row["trial"]) for row in rows] == [("s", "0"), ("s", "1"), ("other", "0")]
+    assert (rows[0]["drop_path"], rows[2]["drop_path"], rows[2]["learning_rate"]) == ("", "0.1", "")
+    assert (rows[0]["value"], rows[1]["value"], rows[1]["best_epoch"]) == ("0.5", "", "")
+
+
+def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    result = make_result(*(make_trial(n, values=(0.1, n / 10)) for n in range(1, 9)))
+    text = markdown_text(result, [dataclasses.replace(result, name="other|x")])
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    numbers = [line.split("|")[1].strip() for line in lines]
+    assert numbers[:7] == ["trial", "---", "8", "7", "6", "5", "4"]
+    assert "other\\|x" in text
+    assert "python -m tune_rescon.search --space" in text
+
+
+def test_overviews_are_printed_and_are_json() -> None:
+    out = io.StringIO()
+    print_overviews(FOUND, Console(file=out, width=120, highlight=False), now=NOW)
+    text = out.getvalue()
+    assert "1 min 15 s ago" in text
+    assert "3/12" in text
+    assert "b: its study is [gone]" in text
+    read = json.loads(overviews_json(FOUND), parse_constant=no_constant)
+    assert [(one["name"], one["state"], one["best"]) for one in read] == [
+        ("a", "running", 0.5),
+        ("b", None, None),
+    ]
+
+
+def test_searches_are_compared_on_a_terminal(simulated: StudyResult) -> None:
+    out = io.StringIO()
+    other = dataclasses.replace(simulated, name="other")
+    print_comparison([simulated, other], Console(file=out, width=200, highlight=False))
+    assert "│ att92" in out.getvalue()
+    assert "│ other" in out.getvalue()

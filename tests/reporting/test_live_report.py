@@ -1,0 +1,138 @@
+"""The page of a running search: when it is written, and that nothing of it is the search's trouble."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.reporting import LiveReport
+from tune_rescon.tuning import Decision, StudyResult, TrialSummary, Verdict
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+GO_ON = Verdict(decision=Decision.CONTINUE)
+
+
+@dataclass
+class Disk:
+    """Takes pages, when it may, and remembers on which thread."""
+
+    pages: list[StudyResult] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    ready: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def write(self, result: StudyResult, path: Path) -> None:
+        assert path.name == "report.html"
+        self.ready.wait(5)
+        self.threads.add(threading.current_thread().name)
+        if self.error is not None:
+            raise self.error
+        self.pages.append(result)
+
+
+@dataclass
+class Watched:
+    """A live report whose time stands still until it is told."""
+
+    report: LiveReport
+    disk: Disk
+    now: list[float]
+    trial: TrialSummary
+
+    def epoch(self, *, after: float) -> None:
+        self.now[0] += after
+        self.report.epoch_done(self.trial, {}, GO_ON)
+
+
+@contextmanager
+def watched(
+    make_result: MakeResult, make_trial: MakeTrial, snapshot: Callable[[], StudyResult] | None = None
+) -> Iterator[Watched]:
+    disk, now = Disk(), [0.0]
+    report = LiveReport(
+        snapshot or make_result, disk.write, Path("report.html"), interval=60.0, clock=lambda: now[0]
+    )
+    yield Watched(report, disk, now, make_trial(0))
+    disk.ready.set()
+    assert report.close(5)
+
+
+def test_a_page_a_minute(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    with watched(make_result, make_trial) as search:
+        search.disk.ready.set()
+        for _ in range(10):
+            search.epoch(after=20.0)
+            _settle(search.report)
+    # At 20, 80, 140 and 200 seconds.
+    assert len(search.disk.pages) == 4
+    assert search.disk.threads == {"report"}
+
+
+def _settle(report: LiveReport) -> None:
+    thread = report._thread
+    if thread is not None:
+        thread.join(5)
+
+
+def test_a_slow_disk_keeps_nobody_waiting_and_has_one_page_at_a_time(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    with watched(make_result, make_trial) as search:
+        for _ in range(5):
+            search.epoch(after=100.0)
+        assert search.disk.pages == []
+        assert not search.report.close(0.0)
+    assert len(search.disk.pages) == 1
+
+
+def test_an_error_is_logged_and_the_next_page_is_tried(
+    make_result: MakeResult, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(make_result, make_trial) as search:
+        search.disk.ready.set()
+        search.disk.error = OSError(28, "No space left on device")
+        search.epoch(after=1.0)
+        _settle(search.report)
+        search.disk.error = None
+        search.epoch(after=60.0)
+    assert len(search.disk.pages) == 1
+    assert "report.html could not be written" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_a_search_that_cannot_be_looked_at_goes_on(
+    make_result: MakeResult, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> StudyResult:
+        raise ValueError("no such preset")
+
+    with watched(make_result, make_trial, broken) as search:
+        search.epoch(after=1.0)
+    assert "no such preset" in caplog.text
+
+
+def test_the_snapshot_is_taken_on_the_searchs_thread(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    threads = []
+
+    def snapshot() -> StudyResult:
+        threads.append(threading.current_thread())
+        return make_result()
+
+    with watched(make_result, make_trial, snapshot) as search:
+        search.report.trial_started(search.trial)
+    assert threads == [threading.current_thread()]
+
+
+def test_after_its_end_nothing_is_written(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    with watched(make_result, make_trial) as search:
+        search.disk.ready.set()
+        search.report.close()
+        search.report.trial_ended(search.trial)
+    assert search.disk.pages == []

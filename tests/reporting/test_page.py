@@ -1,0 +1,186 @@
+"""The report's file: whole, alone, and with everything in it said as it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting import write_report
+from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
+from tune_rescon.reporting.page.charts.curves import learning_curves
+from tune_rescon.reporting.page.charts.scatters import costs
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+MakeCosts = Callable[..., dict[int, TrialCost]]
+
+
+class Cells(HTMLParser):
+    """The texts of a page's table, row by row, and the tags it left open."""
+
+    VOID = ("meta", "link", "br", "hr", "img")
+    INLINE = ("button",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if next((tag for tag in reversed(self.open) if tag not in self.INLINE), "") in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def report(result: StudyResult, tmp_path: Path) -> str:
+    write_report(result, tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def figures(text: str) -> dict[str, Any]:
+    found = re.search(r'id="figures">(.*?)</script>', text)
+    assert found is not None
+    read: dict[str, Any] = json.loads(found[1])
+    return read
+
+
+def test_a_search_without_a_trial_has_a_report_without_plots(make_result: MakeResult, tmp_path: Path) -> None:
+    text = report(make_result(), tmp_path)
+    assert "No trial has a finite val_accuracy yet." in text
+    assert "plotly" not in text
+    assert Cells(text).open == []
+
+
+def test_every_trial_is_in_the_table(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
+    page = Cells(report(make_result(*(make_trial(n) for n in range(30))), tmp_path))
+    assert page.open == []
+    assert [cells[0] for cells in page.rows] == ["trial", *map(str, range(30))]
+
+
+def test_the_library_is_in_the_file_once_and_nothing_is_fetched(
+    simulated: StudyResult, tmp_path: Path
+) -> None:
+    text = report(simulated, tmp_path)
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=(?!.data:)", text)
+    assert text.count("plotly.js v") == 1
+
+
+def test_each_plot_of_the_page_has_its_figure(simulated: StudyResult, tmp_path: Path) -> None:
+    text = report(simulated, tmp_path)
+    places = re.findall(r'class="chart" id="([^"]+)"', text)
+    assert places == list(dict.fromkeys(places))
+    assert sorted(places) == sorted(figures(text))
+    expected = {"curves", "coordinates", "importance", "survival", "gantt", "cost-0", "cost-1", "cost-2"}
+    assert expected | {f"slice-{name}" for name in simulated.space.parameters} == set(places)
+
+
+def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
+    text = report(make_result(make_trial(0), make_trial(1, values=(0.1, 0.75))), tmp_path)
+    assert "<h2>Best trial: 1</h2>" in text
+    assert "val_accuracy 0.75 after epoch 2 (best 0.75 at epoch 2)." in text
+    assert "<b>4 h 0 min</b><span>of CPU time</span>" in text
+    assert re.search(r'<tr class="best"><td>1</td>', text)
+
+
+def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
+    wicked = "</script><script>alert(1)</script>"
+    trials = [make_trial(n, parameters={wicked: f"{wicked}{n}"}, error=wicked) for n in range(3)]
+    result = make_result(*trials, best=None, name=wicked, metric=wicked, failure=wicked)
+    text = report(result, tmp_path)
+    assert wicked not in text
+    assert html.escape(wicked) in text
+    assert f"slice-{wicked}" in figures(text)
+
+
+def test_each_state_has_one_place_in_the_legend_and_its_colour(
+    make_result: MakeResult, one_of_each: list[TrialSummary]
+) -> None:
+    lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
+    named = {line["legendgroup"]: line["marker"]["color"] for line in lines if line.get("showlegend", True)}
+    assert named == {trial.state.value: FATE_COLOUR[trial.state] for trial in one_of_each if trial.epochs}
+    assert set(FATE_ORDER) == set(TrialState)
+
+
+def test_epochs_are_counted_from_one_and_lines_do_not_touch(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(0, values=(0.1, 0.2, 0.3)), make_trial(1, values=(0.4,))]
+    lines, ends, winner = learning_curves(make_result(*trials)).data
+    assert lines["x"] == [1, 2, 3, None, 1, None]
+    assert lines["y"] == [0.1, 0.2, 0.3, None, 0.4, None]
+    assert lines["customdata"] == [0, 0, 0, None, 1, None]
+    assert (ends["x"], ends["y"]) == ([3, 1], [0.3, 0.4])
+    assert (winner["name"], winner["y"]) == ("best: trial 0", [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("state", SearchState)
+def test_only_the_page_of_a_running_search_is_loaded_anew(
+    state: SearchState, make_result: MakeResult, tmp_path: Path
+) -> None:
+    text = report(make_result(state=state), tmp_path)
+    assert ('http-equiv="refresh"' in text) == (state is SearchState.RUNNING)
+    assert f'<span class="badge {state.value}">' in text
+
+
+def test_the_front_is_drawn_through_its_points(
+    make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
+    by_gmacs = costs(make_result(*trials, costs=make_costs(4.0, 5.0, 1.0)))[0]
+    _, front = by_gmacs.data
+    assert list(zip(front["x"], front["y"], strict=True)) == [(1.0, 0.8), (4.0, 0.9)]
+    assert by_gmacs.layout["xaxis"]["title"]["text"] == "GMACs an image"
+
+
+def test_the_summary_names_the_front_and_the_failure(
+    make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts, tmp_path: Path
+) -> None:
+    trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.8))]
+    result = make_result(*trials, costs=make_costs(4.0, 1.0), against="gmacs", failure="Too many <failures>.")
+    text = report(result, tmp_path)
+    assert "Pareto front of val_accuracy against gmacs, the cheapest first: 1, 0." in text
+    assert "Too many &lt;failures&gt;." in text
+
+
+def test_compared_searches_are_side_by_side(simulated: StudyResult, tmp_path: Path) -> None:
+    other = dataclasses.replace(simulated, name="other")
+    write_report(simulated, tmp_path / "report.html", compared=[other])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {line["name"] for line in figures(text)["incumbents"]["data"]} == {"att92", "other"}
+    assert [cells[0] for cells in Cells(text).rows[1:3]] == ["att92", "other"]
+
+
+def test_what_went_wrong_is_said_with_its_trials(simulated: StudyResult, tmp_path: Path) -> None:
+    text = report(simulated, tmp_path)
+    assert "<h2>What went wrong</h2>" in text
+    assert "crashed on purpose" in text
+    assert "val_accuracy was not finite" in text
+
+
+def test_a_page_of_every_state_holds_no_number_that_json_lacks(
+    make_result: MakeResult, one_of_each: list[TrialSummary], tmp_path: Path
+) -> None:
+    unknown = {trial.number: TrialCost(params_m=math.nan, gmacs=math.nan) for trial in one_of_each}
+    text = report(make_result(*one_of_each, costs=unknown), tmp_path)
+    assert [key for key in figures(text) if key.startswith("cost")] == ["cost-0"]

@@ -1,0 +1,37 @@
+"""The plots as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tune_rescon.reporting import write_plots
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+
+@pytest.mark.timeout(30)  # matplotlib looks for the machine's fonts once
+def test_every_plot_is_an_image_that_is_not_blank(simulated: StudyResult, tmp_path: Path) -> None:
+    paths = write_plots(simulated, tmp_path / "plots")
+    names = ["learning_curves", "cost", "parallel_coordinates", "importance"]
+    assert [path.stem for path in paths] == names
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 500
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_every_state_can_be_drawn(
+    make_result: MakeResult, one_of_each: list[TrialSummary], tmp_path: Path
+) -> None:
+    paths = write_plots(make_result(*one_of_each), tmp_path)
+    assert [path.stem for path in paths] == ["learning_curves", "cost"]
+
+
+def test_nothing_is_drawn_of_nothing(make_result: MakeResult, tmp_path: Path) -> None:
+    assert write_plots(make_result(), tmp_path) == []

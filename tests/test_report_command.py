@@ -1,0 +1,123 @@
+"""The report's flags, as the contract has them, and what it answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from tune_rescon.report import main, report
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
+from tune_rescon.tuning import SearchFolder
+
+#: `python -m tune_rescon.report NAME`: a flag, and the word for its value ("" = none, "..." = repeatable).
+REPORT_FLAGS = {
+    "--storage": "DIR|URL",
+    "--study": "URL",
+    "--json": "",
+    "--markdown": "",
+    "--csv": "",
+    "--html": "FILE",
+    "--list": "",
+    "--compare": "OTHER...",
+}
+
+pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two searches: one that ended, one whose driver was killed."""
+    root = tmp_path_factory.mktemp("storage")
+    landscape = LANDSCAPES["monotone"]
+    for name, reports in (("a", None), ("b", 3)):
+        settings = ("initial=[]", "budget.trials=5", "fidelity.max=3", "sampler.type=random")
+        search = SimulatedSearch(load_space("att92", settings), folder=SearchFolder(storage=root, name=name))
+        simulation = Simulation(lambda t: landscape.curve(t.number, t.parameters))
+        simulation.drive(search.policy(), reports=reports)
+    return root
+
+
+def test_the_flags_are_the_contracts() -> None:
+    options = [parameter for parameter in report.params if isinstance(parameter, click.Option)]
+    assert {
+        o.opts[0]: "" if o.is_flag else f"{o.metavar}{'...' if o.multiple else ''}" for o in options
+    } == REPORT_FLAGS
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(flag in said for flag in REPORT_FLAGS)
+
+
+def test_without_a_form_it_is_the_table_and_where_things_are(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["a", "--storage", str(storage)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("a: finished\n")
+    assert "a: 5 trials" in said
+    assert f"Files:  {storage / 'a'}" in said
+
+
+def test_json_is_one_document(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["b", "--storage", str(storage), "--json", "--compare", "a", "--compare", "a"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert (read["search"], read["state"], read["epochs"]) == ("b", "interrupted", 3)
+    assert [other["search"] for other in read["compared"]] == ["a"]
+
+
+def test_csv_is_a_table_of_trials(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a", "--storage", str(storage), "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["trial"] for row in rows] == list("01234")
+
+
+def test_markdown_and_a_page(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a", "--storage", str(storage), "--markdown", "--compare", "b"]) == 0
+    assert "## Compared" in capsys.readouterr().out
+    assert main(["a", "--storage", str(storage), "--html", str(tmp_path / "a.html")]) == 0
+    assert f"Report: {tmp_path / 'a.html'}" in capsys.readouterr().out
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_list_names_every_search(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", "--storage", str(storage)]) == 0
+    said = capsys.readouterr().out
+    assert "2 searches" in said
+    assert main(["--list", "--json", "--storage", str(storage)]) == 0
+    read = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert (read["a"]["state"], read["b"]["state"]) == ("finished", "interrupted")
+
+
+def test_an_empty_storage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", "--storage", str(tmp_path)]) == 0
+    assert f"There is no search in {tmp_path} yet." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Give the NAME of a search"),
+        (["--list", "a"], "--list takes no NAME"),
+        (["--list", "--csv"], "--list takes no NAME"),
+        (["a", "--json", "--csv"], "Give one of --json and --csv."),
+        (["nope"], "NAME: no search named 'nope'"),
+        (["a", "--compare", "nope"], "--compare: no search named 'nope'"),
+        (["a", "--html", "/no/such/folder/a.html"], "must be a file that can be written"),
+        (["a", "--study", "nonsense"], "must be the URL of a database that can be reached"),
+    ],
+)
+def test_bad_usage_is_one_paragraph(
+    words: list[str], said: str, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--storage", str(storage)]) == 2
+    heard = capsys.readouterr()
+    assert said in heard.err
+    assert "Traceback" not in heard.err

@@ -1,0 +1,197 @@
+"""Searches read from their records: killed ones, running ones, old ones, those at a URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import fsspec
+import psutil
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.data import describe
+from tune_rescon.errors import StorageError
+from tune_rescon.spaces import load_space
+from tune_rescon.storage import SearchHome, StorageUrl
+from tune_rescon.tuning import Place, SearchFolder, SearchState, StudyRecord, read_search
+from tune_rescon.tuning.ownership.driver import this_driver
+from tune_rescon.tuning.ownership.lease import LeaseKeeper
+from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+from tune_rescon.tuning.run_notes import note_outcome, note_run, read_notes
+
+MakeSearch = Callable[..., SearchFolder]
+
+pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
+
+
+def record_of(folder: SearchFolder) -> StudyRecord:
+    return StudyRecord.load(folder.study_url, folder.name, metric="val_accuracy")
+
+
+def held(folder: SearchFolder) -> LeaseKeeper:
+    """The lease of a process that is not this one: its parent, which lives."""
+    parent = psutil.Process(os.getppid())
+    driver = dataclasses.replace(this_driver(), pid=parent.pid, started=parent.create_time())
+    store = StudyLeaseStore.open(folder.study_url, folder.name)
+    keeper = LeaseKeeper(store, name=folder.name, me=driver, clock=time.monotonic, sleep=lambda _: None)
+    keeper.take()
+    return keeper
+
+
+def test_a_finished_search_is_its_record(make_search: MakeSearch, place: Place) -> None:
+    folder = make_search("a")
+    result = read_search(place, "a")
+    assert result.trials == record_of(folder).trials()
+    assert (result.name, result.state, result.failure) == ("a", SearchState.FINISHED, None)
+    assert (result.levels, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
+    assert result.best is not None
+    assert result.best.state is TrialState.FINISHED
+    assert set(result.costs) == set(range(6))
+    assert all(cost.gmacs > 0 for cost in result.costs.values())
+    assert result.tracking_uri == folder.mlflow_uri
+
+
+def test_reading_changes_no_byte(make_search: MakeSearch, place: Place) -> None:
+    folder = make_search("a", reports=4)
+
+    def state() -> dict[str, str]:
+        files = [path for path in folder.path.rglob("*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = state()
+    read_search(place, "a")
+    assert state() == before
+
+
+@pytest.mark.parametrize("reports", [0, 1, 3, 5])
+def test_what_a_killed_search_ran_waits_to_be_resumed(
+    reports: int, make_search: MakeSearch, place: Place
+) -> None:
+    make_search("a", reports=reports)
+    result = read_search(place, "a")
+    assert result.state is SearchState.INTERRUPTED
+    assert sum(trial.epochs for trial in result.trials) == reports
+    assert TrialState.RUNNING not in {trial.state for trial in result.trials}
+    assert TrialState.INTERRUPTED in {trial.state for trial in result.trials}
+
+
+def test_a_search_with_a_driver_runs_and_its_driver_can_write_meanwhile(
+    make_search: MakeSearch, place: Place
+) -> None:
+    folder = make_search("a", reports=4)
+    keeper = held(folder)
+    result = read_search(place, "a")
+    assert result.state is SearchState.RUNNING
+    assert TrialState.RUNNING in {trial.state for trial in result.trials}
+    keeper.renew()
+    keeper.release()
+    assert read_search(place, "a").state is SearchState.INTERRUPTED
+
+
+def test_a_search_is_read_while_its_driver_is_amid_a_transaction(
+    make_search: MakeSearch, place: Place
+) -> None:
+    folder = make_search("a", reports=4)
+    with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as driver:
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute("DELETE FROM trial_intermediate_values")
+        assert sum(trial.epochs for trial in read_search(place, "a").trials) == 4
+        driver.execute("ROLLBACK")
+
+
+def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
+    make_search: MakeSearch, place: Place
+) -> None:
+    folder = make_search("whole", reports=4)
+    killed = SearchFolder(storage=folder.storage, name="killed")
+    with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as driver:
+        driver.execute("UPDATE studies SET study_name = 'killed'")
+        # Pages go into the file before the transaction ends, as they do when it is long.
+        driver.execute("PRAGMA cache_size = 1")
+        driver.execute("BEGIN")
+        driver.execute("DELETE FROM trial_system_attributes")
+        driver.execute("DELETE FROM trial_intermediate_values")
+        # As the disk is at this moment, so a kill leaves it.
+        shutil.copytree(folder.path, killed.path)
+        driver.execute("ROLLBACK")
+    assert (killed.path / "study.db-journal").stat().st_size > 0
+    assert sum(trial.epochs for trial in read_search(place, "killed").trials) == 4
+
+
+@pytest.mark.parametrize("state", [SearchState.FAILED, SearchState.FINISHED, SearchState.INTERRUPTED])
+def test_what_a_run_noted_at_its_end_is_read(
+    state: SearchState, make_search: MakeSearch, place: Place
+) -> None:
+    record = record_of(make_search("a", reports=4))
+    note_outcome(record, state, "Too much failed." if state is SearchState.FAILED else None)
+    result = read_search(place, "a")
+    assert result.state is state
+    assert result.failure == ("Too much failed." if state is SearchState.FAILED else None)
+
+
+def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: MakeSearch) -> None:
+    record = record_of(make_search("a", reports=0))
+    facts = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
+    note_run(record, facts, "http://user:secret@mlflow:5000")
+    notes = read_notes(record)
+    assert (notes.datasets, notes.tracking_uri, notes.outcome) == (facts, None, None)
+    note_run(record, facts, "http://mlflow:5000")
+    assert read_notes(record).tracking_uri == "http://mlflow:5000"
+
+
+def test_an_epoch_that_lacks_its_details_is_not_there_yet(make_search: MakeSearch, place: Place) -> None:
+    folder = make_search("a")
+    before = sum(trial.epochs for trial in read_search(place, "a").trials)
+    with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as database:
+        database.execute(
+            "DELETE FROM trial_system_attributes WHERE key = 'tune_rescon:epoch:3' AND trial_id ="
+            " (SELECT MAX(trial_id) FROM trial_system_attributes WHERE key = 'tune_rescon:epoch:3')"
+        )
+    assert sum(trial.epochs for trial in read_search(place, "a").trials) == before - 1
+
+
+def test_a_folder_without_its_study_is_said(make_search: MakeSearch, place: Place) -> None:
+    folder = make_search("a")
+    (folder.path / "study.db").unlink()
+    with pytest.raises(StorageError, match="If the search was given a --study, give it here too"):
+        read_search(place, "a")
+
+
+def test_a_study_in_another_database(make_search: MakeSearch, place: Place, tmp_path: Path) -> None:
+    folder = make_search("a")
+    (folder.path / "study.db").rename(tmp_path / "elsewhere.db")
+    elsewhere = dataclasses.replace(place, study_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert len(read_search(elsewhere, "a").trials) == 6
+
+
+def test_a_search_that_is_not_there_is_answered_with_those_that_are(
+    make_search: MakeSearch, place: Place
+) -> None:
+    make_search("a", reports=0)
+    with pytest.raises(StorageError, match=r"--compare: no search named 'b' .*Searches there: a"):
+        read_search(place, "b", where="--compare")
+
+
+@pytest.fixture
+def bucket() -> Iterator[StorageUrl]:
+    filesystem = fsspec.filesystem("memory")
+    yield StorageUrl(url="memory://bucket/runs")
+    filesystem.rm("/bucket", recursive=True)
+
+
+def test_a_search_at_a_url(make_search: MakeSearch, place: Place, bucket: StorageUrl, tmp_path: Path) -> None:
+    folder = make_search("a", storage=tmp_path / "scratch")
+    home = SearchHome.create(bucket, "a")
+    for name in ("space.yaml", "study.db"):
+        home.remote.upload(folder.path / name, name)
+    at_url = dataclasses.replace(place, storage=bucket)
+    result = read_search(at_url, "a")
+    assert (result.url, result.state, len(result.trials)) == (home.remote.url, SearchState.FINISHED, 6)

@@ -1,0 +1,48 @@
+"""What mattered, where the answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space, load_space, preview
+from tune_rescon.tuning import TrialSummary, parameter_importance
+
+
+def trials(space: Space, count: int) -> dict[int, TrialSummary]:
+    rows = enumerate(preview(space, count))
+    return {
+        number: TrialSummary(
+            number=number,
+            state=TrialState.FINISHED,
+            parameters=row,
+            metric=space.metric.name,
+            maximize=True,
+            values=(0.5,),
+        )
+        for number, row in rows
+    }
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_what_alone_decides_matters_most(name: str) -> None:
+    space = load_space("att92", ["initial=[]"])
+    known = trials(space, 200)
+    values = {number: -abs(trial.parameters[name] * 1e3) for number, trial in known.items()}
+    shares = parameter_importance(space, known, values)
+    assert next(iter(shares)) == name
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert set(shares) == set(space.parameters)
+
+
+@pytest.mark.parametrize(("count", "step"), [(19, 1.0), (40, 0.0)])
+def test_too_little_says_nothing(count: int, step: float) -> None:
+    space = load_space("digits")
+    known = trials(space, count)
+    assert parameter_importance(space, known, {number: number * step for number in known}) == {}
+
+
+def test_trials_of_another_space_are_left_out() -> None:
+    space = load_space("digits")
+    known = trials(load_space("att92", ["initial=[]"]), 40)
+    assert parameter_importance(space, known, {number: float(number) for number in known}) == {}

@@ -1,0 +1,159 @@
+"""``python -m tune_rescon.report``: look at searches, compare them, list them.
+
+Exit: 0 done; 1 the report failed; 2 bad usage, or no such search; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+
+from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
+
+if TYPE_CHECKING:
+    from tune_rescon.tuning import Place, StudyResult
+
+__all__ = ["main"]
+
+#: Characters of a line where the output is no terminal.
+PIPE_WIDTH: Final = 250
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    try:
+        return int(
+            report.main(args=argv, prog_name="python -m tune_rescon.report", standalone_mode=False) or 0
+        )
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except TuneResconError as error:
+        click.echo(f"The report failed: {error}", err=True)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("name", required=False)
+@click.option(
+    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
+)
+@click.option("--study", metavar="URL", help="The study's database, if the search was given one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
+@click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
+@click.option("--list", "list_all", is_flag=True, help="List the searches of the storage.")
+@click.option("--compare", "others", multiple=True, metavar="OTHER", help="Beside this search, too.")
+def report(
+    name: str | None,
+    storage: str | None,
+    study: str | None,
+    as_json: bool,
+    as_markdown: bool,
+    as_csv: bool,
+    html_file: str | None,
+    list_all: bool,
+    others: tuple[str, ...],
+) -> None:
+    """Report on the search NAME, while it runs or after; nothing is written to its record."""
+    chosen = {"--json": as_json, "--markdown": as_markdown, "--csv": as_csv, "--html": html_file is not None}
+    forms = [flag for flag, is_given in chosen.items() if is_given]
+    if len(forms) > 1:
+        raise click.UsageError(f"Give one of {' and '.join(forms)}.")
+    place = _place(storage, study)
+    if list_all:
+        if name is not None or others or set(forms) - {"--json"}:
+            raise click.UsageError("--list takes no NAME, and of the forms only --json.")
+        _list(place, as_json=as_json)
+        return
+    if name is None:
+        raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    results = _read(place, name, others)
+    if html_file is not None:
+        _write_page(results, Path(html_file))
+    elif forms:
+        click.echo(_text(forms[0], results), nl=False)
+    else:
+        _show(results)
+
+
+def _place(storage: str | None, study: str | None) -> Place:
+    from tune_rescon.storage import parse_storage
+    from tune_rescon.tuning import Place, default_storage
+
+    return Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
+
+
+def _read(place: Place, name: str, others: Sequence[str]) -> list[StudyResult]:
+    from tune_rescon.tuning import read_search
+
+    found = [read_search(place, name)]
+    # The same one twice would be drawn over itself.
+    return found + [
+        read_search(place, other, where="--compare") for other in dict.fromkeys(others) if other != name
+    ]
+
+
+def _text(form: str, results: Sequence[StudyResult]) -> str:
+    from tune_rescon.reporting import csv_text, json_text, markdown_text
+
+    result, *compared = results
+    if form == "--csv":
+        return csv_text(results)
+    return f"{json_text(result, compared)}\n" if form == "--json" else markdown_text(result, compared)
+
+
+def _write_page(results: Sequence[StudyResult], path: Path) -> None:
+    from tune_rescon.reporting import write_report
+
+    result, *compared = results
+    try:
+        write_report(result, path, compared=compared)
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(explain(rule, got=f"{path} ({error.strerror})", where="--html")) from None
+    click.echo(f"Report: {path}")
+
+
+def _show(results: Sequence[StudyResult]) -> None:
+    from tune_rescon.reporting import print_comparison, print_result
+
+    console = _console()
+    console.print(f"{results[0].name}: {results[0].state.value}", markup=False)
+    print_result(results[0], console)
+    if len(results) > 1:
+        print_comparison(results, console)
+
+
+def _list(place: Place, *, as_json: bool) -> None:
+    from tune_rescon.reporting import overviews_json, print_overviews
+    from tune_rescon.tuning import list_searches
+
+    found = list_searches(place)
+    if as_json:
+        click.echo(overviews_json(found))
+    elif found:
+        print_overviews(found, _console(), now=datetime.now(UTC))
+    else:
+        click.echo(f"There is no search in {place.storage} yet.")
+
+
+def _console() -> Console:
+    # A file or a pipe has no width: tables there are as wide as they need to be.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""A search as text for other programs and other pages: JSON, markdown, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from tune_rescon.reporting.analysis import best_command, failures, rung_survival, savings, timeline
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.words import figure, pairs
+from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
+
+__all__ = ["csv_text", "json_text", "markdown_text", "overviews_json"]
+
+#: Trials that markdown names.
+BEST: Final = 5
+
+
+def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
+    """One document: the search, and under ``compared`` the others. What is not finite is null."""
+    document = {**_search(result), "compared": [_search(other) for other in compared]}
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def csv_text(results: Sequence[StudyResult]) -> str:
+    """The trials of every search, in the order of their numbers: a column names the search.
+
+    Parameters come last, those of all searches; an empty cell is none.
+    """
+    names = list(dict.fromkeys(name for result in results for t in result.trials for name in t.parameters))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*_FIGURES, *names], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        for trial in result.trials:
+            writer.writerow({**_figures(result, trial), **trial.parameters})
+    return text.getvalue()
+
+
+def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
+    """A summary to paste: how it stands, its best five, and how it compares."""
+    saved = savings(result)
+    summary = (
+        f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
+        f" {figure(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
+        f" ({saved.share:.0%}) spared by early stopping."
+    )
+    lines = [f"# {result.name}", "", summary]
+    lines += ["", result.failure] if result.failure else []
+    if result.best is not None:
+        lines += ["", f"Best: trial {result.best.number}, {pairs(result.best.parameters)}"]
+    lines += ["", *_markdown(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
+    if compared:
+        rows = (comparison_row(each) for each in (result, *compared))
+        lines += ["", "## Compared", "", *_markdown(comparison_headings(), rows)]
+    command = best_command(result)
+    lines += ["", "```", command, "```"] if command else []
+    return "\n".join(lines) + "\n"
+
+
+def overviews_json(found: Sequence[SearchOverview]) -> str:
+    """Every search of a storage."""
+    return json.dumps(
+        [
+            _finite(
+                {
+                    "name": one.name,
+                    "state": one.state.value if one.state else None,
+                    "metric": one.metric,
+                    "best": one.best,
+                    "ended": one.ended,
+                    "total": one.total,
+                    "changed": one.changed.isoformat(timespec="seconds") if one.changed else None,
+                    "problem": one.problem or None,
+                }
+            )
+            for one in found
+        ],
+        indent=2,
+        allow_nan=False,
+    )
+
+
+_FIGURES: Final = (
+    "search",
+    "trial",
+    "state",
+    "epochs",
+    "value",
+    "best_value",
+    "best_epoch",
+    "seconds",
+    "compute_hours",
+    "params_m",
+    "gmacs",
+)
+
+
+def _figures(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+    cost = result.costs[trial.number]
+    values = {
+        "search": result.name,
+        "trial": trial.number,
+        "state": trial.state.value,
+        "epochs": trial.epochs,
+        "value": trial.value,
+        "best_value": trial.best_value,
+        "best_epoch": trial.best_epoch or None,
+        "seconds": round(trial.seconds, 3),
+        "compute_hours": result.compute_hours(trial),
+        "params_m": cost.params_m,
+        "gmacs": cost.gmacs,
+    }
+    finite: dict[str, Any] = _finite(values)
+    return finite
+
+
+def _search(result: StudyResult) -> dict[str, Any]:
+    saved, found = savings(result), timeline(result)
+    return {
+        "search": result.name,
+        "state": result.state.value,
+        "failure": result.failure,
+        "metric": result.metric,
+        "mode": "max" if result.maximize else "min",
+        "folder": str(result.folder),
+        "url": result.url,
+        "tracking_uri": result.tracking_uri,
+        "total": result.space.budget.trials,
+        "device": result.device,
+        "compute_hours": saved.hours,
+        "epochs": saved.epochs,
+        "epochs_saved": saved.epochs_saved,
+        "compute_hours_saved": saved.hours_saved,
+        "slots": found.slots,
+        "utilisation": found.utilisation,
+        "rungs": [
+            {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}
+            for rung in rung_survival(result)
+        ],
+        "best": None if result.best is None else _trial(result, result.best),
+        "best_command": best_command(result),
+        "front": [trial.number for trial in result.front],
+        "failures": [
+            {"state": one.state.value, "cause": one.cause, "trials": list(one.numbers)}
+            for one in failures(result)
+        ],
+        "trials": [_trial(result, trial) for trial in result.trials],
+    }
+
+
+def _trial(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in _figures(result, trial).items() if name != "search"},
+        "parameters": dict(trial.parameters),
+        "values": list(trial.values),
+        "checkpoint": trial.checkpoint,
+        "mlflow_run_id": trial.mlflow_run_id,
+        "error": trial.error,
+        "notes": list(trial.notes),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """With None, which JSON has, where a number is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _markdown(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    heads = [name.replace("_", " ") for name in names]
+    body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
+    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *body]

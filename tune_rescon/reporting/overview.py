@@ -1,0 +1,72 @@
+"""``--list`` and ``--compare`` on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tune_rescon.reporting.rows import comparison_headings, comparison_row
+from tune_rescon.reporting.words import duration, figure
+from tune_rescon.tuning import SearchOverview, SearchState, StudyResult
+
+__all__ = ["print_comparison", "print_overviews"]
+
+_STYLE: Final = {
+    SearchState.RUNNING: "cyan",
+    SearchState.FINISHED: "green",
+    SearchState.INTERRUPTED: "blue",
+    SearchState.FAILED: "red",
+}
+
+#: Names of searches: in a narrow terminal all else may be shorter.
+_KEPT: Final = ("search", "state")
+
+
+def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
+    """A line for each search, the one that changed last first; what is wrong with those that are."""
+    table = Table(title=f"{len(found)} searches", title_justify="left")
+    for name in ("search", "state", "trials", "metric", "best", "changed"):
+        right = name in ("trials", "best", "changed")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name in _KEPT)
+    for one in found:
+        table.add_row(
+            one.name,
+            Text(one.state.value, style=_STYLE[one.state]) if one.state else Text("unreadable", style="red"),
+            f"{one.ended}/{one.total}" if one.state else "-",
+            one.metric,
+            figure(one.best),
+            _ago(one.changed, now),
+        )
+    console.print(table)
+    for one in found:
+        if one.problem:
+            console.print(f"{one.name}: {one.problem}", style="red", markup=False, soft_wrap=True)
+
+
+def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
+    """The searches side by side."""
+    table = Table(title="Compared", title_justify="left")
+    for name in comparison_headings():
+        table.add_column(name, justify="left" if name in _KEPT else "right", no_wrap=name in _KEPT)
+    for result in results:
+        table.add_row(*map(Text, comparison_row(result)))
+    console.print(table)
+
+
+def _ago(moment: datetime | None, now: datetime) -> str:
+    """How long ago, or the day if that is long.
+
+    >>> _ago(datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 1, 1, 12, 5, tzinfo=UTC))
+    '5 min 0 s ago'
+    """
+    if moment is None:
+        return "-"
+    seconds = (now - moment).total_seconds()
+    if seconds > 86_400:
+        return f"{moment.astimezone(UTC):%Y-%m-%d}"
+    return f"{duration(max(seconds, 0.0))} ago"

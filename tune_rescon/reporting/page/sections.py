@@ -1,0 +1,178 @@
+"""The parts of the page that are text and tables; everything that came from elsewhere is escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from tune_rescon.reporting.analysis import best_command, failures, savings, timeline
+from tune_rescon.reporting.fates import FATE_COLOUR
+from tune_rescon.reporting.page.charts import Panel
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+__all__ = ["best", "cards", "comparison_table", "failure_table", "panel", "title", "trials"]
+
+#: Numbers of trials that one line names.
+NAMED = 20
+
+#: Rows from which on a table is laid out only where it is in sight.
+LONG = 50
+
+
+def title(result: StudyResult, written: datetime) -> str:
+    """The name, how the search stands, and when this was written."""
+    state = result.state.value
+    about = f'<p class="soft">{_text(result.space.description)}</p>' if result.space.description else ""
+    failure = f'<p class="bad">{_text(result.failure)}</p>' if result.failure else ""
+    return (
+        f'<header><h1>{_text(result.name)}</h1><span class="badge {state}">{state}</span>'
+        f'<span class="soft push">{written:%Y-%m-%d %H:%M}</span>'
+        f'<button class="plain" id="theme" type="button">light / dark</button></header>{about}{failure}'
+    )
+
+
+def cards(result: StudyResult) -> str:
+    """The few figures that a person looks for first."""
+    return f'<div class="cards">{"".join(_cards(result))}</div>'
+
+
+def _cards(result: StudyResult) -> Iterator[str]:
+    best, saved, found = result.best, savings(result), timeline(result)
+    ended = sum(trial.state.is_final for trial in result.trials)
+    if best is not None:
+        yield _card(figure(best.value), f"{result.metric} of trial {best.number}, epoch {best.epochs}")
+    yield _card(f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended")
+    yield _card(f"{saved.epochs}", "epochs run")
+    if saved.epochs_saved:
+        spared = f"epochs spared, ~{figure(round(saved.hours_saved, 2))} {result.device}-hours"
+        yield _card(f"{saved.share:.0%}", spared)
+    yield _card(duration(saved.hours * 3600), f"of {result.device} time")
+    if found.stretches:
+        yield _card(f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs")
+
+
+def _card(value: str, words: str) -> str:
+    return f'<div class="card"><b>{_text(value)}</b><span>{_text(words)}</span></div>'
+
+
+def best(result: StudyResult) -> str:
+    """The winner, its parameters, and the command that trains it."""
+    command = best_command(result)
+    if result.best is None or command is None:
+        return (
+            f"<section><h2>Best trial</h2><p>No trial has a finite {_text(result.metric)} yet.</p></section>"
+        )
+    winner = result.best
+    items = "".join(
+        f"<div><span>{_text(name)}</span>{_text(figure(value))}</div>"
+        for name, value in winner.parameters.items()
+    )
+    return (
+        f"<section><h2>Best trial: {winner.number}</h2>"
+        f'<p class="soft">{_text(_winner_words(result, winner))}</p><div class="pairs">{items}</div>'
+        f'<div class="command"><pre id="command">{_text(command)}</pre>'
+        '<button class="plain" type="button" data-copy="command">copy</button></div></section>'
+    )
+
+
+def _winner_words(result: StudyResult, winner: TrialSummary) -> str:
+    words = (
+        f"{result.metric} {figure(winner.value)} after epoch {winner.epochs}"
+        f" (best {figure(winner.best_value)} at epoch {winner.best_epoch})."
+    )
+    if not result.front:
+        return words
+    numbers = ", ".join(str(trial.number) for trial in result.front)
+    return f"{words} Pareto front of {result.metric} against {result.against}, the cheapest first: {numbers}."
+
+
+def panel(one: Panel) -> str:
+    """A heading, a note, and room for its plots."""
+    places = "".join(
+        f'<div class="wide"><div class="chart" id="{_text(chart.key)}" role="img"'
+        f' aria-label="{_text(chart.label)}" style="min-height:{chart.height}px"></div></div>'
+        for chart in one.charts
+    )
+    half = ' class="half"' if one.half else ""
+    note = f'<p class="soft">{_text(one.note)}</p>'
+    return f'<section{half}><h2>{_text(one.heading)}</h2>{note}<div class="charts">{places}</div></section>'
+
+
+def trials(result: StudyResult) -> str:
+    """Every trial, the best first."""
+    body = "".join(_trial(result, trial) for trial in ranked(result))
+    note = "The furthest first, and of those the best. A click on a heading sorts."
+    table = _table(headings(result), body, "sortable")
+    return f'<section><h2>Trials</h2><p class="soft">{note}</p>{table}</section>'
+
+
+def _trial(result: StudyResult, trial: TrialSummary) -> str:
+    number, state, *rest = row(result, trial)
+    is_best = result.best is not None and trial.number == result.best.number
+    fate = f'<td class="fate" style="--fate:{FATE_COLOUR[trial.state]}">{_text(state)}</td>'
+    kind = ' class="best"' if is_best else ""
+    return f"<tr{kind}><td>{number}</td>{fate}{_cells(rest)}</tr>"
+
+
+def failure_table(result: StudyResult) -> str:
+    """What trials died of; nothing where none did."""
+    found = failures(result)
+    if not found:
+        return ""
+    body = "".join(
+        f'<tr><td class="fate" style="--fate:{FATE_COLOUR[one.state]}">{one.state.value}</td>'
+        f"<td>{len(one.numbers)}</td>"
+        f'<td class="words">{_cause(one.cause, one.details)}</td>'
+        f'<td class="words">{_text(_named(one.numbers))}</td></tr>'
+        for one in found
+    )
+    table = _table(("fate", "trials", "cause", "which"), body)
+    return f"<section><h2>What went wrong</h2>{table}</section>"
+
+
+def _cause(cause: str, details: str) -> str:
+    if details in ("", cause):
+        return _text(cause)
+    return f"<details><summary>{_text(cause)}</summary><pre>{_text(details)}</pre></details>"
+
+
+def _named(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:NAMED]))
+    return shown if len(numbers) <= NAMED else f"{shown} and {len(numbers) - NAMED} more"
+
+
+def comparison_table(results: Sequence[StudyResult]) -> str:
+    """The searches side by side."""
+    body = "".join(f"<tr>{_cells(comparison_row(result))}</tr>" for result in results)
+    best = "".join(
+        f'<p class="soft">{_text(result.name)}: {_text(pairs(result.best.parameters))}</p>'
+        for result in results
+        if result.best is not None
+    )
+    return f"<section><h2>Searches</h2>{_table(comparison_headings(), body)}{best}</section>"
+
+
+def _table(names: Iterable[str], body: str, kind: str = "") -> str:
+    heads = "".join(_head(name, sorts=bool(kind)) for name in names)
+    size = " long" if body.count("<tr") > LONG else ""
+    return (
+        f'<div class="rows{size}"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(name: str, *, sorts: bool) -> str:
+    text = _text(name.replace("_", " "))
+    fate = ' class="fate"' if name in ("state", "fate", "search") else ""
+    return f'<th scope="col"{fate}>{f"<button>{text}</button>" if sorts else text}</th>'
+
+
+def _cells(texts: Iterable[str]) -> str:
+    return "".join(f"<td>{_text(text)}</td>" for text in texts)
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,165 @@
+"""The plots as PNG files, few and readable: for MLflow, which shows images and no pages of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from tune_rescon.reporting.analysis import (
+    CostFront,
+    cost_fronts,
+    parameter_axes,
+    rank_classes,
+    shared_epoch,
+    values_at,
+)
+from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
+from tune_rescon.tuning import StudyResult, parameter_importance
+
+__all__ = ["write_plots"]
+
+DPI: Final = 110
+
+_GREY: Final = "#8a94a0"
+
+#: Of each class of trials: colour, opacity, width.
+_LOOKS: Final = {
+    "best tenth": ("#e69f00", 0.95, 1.8),
+    "best quarter": ("#009e73", 0.7, 1.2),
+    "better half": ("#56b4e9", 0.45, 0.9),
+    "the rest": (_GREY, 0.25, 0.7),
+}
+
+
+def write_plots(result: StudyResult, folder: Path) -> list[Path]:
+    """Write what there is to show into ``folder``; the files: none before the first epoch.
+
+    Learning curves, the value against each cost, parallel coordinates, importance. Each figure has a canvas
+    of its own, so this may run on any thread, and no display is asked for.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_saved(figure, folder / f"{name}.png") for name, figure in _figures(result)]
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=DPI, facecolor="white")
+    return path
+
+
+def _figures(result: StudyResult) -> Iterator[tuple[str, Figure]]:
+    if not any(trial.epochs for trial in result.trials):
+        return
+    yield "learning_curves", _one((9, 5), lambda axes: _curves(result, axes))
+    if fronts := cost_fronts(result):
+        yield "cost", _costs(result, fronts)
+    epoch = shared_epoch(result)
+    values = values_at(result, epoch)
+    if values and parameter_axes(result):
+        yield "parallel_coordinates", _one((10, 5), lambda axes: _coordinates(result, values, epoch, axes))
+    shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
+    if shares:
+        yield "importance", _one((7, 0.8 + 0.45 * len(shares)), lambda axes: _importance(shares, epoch, axes))
+
+
+def _one(size: tuple[float, float], draw: Callable[[Axes], None]) -> Figure:
+    figure = _figure(size)
+    draw(figure.add_subplot())
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _curves(result: StudyResult, axes: Axes) -> None:
+    for state in FATE_ORDER:
+        trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
+        if not trials:
+            continue
+        lines = [list(enumerate(trial.values, 1)) for trial in trials]
+        axes.add_collection(LineCollection(lines, colors=FATE_COLOUR[state], linewidths=0.9, alpha=0.7))
+        x, y = [trial.epochs for trial in trials], [trial.value for trial in trials]
+        axes.scatter(x, y, s=9, color=FATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
+    for level in result.levels[:-1]:
+        axes.axvline(level, color=_GREY, linewidth=0.6, linestyle=":", zorder=0)
+    axes.autoscale_view()
+    axes.set(title=result.name, xlabel="epoch", ylabel=result.metric)
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+
+
+def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
+    figure = _figure((4 * len(fronts), 4))
+    for place, front in enumerate(fronts, 1):
+        axes = figure.add_subplot(1, len(fronts), place)
+        x, y = [cost for _, cost in front.points], [trial.value for trial, _ in front.points]
+        axes.scatter(x, y, s=10, alpha=0.7, color=[FATE_COLOUR[trial.state] for trial, _ in front.points])
+        if front.front:
+            axes.plot(
+                [cost for _, cost in front.front],
+                [trial.value for trial, _ in front.front],
+                color=_GREY,
+                drawstyle="steps-post",
+                linestyle=":",
+                marker="o",
+                markersize=9,
+                markerfacecolor="none",
+                label="Pareto front",
+            )
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(xlabel=front.title, ylabel=result.metric if place == 1 else "")
+        axes.set_xlim(left=0)
+        _plain(axes)
+    return figure
+
+
+def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes: Axes) -> None:
+    scales = parameter_axes(result)
+    low, high = min(values.values()), max(values.values())
+    for one in reversed(rank_classes(values, maximize=result.maximize)):
+        colour, opacity, width = _LOOKS[one.name]
+        lines = [
+            list(enumerate([*(s.positions[n] for s in scales), (values[n] - low) / ((high - low) or 1.0)]))
+            for n in one.numbers
+        ]
+        label = f"{one.name} ({len(one.numbers)})"
+        axes.add_collection(
+            LineCollection(lines, colors=colour, alpha=opacity, linewidths=width, label=label)
+        )
+    ticks = [*(s.ticks for s in scales), ((0.0, f"{low:.4g}"), (1.0, f"{high:.4g}"))]
+    for place, labels in enumerate(ticks):
+        axes.axvline(place, color=_GREY, linewidth=0.8, zorder=0)
+        for at, text in labels:
+            axes.annotate(
+                text, (place, at), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
+            )
+    names = [*(s.name.replace("_", " ") for s in scales), f"{result.metric}\nat epoch {epoch}"]
+    axes.set(xlim=(-0.1, len(names) - 0.6), ylim=(-0.2, 1.05), yticks=[])
+    axes.set_xticks(range(len(names)), names)
+    axes.spines[:].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def _importance(shares: dict[str, float], epoch: int, axes: Axes) -> None:
+    names = list(reversed(shares))
+    axes.barh(names, [shares[name] for name in names], color="#0072b2", height=0.55)
+    axes.set(xlabel=f"importance for the best tenth after epoch {epoch} (PED-ANOVA)")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    _plain(axes)
+    axes.grid(visible=False, axis="y")

@@ -1,0 +1,217 @@
+"""Every search of a storage in a line each: a few small queries for each, no trial is read whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy
+from optuna.storages._rdb import models
+from sqlalchemy import Connection, Table, func, select
+
+from tune_rescon.config import TrialState
+from tune_rescon.errors import StorageError, UserError
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, usable
+from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
+from tune_rescon.tuning.reading.search import Place
+from tune_rescon.tuning.reading.snapshot import database_file
+from tune_rescon.tuning.reading.standing import search_state
+from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.result import SearchState
+from tune_rescon.tuning.store.search_store import find_search
+
+__all__ = ["SearchOverview", "list_searches"]
+
+#: Searches at a URL that are fetched at once.
+CONNECTIONS: Final = 16
+
+_STUDIES: Final[Table] = models.StudyModel.__table__
+_STUDY_USER: Final[Table] = models.StudyUserAttributeModel.__table__
+_TRIALS: Final[Table] = models.TrialModel.__table__
+_USER: Final[Table] = models.TrialUserAttributeModel.__table__
+_SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
+_STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOverview:
+    """One search in a line."""
+
+    name: str
+    metric: str = ""
+    state: SearchState | None = None
+    """None: see :attr:`problem`."""
+    best: float = math.nan
+    """The winner's last value; nan if no trial has one."""
+    ended: int = 0
+    """Trials that nothing more will happen to."""
+    total: int = 0
+    """Trials that there are to be."""
+    changed: datetime | None = None
+    """When something last happened to a trial; None: nothing ever did."""
+    problem: str = ""
+    """Why this is all that is known."""
+
+
+def list_searches(place: Place) -> tuple[SearchOverview, ...]:
+    """Every search that has begun, the one that changed last first. One that cannot be read says why.
+
+    Raises:
+        StorageError: the storage cannot be read at all.
+    """
+    found = _at_url(place, place.storage) if isinstance(place.storage, StorageUrl) else _here(place)
+    return tuple(sorted(found, key=lambda one: (one.changed is None, -_seconds(one.changed), one.name)))
+
+
+def _seconds(moment: datetime | None) -> float:
+    return moment.timestamp() if moment else 0.0
+
+
+def _here(place: Place) -> list[SearchOverview]:
+    assert isinstance(place.storage, Path)
+    storage = place.storage.resolve()
+    names = sorted(path.parent.name for path in storage.glob("*/space.yaml"))
+    return [_overview(SearchFolder(storage=storage, name=name), place.study_url, None) for name in names]
+
+
+def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
+    root = RemoteFolder.connect(storage)
+    with usable(storage):
+        names = root.folders_with("space.yaml")
+    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+
+    def look(name: str) -> SearchOverview:
+        try:
+            folder = find_search(storage, name, cache_root=place.cache_root, where="--list", files=files)
+            # With a database of its own, the lease is there too.
+            lease = None if place.study_url else root.folder(f"{name}/lease")
+            return _overview(folder, place.study_url, lease)
+        except StorageError as error:
+            return SearchOverview(name=name, problem=str(error))
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(look, names))
+
+
+def _overview(folder: SearchFolder, study_url: str | None, lease: RemoteFolder | None) -> SearchOverview:
+    """One search's line; ``lease`` is where its lease is kept, if that is not in the study."""
+    seen = SearchOverview(name=folder.name)
+    try:
+        space = load_space(folder.space_yaml)
+        seen = replace(seen, metric=space.metric.name, total=space.budget.trials)
+        return _read(seen, space, study_url or folder.study_url, lease)
+    except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        return replace(seen, problem=str(error).partition("\n")[0])
+
+
+def _read(seen: SearchOverview, space: Space, url: str, lease: RemoteFolder | None) -> SearchOverview:
+    database = database_file(url)
+    engine = sqlalchemy.create_engine(_reading(url, database))
+    try:
+        with engine.connect() as connection:
+            study = _study_id(connection, seen.name)
+            attributes = _attributes(connection, study)
+            states = _states(connection, study)
+            best = _best(_last_values(connection, study), maximize=space.metric.mode == "max")
+            changed = _changed(connection, study)
+    finally:
+        engine.dispose()
+    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), database)
+    ended = sum(state.is_final for state in states)
+    outcome = attributes.get("outcome") or {}
+    state = search_state(
+        alive=alive,
+        outcome=SearchState(outcome["state"]) if outcome else None,
+        ended=ended,
+        total=seen.total,
+    )
+    return replace(seen, state=state, best=best, ended=ended, changed=changed)
+
+
+def _reading(url: str, database: Path | None) -> str:
+    # A URI, which makes no file where there is none.
+    return url if database is None else f"sqlite:///{database.absolute().as_uri()}?mode=rw&uri=true"
+
+
+def _study_id(connection: Connection, name: str) -> int:
+    found = connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name)).scalar()
+    if found is None:
+        raise StorageError(f"there is no study named {name!r} in its database.")
+    return int(found)
+
+
+def _attributes(connection: Connection, study: int) -> dict[str, Any]:
+    columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
+    wanted = _STUDY_USER.c.key.in_(["lease", "outcome"])
+    rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
+    return {key: json.loads(value) for key, value in rows}
+
+
+def _states(connection: Connection, study: int) -> list[TrialState]:
+    joined = _USER.join(_TRIALS, _USER.c.trial_id == _TRIALS.c.trial_id)
+    query = select(_USER.c.value_json).select_from(joined)
+    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _USER.c.key == "state"))
+    return [TrialState(json.loads(value)) for (value,) in rows]
+
+
+def _last_values(connection: Connection, study: int) -> Iterator[tuple[int, float]]:
+    """The epoch and value that each trial came to, if that is finite."""
+    last = (
+        select(_STEPS.c.trial_id, func.max(_STEPS.c.step).label("step"))
+        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id))
+        .where(_TRIALS.c.study_id == study)
+        .group_by(_STEPS.c.trial_id)
+        .subquery()
+    )
+    same = (_STEPS.c.trial_id == last.c.trial_id) & (_STEPS.c.step == last.c.step)
+    columns = (_STEPS.c.step, _STEPS.c.intermediate_value, _STEPS.c.intermediate_value_type)
+    for step, value, kind in connection.execute(select(*columns).select_from(_STEPS.join(last, same))):
+        if kind == models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE:
+            yield step, value
+
+
+def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
+    """The best value of those that came furthest, as :func:`.best_trial` ranks them.
+
+    >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
+    0.8
+    """
+    found: Sequence[tuple[int, float]] = list(values)
+    furthest = max((epoch for epoch, _ in found), default=0)
+    finalists = [value for epoch, value in found if epoch == furthest]
+    return (max if maximize else min)(finalists, default=math.nan)
+
+
+def _changed(connection: Connection, study: int) -> datetime | None:
+    """When a trial last began, ended an epoch, or ended."""
+    times = (func.max(_TRIALS.c.datetime_start), func.max(_TRIALS.c.datetime_complete))
+    ends = connection.execute(select(*times).where(_TRIALS.c.study_id == study)).one()
+    moments = [_read_time(moment) for moment in ends if moment is not None]
+    if (epoch := _last_epoch(connection, study)) is not None:
+        moments.append(datetime.fromtimestamp(epoch / 1000, UTC))
+    return max(moments, default=None)
+
+
+def _last_epoch(connection: Connection, study: int) -> int | None:
+    """When the epoch that was recorded last ended, milliseconds since 1970."""
+    query = (
+        select(_SYSTEM.c.value_json)
+        .select_from(_SYSTEM.join(_TRIALS, _SYSTEM.c.trial_id == _TRIALS.c.trial_id))
+        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like("tune_rescon:epoch:%"))
+        .order_by(_SYSTEM.c.trial_system_attribute_id.desc())
+        .limit(1)
+    )
+    value = connection.execute(query).scalar()
+    return None if value is None else int(json.loads(value)["time_ms"])
+
+
+def _read_time(moment: datetime) -> datetime:
+    """As Optuna's tables hold it: naive UTC."""
+    return moment.replace(tzinfo=UTC)

@@ -1,0 +1,92 @@
+"""A search from its record alone: while it runs, after it was killed, on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tune_rescon.config import TrialState
+from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.errors import DataError
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.storage import SearchHome, StorageUrl, usable
+from tune_rescon.tuning.options import default_cache_root, default_data_root
+from tune_rescon.tuning.pricing import Pricing, datasets_of
+from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
+from tune_rescon.tuning.reading.snapshot import database_file, snapshot
+from tune_rescon.tuning.reading.standing import search_state
+from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.result import StudyResult
+from tune_rescon.tuning.run_notes import read_notes
+from tune_rescon.tuning.store.search_store import find_search
+from tune_rescon.tuning.summing_up import sum_up
+
+__all__ = ["Place", "read_search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where searches are to be read."""
+
+    storage: Path | StorageUrl
+    study_url: str | None = None
+    """The studies' database; None: SQLite in each search's folder."""
+    cache_root: Path = field(default_factory=default_cache_root)
+    data_root: Path = field(default_factory=default_data_root)
+
+
+def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
+    """The search ``name`` as it stands now; ``where`` says in errors what names it.
+
+    Its record is only read, from a copy made in one moment, so that a running driver does not notice.
+
+    Raises:
+        StorageError: there is no such search, or its record cannot be read.
+    """
+    folder = _fetched(place, name, where)
+    space = load_space(folder.space_yaml)
+    url = place.study_url or folder.study_url
+    with snapshot(url) as readable:
+        record = StudyRecord.load(readable, name, metric=space.metric.name)
+        trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
+    at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
+    if at_url is not None and place.study_url is None:
+        with usable(at_url.storage):
+            alive = lives_by_url(at_url.remote.folder("lease"))
+    else:
+        alive = lives_by_file(lease, database_file(url))
+    ended = sum(trial.state.is_final for trial in trials)
+    return sum_up(
+        Pricing(space=space, facts=notes.datasets or _described(space, place.data_root)),
+        trials if alive else tuple(map(_left, trials)),
+        name=name,
+        folder=folder.path,
+        state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=space.budget.trials),
+        tracking_uri=notes.tracking_uri or folder.mlflow_uri,
+        url=at_url.remote.url if at_url else None,
+        failure=None if alive else notes.failure,
+    )
+
+
+def _left(trial: TrialSummary) -> TrialSummary:
+    """A trial that no driver runs any more: a killed one had no time to say so."""
+    running = trial.state is TrialState.RUNNING
+    return replace(trial, state=TrialState.INTERRUPTED) if running else trial
+
+
+def _fetched(place: Place, name: str, where: str) -> SearchFolder:
+    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+    return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
+
+
+def _described(space: Space, data_root: Path) -> Mapping[str, DatasetFacts]:
+    """The datasets of a record that does not say; without those that this machine does not have."""
+    facts = {}
+    for dataset in datasets_of(space):
+        with suppress(DataError):
+            facts[dataset.name] = describe(dataset, data_root=data_root)
+    return facts

@@ -1,0 +1,63 @@
+"""What a run notes about itself in the record, so that the record alone makes a report.
+
+Three attributes of the study: ``datasets`` (what the networks' costs follow from, which a machine without the
+images cannot find out), ``tracking_uri``, and ``outcome``, which is empty while a run lasts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tune_rescon.data import DatasetFacts
+from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.result import SearchState
+
+__all__ = ["RunNotes", "note_outcome", "note_run", "read_notes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunNotes:
+    """What was noted last; less of a record that an older version wrote."""
+
+    datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
+    tracking_uri: str | None = None
+    """None: the storage's own store, or one whose URI holds a password."""
+    outcome: SearchState | None = None
+    """How the last run ended; None: it lasts, or was killed."""
+    failure: str | None = None
+
+
+def note_run(record: StudyRecord, datasets: Mapping[str, DatasetFacts], tracking_uri: str | None) -> None:
+    """A run begins."""
+    record.set_attribute("datasets", {name: dataclasses.asdict(facts) for name, facts in datasets.items()})
+    record.set_attribute("tracking_uri", _without_secret(tracking_uri))
+    record.set_attribute("outcome", None)
+
+
+def note_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
+    """A run ends."""
+    record.set_attribute("outcome", {"state": state.value, "failure": failure})
+
+
+def read_notes(record: StudyRecord) -> RunNotes:
+    """What the last run noted."""
+    outcome = record.attribute("outcome") or {}
+    return RunNotes(
+        datasets={name: _facts(values) for name, values in (record.attribute("datasets") or {}).items()},
+        tracking_uri=record.attribute("tracking_uri"),
+        outcome=SearchState(outcome["state"]) if outcome else None,
+        failure=outcome.get("failure"),
+    )
+
+
+def _facts(values: Mapping[str, Any]) -> DatasetFacts:
+    return DatasetFacts(**{**values, "class_names": tuple(values["class_names"])})
+
+
+def _without_secret(uri: str | None) -> str | None:
+    """None for a URI with a password: the record is read by people it was not given to."""
+    return None if uri is None or urlsplit(uri).password else uri

@@ -1,0 +1,57 @@
+"""A search's trials, put together as a :class:`.StudyResult`: by its run, and by whoever reads its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tune_rescon.tuning.pricing import Pricing
+from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.result import SearchState, StudyResult, best_trial
+from tune_rescon.tuning.rules.ladder import ladder_levels
+
+__all__ = ["sum_up"]
+
+
+def sum_up(
+    pricing: Pricing,
+    trials: tuple[TrialSummary, ...],
+    *,
+    name: str,
+    folder: Path,
+    state: SearchState,
+    tracking_uri: str,
+    url: str | None = None,
+    failure: str | None = None,
+) -> StudyResult:
+    """The result of a search of ``pricing.space`` whose record holds ``trials``.
+
+    Args:
+        pricing: prices their networks.
+        trials: all of them, by number.
+        name: the search's.
+        folder: where its files are on this machine.
+        state: how it stands.
+        tracking_uri: MLflow.
+        url: where the folder is kept, if the storage is a URL.
+        failure: why it ended before its time.
+    """
+    space, best = pricing.space, best_trial(trials)
+    return StudyResult(
+        name=name,
+        space=space,
+        folder=folder,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        trials=trials,
+        costs={trial.number: pricing.cost(trial) for trial in trials},
+        devices_per_trial=pricing.devices,
+        device=pricing.device,
+        levels=ladder_levels(space),
+        best=best,
+        best_config=pricing.config(best.parameters).to_dict() if best else {},
+        state=state,
+        tracking_uri=tracking_uri,
+        url=url,
+        against=space.metric.against,
+        failure=failure,
+    )
