@@ -24,6 +24,9 @@ __all__ = ["main"]
 #: Characters of a line where the output is no terminal.
 PIPE_WIDTH: Final = 250
 
+#: Seconds MLflow has to take what it missed.
+SYNC_PATIENCE: Final = 120.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
+@click.option("--sync", is_flag=True, help="Send to MLflow what it does not show yet.")
 @click.option("--list", "list_all", is_flag=True, help="List the searches of the storage.")
 @click.option("--compare", "others", multiple=True, metavar="OTHER", help="Beside this search, too.")
 def report(
@@ -64,22 +68,27 @@ def report(
     as_markdown: bool,
     as_csv: bool,
     html_file: str | None,
+    sync: bool,
     list_all: bool,
     others: tuple[str, ...],
-) -> None:
-    """Report on the search NAME, while it runs or after; nothing is written to its record."""
+) -> int:
+    """Report on the search NAME, while it runs or after."""
     chosen = {"--json": as_json, "--markdown": as_markdown, "--csv": as_csv, "--html": html_file is not None}
     forms = [flag for flag, is_given in chosen.items() if is_given]
     if len(forms) > 1:
         raise click.UsageError(f"Give one of {' and '.join(forms)}.")
     place = _place(storage, study)
     if list_all:
-        if name is not None or others or set(forms) - {"--json"}:
+        if name is not None or others or sync or set(forms) - {"--json"}:
             raise click.UsageError("--list takes no NAME, and of the forms only --json.")
         _list(place, as_json=as_json)
-        return
+        return 0
     if name is None:
         raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    if sync:
+        if forms or others:
+            raise click.UsageError("--sync takes a NAME alone.")
+        return _sync(place, name)
     results = _read(place, name, others)
     if html_file is not None:
         _write_page(results, Path(html_file))
@@ -87,6 +96,23 @@ def report(
         click.echo(_text(forms[0], results), nl=False)
     else:
         _show(results)
+    return 0
+
+
+def _sync(place: Place, name: str) -> int:
+    from tune_rescon.reporting import note_text
+    from tune_rescon.tuning import sync_tracking
+
+    done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
+    if not done.unsent:
+        click.echo(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
+        return 0
+    click.echo(
+        f"The report failed: {done.uri} did not take {done.unsent} updates in {SYNC_PATIENCE:g} s"
+        f" ({done.trouble or 'see above'}). The study has them all: try again when it is back.",
+        err=True,
+    )
+    return 1
 
 
 def _place(storage: str | None, study: str | None) -> Place:

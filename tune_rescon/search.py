@@ -167,7 +167,7 @@ def _check_warm_start(other: str | None, resume: str | None, storage: Path | Sto
 
 
 def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
-    from tune_rescon.reporting import print_result, write_report
+    from tune_rescon.reporting import SearchPresentation, print_result
     from tune_rescon.tuning import run_search
 
     def say(text: str) -> None:
@@ -179,7 +179,7 @@ def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> 
                 space,
                 options,
                 listeners=[view],
-                write_report=write_report,
+                presentation=SearchPresentation(),
                 say=view.say,
                 attend=view.attend,
             )

@@ -35,10 +35,10 @@ def main() -> int:
         resume=resume,
     )
     try:
-        from tune_rescon.reporting import write_report
+        from tune_rescon.reporting import SearchPresentation
 
         space = load_space(str(folder.space_yaml)) if resume else load_space("digits", overrides)
-        result = run_search(space, options, trainable=train_ours, write_report=write_report)
+        result = run_search(space, options, trainable=train_ours, presentation=SearchPresentation())
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from tune_rescon.reporting.events import EventLines
     from tune_rescon.reporting.live.view import LiveView
     from tune_rescon.reporting.live_report import LiveReport
+    from tune_rescon.reporting.note import note_text
     from tune_rescon.reporting.overview import print_comparison, print_overviews
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.plots import write_plots
+    from tune_rescon.reporting.presentation import SearchPresentation
     from tune_rescon.reporting.table import print_result, result_table
     from tune_rescon.reporting.terminal import open_console
 
@@ -32,9 +34,11 @@ __all__ = [
     "EventLines",
     "LiveReport",
     "LiveView",
+    "SearchPresentation",
     "csv_text",
     "json_text",
     "markdown_text",
+    "note_text",
     "open_console",
     "overviews_json",
     "print_comparison",
@@ -53,9 +57,11 @@ __getattr__ = lazy_names(
         "EventLines": "events",
         "LiveReport": "live_report",
         "LiveView": "live.view",
+        "SearchPresentation": "presentation",
         "csv_text": "documents",
         "json_text": "documents",
         "markdown_text": "documents",
+        "note_text": "note",
         "open_console": "terminal",
         "overviews_json": "documents",
         "print_comparison": "overview",

@@ -14,7 +14,7 @@ from tune_rescon.reporting.rows import comparison_headings, comparison_row, head
 from tune_rescon.reporting.words import figure, pairs
 from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
 
-__all__ = ["csv_text", "json_text", "markdown_text", "overviews_json"]
+__all__ = ["csv_text", "json_text", "markdown_table", "markdown_text", "overviews_json"]
 
 #: Trials that markdown names.
 BEST: Final = 5
@@ -53,10 +53,10 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     lines += ["", result.failure] if result.failure else []
     if result.best is not None:
         lines += ["", f"Best: trial {result.best.number}, {pairs(result.best.parameters)}"]
-    lines += ["", *_markdown(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
+    lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
     if compared:
         rows = (comparison_row(each) for each in (result, *compared))
-        lines += ["", "## Compared", "", *_markdown(comparison_headings(), rows)]
+        lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
     command = best_command(result)
     lines += ["", "```", command, "```"] if command else []
     return "\n".join(lines) + "\n"
@@ -176,7 +176,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _markdown(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def markdown_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table."""
     heads = [name.replace("_", " ") for name in names]
     body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
     return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *body]

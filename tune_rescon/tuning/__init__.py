@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.listener import SearchListener
     from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
+    from tune_rescon.tuning.presentation import Presentation
     from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
     from tune_rescon.tuning.reading.overview import SearchOverview, list_searches
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.store.search_store import find_search
     from tune_rescon.tuning.summing_up import sum_up
+    from tune_rescon.tuning.sync import sync_tracking
 
 __all__ = [
     "ClusterSize",
@@ -40,6 +42,7 @@ __all__ = [
     "MedianRule",
     "Observation",
     "Place",
+    "Presentation",
     "Pricing",
     "Proposer",
     "RunOptions",
@@ -71,6 +74,7 @@ __all__ = [
     "run_search",
     "rungs",
     "sum_up",
+    "sync_tracking",
     "write_atomically",
 ]
 
@@ -84,6 +88,7 @@ __getattr__ = lazy_names(
         "MedianRule": "rules.median",
         "Observation": "rules.stopping",
         "Place": "reading.search",
+        "Presentation": "presentation",
         "Pricing": "pricing",
         "Proposer": "proposing.proposer",
         "RunOptions": "options",
@@ -115,6 +120,7 @@ __getattr__ = lazy_names(
         "run_search": "runner",
         "rungs": "rules.rungs",
         "sum_up": "summing_up",
+        "sync_tracking": "sync",
         "write_atomically": "record.folder",
     },
 )

@@ -13,14 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
-from tune_rescon.tracking import (
-    Champion,
-    Images,
-    MlflowWriter,
-    SearchView,
-    check_tracking_uri,
-    now_ms,
-)
+from tune_rescon.tracking import MlflowWriter, check_tracking_uri
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
 from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
@@ -34,9 +27,11 @@ from tune_rescon.tuning.execution.watch import Watch
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.ownership.lease import LeaseKeeper, hold_lease
-from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+from tune_rescon.tuning.ownership.lease import LeaseKeeper
+from tune_rescon.tuning.ownership.search_lease import search_lease
+from tune_rescon.tuning.parent_run import ParentRun
 from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
+from tune_rescon.tuning.presentation import Presentation
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
 from tune_rescon.tuning.provenance import provenance
@@ -59,10 +54,6 @@ TRACKING_PATIENCE: Final = 60.0
 STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
 
-#: A lease at a URL is longer: a beat there is several requests, and each is repeated for half a minute where
-#: the store refuses it (s3fs's 5 tries of botocore's 5).
-URL_LEASE_FACTOR: Final = 4
-
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -72,7 +63,7 @@ def run_search(
     *,
     listeners: Sequence[SearchListener] = (),
     trainable: Callable[[dict[str, Any]], None] = run_trial,
-    write_report: Callable[[StudyResult, Path], None] | None = None,
+    presentation: Presentation | None = None,
     say: Callable[[str], object] = _LOGGER.info,
     attend: Callable[[Gauges], object] | None = None,
 ) -> StudyResult:
@@ -83,7 +74,7 @@ def run_search(
         options: where.
         listeners: told of every trial and epoch, one call at a time, on a thread of the search's.
         trainable: what Ray runs for each trial; a test may give a fake one.
-        write_report: writes the report's file from the result, before MLflow is given it.
+        presentation: draws the search while it runs and when it ends; None: its tables are all there is.
         say: tells the user what keeps the search waiting, or ends it.
         attend: given, before the first trial begins, what can be read while the search runs.
 
@@ -124,12 +115,12 @@ def run_search(
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
                 listeners = [held.enter_context(files), *listeners]
-            search = _Search(space, options, store, prepared, listeners, record, lease, ray)
+            search = _Search(space, options, store, prepared, listeners, presentation, record, lease, ray)
             watch = search.watch(interruption, ray, say)
             if attend is not None:
                 attend(search.gauges(slots, cluster))
             interruption.deferred = True
-            result = search.run(trainable, slots, write_report, watch)
+            result = search.run(trainable, slots, watch, say)
         spent = _spent_words(space, options, lease, result)
         if spent is not None:
             say(spent)
@@ -146,6 +137,7 @@ class _Search:
         store: SearchStore,
         prepared: Mapping[str, Prepared],
         listeners: Sequence[SearchListener],
+        presentation: Presentation | None,
         record: StudyRecord,
         lease: LeaseKeeper,
         ray: RaySession,
@@ -156,7 +148,6 @@ class _Search:
         self._folder = folder = store.folder
         facts = {name: dataset.facts for name, dataset in prepared.items()}
         self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
-        self._devices = self._maker.devices
         self._record = record
         self._lease = lease
         self._writer = MlflowWriter(
@@ -168,14 +159,20 @@ class _Search:
             artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
         )
         tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
-        self._shown = SearchView(
+        self._parent = ParentRun(
+            self._writer,
             tags=tags,
+            datasets=prepared.values(),
             began_with=len(record),
-            images=tuple(map(_images, prepared.values())),
-            files=self._artifacts(folder.space_yaml),
+            files=[folder.space_yaml],
+            uploads=store.url is None or options.tracking_uri is not None,
         )
-        self._writer.show(self._shown)
-        self._tracking = TrackingListener(self._writer, self._record, space, self._maker.cost, self._devices)
+        self._presentation = presentation
+        self._drawing = ExitStack()
+        if presentation is not None:
+            drawing = presentation.watching(self._snapshot, folder)
+            listeners = [*listeners, self._drawing.enter_context(drawing)]
+        self._tracking = TrackingListener(self._writer, self._record, self._maker)
         self._plan = _plan(space, self._maker, lease)
         self._coordinator = Coordinator(
             self._plan,
@@ -209,8 +206,8 @@ class _Search:
         self,
         trainable: Callable[[dict[str, Any]], None],
         slots: int,
-        write_report: Callable[[StudyResult, Path], None] | None,
         watch: Watch,
+        say: Callable[[str], object],
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
@@ -220,7 +217,8 @@ class _Search:
         turns = Turns(self._lease.assure)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)
-            run_aside(work, leave=watch.leave, turns=turns)
+            with self._drawing:
+                run_aside(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordBusyError):
             # The record is not this driver's to write to.
             self._store.abandon()
@@ -229,11 +227,11 @@ class _Search:
         except Exception:
             # A Ray that dies makes Tune raise anything; what died is said instead.
             if not watch.ray_is_gone:
-                self._conclude(SearchState.FAILED, write_report, watch)
+                self._conclude(SearchState.FAILED, watch, say)
                 raise
         state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
         failed = watch.failure or self._coordinator.failure
-        return self._conclude(SearchState.FAILED if failed else state, write_report, watch)
+        return self._conclude(SearchState.FAILED if failed else state, watch, say)
 
     def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
         execute(
@@ -248,9 +246,7 @@ class _Search:
             turns=turns,
         )
 
-    def _conclude(
-        self, state: SearchState, write_report: Callable[[StudyResult, Path], None] | None, watch: Watch
-    ) -> StudyResult:
+    def _conclude(self, state: SearchState, watch: Watch, say: Callable[[str], object]) -> StudyResult:
         self._coordinator.settle()
         folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
         note_outcome(self._record, state, result.failure)
@@ -259,41 +255,32 @@ class _Search:
         if result.best is not None:
             folder.write_best(best_file(result))
             files.append(folder.best_yaml)
-        if write_report is not None:
-            write_report(result, folder.report_html)
-            files.append(folder.report_html)
-        self._show_end(state, result, files)
+        files += self._drawn(result, say)
+        note = self._presentation.note(result) if self._presentation else ""
+        champion = self._parent.end(result, files, note)
+        if champion is not None and not watch.interrupted:
+            say(f"MLflow is given the rest, and the network of trial_{champion.number:04d}")
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
 
-    def _show_end(self, state: SearchState, result: StudyResult, files: Sequence[Path]) -> None:
-        best = {f"best_{result.metric}": result.best.best_value} if result.best else {}
-        self._shown = dataclasses.replace(
-            self._shown,
-            state=state.value,
-            closing=best,
-            champion=self._champion(state, result),
-            files=self._artifacts(*files),
-            ended_ms=now_ms(),
-        )
-        self._writer.show(self._shown)
+    def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> Sequence[Path]:
+        """What there is to look at; a full disk does not take the search's end with it."""
+        if self._presentation is None:
+            return ()
+        try:
+            return self._presentation.conclude(result, self._folder)
+        except OSError as error:
+            say(f"The report could not be written: {error}")
+            return ()
 
-    def _champion(self, state: SearchState, result: StudyResult) -> Champion | None:
-        best = result.best
-        if state is not SearchState.FINISHED or best is None or best.checkpoint is None or not self._uploads:
-            return None
-        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
-
-    @property
-    def _uploads(self) -> bool:
-        """Not where MLflow's store travels with the search, for its artifacts do not."""
-        return self._store.url is None or self._options.tracking_uri is not None
-
-    def _artifacts(self, *files: Path) -> tuple[Path, ...]:
-        """What MLflow is given."""
-        return files if self._uploads else ()
+    def _snapshot(self) -> StudyResult:
+        """The search as it stands; MLflow is given a note of it. On the thread that runs the trials."""
+        result = self._result(SearchState.RUNNING, None)
+        assert self._presentation is not None, "only a presentation asks"
+        self._parent.note(self._presentation.note(result))
+        return result
 
     def _result(self, state: SearchState, failure: str | None) -> StudyResult:
         return sum_up(
@@ -306,12 +293,6 @@ class _Search:
             url=self._store.url,
             failure=failure,
         )
-
-
-def _images(prepared: Prepared) -> Images:
-    facts = prepared.facts
-    counts = {"train": facts.train_images, "val": facts.val_images, "test": facts.test_images}
-    return Images(name=facts.name, digest=prepared.digest, counts=counts)
 
 
 def _open_record(
@@ -343,12 +324,13 @@ def _rows(space: Space) -> list[dict[str, Any]]:
 def _lease(
     options: RunOptions, store: SearchStore, say: Callable[[str], object]
 ) -> AbstractContextManager[LeaseKeeper]:
-    at_url = store.lease
-    if at_url is not None:
-        seconds = URL_LEASE_FACTOR * options.lease_seconds
-        return hold_lease(at_url, name=options.name, seconds=seconds, say=say)
-    database = StudyLeaseStore.open(options.study_url or store.folder.study_url, options.name)
-    return hold_lease(database, name=options.name, seconds=options.lease_seconds, say=say)
+    return search_lease(
+        options.name,
+        study_url=options.study_url or store.folder.study_url,
+        at_url=store.lease,
+        seconds=options.lease_seconds,
+        say=say,
+    )
 
 
 def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, RunView
+from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost, compute_hours
@@ -27,16 +27,13 @@ class TrackingListener:
         self,
         writer: MlflowWriter,
         record: StudyRecord,
-        space: Space,
-        cost: Callable[[TrialSummary], TrialCost],
-        devices: float,
+        pricing: Pricing,
     ) -> None:
-        """Connect ``writer`` and ``record``; ``cost`` prices a network, ``devices`` is what a trial holds."""
+        """Connect ``writer`` and ``record``; ``pricing`` knows the space and what its networks cost."""
         self._writer = writer
         self._record = record
-        self._space = space
-        self._cost = cost
-        self._devices = devices
+        self._space = pricing.space
+        self._pricing = pricing
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """Have the writer complete what a driver that died had not sent; the record has it all."""
@@ -75,7 +72,7 @@ class TrackingListener:
             params={name: _word(value) for name, value in {**self._space.fixed, **chosen}.items()},
             history=trial.history,
             times_ms=trial.times_ms,
-            closing=closing_metrics(trial, self._cost(trial), self._devices) if final else {},
+            closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
             notes=trial.notes,
             **_times(started_ms=trial.started, ended_ms=trial.ended),

@@ -21,11 +21,11 @@ from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.run_notes import read_notes
+from tune_rescon.tuning.run_notes import RunNotes, read_notes
 from tune_rescon.tuning.store.search_store import find_search
 from tune_rescon.tuning.summing_up import sum_up
 
-__all__ = ["Place", "read_search"]
+__all__ = ["Place", "known_datasets", "read_search", "summed_up"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +59,32 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
             alive = lives_by_url(at_url.remote.folder("lease"))
     else:
         alive = lives_by_file(lease, database_file(url))
+    pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
+    url_of_it = at_url.remote.url if at_url else None
+    return summed_up(pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive)
+
+
+def summed_up(
+    pricing: Pricing,
+    trials: tuple[TrialSummary, ...],
+    notes: RunNotes,
+    *,
+    name: str,
+    folder: SearchFolder,
+    url: str | None,
+    alive: bool,
+) -> StudyResult:
+    """A search as its record has it, whose driver is ``alive`` or not."""
     ended = sum(trial.state.is_final for trial in trials)
+    total = pricing.space.budget.trials
     return sum_up(
-        Pricing(space=space, facts=notes.datasets or _described(space, place.data_root)),
+        pricing,
         trials if alive else tuple(map(_left, trials)),
         name=name,
         folder=folder.path,
-        state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=space.budget.trials),
+        state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
-        url=at_url.remote.url if at_url else None,
+        url=url,
         failure=None if alive else notes.failure,
     )
 
@@ -83,8 +100,10 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
     return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
 
 
-def _described(space: Space, data_root: Path) -> Mapping[str, DatasetFacts]:
-    """The datasets of a record that does not say; without those that this machine does not have."""
+def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetFacts]:
+    """What was noted; of a record that does not say, what this machine has."""
+    if notes.datasets:
+        return notes.datasets
     facts = {}
     for dataset in datasets_of(space):
         with suppress(DataError):

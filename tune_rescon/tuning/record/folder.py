@@ -66,6 +66,11 @@ class SearchFolder:
         return self.path / "report.html"
 
     @property
+    def plots(self) -> Path:
+        """The report's plots as images."""
+        return self.path / "plots"
+
+    @property
     def log(self) -> Path:
         """What the libraries had to say."""
         return self.path / "search.log"

@@ -1,0 +1,83 @@
+"""What MLflow shows of the search itself: its parent run, from begin to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tune_rescon.tracking import Champion, Images, MlflowWriter, SearchView, now_ms
+from tune_rescon.tuning.preparation import Prepared
+from tune_rescon.tuning.result import SearchState, StudyResult
+
+__all__ = ["ParentRun"]
+
+
+class ParentRun:
+    """Leaves the search's newest view with the writer."""
+
+    def __init__(
+        self,
+        writer: MlflowWriter,
+        *,
+        tags: dict[str, str],
+        datasets: Iterable[Prepared],
+        began_with: int,
+        files: Sequence[Path],
+        uploads: bool,
+    ) -> None:
+        """Show the search as it begins.
+
+        Args:
+            writer: takes the views.
+            tags: what the run carries.
+            datasets: what the trials train on.
+            began_with: trials in the record already.
+            files: to be kept as artifacts from the beginning.
+            uploads: whether MLflow is given any; not where its store travels with the search, for its
+                artifacts do not.
+        """
+        self._writer = writer
+        self._uploads = uploads
+        self._view = SearchView(
+            tags=tags,
+            began_with=began_with,
+            images=tuple(map(_images, datasets)),
+            files=tuple(files) if uploads else (),
+        )
+        writer.show(self._view)
+
+    def note(self, text: str) -> None:
+        """Show another note."""
+        self._show(note=text)
+
+    def end(self, result: StudyResult, files: Sequence[Path], note: str) -> Champion | None:
+        """Show how the search ended; whose network is registered, if one is."""
+        champion = self._champion(result)
+        self._show(
+            state=result.state.value,
+            note=note,
+            closing={f"best_{result.metric}": result.best.best_value} if result.best else {},
+            champion=champion,
+            files=tuple(files) if self._uploads else (),
+            ended_ms=now_ms(),
+        )
+        return champion
+
+    def _show(self, **changes: Any) -> None:
+        self._view = dataclasses.replace(self._view, **changes)
+        self._writer.show(self._view)
+
+    def _champion(self, result: StudyResult) -> Champion | None:
+        best = result.best
+        over = result.state is SearchState.FINISHED
+        if not over or best is None or best.checkpoint is None or not self._uploads:
+            return None
+        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
+
+
+def _images(prepared: Prepared) -> Images:
+    facts = prepared.facts
+    counts = {"train": facts.train_images, "val": facts.val_images, "test": facts.test_images}
+    return Images(name=facts.name, digest=prepared.digest, counts=counts)

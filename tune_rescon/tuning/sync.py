@@ -1,0 +1,121 @@
+"""What MLflow missed of a search, sent later: from its record, with the search's lease held meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tune_rescon.spaces import load_space
+from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.ownership.search_lease import search_lease
+from tune_rescon.tuning.parent_run import ParentRun
+from tune_rescon.tuning.pricing import Pricing
+from tune_rescon.tuning.reading.search import Place, known_datasets, summed_up
+from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.result import StudyResult
+from tune_rescon.tuning.run_notes import read_notes
+from tune_rescon.tuning.store.search_store import SearchStore, open_store
+from tune_rescon.tuning.tracking_listener import TrackingListener
+
+__all__ = ["Synced", "sync_tracking"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """What came of it."""
+
+    uri: str
+    trials: int
+    unsent: int
+    """Updates that MLflow did not take in time."""
+    trouble: str
+    """What the last call failed with; empty if it succeeded."""
+
+
+def sync_tracking(
+    place: Place,
+    name: str,
+    *,
+    patience: float,
+    note: Callable[[StudyResult], str],
+    say: Callable[[str], object],
+) -> Synced:
+    """Have MLflow show all of the search ``name`` that it does not show yet.
+
+    Args:
+        place: where the search is.
+        name: the search's.
+        patience: seconds MLflow has to take it.
+        note: markdown for the search's page in MLflow.
+        say: tells what keeps it waiting.
+
+    Raises:
+        StorageError: there is no such search.
+        LeaseError: a driver has it, which sends by itself.
+    """
+    options = RunOptions(
+        name=name,
+        resume=True,
+        storage=place.storage,
+        study_url=place.study_url,
+        cache_root=place.cache_root,
+        data_root=place.data_root,
+    )
+    with open_store(options) as store, ExitStack() as held:
+        held.enter_context(
+            search_lease(
+                name,
+                study_url=place.study_url or store.folder.study_url,
+                at_url=store.lease,
+                seconds=options.lease_seconds,
+                say=say,
+            )
+        )
+        store.fetch()
+        synced = _send(options, place, store, note, patience)
+        store.close(patience)
+        return synced
+
+
+def _send(
+    options: RunOptions,
+    place: Place,
+    store: SearchStore,
+    note: Callable[[StudyResult], str],
+    patience: float,
+) -> Synced:
+    folder, space = store.folder, load_space(str(store.folder.space_yaml))
+    record = StudyRecord.load(options.study_url or folder.study_url, options.name, metric=space.metric.name)
+    notes = read_notes(record)
+    pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
+    result = summed_up(
+        pricing, record.trials(), notes, name=options.name, folder=folder, url=store.url, alive=False
+    )
+    store.begin(trial.number for trial in result.trials)
+    own = notes.tracking_uri is None
+    writer = MlflowWriter(
+        result.tracking_uri,
+        experiment=space.dataset.name,
+        search=options.name,
+        metric=space.metric.name,
+        maximize=result.maximize,
+        artifacts=folder.mlflow_artifacts if own else None,
+    )
+    parent = ParentRun(
+        writer,
+        tags={"tune_rescon.folder": store.url or str(folder.path)},
+        datasets=(),
+        began_with=len(result.trials),
+        files=(),
+        uploads=store.url is None or not own,
+    )
+    listener = TrackingListener(writer, record, pricing)
+    listener.search_started(result.trials)
+    files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
+    parent.end(result, [file for file in files if file.is_file()], note(result))
+    writer.start()
+    unsent = writer.close(patience)
+    listener.note_runs()
+    return Synced(uri=writer.uri, trials=len(result.trials), unsent=unsent, trouble=writer.trouble)
