@@ -59,6 +59,17 @@ def short_tmp() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store to copy: its migrations take seconds."""
+    # Imported here: it takes seconds, and most tests need no MLflow.
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 def never(_method: str, _path: str) -> bool:
     """No request is refused."""
     return False

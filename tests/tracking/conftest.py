@@ -6,18 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tracking.runs import RunBook
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture

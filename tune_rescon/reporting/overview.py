@@ -29,7 +29,7 @@ _KEPT: Final = ("search", "state")
 
 def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
     """A line for each search, the one that changed last first; what is wrong with those that are."""
-    table = Table(title=f"{len(found)} searches", title_justify="left")
+    table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
         table.add_column(name, justify="right" if right else "left", no_wrap=name in _KEPT)

@@ -84,4 +84,7 @@ class Backlog:
 
 
 def _key(view: View) -> Hashable:
-    return view.number if isinstance(view, RunView) else None
+    if isinstance(view, RunView):
+        return view.number
+    # A search is shown before its trials, and its end after them.
+    return "search" if view.state == ACTIVE else "its end"

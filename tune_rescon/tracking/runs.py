@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from tune_rescon.errors import StorageError
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
@@ -42,6 +44,9 @@ _STATUS: Final = {
     "out_of_memory": "FAILED",
     "failed": "FAILED",
 }
+
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -258,8 +263,13 @@ class RunBook:
         from tune_rescon.tracking.champion import exported
 
         run_id = self._shown[champion.number].run_id
-        with exported(champion.checkpoint) as folder:
-            self._client.log_artifacts(run_id, str(folder), "model")
+        try:
+            with exported(champion.checkpoint) as folder:
+                self._client.log_artifacts(run_id, str(folder), "model")
+        except StorageError as error:
+            # Deleted or damaged: no later try would find it.
+            _LOGGER.warning("the winner's network is not registered: %s", error)
+            return
         try:
             self._client.create_registered_model(self._search)
         except MlflowException as error:

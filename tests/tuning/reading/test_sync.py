@@ -1,0 +1,94 @@
+"""What MLflow missed, sent from the record: all of it, once, and only where no driver sends."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from tune_rescon.errors import LeaseError
+from tune_rescon.tracking import writer
+from tune_rescon.tuning import Place, SearchFolder, StudyRecord, sync_tracking
+from tune_rescon.tuning.ownership.lease import hold_lease
+from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+from tune_rescon.tuning.run_notes import note_run
+from tune_rescon.tuning.sync import Synced
+
+MakeSearch = Callable[..., SearchFolder]
+
+# MLflow is imported, each call is the database's, and a lease settles for half a second.
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def store(place: Place, empty_store: Path) -> str:
+    """The storage's own MLflow store, as a search that ended before its first request leaves it."""
+    assert isinstance(place.storage, Path)
+    place.storage.mkdir()
+    return f"sqlite:///{shutil.copy(empty_store, place.storage / 'mlflow.db')}"
+
+
+def sync(place: Place, *, patience: float = 60) -> Synced:
+    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**", say=print)
+
+
+def runs(store: str) -> tuple[Run, dict[int, Run]]:
+    """The parent's, and the trials' by number."""
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    (parent,) = [run for run in found if "tune_rescon.trial" not in run.data.tags]
+    children = {int(r.data.tags["tune_rescon.trial"]): r for r in found if "tune_rescon.trial" in r.data.tags}
+    assert len(children) == len(found) - 1
+    return parent, children
+
+
+@pytest.mark.parametrize(("reports", "status"), [(None, "FINISHED"), (4, "KILLED")])
+def test_all_of_it_is_sent_once(
+    reports: int | None, status: str, make_search: MakeSearch, place: Place, store: str
+) -> None:
+    folder = make_search("a", reports=reports)
+    record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    for _ in range(2):
+        done = sync(place)
+        assert (done.uri, done.unsent, done.trouble) == (store, 0, "")
+        parent, children = runs(store)
+        assert parent.info.status == status
+        assert parent.data.tags["mlflow.note.content"] == "**best**"
+        assert sorted(children) == [trial.number for trial in record.trials()]
+        for trial in record.trials():
+            history = mlflow.MlflowClient(store).get_metric_history(
+                children[trial.number].info.run_id, "val_accuracy"
+            )
+            assert [point.value for point in history] == list(trial.values)
+            assert children[trial.number].info.status != "RUNNING"
+    again = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    assert {t.number: t.mlflow_run_id for t in again.trials()} == {
+        number: run.info.run_id for number, run in children.items()
+    }
+
+
+def test_a_search_that_is_driven_sends_by_itself(make_search: MakeSearch, place: Place) -> None:
+    folder = make_search("a", reports=4)
+    lease = StudyLeaseStore.open(folder.study_url, "a")
+    with hold_lease(lease, name="a", seconds=20, say=print), pytest.raises(LeaseError, match="one driver"):
+        sync(place)
+
+
+def test_a_server_that_is_away_is_said(
+    make_search: MakeSearch, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LAST_CALL", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = make_search("a")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    note_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
+    done = sync(place, patience=0.3)
+    assert done.uri == address
+    assert done.unsent > 6
+    assert done.trouble
