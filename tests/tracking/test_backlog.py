@@ -39,8 +39,8 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
 
 def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
     backlog = Backlog(settle=0)
-    views = [SearchView(), trial(0), SearchView(note="1 of 2"), trial(1), SearchView(state="finished")]
-    for view in (*views, trial(0, 1, "finished")):
+    note, end = SearchView(note="1 of 2"), SearchView(state="finished")
+    for view in (SearchView(), trial(0), note, trial(1), end, trial(0, 1, "finished")):
         backlog.put(view)
     seen = []
     while len(backlog):
@@ -48,7 +48,7 @@ def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
         assert waiting is not None
         seen.append(waiting[0])
         backlog.done(*waiting)
-    assert seen == [views[2], trial(0, 1, "finished"), views[3], views[4]]
+    assert seen == [note, trial(0, 1, "finished"), trial(1), end]
 
 
 def test_what_comes_while_it_is_sent_still_waits() -> None:
