@@ -7,8 +7,10 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
+# Those that start processes mostly wait for them: two files at a time. The others are timed, and run alone.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray and not server"
+	$(BIN)/python -m pytest -m "ray or server" --numprocesses 2 --dist loadfile
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
