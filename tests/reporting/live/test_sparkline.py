@@ -19,6 +19,7 @@ from tune_rescon.reporting.live.sparkline import ASCII, BLOCKS, sparkline
         ((0.0, 1.0), "▁█"),
         ((1.0, math.nan, 0.0), "█ ▁"),
         ((math.nan, math.inf), "  "),
+        ((-1.7e308, 1.7e308), "▁█"),
         (tuple(range(16)), "▁▂▃▄▅▆▇█"),
     ],
 )

@@ -27,12 +27,14 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
     finite = [value for value in chosen if math.isfinite(value)]
     if not finite:
         return " " * len(chosen)
-    low, span = min(finite), max(finite) - min(finite)
+    # Halves: the span of any two values is a number then, also that of the largest and the smallest.
+    low = min(finite) / 2
+    span = max(finite) / 2 - low
 
     def character(value: float) -> str:
         if not math.isfinite(value):
             return " "
-        height = (value - low) / span if span else 0.5
+        height = (value / 2 - low) / span if span else 0.5
         return ramp[round(height * (len(ramp) - 1))]
 
     return "".join(map(character, chosen))
