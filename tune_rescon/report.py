@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.console import Console
 
-from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
+from tune_rescon.command import run_command
+from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import Place, StudyResult
@@ -30,21 +31,7 @@ SYNC_PATIENCE: Final = 120.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    try:
-        return int(
-            report.main(args=argv, prog_name="python -m tune_rescon.report", standalone_mode=False) or 0
-        )
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except UserError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
-    except TuneResconError as error:
-        click.echo(f"The report failed: {error}", err=True)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        return 130
+    return run_command(report, argv, name="tune_rescon.report", what="The report")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

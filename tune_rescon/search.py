@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tune_rescon.errors import StorageError, TuneResconError, UserError, explain
+from tune_rescon.command import run_command
+from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,22 +32,13 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    try:
-        return int(
-            search.main(args=argv, prog_name="python -m tune_rescon.search", standalone_mode=False) or 0
-        )
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except UserError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
-    except TuneResconError as error:
-        click.echo(f"The search failed: {error}", err=True)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted before the first trial; nothing was begun.", err=True)
-        return 130
+    return run_command(
+        search,
+        argv,
+        name="tune_rescon.search",
+        what="The search",
+        interrupted="Interrupted before the first trial; nothing was begun.",
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
