@@ -50,7 +50,8 @@ CASES = {
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
     """What the command imports takes seconds, and is no part of what is timed."""
-    importlib.import_module("tune_rescon.tuning.runner")
+    for module in ("tune_rescon.tuning.runner", "tune_rescon.reporting.presentation"):
+        importlib.import_module(module)
 
 
 @pytest.fixture

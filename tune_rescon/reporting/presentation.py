@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tune_rescon.reporting.live_report import LiveReport
 from tune_rescon.reporting.note import note_text
-from tune_rescon.reporting.page import write_report
-from tune_rescon.reporting.plots import write_plots
 from tune_rescon.tuning import SearchFolder, SearchListener, StudyResult
 
 __all__ = ["SearchPresentation"]
@@ -25,7 +23,7 @@ class SearchPresentation:
     @contextmanager
     def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchListener]:
         """A page a minute."""
-        live = LiveReport(snapshot, write_report, folder.report_html)
+        live = LiveReport(snapshot, _write_page, folder.report_html)
         try:
             yield live
         finally:
@@ -33,5 +31,14 @@ class SearchPresentation:
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
         """``report.html``, and the plots as images beside it."""
-        write_report(result, folder.report_html)
+        from tune_rescon.reporting.plots import write_plots
+
+        _write_page(result, folder.report_html)
         return [folder.report_html, *write_plots(result, folder.plots)]
+
+
+def _write_page(result: StudyResult, path: Path) -> None:
+    # Imported here, and aside: what draws takes seconds, and the first trial need not wait for it.
+    from tune_rescon.reporting.page import write_report
+
+    write_report(result, path)
