@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
+from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import die_once, fail_second, learn_nothing
-from tune_rescon.tuning import RunOptions, StudyResult, run_search
+from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
@@ -31,6 +33,24 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(small_space: Space, 
     assert first.values == tuple(sorted(first.values)), "the curve rises: no epoch is missing or there twice"
     assert first.epochs >= 3
     assert all(trial.state in (TrialState.FINISHED, TrialState.STOPPED) for trial in result.trials)
+
+
+class BrokenPresentation(SearchPresentation):
+    """Draws well until the end."""
+
+    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
+        raise ValueError(f"no colour left for {result.name} in {folder.path}")
+
+
+def test_a_picture_that_fails_does_not_take_the_end_with_it(small_space: Space, options: RunOptions) -> None:
+    said: list[str] = []
+    result = run_search(
+        small_space, options, trainable=learn_nothing, presentation=BrokenPresentation(), say=said.append
+    )
+    assert result.state.value == "finished"
+    assert any("could not be written" in line and "no colour left" in line for line in said)
+    assert (result.folder / "best.yaml").is_file()
+    assert "no colour left" in (result.folder / "search.log").read_text()
 
 
 def test_a_fault_in_one_trial_is_recorded_and_the_search_goes_on(

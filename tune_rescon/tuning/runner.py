@@ -26,6 +26,7 @@ from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.listener import SearchListener
+from tune_rescon.tuning.opening import open_record
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper
 from tune_rescon.tuning.ownership.search_lease import search_lease
@@ -33,9 +34,9 @@ from tune_rescon.tuning.parent_run import ParentRun
 from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
 from tune_rescon.tuning.presentation import Presentation
 from tune_rescon.tuning.proposing.proposer import Proposer
-from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
-from tune_rescon.tuning.record.folder import SearchFolder, write_atomically
+from tune_rescon.tuning.record.folder import write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file
 from tune_rescon.tuning.rules.ladder import make_rule
@@ -110,7 +111,7 @@ def run_search(
                 gpu=space.resources_per_trial.gpu,
                 wanted=space.budget.concurrent,
             )
-            record = _open_record(space, options, store.folder, say)
+            record = open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
@@ -255,9 +256,8 @@ class _Search:
         if result.best is not None:
             folder.write_best(best_file(result))
             files.append(folder.best_yaml)
-        files += self._drawn(result, say)
-        note = self._presentation.note(result) if self._presentation else ""
-        champion = self._parent.end(result, files, note)
+        note, drawn = self._drawn(result, say)
+        champion = self._parent.end(result, [*files, *drawn], note)
         if champion is not None and not watch.interrupted:
             say(f"MLflow is given the rest, and the network of trial_{champion.number:04d}")
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
@@ -265,15 +265,16 @@ class _Search:
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
 
-    def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> Sequence[Path]:
-        """What there is to look at; a full disk does not take the search's end with it."""
+    def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
+        """The note and the pages; a picture that fails does not take the search's end with it."""
         if self._presentation is None:
-            return ()
+            return "", ()
         try:
-            return self._presentation.conclude(result, self._folder)
-        except OSError as error:
-            say(f"The report could not be written: {error}")
-            return ()
+            return self._presentation.note(result), self._presentation.conclude(result, self._folder)
+        except Exception as error:
+            _LOGGER.exception("the report could not be written")
+            say(f"The report could not be written ({self._folder.log} has more): {error}")
+            return "", ()
 
     def _snapshot(self) -> StudyResult:
         """The search as it stands; MLflow is given a note of it. On the thread that runs the trials."""
@@ -293,26 +294,6 @@ class _Search:
             url=self._store.url,
             failure=failure,
         )
-
-
-def _open_record(
-    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
-) -> StudyRecord:
-    url = options.study_url or folder.study_url
-    metric = space.metric.name
-    if options.resume:
-        return StudyRecord.load(url, options.name, metric=metric)
-    earlier = trials_of(space, options, say) if options.warm_start else []
-    record = StudyRecord.create(
-        url,
-        options.name,
-        metric=metric,
-        maximize=space.metric.mode == "max",
-        space=dump_space(space),
-        against=space.metric.against,
-    )
-    note_earlier(record, earlier)
-    return record
 
 
 def _rows(space: Space) -> list[dict[str, Any]]:
