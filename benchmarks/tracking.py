@@ -63,9 +63,6 @@ class Silent:
     uri = "none"
     waiting = 0
 
-    def __init__(self, *_: object, **__: object) -> None:
-        """Take what a writer takes."""
-
     def start(self) -> None:
         """Nothing to begin."""
 
@@ -108,7 +105,7 @@ class Clock:
 
 def _ours(folder: Path, trials: int, uri: str | None, pace: float) -> dict[str, float]:
     from tune_rescon.spaces import load_space
-    from tune_rescon.tracking import MlflowWriter
+    from tune_rescon.tracking import Destination, MlflowWriter
     from tune_rescon.tuning import RunOptions, run_search, runner
 
     lag = 0.0
@@ -119,10 +116,19 @@ def _ours(folder: Path, trials: int, uri: str | None, pace: float) -> dict[str, 
             # Not the champion's export, which a search of trials that train something has.
             began = time.monotonic()
             left = super().close(timeout)
-            lag = time.monotonic() - began
+            lag = max(lag, time.monotonic() - began)
             return left
 
-    runner.MlflowWriter = Silent if uri == "none" else Timed
+    @contextmanager
+    def writer(destination: Destination) -> Iterator[MlflowWriter | Silent]:
+        made = Silent() if uri == "none" else Timed(destination)
+        made.start()
+        try:
+            yield made
+        finally:
+            made.close(0)
+
+    runner.mlflow_writer = writer
     settings = ["sampler.type=random", "scheduler.type=none", f"budget.trials={trials}"]
     settings += [f"budget.concurrent={SLOTS}", f"fidelity.max={EPOCHS}"]
     clock = Clock()

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tune_rescon.tracking import MlflowWriter, RunView, SearchView, writer
+from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
 
 pytestmark = pytest.mark.server
 
@@ -95,7 +95,7 @@ def sender(server: Server, monkeypatch: pytest.MonkeyPatch) -> MlflowWriter:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     made = MlflowWriter(
-        server.url, experiment="digits", search="s", metric="val_accuracy", maximize=True, artifacts=None
+        Destination(uri=server.url, experiment="digits", search="s", metric="val_accuracy", maximize=True)
     )
     made.start()
     return made
