@@ -1,11 +1,11 @@
 """Who makes the calls to MLflow, and the process that does nothing else.
 
 MLflow's calls are tens of milliseconds of Python each. On a thread of the driver they would hold its
-MLflow's calls are tens of milliseconds of Python each. On a thread of the driver they would hold its
 interpreter lock while trials wait for their next epoch; in a process of low priority they cost a search
 little more than what nobody else wants. What arrives here is a view. What goes back is the run's id or what
 the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
 
+``python -m tune_rescon.tracking.desk DESCRIPTOR`` is :class:`.link.DeskProcess`'s business: it reads a
 :class:`.Destination` and then views from that descriptor, and ends when its other end is closed.
 """
 
