@@ -1,12 +1,15 @@
-"""Whether a device's memory was too small for a step."""
+"""Memory: whether a device's was too small for a step, and giving back what earlier trials have left."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Final
 
 import torch
+from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
-__all__ = ["ran_out_of_memory"]
+__all__ = ["ran_out_of_memory", "release_memory"]
 
 #: torch's allocator raises OutOfMemoryError. What allocates beside it (the driver, cuBLAS, cuDNN before and
 #: since version 9, torch's own allocator on a CPU) raises a RuntimeError that can be known by its words only.
@@ -28,3 +31,18 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
     False
     """
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+
+
+def release_memory() -> None:
+    """Give back what nobody refers to any more, to the device and to the system.
+
+    A trial that is over leaves two things to its process. Its network, in Lightning's reference cycles. And
+    freed memory: glibc keeps a heap for each thread, a Ray worker trains each trial on a new one, and their
+    rests came to 60 MiB a trial (half-width networks at 16 pixels).
+    """
+    garbage_collection_cuda()  # Python's collection, on any device, and then CUDA's cache
+    if sys.platform == "linux":
+        # glibc's alone; another C library keeps less.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
