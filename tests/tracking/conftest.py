@@ -18,7 +18,7 @@ from tune_rescon.tracking.runs import RunBook
 TRIALS, EPOCHS = 6, 5
 
 
-def destination(uri: str, search: str, artifacts: Path) -> Destination:
+def destination(uri: str, search: str, artifacts: Path | None) -> Destination:
     return Destination(
         uri=uri,
         experiment="digits",
