@@ -1,4 +1,4 @@
-"""Memory: whether a device's was too small for a step, and giving back what earlier trials have left."""
+"""Memory: how much of a device's a trial took, whether it was too small, and what trials before have left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
-__all__ = ["ran_out_of_memory", "release_memory"]
+__all__ = ["count_peak", "peak_memory_mb", "ran_out_of_memory", "release_memory"]
 
 #: torch's allocator raises OutOfMemoryError. What allocates beside it (the driver, cuBLAS, cuDNN before and
 #: since version 9, torch's own allocator on a CPU) raises a RuntimeError that can be known by its words only.
@@ -46,3 +46,18 @@ def release_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def count_peak(device: torch.device) -> None:
+    """Count :func:`peak_memory_mb` from now on: a worker's process has trained other trials before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most this process's tensors have held on ``device`` at once, million bytes; None if it is no GPU.
+
+    What the allocator keeps in reserve and CUDA's own context (some hundred megabytes) come on top of it.
+    Other processes on the device, trials that share it among them, are not in it.
+    """
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None

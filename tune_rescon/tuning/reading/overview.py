@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Table, func, select
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
-from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, usable
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.search import Place
@@ -104,14 +104,14 @@ def _overview(folder: SearchFolder, study_url: str | None, lease: RemoteFolder |
     """One search's line; ``lease`` is where its lease is kept, if that is not in the study."""
     seen = SearchOverview(name=folder.name)
     try:
-        space = load_space(folder.space_yaml)
-        seen = replace(seen, metric=space.metric.name, total=space.budget.trials)
-        return _read(seen, space, study_url or folder.study_url, lease)
+        goal = load_goal(folder.space_yaml)
+        seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
+        return _read(seen, goal, study_url or folder.study_url, lease)
     except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         return replace(seen, problem=str(error).partition("\n")[0])
 
 
-def _read(seen: SearchOverview, space: Space, url: str, lease: RemoteFolder | None) -> SearchOverview:
+def _read(seen: SearchOverview, goal: Goal, url: str, lease: RemoteFolder | None) -> SearchOverview:
     database = database_file(url)
     engine = sqlalchemy.create_engine(_reading(url, database))
     try:
@@ -119,7 +119,7 @@ def _read(seen: SearchOverview, space: Space, url: str, lease: RemoteFolder | No
             study = _study_id(connection, seen.name)
             attributes = _attributes(connection, study)
             states = _states(connection, study)
-            best = _best(_last_values(connection, study), maximize=space.metric.mode == "max")
+            best = _best(_last_values(connection, study), maximize=goal.metric.mode == "max")
             changed = _changed(connection, study)
     finally:
         engine.dispose()
