@@ -19,7 +19,7 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")
 
 faults: .venv/.installed
 	$(BIN)/python benchmarks/fault_storm.py
