@@ -35,8 +35,8 @@ FLAGS: Final = (
     "--disable-extensions",
     "--no-first-run",
     "--hide-scrollbars",
-    # Whatever a page may want from elsewhere, it gets nothing.
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    # Whatever a page may want from elsewhere, it gets nothing; elsewhere is not this machine.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-pipe",
 )
 

@@ -19,6 +19,7 @@ from tune_rescon.errors import ConfigError, explain, unknown_name
 
 __all__ = [
     "METRICS",
+    "PEAK_MEMORY",
     "DatasetConfig",
     "Rule",
     "TrialConfig",
@@ -40,6 +41,11 @@ METRICS: Final[Mapping[str, str]] = {
     "images_per_second": "",
     "epoch_seconds": "",
 }
+
+#: What an epoch on a GPU reports besides: the most memory that the trial's tensors have held there at once,
+#: since it began, million bytes. On a CPU there is no such figure: a worker's process also holds what it is
+#: made of, and what the trials before have left.
+PEAK_MEMORY: Final = "peak_memory_mb"
 
 
 class TrialState(StrEnum):

@@ -26,6 +26,16 @@ pytestmark = pytest.mark.ray
 
 TRIALS = 6
 
+#: What MLflow has of a trial as a single point; on a GPU its peak memory as well.
+CLOSING = (
+    "best_epoch",
+    "best_val_accuracy",
+    "compute_hours",
+    "gmacs",
+    "mean_images_per_second",
+    "params_m",
+)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -139,10 +149,14 @@ def test_mlflow_shows_children_under_one_parent(search: Finished) -> None:
 def test_closing_metrics_and_parameters_are_logged_once(search: Finished) -> None:
     for row in search.rows():
         run = search.child(int(row["trial"]))
-        for name in ("best_val_accuracy", "best_epoch", "compute_hours", "params_m", "gmacs"):
+        for name in CLOSING:
             assert math.isfinite(run.data.metrics[name])
             assert len(search.client().get_metric_history(run.info.run_id, name)) == 1
+        # Resources of this space have no GPU, and a CPU's memory is not counted.
+        assert set(run.data.metrics) == {*METRICS, *CLOSING}
         assert run.data.metrics["best_val_accuracy"] == float(row["best_value"])
+        searched = {"depth", "learning_rate", "weight_decay", "label_smoothing", "drop_path"}
+        assert set(run.data.params) == searched | {"layout", "width", "image_size", "batch_size", "optimizer"}
         assert run.data.params["drop_path"] == row["drop_path"]
         assert (row["drop_path"] == "none") == (row["depth"] == "56")
 

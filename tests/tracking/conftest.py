@@ -1,15 +1,32 @@
-"""A SQLite store that is made once and copied: its migrations take MLflow seconds."""
+"""A SQLite store that is made once and copied, for its migrations take MLflow seconds; and a small search."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
-from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
+from tune_rescon.tracking.desk import Desk
 from tune_rescon.tracking.runs import RunBook
+
+#: Of the small search.
+TRIALS, EPOCHS = 6, 5
+
+
+def destination(uri: str, search: str, artifacts: Path | None) -> Destination:
+    return Destination(
+        uri=uri,
+        experiment="digits",
+        search=search,
+        metric="val_accuracy",
+        maximize=True,
+        artifacts=artifacts,
+    )
 
 
 @pytest.fixture
@@ -20,17 +37,13 @@ def store(empty_store: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
-    """Makes writers that have begun; each is one more run of the command."""
+    """Makes writers that have begun; each is one more run of the command.
+
+    They make their calls on their own thread, where a test can get between; the process is in test_desk.py.
+    """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
-        made = MlflowWriter(
-            uri,
-            experiment="digits",
-            search=search,
-            metric="val_accuracy",
-            maximize=True,
-            artifacts=tmp_path / "artifacts",
-        )
+        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_desk=Desk)
         made.start()
         return made
 
@@ -42,8 +55,90 @@ def make_book(store: str, tmp_path: Path) -> Callable[[], RunBook]:
     """Makes the books of a search, without a thread; each is one more run of the command."""
 
     def make() -> RunBook:
-        book = RunBook(store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
-        book.connect(tmp_path / "artifacts")
+        book = RunBook(destination(store, "s", tmp_path / "artifacts"))
+        book.connect()
         return book
 
     return make
+
+
+@pytest.fixture
+def make_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], MlflowWriter]]:
+    """Makes writers that have begun, as a search has them, but that try again sooner."""
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(writer, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(writer, "SETTLE", 0.05)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    made: list[MlflowWriter] = []
+
+    def make(uri: str) -> MlflowWriter:
+        local = tmp_path / "artifacts" if uri.startswith("sqlite:") else None
+        made.append(MlflowWriter(destination(uri, "s", local)))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close(0)
+
+
+@pytest.fixture
+def play() -> Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]:
+    """Shows a small search, with something else that happens half way.
+
+    Returns how many updates that were, and the seconds that the longest of them took.
+    """
+
+    def play(sender: MlflowWriter, halfway: Callable[[], object]) -> tuple[int, float]:
+        seconds = []
+
+        def show(view: RunView | SearchView) -> None:
+            began = time.perf_counter()
+            sender.show(view)
+            seconds.append(time.perf_counter() - began)
+            time.sleep(0.02)
+
+        show(SearchView())
+        for number in range(TRIALS):
+            for epochs in range(EPOCHS + 1):
+                show(trial(number, epochs))
+                if (number, epochs) == (TRIALS // 2, EPOCHS // 2):
+                    halfway()
+            show(trial(number, EPOCHS, "finished"))
+        show(SearchView(state="finished"))
+        return len(seconds), max(seconds)
+
+    return play
+
+
+def trial(number: int, epochs: int, state: str = "running") -> RunView:
+    values = tuple(epoch / 10 for epoch in range(1, epochs + 1))
+    return RunView(
+        number=number,
+        state=state,
+        params={"depth": "56"},
+        history={"val_accuracy": values} if epochs else {},
+        times_ms=tuple(1000 * epoch for epoch in range(1, epochs + 1)),
+        started_ms=0,
+        ended_ms=9000,
+    )
+
+
+@pytest.fixture
+def assert_complete() -> Callable[[str], None]:
+    """Asserts that a store has the small search: one parent, every trial once, every epoch once."""
+
+    def check(uri: str) -> None:
+        client = mlflow.MlflowClient(uri)
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(ids)
+        assert len(runs) == TRIALS + 1
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        children = [run for run in runs if "tune_rescon.trial" in run.data.tags]
+        assert sorted(int(run.data.tags["tune_rescon.trial"]) for run in children) == list(range(TRIALS))
+        for run in children:
+            history = client.get_metric_history(run.info.run_id, "val_accuracy")
+            assert sorted(point.step for point in history) == list(range(1, EPOCHS + 1))
+
+    return check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -17,8 +18,11 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
-from tune_rescon.tracking import MlflowWriter, RunView, SearchView, writer
+from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
+from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.desk import is_final
 from tune_rescon.tracking.runs import RunBook
+from tune_rescon.tracking.views import View
 
 Make = Callable[..., MlflowWriter]
 
@@ -113,10 +117,10 @@ def test_a_server_that_comes_up_late_gets_it_all(
     there = threading.Event()
     connect = RunBook.connect
 
-    def late(book: RunBook, artifacts: Path | None) -> None:
+    def late(book: RunBook) -> None:
         if not there.is_set():
             raise ConnectionError("nobody listens yet")
-        connect(book, artifacts)
+        connect(book)
 
     monkeypatch.setattr(RunBook, "connect", late)
     made = make_writer()
@@ -199,6 +203,74 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     assert parent.info.experiment_id == theirs
 
 
+class Slow:
+    """A desk whose every call takes its time, and fails as it is told to."""
+
+    def __init__(self, seconds: float = 0.0, error: CallError | None = None) -> None:
+        self.seconds = seconds
+        self.error = error
+        self.calls: list[float] = []
+
+    def start(self) -> None:
+        """It is ready."""
+
+    def show(self, _view: View) -> str:
+        self.calls.append(time.monotonic())
+        time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        return "a run"
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def writer_at(desk: Slow, uri: str) -> MlflowWriter:
+    destination = Destination(uri=uri, experiment="e", search="s", metric="m", maximize=True)
+    made = MlflowWriter(destination, open_desk=lambda _: desk)
+    made.start()
+    return made
+
+
+def test_a_server_has_a_rest_after_each_call_while_the_search_runs() -> None:
+    desk = Slow(0.05)
+    made = writer_at(desk, "http://there")
+    for number in range(3):
+        made.show(RunView(number=number, state="finished"))
+    while len(desk.calls) < 3:
+        time.sleep(0.01)
+    gaps = [after - before for before, after in itertools.pairwise(desk.calls)]
+    assert min(gaps) > (1 + writer.REST) * desk.seconds
+    for number in range(10):
+        made.show(RunView(number=number, state="finished"))
+    began = time.monotonic()
+    assert made.close(5) == 0
+    assert time.monotonic() - began < 10 * (1 + writer.REST) * desk.seconds, (
+        "at the end there is no time for it"
+    )
+
+
+def test_a_store_that_can_never_be_used_is_called_once() -> None:
+    desk = Slow(error=CallError("no such place", Remedy.GIVE_UP))
+    made = writer_at(desk, "http://there")
+    for number in range(3):
+        made.show(RunView(number=number))
+    assert made.close(5) == 3
+    assert made.trouble == "no such place"
+    assert len(desk.calls) == 1
+
+
+def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 60.0)
+    desk = Slow(error=CallError("restarting", Remedy.AGAIN))
+    made = writer_at(desk, "http://there")
+    made.show(SearchView())
+    while not made.trouble:
+        time.sleep(0.01)
+    desk.error = None
+    assert made.close(5) == 0
+
+
 def answer(status: int) -> HTTPError:
     response = Response()
     response.status_code = status
@@ -225,4 +297,4 @@ def answer(status: int) -> HTTPError:
     ids=repr,
 )
 def test_which_errors_are_worth_another_try(error: Exception, final: bool) -> None:
-    assert writer._is_final(error) is final
+    assert is_final(error) is final

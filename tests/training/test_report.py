@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import METRICS
+from tune_rescon.config import METRICS, PEAK_MEMORY
 from tune_rescon.training import EpochReport
 from tune_rescon.training.report import is_better
 
@@ -24,7 +24,12 @@ def test_only_a_finite_value_can_be_better_and_only_one_way(value: float, best: 
         assert (up, down) == (value > best, value < best)
 
 
-@pytest.mark.parametrize("names", [set(METRICS) - {"val_loss"}, {*METRICS, "val_f1"}])
+@pytest.mark.parametrize("names", [set(METRICS), {*METRICS, PEAK_MEMORY}])
+def test_a_report_may_tell_a_gpus_memory_too(names: set[str]) -> None:
+    assert set(EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0)).metrics) == names
+
+
+@pytest.mark.parametrize("names", [set(METRICS) - {"val_loss"}, {*METRICS, "val_f1"}, {PEAK_MEMORY}])
 def test_a_report_names_exactly_the_metrics(names: set[str]) -> None:
     with pytest.raises(AssertionError):
         EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import PEAK_MEMORY, TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
 from tune_rescon.tuning.result import best_file, compute_hours
@@ -90,6 +91,15 @@ def test_closing_metrics() -> None:
         "best_epoch": 2.0,
         "best_val_accuracy": 0.75,
     }
+
+
+def test_closing_metrics_hold_the_peak_and_the_mean_rate_of_those_epochs_that_have_them() -> None:
+    # Of 100 images: in one second, in four, and none that were counted.
+    measured = {"images_per_second": (100.0, 25.0, math.nan), PEAK_MEMORY: (math.nan, 80.0, 120.0)}
+    known = trial(0, STOPPED, 0.5, 0.75, 0.625)
+    logged = closing_metrics(dataclasses.replace(known, history={**known.history, **measured}), COST, 1)
+    assert logged["mean_images_per_second"] == pytest.approx(200 / 5)
+    assert logged[PEAK_MEMORY] == 120.0
 
 
 def test_closing_metrics_of_another_objective_hold_the_accuracy_too() -> None:

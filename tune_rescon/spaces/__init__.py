@@ -3,6 +3,7 @@
 ::
 
     load_space    a name or a file (and overrides) -> Space, or one error that says all that is wrong
+    load_goal     a file -> its metric and budget, in a fraction of the time
     dump_space    Space -> the text of a file
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     trial_config  Space and a sampled dict -> TrialConfig
@@ -12,7 +13,7 @@
 from tune_rescon.spaces.combinations import is_active
 from tune_rescon.spaces.dumping import dump_space
 from tune_rescon.spaces.files import list_spaces, space_folder
-from tune_rescon.spaces.loading import load_space, parse_space
+from tune_rescon.spaces.loading import load_goal, load_space, parse_space
 from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
 from tune_rescon.spaces.sampling import (
@@ -24,7 +25,7 @@ from tune_rescon.spaces.sampling import (
     to_optuna,
     trial_config,
 )
-from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Resources, Sampler, Scheduler
 from tune_rescon.spaces.space import Space
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "CategoricalParameter",
     "Fidelity",
     "FloatParameter",
+    "Goal",
     "IntParameter",
     "Metric",
     "Overlap",
@@ -47,6 +49,7 @@ __all__ = [
     "grid_points",
     "is_active",
     "list_spaces",
+    "load_goal",
     "load_space",
     "overlap",
     "overlap_words",

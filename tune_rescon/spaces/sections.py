@@ -12,7 +12,7 @@ from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.problems import Problem, shown
 from tune_rescon.spaces.section import PositiveInt, Section
 
-__all__ = ["Budget", "Fidelity", "Metric", "Resources", "Sampler", "Scheduler"]
+__all__ = ["Budget", "Fidelity", "Goal", "Metric", "Resources", "Sampler", "Scheduler"]
 
 #: numpy's generators take no larger seed.
 _LARGEST_SEED: Final = 2**32 - 1
@@ -168,6 +168,13 @@ class Budget(Section):
     """Trials at once at most; null: as many as the resources hold."""
     hours: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which no trial goes on; null: no limit."""
+
+
+class Goal(Section):
+    """What a search is to reach, with how many trials: all that a list of searches tells of its space."""
+
+    metric: Metric
+    budget: Budget
 
 
 class Resources(Section):

@@ -1,7 +1,18 @@
-"""All that speaks to MLflow: the calls, and the one thread that makes them."""
+"""All that speaks to MLflow: the calls, the process that makes them, and the thread that hands them over."""
 
+from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.uri import check_tracking_uri
 from tune_rescon.tracking.views import Champion, Images, RunView, SearchView, now_ms
-from tune_rescon.tracking.writer import MlflowWriter
+from tune_rescon.tracking.writer import MlflowWriter, mlflow_writer
 
-__all__ = ["Champion", "Images", "MlflowWriter", "RunView", "SearchView", "check_tracking_uri", "now_ms"]
+__all__ = [
+    "Champion",
+    "Destination",
+    "Images",
+    "MlflowWriter",
+    "RunView",
+    "SearchView",
+    "check_tracking_uri",
+    "mlflow_writer",
+    "now_ms",
+]

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.errors import StorageError
+from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
@@ -71,44 +72,40 @@ class RunBook:
     driver opened, or that a request without an answer may have opened, the server is asked.
     """
 
-    def __init__(self, uri: str, *, experiment: str, search: str, metric: str, maximize: bool) -> None:
-        """Remember where to write; nothing is sent yet.
-
-        Args:
-            uri: the tracking URI.
-            experiment: the experiment's name (the dataset).
-            search: the search's name: the parent run's, and the tag all its runs carry.
-            metric: the experiment's primary metric.
-            maximize: whether larger is better.
-        """
+    def __init__(self, destination: Destination) -> None:
+        """Remember where to write; nothing is sent yet."""
+        uri = destination.uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self._experiment = experiment
-        self._search = search
-        self._primary = {
-            "mlflow.experiment.primaryMetric.name": f"best_{metric}",
-            "mlflow.experiment.primaryMetric.greaterIsBetter": str(maximize),
-        }
+        self._destination = destination
+        self._search = destination.search
         self._experiment_id = ""
         self._parent: _Shown | None = None
         self._shown: dict[int, _Shown] = {}
         self._unsure: set[int] = set()
 
-    def connect(self, artifacts: Path | None) -> None:
-        """Find or make the experiment; ``artifacts`` is where a new local one keeps its files."""
-        found = self._client.get_experiment_by_name(self._experiment)
+    def connect(self) -> None:
+        """Find or make the experiment, whose primary metric is the search's."""
+        name, artifacts = self._destination.experiment, self._destination.artifacts
+        found = self._client.get_experiment_by_name(name)
         if found is None:
             location = artifacts.resolve().as_uri() if artifacts else None
             try:
-                self._experiment_id = self._client.create_experiment(self._experiment, location)
+                self._experiment_id = self._client.create_experiment(name, location)
             except MlflowException:
                 # Another search on this storage made it between the two calls.
-                found = self._client.get_experiment_by_name(self._experiment)
+                found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found is not None:
             self._experiment_id = found.experiment_id
-        for key, value in self._primary.items():
-            self._client.set_experiment_tag(self._experiment_id, key, value)
+        primary = {
+            "name": f"best_{self._destination.metric}",
+            "greaterIsBetter": str(self._destination.maximize),
+        }
+        for key, value in primary.items():
+            self._client.set_experiment_tag(
+                self._experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
+            )
 
     def show(self, view: View) -> str:
         """Send what ``view`` adds to what the server has; the id of its run."""
@@ -126,7 +123,9 @@ class RunBook:
             self._log(parent.run_id, tags=tags)
             parent.tags |= tags
         if view.state != parent.state:
-            self._change(parent, view.state, view.closing, 0, view.ended_ms, {})
+            points = _single_points(view.closing, 0, view.ended_ms)
+            self._log(parent.run_id, metrics=points, tags={STATE_TAG: view.state})
+            self._change(parent, view.state, view.ended_ms)
         # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
         for file in view.files:
             self._upload(parent, file)
@@ -140,14 +139,14 @@ class RunBook:
         if not run.asked:
             run.epochs = self._epochs(run, view)
             run.asked = True
-        for params, points in _batches(view, run):
-            self._log(run.run_id, metrics=points, params=params)
+        changes = view.state != run.state
+        for params, points, last in _batches(view, run, closes=changes):
+            tags = _ending(view) if last and changes else {}
+            self._log(run.run_id, metrics=points, params=params, tags=tags)
             run.params |= params.keys()
             run.epochs.update(point.step for point in points)
-        if view.state != run.state:
-            said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
-            tags = {key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}
-            self._change(run, view.state, view.closing, view.epochs, view.ended_ms, tags)
+        if changes:
+            self._change(run, view.state, view.ended_ms)
         return run.run_id
 
     def _open_parent(self, view: SearchView) -> _Shown:
@@ -221,18 +220,8 @@ class RunBook:
             if not token:
                 return
 
-    def _change(
-        self,
-        run: _Shown,
-        state: str,
-        closing: Mapping[str, float],
-        step: int,
-        time_ms: int,
-        tags: Mapping[str, str],
-    ) -> None:
-        """Bring a run into ``state``, with what is said of it then."""
-        points = [Metric(key, value, time_ms, step) for key, value in closing.items()]
-        self._log(run.run_id, metrics=points, tags={**tags, STATE_TAG: state})
+    def _change(self, run: _Shown, state: str, time_ms: int) -> None:
+        """Bring a run into ``state``, of which its tag tells already."""
         if state == ACTIVE:
             self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
         else:
@@ -313,20 +302,37 @@ def _recalled(run: Run) -> _Shown:
     )
 
 
-def _batches(view: RunView, run: _Shown) -> Iterator[tuple[dict[str, str], list[Metric]]]:
-    """What ``view`` adds, in requests: parameters with the first epochs, as many epochs as one may hold."""
+def _batches(
+    view: RunView, run: _Shown, *, closes: bool
+) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
+    """What ``view`` adds, in requests, and whether it is the last: parameters with the first epochs.
+
+    A request holds as many epochs as it may. The last one has the closing figures of a run whose state
+    changes (``closes``), so a short trial is one request, with a status behind it.
+    """
     # MLflow keeps a parameter as it first was; one that a resumed search has changed is left as it is.
     params = {key: value for key, value in view.params.items() if key not in run.params}
     fresh = [epoch for epoch in range(1, view.epochs + 1) if epoch not in run.epochs]
-    room = max(1, METRICS_A_REQUEST // max(1, len(view.history)))
-    for begin in range(0, len(fresh), room):
-        epochs = fresh[begin : begin + room]
-        yield params, [point for epoch in epochs for point in _points(view, epoch)]
-        params = {}
-    if params:
-        yield params, []
+    closing = _single_points(view.closing, view.epochs, view.ended_ms) if closes else []
+    room = max(1, (METRICS_A_REQUEST - len(closing)) // max(1, len(view.history)))
+    while len(fresh) > room:
+        yield params, [point for epoch in fresh[:room] for point in _points(view, epoch)], False
+        params, fresh = {}, fresh[room:]
+    points = [point for epoch in fresh for point in _points(view, epoch)] + closing
+    if params or points or closes:
+        yield params, points, True
 
 
 def _points(view: RunView, epoch: int) -> Iterator[Metric]:
     for name, series in view.history.items():
         yield Metric(name, series[epoch - 1], view.times_ms[epoch - 1], epoch)
+
+
+def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> list[Metric]:
+    return [Metric(key, value, time_ms, step) for key, value in figures.items()]
+
+
+def _ending(view: RunView) -> dict[str, str]:
+    """The tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
+    said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
+    return {**{key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}, STATE_TAG: view.state}

@@ -1,4 +1,4 @@
-"""The one writer: a background thread that has MLflow show what the search is.
+"""The one writer: a background thread that has MLflow show what the search is, through a process of its own.
 
 The search only leaves the newest view of a run here: it never waits for the tracking server and never sees
 its errors. A call that fails is made again, with growing pauses, until it succeeds or
@@ -9,47 +9,20 @@ and a later run of the search, or ``report --sync``, sends it.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from tune_rescon.tracking.backlog import Backlog
-from tune_rescon.tracking.uri import alone_at
+from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.destination import Destination
+from tune_rescon.tracking.link import DeskProcess, Shower
 from tune_rescon.tracking.views import RunView, View
 
-if TYPE_CHECKING:
-    from tune_rescon.tracking.runs import RunBook
-
-__all__ = ["MlflowWriter"]
-
-#: MLflow's settings, read when it is imported: its HTTP client gives up in seconds (by default a dead server
-#: holds one call for 246 s), and its log records go where everybody's go.
-_ENVIRONMENT: Final = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_CONFIGURE_LOGGING": "false",
-}
-
-#: MLflow's error codes that mean the call itself is wrong; every other one may be the server's bad day.
-_REFUSALS: Final = frozenset(
-    {
-        "ALREADY_EXISTS",
-        "BAD_REQUEST",
-        "INVALID_PARAMETER_VALUE",
-        "INVALID_STATE",
-        "NOT_FOUND",
-        "NOT_IMPLEMENTED",
-        "RESOURCE_ALREADY_EXISTS",
-        "RESOURCE_DOES_NOT_EXIST",
-    }
-)
-
-#: HTTP's 4xx answers that are about the moment or the server, not the request: time-out, too many requests,
-#: and "forbidden", which a server says to every request until it is told this host's name.
-_PASSING_STATUS: Final = frozenset({403, 408, 429})
+__all__ = ["MlflowWriter", "mlflow_writer"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,21 +36,35 @@ LAST_CALL: Final = 5.0
 #: Seconds for which the view of a run that goes on is held back: what comes in them is one request.
 SETTLE: Final = 0.5
 
+#: Rest after a call while the search runs, as a multiple of what the call took. A server may share its
+#: machine with the trials, a database its disk with the record, and one that is far away has others to serve.
+REST: Final = 2.0
+
+
+@contextmanager
+def mlflow_writer(destination: Destination) -> Iterator[MlflowWriter]:
+    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more."""
+    writer = MlflowWriter(destination)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.close(0)
+
 
 class MlflowWriter:
     """Takes views from the search's thread, and sends them from its own."""
 
     def __init__(
-        self, uri: str, *, experiment: str, search: str, metric: str, maximize: bool, artifacts: Path | None
+        self, destination: Destination, *, open_desk: Callable[[Destination], Shower] = DeskProcess
     ) -> None:
-        """Describe the store; :meth:`start` begins. See :class:`.runs.RunBook` for the arguments."""
-        self._uri = uri
-        self._artifacts = artifacts
-        self._names = {"experiment": experiment, "search": search, "metric": metric}
-        self._maximize = maximize
+        """Describe the store; :meth:`start` begins. ``open_desk`` makes whoever makes the calls."""
+        self._uri = destination.uri
+        self._desk = open_desk(destination)
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._known: set[int] = set()
+        self._hurry = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
         self._trouble = ""
@@ -99,7 +86,7 @@ class MlflowWriter:
         return self._trouble
 
     def start(self) -> None:
-        """Begin sending."""
+        """Begin sending what there is to send; before that, nothing is made anywhere."""
         self._thread.start()
 
     def show(self, view: View) -> None:
@@ -118,79 +105,48 @@ class MlflowWriter:
     def close(self, timeout: float) -> int:
         """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
         self._backlog.close()
+        self._hurry.set()
         self._thread.join(timeout)
         self._give_up.set()
-        # A call that hangs for longer is left to the daemon thread, and counts as unsent.
+        self._thread.join(LAST_CALL)
+        # A call that hangs for longer ends with its process, and counts as unsent.
+        self._desk.close()
         self._thread.join(LAST_CALL)
         return self.waiting + self._refused
 
     def _run(self) -> None:
-        book: RunBook | None = None
-        waiting: tuple[View, int] | None = None
         pause = FIRST_PAUSE
+        self._desk.start()
         while not self._give_up.is_set():
+            waiting = self._backlog.next()
+            if waiting is None:
+                return
+            view, updates = waiting
+            began = time.monotonic()
             try:
-                book = book or self._connect()
-                waiting = self._backlog.next()
-                if waiting is None:
-                    return
-                self._send(book, waiting[0])
-            except Exception as error:
-                if not _is_final(error):
+                self._send(view)
+            except CallError as error:
+                if error.remedy is Remedy.AGAIN:
                     pause = self._pause(pause, error)
                     continue
-                _LOGGER.exception("MLflow refuses a call; it is left out")
-                if waiting is None:
-                    self._trouble = _line(error)
+                if error.remedy is Remedy.GIVE_UP:
+                    self._trouble = error.words
                     return
-                self._refused += waiting[1]
-            self._backlog.done(*waiting)
+                self._refused += updates
+            self._backlog.done(view, updates)
             self._trouble, pause = "", FIRST_PAUSE
+            self._hurry.wait(REST * (time.monotonic() - began))
 
-    def _pause(self, seconds: float, error: Exception) -> float:
+    def _pause(self, seconds: float, error: CallError) -> float:
         """Wait before the next try; how long to wait after that."""
-        self._trouble = _line(error)
-        _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error)
-        self._give_up.wait(seconds)
+        self._trouble = error.words
+        _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.words)
+        # The end of the search is worth a try at once; after that, only its own end cuts a pause short.
+        (self._give_up if self._hurry.is_set() else self._hurry).wait(seconds)
         return min(2 * seconds, LONGEST_PAUSE)
 
-    def _send(self, book: RunBook, view: View) -> None:
-        run_id = book.show(view)
+    def _send(self, view: View) -> None:
+        run_id = self._desk.show(view)
         if isinstance(view, RunView) and view.number not in self._known:
             self._known.add(view.number)
             self._opened.put((view.number, run_id))
-
-    def _connect(self) -> RunBook:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # Imported here: MLflow takes seconds to import, and the search need not wait for it.
-        from tune_rescon.tracking.local_store import make_local_store
-        from tune_rescon.tracking.runs import RunBook
-
-        # Two searches that make the same SQLite store at once break each other's migrations.
-        with alone_at(self._uri):
-            make_local_store(self._uri)
-            book = RunBook(self._uri, maximize=self._maximize, **self._names)
-            book.connect(self._artifacts)
-        return book
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether making the same call again cannot help."""
-    from mlflow.exceptions import MlflowException
-    from requests import HTTPError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if isinstance(error, MlflowException):
-        return error.error_code in _REFUSALS
-    if isinstance(error, HTTPError) and error.response is not None:
-        status = error.response.status_code
-        return 400 <= status < 500 and status not in _PASSING_STATUS
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return True
-    # The network's, the disk's and the database's errors pass; any other is a fault of the call.
-    return not isinstance(error, OSError | SQLAlchemyError)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from tune_rescon.models import build_from_spec
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.keeper import Keeper
-from tune_rescon.training.memory import ran_out_of_memory
+from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
@@ -56,6 +56,8 @@ class Attempt:
             torch.OutOfMemoryError: smaller micro-batches are no use.
         """
         record = self.start.record
+        # What an attempt asked for that failed is not what the trial takes.
+        count_peak(self.placement.device)
         data = ImageDataModule(
             self.dataset, record.config, image_size=record.spec.image_size, seed=record.seed
         )

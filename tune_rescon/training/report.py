@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune_rescon.config import METRICS
+from tune_rescon.config import METRICS, PEAK_MEMORY
 
 __all__ = ["EpochReport", "is_better"]
 
@@ -23,7 +23,7 @@ class EpochReport:
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """Exactly the names of ``config.METRICS``."""
+    """Exactly the names of ``config.METRICS``, and on a GPU ``config.PEAK_MEMORY``."""
     checkpoint: Path | None = None
     """The last checkpoint that could be written, from which training goes on; None if there is none."""
     best_checkpoint: Path | None = None
@@ -32,7 +32,8 @@ class EpochReport:
 
     def __post_init__(self) -> None:
         """Every report names every metric: whoever reads one need not ask."""
-        assert set(self.metrics) == set(METRICS), sorted(set(self.metrics) ^ set(METRICS))
+        names = set(self.metrics) - {PEAK_MEMORY}
+        assert names == set(METRICS), sorted(names ^ set(METRICS))
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:

@@ -11,7 +11,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
+from tune_rescon.config import PEAK_MEMORY
 from tune_rescon.training.keeper import Keeper
+from tune_rescon.training.memory import peak_memory_mb
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
 from tune_rescon.training.record import TrialRecord
@@ -107,7 +109,16 @@ class EpochReporter(Callback):
             "learning_rate": self._learning_rate,
             "images_per_second": self._images / seconds if seconds > 0 else math.nan,
             "epoch_seconds": self._clock() - self._started,
+            **self._memory(pl_module),
         }
+
+    def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        """The trial's peak: also of what it trained in another process, before it was resumed."""
+        peak = peak_memory_mb(pl_module.device)
+        if peak is None:
+            return {}
+        before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
+        return {PEAK_MEMORY: max([peak, *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
         keeper = self._keeper

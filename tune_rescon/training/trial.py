@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from pytorch_lightning.utilities.memory import garbage_collection_cuda
-
 from tune_rescon.config import METRICS, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, explain, unknown_name
@@ -16,6 +14,7 @@ from tune_rescon.models import resolve_network
 from tune_rescon.training import notes
 from tune_rescon.training.attempt import Attempt
 from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.memory import release_memory
 from tune_rescon.training.notes import OnNote
 from tune_rescon.training.overruns import Shape
 from tune_rescon.training.placement import place
@@ -88,9 +87,7 @@ def train_trial(
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     start = find_start(record, folder, on_note)
     report = _each_once(on_epoch)
-    if placement.device.type == "cuda":
-        # Reference cycles hold what this process's trial before has left: it would count as this one's need.
-        garbage_collection_cuda()
+    release_memory()  # of this process's trials before, which would count as this one's need
     images = min(config.batch_size, len(dataset.train))
     shape = Shape.of(spec, placement, overruns)
     if not start.record.history and (known := shape.pieces(images)) > 1:
@@ -105,7 +102,7 @@ def train_trial(
             pieces = attempt.run(report, on_note)
         if pieces is None:
             return
-        garbage_collection_cuda()  # the attempt's network and optimiser
+        release_memory()  # the attempt's network and optimiser
         before = start.record.micro_batches
         if pieces == before:
             on_note(notes.without_images(images, pieces=pieces))

@@ -7,11 +7,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_rescon.tracking import Champion, Images, MlflowWriter, SearchView, now_ms
+from tune_rescon.spaces import Space
+from tune_rescon.tracking import Champion, Destination, Images, MlflowWriter, SearchView, now_ms
 from tune_rescon.tuning.preparation import Prepared
+from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.result import SearchState, StudyResult
 
-__all__ = ["ParentRun"]
+__all__ = ["ParentRun", "destination"]
+
+
+def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) -> Destination:
+    """Where a search's runs go: ``tracking_uri``, or the store of its storage."""
+    return Destination(
+        uri=tracking_uri or folder.mlflow_uri,
+        experiment=space.dataset.name,
+        search=folder.name,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        artifacts=None if tracking_uri else folder.mlflow_artifacts,
+    )
 
 
 class ParentRun:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
-from tune_rescon.tracking import MlflowWriter, check_tracking_uri
+from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
 from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
@@ -30,7 +30,7 @@ from tune_rescon.tuning.opening import open_record
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper
 from tune_rescon.tuning.ownership.search_lease import search_lease
-from tune_rescon.tuning.parent_run import ParentRun
+from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
 from tune_rescon.tuning.presentation import Presentation
 from tune_rescon.tuning.proposing.proposer import Proposer
@@ -102,6 +102,8 @@ def run_search(
         prepared = prepare_data(space, options)
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
+            # Before Ray: its process imports MLflow meanwhile.
+            mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
             ray_session(options.address) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
@@ -116,7 +118,9 @@ def run_search(
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
                 listeners = [held.enter_context(files), *listeners]
-            search = _Search(space, options, store, prepared, listeners, presentation, record, lease, ray)
+            search = _Search(
+                space, options, store, prepared, listeners, presentation, record, lease, ray, writer
+            )
             watch = search.watch(interruption, ray, say)
             if attend is not None:
                 attend(search.gauges(slots, cluster))
@@ -142,6 +146,7 @@ class _Search:
         record: StudyRecord,
         lease: LeaseKeeper,
         ray: RaySession,
+        writer: MlflowWriter,
     ) -> None:
         self._space = space
         self._options = options
@@ -151,14 +156,7 @@ class _Search:
         self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
         self._record = record
         self._lease = lease
-        self._writer = MlflowWriter(
-            options.tracking_uri or folder.mlflow_uri,
-            experiment=space.dataset.name,
-            search=options.name,
-            metric=space.metric.name,
-            maximize=space.metric.mode == "max",
-            artifacts=None if options.tracking_uri else folder.mlflow_artifacts,
-        )
+        self._writer = writer
         tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
         self._parent = ParentRun(
             self._writer,
@@ -214,7 +212,6 @@ class _Search:
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
         write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._store.begin(trial.number for trial in self._record.trials())
-        self._writer.start()
         turns = Turns(self._lease.assure)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tune_rescon.spaces import load_space
-from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.search_lease import search_lease
-from tune_rescon.tuning.parent_run import ParentRun
+from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.reading.search import Place, known_datasets, summed_up
 from tune_rescon.tuning.record.study import StudyRecord
@@ -95,27 +95,19 @@ def _send(
     )
     store.begin(trial.number for trial in result.trials)
     own = notes.tracking_uri is None
-    writer = MlflowWriter(
-        result.tracking_uri,
-        experiment=space.dataset.name,
-        search=options.name,
-        metric=space.metric.name,
-        maximize=result.maximize,
-        artifacts=folder.mlflow_artifacts if own else None,
-    )
-    parent = ParentRun(
-        writer,
-        tags={"tune_rescon.folder": store.url or str(folder.path)},
-        datasets=(),
-        began_with=len(result.trials),
-        files=(),
-        uploads=store.url is None or not own,
-    )
-    listener = TrackingListener(writer, record, pricing)
-    listener.search_started(result.trials)
-    files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
-    parent.end(result, [file for file in files if file.is_file()], note(result))
-    writer.start()
-    unsent = writer.close(patience)
-    listener.note_runs()
-    return Synced(uri=writer.uri, trials=len(result.trials), unsent=unsent, trouble=writer.trouble)
+    with mlflow_writer(destination(space, folder, notes.tracking_uri)) as writer:
+        parent = ParentRun(
+            writer,
+            tags={"tune_rescon.folder": store.url or str(folder.path)},
+            datasets=(),
+            began_with=len(result.trials),
+            files=(),
+            uploads=store.url is None or not own,
+        )
+        listener = TrackingListener(writer, record, pricing)
+        listener.search_started(result.trials)
+        files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
+        parent.end(result, [file for file in files if file.is_file()], note(result))
+        unsent = writer.close(patience)
+        listener.note_runs()
+        return Synced(uri=writer.uri, trials=len(result.trials), unsent=unsent, trouble=writer.trouble)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from tune_rescon.config import PEAK_MEMORY
 from tune_rescon.tracking import MlflowWriter, RunView
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.study import StudyRecord
@@ -18,6 +20,21 @@ __all__ = ["TrackingListener", "closing_metrics"]
 
 #: A parameter a trial does not have: MLflow's parallel coordinates drop runs that lack one.
 INACTIVE: Final = "none"
+
+#: Fixed values that each trial's run shows too: what searches on one dataset, side by side in MLflow, are
+#: told apart by. All of them are in ``space.yaml``, which the search's run holds.
+SHOWN_FIXED: Final = frozenset(
+    {
+        "batch_size",
+        "depth",
+        "image_size",
+        "layout",
+        "learning_rate",
+        "optimizer",
+        "preset",
+        "width",
+    }
+)
 
 
 class TrackingListener:
@@ -33,6 +50,7 @@ class TrackingListener:
         self._writer = writer
         self._record = record
         self._space = pricing.space
+        self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
         self._pricing = pricing
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
@@ -69,8 +87,9 @@ class TrackingListener:
         return RunView(
             number=trial.number,
             state=trial.state.value,
-            params={name: _word(value) for name, value in {**self._space.fixed, **chosen}.items()},
-            history=trial.history,
+            params={name: _word(value) for name, value in {**self._fixed, **chosen}.items()},
+            # A peak only grows: what it came to is among the closing figures.
+            history={name: series for name, series in trial.history.items() if name != PEAK_MEMORY},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -95,13 +114,22 @@ def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dic
         "params_m": cost.params_m,
         "gmacs": cost.gmacs,
     }
+    if peaks := _finite(trial, PEAK_MEMORY):
+        metrics[PEAK_MEMORY] = max(peaks)
+    if rates := _finite(trial, "images_per_second"):
+        # All images over all seconds, for each epoch trains on the same number of images.
+        metrics["mean_images_per_second"] = statistics.harmonic_mean(rates)
     if trial.best_epoch:
-        accuracy = [value for value in trial.history.get("val_accuracy", ()) if math.isfinite(value)]
+        accuracy = _finite(trial, "val_accuracy")
         metrics["best_epoch"] = float(trial.best_epoch)
         if accuracy:
             metrics["best_val_accuracy"] = max(accuracy)
         metrics[f"best_{trial.metric}"] = trial.best_value
     return metrics
+
+
+def _finite(trial: TrialSummary, name: str) -> list[float]:
+    return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
 
 
 def _word(value: object) -> str:

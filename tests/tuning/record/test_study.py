@@ -122,6 +122,18 @@ def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
     assert (read.notes, read.cost, read.decision) == (("a note",), 0.5, Decision.CONTINUE)
 
 
+def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> None:
+    # As of a trial that begins on a CPU, goes on on a GPU, and ends on a CPU.
+    record = create(url)
+    number = record.open(proposal()).number
+    for epoch, memory in enumerate(({}, {"peak_memory_mb": 80.0}, {}), 1):
+        record.report(number, epoch, metrics(0.5) | memory, CONTINUE)
+    for trial in (record.trial(number), load(url).trial(number)):
+        assert [*map(math.isfinite, trial.history["peak_memory_mb"])] == [False, True, False]
+        assert trial.history["peak_memory_mb"][1] == 80.0
+        assert len(trial.history["train_loss"]) == 3
+
+
 @pytest.mark.parametrize(
     ("state", "expected"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def _train(task: TrialTask) -> None:
 
     from tune_rescon.training import recorded_epochs, train_trial
 
+    _freeze_imports()
     folder = Path(task.checkpoint_dir)
 
     def report(epoch: EpochReport) -> None:
@@ -123,6 +125,16 @@ def _train(task: TrialTask) -> None:
             mode=task.mode,
             overruns=Path(task.cache_root) / _OVERRUNS,
         )
+
+
+@functools.cache
+def _freeze_imports() -> None:
+    """Once a process: have garbage collections, one before each trial, pass over what was imported.
+
+    The libraries' half a million objects make each of them take 0.3 s; without them it is a tenth of that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @functools.lru_cache(maxsize=2)

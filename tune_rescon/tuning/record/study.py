@@ -28,7 +28,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
-from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
 __all__ = ["Proposal", "StudyRecord"]
@@ -258,7 +258,6 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
     # queries are not of one moment.
     steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
     epochs = [system[_EPOCH.format(step)] for step in steps]
-    names = epochs[0]["metrics"] if epochs else {}
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
     return TrialSummary(
         number=frozen.number,
@@ -267,7 +266,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         metric=metric,
         maximize=maximize,
         values=tuple(frozen.intermediate_values[step] for step in steps),
-        history={name: tuple(epoch["metrics"][name] for epoch in epochs) for name in names},
+        history=by_epoch([epoch["metrics"] for epoch in epochs]),
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
         mlflow_run_id=user.get("mlflow_run_id"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.rules.stopping import Decision
 
-__all__ = ["TrialSummary"]
+__all__ = ["TrialSummary", "by_epoch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TrialSummary:
     """One trial as the record has it.
 
     ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
-    epoch, the first being epoch 1.
+    epoch, the first being epoch 1; nan stands where an epoch has no such metric.
     """
 
     number: int
@@ -80,7 +80,11 @@ class TrialSummary:
 
     def extended(self, metrics: Mapping[str, float]) -> TrialSummary:
         """With one more epoch."""
-        history = {name: (*self.history.get(name, ()), value) for name, value in metrics.items()}
+        nothing = (math.nan,) * self.epochs
+        history = {
+            name: (*self.history.get(name, nothing), metrics.get(name, math.nan))
+            for name in {**self.history, **metrics}
+        }
         return replace(self, values=(*self.values, metrics[self.metric]), history=history)
 
     def rank_key(self) -> tuple[int, float]:
@@ -88,3 +92,15 @@ class TrialSummary:
         if not math.isfinite(self.value):
             return (1, 0.0)
         return (-self.epochs, -self.value if self.maximize else self.value)
+
+
+def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    """The metrics of ``epochs`` as a series each.
+
+    Not all epochs of a trial need have the same: it may have gone on on another device, or another version.
+
+    >>> by_epoch([{"val_loss": 2.0}, {"val_loss": 1.0, "peak_memory_mb": 80.0}])
+    {'val_loss': (2.0, 1.0), 'peak_memory_mb': (nan, 80.0)}
+    """
+    names = dict.fromkeys(name for metrics in epochs for name in metrics)
+    return {name: tuple(metrics.get(name, math.nan) for metrics in epochs) for name in names}

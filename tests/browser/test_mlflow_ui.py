@@ -1,0 +1,81 @@
+"""MLflow's own UI on what the writer wrote: trials nested under their search, and comparable."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, Page
+from mlflow_pages import open_comparison, open_runs, trials_of
+from mlflow_server import MlflowServer
+
+from tune_rescon.reporting import note_text
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
+from tune_rescon.tuning import Place, SearchFolder, sync_tracking
+
+pytestmark = [pytest.mark.browser, pytest.mark.server]
+
+TRIALS = 8
+NAMES = [f"trial_{number:04d}" for number in range(TRIALS)]
+FAILED = "log: Failed to load resource: the server responded with a status of 5"
+SPACE = load_space(
+    "att92", ["initial=[]", f"budget.trials={TRIALS}", "fidelity.max=9", "sampler.type=random"]
+)
+
+
+@pytest.fixture(scope="module")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server on the store of a simulated search, which the project's own writer has filled."""
+    storage = tmp_path_factory.mktemp("ui")
+    shutil.copy(empty_store, storage / "mlflow.db")
+    search = SimulatedSearch(SPACE, folder=SearchFolder(storage=storage, name="s"))
+    simulation = Simulation(lambda t: LANDSCAPES["monotone"].curve(t.number, t.parameters))
+    simulation.drive(search.policy())
+    place = Place(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
+    assert sync_tracking(place, "s", patience=60, note=note_text, say=print).unsent == 0
+    made = MlflowServer(storage)
+    made.start()
+    yield made
+    made.kill()
+
+
+def faults(page: Page) -> list[str]:
+    """What went wrong in the page. It also asks for what a server may not have (404), which is its own."""
+    return [text for text in page.complaints() if text.startswith(("exception:", "console.error", FAILED))]
+
+
+def test_the_trials_are_under_their_search(chromium: Browser, server: MlflowServer) -> None:
+    table = open_runs(chromium, server.uri, trials_of(server.uri, "s"))
+    # Its trials are hidden until it is expanded, so they are taken for its children.
+    assert table.names() == ["s"]
+    table.expand("s")
+    table.page.wait_for(f"document.body.innerText.includes('{NAMES[-1]}')")
+    first, *below = table.names()
+    assert (first, sorted(below)) == ("s", NAMES)
+    assert faults(table.page) == []
+    table.page.close()
+
+
+def test_parallel_coordinates_have_every_trial_and_the_searched_parameters(
+    chromium: Browser, server: MlflowServer
+) -> None:
+    trials = trials_of(server.uri, "s")
+    comparison = open_comparison(chromium, server.uri, trials)
+    # It begins with three of the parameters in which the runs differ, so not with what is fixed.
+    assert set(comparison.titles()[:-1]) < set(SPACE.parameters)
+    for name in set(SPACE.parameters) - set(comparison.titles()):
+        comparison.choose_parameter(name)
+    axes = {axis["name"]: axis for axis in comparison.axes()}
+    assert set(axes) > set(SPACE.parameters)
+    assert set(comparison.titles()) == set(axes)
+    # A run without a value on an axis is left out of the plot: where a parameter is inactive it is `none`.
+    inactive = sum(run.data.params["depth"] == "56" for run in trials)
+    assert 0 < inactive < TRIALS
+    assert {name: len(axis["values"]) for name, axis in axes.items()} == dict.fromkeys(axes, TRIALS)
+    assert len(axes["drop_path"]["words"]) == 1 + TRIALS - inactive
+    assert "none" in axes["drop_path"]["words"]
+    assert faults(comparison.page) == []
+    comparison.page.close()

@@ -1,0 +1,134 @@
+"""The process that talks to MLflow: what it does is there, and it never outlives the driver."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from tune_rescon.tracking import Destination, RunView, SearchView
+from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.link import DeskProcess
+
+pytestmark = pytest.mark.server
+
+Open = Callable[[str], DeskProcess]
+
+
+@pytest.fixture
+def open_desk() -> Iterator[Open]:
+    made: list[DeskProcess] = []
+
+    def make(uri: str) -> DeskProcess:
+        destination = Destination(
+            uri=uri, experiment="digits", search="s", metric="val_accuracy", maximize=True
+        )
+        made.append(DeskProcess(destination))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.close()
+
+
+def desks() -> list[psutil.Process]:
+    """Those that this process has."""
+    children = psutil.Process().children()
+    return [child for child in children if "tune_rescon.tracking.desk" in child.cmdline()]
+
+
+def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
+    open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = open_desk(store)
+    parent = desk.show(SearchView(note="best so far: none"))
+    child = desk.show(RunView(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,)))
+    run = mlflow.MlflowClient(store).get_run(child)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.metrics == {"val_loss": 0.5}
+    with pytest.raises(CallError, match="a name; no") as caught:
+        desk.show(RunView(number=1, params={"a name; no": "1"}))
+    assert caught.value.remedy is Remedy.SKIP
+    assert "MLflow refuses a call" in caplog.text
+    assert "Traceback" in caplog.text, "which call it was"
+
+
+def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(open_desk: Open, store: str) -> None:
+    desk = open_desk(store)
+    desk.show(SearchView())
+    shown = desk.show(RunView(number=0))
+    (process,) = desks()
+    process.kill()
+    with pytest.raises(CallError, match="died") as caught:
+        desk.show(RunView(number=0, state="finished"))
+    assert caught.value.remedy is Remedy.AGAIN
+    desk.show(SearchView(began_with=1))
+    assert desk.show(RunView(number=0, state="finished")) == shown
+    assert mlflow.MlflowClient(store).get_run(shown).info.status == "FINISHED"
+
+
+def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        desk = open_desk(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        failed: list[CallError] = []
+
+        def show() -> None:
+            try:
+                desk.show(SearchView())
+            except CallError as error:
+                failed.append(error)
+
+        calling = threading.Thread(target=show)
+        calling.start()
+        deaf.accept()[0].close()  # It has begun to ask.
+        began = time.monotonic()
+        desk.close()
+        calling.join(10)
+        assert not calling.is_alive()
+        assert time.monotonic() - began < 2
+        assert failed
+        assert desks() == []
+        with pytest.raises(CallError):
+            desk.show(SearchView())
+        assert desks() == [], "what is closed stays closed"
+
+
+DRIVER = """
+import sys, time
+from tune_rescon.tracking import Destination, SearchView
+from tune_rescon.tracking.link import DeskProcess
+
+desk = DeskProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
+desk.show(SearchView())
+print("shown", flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_ends_with_its_driver(store: str) -> None:
+    command = [sys.executable, "-c", DRIVER, store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"shown\n"
+        (desk,) = psutil.Process(driver.pid).children()
+        assert desk.nice() == 10
+        driver.kill()
+    _, alive = psutil.wait_procs([desk], 10)
+    assert not alive
+
+
+def test_records_below_a_warning_stay_there(
+    open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    open_desk(store).show(SearchView())
+    assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []

@@ -1,0 +1,153 @@
+"""A local store that is locked, or on a disk that is full: the search goes on, and later it is all sent."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tune_rescon.tracking import MlflowWriter
+
+Play = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
+Complete = Callable[[str], None]
+Sender = Callable[[str], MlflowWriter]
+
+# MLflow's process starts in seconds, and SQLite waits for five before it gives a lock up.
+pytestmark = pytest.mark.timeout(120)
+
+#: Keeps a database from all others, readers too, until its input ends.
+LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Another process has the database for itself."""
+    command = [sys.executable, "-c", LOCK, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield
+        process.stdin.close()
+
+
+def wait_for_trouble(sender: MlflowWriter, words: str) -> None:
+    end = time.monotonic() + 60
+    while words not in sender.trouble:
+        assert time.monotonic() < end, f"waited for {words!r}, not {sender.trouble!r}"
+        time.sleep(0.05)
+
+
+def wait_for_a_run(sender: MlflowWriter) -> None:
+    """Some of it has been sent: before that, the writer's process is only starting."""
+    end = time.monotonic() + 60
+    while not sender.opened_runs():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_store_that_is_locked_at_first_gets_it_all_once_it_is_free(
+    store: str, tmp_path: Path, make_sender: Sender, play: Play, assert_complete: Complete
+) -> None:
+    with locked(tmp_path / "mlflow.db"):
+        sender = make_sender(store)
+        shown, slowest = play(sender, lambda: None)
+        assert slowest < 0.05
+        wait_for_trouble(sender, "database is locked")
+        assert sender.waiting == shown
+    assert sender.close(60) == 0
+    assert sender.trouble == ""
+    assert_complete(store)
+
+
+def test_a_store_that_is_locked_half_way_gets_it_all_once_it_is_free(
+    store: str, tmp_path: Path, make_sender: Sender, play: Play, assert_complete: Complete
+) -> None:
+    survives(make_sender(store), play, lambda: locked(tmp_path / "mlflow.db"), "database is locked")
+    assert_complete(store)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can only be mounted by root, and not in every container")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Not a byte is left."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        space = os.statvfs(folder)
+        file.write(b"\0" * (space.f_bavail * space.f_frsize))
+    yield
+    ballast.unlink()
+
+
+def test_a_full_disk_gets_it_all_once_there_is_room(
+    empty_store: Path, small_disk: Path, make_sender: Sender, play: Play, assert_complete: Complete
+) -> None:
+    shutil.copy(empty_store, small_disk / "mlflow.db")
+    store = f"sqlite:///{small_disk / 'mlflow.db'}"
+    survives(make_sender(store), play, lambda: full(small_disk), "full")
+    assert_complete(store)
+
+
+@contextmanager
+def no_longer_file() -> Iterator[None]:
+    """What this process has started can write no file: as a disk with an error, also where nobody is root."""
+    limits = {}
+    for process in psutil.Process().children(recursive=True):
+        _, hard = limits[process.pid] = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
+    assert limits, "there is nobody who writes"
+    yield
+    for pid, limit in limits.items():
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+
+
+def test_a_disk_that_fails_gets_it_all_once_it_works(
+    store: str, make_sender: Sender, play: Play, assert_complete: Complete
+) -> None:
+    survives(make_sender(store), play, no_longer_file, "disk I/O error")
+    assert_complete(store)
+
+
+def survives(
+    sender: MlflowWriter, play: Play, fault: Callable[[], AbstractContextManager[None]], words: str
+) -> None:
+    """A search with a ``fault`` from half way to its end, told by ``words``, is sent when that is over."""
+    lasting = ExitStack()
+
+    def halfway() -> None:
+        wait_for_a_run(sender)
+        lasting.enter_context(fault())
+
+    shown, slowest = play(sender, halfway)
+    assert slowest < 0.05
+    with lasting:
+        wait_for_trouble(sender, words)
+        assert 0 < sender.waiting <= shown
+    assert sender.close(60) == 0
+    assert sender.trouble == ""

@@ -1,0 +1,79 @@
+"""A trial's peak memory: from its own beginning, through a resume, and only where the device counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tune_rescon.config import PEAK_MEMORY, TrialConfig
+from tune_rescon.data import ImageDataset
+from tune_rescon.training import EpochReport, attempt, recorded_epochs, reporter, train_trial
+from tune_rescon.training.memory import count_peak, peak_memory_mb
+
+pytestmark = pytest.mark.torch
+
+Run = Callable[..., list[EpochReport]]
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A device that counts, as a GPU does; what was asked of it. Each time, 10 more were taken."""
+    asked: list[str] = []
+
+    def peak(_device: torch.device) -> float:
+        asked.append("peak")
+        return 10.0 * asked[::-1].index("begin")
+
+    monkeypatch.setattr(attempt, "count_peak", lambda _device: asked.append("begin"))
+    monkeypatch.setattr(reporter, "peak_memory_mb", peak)
+    return asked
+
+
+def peaks(reports: list[EpochReport]) -> list[float]:
+    return [report.metrics[PEAK_MEMORY] for report in reports]
+
+
+def test_a_cpu_has_none(train: Run) -> None:
+    count_peak(CPU)
+    assert peak_memory_mb(CPU) is None
+    assert all(PEAK_MEMORY not in report.metrics for report in train(epochs=1))
+
+
+def test_it_counts_from_the_trials_beginning(train: Run, device: list[str]) -> None:
+    for _ in range(2):
+        assert peaks(train(epochs=2)) == [10.0, 20.0]
+    assert device == ["begin", "peak", "peak"] * 2
+
+
+def test_a_resumed_trial_keeps_what_it_took_before(train: Run, device: list[str], tmp_path: Path) -> None:
+    def leave(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(folder=tmp_path, epochs=4, on_epoch=leave)
+    assert peaks(list(recorded_epochs(tmp_path))) == [10.0, 20.0]
+    # Its third epoch took 10 in the new process.
+    assert peaks(train(folder=tmp_path, epochs=4)) == [20.0, 20.0]
+    assert device.count("begin") == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_counts_what_a_trial_of_its_own_takes(digits: ImageDataset, small: TrialConfig) -> None:
+    def run(width: float) -> float:
+        reports: list[EpochReport] = []
+        config = TrialConfig.from_dict({**small.to_dict(), "width": width})
+        train_trial(
+            config, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=reports.append, device="cuda"
+        )
+        return peaks(reports)[0]
+
+    narrow, wide, again = run(0.25), run(1.0), run(0.25)
+    # Weights, gradients, momentum and the average; what the wider trial took is not the next one's.
+    assert 1.0 < narrow < wide
+    assert again == pytest.approx(narrow, rel=0.1)

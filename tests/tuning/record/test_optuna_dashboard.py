@@ -1,0 +1,113 @@
+"""A real `optuna-dashboard` on a study of ours: it opens the file, and tells what the record tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning import SearchFolder, StudyRecord, TrialSummary
+
+pytestmark = pytest.mark.server
+
+#: Optuna's words for ours.
+STATES = {
+    TrialState.FINISHED: "Complete",
+    TrialState.STOPPED: "Pruned",
+    TrialState.FAILED: "Fail",
+}
+
+
+def curve(trial: Assignment) -> SyntheticCurve:
+    """Of the simulation's landscape; the first trial, which nothing can stop at a rung, breaks off."""
+    found = LANDSCAPES["monotone"].curve(trial.number, trial.parameters)
+    return dataclasses.replace(found, crashes_at=2) if trial.number == 0 else found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> SearchFolder:
+    """A search that has ended, one trial of which failed."""
+    space = load_space("att92", ["initial=[]", "budget.trials=9", "fidelity.max=9", "sampler.type=random"])
+    made = SearchFolder(storage=tmp_path_factory.mktemp("storage"), name="first")
+    Simulation(curve).drive(SimulatedSearch(space, folder=made).policy())
+    return made
+
+
+@pytest.fixture(scope="module")
+def dashboard(folder: SearchFolder) -> Iterator[str]:
+    """Its URL; the process is the command that a person types."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), folder.study_url, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while not _answers(url):
+        assert process.poll() is None, f"it ended with code {process.returncode}"
+        assert time.monotonic() < end, "it does not answer"
+        time.sleep(0.1)
+    yield url
+    process.kill()
+    process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/api/meta", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def read(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
+
+
+def told(shown: dict[str, Any]) -> dict[str, Any]:
+    """What the dashboard says of a trial."""
+    return {
+        "number": shown["number"],
+        "state": shown["state"],
+        "values": [(point["step"], point["value"]) for point in shown["intermediate_values"]],
+        "parameters": {param["name"]: param["param_external_value"] for param in shown["params"]},
+        "ours": {attribute["key"]: attribute["value"] for attribute in shown["user_attrs"]}["state"],
+    }
+
+
+def known(trial: TrialSummary) -> dict[str, Any]:
+    """The same of the record."""
+    return {
+        "number": trial.number,
+        "state": STATES[trial.state],
+        "values": list(enumerate(trial.values, 1)),
+        "parameters": {name: str(value) for name, value in trial.parameters.items()},
+        "ours": trial.state.value,
+    }
+
+
+def test_it_shows_the_study_as_the_record_has_it(folder: SearchFolder, dashboard: str) -> None:
+    record = StudyRecord.load(folder.study_url, folder.name, metric="val_accuracy")
+    (study,) = read(f"{dashboard}/api/studies")["study_summaries"]
+    assert (study["study_name"], study["directions"]) == (folder.name, ["maximize"])
+    detail = read(f"{dashboard}/api/studies/{study['study_id']}")
+    assert detail["has_intermediate_values"]
+    assert len(detail["trials"]) == len(record)
+    for shown, trial in zip(detail["trials"], record.trials(), strict=True):
+        assert told(shown) == known(trial)
+    # There was one of each to be shown.
+    assert {shown["state"] for shown in detail["trials"]} == {"Complete", "Pruned", "Fail"}
+    best = max(trial.value for trial in record.trials() if trial.state is TrialState.FINISHED)
+    assert {trial["values"][0] for trial in detail["best_trials"]} == {best}
