@@ -149,7 +149,7 @@ class _Upload:
 
 @lru_cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all passes: torch keeps the memory of each stream's batches apart, and would of each new one's."""
+    """One for all passes: torch keeps the memory of every stream apart, and gives none of it to another."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
