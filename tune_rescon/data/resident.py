@@ -65,7 +65,8 @@ def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Su
     if not has_own_memory(device):
         return Mapped(split=split)
     device = _numbered(device)
-    return _resident(dataset.digest, part, split, device) or Ahead(split=split, device=device)
+    held = _resident(dataset.digest, part, split, device)
+    return Ahead(split=split, device=device) if held is None else held
 
 
 def release(device: torch.device) -> bool:

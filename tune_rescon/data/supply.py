@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -130,9 +130,7 @@ class _Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._stream = _copying_stream(device) if device.type == "cuda" else None
 
     def __call__(
         self, images_BHWC: Tensor, labels_B: Tensor
@@ -147,6 +145,12 @@ class _Upload:
                 tensor.pin_memory().to(self._device, non_blocking=True) for tensor in (images_BHWC, labels_B)
             ]
             return copies[0], copies[1], self._stream.record_event()
+
+
+@lru_cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: torch keeps the memory of every stream apart, and gives none of it to another."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _hand_over(tensors: Pair, copied: torch.cuda.Event) -> None:
