@@ -53,9 +53,9 @@ _REFUSALS: Final = frozenset(
 #: and "forbidden", which a server says to every request until it is told this host's name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
-#: A tenth of the processor beside one trial that wants it all; the lowest priority (19) would be a
+#: A quarter of the processor beside a trial that wants all of it; the lowest priority (19) would be a
 #: hundredth, and the end of a search waits for this process on machines where others are busy.
-_NICENESS: Final = 10
+_NICENESS: Final = 5
 
 _LOGGER = logging.getLogger(__name__)
 
