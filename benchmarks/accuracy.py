@@ -42,7 +42,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
         metrics = epoch.metrics
         accuracy, speed = metrics["val_accuracy"], metrics["images_per_second"]
         print(f"| {spent:.0f} | {epoch.epoch} | {accuracy:.4f} | {speed:.0f} |", flush=True)
-        if spent > 1.3 * seconds:
+        if spent > 1.3 * seconds and epoch.epoch < epochs:
             raise TimeUp
 
     try:
