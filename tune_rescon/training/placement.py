@@ -1,7 +1,7 @@
 """Where and how precisely a network runs: device, floating-point format, memory layout.
 
 ``choose_precision`` is the decision; ``Placement`` carries it; ``Placement.active`` is the only place that
-turns the process's switches (TF32, cuDNN's autotuner, threads), and it turns them back.
+turns the process's switches (TF32, cuDNN's autotuner, threads, the heap), and it turns them back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.errors import ResourceError, explain, unknown_name
+from tune_rescon.training.heap import freed_memory_kept
 
 __all__ = ["Placement", "Precision", "choose_precision", "place"]
 
@@ -72,9 +73,11 @@ class Placement:
         torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
         torch.set_num_threads(threads or count)
         on_cuda = self.device.type == "cuda"
-        with torch.backends.cudnn.flags(
+        heap = contextlib.nullcontext() if on_cuda else freed_memory_kept()
+        cudnn = torch.backends.cudnn.flags(
             enabled=True, benchmark=on_cuda, deterministic=False, allow_tf32=self.precision != "fp32"
-        ):
+        )
+        with heap, cudnn:
             try:
                 yield
             finally:
