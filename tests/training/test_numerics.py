@@ -1,0 +1,115 @@
+"""The step as it is trained, against the same network trained plainly: fp32, NCHW, eager, torch's own SGD.
+
+A few steps of these networks multiply an error of rounding by a hundred thousand: batch norm over few values.
+So one step is compared as it is computed, in fp32, and the way from step to step in fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.optimizer import decay_groups
+from tune_rescon.training.placement import place
+
+pytestmark = pytest.mark.torch
+
+STEPS = 5
+IMAGES_BCHW = torch.randn(16, 3, 17, 17, generator=torch.Generator().manual_seed(0))
+LABELS_B = torch.arange(16) % 4
+
+#: Both kinds of unit; every attention, mask and way of combining.
+NETWORKS: list[dict[str, Any]] = [
+    {"layout": "cifar", "depth": 56},
+    {"layout": "rescon", "depth": 92, "added_reference": True},
+    {"preset": "attentionnext56"},
+    {"layout": "cifar", "depth": 56, "attention": "spatial", "attention_learning": "nal"},
+    {"layout": "cifar", "depth": 56, "attention": "channel", "mask": "local"},
+]
+
+networks = pytest.mark.parametrize("fields", NETWORKS, ids=lambda fields: "-".join(map(str, fields.values())))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
+def _config(fields: dict[str, Any]) -> TrialConfig:
+    narrow: dict[str, Any] = {"width": 0.25, "image_size": 17, "learning_rate": 0.001, "schedule": "constant"}
+    return TrialConfig(**(narrow | fields))
+
+
+def _network(config: TrialConfig, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return build_from_spec(resolve_network(config, classes=4, in_channels=3)).to(dtype)
+
+
+def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:
+    groups = decay_groups(network, config.weight_decay)
+    optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=False)
+    images_BCHW = IMAGES_BCHW.to(next(network.parameters()).dtype)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        # The loss is one of fp32 scores in both.
+        loss = F.cross_entropy(network(images_BCHW).float(), LABELS_B)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def _train(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:
+    placement = place("cpu", precision="auto")
+    images_BCHW = IMAGES_BCHW.to(next(network.parameters()).dtype)
+    module = TrialModule(network, config, classes=4, epochs=1, steps_per_epoch=steps, placement=placement)
+    optimizer, scheduler = module.optimizer_and_scheduler()
+    losses = []
+    with placement.active():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = module.training_step((images_BCHW, LABELS_B))
+            module.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def _gradient(network: nn.Module) -> Tensor:
+    gradients = [parameter.grad for parameter in network.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+@networks
+def test_a_step_in_fp32_is_plain_torchs(fields: dict[str, Any]) -> None:
+    config = _config(fields)
+    plain, ours = (_network(config, torch.float32) for _ in range(2))
+    expected = _train_plainly(plain, config, 1)
+    torch.testing.assert_close(_train(ours, config, 1), expected, rtol=1e-4, atol=1e-4)
+    difference = _gradient(ours) - _gradient(plain)
+    # 0.05 where measured: an activation a rounding away from 0 passes its gradient on one side only.
+    assert difference.norm() < 0.15 * _gradient(plain).norm()
+
+
+@networks
+def test_a_training_ends_where_plain_torchs_does(fields: dict[str, Any]) -> None:
+    config = _config(fields)
+    plain, ours = (_network(config, torch.float64) for _ in range(2))
+    expected = _train_plainly(plain, config, STEPS)
+    torch.testing.assert_close(_train(ours, config, STEPS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    assert expected.diff().abs().min() > 1e-3, "each step must have changed something"
