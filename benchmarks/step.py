@@ -1,30 +1,42 @@
-"""One training step: this package's against the port's way, the same network, alternating in one process.
+"""One training step: this package's against the port's way, the same network, alternating.
 
 The port that ResCon follows trains in fp32, NCHW, eagerly, with ``torch.optim.SGD``. Prints images per second
-of both (median, first and third quartile of the rounds), their ratio, and what it ran on::
+of both and the ratio of each round (median, first and third quartile), and what it ran on. On a CPU each side
+has a process of its own: what the allocator keeps between steps is the whole process's. On a GPU both are in
+this one::
 
+    python benchmarks/step.py                                          # the issue's two cases
     python benchmarks/step.py --preset rescon_attention92_32 --batch-size 64 --rounds 7
+    python benchmarks/step.py --precision bf16                         # ours only: the plain side stays fp32
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from table import Row, print_rows
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import TrialConfig, field_rule
 from tune_rescon.models import build_network, list_presets, resolve_network
 from tune_rescon.training import build_step
 
 Step = Callable[[], object]
+
+#: Preset, batch size, and how many times as fast ours is to be on a CPU (issue 5).
+CASES = (("rescon_attention92_32", 64, 2.0), ("attention56", 8, 1.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +46,17 @@ class Speed:
     median: float
     low: float
     high: float
+    rounds: tuple[float, ...] = ()
+    """Of each round, in order."""
 
     @classmethod
     def of(cls, images_per_second: list[float]) -> Speed:
         low, median, high = statistics.quantiles(images_per_second, n=4, method="inclusive")
-        return cls(median=median, low=low, high=high)
+        return cls(median=median, low=low, high=high, rounds=tuple(images_per_second))
+
+    def times(self, other: Speed) -> Speed:
+        """How many times ``other``, round by round: what slows a whole round down drops out."""
+        return Speed.of([mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True)])
 
     def __str__(self) -> str:
         return f"{self.median:.1f} images/s (quartiles {self.low:.1f} to {self.high:.1f})"
@@ -88,17 +106,70 @@ def _time(step: Step, count: int, device: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(preset: str, *, batch_size: int, device: str, rounds: int, seconds: float) -> None:
-    """Print both speeds and their ratio."""
-    steps = {
-        "tune_rescon": build_step(preset, batch_size=batch_size, device=device),
-        "plain eager": plain_step(preset, batch_size=batch_size, device=device),
+@contextlib.contextmanager
+def alone(make: Callable[[], Step]) -> Iterator[Step]:
+    """The step ``make`` makes, in a process of its own; a call returns when the step is done."""
+    processes = multiprocessing.get_context("spawn")
+    mine, its = processes.Pipe()
+    process = processes.Process(target=_serve, args=(make, its), daemon=True)
+    process.start()
+    its.close()  # so that its end ends a wait here
+
+    def step() -> None:
+        mine.send(None)
+        mine.recv()
+
+    try:
+        yield step
+    finally:
+        mine.close()
+        process.join()
+
+
+def _serve(make: Callable[[], Step], connection: Connection) -> None:
+    step = make()
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.recv()
+            step()
+            connection.send(None)
+
+
+def compare(
+    preset: str,
+    *,
+    batch_size: int,
+    device: str,
+    rounds: int,
+    seconds: float,
+    precision: str = "auto",
+    target: float | None = None,
+) -> Row:
+    """Print both speeds and their ratio; a row of it, which only a ``target`` gives a verdict."""
+    makers: dict[str, Callable[[], Step]] = {
+        "tune_rescon": functools.partial(
+            build_step, preset, batch_size=batch_size, device=device, precision=precision
+        ),
+        "plain eager": functools.partial(plain_step, preset, batch_size=batch_size, device=device),
     }
-    speeds = alternate(steps, batch_size=batch_size, device=device, rounds=rounds, seconds=seconds)
-    print(f"{preset}, batch {batch_size}, n = {rounds} rounds of about {seconds:g} s each")
+    with contextlib.ExitStack() as processes:
+        steps = {
+            name: make() if device == "cuda" else processes.enter_context(alone(make))
+            for name, make in makers.items()
+        }
+        speeds = alternate(steps, batch_size=batch_size, device=device, rounds=rounds, seconds=seconds)
+    ratio = speeds["tune_rescon"].times(speeds["plain eager"])
+    what = f"{preset}, batch {batch_size}, precision {precision}"
+    print(f"{what}, n = {rounds} rounds of about {seconds:g} s each")
     for name, speed in speeds.items():
         print(f"  {name:12} {speed}")
-    print(f"  ratio        {speeds['tune_rescon'].median / speeds['plain eager'].median:.2f}")
+    print(f"  ratio        {ratio.median:.2f} (quartiles {ratio.low:.2f} to {ratio.high:.2f})")
+    return Row(
+        what=f"training step, {what}, against plain fp32 NCHW eager",
+        measured=f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times, n = {rounds}",
+        target=f">= {target:g} times" if target else "none",
+        met=None if target is None else ratio.median >= target,
+    )
 
 
 def hardware(device: str) -> str:
@@ -122,22 +193,32 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=list_presets(), default="rescon_attention92_32")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--preset", choices=list_presets(), help="one network instead of the issue's two")
+    parser.add_argument("--batch-size", type=int, default=64, help="with --preset")
+    parser.add_argument("--precision", choices=field_rule("precision").choices, default="auto")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--rounds", type=int, default=7, help="at least 2")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one round of one step")
     arguments = parser.parse_args()
+    cases: Sequence[tuple[str, int, float | None]] = CASES
+    if arguments.preset:
+        cases = [(arguments.preset, arguments.batch_size, None)]
     print(hardware(arguments.device))
-    compare(
-        arguments.preset,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        rounds=arguments.rounds,
-        seconds=arguments.seconds,
-    )
+    rows = [
+        compare(
+            preset,
+            batch_size=batch_size,
+            device=arguments.device,
+            rounds=arguments.rounds,
+            seconds=arguments.seconds,
+            precision=arguments.precision,
+            target=target if arguments.device == "cpu" else None,
+        )
+        for preset, batch_size, target in cases
+    ]
+    print_rows(row for row in rows if row.met is not None)
 
 
 if __name__ == "__main__":

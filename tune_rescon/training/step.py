@@ -18,18 +18,20 @@ __all__ = ["build_step"]
 CLASSES = 10
 
 
-def build_step(preset: str, *, batch_size: int, device: str) -> Callable[[], Tensor]:
+def build_step(preset: str, *, batch_size: int, device: str, precision: str = "auto") -> Callable[[], Tensor]:
     """A callable that runs one full training step and returns its loss, on the device and not waited for.
 
     Images of the preset's nominal size lie on the device; forward, loss, backward, optimiser and schedule
-    are those of :func:`tune_rescon.training.train_trial` at the default recipe. The step's metrics are
-    counted, as in training. The process's switches (TF32, cuDNN's autotuner) hold during a call only.
+    are those of :func:`tune_rescon.training.train_trial` at the default recipe and ``precision``. The step's
+    metrics are counted, as in training. The process's switches (TF32, cuDNN's autotuner, the heap) hold
+    during a call only.
 
     Raises:
+        ConfigError: no such precision.
         NetworkError: no such preset.
         ResourceError: no such device ("auto", "cpu", "cuda").
     """
-    config = TrialConfig(preset=preset, batch_size=batch_size)
+    config = TrialConfig(preset=preset, batch_size=batch_size, precision=precision)
     placement = place(device, precision=config.precision)
     spec = resolve_network(config, classes=CLASSES, in_channels=3)
     module = TrialModule(
