@@ -120,7 +120,7 @@ def test_it_ends_with_its_driver(store: str) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"shown\n"
         (desk,) = psutil.Process(driver.pid).children()
-        assert desk.nice() == 5
+        assert desk.nice() == 19
         driver.kill()
     _, alive = psutil.wait_procs([desk], 10)
     assert not alive

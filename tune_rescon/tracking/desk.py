@@ -53,9 +53,8 @@ _REFUSALS: Final = frozenset(
 #: and "forbidden", which a server says to every request until it is told this host's name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
-#: A quarter of the processor beside a trial that wants all of it; the lowest priority (19) would be a
-#: hundredth, and the end of a search waits for this process on machines where others are busy.
-_NICENESS: Final = 5
+#: The lowest priority. Ray has its workers at 15, where a trial then has the larger part of a processor.
+_NICENESS: Final = 19
 
 _LOGGER = logging.getLogger(__name__)
 
