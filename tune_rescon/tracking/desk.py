@@ -81,6 +81,9 @@ class Desk:
     def start(self) -> None:
         """Nothing has to be made ready; see :class:`.link.Shower`."""
 
+    def hurry(self) -> None:
+        """It is as fast as it is."""
+
     def close(self) -> None:
         """Nothing has to be ended."""
 

@@ -106,6 +106,7 @@ class MlflowWriter:
         """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
         self._backlog.close()
         self._hurry.set()
+        self._desk.hurry()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)
