@@ -21,15 +21,14 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from roofline import wait
-from step import Speed, hardware
-from table import Row, print_rows
+from step import Speed
+from table import Row, hardware, print_rows
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
-    print(f"{hardware(options.device)}, Lightning {version('pytorch-lightning')}")
+    print(hardware(options.device, "torch", "pytorch-lightning"))
     with tempfile.TemporaryDirectory() as folder:
         compare(options, Path(folder))
 

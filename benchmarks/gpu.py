@@ -21,13 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accuracy import show_training
 from roofline import Peaks, measure_peaks, training_bytes, training_flops, wait
-from step import Speed, alternate, hardware, plain_step
+from step import Speed, alternate, plain_step
+from table import hardware
 from waiting import Case, show_images
 
 from tune_rescon.config import TrialConfig
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no CUDA GPU that torch can use: nothing to check")
         return
     started = time.perf_counter()
-    print(f"{hardware(options.device)}, Lightning {version('pytorch-lightning')}")
+    print(hardware(options.device, "torch", "pytorch-lightning"))
     peaks = show_peaks(options)
     for case in options.cases:
         show_step(case, peaks, options)

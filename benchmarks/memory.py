@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from step import hardware
-from table import Row, print_rows
+from table import Row, hardware, print_rows
 from waiting import random_dataset
 
 from tune_rescon.config import DatasetConfig, TrialConfig
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8, help="at least 2")
     options = parser.parse_args()
     asked = DatasetConfig(name="folder", path=str(options.images))
-    print(hardware("cpu"))
+    print(hardware("cpu", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         dataset = open_dataset(asked, data_root=root, cache_root=root)

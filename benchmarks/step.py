@@ -16,18 +16,15 @@ import argparse
 import contextlib
 import functools
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from table import Row, print_rows
+from table import Row, hardware, print_rows
 
 from tune_rescon.config import TrialConfig, field_rule
 from tune_rescon.models import build_network, list_presets, resolve_network
@@ -172,25 +169,6 @@ def compare(
     )
 
 
-def hardware(device: str) -> str:
-    """What the figures are of."""
-    if device == "cuda":
-        found = torch.cuda.get_device_properties(0)
-        what = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    else:
-        what = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{what}; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            named = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        named = []
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=list_presets(), help="one network instead of the issue's two")
@@ -205,7 +183,7 @@ def main() -> None:
     cases: Sequence[tuple[str, int, float | None]] = CASES
     if arguments.preset:
         cases = [(arguments.preset, arguments.batch_size, None)]
-    print(hardware(arguments.device))
+    print(hardware(arguments.device, "torch"))
     rows = [
         compare(
             preset,

@@ -60,10 +60,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def hardware(device: str, *packages: str) -> str:
-    """What the figures are of: processor or GPU, and versions."""
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    what = f"{_processor()}, {os.cpu_count()} cores" if device == "cpu" else device
-    return f"{what}; Python {platform.python_version()}{', ' if versions else ''}{versions}"
+    """What the figures are of: the processor, or for ``cuda`` the first GPU, and versions."""
+    what = _gpu() if device == "cuda" else f"{_processor()}, {os.cpu_count()} cores"
+    return ", ".join(
+        [f"{what}; Python {platform.python_version()}", *(f"{n} {version(n)}" for n in packages)]
+    )
+
+
+def _gpu() -> str:
+    # Imported here: most benchmarks need no torch in this process.
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def _processor() -> str:

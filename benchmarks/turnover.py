@@ -40,7 +40,7 @@ def main() -> None:
         folder = Path(name)
         os.environ["RAY_TMPDIR"] = name
         events = list(_searched(folder, options.trials))
-    print(hardware("cpu"))
+    print(hardware("cpu", "torch", "ray"))
     print_rows(rows(events))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def numbers(made: list[int], *, fails_at: int | None = None) -> Iterator[Callabl
         made.append(number)
         return number
 
-    return (lambda number=number: make(number) for number in range(10))  # type: ignore[misc]
+    return (partial(make, number) for number in range(10))
 
 
 def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
@@ -80,7 +81,7 @@ def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
             third.set()
         return number
 
-    ahead = made_ahead((lambda number=number: make(number) for number in range(10)), depth=2)  # type: ignore[misc]
+    ahead = made_ahead((partial(make, number) for number in range(10)), depth=2)
     assert next(ahead) == 0
     assert third.wait(1), "nothing is made until it is asked for"
     assert list(ahead) == list(range(1, 10))

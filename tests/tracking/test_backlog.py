@@ -64,6 +64,38 @@ def test_what_comes_while_it_is_sent_still_waits() -> None:
     assert backlog.next() == (newest, 1)
 
 
+def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> None:
+    # As when MLflow's store takes longer to make than the search's trials take to learn.
+    backlog = Backlog(settle=0)
+    backlog.put(SearchView())
+    first = backlog.next()
+    assert first is not None
+    end = SearchView(state="finished", note="2 of 2")
+    for view in (SearchView(note="1 of 2"), trial(0, 1, "finished"), end):
+        backlog.put(view)
+    backlog.done(*first)
+    assert len(backlog) == 3
+    assert backlog.next() == (trial(0, 1, "finished"), 1)
+    backlog.done(trial(0, 1, "finished"), 1)
+    assert backlog.next() == (end, 2)
+    backlog.done(end, 2)
+    assert len(backlog) == 0
+
+
+def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
+    backlog = Backlog(settle=0)
+    backlog.put(trial(0))
+    first = backlog.next()
+    assert first is not None
+    ended, end = trial(0, 1, "finished"), SearchView(state="finished")
+    backlog.put(ended)
+    backlog.put(end)
+    backlog.done(*first)
+    assert backlog.next() == (ended, 1)
+    backlog.done(ended, 1)
+    assert backlog.next() == (end, 1)
+
+
 def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
     clock = Clock()
     backlog = Backlog(settle=10, clock=clock)

@@ -16,7 +16,7 @@ import mlflow
 import psutil
 import pytest
 
-from tune_rescon.tracking import Destination, RunView, SearchView
+from tune_rescon.tracking import Destination, RunView, SearchView, link, mlflow_writer, writer
 from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.link import DeskProcess
 
@@ -75,6 +75,25 @@ def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(open_desk: Op
     desk.show(SearchView(began_with=1))
     assert desk.show(RunView(number=0, state="finished")) == shown
     assert mlflow.MlflowClient(store).get_run(shown).info.status == "FINISHED"
+
+
+def test_a_process_that_could_not_be_started_is_started_later(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, refusals = link._started, iter([OSError("no memory"), OSError("no memory")])
+
+    def start() -> object:
+        for error in refusals:
+            raise error
+        return started()
+
+    monkeypatch.setattr(link, "_started", start)
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
+    destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
+    with mlflow_writer(destination) as sender:
+        sender.show(SearchView())
+        assert sender.close(60) == 0
+    assert next(refusals, None) is None
 
 
 def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Final
 
 from tune_rescon.tracking.views import ACTIVE, RunView, View
 
 __all__ = ["Backlog"]
+
+_SEARCH: Final = "search"
+_ITS_END: Final = "its end"
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,17 @@ class Backlog:
             key = _key(view)
             known = self._waiting.pop(key)
             self._updates -= updates
-            if known.view is not view:
-                self._waiting[key] = _Waiting(known.view, known.updates - updates, self._due(known.view))
+            if known.view is view:
+                return
+            newer = _Waiting(known.view, known.updates - updates, self._due(known.view))
+            end = self._waiting.pop(_ITS_END, None)
+            if end is None:
+                self._waiting[key] = newer
+            elif key == _SEARCH:
+                # Sent after its end it would have the search go on; the end shows all that it does.
+                self._waiting[_ITS_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
+            else:
+                self._waiting |= {key: newer, _ITS_END: end}
 
     def _due(self, view: View) -> float:
         return self._clock() + (self._settle if view.state == ACTIVE else 0.0)
@@ -87,4 +101,4 @@ def _key(view: View) -> Hashable:
     if isinstance(view, RunView):
         return view.number
     # A search is shown before its trials, and its end after them.
-    return "search" if view.state == ACTIVE else "its end"
+    return _SEARCH if view.state == ACTIVE else _ITS_END

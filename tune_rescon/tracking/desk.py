@@ -134,7 +134,7 @@ class _Forwarder(QueueHandler):
     """Sends log records to the driver, into whose log they belong."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(queue.SimpleQueue())
+        super().__init__(queue.SimpleQueue())  # stays empty: enqueue() goes past it
         self._connection = connection
         self._turn = threading.Lock()
 

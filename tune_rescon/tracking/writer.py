@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from tune_rescon.tracking.backlog import Backlog
@@ -117,7 +117,8 @@ class MlflowWriter:
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
-        self._desk.start()
+        with suppress(OSError):  # no process to be had now: the first view says so, and asks again
+            self._desk.start()
         while not self._give_up.is_set():
             waiting = self._backlog.next()
             if waiting is None:
