@@ -40,7 +40,8 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
 def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
     backlog = Backlog(settle=0)
     note, end = SearchView(note="1 of 2"), SearchView(state="finished")
-    for view in (SearchView(), trial(0), note, trial(1), end, trial(0, 1, "finished")):
+    other, ended = trial(1), trial(0, 1, "finished")
+    for view in (SearchView(), trial(0), note, other, end, ended):
         backlog.put(view)
     seen = []
     while len(backlog):
@@ -48,7 +49,7 @@ def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
         assert waiting is not None
         seen.append(waiting[0])
         backlog.done(*waiting)
-    assert seen == [note, trial(0, 1, "finished"), trial(1), end]
+    assert seen == [note, ended, other, end]
 
 
 def test_what_comes_while_it_is_sent_still_waits() -> None:
@@ -70,13 +71,13 @@ def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> No
     backlog.put(SearchView())
     first = backlog.next()
     assert first is not None
-    end = SearchView(state="finished", note="2 of 2")
-    for view in (SearchView(note="1 of 2"), trial(0, 1, "finished"), end):
+    ended, end = trial(0, 1, "finished"), SearchView(state="finished", note="2 of 2")
+    for view in (SearchView(note="1 of 2"), ended, end):
         backlog.put(view)
     backlog.done(*first)
     assert len(backlog) == 3
-    assert backlog.next() == (trial(0, 1, "finished"), 1)
-    backlog.done(trial(0, 1, "finished"), 1)
+    assert backlog.next() == (ended, 1)
+    backlog.done(ended, 1)
     assert backlog.next() == (end, 2)
     backlog.done(end, 2)
     assert len(backlog) == 0

@@ -6,6 +6,7 @@
     load_goal     a file -> its metric and budget, in a fraction of the time
     dump_space    Space -> the text of a file
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
+    corners       the largest and smallest values of given fields, in every combination
     trial_config  Space and a sampled dict -> TrialConfig
     overlap       a trial of another space -> the same trial in this one, or why there is none
 """
@@ -14,6 +15,7 @@ from tune_rescon.spaces.combinations import is_active
 from tune_rescon.spaces.dumping import dump_space
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_goal, load_space, parse_space
+from tune_rescon.spaces.networks import corners
 from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
 from tune_rescon.spaces.sampling import (
@@ -43,6 +45,7 @@ __all__ = [
     "Scheduler",
     "Space",
     "When",
+    "corners",
     "distributions",
     "dump_space",
     "from_optuna",

@@ -1,4 +1,4 @@
-"""Whether every network that a space can ask for exists.
+"""Which networks a space can ask for, and whether all of them exist.
 
 Networks are resolved from numbers (:func:`tune_rescon.models.resolve_network`), so this is cheap; still, the
 product of a large space is cut, and what is beyond the cut is judged when its trial is built.
@@ -6,7 +6,7 @@ product of a large space is cut, and what is beyond the cut is judged when its t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from tune_rescon.spaces.combinations import combinations, values_of
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem
 
-__all__ = ["missing_networks"]
+__all__ = ["corners", "missing_networks"]
 
 #: Combinations looked at.
 _MOST: Final = 2_000
@@ -28,14 +28,20 @@ _LONGEST_RANGE: Final = 64
 _FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
 
 
+def corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Combinations of values of the searched ``fields``: all choices, and the bounds of long ranges."""
+    for chosen in islice(combinations(_deciding(parameters, fields), _looked_at), _MOST):
+        yield {name: value for name, value in chosen.items() if name in fields}
+
+
 def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
     """One problem for each value that asks for a network that does not exist, at that value's path."""
     shared = {
         name: value for name, value in fixed.items() if name in _FIELDS and not check_field(name, value)
     }
     told: set[Path] = set()
-    for chosen in islice(combinations(_deciding(parameters), _looked_at), _MOST):
-        wanted = shared | {name: value for name, value in chosen.items() if name in _FIELDS}
+    for chosen in corners(parameters, _FIELDS):
+        wanted = shared | chosen
         error = _error(wanted)
         if error is None:
             continue
@@ -45,9 +51,9 @@ def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Paramete
             yield Problem(path=path, text=str(error))
 
 
-def _deciding(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """The searched fields of the network, and the parents their ``when`` names."""
-    names = {name for name in parameters if name in _FIELDS}
+def _deciding(parameters: Mapping[str, Parameter], fields: Collection[str]) -> dict[str, Parameter]:
+    """The searched ones of ``fields``, and the parents their ``when`` names."""
+    names = {name for name in parameters if name in fields}
     for name, parameter in reversed(list(parameters.items())):
         if name in names and parameter.when:
             names.add(parameter.when.parameter)

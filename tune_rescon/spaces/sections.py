@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from tune_rescon.config import METRICS, metric_mode
 from tune_rescon.errors import explain, unknown_name
-from tune_rescon.spaces.problems import Problem, shown
+from tune_rescon.spaces.problems import Problem, problems_in, raise_problems, shown
 from tune_rescon.spaces.section import PositiveInt, Section
 
 __all__ = ["Budget", "Fidelity", "Goal", "Metric", "Resources", "Sampler", "Scheduler"]
@@ -177,6 +177,19 @@ class Goal(Section):
     budget: Budget
 
 
+def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Of the two that a value fails to be, tell of the one that it was meant to be."""
+    try:
+        return handler(value)
+    except ValidationError as error:
+        if isinstance(value, str):
+            rule = Problem(path=(), text=explain("must be a number or auto", got=shown(value)))
+        else:
+            rule = Problem(path=(), text=next(problems_in(error)).text)
+        raise_problems("gpu", [rule])
+        raise
+
+
 class Resources(Section):
     """What one trial occupies."""
 
@@ -191,11 +204,17 @@ class Resources(Section):
 
     cpu: PositiveInt = 1
     """CPU cores; also the threads of the trial's process."""
-    gpu: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs; a fraction below 1 lets trials share one."""
+    gpu: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], WrapValidator(_number_or_auto)] = 0.0
+    """GPUs; a fraction below 1 lets trials share one. ``auto``: the share of one that the space's largest
+    network needs, measured on a GPU before the first trial; ``space.yaml`` then has the number."""
+
+    @property
+    def gpus(self) -> float:
+        """``gpu`` as a number; until ``auto`` is measured the most that it can come to."""
+        return 1.0 if self.gpu == "auto" else self.gpu
 
     def broken_rules(self) -> Iterator[Problem]:
         """A share of one GPU, or whole ones."""
-        if self.gpu > 1 and self.gpu != int(self.gpu):
+        if self.gpu != "auto" and self.gpu > 1 and self.gpu != int(self.gpu):
             rule = "must be a fraction below 1 or a whole number"
             yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu)))

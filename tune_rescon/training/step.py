@@ -10,9 +10,9 @@ from torch import Tensor
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.placement import place
+from tune_rescon.training.placement import Placement, place
 
-__all__ = ["build_step"]
+__all__ = ["build_step", "step_of"]
 
 #: The published tables of these networks at 32 pixels are CIFAR-10's.
 CLASSES = 10
@@ -32,14 +32,25 @@ def build_step(preset: str, *, batch_size: int, device: str, precision: str = "a
         ResourceError: no such device ("auto", "cpu", "cuda").
     """
     config = TrialConfig(preset=preset, batch_size=batch_size, precision=precision)
-    placement = place(device, precision=config.precision)
-    spec = resolve_network(config, classes=CLASSES, in_channels=3)
+    return step_of(config, place(device, precision=config.precision), classes=CLASSES, in_channels=3)
+
+
+def step_of(
+    config: TrialConfig, placement: Placement, *, classes: int, in_channels: int
+) -> Callable[[], Tensor]:
+    """The same of any trial, for images of ``in_channels`` channels.
+
+    Raises:
+        NetworkError: there is no such network.
+    """
+    spec = resolve_network(config, classes=classes, in_channels=in_channels)
     module = TrialModule(
-        build_from_spec(spec), config, classes=CLASSES, epochs=1, steps_per_epoch=10**6, placement=placement
+        build_from_spec(spec), config, classes=classes, epochs=1, steps_per_epoch=10**6, placement=placement
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
-    images_BCHW = torch.randn(batch_size, 3, spec.image_size, spec.image_size, device=placement.device)
-    labels_B = torch.randint(CLASSES, (batch_size,), device=placement.device)
+    shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)
+    images_BCHW = torch.randn(shape, device=placement.device)
+    labels_B = torch.randint(classes, (config.batch_size,), device=placement.device)
 
     def step() -> Tensor:
         with placement.active():

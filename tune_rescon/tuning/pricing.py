@@ -32,12 +32,12 @@ class Pricing:
     def devices(self) -> float:
         """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
         resources = self.space.resources_per_trial
-        return resources.gpu or float(resources.cpu)
+        return resources.gpus or float(resources.cpu)
 
     @property
     def device(self) -> str:
         """``"GPU"`` or ``"CPU"``: what :attr:`devices` counts."""
-        return "GPU" if self.space.resources_per_trial.gpu else "CPU"
+        return "GPU" if self.space.resources_per_trial.gpus else "CPU"
 
     def config(self, parameters: Mapping[str, Any]) -> TrialConfig:
         """All hyperparameters of a trial with these parameters, as Optuna holds them."""

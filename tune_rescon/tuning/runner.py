@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
@@ -20,6 +21,7 @@ from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_sess
 from tune_rescon.tuning.execution.cluster_size import sampled_cluster
 from tune_rescon.tuning.execution.execute import execute
 from tune_rescon.tuning.execution.interruption import Interruption, listening
+from tune_rescon.tuning.execution.measuring import measured_on_gpu
 from tune_rescon.tuning.execution.noise import diverted, library_log
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
@@ -30,6 +32,7 @@ from tune_rescon.tuning.opening import open_record
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper
 from tune_rescon.tuning.ownership.search_lease import search_lease
+from tune_rescon.tuning.packing import packed
 from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
 from tune_rescon.tuning.presentation import Presentation
@@ -107,12 +110,11 @@ def run_search(
             ray_session(options.address) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
-            slots = fit_slots(
-                ray.resources,
-                cpu=space.resources_per_trial.cpu,
-                gpu=space.resources_per_trial.gpu,
-                wanted=space.budget.concurrent,
-            )
+            slots = _slots(space, ray)
+            if space.resources_per_trial.gpu == "auto":
+                space, words = packed(space, _facts(prepared), measured_on_gpu)
+                say(words)
+                slots = _slots(space, ray)
             record = open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
             if options.tensorboard:
@@ -130,6 +132,15 @@ def run_search(
         if spent is not None:
             say(spent)
         return result
+
+
+def _slots(space: Space, ray: RaySession) -> int:
+    wanted, resources = space.budget.concurrent, space.resources_per_trial
+    return fit_slots(ray.resources, cpu=resources.cpu, gpu=resources.gpus, wanted=wanted)
+
+
+def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetFacts]:
+    return {name: dataset.facts for name, dataset in prepared.items()}
 
 
 class _Search:
@@ -152,8 +163,7 @@ class _Search:
         self._options = options
         self._store = store
         self._folder = folder = store.folder
-        facts = {name: dataset.facts for name, dataset in prepared.items()}
-        self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
+        self._maker = TaskMaker(space=space, options=options, store=store, facts=_facts(prepared))
         self._record = record
         self._lease = lease
         self._writer = writer
@@ -238,7 +248,7 @@ class _Search:
             trainable=trainable,
             resources={
                 "cpu": float(self._space.resources_per_trial.cpu),
-                "gpu": self._space.resources_per_trial.gpu,
+                "gpu": self._space.resources_per_trial.gpus,
             },
             concurrent=slots,
             turns=turns,

@@ -76,7 +76,7 @@ class SearchState:
     def __init__(self, space: Space, name: str) -> None:
         """Nothing has happened yet in the search ``name`` of ``space``."""
         self._space, self._name = space, name
-        self._devices = space.resources_per_trial.gpu or float(space.resources_per_trial.cpu)
+        self._devices = space.resources_per_trial.gpus or float(space.resources_per_trial.cpu)
         self._levels = ladder_levels(space)
         self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
         self._unfinished: dict[int, int] = {}
@@ -149,7 +149,7 @@ class SearchState:
             rungs=tuple(RungCount(epoch=e, came=came, went_on=on) for e, came, on in counts if came),
             seconds_left=self._seconds_left(reading),
             compute_hours=self._trained / 3600 * self._devices,
-            device="GPU" if self._space.resources_per_trial.gpu else "CPU",
+            device="GPU" if self._space.resources_per_trial.gpus else "CPU",
             waiting=reading.waiting,
             cluster=reading.cluster,
         )

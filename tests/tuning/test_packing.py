@@ -1,0 +1,85 @@
+"""How many trials share a GPU: by its idle time and its memory, for the largest trial of the space."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import DatasetFacts
+from tune_rescon.spaces import dump_space, load_space, parse_space
+from tune_rescon.training.occupancy import Occupancy, busy_seconds
+from tune_rescon.tuning.packing import MOST, largest_trial, packed, trials_per_gpu
+
+FACTS = {
+    "digits": DatasetFacts(
+        name="digits",
+        classes=10,
+        channels=1,
+        image_size=8,
+        train_images=1000,
+        val_images=100,
+        test_images=100,
+        class_names=tuple("0123456789"),
+    )
+}
+
+
+@given(st.floats(1e-4, 1), st.integers(1, 10**12), st.integers(1, 10**12))
+def test_those_that_share_have_time_and_memory(busy: float, used: int, total: int) -> None:
+    trials = trials_per_gpu(busy=busy, used=used, total=total)
+    assert 1 <= trials <= MOST
+    if trials > 1:
+        assert trials * busy <= 1 + 1e-9
+        assert trials * used <= total
+
+
+@pytest.mark.parametrize("trials", range(1, MOST + 1))
+def test_a_device_that_is_a_part_busy_serves_as_many_as_there_are_parts(trials: int) -> None:
+    assert trials_per_gpu(busy=1 / trials, used=1, total=100) == trials
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)).map(lambda pair: tuple(sorted(pair)))))
+def test_overlapping_kernels_are_counted_once(spans: list[tuple[float, float]]) -> None:
+    covered = busy_seconds(spans)
+    assert covered <= sum(end - start for start, end in spans) + 1e-9
+    assert covered <= max((end for _, end in spans), default=0.0)
+    assert covered >= max((end - start for start, end in spans), default=0.0) - 1e-9
+
+
+def test_the_largest_trial_decides_the_share() -> None:
+    space = load_space("digits", ["resources_per_trial.gpu=auto"])
+    seen: list[TrialConfig] = []
+
+    def measure(config: TrialConfig, facts: DatasetFacts) -> Occupancy:
+        seen.append(config)
+        assert facts is FACTS["digits"]
+        return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)
+
+    shared, words = packed(space, FACTS, measure)
+    assert [config.depth for config in seen] == [92]
+    assert shared.resources_per_trial.gpu == 1 / 3
+    assert words.startswith("Trials that share a GPU: 3. ")
+    assert "a GPU busy for 30% of its time and takes 1.0 of 16.0 GB" in words
+    again = parse_space(dump_space(shared), source="space.yaml")
+    assert again.resources_per_trial == shared.resources_per_trial
+
+
+def test_a_batch_that_does_not_fit_has_a_gpu_of_its_own() -> None:
+    space = load_space("digits", ["resources_per_trial.gpu=auto"])
+    shared, words = packed(space, FACTS, lambda *_: None)
+    assert shared.resources_per_trial.gpu == 1.0
+    assert words.startswith("One trial a GPU")
+
+
+def test_batch_size_counts() -> None:
+    sizes = "parameters.batch_size={type: int, low: 8, high: 512}"
+    space = load_space("digits", [sizes, "fixed={layout: cifar, width: 0.5}", "initial=[]"])
+    config, _ = largest_trial(space, FACTS)
+    assert config.batch_size == 512
+
+
+def test_until_it_is_measured_a_trial_may_hold_a_whole_gpu() -> None:
+    assert load_space("digits", ["resources_per_trial.gpu=auto"]).resources_per_trial.gpus == 1.0
+    assert load_space("digits", ["resources_per_trial.gpu=0.25"]).resources_per_trial.gpus == 0.25

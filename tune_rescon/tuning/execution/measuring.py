@@ -1,0 +1,47 @@
+"""A trial's step, measured on one of Ray's GPUs before the first trial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import DatasetFacts
+
+if TYPE_CHECKING:
+    from tune_rescon.training.occupancy import Occupancy
+
+__all__ = ["measured_on_gpu"]
+
+
+def measured_on_gpu(config: TrialConfig, facts: DatasetFacts) -> Occupancy | None:
+    """Measure on a whole GPU, in a process that ends with it; None: the batch does not fit.
+
+    Raises:
+        ResourceError: Ray has a GPU, torch cannot use it.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    # max_calls: the process goes, and with it what it holds of the GPU.
+    task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
+    try:
+        found: Occupancy | None = ray.get(task.remote(config, facts))
+    except RayTaskError as error:
+        raise error.cause from None
+    return found
+
+
+def _measure(config: TrialConfig, facts: DatasetFacts) -> Occupancy | None:
+    from tune_rescon.training.memory import ran_out_of_memory
+    from tune_rescon.training.occupancy import measure_occupancy
+    from tune_rescon.training.placement import place
+    from tune_rescon.training.step import step_of
+
+    placement = place("cuda", precision=config.precision)
+    try:
+        step = step_of(config, placement, classes=facts.classes, in_channels=facts.channels)
+        return measure_occupancy(step, placement)
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            return None
+        raise
