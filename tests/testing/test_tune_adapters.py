@@ -15,7 +15,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
-from tune_rescon.tuning.coordination.coordinator import WORKER_RETRIES
+from tune_rescon.tuning.coordination.coordinator import NODE_RETRIES, WORKER_RETRIES
 from tune_rescon.tuning.execution.scheduler import CoordinatorScheduler
 from tune_rescon.tuning.execution.searcher import CoordinatorSearcher
 from tune_rescon.tuning.store.search_store import LocalStore
@@ -58,6 +58,10 @@ def write(number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str
     return {"number": number, "epoch": epoch, "checkpoint": checkpoint, **flat}
 
 
+#: Addresses of nodes that are no more.
+GONE = {"10.0.0.9"}
+
+
 def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
@@ -73,7 +77,7 @@ def adapted(of: Space) -> Adapted:
 
     policy = TunePolicy(
         CoordinatorSearcher(coordinator, maker.task),
-        CoordinatorScheduler(coordinator),
+        CoordinatorScheduler(coordinator, node_is_gone=GONE.__contains__),
         read=read,
         write=write,
     )
@@ -148,6 +152,20 @@ def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() 
         assert again.number == 0
     through.policy.worker_died(0)
     assert "worker process died" in through.error
+    assert through.policy.next_trial() is None
+    assert through.policy.exhausted
+
+
+def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
+    through = begun()
+    for _ in range(WORKER_RETRIES):
+        through.policy.worker_died(0, on="10.0.0.8")
+        assert through.policy.next_trial() is not None
+    for _ in range(NODE_RETRIES):
+        through.policy.worker_died(0, on="10.0.0.9")
+        assert through.policy.next_trial() is not None
+    through.policy.worker_died(0, on="10.0.0.9")
+    assert through.error == f"its node was lost, as {NODE_RETRIES} times before"
     assert through.policy.next_trial() is None
     assert through.policy.exhausted
 

@@ -200,6 +200,8 @@ class Resources(Section):
         "gpus": "write `gpu`",
         "num_cpus": "write `cpu`",
         "num_gpus": "write `gpu`",
+        "accelerator_type": "write `accelerator`",
+        "accelerators": "write `accelerator`",
     }
 
     cpu: PositiveInt = 1
@@ -207,6 +209,15 @@ class Resources(Section):
     gpu: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], WrapValidator(_number_or_auto)] = 0.0
     """GPUs; a fraction below 1 lets trials share one. ``auto``: the share of one that the space's largest
     network needs, measured on a GPU before the first trial; ``space.yaml`` then has the number."""
+
+    accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same; null: any."""
+
+    def by_name(self) -> dict[str, float]:
+        """What Ray is asked for, by its own names."""
+        need = {"CPU": float(self.cpu), "GPU": self.gpus}
+        # Of which a node has one, for whoever names it.
+        return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
 
     @property
     def gpus(self) -> float:
@@ -218,3 +229,6 @@ class Resources(Section):
         if self.gpu != "auto" and self.gpu > 1 and self.gpu != int(self.gpu):
             rule = "must be a fraction below 1 or a whole number"
             yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu)))
+        if self.accelerator is not None and not self.gpu:
+            rule = "must be left out unless a trial has a `gpu`"
+            yield Problem(path=("accelerator",), text=explain(rule, got=shown(self.accelerator)))

@@ -30,6 +30,7 @@ class TuneTrial:
     parameters: Mapping[str, Any]
     epochs: int = 0
     last_result: dict[str, Any] = field(default_factory=dict)
+    node_ip: str | None = None
 
 
 class TunePolicy:
@@ -115,9 +116,13 @@ class TunePolicy:
         del state, checkpoint, error
         self.worker_died(number)
 
-    def worker_died(self, number: int) -> None:
-        """The trial is in error, and Tune does not retry it itself (``max_failures=0``, its default)."""
+    def worker_died(self, number: int, *, on: str | None = None) -> None:
+        """The trial is in error, and Tune does not retry it itself (``max_failures=0``, its default).
+
+        ``on``: the address of the node it ran on.
+        """
         trial = self._running.pop(number)
+        trial.node_ip = on
         self._scheduler.on_trial_error(self, trial)
         self._searcher.on_trial_complete(trial.trial_id, error=True)
 

@@ -17,12 +17,13 @@ from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
-from tune_rescon.tuning.execution.cluster import RaySession, fit_slots, ray_session
+from tune_rescon.tuning.execution.cluster import RaySession, ray_session
 from tune_rescon.tuning.execution.cluster_size import sampled_cluster
 from tune_rescon.tuning.execution.execute import execute
 from tune_rescon.tuning.execution.interruption import Interruption, listening
 from tune_rescon.tuning.execution.measuring import measured_on_gpu
 from tune_rescon.tuning.execution.noise import diverted, library_log
+from tune_rescon.tuning.execution.room import fit_slots
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
@@ -135,8 +136,7 @@ def run_search(
 
 
 def _slots(space: Space, ray: RaySession) -> int:
-    wanted, resources = space.budget.concurrent, space.resources_per_trial
-    return fit_slots(ray.resources, cpu=resources.cpu, gpu=resources.gpus, wanted=wanted)
+    return fit_slots(ray.now, ray.later, space.resources_per_trial.by_name(), space.budget.concurrent)
 
 
 def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetFacts]:
@@ -246,10 +246,7 @@ class _Search:
             self._coordinator,
             make_task=self._maker.task,
             trainable=trainable,
-            resources={
-                "cpu": float(self._space.resources_per_trial.cpu),
-                "gpu": self._space.resources_per_trial.gpus,
-            },
+            resources=self._space.resources_per_trial.by_name(),
             concurrent=slots,
             turns=turns,
         )

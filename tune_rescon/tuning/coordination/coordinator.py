@@ -26,6 +26,8 @@ __all__ = ["Coordinator", "SearchPlan"]
 
 #: Times a trial whose worker process died is handed out again, in one run of the search.
 WORKER_RETRIES: Final = 3
+#: The same where its whole node was gone: spot machines come and go, but a trial may also be what fells them.
+NODE_RETRIES: Final = 20
 
 
 def _nothing() -> None:
@@ -89,6 +91,7 @@ class Coordinator:
         self._streak = FailureStreak()
         self._running: set[int] = set()
         self._deaths: Counter[int] = Counter()
+        self._lost_nodes: Counter[int] = Counter()
         self.failure: str | None = None
         """Why the search cannot go on, if it cannot: too many trials failed in a row."""
         trials = record.trials()
@@ -179,14 +182,15 @@ class Coordinator:
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)
 
-    def worker_died(self, number: int) -> None:
+    def worker_died(self, number: int, *, node_is_gone: bool = False) -> None:
         """Hand a running trial out again, from its last checkpoint; after some times it has failed."""
         if number not in self._running:
             return
-        self._deaths[number] += 1
-        if self._deaths[number] > WORKER_RETRIES:
-            times = f"its worker process died, as it did {WORKER_RETRIES} times before"
-            self._close(number, TrialState.FAILED, error=times)
+        deaths, most = (self._lost_nodes, NODE_RETRIES) if node_is_gone else (self._deaths, WORKER_RETRIES)
+        deaths[number] += 1
+        if deaths[number] > most:
+            what = "node was lost" if node_is_gone else "worker process died"
+            self._close(number, TrialState.FAILED, error=f"its {what}, as {most} times before")
         else:
             # It counts as running until then: nothing is exhausted before, and an interruption finds it.
             self._unfinished.append(number)

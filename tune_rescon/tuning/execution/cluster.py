@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tune_rescon.errors import ResourceError, explain
 from tune_rescon.tuning.execution.processes import ControlStoreProbe, RayProcesses, started_apart
+from tune_rescon.tuning.execution.room import Nodes, growth, nodes_of
 
-__all__ = ["RaySession", "fit_slots", "prepare_environment", "ray_session"]
+__all__ = ["RaySession", "prepare_environment", "ray_session"]
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
@@ -43,6 +43,10 @@ class RaySession:
 
     resources: dict[str, float]
     """What it has in all, by Ray's names (CPU, GPU)."""
+    now: tuple[Nodes, ...]
+    """Its machines."""
+    later: tuple[Nodes, ...]
+    """Those it may come to have."""
     gone: Callable[[], str]
     """What of it has died ("" while it lives): nothing more can come from it then. Never waits long."""
 
@@ -58,7 +62,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
     import ray
 
     if ray.is_initialized():
-        yield _session(ControlStoreProbe(ray.get_runtime_context().gcs_address).gone)
+        yield _session(ControlStoreProbe(ray.get_runtime_context().gcs_address).gone, grows=True)
         return
     own = RayProcesses.ahead()
     try:
@@ -66,15 +70,20 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
             _start(address)
         own.find()
         probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
-        yield _session(probe.gone if address else own.gone)
+        yield _session(probe.gone if address else own.gone, grows=address is not None)
     finally:
         _shut_down(own)
 
 
-def _session(gone: Callable[[], str]) -> RaySession:
+def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
     import ray
 
-    return RaySession(resources=ray.cluster_resources(), gone=gone)
+    return RaySession(
+        resources=ray.cluster_resources(),
+        now=nodes_of(ray.nodes()),
+        later=growth() if grows else (),
+        gone=gone,
+    )
 
 
 def _start(address: str | None) -> None:
@@ -140,23 +149,3 @@ def prepare_environment(*, own_ray: bool) -> None:
     if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def fit_slots(resources: dict[str, float], *, cpu: float, gpu: float, wanted: int | None) -> int:
-    """Trials that can run at once, at most ``wanted``.
-
-    Raises:
-        ResourceError: not even one fits (Tune would wait for ever).
-    """
-    room = []
-    for kind, need, unit in (("cpu", cpu, "CPU"), ("gpu", gpu, "GPU")):
-        have = resources.get(unit, 0.0)
-        if need > have:
-            hint = f"Ask for less, for example --set resources_per_trial.{kind}={have:g}."
-            rule = f"a trial asks for {need:g} {unit}, which must not be more than there is"
-            got = f"{have:g} {unit}"
-            raise ResourceError(explain(rule, got=got, where=f"resources_per_trial.{kind}", hint=hint))
-        if need:
-            room.append(int(have / need + 1e-9))
-    fits = min(room, default=1)
-    return min(fits, wanted) if wanted else fits

@@ -36,7 +36,7 @@ def execute(
     # Tune's own files are scratch: the record and the checkpoints are the search.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([_positive(resources)])),
             tune_config=tune.TuneConfig(
                 search_alg=TurnTakingSearcher(coordinator, make_task, turns),
                 scheduler=TurnTakingScheduler(coordinator, turns),
@@ -58,6 +58,11 @@ def execute(
             ),
         )
         tuner.fit()
+
+
+def _positive(resources: dict[str, float]) -> dict[str, float]:
+    """Ray takes no zeros."""
+    return {name: amount for name, amount in resources.items() if amount}
 
 
 def _directory(trial: Any) -> str:

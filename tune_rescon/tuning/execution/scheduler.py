@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -14,20 +15,41 @@ from tune_rescon.tuning.rules.stopping import Decision
 __all__ = ["CoordinatorScheduler"]
 
 
+def node_is_gone(address: str) -> bool:
+    """Whether Ray has no living node at ``address``."""
+    import ray
+
+    return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
+
+
 class CoordinatorScheduler(FIFOScheduler):
     """Order of trials: first in, first out. Their end: the coordinator's decision."""
 
     # Buffered results would be judged late, in bulk.
     _supports_buffered_results = False
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        """Wrap ``coordinator``."""
+    def __init__(
+        self, coordinator: Coordinator, *, node_is_gone: Callable[[str], bool] = node_is_gone
+    ) -> None:
+        """Wrap ``coordinator``; ``node_is_gone`` is asked of the address of a node whose trial died."""
         super().__init__()
         self._coordinator = coordinator
+        self._node_is_gone = node_is_gone
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its parts for a restore this package does not use."""
         return {}
+
+    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
+        """Say that a trial's worker died, and whether its node went with it.
+
+        Tune tells its searcher as well, but not which node it was.
+        """
+        del tune_controller
+        address = trial.node_ip
+        self._coordinator.worker_died(
+            trial.config["number"], node_is_gone=address is not None and self._node_is_gone(address)
+        )
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         """Take one report of :func:`.run_trial`; Tune hands it over flattened."""

@@ -16,11 +16,11 @@ __all__ = ["CoordinatorSearcher"]
 
 
 class CoordinatorSearcher(Searcher):
-    """Hands the coordinator's trials to Tune, and tells it of those whose worker died.
+    """Hands the coordinator's trials to Tune.
 
-    Results do not pass through here: Tune does not show a searcher the result that stops a trial, so the
-    scheduler takes them all. Tune's saving of searcher state is switched off by leaving it empty: the record
-    is the state.
+    Results and deaths do not pass through here: Tune shows a searcher neither the result that stops a trial
+    nor the node it ran on, so the scheduler takes them all. Tune's saving of searcher state is switched off by
+    leaving it empty: the record is the state.
     """
 
     def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialSummary], TrialTask]) -> None:
@@ -45,13 +45,10 @@ class CoordinatorSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Say that a trial's worker died; close one whose function ended before its last epoch."""
+        """Close a trial whose function ended before its last epoch."""
         del result
-        number = self._numbers[trial_id]
-        if error:
-            self._coordinator.worker_died(number)
-        else:
-            self._coordinator.close(number, TrialState.FAILED, error="training ended early")
+        if not error:
+            self._coordinator.close(self._numbers[trial_id], TrialState.FAILED, error="training ended early")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""

@@ -52,6 +52,11 @@ class TurnTakingScheduler(CoordinatorScheduler):
         super().__init__(coordinator)
         self._turns = turns
 
+    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
+        """See :meth:`.CoordinatorScheduler.on_trial_error`."""
+        with self._turns.turn():
+            super().on_trial_error(tune_controller, trial)
+
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         """See :meth:`.CoordinatorScheduler.on_trial_result`."""
         with self._turns.turn():

@@ -1,0 +1,104 @@
+"""How many trials fit on a cluster, as it is and as it may become. No Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import ResourceError
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning.execution.room import Nodes, fit_slots, growth, nodes_of
+
+ONE = {"CPU": 2.0, "GPU": 1.0}
+HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})
+
+CLUSTER = """
+max_workers: 10
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 0, GPU: 0}, node_config: {}}
+  small: {max_workers: 8, resources: {CPU: 8, GPU: 1, "accelerator_type:A10G": 1}, node_config: {}}
+  large: {resources: {CPU: 96, GPU: 8, "accelerator_type:A100": 1}, node_config: {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "cpu", "gpu", "wanted", "slots"),
+    [
+        (2, 0, 1, 0, None, 2),
+        (2, 0, 1, 0, 1, 1),
+        (2, 0, 1, 0, 9, 2),
+        (8, 1, 4, 1, None, 1),
+        (64, 8, 4, 1, None, 8),
+        (16, 8, 4, 1, None, 4),
+        (8, 1, 1, 0.5, None, 2),
+        (8, 1, 1, 0.1, None, 8),
+        (16, 1, 1, 0.1, None, 10),
+        (16, 1, 1, 1 / 3, None, 3),
+    ],
+)
+def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int) -> None:
+    machine = Nodes(count=1, resources={"CPU": cpus, "GPU": gpus})
+    assert fit_slots([machine], [], {"CPU": cpu, "GPU": gpu}, wanted) == slots
+
+
+@pytest.mark.parametrize(
+    ("resources", "said", "hint"),
+    [
+        ({"CPU": 2.0}, "a trial asks for 1 GPU", "resources_per_trial.gpu=0."),
+        ({"CPU": 2.0, "GPU": 0.5}, "a trial asks for 1 GPU", "resources_per_trial.gpu=0.5"),
+        ({"CPU": 1.0, "GPU": 1.0}, "a trial asks for 2 CPU", "resources_per_trial.cpu=1"),
+    ],
+)
+def test_not_even_one_fits(resources: dict[str, float], said: str, hint: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        fit_slots([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
+    assert said in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_a_trial_runs_on_one_machine() -> None:
+    three = Nodes(count=3, resources={"CPU": 3.0, "GPU": 1.0})
+    assert fit_slots([HEAD, three], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
+    apart = [Nodes(count=1, resources={"CPU": 8.0}), Nodes(count=1, resources={"CPU": 1.0, "GPU": 1.0})]
+    with pytest.raises(ResourceError, match="1 GPU, which one machine must have, but got only some of it"):
+        fit_slots(apart, [], ONE, None)
+
+
+@pytest.fixture
+def bootstrap(tmp_path: Path) -> Path:
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(CLUSTER)
+    return path
+
+
+def test_a_cluster_of_its_head_alone_is_asked_for_what_it_may_grow_to(bootstrap: Path) -> None:
+    later = growth(bootstrap)
+    assert fit_slots([HEAD], later, ONE, None) == 8 + 10 * 8
+    assert fit_slots([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
+    assert fit_slots([HEAD], later, ONE, 5) == 5
+
+
+def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> None:
+    later = growth(bootstrap)
+    with pytest.raises(
+        ResourceError, match="a trial asks for 16 GPU, which must not be more than a machine has"
+    ):
+        fit_slots([HEAD], later, {"CPU": 1.0, "GPU": 16.0}, None)
+    with pytest.raises(ResourceError, match="accelerator_type:H100, but got accelerator_type:A100, accele"):
+        fit_slots([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
+
+
+def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
+    assert growth(tmp_path / "none.yaml") == ()
+
+
+def test_machines_that_are_dead_have_no_room() -> None:
+    nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
+    assert fit_slots(nodes_of(nodes), [], ONE, None) == 1
+
+
+def test_a_space_can_name_the_kind_of_gpu() -> None:
+    space = load_space("digits", ["resources_per_trial={cpu: 4, gpu: 1, accelerator: L4}"])
+    assert space.resources_per_trial.by_name() == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:L4": 0.001}

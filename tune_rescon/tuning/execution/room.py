@@ -1,0 +1,106 @@
+"""How many trials a cluster has room for: now, and once it has grown as far as it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.errors import ResourceError, explain
+
+__all__ = ["Nodes", "fit_slots", "growth", "nodes_of"]
+
+#: Where `ray up` leaves the cluster's file on its head; its autoscaler is told by it how far it may grow.
+BOOTSTRAP: Final = "~/ray_bootstrap_config.yaml"
+
+#: Ray's name of a resource -> the key of a space that asks for it.
+_KEYS: Final = {"CPU": "cpu", "GPU": "gpu"}
+
+#: Resources are multiples of a ten-thousandth; a third three times must be a whole.
+_ROUNDING: Final = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Machines of one kind."""
+
+    count: int
+    resources: Mapping[str, float]
+    """Of each, by Ray's names."""
+
+    def room(self, need: Mapping[str, float]) -> int:
+        """How many times ``need`` fits, each time on one machine."""
+        wanted = [(kind, amount) for kind, amount in need.items() if amount]
+        fits = [int(self.resources.get(kind, 0.0) / amount + _ROUNDING) for kind, amount in wanted]
+        return self.count * min(fits, default=1)
+
+
+def fit_slots(
+    now: Sequence[Nodes], later: Sequence[Nodes], need: Mapping[str, float], wanted: int | None
+) -> int:
+    """Trials that can run at once, at most ``wanted``.
+
+    Args:
+        now: the machines there are.
+        later: those there may be when the cluster has grown; empty where it does not.
+        need: what a trial asks for, by Ray's names.
+        wanted: at most so many.
+
+    Raises:
+        ResourceError: no machine has enough for one, nor will have (Tune would wait for ever).
+    """
+    fits = max(_room(now, need), _room(later, need))
+    if not fits:
+        raise ResourceError(_too_much([*now, *later], need))
+    return min(fits, wanted) if wanted else fits
+
+
+def _room(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
+    return sum(kind.room(need) for kind in nodes)
+
+
+def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
+    most = {kind: max((one.resources.get(kind, 0.0) for one in nodes), default=0.0) for kind in need}
+    for kind, amount in need.items():
+        if amount <= most[kind]:
+            continue
+        if kind not in _KEYS:
+            kinds = sorted(
+                {name for one in nodes for name in one.resources if ":" in name and "node:" not in name}
+            )
+            return explain(f"a trial needs a node with {kind}", got=", ".join(kinds) or "none")
+        key = f"resources_per_trial.{_KEYS[kind]}"
+        hint = f"Ask for less, for example --set {key}={most[kind]:g}."
+        rule = f"a trial asks for {amount:g} {kind}, which must not be more than a machine has"
+        return explain(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
+    asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
+    return explain(f"a trial asks for {asked}, which one machine must have", got="only some of it on each")
+
+
+def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
+    """The machines of ``ray.nodes()`` that live."""
+    return tuple(Nodes(count=1, resources=node["Resources"]) for node in found if node["Alive"])
+
+
+def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...]:
+    """How far the cluster whose head this is may grow; empty where `ray up` did not make it.
+
+    The head is among its types. Providers without types (on-prem) have all their machines already.
+    """
+    path = bootstrap or Path(BOOTSTRAP).expanduser()
+    if not path.is_file():
+        return ()
+    from ruamel.yaml import YAML
+
+    cluster = YAML(typ="safe").load(path)
+    types = cluster.get("available_node_types", {}).items()
+    bound = int(cluster.get("max_workers", 0))
+    head = cluster.get("head_node_type")
+    return tuple(
+        Nodes(
+            count=1 if name == head else min(bound, int(kind.get("max_workers", bound))),
+            resources=kind.get("resources", {}),
+        )
+        for name, kind in types
+    )
