@@ -19,8 +19,8 @@ class CoordinatorSearcher(Searcher):
     """Hands the coordinator's trials to Tune.
 
     Results and deaths do not pass through here: Tune shows a searcher neither the result that stops a trial
-    nor the node it ran on, so the scheduler takes them all. Tune's saving of searcher state is switched off by
-    leaving it empty: the record is the state.
+    nor the node it ran on, so the scheduler takes them all. Tune's saving of searcher state is switched off
+    by leaving it empty: the record is the state.
     """
 
     def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialSummary], TrialTask]) -> None:
