@@ -1,0 +1,172 @@
+"""Hosts: a network, process, mount, name and IPC namespace each, with sshd as its first process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tests.cluster.enclosed import LAB, kept_in_tmp
+
+__all__ = ["KEY", "OPERATOR", "Host", "Network"]
+
+#: The operator's own addresses, on each of the networks.
+OPERATOR: Final = ("10.77.0.2/24", "172.31.255.2/16")
+
+#: The operator's key, which every host lets in.
+KEY: Final = LAB / "operator" / "home" / ".ssh" / "id"
+
+PATIENCE: Final = 20.0
+
+#: The first process of a host. It waits for its cable before it listens.
+_INIT: Final = """
+set -eu
+mount --make-rprivate /
+hostname {name}
+mount -t tmpfs tmpfs /run
+mkdir -p /run/sshd
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+mount --bind {folder}/passwd /etc/passwd
+mount --bind {folder}/hosts /etc/hosts
+{keep}
+mount --bind {folder}/tmp /tmp
+until ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.02; done
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME={folder}/home \
+  /usr/sbin/sshd -D -e -f /dev/null -h {folder}/hostkey -o ListenAddress={address} \
+  -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no -o UsePAM=no -o PidFile=none \
+  -o MaxStartups=100 -o MaxSessions=100 -o UseDNS=no -o StrictModes=no \
+  -o AuthorizedKeysFile={folder}/home/.ssh/authorized_keys
+"""
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@dataclass(kw_only=True)
+class Host:
+    """A machine of one address. What it keeps on its disk outlives a power cut, unless it is given a new one."""
+
+    name: str
+    address: str
+    prefix: int
+    image: str
+    """Its ~/.bashrc: what a machine image would bring."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """Its disk: ``home`` and ``tmp``."""
+        return LAB / "hosts" / self.name
+
+    def start(self) -> None:
+        """Power on, and wait until ssh answers."""
+        folder = self.folder
+        for part in ("home/.ssh", "tmp"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "tmp").chmod(0o1777)
+        (folder / "home" / ".bashrc").write_text(self.image)
+        shutil.copy(KEY.with_suffix(".pub"), folder / "home" / ".ssh" / "authorized_keys")
+        others = Path("/etc/passwd").read_text().splitlines()[1:]
+        root = f"root:x:0:0:root:{folder}/home:/bin/bash"
+        (folder / "passwd").write_text("\n".join([root, *others, ""]))
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
+        if not (folder / "hostkey").exists():
+            key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "hostkey")]
+            subprocess.run(key, check=True)
+        init = _INIT.format(
+            name=self.name, folder=folder, address=self.address, keep=kept_in_tmp(folder / "tmp")
+        )
+        flags = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+        with (folder / "console").open("ab") as console:
+            self._process = subprocess.Popen(
+                ["unshare", *flags, "bash", "-c", init], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            )
+        self._plug_in(self._process.pid)
+        self._wait_for_ssh()
+
+    def _plug_in(self, pid: int) -> None:
+        own = os.readlink("/proc/self/ns/net")
+        end = time.monotonic() + PATIENCE
+        while os.readlink(f"/proc/{pid}/ns/net") == own:
+            assert time.monotonic() < end, f"{self.name} has no network of its own"
+            time.sleep(0.01)
+        cable = f"v{self.address.replace('.', '')}"[:15]
+        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        _ip("link", "set", cable, "master", "br0", "up")
+        inside = ["nsenter", "--target", str(pid), "--net", "ip"]
+        for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{self.prefix} dev eth0"):
+            subprocess.run([*inside, *words.split()], check=True)
+
+    def _wait_for_ssh(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while self.run("true", check=False).returncode != 0:
+            assert time.monotonic() < end, (self.folder / "console").read_text()
+            time.sleep(0.1)
+
+    def cut_power(self) -> None:
+        """SIGKILL its first process; the kernel kills the others, and the cable falls out."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in [*map(int, children), self._process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def wipe(self) -> None:
+        """A new disk."""
+        shutil.rmtree(self.folder)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has power."""
+        return self._process is not None
+
+    def run(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Over ssh, with its ~/.bashrc, as a person would."""
+        remote = f"bash --login -c {shlex.quote(f'source ~/.bashrc; {command}')}"
+        quiet = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        ssh = ["ssh", "-i", str(KEY), *quiet, "-o", "ConnectTimeout=5", f"root@{self.address}", remote]
+        return subprocess.run(ssh, text=True, capture_output=True, check=check, timeout=120)
+
+
+class Network:
+    """A switch, the operator on it, and the hosts that were plugged in."""
+
+    def __init__(self, image: Mapping[str, str]) -> None:
+        """Nothing yet; ``image``: variables that every machine's shells have."""
+        search = [str(Path(sys.executable).parent), "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+        variables = {"PATH": os.pathsep.join(search), **image}
+        self._image = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in variables.items())
+        self.hosts: dict[str, Host] = {}
+
+    def start(self) -> None:
+        """Lay the cables, and make the operator's key."""
+        _ip("link", "add", "br0", "type", "bridge")
+        for address in OPERATOR:
+            _ip("addr", "add", address, "dev", "br0")
+        _ip("link", "set", "br0", "up")
+        KEY.parent.mkdir(parents=True, mode=0o700)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(KEY)], check=True)
+
+    def add(self, name: str, address: str, *, prefix: int = 24) -> Host:
+        """Power a new machine on."""
+        host = self.hosts[name] = Host(name=name, address=address, prefix=prefix, image=self._image)
+        host.start()
+        return host
+
+    def stop(self) -> None:
+        """Power all off."""
+        for host in self.hosts.values():
+            if host.is_on:
+                host.cut_power()
+        self.hosts.clear()
+        _ip("link", "del", "br0")
