@@ -17,6 +17,7 @@ set -euo pipefail
 
 export TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon    # CHANGE
 export RAY_AUTH_MODE=token
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK    # srun does not take it over by itself
 PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
 
 # A token of this job alone: other people's jobs may share the network.
@@ -35,7 +36,7 @@ RAY_AUTH_MODE=token srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
   ray start --head --block --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1 \
   --num-cpus="$SLURM_CPUS_PER_TASK" &
 for _ in $(seq 60); do
-  ray health-check --address="$address:$port" > /dev/null 2>&1 && break
+  ray status --address="$address:$port" > /dev/null 2>&1 && break
   sleep 2
 done
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
