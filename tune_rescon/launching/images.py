@@ -14,17 +14,21 @@ from typing import Final
 from tune_rescon.errors import explain
 from tune_rescon.launching.findings import Severity
 
-__all__ = ["check_image"]
+__all__ = ["check_image", "our_python"]
 
 _OFFICIAL: Final = "rayproject/"
+
+
+def our_python() -> str:
+    """This interpreter as an image's tag says it, such as ``py311``."""
+    return f"py{sys.version_info.major}{sys.version_info.minor}"
 
 
 def check_image(image: str, complain: Callable[[str, Severity], None], *, where: str) -> None:
     """Check an image's name; nothing is pulled."""
     _, _, last = image.partition("@")[0].rpartition("/")
     tag = last.partition(":")[2]
-    ours = f"py{sys.version_info.major}{sys.version_info.minor}"
-    ray = version("ray")
+    ours, ray = our_python(), version("ray")
     if re.match(r"(latest|nightly)?(-|$)", tag):
         rule = "an image must be pinned to a version, the one of the Ray that is installed here"
         complain(explain(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")

@@ -180,7 +180,8 @@ def _check_shells(document: ClusterDocument) -> None:
 
 def _check_token(document: ClusterDocument) -> None:
     mounts = document.value.get("file_mounts")
-    if any(str(target).endswith("/.ray/auth_token") for target in mounts or ()):
+    targets = mounts if isinstance(mounts, Mapping) else ()
+    if any(str(target).endswith("/.ray/auth_token") for target in targets):
         return
     rule = "must hold `~/.ray/auth_token: ~/.ray/auth_token`"
     hint = "Without the token no node may join. `ray get-auth-token --generate` makes it."

@@ -38,7 +38,8 @@ def check_manifest(document: ClusterDocument) -> None:
         text = explain(rule, got=repr(count), where=dotted(where))
         document.complain("head-resources", where, text)
     groups: list[Steps] = [(*steps, "headGroupSpec")]
-    for index, group in enumerate(at(cluster, "workerGroupSpecs") or ()):
+    workers = at(cluster, "workerGroupSpecs")
+    for index, group in enumerate(workers if isinstance(workers, list) else ()):
         below = (*steps, "workerGroupSpecs", index)
         groups.append(below)
         low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
