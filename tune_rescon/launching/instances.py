@@ -1,7 +1,7 @@
 """A node type's ``node_config`` against what EC2's RunInstances takes.
 
-Ray's schema lets anything through there, and EC2 refuses it when the node is wanted: a typo in a worker's comes
-to light when the first trial waits. botocore has the call's description in a file.
+Ray's schema lets anything through there, and EC2 refuses it when the node is wanted: a typo in a worker's
+comes to light when the first trial waits. botocore has the call's description in a file.
 """
 
 from __future__ import annotations
