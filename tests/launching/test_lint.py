@@ -308,7 +308,7 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
         "InstanceMarketOptions: {MarketType: spot}",
         "",
         "spot",
-        "available_node_types.a10g.node_config: workers should be spot instances, for about",
+        "available_node_types.a10g.node_config: workers should be spot instances, which cost",
     ),
     (
         "cluster/gcp.yaml",

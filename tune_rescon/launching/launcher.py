@@ -219,7 +219,7 @@ def _check_spot(document: ClusterDocument) -> None:
             rule, hint = "the head must not be a spot instance", "Its loss ends the driver of every search."
             document.complain("spot", where, explain(rule, where=dotted(where), hint=hint))
         else:
-            rule = "workers should be spot instances, for about a third of the price"
+            rule = "workers should be spot instances, which cost less"
             hint = "A trial goes on elsewhere from its checkpoint."
             text = explain(rule, where=dotted(where), hint=hint)
             document.complain("spot", where, text, severity="warning")
