@@ -1,0 +1,98 @@
+"""The setup commands of the shipped files, in a home of their own, with a pip that only counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"]
+
+
+class Node:
+    """A home directory with the mounted requirements, and what was installed there."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.source = home / "tune_rescon"
+        self.source.mkdir()
+        for name in ("pyproject.toml", "constraints.txt"):
+            (self.source / name).write_text("first")
+        tools = home / "tools"
+        tools.mkdir()
+        self.program(tools / "pip", 'echo "$@" >> ~/installed')
+        self.program(tools / "python3.11", "mkdir -p $3/bin && cp ~/tools/pip $3/bin/")
+
+    @staticmethod
+    def program(path: Path, text: str) -> None:
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def run(self, command: str) -> str:
+        environment = {"HOME": str(self.home), "PATH": f"{self.home}/tools:{os.environ['PATH']}"}
+        command = f"touch ~/.bashrc; . ~/.bashrc; ({command})"
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def set_up(self, file: str) -> None:
+        for command in YAML(typ="safe").load(ROOT / file)["setup_commands"]:
+            self.run(command)
+
+    def installed(self) -> list[str]:
+        path = self.home / "installed"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_project_is_installed_once_and_again_for_other_requirements(node: Node, file: str) -> None:
+    node.set_up(file)
+    (first,) = node.installed()
+    assert first.startswith("install --quiet --constraint constraints.txt --editable .[cluster,")
+    node.set_up(file)
+    assert len(node.installed()) == 1
+    (node.source / "constraints.txt").write_text("second")
+    node.set_up(file)
+    assert len(node.installed()) == 2
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_an_installation_that_failed_is_tried_again(node: Node, file: str) -> None:
+    pip = node.home / "tools" / "pip"
+    sound = pip.read_text()
+    node.program(pip, "exit 1")
+    with pytest.raises(AssertionError):
+        node.set_up(file)
+    pip.write_text(sound)
+    node.set_up(file)
+    assert len(node.installed()) == 1
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None:
+    node.set_up(file)
+    node.set_up(file)
+    mode, storage = node.run('echo "$RAY_AUTH_MODE"; echo "$TUNE_RESCON_STORAGE"').split()
+    assert mode == "token"
+    assert storage.endswith("://CHANGE-bucket/tune_rescon")
+    assert (node.home / ".bashrc").read_text().count("tune_rescon_env") == 1
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_mlflow_keeps_what_it_has_beside_the_searches(node: Node, file: str) -> None:
+    node.set_up(file)
+    node.program(node.home / "tools" / "python", 'echo "$@"')
+    node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1] + "; sleep 0.2")
+    scheme = "gs" if "gcp" in file else "s3"
+    bucket = f"{scheme}://CHANGE-bucket/mlflow"
+    wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/mlflow.db\n"
+    assert (node.home / "mlflow.log").read_text() == wanted
