@@ -17,12 +17,12 @@ from typing import Any, Final
 import boto3
 
 from tests.cluster.enclosed import LAB
-from tests.cluster.lab.hosts import KEY, Host, Network
+from tests.cluster.lab.hosts import KEY, OPERATOR, Host, Network
 
 __all__ = ["CREDENTIALS", "ENDPOINT", "REGION", "Cloud", "Machine", "object_store"]
 
 #: Where the cloud's interfaces answer: the operator's address.
-ENDPOINT: Final = "http://172.31.255.2:5000"
+ENDPOINT: Final = f"http://{OPERATOR}:5000"
 REGION: Final = "us-west-2"
 
 #: What a machine would be given by its profile. moto takes any.
@@ -147,7 +147,7 @@ class Cloud:
         for one in self.instances():
             instance, state = one["InstanceId"], one["State"]["Name"]
             if state == "running" and instance not in self.machines:
-                host = self._network.add(instance[:10], one["PrivateIpAddress"], prefix=16)
+                host = self._network.add(instance[:10], one["PrivateIpAddress"])
                 self.machines[instance] = Machine(
                     instance=instance, kind=one["InstanceType"], host=host, booted=time.time()
                 )

@@ -18,11 +18,15 @@ from tests.cluster.enclosed import LAB, kept_in_tmp
 
 __all__ = ["KEY", "OPERATOR", "Host", "Network"]
 
-#: The operator's own addresses, on each of the networks.
-OPERATOR: Final = ("10.77.0.2/24", "172.31.255.2/16")
+#: The operator's own address, on the network that moto gives addresses of.
+OPERATOR: Final = "172.31.255.2"
+_PREFIX: Final = 16
 
 #: The operator's key, which every host lets in.
 KEY: Final = LAB / "operator" / "home" / ".ssh" / "id"
+
+#: Every host's home has the same path, as in machines of one image.
+_HOME: Final = LAB / "home"
 
 PATIENCE: Final = 20.0
 
@@ -36,14 +40,16 @@ mkdir -p /run/sshd
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 mount --bind {folder}/passwd /etc/passwd
 mount --bind {folder}/hosts /etc/hosts
+mkdir -p {home}
+mount --bind {folder}/home {home}
 {keep}
 mount --bind {folder}/tmp /tmp
 until ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.02; done
-exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME={folder}/home \
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME={home} \
   /usr/sbin/sshd -D -e -f /dev/null -h {folder}/hostkey -o ListenAddress={address} \
   -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no -o UsePAM=no -o PidFile=none \
   -o MaxStartups=100 -o MaxSessions=100 -o UseDNS=no -o StrictModes=no \
-  -o AuthorizedKeysFile={folder}/home/.ssh/authorized_keys
+  -o AuthorizedKeysFile={home}/.ssh/authorized_keys
 """
 
 
@@ -57,7 +63,6 @@ class Host:
 
     name: str
     address: str
-    prefix: int
     image: str
     """Its ~/.bashrc: what a machine image would bring."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -76,14 +81,18 @@ class Host:
         (folder / "home" / ".bashrc").write_text(self.image)
         shutil.copy(KEY.with_suffix(".pub"), folder / "home" / ".ssh" / "authorized_keys")
         others = Path("/etc/passwd").read_text().splitlines()[1:]
-        root = f"root:x:0:0:root:{folder}/home:/bin/bash"
+        root = f"root:x:0:0:root:{_HOME}:/bin/bash"
         (folder / "passwd").write_text("\n".join([root, *others, ""]))
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         if not (folder / "hostkey").exists():
             key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "hostkey")]
             subprocess.run(key, check=True)
         init = _INIT.format(
-            name=self.name, folder=folder, address=self.address, keep=kept_in_tmp(folder / "tmp")
+            name=self.name,
+            folder=folder,
+            home=_HOME,
+            address=self.address,
+            keep=kept_in_tmp(folder / "tmp"),
         )
         flags = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         with (folder / "console").open("ab") as console:
@@ -103,7 +112,7 @@ class Host:
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         _ip("link", "set", cable, "master", "br0", "up")
         inside = ["nsenter", "--target", str(pid), "--net", "ip"]
-        for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{self.prefix} dev eth0"):
+        for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{_PREFIX} dev eth0"):
             subprocess.run([*inside, *words.split()], check=True)
 
     def _wait_for_ssh(self) -> None:
@@ -151,15 +160,14 @@ class Network:
     def start(self) -> None:
         """Lay the cables, and make the operator's key."""
         _ip("link", "add", "br0", "type", "bridge")
-        for address in OPERATOR:
-            _ip("addr", "add", address, "dev", "br0")
+        _ip("addr", "add", f"{OPERATOR}/{_PREFIX}", "dev", "br0")
         _ip("link", "set", "br0", "up")
         KEY.parent.mkdir(parents=True, mode=0o700)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(KEY)], check=True)
 
-    def add(self, name: str, address: str, *, prefix: int = 24) -> Host:
+    def add(self, name: str, address: str) -> Host:
         """Power a new machine on."""
-        host = self.hosts[name] = Host(name=name, address=address, prefix=prefix, image=self._image)
+        host = self.hosts[name] = Host(name=name, address=address, image=self._image)
         host.start()
         return host
 
