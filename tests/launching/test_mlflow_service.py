@@ -1,4 +1,4 @@
-"""The MLflow server of a head: one, killed, frozen and back; its database kept, and there on a new machine."""
+"""A head's MLflow server: one, killed, frozen and back; its database kept, and there on a new machine."""
 
 from __future__ import annotations
 
@@ -177,7 +177,9 @@ def test_the_command_has_one_worker_and_no_password() -> None:
     assert "secret" not in " ".join(argv)
     assert env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:secret@h/db"
     words = " ".join(argv[1:])
-    assert "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a" in words
+    assert (
+        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a" in words
+    )
     assert "--allowed-hosts" not in words
 
 

@@ -47,8 +47,8 @@ MLFLOW_URI: Final = "http://127.0.0.1:5000"
 MLFLOW_PORT: Final = 5000
 DASHBOARD_PORT: Final = 8265
 
-#: In a shell on the head: whether Ray runs there, said in words, for a failing ssh must not be taken for a no.
-#: One that is there and does not answer counts as there: starting it anew would end its jobs.
+#: In a shell on the head: whether Ray runs there, in words, for a failing ssh must not be taken for a no. One
+#: that is there and does not answer counts as there: starting it anew would end its jobs.
 RAY_IS_HERE: Final = (
     "if ray status >/dev/null 2>&1 || pgrep -x gcs_server >/dev/null;"
     " then echo ray: yes; else echo ray: no; fi"

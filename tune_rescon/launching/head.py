@@ -225,7 +225,7 @@ def _ask(url: str) -> Any:
         with urllib.request.urlopen(request, timeout=DASHBOARD_PATIENCE) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code == 401 else ""
+        hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code in (401, 403) else ""
         rule = "Ray's dashboard must take requests"
         raise ClusterError(explain(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)) from None
     except (OSError, ValueError) as error:
