@@ -43,12 +43,15 @@ JOBS = "--address http://127.0.0.1:8265"
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (ray_up(AWS, restart=True), "up -y --no-config-cache c.yaml"),
-        (ray_up(AWS, restart=False), "up -y --no-config-cache --no-restart c.yaml"),
-        (ray_down(AWS), "down -y c.yaml"),
+        (ray_up(AWS, restart=True), "up --log-style pretty -y --no-config-cache c.yaml"),
+        (ray_up(AWS, restart=False), "up --log-style pretty -y --no-config-cache --no-restart c.yaml"),
+        (ray_down(AWS), "down --log-style pretty -y c.yaml"),
         (where_is_head(AWS), "get-head-ip c.yaml"),
         (make_token(AWS), "get-auth-token --generate"),
-        (ray_exec(AWS, "ray status"), "exec c.yaml 'export RAY_AUTH_MODE=token; ray status'"),
+        (
+            ray_exec(AWS, "ray status"),
+            "exec --log-style pretty c.yaml 'export RAY_AUTH_MODE=token; ray status'",
+        ),
     ],
 )
 def test_rays_command_lines(command: Command, words: str) -> None:

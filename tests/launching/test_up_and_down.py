@@ -47,7 +47,7 @@ def test_a_new_cluster_is_started_and_counted(
         "inspect": [Done(code=1, said="ssh: refused"), stands(0), stands(1), stands(1), stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
-    assert played.ran_with("up -y") == [f"up -y --no-config-cache {file}"]
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
     assert capsys.readouterr().out.splitlines() == [
         "0 of 2 workers are there",
         "1 of 2 workers are there",
@@ -65,7 +65,7 @@ def test_one_that_runs_is_not_started_anew(
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
-    assert played.ran_with("up -y") == [f"up -y --no-config-cache --no-restart {file}"]
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache --no-restart {file}"]
     assert "its jobs go on" in capsys.readouterr().out
 
 
@@ -76,7 +76,7 @@ def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) 
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
-    assert played.ran_with("up -y") == [f"up -y --no-config-cache {file}"]
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
 
 
 def test_a_head_that_does_not_say_is_left_alone(
@@ -89,10 +89,10 @@ def test_a_head_that_does_not_say_is_left_alone(
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 1
-    assert played.ran_with("up -y") == []
+    assert played.ran_with("up --log") == []
     assert "give --restart" in capsys.readouterr().err
     assert main(["up", str(file), "--yes", "--restart"]) == 0
-    assert played.ran_with("up -y") == [f"up -y --no-config-cache {file}"]
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
 
 
 def test_too_few_workers_are_a_failure_that_says_how_many(
@@ -113,7 +113,7 @@ def test_a_head_that_never_answers_is_a_failure(
 
 
 def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    played.answers = {"get-head-ip": [NO_HEAD], "up -y": [Done(code=1)]}
+    played.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
     assert main(["up", str(file), "--yes"]) == 1
     assert f"The command failed: `ray up` of {file} ended with code 1" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_the_token_is_made_once_and_for_its_owner(
     played.answers = {"get-head-ip": [NO_HEAD], "inspect": [stands(2)]}
     assert main(["up", str(file), "--yes"]) == 1
     assert played.ran_with("get-auth-token --generate")
-    assert played.ran_with("up -y") == []
+    assert played.ran_with("up --log") == []
     token.write_text("t")
     token.chmod(0o644)
     played.ran.clear()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tune_rescon.launching.jobs import send_search
     from tune_rescon.launching.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
     from tune_rescon.launching.showing import print_state
-    from tune_rescon.launching.starting import bring_up, take_down
+    from tune_rescon.launching.starting import bring_up, find_head, take_down
     from tune_rescon.launching.tunnel import hold_tunnel
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "ask_head",
     "bring_up",
     "end_mlflow",
+    "find_head",
     "hold_tunnel",
     "inspect_head",
     "keep_mlflow",
@@ -53,6 +54,7 @@ __getattr__ = lazy_names(
         "ask_head": "head",
         "bring_up": "starting",
         "end_mlflow": "mlflow_service",
+        "find_head": "starting",
         "hold_tunnel": "tunnel",
         "inspect_head": "head",
         "keep_mlflow": "mlflow_service",

@@ -6,6 +6,7 @@ Ray's launcher is run as a program: its functions print, prompt and end the proc
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -54,8 +55,14 @@ RAY_IS_HERE: Final = (
     " then echo ray: yes; else echo ray: no; fi"
 )
 
+#: What a terminal is told between the words.
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+
 #: Of this Python, whatever a PATH says. -P: a directory that happens to be called ray is not meant.
 _RAY: Final = (sys.executable, "-P", "-m", "ray.scripts.scripts")
+
+#: Without it Ray takes one that reads no terminal for a program, and quotes its own command lines to it.
+_PLAIN: Final = ("--log-style", "pretty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +82,13 @@ class Done:
 
     @property
     def last_words(self) -> str:
-        """The last few lines it said, for an error's text."""
-        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
+        """The last few lines it said, for an error's text: of a traceback, its end.
+
+        >>> Done(code=1, said="a\\n\\nTraceback (most recent call last):\\n  File x\\nOSError: no").last_words
+        'a / OSError: no'
+        """
+        plain = [_COLOUR.sub("", line).rstrip() for line in self.said.splitlines()]
+        lines = [line for line in plain if line and not line.startswith((" ", "\t", "Traceback "))]
         return " / ".join(lines[-3:]) or "it said nothing"
 
 
@@ -111,18 +123,18 @@ def ray_up(cluster: ClusterFile, *, restart: bool) -> Command:
     """Start or update a cluster. ``restart`` Ray on a head that has it, which ends its jobs."""
     # A cached configuration outlives what it was made from.
     options = ["-y", "--no-config-cache", *([] if restart else ["--no-restart"])]
-    return _ray(cluster, "up", *options, str(cluster.path))
+    return _ray(cluster, "up", *_PLAIN, *options, str(cluster.path))
 
 
 def ray_exec(cluster: ClusterFile, words: str) -> Command:
     """Run a line of shell on the head."""
     # The head's login shell need not know the mode.
-    return _ray(cluster, "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {words}")
+    return _ray(cluster, "exec", *_PLAIN, str(cluster.path), f"export RAY_AUTH_MODE=token; {words}")
 
 
 def ray_down(cluster: ClusterFile) -> Command:
     """End a cluster."""
-    return _ray(cluster, "down", "-y", str(cluster.path))
+    return _ray(cluster, "down", *_PLAIN, "-y", str(cluster.path))
 
 
 def where_is_head(cluster: ClusterFile) -> Command:
