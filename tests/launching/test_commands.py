@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tune_rescon.errors import ClusterError
@@ -136,6 +138,25 @@ def test_what_is_said_is_heard_without_carriage_returns() -> None:
     done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), listen=True)
     assert done == Done(code=3, said="x\n")
     assert done.last_words == "x"
+
+
+def test_nothing_that_a_command_has_started_stays(tmp_path: Path) -> None:
+    script = "sleep 9 & echo $! > pid; wait"
+    command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
+    with pytest.raises(ClusterError, match=r"did not end within 0\.3 s"):
+        run(command, listen=True, timeout=0.3)
+    pid = int((tmp_path / "pid").read_text())
+    end = time.monotonic() + 1
+    while is_there(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_what_cannot_be_run_or_does_not_end_is_said() -> None:

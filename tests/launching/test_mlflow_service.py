@@ -26,6 +26,7 @@ from filelock import FileLock
 from tune_rescon.cluster import main
 from tune_rescon.errors import StorageError
 from tune_rescon.launching import mlflow_service
+from tune_rescon.launching.health import CarePace
 from tune_rescon.launching.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow, server_command
 from tune_rescon.storage import RemoteError, RemoteFolder
 
@@ -34,6 +35,7 @@ SCRIPT = """
 import logging, sys
 from pathlib import Path
 from tune_rescon.launching import mlflow_service
+from tune_rescon.launching.health import CarePace
 from tune_rescon.launching.health import CarePace
 logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
@@ -73,6 +75,9 @@ class Service:
                     found.append(process)
         return found
 
+    def has_no_servers(self) -> bool:
+        return not self.servers()
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(90)
@@ -105,7 +110,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
-        stays = not within(10, lambda one=one: not one.servers())
+        stays = not within(10, one.has_no_servers)
         for process in one.servers():
             process.kill()
         assert not stays, "an orphan stays"
@@ -135,7 +140,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
 
     # Its keeper gone without a word: nothing stays, and the port is free for the next.
     service.end(signal.SIGKILL)
-    assert within(10, lambda: not service.servers())
+    assert within(10, service.has_no_servers)
     again = start(port=int(service.uri.rpartition(":")[2]))
     assert again.has_answered()
     assert again.end() == 0
@@ -166,9 +171,8 @@ def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_
 def experiments(database: Path) -> set[str]:
     if not database.is_file():
         return set()
-    with closing(sqlite3.connect(database)) as connection, suppress(sqlite3.Error):
+    with closing(sqlite3.connect(database)) as connection:
         return {row[0] for row in connection.execute("SELECT name FROM experiments")}
-    return set()
 
 
 def test_the_command_has_one_worker_and_no_password() -> None:
@@ -234,5 +238,5 @@ def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
     monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("it was started"))
     settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
     with caplog.at_level(logging.WARNING):
-        mlflow_service._keep(settings, ending, print, mlflow_service.CarePace())
+        mlflow_service._keep(settings, ending, print, CarePace())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text

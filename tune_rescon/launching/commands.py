@@ -11,10 +11,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from tune_rescon.errors import ClusterError
 from tune_rescon.launching.cluster_file import ClusterFile
@@ -95,28 +98,48 @@ class Done:
 def run(command: Command, *, listen: bool = False, timeout: float | None = None) -> Done:
     """Run a command to its end: in this terminal, or, to ``listen``, with what it says kept for the caller.
 
-    It reads no terminal: Ctrl-C ends it here, and is not sent to the other side of an ssh.
+    It reads no terminal: Ctrl-C ends it here, and is not sent to the other side of an ssh. None of its
+    processes stays behind when this is left.
 
     Raises:
         ClusterError: it cannot be run, or did not end in time.
     """
     try:
-        ended = subprocess.run(
+        process = subprocess.Popen(
             command.argv,
             env={**os.environ, **command.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if listen else None,
             stderr=subprocess.STDOUT if listen else None,
-            timeout=timeout,
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"`{shlex.join(command.argv)}` did not end within {timeout:g} s.") from None
     except OSError as error:
         raise ClusterError(f"`{command.argv[0]}` cannot be run: {error.strerror}.") from None
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    except BaseException as error:
+        _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            words = f"`{shlex.join(command.argv)}` did not end within {timeout:g} s."
+            raise ClusterError(words) from None
+        raise
     # A pseudo-terminal on the head ends its lines with a carriage return too.
-    said = (ended.stdout or b"").decode(errors="replace").replace("\r\n", "\n")
-    return Done(code=ended.returncode, said=said)
+    return Done(code=process.returncode, said=(said or b"").decode(errors="replace").replace("\r\n", "\n"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with the ssh it has started, which would go on by itself."""
+    with suppress(psutil.Error):
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        for one in below:
+            with suppress(psutil.Error):
+                one.kill()
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def ray_up(cluster: ClusterFile, *, restart: bool) -> Command:
