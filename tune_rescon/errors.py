@@ -9,8 +9,10 @@
     │   ├── NetworkError     a preset, layout, depth or image size no network has
     │   ├── DataError        images that are missing, unreadable or too few
     │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
+    │   ├── ClusterFileError a cluster's file that is missing or no cluster's
     │   ├── LeaseError       another driver has the search
     │   └── ResourceError    more per trial than the machine or cluster has
+    ├── ClusterError         a cluster did not do what it was told: exit 1
     └── SearchError          the search itself failed: exit 1
         ├── LeaseLostError   another driver has taken it over
         └── RecordBusyError  its record takes no writes
@@ -25,6 +27,8 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "ClusterError",
+    "ClusterFileError",
     "ConfigError",
     "DataError",
     "LeaseError",
@@ -70,12 +74,20 @@ class StorageError(UserError):
     """The storage cannot be written, or a search's name is taken or unknown."""
 
 
+class ClusterFileError(UserError):
+    """A cluster's file is missing, or describes no cluster of Ray's."""
+
+
 class LeaseError(UserError):
     """A second driver on a search that has one."""
 
 
 class ResourceError(UserError):
     """A trial asks for more than the machine or cluster has."""
+
+
+class ClusterError(TuneResconError):
+    """A cluster did not start, answer or take what it was given. Commands exit 1."""
 
 
 class SearchError(TuneResconError):

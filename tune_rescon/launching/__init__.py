@@ -1,11 +1,17 @@
-"""Clusters as files: what is wrong in one, before it costs money.
+"""Clusters: the commands that start, feed, watch and end one, and the MLflow server on its head.
 
 ::
 
-    check_file     every finding in a cluster file of Ray's launcher, a KubeRay manifest or a shell script
-    Finding        one broken rule: its name, what to tell, its line
+    check_file       every finding in a cluster file, a KubeRay manifest or a shell script
+    ClusterFile      what the commands need to know of a cluster.yaml
+    commands         Ray's command lines and their environment, as values; run() runs one
+    bring_up         up: the token, the start, and the nodes that really came
+    send_search      submit: the search as a Ray job, and its end
+    HeadState        status: nodes, jobs and MLflow, as the head sees them
+    hold_tunnel      tunnel: MLflow and the dashboard, by ssh
+    keep_mlflow      mlflow: one server, asked for its health, started again, its database kept
 
-Nothing here starts Ray or asks a cloud. Names are loaded on first use.
+It knows Ray and MLflow as programs that are run, and imports neither.
 """
 
 from __future__ import annotations
@@ -15,9 +21,53 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.launching.cluster_file import ClusterFile, read_cluster_file
     from tune_rescon.launching.findings import Finding
+    from tune_rescon.launching.head import HeadState, ask_head, inspect_head
+    from tune_rescon.launching.jobs import send_search
     from tune_rescon.launching.lint import check_file
+    from tune_rescon.launching.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
+    from tune_rescon.launching.showing import print_state
+    from tune_rescon.launching.starting import bring_up, find_head, take_down
+    from tune_rescon.launching.tunnel import hold_tunnel
 
-__all__ = ["Finding", "check_file"]
+__all__ = [
+    "ClusterFile",
+    "Finding",
+    "HeadState",
+    "MlflowSettings",
+    "ask_head",
+    "bring_up",
+    "check_file",
+    "end_mlflow",
+    "find_head",
+    "hold_tunnel",
+    "inspect_head",
+    "keep_mlflow",
+    "print_state",
+    "read_cluster_file",
+    "send_search",
+    "take_down",
+]
 
-__getattr__ = lazy_names(__name__, {"Finding": "findings", "check_file": "lint"})
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ClusterFile": "cluster_file",
+        "Finding": "findings",
+        "HeadState": "head",
+        "MlflowSettings": "mlflow_service",
+        "ask_head": "head",
+        "bring_up": "starting",
+        "check_file": "lint",
+        "end_mlflow": "mlflow_service",
+        "find_head": "starting",
+        "hold_tunnel": "tunnel",
+        "inspect_head": "head",
+        "keep_mlflow": "mlflow_service",
+        "print_state": "showing",
+        "read_cluster_file": "cluster_file",
+        "send_search": "jobs",
+        "take_down": "starting",
+    },
+)

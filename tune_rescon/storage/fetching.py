@@ -20,11 +20,11 @@ _log: Final = logging.getLogger(__name__)
 _BESIDE: Final = ("-journal", "-wal", "-shm")
 
 
-def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path]) -> int:
+def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, where: str = "--storage") -> int:
     """Make each local database (by its name at the URL) the newest copy; the term of the run that begins.
 
     To be called by one run at a time, before it opens any of them. The first leads, the others follow it: see
-    :func:`.choose_copies`.
+    :func:`.choose_copies`. ``where`` is the flag that named the URL.
 
     Raises:
         RemoteError: the URL cannot be read now.
@@ -34,7 +34,7 @@ def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path]) -> int:
     for (name, path), pair, copy in zip(databases.items(), terms, choose_copies(terms), strict=True):
         here, at_url = pair
         if copy is Copy.URL:
-            _fetch(remote, name, path)
+            _fetch(remote, name, path, where)
         elif copy is Copy.NOWHERE:
             _delete(path)
         if here is not None and copy is not Copy.HERE:
@@ -50,14 +50,14 @@ def _terms(remote: RemoteFolder, name: str, path: Path) -> tuple[int | None, int
     return here, parse_term(remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
 
 
-def _fetch(remote: RemoteFolder, name: str, path: Path) -> None:
+def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:
     arrived = path.with_name(f".{path.name}.arrived")
     path.parent.mkdir(parents=True, exist_ok=True)
     remote.download(name, arrived)
     if not is_whole(arrived):
         arrived.unlink(missing_ok=True)
-        rule = "a copy of a search's database must be one SQLite can read"
-        raise StorageError(explain(rule, got=f"a damaged {remote.url}/{name}", where="--storage"))
+        rule = "the copy of a database must be one SQLite can read"
+        raise StorageError(explain(rule, got=f"a damaged {remote.url}/{name}", where=where))
     _delete(path)
     arrived.replace(path)
 

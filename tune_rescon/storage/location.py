@@ -46,8 +46,8 @@ class StorageUrl:
         return f"{self.url}/{name}"
 
 
-def parse_storage(text: str) -> Path | StorageUrl:
-    """What ``--storage`` names.
+def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
+    """What ``--storage`` names, or another flag that takes a place (``where``).
 
     >>> parse_storage("s3://bucket/runs/")
     StorageUrl(url='s3://bucket/runs')
@@ -60,11 +60,11 @@ def parse_storage(text: str) -> Path | StorageUrl:
     if "::" in text and "://" in text:
         rule = "must be a directory, or the URL of one file system"
         hint = "Leave out what stands before the last `::`."
-        raise StorageError(explain(rule, got=repr(text), where="--storage", hint=hint))
+        raise StorageError(explain(rule, got=repr(text), where=where, hint=hint))
     if not _SCHEME.match(text):
         return Path(text)
     scheme, _, place = text.partition("://")
     if not place.strip("/"):
         rule = "must name a bucket or a directory after `://`"
-        raise StorageError(explain(rule, got=repr(text), where="--storage"))
+        raise StorageError(explain(rule, got=repr(text), where=where))
     return Path(place) if scheme in _LOCAL else StorageUrl(url=text.rstrip("/"))

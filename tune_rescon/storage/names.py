@@ -14,15 +14,15 @@ __all__ = ["check_name", "name_taken", "no_such_search"]
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def check_name(name: str) -> None:
-    """Refuse what is no name.
+def check_name(name: str, *, where: str = "--name") -> None:
+    """Refuse what is no name; it came with ``where``.
 
     Raises:
         StorageError: it is none.
     """
     if not _NAME.fullmatch(name):
         rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
-        raise StorageError(explain(rule, got=repr(name), where="--name"))
+        raise StorageError(explain(rule, got=repr(name), where=where))
 
 
 def name_taken(name: str, place: object, *, begun: bool) -> StorageError:

@@ -50,8 +50,8 @@ class RemoteFolder:
         self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
 
     @classmethod
-    def connect(cls, storage: StorageUrl) -> RemoteFolder:
-        """The storage's root. No request is made yet.
+    def connect(cls, storage: StorageUrl, *, where: str = "--storage") -> RemoteFolder:
+        """The storage's root; ``where`` is the flag that named it. No request is made yet.
 
         Raises:
             StorageError: fsspec knows no such scheme, or its package is not installed.
@@ -67,17 +67,17 @@ class RemoteFolder:
             rule = (
                 f"must be a directory, or a URL that begins with one of {', '.join(f'{s}://' for s in known)}"
             )
-            raise StorageError(explain(rule, got=repr(storage.url), where="--storage")) from None
+            raise StorageError(explain(rule, got=repr(storage.url), where=where)) from None
         except ImportError as error:
             extra = _EXTRAS.get(storage.scheme)
             hint = f'Install it: pip install "tune_rescon[{extra}]".' if extra else f"{error}."
             rule = f"{storage.scheme}:// needs a package that is not installed"
-            raise StorageError(explain(rule, where="--storage", hint=hint)) from None
+            raise StorageError(explain(rule, where=where, hint=hint)) from None
         except Exception as error:
             # A URL only its file system can parse: a port that is no number, a host that is missing.
             rule = "must be a URL its file system understands"
             got = f"{storage.url} ({_first_line(error)})"
-            raise StorageError(explain(rule, got=got, where="--storage")) from None
+            raise StorageError(explain(rule, got=got, where=where)) from None
         return cls(storage.url, filesystem, root)
 
     @property

@@ -1,0 +1,211 @@
+"""``python -m tune_rescon.cluster``: start a Ray cluster from a file, send it searches, watch and end it.
+
+Exit: 0 done; 1 the cluster, or the search, failed; 2 something given is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tune_rescon.command import run_command
+
+__all__ = ["main"]
+
+#: Characters of a line where the output is no terminal.
+PIPE_WIDTH: Final = 120
+
+_FILE = click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run_command(cluster, argv, name="tune_rescon.cluster", what="The command")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cluster() -> None:
+    """Start a Ray cluster from a cluster.yaml, send it searches, watch it, and end it."""
+
+
+@cluster.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def check(files: tuple[Path, ...]) -> int:
+    """Look for what would fail, cost or be open to others, in each FILE."""
+    return max(_check(path) for path in files)
+
+
+@cluster.command()
+@_FILE
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--restart", is_flag=True, help="Start Ray anew where it runs, which ends running jobs.")
+@click.option(
+    "--wait", type=float, default=600.0, show_default=True, metavar="SECONDS", help="For the workers to come."
+)
+def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
+    """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
+    from tune_rescon.launching import bring_up, read_cluster_file
+
+    read = read_cluster_file(file)
+    if _check(file) != 0:
+        click.echo(f"Nothing was started: {file} has errors.", err=True)
+        return 2
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Give --yes where nobody can be asked.")
+        click.confirm(f"Start {read.name} ({read.provider})?", abort=True)
+    bring_up(read, click.echo, restart=restart, wait=wait)
+    return 0
+
+
+@cluster.command()
+@_FILE
+@click.option("--name", metavar="N", help="Name of the search.")
+@click.option("--resume", metavar="N", help="Go on with the search of this name.")
+@click.option("--follow/--no-follow", default=True, help="Show its log until it ends [default: --follow].")
+@click.argument("arguments", metavar="-- SEARCH ARGS...", nargs=-1, type=click.UNPROCESSED)
+def submit(file: Path, name: str | None, resume: str | None, follow: bool, arguments: tuple[str, ...]) -> int:
+    """Run a search on the cluster of FILE; what follows `--` is tune_rescon.search's."""
+    from tune_rescon.launching import read_cluster_file, send_search
+    from tune_rescon.storage import check_name
+
+    if name is not None and resume is not None:
+        raise click.UsageError("Give one of --name and --resume.")
+    flag = "--name" if name is not None else "--resume" if resume is not None else None
+    name = name if name is not None else resume
+    if name is not None:
+        check_name(name, where=flag or "")
+    read = read_cluster_file(file)
+    return send_search(read, arguments, click.echo, flag=flag, name=name, follow=follow)
+
+
+@cluster.command()
+@_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(file: Path, as_json: bool) -> int:
+    """Show the nodes, jobs and MLflow of the cluster of FILE."""
+    from rich.console import Console
+
+    from tune_rescon.launching import ask_head, print_state, read_cluster_file
+
+    state = ask_head(read_cluster_file(file))
+    if as_json:
+        click.echo(state.as_json())
+    else:
+        print_state(state, Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    return 0
+
+
+@cluster.command()
+@_FILE
+@click.option(
+    "--mlflow-port", type=int, default=5000, show_default=True, metavar="PORT", help="Of this machine."
+)
+@click.option(
+    "--dashboard-port", type=int, default=8265, show_default=True, metavar="PORT", help="Of this machine."
+)
+def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
+    """Open MLflow and Ray's dashboard on this machine, until Ctrl-C."""
+    from tune_rescon.launching import hold_tunnel, read_cluster_file
+
+    if mlflow_port == dashboard_port:
+        raise click.UsageError("--mlflow-port and --dashboard-port must differ.")
+    hold_tunnel(read_cluster_file(file), click.echo, mlflow=mlflow_port, dashboard=dashboard_port)
+    return 0
+
+
+@cluster.command()
+@_FILE
+def down(file: Path) -> int:
+    """End the cluster of FILE, and say what may be left."""
+    from tune_rescon.launching import read_cluster_file, take_down
+
+    take_down(read_cluster_file(file), click.echo)
+    return 0
+
+
+@cluster.command()
+@click.option("--port", type=int, default=5000, show_default=True, metavar="PORT", help="To listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDR", help="To listen on.")
+@click.option(
+    "--database",
+    envvar="TUNE_RESCON_MLFLOW_DATABASE",
+    metavar="URL",
+    help="MLflow's database, also from TUNE_RESCON_MLFLOW_DATABASE [default: SQLite in the folder].",
+)
+@click.option("--artifacts", metavar="URL", help="Where artifacts are kept [default: the folder].")
+@click.option("--keep", metavar="URL", help="Where the SQLite database is copied to, and fetched from.")
+@click.option("--allowed-hosts", metavar="HOSTS", help="Names it may be asked by [default: local ones].")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("~/.tune_rescon/mlflow"),
+    show_default=True,
+    metavar="DIR",
+    help="What it has on this machine.",
+)
+@click.option("--end", is_flag=True, help="End the one of this folder, once its database is kept.")
+def mlflow(
+    port: int,
+    host: str,
+    database: str | None,
+    artifacts: str | None,
+    keep: str | None,
+    allowed_hosts: str | None,
+    folder: Path,
+    end: bool,
+) -> int:
+    """Keep an MLflow server running on this machine: the head's."""
+    from tune_rescon.launching import MlflowSettings, end_mlflow, keep_mlflow
+
+    folder = folder.expanduser()
+    if end:
+        end_mlflow(folder, click.echo)
+        return 0
+    if database is not None and keep is not None:
+        raise click.UsageError("--keep is for the folder's SQLite: leave it out where there is a --database.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    settings = MlflowSettings(
+        folder=folder,
+        host=host,
+        port=port,
+        database=database,
+        artifacts=artifacts,
+        keep=keep,
+        allowed_hosts=allowed_hosts,
+    )
+    keep_mlflow(settings, click.echo)
+    return 0
+
+
+@cluster.command(hidden=True)
+@click.option("--json", "as_json", is_flag=True, required=True, help="Print one line of JSON.")
+def inspect(as_json: bool) -> int:
+    """Say how things stand; to be run on the head."""
+    from tune_rescon.launching import inspect_head
+
+    assert as_json
+    click.echo(inspect_head().as_json())
+    return 0
+
+
+def _check(path: Path) -> int:
+    """Print what is found in a file; 2 if that is an error."""
+    from tune_rescon.launching import check_file, read_cluster_file
+
+    # Says in one line of what no finding can speak: no file, no YAML, no cluster.
+    read_cluster_file(path)
+    found = check_file(path)
+    for finding in found:
+        where = f"{path}:{finding.line}" if finding.line is not None else f"{path}"
+        click.echo(f"{where}: {finding.severity}: {finding.text} [{finding.rule}]")
+    return 2 if any(finding.severity == "error" for finding in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
