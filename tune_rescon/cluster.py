@@ -196,14 +196,11 @@ def inspect(as_json: bool) -> int:
 
 def _check(path: Path) -> int:
     """Print what is found in a file; 2 if that is an error."""
-    from tune_rescon.launching import check_file, read_cluster_file
+    from tune_rescon.launching.lint import check_file
 
-    # Says in one line of what no finding can speak: no file, no YAML, no cluster.
-    read_cluster_file(path)
     found = check_file(path)
     for finding in found:
-        where = f"{path}:{finding.line}" if finding.line is not None else f"{path}"
-        click.echo(f"{where}: {finding.severity}: {finding.text} [{finding.rule}]")
+        click.echo(f"{path}:{finding.line}: {finding.severity}: {finding.text} [{finding.rule}]")
     return 2 if any(finding.severity == "error" for finding in found) else 0
 
 

@@ -68,14 +68,14 @@ def kept_in_tmp(target: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become pytest, in there."""
+    """Become pytest, in there; or its exit code without."""
     lacking = missing()
     if lacking:
         required = os.environ.get("REQUIRE_HOSTS") == "1"
         verdict = "and REQUIRE_HOSTS=1 says that they must run." if required else "they are SKIPPED."
         print(f"The tests of clusters need {' and '.join(lacking)}: {verdict}", file=sys.stderr)
         return 1 if required else 0
-    os.execvp("unshare", list(_command(arguments)))
+    return os.execvp("unshare", list(_command(arguments)))
 
 
 def _command(arguments: Sequence[str]) -> Iterable[str]:

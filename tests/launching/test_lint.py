@@ -259,7 +259,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
     # What is mounted.
     (
         "cluster.yaml",
-        "~/tune_rescon/README.md: ./README.md",
+        "~/tune_rescon_source/README.md: ./README.md",
         "~/all: .",
         "mounts",
         "file_mounts.~/all: a whole checkout must not be mounted",

@@ -18,7 +18,7 @@ class Node:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.source = home / "tune_rescon"
+        self.source = home / "tune_rescon_source"
         self.source.mkdir()
         for name in ("pyproject.toml", "constraints.txt"):
             (self.source / name).write_text("first")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import stat
-import sys
-import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tune_rescon.cluster import main
+from tune_rescon.launching import Finding, lint
 from tune_rescon.launching.commands import Done
 
 Stands = Callable[..., Done]
@@ -21,21 +19,14 @@ HEAD = Done(code=0, said="Some words first.\n10.0.0.1\n")
 NO_HEAD = Done(code=1, said="Head node of cluster (lab) not found!\n")
 
 
-@dataclass
-class Finding:
-    severity: str
-    rule: str
-    text: str
-    line: int | None
+CHECK = lint.check_file
 
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     """What `check` finds."""
     found: list[Finding] = []
-    lint: Any = types.ModuleType("tune_rescon.launching.lint")
-    lint.check_file = lambda _path: found
-    monkeypatch.setitem(sys.modules, lint.__name__, lint)
+    monkeypatch.setattr(lint, "check_file", lambda _path: found)
     return found
 
 
@@ -139,10 +130,13 @@ def test_the_token_is_made_once_and_for_its_owner(
 def test_a_file_with_errors_starts_nothing(
     played: Any, file: Path, found: list[Finding], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found += [Finding("warning", "w", "may cost", None), Finding("error", "e", "is open", 7)]
+    found += [
+        Finding(severity="warning", rule="w", text="may cost", line=3),
+        Finding(severity="error", rule="e", text="is open", line=7),
+    ]
     assert main(["up", str(file), "--yes"]) == 2
     said = capsys.readouterr()
-    assert said.out.splitlines() == [f"{file}: warning: may cost [w]", f"{file}:7: error: is open [e]"]
+    assert said.out.splitlines() == [f"{file}:3: warning: may cost [w]", f"{file}:7: error: is open [e]"]
     assert f"Nothing was started: {file} has errors." in said.err
     assert played.ran == []
 
@@ -156,13 +150,20 @@ def test_nobody_is_asked_where_nobody_is(played: Any, file: Path, capsys: pytest
 def test_check_takes_several_and_warnings_are_no_error(
     file: Path, found: list[Finding], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found.append(Finding("warning", "w", "may cost", 3))
+    found.append(Finding(severity="warning", rule="w", text="may cost", line=3))
     assert main(["check", str(file), str(file)]) == 0
     assert capsys.readouterr().out == f"{file}:3: warning: may cost [w]\n" * 2
-    assert main(["check", str(file), "nope.yaml"]) == 2
 
 
-@pytest.mark.parametrize("command", ["check", "up", "submit", "status", "tunnel", "down"])
+def test_check_tells_of_a_file_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lint, "check_file", CHECK)
+    assert main(["check", str(tmp_path / "nope.yaml")]) == 2
+    assert "nope.yaml:1: error: cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["up", "submit", "status", "tunnel", "down"])
 def test_a_file_that_is_none_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "nope.yaml"]) == 2
     said = capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""A cloud: moto's EC2, S3, IAM and SSM on the operator's network, and a real host for each of its machines."""
+"""A cloud: moto's EC2, S3 and IAM on the operator's network, and a real host for each of its machines."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,10 +18,11 @@ import boto3
 from tests.cluster.enclosed import LAB
 from tests.cluster.lab.hosts import KEY, OPERATOR, Host, Network
 
-__all__ = ["CREDENTIALS", "ENDPOINT", "REGION", "Cloud", "Machine", "object_store"]
+__all__ = ["CREDENTIALS", "ENDPOINT", "REGION", "Cloud", "Machine", "Moto", "client", "make_bucket", "tags"]
 
 #: Where the cloud's interfaces answer: the operator's address.
-ENDPOINT: Final = f"http://{OPERATOR}:5000"
+_PORT: Final = 5000
+ENDPOINT: Final = f"http://{OPERATOR}:{_PORT}"
 REGION: Final = "us-west-2"
 
 #: What a machine would be given by its profile. moto takes any.
@@ -50,13 +50,14 @@ def client(service: str) -> Any:
     )
 
 
-class _Moto:
+class Moto:
     """moto's server, a process of its own."""
 
     def __init__(self) -> None:
+        """Start it, and wait until it answers."""
         with (LAB / "moto.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "--host", "0.0.0.0", "--port", ENDPOINT.rsplit(":", 1)[1]],
+                [sys.executable, "-m", "moto.server", "--host", OPERATOR, "--port", str(_PORT)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -74,6 +75,7 @@ class _Moto:
             return False
 
     def stop(self) -> None:
+        """Kill it."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
@@ -89,12 +91,12 @@ class Machine:
 
 
 class Cloud:
-    """Gives each running instance a host at its private address, and takes the host away with the instance."""
+    """Gives each running instance a host at its private address, and takes it away again."""
 
     def __init__(self, network: Network) -> None:
         """Nothing runs yet."""
         self._network = network
-        self._moto: _Moto | None = None
+        self._moto: Moto | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hypervisor", daemon=True)
         self.machines: dict[str, Machine] = {}
@@ -103,7 +105,7 @@ class Cloud:
 
     def start(self) -> None:
         """Answer, and begin to give hosts."""
-        self._moto = _Moto()
+        self._moto = Moto()
         iam = client("iam")
         for name in ("tune-rescon-head", "tune-rescon-worker"):
             iam.create_instance_profile(InstanceProfileName=name)
@@ -163,6 +165,7 @@ def tags(instance: Mapping[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
 
 
-def object_store() -> _Moto:
-    """S3 alone, for machines that no cloud lends."""
-    return _Moto()
+def make_bucket(name: str) -> None:
+    """In S3."""
+    place = {"LocationConstraint": REGION}
+    client("s3").create_bucket(Bucket=name, CreateBucketConfiguration=place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -57,9 +58,15 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
+def _requirements() -> str:
+    """What the setup of the shipped files writes down when it has installed: the image brings it all."""
+    files = [Path(name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    return f"{hashlib.sha256(b''.join(files)).hexdigest()}  -\n"
+
+
 @dataclass(kw_only=True)
 class Host:
-    """A machine of one address. What it keeps on its disk outlives a power cut, unless it is given a new one."""
+    """A machine of one address. Its disk outlives a power cut."""
 
     name: str
     address: str
@@ -79,6 +86,7 @@ class Host:
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "tmp").chmod(0o1777)
         (folder / "home" / ".bashrc").write_text(self.image)
+        (folder / "home" / ".tune_rescon_installed").write_text(_requirements())
         shutil.copy(KEY.with_suffix(".pub"), folder / "home" / ".ssh" / "authorized_keys")
         others = Path("/etc/passwd").read_text().splitlines()[1:]
         root = f"root:x:0:0:root:{_HOME}:/bin/bash"
@@ -97,15 +105,18 @@ class Host:
         flags = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         with (folder / "console").open("ab") as console:
             self._process = subprocess.Popen(
-                ["unshare", *flags, "bash", "-c", init], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+                ["unshare", *flags, "bash", "-c", init],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
             )
         self._plug_in(self._process.pid)
         self._wait_for_ssh()
 
     def _plug_in(self, pid: int) -> None:
-        own = os.readlink("/proc/self/ns/net")
+        own = Path("/proc/self/ns/net").readlink()
         end = time.monotonic() + PATIENCE
-        while os.readlink(f"/proc/{pid}/ns/net") == own:
+        while Path(f"/proc/{pid}/ns/net").readlink() == own:
             assert time.monotonic() < end, f"{self.name} has no network of its own"
             time.sleep(0.01)
         cable = f"v{self.address.replace('.', '')}"[:15]
@@ -142,8 +153,10 @@ class Host:
     def run(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Over ssh, with its ~/.bashrc, as a person would."""
         remote = f"bash --login -c {shlex.quote(f'source ~/.bashrc; {command}')}"
-        quiet = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-        ssh = ["ssh", "-i", str(KEY), *quiet, "-o", "ConnectTimeout=5", f"root@{self.address}", remote]
+        quiet = (
+            "-oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -oLogLevel=ERROR -oConnectTimeout=5"
+        )
+        ssh = ["ssh", "-i", str(KEY), *quiet.split(), f"root@{self.address}", remote]
         return subprocess.run(ssh, text=True, capture_output=True, check=check, timeout=120)
 
 
