@@ -47,6 +47,29 @@ def test_a_new_cluster_is_started_and_counted(
     ]
 
 
+@pytest.mark.parametrize(("runs", "remembered"), [("yes", True), ("no", False)])
+def test_machines_that_are_started_anew_are_set_up_anew(
+    runs: str,
+    remembered: bool,
+    played: Any,
+    stands: Stands,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    state = tmp_path / "ray" / "cluster-lab.state"
+    state.parent.mkdir()
+    state.write_text("{}")
+    played.answers = {
+        "get-head-ip": [HEAD],
+        "inspect": [stands(2)],
+        "ray status": [Done(code=0, said=f"ray: {runs}\n")],
+    }
+    assert main(["up", str(file), "--yes"]) == 0
+    assert state.exists() == remembered
+
+
 def test_one_that_runs_is_not_started_anew(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

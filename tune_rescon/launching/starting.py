@@ -45,6 +45,8 @@ def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool,
     is_up = not restart and _runs_already(cluster)
     if is_up:
         say(f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs go on")
+    elif cluster.provider == "local":
+        _forget(cluster)
     done = run(ray_up(cluster, restart=not is_up))
     if done.code != 0:
         raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
@@ -92,6 +94,16 @@ def _runs_already(cluster: ClusterFile) -> bool:
         f"The head of {cluster.name} is there and does not say whether Ray runs on it. Try again;"
         " or give --restart, which starts Ray anew and ends the jobs that run."
     )
+
+
+def _forget(cluster: ClusterFile) -> None:
+    """Delete what Ray remembers here of machines that it does not start itself.
+
+    It outlives `ray down`. A machine that was set up by it once is not set up again, also if its disk is a new
+    one: its files and its token are missing then.
+    """
+    remembered = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
+    remembered.unlink(missing_ok=True)
 
 
 def _wait_for_workers(cluster: ClusterFile, say: Callable[[str], None], wait: float) -> int:

@@ -119,12 +119,18 @@ class Host:
         while Path(f"/proc/{pid}/ns/net").readlink() == own:
             assert time.monotonic() < end, f"{self.name} has no network of its own"
             time.sleep(0.01)
-        cable = f"v{self.address.replace('.', '')}"[:15]
-        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        _ip("link", "set", cable, "master", "br0", "up")
+        # A machine keeps its network card: the others remember which address it had.
+        card = ":".join(["02", "00", *(f"{int(part):02x}" for part in self.address.split("."))])
+        peer = ["peer", "name", "eth0", "address", card, "netns", str(pid)]
+        _ip("link", "add", self._cable, "type", "veth", *peer)
+        _ip("link", "set", self._cable, "master", "br0", "up")
         inside = ["nsenter", "--target", str(pid), "--net", "ip"]
         for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{_PREFIX} dev eth0"):
             subprocess.run([*inside, *words.split()], check=True)
+
+    @property
+    def _cable(self) -> str:
+        return f"v{self.address.replace('.', '')}"[:15]
 
     def _wait_for_ssh(self) -> None:
         end = time.monotonic() + PATIENCE
@@ -140,6 +146,8 @@ class Host:
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        # The kernel pulls it as well, but in its own time.
+        subprocess.run(["ip", "link", "del", self._cable], check=False, stderr=subprocess.DEVNULL)
 
     def wipe(self) -> None:
         """A new disk."""
