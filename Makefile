@@ -2,15 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench faults gpu-check clean
+.PHONY: demo test check cluster-test bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 # Those that start processes mostly wait for them: two files at a time. The others are timed, and run alone.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -m "not ray and not server"
+	$(BIN)/python -m pytest -m "not ray and not server and not hosts"
 	$(BIN)/python -m pytest -m "ray or server" --numprocesses 2 --dist loadfile
+
+# Hosts in namespaces, with sshd, and a cloud that lends them: as root. REQUIRE_HOSTS=1: they must run.
+cluster-test: .venv/.installed-dev
+	$(BIN)/python -m tests.cluster.enclosed
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

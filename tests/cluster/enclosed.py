@@ -28,6 +28,8 @@ _NEEDED: Final = {
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "rsync": "rsync",
+    "curl": "curl",
+    "pgrep": "procps",
 }
 
 _ROOT: Final = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 
 HEAD, FIRST, SECOND = "172.31.200.10", "172.31.200.11", "172.31.200.12"
 STORAGE = "s3://lab/tune_rescon"
-EPOCHS = 6
+EPOCHS = 27
 
 #: Two trials, one on each worker, as long as the story takes; small, for all hosts share two processors.
 SEARCH = [
@@ -151,4 +151,5 @@ def test_the_record_is_whole(file: Path, clock: Clock) -> None:
     command("tune_rescon.cluster", "down", file)
     clock.note("down", began)
     kept = {one["Key"] for one in client("s3").list_objects_v2(Bucket="lab")["Contents"]}
-    assert {"mlflow/mlflow.db", "tune_rescon/a/best.yaml"} <= kept
+    assert any(key.startswith("mlflow/database/") for key in kept), kept
+    assert "tune_rescon/a/best.yaml" in kept

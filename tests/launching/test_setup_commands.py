@@ -94,5 +94,5 @@ def test_mlflow_keeps_what_it_has_beside_the_searches(node: Node, file: str) -> 
     node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1] + "; sleep 0.2")
     scheme = "gs" if "gcp" in file else "s3"
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
-    wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/mlflow.db\n"
+    wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
     assert (node.home / "mlflow.log").read_text() == wanted

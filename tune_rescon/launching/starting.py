@@ -99,8 +99,8 @@ def _runs_already(cluster: ClusterFile) -> bool:
 def _forget(cluster: ClusterFile) -> None:
     """Delete what Ray remembers here of machines that it does not start itself.
 
-    It outlives `ray down`. A machine that was set up by it once is not set up again, also if its disk is a new
-    one: its files and its token are missing then.
+    It outlives `ray down`. A machine that was set up by it once is not set up again, also if its disk is a
+    new one: its files and its token are missing then.
     """
     remembered = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
     remembered.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from tests.cluster.enclosed import LAB
 from tests.cluster.lab.cloud import CREDENTIALS
 from tests.cluster.lab.hosts import Host
 
-__all__ = ["ROOT", "Clock", "JobLog", "command", "overlaid", "wait_for"]
+__all__ = ["ROOT", "Clock", "JobLog", "command", "overlaid", "start", "status", "wait_for"]
 
 _T = TypeVar("_T")
 
@@ -62,6 +62,11 @@ def command(*arguments: str | Path, check: bool = True, timeout: float = 300) ->
     )
     assert not check or done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """A command that goes on."""
+    return subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdin=subprocess.DEVNULL)
 
 
 def status(file: Path) -> dict[str, Any]:
