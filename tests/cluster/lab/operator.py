@@ -53,7 +53,7 @@ def command(*arguments: str | Path, check: bool = True, timeout: float = 300) ->
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **CREDENTIALS, "RAY_USAGE_STATS_ENABLED": "0"},
+        env=_environment(),
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -64,9 +64,14 @@ def command(*arguments: str | Path, check: bool = True, timeout: float = 300) ->
     return done.stdout
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, **CREDENTIALS, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """A command that goes on."""
-    return subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdin=subprocess.DEVNULL)
+    argv = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.Popen(argv, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL)
 
 
 def status(file: Path) -> dict[str, Any]:
