@@ -3,6 +3,7 @@
 ::
 
     describe       what a dataset is, from constants or a listing        (torch-free, nothing decoded)
+    is_url         whether a dataset's path is that of an archive elsewhere
     open_dataset   decode once, memory-map, split                        (torch-free once the cache is built)
     decode_image   one encoded picture -> uint8 square, as the cache does (torch-free; for `predict`)
     ImageDataModule  Lightning's view: gather, augment, resize, normalise on the device
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets
     from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
     from tune_rescon.data.decode import decode_image
+    from tune_rescon.data.downloads import is_url
     from tune_rescon.data.module import ImageDataModule
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Split",
     "decode_image",
     "describe",
+    "is_url",
     "list_datasets",
     "open_dataset",
 ]
@@ -45,6 +48,7 @@ __getattr__ = lazy_names(
         "Split": "dataset",
         "decode_image": "decode",
         "describe": "catalog",
+        "is_url": "downloads",
         "list_datasets": "catalog",
         "open_dataset": "dataset",
     },

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.config import DatasetConfig
+from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.folder import list_folder
 from tune_rescon.data.sizes import common_size, stored_size
 from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes
@@ -164,21 +165,20 @@ def list_datasets() -> tuple[str, ...]:
 def describe(dataset: DatasetConfig, *, data_root: Path) -> DatasetFacts:
     """What the dataset is, without decoding or downloading: constants, or one listing of the folder or zip.
 
-    Images that turn out to be broken still count here. No dataset so far needs ``data_root`` to be described.
+    Images that turn out to be broken still count here. An archive at a URL is fetched to ``data_root`` first.
 
     Raises:
         DataError: an unknown name, or whatever is wrong with the folder that a listing shows.
     """
-    del data_root
-    path = dataset_path(dataset)
+    path = dataset_path(dataset, data_root)
     return _describe_builtin(dataset) if path is None else _describe_folder(dataset, path)
 
 
-def dataset_path(dataset: DatasetConfig) -> Path | None:
-    """The folder or .zip to read, absolute; None for a built-in dataset.
+def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
+    """The folder or .zip to read, absolute; None for a built-in dataset. One at a URL is fetched first.
 
     Raises:
-        DataError: an unknown name, or a ``path`` that is missing or out of place.
+        DataError: an unknown name, or a ``path`` that is missing, out of place or cannot be fetched.
     """
     if dataset.name not in list_datasets():
         raise DataError(unknown_name("dataset", dataset.name, list_datasets(), where="dataset.name"))
@@ -200,6 +200,8 @@ def dataset_path(dataset: DatasetConfig) -> Path | None:
                 hint="For example --set dataset.path=photos.zip",
             )
         )
+    if is_url(dataset.path):
+        return fetched(dataset.path, data_root.resolve())
     return Path(dataset.path).expanduser().resolve()
 
 

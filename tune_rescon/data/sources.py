@@ -80,7 +80,7 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     Raises:
         DataError: an unknown name, or a ``path`` that is missing or out of place.
     """
-    path = dataset_path(dataset)
+    path = dataset_path(dataset, data_root)
     if path is None:
         return _BuiltInSource(name=dataset.name, data_root=data_root)
     return _FolderSource(path=path, store_size=dataset.store_size)

@@ -91,7 +91,7 @@ def _broken_dataset(draft: Draft) -> Iterator[Problem]:
             yield Problem(path=path, text=unknown_name("dataset", name, list_datasets()))
     if "folder" in wanted.values():
         if draft.dataset.path is None:
-            hint = "Give it with --set dataset.path=DIR."
+            hint = "Give it with --set dataset.path=DIR, or the URL of a .zip."
             rule = "`dataset.path`, a directory or .zip of images, is missing"
             yield Problem(path=("dataset",), text=explain(rule, hint=hint))
     elif draft.dataset.path is not None:

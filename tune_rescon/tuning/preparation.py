@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune_rescon.data import DatasetFacts, describe, open_dataset
+from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.pricing import datasets_of
@@ -25,7 +25,7 @@ class Prepared:
 
 def anchored(space: Space) -> Space:
     """``space`` with an absolute ``dataset.path``: workers run elsewhere, and so may whoever resumes."""
-    if space.dataset.path is None:
+    if space.dataset.path is None or is_url(space.dataset.path):
         return space
     absolute = dataclasses.replace(space.dataset, path=str(Path(space.dataset.path).resolve()))
     return space.model_copy(update={"dataset": absolute})

@@ -24,6 +24,7 @@ from tune_rescon.tuning.execution.interruption import Interruption, listening
 from tune_rescon.tuning.execution.measuring import measured_on_gpu
 from tune_rescon.tuning.execution.noise import diverted, library_log
 from tune_rescon.tuning.execution.room import fit_slots
+from tune_rescon.tuning.execution.staging import stage_data
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
@@ -37,6 +38,7 @@ from tune_rescon.tuning.packing import packed
 from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
 from tune_rescon.tuning.presentation import Presentation
+from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
@@ -112,6 +114,14 @@ def run_search(
             sampled_cluster(ray.gone) as cluster,
         ):
             slots = _slots(space, ray)
+            if options.address is not None:
+                stage_data(
+                    datasets_of(space),
+                    data_root=options.data_root.resolve(),
+                    cache_root=options.cache_root.resolve(),
+                    need=space.resources_per_trial.by_name(),
+                    say=say,
+                )
             if space.resources_per_trial.gpu == "auto":
                 space, words = packed(space, _facts(prepared), measured_on_gpu)
                 say(words)

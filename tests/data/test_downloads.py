@@ -1,0 +1,99 @@
+"""An archive at a URL is fetched once to a node; another version is another file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import describe, open_dataset
+from tune_rescon.data.downloads import fetched
+from tune_rescon.errors import DataError
+
+URL = "memory://bucket/photos.zip"
+
+
+@pytest.fixture(autouse=True)
+def _bucket() -> Iterator[None]:
+    fetched.cache_clear()
+    yield
+    fsspec.filesystem("memory").store.clear()
+    fetched.cache_clear()
+
+
+def put(tmp_path: Path, shade: int) -> None:
+    archive = tmp_path / "made.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        for name in ("cat", "dog"):
+            for number in range(4):
+                picture = tmp_path / "picture.png"
+                Image.fromarray(np.full((8, 8, 3), shade + number, np.uint8)).save(picture)
+                made.write(picture, f"{name}/{number}.png")
+    fsspec.filesystem("memory").put_file(str(archive), "/bucket/photos.zip")
+
+
+def test_an_archive_elsewhere_is_a_dataset(tmp_path: Path) -> None:
+    put(tmp_path, 10)
+    config = DatasetConfig(name="folder", path=URL, val_fraction=0.25)
+    data = tmp_path / "data"
+    assert describe(config, data_root=data).class_names == ("cat", "dog")
+    dataset = open_dataset(config, data_root=data, cache_root=tmp_path / "cache")
+    assert len(dataset.train) + len(dataset.val) == 8
+    assert [path.suffix for path in data.iterdir() if not path.name.startswith(".")] == [".zip"]
+
+
+def test_it_is_fetched_once_and_another_version_again(tmp_path: Path) -> None:
+    put(tmp_path, 10)
+    first = fetched(URL, tmp_path / "data")
+    stamp = first.stat().st_mtime_ns
+    fetched.cache_clear()
+    assert fetched(URL, tmp_path / "data") == first
+    assert first.stat().st_mtime_ns == stamp
+
+    fsspec.filesystem("memory").pipe_file("/bucket/photos.zip", b"another")
+    fetched.cache_clear()
+    second = fetched(URL, tmp_path / "data")
+    assert second != first
+    assert second.read_bytes() == b"another"
+    assert first.exists(), "who reads it goes on"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "memory://bucket/none.zip",
+            "dataset.path: dataset.path must be an archive that can be read, but got",
+        ),
+        ("nosuch://bucket/photos.zip", "Protocol not known: nosuch"),
+        ("memory://bucket/photos.tar", "must be that of a .zip of images"),
+    ],
+)
+def test_what_is_no_archive_is_said(url: str, said: str, tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe_file("/bucket/photos.tar", b"tar")
+    with pytest.raises(DataError) as caught:
+        fetched(url, tmp_path / "data")
+    assert said in str(caught.value)
+    assert not list(tmp_path.rglob("*.zip"))
+
+
+def test_half_a_download_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 10)
+    memory = type(fsspec.filesystem("memory"))
+
+    def cut(_self: object, _path: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(memory, "get_file", cut)
+    with pytest.raises(DataError, match="connection reset"):
+        fetched(URL, tmp_path / "data")
+    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix in (".zip", ".partial")]
+    monkeypatch.undo()
+    assert zipfile.is_zipfile(fetched(URL, tmp_path / "data"))
