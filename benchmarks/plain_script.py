@@ -1,8 +1,9 @@
 """The plain Ray Tune script: what one writes today to search these networks on the embedded digits.
 
 A function trainable that builds network, DataLoader and Trainer for each trial, in a process of its own for
-each trial; OptunaSearch, ASHAScheduler, MLflowLoggerCallback. Given the configurations to try, so that it can
-be held against another search that tried them::
+each trial; OptunaSearch, ASHAScheduler, MLflowLoggerCallback. Given the configurations to try, and the epochs
+after which each ends, so that it can be held against another search that tried them; ASHA is asked after each
+epoch, and stops none by itself::
 
     python benchmarks/plain_script.py CONFIGURATIONS.json FOLDER
 """
@@ -106,7 +107,7 @@ def train(config: dict[str, Any]) -> None:
     loader = DataLoader(Digits(split[0], split[2]), batch_size=BATCH_SIZE, shuffle=True)
     validation = DataLoader(Digits(split[1], split[3]), batch_size=BATCH_SIZE)
     trainer = pl.Trainer(
-        max_epochs=EPOCHS,
+        max_epochs=config["epochs"],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -129,6 +130,7 @@ def main() -> None:
             "weight_decay": tune.loguniform(1e-5, 1e-3),
             "label_smoothing": tune.uniform(0.0, 0.1),
             "drop_path": tune.uniform(0.0, 0.1),
+            "epochs": tune.randint(1, EPOCHS + 1),
         },
         tune_config=tune.TuneConfig(
             num_samples=len(configurations),
@@ -136,7 +138,7 @@ def main() -> None:
                 metric="val_accuracy", mode="max", points_to_evaluate=configurations, seed=0
             ),
             scheduler=ASHAScheduler(
-                metric="val_accuracy", mode="max", grace_period=1, max_t=EPOCHS, reduction_factor=3
+                metric="val_accuracy", mode="max", grace_period=EPOCHS, max_t=EPOCHS, reduction_factor=3
             ),
             max_concurrent_trials=2,
         ),

@@ -1,8 +1,8 @@
 """Twelve trials on the digits: this package's command against the plain Ray Tune script, whole commands.
 
-The plain script (plain_script.py) is given the configurations that this package's search has drawn, and the
-same network; what it does with them is what one writes today. Both commands are timed from start to end, with
-imports, Ray's start, MLflow and the report, in turn.
+The plain script (plain_script.py) is given the configurations that this package's search has drawn, the
+epochs after which it has stopped each, and the same network; what it does with them is what one writes today.
+Both commands are timed from start to end, with imports, Ray's start, MLflow and the report, in turn.
 
     python benchmarks/race.py [--rounds 1]
 """
@@ -91,7 +91,7 @@ def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 def _configuration(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     # Where ours has none (the shallow network), the plain space has one all the same: no drop.
-    return {"drop_path": 0.0, **trial.params}
+    return {"drop_path": 0.0, **trial.params, "epochs": len(trial.intermediate_values)}
 
 
 if __name__ == "__main__":

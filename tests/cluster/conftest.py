@@ -20,6 +20,10 @@ IMAGE = {
 }
 
 
+#: The stories' clocks, by title.
+CLOCKS = pytest.StashKey[dict[str, Clock]]()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("hosts") and "TUNE_RESCON_LAB" not in os.environ:
@@ -35,10 +39,12 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def clock(request: pytest.FixtureRequest) -> Iterator[Clock]:
-    clock = Clock()
-    yield clock
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    assert reporter is not None
-    reporter.write_line("")
-    reporter.write_line(clock.table(request.module.__doc__.splitlines()[0]))
+def clock(request: pytest.FixtureRequest) -> Clock:
+    title = request.module.__doc__.splitlines()[0]
+    return request.config.stash.setdefault(CLOCKS, {}).setdefault(title, Clock())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for title, clock in config.stash.get(CLOCKS, {}).items():
+        terminalreporter.write_line("")
+        terminalreporter.write_line(clock.table(title))

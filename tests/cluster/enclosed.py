@@ -10,11 +10,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LAB", "kept_in_tmp", "missing"]
+__all__ = ["LAB", "enclosing", "kept_in_tmp", "missing"]
 
 #: Where the lab keeps its hosts' files; a file system in memory that only the namespaces see.
 LAB: Final = Path("/mnt/lab")
@@ -77,17 +77,18 @@ def main(arguments: Sequence[str]) -> int:
         verdict = "and REQUIRE_HOSTS=1 says that they must run." if required else "they are SKIPPED."
         print(f"The tests of clusters need {' and '.join(lacking)}: {verdict}", file=sys.stderr)
         return 1 if required else 0
-    return os.execvp("unshare", list(_command(arguments)))
-
-
-def _command(arguments: Sequence[str]) -> Iterable[str]:
-    # --kill-child: who ends this process ends the first one of the namespaces, and so all of them.
-    yield from ("unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")
-    yield "--mount-proc"
     tests = str(Path(__file__).parent)
-    pytest = [sys.executable, "-m", "pytest", "-m", "hosts", tests, *arguments]
+    command = enclosing([sys.executable, "-m", "pytest", "-m", "hosts", tests, *arguments])
+    return os.execvp(command[0], command)
+
+
+def enclosing(command: Sequence[str]) -> list[str]:
+    """``command`` in namespaces of its own: whoever ends it ends all that it has started."""
+    # --kill-child: with this process goes the first one of the namespaces, and with that all of them.
+    unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
     keep = kept_in_tmp(LAB / "operator" / "tmp")
-    yield from ("bash", "-c", _SCRIPT.format(lab=LAB, keep=keep, command=shlex.join(pytest)))
+    script = _SCRIPT.format(lab=LAB, keep=keep, command=shlex.join(command))
+    return [*unshare, "--mount-proc", "bash", "-c", script]
 
 
 if __name__ == "__main__":
