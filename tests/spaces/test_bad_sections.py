@@ -49,7 +49,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {3: "dataset: {name: digits, path: x}"},
         "s.yaml:3: dataset.path: only the dataset `folder` has a path, but got",
     ),
-    ({3: "dataset: {name: folder}"}, "is missing. Give it with --set dataset.path=DIR."),
+    ({3: "dataset: {name: folder}"}, "is missing. Give it with --set dataset.path=DIR, or"),
     (
         {4: "metric: {name: val_acc, mode: max}"},
         "s.yaml:4: metric.name: unknown metric 'val_acc' (did you mean 'val",
@@ -135,7 +135,11 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({8: "budget: {trials: 1, hours: 0}"}, "s.yaml:8: budget.hours: must be greater than 0"),
     (
         {9: "resources_per_trial: {gpu: 1.5}"},
-        "gpu: must be a fraction below 1 or a whole number, but got 1.5.",
+        "gpu: must be at most 1: a trial trains on one GPU, or on a share of it, but got 1.5.",
+    ),
+    (
+        {9: "resources_per_trial: {accelerator: L4}"},
+        "accelerator: must be left out unless a trial has a `gpu`, but got 'L4'.",
     ),
     ({9: "resources_per_trial: {gpu: -1}"}, "s.yaml:9: resources_per_trial.gpu: must be at least 0"),
     ({9: "resources_per_trial: {num_gpus: 1}"}, "That is another tool's word: write `gpu`."),

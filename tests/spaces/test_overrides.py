@@ -35,7 +35,7 @@ def test_a_deep_key(bent: Bent) -> None:
 
 
 def test_a_missing_section_is_made(bent: Bent) -> None:
-    assert bent({9: ""}, ("resources_per_trial.gpu=2",)).resources_per_trial.gpu == 2
+    assert bent({9: ""}, ("resources_per_trial.gpu=1",)).resources_per_trial.gpu == 1
 
 
 def test_a_section_left_empty_is_filled(bent: Bent) -> None:

@@ -123,7 +123,7 @@ def spaces(draw: st.DrawFn) -> Space:
             },
             "scheduler": scheduler,
             "budget": {"trials": draw(st.integers(1, 99)), "hours": draw(st.none() | _NUMBERS)},
-            "resources_per_trial": {"gpu": draw(st.sampled_from([0, 0.25, 1, 2]))},
+            "resources_per_trial": {"gpu": draw(st.sampled_from([0, 0.25, 1, "auto"]))},
             "fixed": {"depth": 92, "label_smoothing": draw(st.floats(0, 0.5)), "preset": None},
             "parameters": parameters,
         }

@@ -225,9 +225,9 @@ class Resources(Section):
         return 1.0 if self.gpu == "auto" else self.gpu
 
     def broken_rules(self) -> Iterator[Problem]:
-        """A share of one GPU, or whole ones."""
-        if self.gpu != "auto" and self.gpu > 1 and self.gpu != int(self.gpu):
-            rule = "must be a fraction below 1 or a whole number"
+        """No trial uses a second GPU, so none may be paid for; a kind of GPU is for who has one."""
+        if self.gpus > 1:
+            rule = "must be at most 1: a trial trains on one GPU, or on a share of it"
             yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu)))
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"
