@@ -12,8 +12,9 @@ import torch
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.tracking import Champion, RunView, SearchView
-from tune_rescon.tracking.champion import Classifier, exported
+from tune_rescon.tracking.champion import exported
 from tune_rescon.tracking.runs import RunBook
+from tune_rescon.training.classifier import Classifier
 from tune_rescon.training.trained import TrainedNetwork, load_trained, save_trained
 
 pytestmark = pytest.mark.torch

@@ -8,6 +8,7 @@
     fetch_databases  before a search goes on: the newest copies
     Sender, Mirror   while it runs: what changed, and the thread that sends it
     CheckpointMirror one trial's checkpoints, on its node and there
+    local_file       a file at a path or a URL, as one of this machine's
     Register         a value that several machines may change; SharedValue reads and writes it as JSON
 
 It knows fsspec and SQLite files, and nothing of Ray or Optuna. Names are loaded on first use: a search in a
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.storage.database import copy_database
     from tune_rescon.storage.fetching import fetch_databases
     from tune_rescon.storage.home import SearchHome, usable
+    from tune_rescon.storage.local_file import local_file
     from tune_rescon.storage.location import StorageUrl, parse_storage
     from tune_rescon.storage.mirror import Mirror, Pace
     from tune_rescon.storage.names import check_name, name_taken, no_such_search
@@ -54,6 +56,7 @@ __all__ = [
     "choose_copy",
     "copy_database",
     "fetch_databases",
+    "local_file",
     "name_taken",
     "no_such_search",
     "parse_storage",
@@ -82,6 +85,7 @@ __getattr__ = lazy_names(
         "choose_copy": "choice",
         "copy_database": "database",
         "fetch_databases": "fetching",
+        "local_file": "local_file",
         "name_taken": "names",
         "no_such_search": "names",
         "parse_storage": "location",

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+import mlflow.artifacts
 import mlflow.pytorch
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
-from torch import Tensor, nn
+from torch import nn
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.storage import RemoteFolder, StorageUrl
+from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
+from tune_rescon.training.classifier import Classifier
 
-__all__ = ["Classifier", "exported"]
+__all__ = ["exported", "registered_checkpoint"]
+
+#: Where MLflow puts what belongs to a model, and what of ours is there.
+_KEPT: Final = "extra_files/best.ckpt"
+
+_URI: Final = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 #: Images of the example a model is traced and shown with: not 1, which torch would take for a constant.
 EXAMPLES = 2
-
-
-class Classifier(nn.Module):
-    """A trained network with what belongs before and behind it: pixels in, probabilities out."""
-
-    mean_C11: Tensor
-    std_C11: Tensor
-
-    def __init__(self, network: nn.Module, about: TrainedNetwork) -> None:
-        """Wrap ``network``, which is in eval mode."""
-        super().__init__()
-        channels = len(about.mean)
-        applied = about.config.normalize
-        mean = about.mean if applied else (0.0,) * channels
-        std = about.std if applied else (1.0,) * channels
-        self.network = network
-        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Probabilities, B x classes, of images in 0..1 at the size the network was trained with."""
-        logits_BK: Tensor = self.network((images_BCHW - self.mean_C11) / self.std_C11)
-        return logits_BK.softmax(1)
 
 
 @contextmanager
@@ -56,37 +43,56 @@ def exported(checkpoint: str) -> Iterator[Path]:
     Raises:
         StorageError: the file is missing or damaged.
     """
-    with _local(checkpoint) as file:
+    with local_file(checkpoint) as file, tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         network, about = load_trained(file)
+        yield _saved(network, about, file, Path(folder) / "model")
+
+
+def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Path) -> Path:
     side, channels = about.spec.image_size, len(about.mean)
     shape = (EXAMPLES, channels, side, side)
     example_BCHW = np.random.default_rng(0).random(shape, dtype=np.float32)
-    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
-        path = Path(folder) / "model"
-        mlflow.pytorch.save_model(
-            Classifier(network, about).eval(),
-            str(path),
-            signature=_signature(channels, side, len(about.class_names)),
-            input_example=example_BCHW,
-            serialization_format="pt2",
-            # Given, for MLflow finds them out by loading the model in another process.
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-            metadata={"class_names": list(about.class_names), "dataset": about.dataset},
-        )
-        yield path
+    mlflow.pytorch.save_model(
+        Classifier(network, about).eval(),
+        str(path),
+        signature=_signature(channels, side, len(about.class_names)),
+        input_example=example_BCHW,
+        serialization_format="pt2",
+        # Given, for MLflow finds them out by loading the model in another process.
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+        metadata={"class_names": list(about.class_names), "dataset": about.dataset},
+        # For whoever has this package: a network to export, and not its program alone.
+        extra_files=[str(checkpoint)],
+    )
+    return path
 
 
 @contextmanager
-def _local(checkpoint: str) -> Iterator[Path]:
-    folder, _, name = checkpoint.rpartition("/")
-    if "://" not in checkpoint:
-        yield Path(checkpoint)
-        return
-    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as scratch:
-        file = Path(scratch) / name
-        if not RemoteFolder.connect(StorageUrl(url=folder)).download(name, file):
-            raise StorageError(explain("the winner's checkpoint must be in the storage", got=checkpoint))
-        yield file
+def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
+    """The ``best.ckpt`` behind ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, for the block.
+
+    Raises:
+        StorageError: there is no such model, or it was not registered by a search.
+    """
+    found = _URI.fullmatch(uri)
+    if found is None:
+        rule = "a registered model must be models:/NAME@ALIAS or models:/NAME/VERSION"
+        raise StorageError(explain(rule, got=uri, where="MODEL"))
+    name, alias, version = found["name"], found["alias"], found["version"]
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    try:
+        version = version or client.get_model_version_by_alias(name, alias).version
+        place = client.get_model_version_download_uri(name, version)
+        with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+            yield Path(
+                mlflow.artifacts.download_artifacts(
+                    f"{place.rstrip('/')}/{_KEPT}", dst_path=folder, tracking_uri=tracking_uri
+                )
+            )
+    except (MlflowException, OSError) as error:
+        rule = "MODEL must be registered by a search"
+        said = str(error).strip().splitlines()[0]
+        raise StorageError(explain(rule, got=f"{uri} ({said})", where=f"MLflow at {tracking_uri}")) from error
 
 
 def _signature(channels: int, side: int, classes: int) -> ModelSignature:

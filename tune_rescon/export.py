@@ -1,0 +1,57 @@
+"""``python -m tune_rescon.export``: a trained network as a file for other tools.
+
+Exit: 0 done; 2 no such model or format, or the file cannot be written; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from tune_rescon.command import run_command
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run_command(export, argv, name="tune_rescon.export", what="The export")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    metavar="FORMAT",
+    help="safetensors (weights), torch-export or onnx (pixels in 0..1 in, probabilities out).",
+)
+@click.option(
+    "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The file to write."
+)
+@click.option(
+    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
+)
+def export(model: str, form: str, output: Path, storage: str | None) -> int:
+    """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
+    from tune_rescon.storage import parse_storage
+    from tune_rescon.tuning import Place, default_storage
+    from tune_rescon.using import export_model, load_model
+
+    place = Place(storage=parse_storage(storage) if storage else default_storage())
+    network, about = load_model(model, place)
+    difference = export_model(network, about, form=form, output=output)
+    side, channels = about.spec.image_size, len(about.mean)
+    click.echo(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(about.class_names)} classes, pixels"
+        f" {channels} x {side} x {side}; loaded again, its probabilities differ by at most {difference:.1g}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A trained network as a file that other tools load without this package, and the proof that it is the same.
+
+In all but ``safetensors`` the normalisation and the softmax are inside: pixels in 0..1 go in, probabilities
+come out.
+
+Shape legend: B images of a batch, C channels, H = W the image size, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.classifier import Classifier
+
+__all__ = ["FORMATS", "export_model"]
+
+#: Relative difference of probabilities that a file may have from the network (the largest, over its inputs).
+TOLERANCE: Final = 1e-4
+
+#: Images that are traced, and that the file is checked with: another number, for its batch may be any.
+_TRACED, _CHECKED = 2, 5
+
+Writer = Callable[[nn.Module, TrainedNetwork, Path], Callable[[Tensor], Tensor]]
+
+
+def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
+    """Write ``output`` whole, load it again, and compare; the largest relative difference of a probability.
+
+    Raises:
+        ConfigError: no such format, or its packages are not installed.
+        StorageError: the file cannot be written, or says something else than the network.
+    """
+    if form not in FORMATS:
+        raise ConfigError(unknown_name("format", form, sorted(FORMATS), where="--format"))
+    classifier = Classifier(network, about).eval()
+    scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        loaded = FORMATS[form](classifier, about, scratch)
+        difference = _difference(classifier, loaded, about)
+        if difference > TOLERANCE:
+            rule = f"an exported file must give the network's probabilities within {TOLERANCE:g}"
+            raise StorageError(explain(rule, got=f"a difference of {difference:.2g}", where=str(output)))
+        scratch.replace(output)
+    except ImportError as error:
+        hint = f"pip install 'tune_rescon[{form}]'"
+        rule = f"the format {form} needs its packages"
+        raise ConfigError(explain(rule, got=str(error), where="--format", hint=hint)) from error
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(explain(rule, got=f"{output} ({error.strerror})", where="--output")) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return difference
+
+
+def _difference(classifier: nn.Module, loaded: Callable[[Tensor], Tensor], about: TrainedNetwork) -> float:
+    pixels_BCHW = _example(about, _CHECKED)
+    with torch.inference_mode():
+        wanted_BK, got_BK = classifier(pixels_BCHW), loaded(pixels_BCHW)
+    return float(((wanted_BK - got_BK).abs() / wanted_BK.abs().clamp_min(1e-6)).max())
+
+
+def _example(about: TrainedNetwork, images: int) -> Tensor:
+    side = about.spec.image_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(images, len(about.mean), side, side, generator=generator)
+
+
+def _facts(about: TrainedNetwork) -> dict[str, str]:
+    """What a file carries beside the network: JSON, by name."""
+    return {
+        "class_names": json.dumps(about.class_names),
+        "image_size": json.dumps(about.spec.image_size),
+        "tune_rescon": json.dumps(about.to_dict()),
+    }
+
+
+def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file, save_file
+
+    from tune_rescon.models import build_from_spec
+
+    network: Any = classifier.network
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, path, metadata=_facts(about))
+    again = build_from_spec(about.spec)
+    again.load_state_dict(load_file(path))
+    return Classifier(again.eval(), about).eval()
+
+
+def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(
+        classifier, (_example(about, _TRACED),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    extra: dict[str, Any] = {f"{name}.json": text for name, text in _facts(about).items()}
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files=extra)
+    with path.open("rb") as file:
+        loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
+    return loaded
+
+
+def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    import onnx
+    import onnxruntime
+
+    exported = torch.onnx.export(
+        classifier,
+        (_example(about, _TRACED),),
+        dynamo=True,
+        verbose=False,
+        input_names=["pixels"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert exported is not None
+    model = exported.model_proto
+    onnx.helper.set_model_props(model, _facts(about))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        (probabilities_BK,) = session.run(None, {"pixels": pixels_BCHW.numpy()})
+        return torch.from_numpy(probabilities_BK)
+
+    return run
+
+
+FORMATS: Final[Mapping[str, Writer]] = {
+    "safetensors": _safetensors,
+    "torch-export": _torch_export,
+    "onnx": _onnx,
+}

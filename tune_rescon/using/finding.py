@@ -1,0 +1,79 @@
+"""From what a person calls a model to the network itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.models import build_from_spec
+from tune_rescon.storage import StorageUrl, local_file
+from tune_rescon.tracking.champion import registered_checkpoint
+from tune_rescon.training import TrainedNetwork, load_trained
+from tune_rescon.tuning import Place, SearchFolder, read_search
+
+__all__ = ["load_model"]
+
+
+def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
+    """The network that ``model`` names, on the CPU and in eval mode, and what goes with it.
+
+    Args:
+        model: a search's name (its best trial), ``models:/NAME@ALIAS`` of MLflow, or a file: a ``best.ckpt``
+            or what ``export --format safetensors`` has written.
+        place: where searches are kept.
+
+    Raises:
+        StorageError: there is no such model, or its file is damaged or something else's.
+    """
+    if model.startswith("models:/"):
+        with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
+            return load_trained(file)
+    path = Path(model)
+    if path.is_file():
+        return _from_safetensors(path) if path.suffix == ".safetensors" else load_trained(path)
+    if path.suffix or len(path.parts) > 1:
+        rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
+        raise StorageError(explain(rule, got=model))
+    best = read_search(place, model, where="MODEL").best
+    if best is None or best.checkpoint is None:
+        rule = "a search must have a best trial with its checkpoint"
+        raise StorageError(explain(rule, got=f"{model}, which has none yet", where="MODEL"))
+    with ExitStack() as held:
+        return load_trained(held.enter_context(local_file(best.checkpoint)))
+
+
+def _tracking_uri(place: Place) -> str:
+    """MLflow's own variable, or the store of the storage."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if isinstance(place.storage, StorageUrl):
+        rule = "MLflow must be named for a storage at a URL"
+        raise StorageError(explain(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
+    return SearchFolder(storage=place.storage.resolve(), name="any").mlflow_uri
+
+
+def _from_safetensors(path: Path) -> tuple[nn.Module, TrainedNetwork]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = TrainedNetwork.from_dict(_plain(json.loads((file.metadata() or {})["tune_rescon"])))
+            weights = {name: file.get_tensor(name) for name in list(file.keys())}
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
+            network = build_from_spec(about.spec)
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        rule = "a .safetensors file must be one that `export` has written"
+        raise StorageError(explain(rule, got=f"{path} ({error})", where="MODEL")) from error
+    return network.eval(), about
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    """JSON has lists where a trained network has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

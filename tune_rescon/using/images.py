@@ -1,0 +1,100 @@
+"""Pictures of a person's own, as the network was shown its training images.
+
+Shape legend: B images of a batch, H = W the network's image size, C its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tune_rescon.data import decode_image
+from tune_rescon.data.decode import BadImageError
+from tune_rescon.data.layout import SUFFIXES
+from tune_rescon.errors import DataError, explain
+from tune_rescon.training import TrainedNetwork
+
+__all__ = ["Pictures", "batches_of", "find_pictures"]
+
+ByteArray = npt.NDArray[np.uint8]
+
+#: Threads that decode; Pillow works beside Python's lock.
+_THREADS: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A batch."""
+
+    paths: tuple[Path, ...]
+    images_BHWC: ByteArray
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the pictures in the folders, in order and each once.
+
+    Raises:
+        DataError: a path does not exist, or there is no picture at all.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = (one for one in path.rglob("*") if one.name.lower().endswith(SUFFIXES))
+            found |= dict.fromkeys(sorted(one for one in inside if not one.name.startswith(".")))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise DataError(explain("a picture or a folder of them must exist", got=str(path), where="PATH"))
+    if not found:
+        rule = f"there must be pictures ({', '.join(SUFFIXES)})"
+        raise DataError(explain(rule, got="none", where=" ".join(map(str, paths))))
+    return list(found)
+
+
+def batches_of(
+    files: Sequence[Path],
+    about: TrainedNetwork,
+    *,
+    batch_size: int,
+    on_bad: Callable[[Path, str], object],
+) -> Iterator[Pictures]:
+    """Decoded, upright, the shorter side at the network's image size, and cropped to the square.
+
+    Args:
+        files: to be read.
+        about: what the network wants.
+        batch_size: pictures of a batch, at most.
+        on_bad: told of each that is no picture, and why; it is left out.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(files), batch_size):
+            chosen = files[start : start + batch_size]
+            paths, images = [], []
+            for path, image in zip(
+                chosen, threads.map(lambda path: _decoded(path, about), chosen), strict=True
+            ):
+                if isinstance(image, str):
+                    on_bad(path, image)
+                else:
+                    paths.append(path)
+                    images.append(image)
+            if paths:
+                yield Pictures(paths=tuple(paths), images_BHWC=np.stack(images))
+
+
+def _decoded(path: Path, about: TrainedNetwork) -> ByteArray | str:
+    """The picture, or what is wrong with it."""
+    try:
+        image_HWC = decode_image(path.read_bytes(), about.spec.image_size)
+    except (BadImageError, OSError) as error:
+        return str(error)
+    if len(about.mean) == 1:
+        return np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
+    return image_HWC
