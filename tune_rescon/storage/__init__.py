@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.storage.database import copy_database
     from tune_rescon.storage.fetching import fetch_databases
     from tune_rescon.storage.home import SearchHome, usable
-    from tune_rescon.storage.local_file import local_file
+    from tune_rescon.storage.localising import local_file
     from tune_rescon.storage.location import StorageUrl, parse_storage
     from tune_rescon.storage.mirror import Mirror, Pace
     from tune_rescon.storage.names import check_name, name_taken, no_such_search
@@ -85,7 +85,7 @@ __getattr__ = lazy_names(
         "choose_copy": "choice",
         "copy_database": "database",
         "fetch_databases": "fetching",
-        "local_file": "local_file",
+        "local_file": "localising",
         "name_taken": "names",
         "no_such_search": "names",
         "parse_storage": "location",
