@@ -44,7 +44,7 @@ def command(*arguments: str | Path, folder: Path, code: int = 0) -> str:
 def test_a_winner_is_found_by_its_searchs_name_and_by_mlflows(short_tmp: Path, tmp_path: Path) -> None:
     folder = short_tmp / "winner"
     folder.mkdir()
-    storage = ["--storage", folder / "runs"]
+    storage = ["--storage", str(folder / "runs")]
     search = ["--space", "digits", "--name", "a", "--plain", "--trials", "2", "--set", "fidelity.max=3"]
     command("tune_rescon.search", *search, *storage, folder=folder)
 
@@ -71,6 +71,6 @@ def test_a_winner_is_found_by_its_searchs_name_and_by_mlflows(short_tmp: Path, t
     ]
     np.save(tmp_path / "pixels.npy", np.stack(stack)[:, None].astype(np.float32) / 255)
     (tmp_path / "stranger.py").write_text(STRANGER)
-    stranger = [sys.executable, "-I", tmp_path / "stranger.py", output, tmp_path / "pixels.npy"]
+    stranger = [sys.executable, "-I", *map(str, (tmp_path / "stranger.py", output, tmp_path / "pixels.npy"))]
     said = json.loads(subprocess.run(stranger, capture_output=True, text=True, check=True).stdout)
     assert said == [line["class"] for line in lines]

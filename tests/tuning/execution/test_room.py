@@ -94,6 +94,15 @@ def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
     assert growth(tmp_path / "none.yaml") == ()
 
 
+def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
+    later = growth(tmp_path / "none.yaml")
+    assert fit_slots([HEAD], later, ONE, 4) == 4
+    assert fit_slots([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
+    with pytest.raises(ResourceError, match="--concurrent N"):
+        fit_slots([HEAD], later, ONE, None)
+
+
 def test_machines_that_are_dead_have_no_room() -> None:
     nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
     assert fit_slots(nodes_of(nodes), [], ONE, None) == 1

@@ -45,8 +45,8 @@ class RaySession:
     """What it has in all, by Ray's names (CPU, GPU)."""
     now: tuple[Nodes, ...]
     """Its machines."""
-    later: tuple[Nodes, ...]
-    """Those it may come to have."""
+    later: tuple[Nodes, ...] | None
+    """Those it may come to have; None: it grows, as far as is asked."""
     gone: Callable[[], str]
     """What of it has died ("" while it lives): nothing more can come from it then. Never waits long."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ __all__ = ["Nodes", "fit_slots", "growth", "nodes_of"]
 
 #: Where `ray up` leaves the cluster's file on its head; its autoscaler is told by it how far it may grow.
 BOOTSTRAP: Final = "~/ray_bootstrap_config.yaml"
+
+#: Set in the pods of a cluster that KubeRay has made; Ray reads it, too.
+_KUBERAY: Final = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 
 #: Ray's name of a resource -> the key of a space that asks for it.
 _KEYS: Final = {"CPU": "cpu", "GPU": "gpu"}
@@ -37,22 +41,35 @@ class Nodes:
 
 
 def fit_slots(
-    now: Sequence[Nodes], later: Sequence[Nodes], need: Mapping[str, float], wanted: int | None
+    now: Sequence[Nodes],
+    later: Sequence[Nodes] | None,
+    need: Mapping[str, float],
+    wanted: int | None,
 ) -> int:
     """Trials that can run at once, at most ``wanted``.
 
     Args:
         now: the machines there are.
-        later: those there may be when the cluster has grown; empty where it does not.
+        later: those there may be when the cluster has grown; empty where it does not; None where it does,
+            and only ``wanted`` says how far.
         need: what a trial asks for, by Ray's names.
         wanted: at most so many.
 
     Raises:
         ResourceError: no machine has enough for one, nor will have (Tune would wait for ever).
     """
-    fits = max(_room(now, need), _room(later, need))
+    if later is None and wanted:
+        return wanted
+    fits = max(_room(now, need), _room(later or (), need))
+    if not fits and later is None:
+        rule = (
+            "a search must say how far its cluster is to grow, where no machine of now has room for a trial"
+        )
+        raise ResourceError(
+            explain(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
+        )
     if not fits:
-        raise ResourceError(_too_much([*now, *later], need))
+        raise ResourceError(_too_much([*now, *(later or ())], need))
     return min(fits, wanted) if wanted else fits
 
 
@@ -83,14 +100,15 @@ def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
     return tuple(Nodes(count=1, resources=node["Resources"]) for node in found if node["Alive"])
 
 
-def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...]:
-    """How far the cluster whose head this is may grow; empty where `ray up` did not make it.
+def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
+    """How far the cluster whose head this is may grow; empty where it does not, None where only others know.
 
     The head is among its types. Providers without types (on-prem) have all their machines already.
     """
     path = bootstrap or Path(BOOTSTRAP).expanduser()
     if not path.is_file():
-        return ()
+        # KubeRay's operator knows; inside a pod nothing but its variable says that there is one.
+        return None if os.environ.get(_KUBERAY) else ()
     from ruamel.yaml import YAML
 
     cluster = YAML(typ="safe").load(path)
