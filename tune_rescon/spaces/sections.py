@@ -220,6 +220,11 @@ class Resources(Section):
         return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
 
     @property
+    def device(self) -> str:
+        """What a trial's costs are of: the kind of GPU where one is asked for, else ``GPU`` or ``CPU``."""
+        return self.accelerator or ("GPU" if self.gpu else "CPU")
+
+    @property
     def gpus(self) -> float:
         """``gpu`` as a number; until ``auto`` is measured the most that it can come to."""
         return 1.0 if self.gpu == "auto" else self.gpu

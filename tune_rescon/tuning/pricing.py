@@ -36,8 +36,8 @@ class Pricing:
 
     @property
     def device(self) -> str:
-        """``"GPU"`` or ``"CPU"``: what :attr:`devices` counts."""
-        return "GPU" if self.space.resources_per_trial.gpus else "CPU"
+        """``"GPU"``, ``"CPU"``, or the kind of GPU that was asked for: what :attr:`devices` counts."""
+        return self.space.resources_per_trial.device
 
     def config(self, parameters: Mapping[str, Any]) -> TrialConfig:
         """All hyperparameters of a trial with these parameters, as Optuna holds them."""

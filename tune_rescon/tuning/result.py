@@ -60,7 +60,7 @@ class StudyResult:
     devices_per_trial: float
     """GPUs a trial held, or CPU cores where it held no GPU."""
     device: str
-    """``"GPU"`` or ``"CPU"``: what that counts."""
+    """What that counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     levels: tuple[int, ...]
     """The rungs, epochs."""
     best: TrialSummary | None

@@ -111,3 +111,4 @@ def test_machines_that_are_dead_have_no_room() -> None:
 def test_a_space_can_name_the_kind_of_gpu() -> None:
     space = load_space("digits", ["resources_per_trial={cpu: 4, gpu: 1, accelerator: L4}"])
     assert space.resources_per_trial.by_name() == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
+    assert space.resources_per_trial.device == "L4"

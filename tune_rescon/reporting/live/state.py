@@ -60,7 +60,7 @@ class Snapshot:
     """None: there is nothing to go on yet."""
     compute_hours: float = 0.0
     device: str = "CPU"
-    """``"GPU"`` or ``"CPU"``: what these hours are of."""
+    """What these hours are of: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     waiting: int = 0
     cluster: ClusterSize | None = None
 
@@ -149,7 +149,7 @@ class SearchState:
             rungs=tuple(RungCount(epoch=e, came=came, went_on=on) for e, came, on in counts if came),
             seconds_left=self._seconds_left(reading),
             compute_hours=self._trained / 3600 * self._devices,
-            device="GPU" if self._space.resources_per_trial.gpus else "CPU",
+            device=self._space.resources_per_trial.device,
             waiting=reading.waiting,
             cluster=reading.cluster,
         )
