@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +102,13 @@ def test_what_was_exported_as_safetensors_is_a_model(
 
 
 class Code:
-    """What a pickle runs when it is loaded."""
+    """What runs when its pickle is loaded: it makes a directory."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("/tmp/tune_rescon_pickle_ran"),)  # type: ignore[return-value]
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self._folder,)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +132,14 @@ def test_a_model_that_is_none(
 def test_a_pickle_with_code_in_it_is_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evil, ran = tmp_path / "evil.ckpt", Path("/tmp/tune_rescon_pickle_ran")
-    ran.unlink(missing_ok=True)
-    torch.save({"format": 1, "weights": Code()}, evil)
+    evil, ran = tmp_path / "evil.ckpt", tmp_path / "ran"
+    code = Code(ran)
+    pickle.loads(pickle.dumps(code))
+    assert ran.is_dir(), "it does run, where it is loaded"
+    ran.rmdir()
+    torch.save({"format": 1, "weights": code}, evil)
     assert predict([str(evil), str(pictures)]) == 2
-    evil.write_bytes(pickle.dumps(Code()))
+    evil.write_bytes(pickle.dumps(code))
     assert predict([str(evil), str(pictures)]) == 2
     assert not ran.exists()
     assert "Traceback" not in capsys.readouterr().err
