@@ -60,6 +60,40 @@ def short_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``best.ckpt`` of a small network of three classes, with weights of its own."""
+    # Imported here: they take torch, which most tests do without.
+    import torch
+
+    from tune_rescon.config import TrialConfig
+    from tune_rescon.models import build_from_spec, resolve_network
+    from tune_rescon.training.trained import TrainedNetwork, save_trained
+
+    config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
+    spec = resolve_network(config, classes=3, in_channels=3)
+    about = TrainedNetwork(
+        spec=spec,
+        config=config,
+        class_names=("ant", "bee", "cat"),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.4),
+        dataset="0123",
+        seed=0,
+        epoch=3,
+        metrics={"val_accuracy": 0.9},
+    )
+    torch.manual_seed(0)
+    network = build_from_spec(spec)
+    with torch.no_grad():
+        # Batch norm's statistics: without them one class has all the probability, whatever the picture.
+        for _ in range(40):
+            network((torch.rand(32, 3, 16, 16) - 0.5) / 0.3)
+    path = tmp_path_factory.mktemp("winner") / "best.ckpt"
+    save_trained(network, about, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store to copy: its migrations take seconds."""
     # Imported here: it takes seconds, and most tests need no MLflow.

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from tests.cluster.lab.cloud import Cloud, client, make_bucket, tags
 from tests.cluster.lab.hosts import KEY, Host, Network
-from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, start, status, wait_for
+from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, start, status, submitted, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 
@@ -137,9 +137,7 @@ def test_trials_that_wait_bring_spot_workers(
     cloud: Cloud, file: Path, clock: Clock, story: dict[str, Any]
 ) -> None:
     began = time.monotonic()
-    said = command("tune_rescon.cluster", "submit", file, "--no-follow", "--name", "a", "--", *SEARCH)
-    identity = next(line.split()[1] for line in said.splitlines() if line.startswith("Job "))
-    job = story["job"] = JobLog(head(cloud), identity)
+    job = story["job"] = JobLog(head(cloud), submitted(file, "--name", "a", "--", *SEARCH))
     workers = wait_for("two workers", lambda: both(cloud.running("a10g")), 120)
     clock.note("submit: to two workers that boot", began)
     for worker in workers:
@@ -173,8 +171,7 @@ def test_a_reclaimed_worker_costs_an_epoch(cloud: Cloud, clock: Clock, story: di
     assert len(job.epochs()) == len(set(job.epochs()))
 
 
-def test_the_search_ends_whole(file: Path, clock: Clock, story: dict[str, Any]) -> None:
-    del clock
+def test_the_search_ends_whole(file: Path, story: dict[str, Any]) -> None:
     job: JobLog = story["job"]
     job.wait_for_words(f"{TRIALS} of {TRIALS} trials ended", 240)
     wait_for("end of the job", lambda: status(file)["jobs"][-1]["status"] == "SUCCEEDED", 90, pause=2)

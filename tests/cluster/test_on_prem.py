@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster.lab.cloud import Moto, client, make_bucket
 from tests.cluster.lab.hosts import KEY, Host, Network
-from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, status, wait_for
+from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, status, submitted, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
 
@@ -67,12 +67,6 @@ def file(hosts: dict[str, Host]) -> Path:
 def story() -> dict[str, Any]:
     """What a later part must know of an earlier one."""
     return {}
-
-
-def submitted(file: Path, *arguments: str) -> str:
-    """The job's identity."""
-    said = command("tune_rescon.cluster", "submit", file, "--no-follow", *arguments)
-    return next(line.split()[1] for line in said.splitlines() if line.startswith("Job "))
 
 
 def test_up_counts_every_worker(file: Path, clock: Clock) -> None:

@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
 
-from tune_rescon.config import TrialConfig
-from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.tracking import Champion, RunView, SearchView
 from tune_rescon.tracking.champion import exported
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.training.classifier import Classifier
-from tune_rescon.training.trained import TrainedNetwork, load_trained, save_trained
+from tune_rescon.training.trained import TrainedNetwork, load_trained
 
 pytestmark = pytest.mark.torch
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small network with weights of its own."""
-    config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
-    spec = resolve_network(config, classes=3, in_channels=3)
-    about = TrainedNetwork(
-        spec=spec,
-        config=config,
-        class_names=("ant", "bee", "cat"),
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.4),
-        dataset="0123",
-        seed=0,
-        epoch=3,
-        metrics={"val_accuracy": 0.9},
-    )
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("winner") / "best.ckpt"
-    save_trained(build_from_spec(spec), about, path)
-    return str(path)
-
-
 def test_it_is_registered_once_and_predicts_as_the_network_does(
-    checkpoint: str, make_book: Callable[[], RunBook], store: str
+    checkpoint: Path, make_book: Callable[[], RunBook], store: str
 ) -> None:
     over = SearchView(
         state="finished",
         began_with=1,
-        champion=Champion(number=0, epoch=3, checkpoint=checkpoint),
+        champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
     )
     for _ in range(2):
         book = make_book()
@@ -72,14 +49,14 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
 
 
-def test_no_code_is_in_it(checkpoint: str) -> None:
-    with exported(checkpoint) as folder:
+def test_no_code_is_in_it(checkpoint: Path) -> None:
+    with exported(str(checkpoint)) as folder:
         assert not list(folder.rglob("*.py"))
         assert not list(folder.rglob("*.pkl"))
         assert not list(folder.rglob("*.pth"))
 
 
-def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: str) -> None:
+def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: Path) -> None:
     network, about = load_trained(checkpoint)
     images_BCHW = torch.rand(2, 3, 16, 16)
     raw = TrainedNetwork.from_dict(

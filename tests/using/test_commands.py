@@ -43,6 +43,7 @@ def test_json_is_a_line_for_each_picture(
         wanted = expected(checkpoint, Path(line["path"]))
         assert line["class"] == ("ant", "bee", "cat")[int(wanted.argmax())]
         assert line["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
+        assert line["probability"] < 0.999, "a network that is always sure would show no difference"
         assert sum(one["probability"] for one in line["top"]) == pytest.approx(1, abs=1e-5)
 
 

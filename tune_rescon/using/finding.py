@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from tune_rescon.models import build_from_spec
 from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.tracking.champion import registered_checkpoint
 from tune_rescon.training import TrainedNetwork, load_trained
+from tune_rescon.training.randomness import own_generator
 from tune_rescon.tuning import Place, SearchFolder, read_search
 
 __all__ = ["load_model"]
@@ -44,8 +44,8 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
     if best is None or best.checkpoint is None:
         rule = "a search must have a best trial with its checkpoint"
         raise StorageError(explain(rule, got=f"{model}, which has none yet", where="MODEL"))
-    with ExitStack() as held:
-        return load_trained(held.enter_context(local_file(best.checkpoint)))
+    with local_file(best.checkpoint) as file:
+        return load_trained(file)
 
 
 def _tracking_uri(place: Place) -> str:
@@ -65,7 +65,7 @@ def _from_safetensors(path: Path) -> tuple[nn.Module, TrainedNetwork]:
         with safe_open(path, framework="pt") as file:
             about = TrainedNetwork.from_dict(_plain(json.loads((file.metadata() or {})["tune_rescon"])))
             weights = {name: file.get_tensor(name) for name in list(file.keys())}
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
+        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
             network = build_from_spec(about.spec)
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:

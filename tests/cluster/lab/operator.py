@@ -19,7 +19,7 @@ from tests.cluster.enclosed import LAB
 from tests.cluster.lab.cloud import CREDENTIALS
 from tests.cluster.lab.hosts import Host
 
-__all__ = ["ROOT", "Clock", "JobLog", "command", "overlaid", "start", "status", "wait_for"]
+__all__ = ["ROOT", "Clock", "JobLog", "command", "overlaid", "start", "status", "submitted", "wait_for"]
 
 _T = TypeVar("_T")
 
@@ -72,6 +72,12 @@ def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """A command that goes on."""
     argv = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.Popen(argv, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL)
+
+
+def submitted(file: Path, *arguments: str) -> str:
+    """Submit a search; its job's identity."""
+    said = command("tune_rescon.cluster", "submit", file, "--no-follow", *arguments)
+    return next(line.split()[1] for line in said.splitlines() if line.startswith("Job "))
 
 
 def status(file: Path) -> dict[str, Any]:
