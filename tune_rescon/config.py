@@ -20,6 +20,7 @@ from tune_rescon.errors import ConfigError, explain, unknown_name
 __all__ = [
     "METRICS",
     "PEAK_MEMORY",
+    "TEST_METRICS",
     "DatasetConfig",
     "Rule",
     "TrialConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "check_field",
     "field_names",
     "field_rule",
+    "is_test_metric",
     "metric_mode",
 ]
 
@@ -40,6 +42,17 @@ METRICS: Final[Mapping[str, str]] = {
     "learning_rate": "",
     "images_per_second": "",
     "epoch_seconds": "",
+}
+
+#: What is measured once, after the last epoch, of the test images: by a trial that trains on the validation
+#: images too, and so has nothing else to be judged by. Its accuracy on each class comes with them, as
+#: ``test_accuracy/CLASS``.
+TEST_METRICS: Final[Mapping[str, str]] = {
+    "test_loss": "min",
+    "test_accuracy": "max",
+    "test_top5": "max",
+    "test_calibration_error": "",
+    "test_images_per_second": "",
 }
 
 #: What an epoch on a GPU reports besides: the most memory that the trial's tensors have held there at once,
@@ -71,8 +84,17 @@ class TrialState(StrEnum):
 
 
 def metric_mode(name: str) -> str:
-    """``"max"`` or ``"min"`` for an objective of :data:`METRICS`; ``""`` for one that is none."""
-    return METRICS[name]
+    """``"max"`` or ``"min"`` for an objective; ``""`` for a metric that is none."""
+    return {**METRICS, **TEST_METRICS}[name]
+
+
+def is_test_metric(name: str) -> bool:
+    """Whether a metric is of the test images, and so measured only once.
+
+    >>> is_test_metric("test_accuracy"), is_test_metric("test_accuracy/cat"), is_test_metric("val_accuracy")
+    (True, True, False)
+    """
+    return name.partition("/")[0] in TEST_METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +178,11 @@ class DatasetConfig:
     """``folder`` only: a directory or a .zip."""
     val_fraction: float = _field(0.1, float, low=0, high=1, open_low=True, open_high=True)
     """Share of the training images held out for validation (unused where the folder brings its own val/)."""
+    hold_out: bool = _field(True, bool)
+    """False: nothing is, and a folder's own val/ trains too, as ``tune_rescon.train`` does; a trial is then
+    judged once, on the test images."""
+    label_noise: float = _field(0.0, float, low=0, high=1, open_high=True)
+    """Share of the training images whose label is replaced by another class at random (paper, table 5)."""
     split_seed: int = _field(0, int, low=0)
     limit: int | None = _field(None, int, _NONE, low=2)
     """Use at most this many training images (stratified), and as many test images at most."""

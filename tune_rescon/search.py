@@ -7,10 +7,8 @@ Nothing here is ever sent to a worker: this file runs as ``__main__``, which a w
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +18,9 @@ from tune_rescon.command import run_command
 from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from tune_rescon.reporting import EventLines, LiveView
     from tune_rescon.spaces import Space
     from tune_rescon.storage import StorageUrl
-    from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult
+    from tune_rescon.tuning import SearchFolder
 
 __all__ = ["main"]
 
@@ -88,7 +83,7 @@ def search(
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
-    from tune_rescon.reporting import open_console
+    from tune_rescon.reporting import open_console, resume_command, run_shown
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, default_data_root, default_storage
 
@@ -123,7 +118,7 @@ def search(
             divert_output=True,
             tensorboard=tensorboard,
         )
-        return _run(space, options, console, live=live)
+        return run_shown(space, options, console, live=live, resume=resume_command(options))
 
 
 def _load(
@@ -156,82 +151,6 @@ def _check_warm_start(other: str | None, resume: str | None, storage: Path | Sto
         rule = "a resumed search knows what it began with"
         raise StorageError(explain(rule, got=f"--warm-start {other}", where="--resume", hint=hint))
     _find(storage, other, where="--warm-start")
-
-
-def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
-    from tune_rescon.reporting import SearchPresentation, print_result
-    from tune_rescon.tuning import run_search
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
-    try:
-        with _shown(space, options, console, live=live) as view:
-            result = run_search(
-                space,
-                options,
-                listeners=[view],
-                presentation=SearchPresentation(),
-                say=view.say,
-                attend=view.attend,
-            )
-    except KeyboardInterrupt:
-        if not options.resume:
-            raise
-        say(f"Interrupted before a trial went on. Go on with: {_resume_command(options)}")
-        return 130
-    print_result(result, console)
-    if result.interrupted:
-        say(f"Interrupted. Go on with: {_resume_command(options)}")
-        return 130
-    if result.failure is not None:
-        say(f"Go on with: {_resume_command(options)}")
-        return 1
-    return 0 if result.best is not None else _nothing_finished(result)
-
-
-@contextmanager
-def _shown(
-    space: Space, options: RunOptions, console: Console, *, live: bool
-) -> Iterator[EventLines | LiveView]:
-    """Whoever shows the search while it runs."""
-    from tune_rescon.reporting import EventLines, LiveView
-
-    if not live:
-        yield EventLines(console, space)
-        return
-    with LiveView(console, space, name=options.name) as view:
-        yield view
-
-
-def _resume_command(options: RunOptions) -> str:
-    parts = [
-        "python",
-        "-m",
-        "tune_rescon.search",
-        "--resume",
-        options.name,
-        "--storage",
-        str(options.storage),
-    ]
-    for flag, value in (
-        ("--study", options.study_url),
-        ("--tracking-uri", options.tracking_uri),
-        ("--data-root", str(options.data_root)),
-        ("--address", options.address),
-    ):
-        if value is not None:
-            parts += [flag, value]
-    if options.tensorboard:
-        parts.append("--tensorboard")
-    return shlex.join(parts)
-
-
-def _nothing_finished(result: StudyResult) -> int:
-    errors = [trial.error for trial in result.trials if trial.error]
-    last = f" The last one said:\n{errors[-1]}" if errors else ""
-    click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
-    return 1
 
 
 if __name__ == "__main__":

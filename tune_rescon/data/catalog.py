@@ -209,7 +209,7 @@ def split_rule(dataset: DatasetConfig, *, own_validation: bool) -> SplitRule:
     """How the dataset's training images are cut; a source's own validation part is used as it is."""
     return SplitRule(
         limit=dataset.limit,
-        val_fraction=None if own_validation else dataset.val_fraction,
+        val_fraction=dataset.val_fraction if dataset.hold_out and not own_validation else None,
         seed=dataset.split_seed,
     )
 
@@ -238,13 +238,14 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
     train, val = cut_sizes(len(listing.train.names), classes, rule)
     common = common_size(path, listing.names)
     side, _ = stored_size(common, dataset.store_size)
+    own = _at_most(dataset.limit, len(listing.val.names))
     return DatasetFacts(
         name=dataset.name,
         classes=classes,
         channels=3,
         image_size=side if common or dataset.store_size else None,
-        train_images=train,
-        val_images=val or _at_most(dataset.limit, len(listing.val.names)),
+        train_images=train if dataset.hold_out else train + own,
+        val_images=(val or own) if dataset.hold_out else 0,
         test_images=_at_most(dataset.limit, len(listing.test.names)),
         class_names=listing.class_names,
     )

@@ -6,7 +6,7 @@ Shape legend: N images of the cache or of a split, B of a batch, H = W stored si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tune_rescon.data.catalog import split_rule
 from tune_rescon.data.layout import PARTS
 from tune_rescon.data.progress import Progress
 from tune_rescon.data.sources import find_source
-from tune_rescon.data.splits import check_counts, draw_cut, draw_subset
+from tune_rescon.data.splits import check_counts, draw_cut, draw_subset, mislabelled
 
 __all__ = ["ImageDataset", "Split", "open_dataset"]
 
@@ -107,14 +107,17 @@ def open_dataset(
         "val": held_out["val"] if len(rows["val"]) else rows["train"][cut.val_N],
         "test": held_out["test"],
     }
+    if not dataset.hold_out:
+        chosen |= {"train": np.union1d(chosen["train"], chosen["val"]), "val": chosen["val"][:0]}
+    splits = {part: _split(cache, chosen[part]) for part in PARTS}
     return ImageDataset(
-        **{part: _split(cache, chosen[part]) for part in PARTS},
+        **{**splits, "train": _noisy(splits["train"], classes, dataset)},
         classes=classes,
         channels=cache.meta.shape[-1],
         mean=cache.meta.mean,
         std=cache.meta.std,
         class_names=cache.meta.class_names,
-        digest=_digest(cache.meta.content, [chosen[part] for part in PARTS]),
+        digest=_digest(cache.meta.content, [chosen[part] for part in PARTS], dataset),
     )
 
 
@@ -130,8 +133,19 @@ def _split(cache: Cache, rows_N: IntArray) -> Split:
     return Split(images_NHWC=cache.images_NHWC, rows_N=rows_N, labels_N=cache.labels_N[rows_N])
 
 
-def _digest(content: str, rows: Sequence[IntArray]) -> str:
+def _noisy(train: Split, classes: int, dataset: DatasetConfig) -> Split:
+    """The training images with some labels wrong, if that is asked for."""
+    if not dataset.label_noise:
+        return train
+    labels_N = mislabelled(train.labels_N, classes, dataset.label_noise, dataset.split_seed)
+    return replace(train, labels_N=labels_N)
+
+
+def _digest(content: str, rows: Sequence[IntArray], dataset: DatasetConfig) -> str:
+    """Noise only where there is some: what was trained before there could be goes on."""
     state = blake2b(content.encode(), digest_size=16)
     for rows_N in rows:
         state.update(len(rows_N).to_bytes(8, "little") + rows_N.tobytes())
+    if dataset.label_noise:
+        state.update(repr((dataset.label_noise, dataset.split_seed)).encode())
     return state.hexdigest()

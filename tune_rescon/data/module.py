@@ -39,7 +39,15 @@ class ImageDataModule(LightningDataModule):
         for images_BCHW, labels_B in module.train_batches(epoch=0, device="cuda"): ...
     """
 
-    def __init__(self, dataset: ImageDataset, config: TrialConfig, *, image_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: TrialConfig,
+        *,
+        image_size: int,
+        seed: int,
+        judged: Part = "val",
+    ) -> None:
         """Keep what the batches depend on.
 
         Args:
@@ -47,8 +55,10 @@ class ImageDataModule(LightningDataModule):
             config: its augmentation, normalisation and batch size are used.
             image_size: side of the squares the network sees, pixels.
             seed: of order and augmentation.
+            judged: what Lightning validates on: ``"test"`` for a finished network that is judged once.
         """
         super().__init__()
+        self._judged: Part = judged
         self.dataset = dataset
         self.config = config
         self.image_size = image_size
@@ -60,12 +70,8 @@ class ImageDataModule(LightningDataModule):
         return self._shuffled(self._current_epoch, self._device())
 
     def val_dataloader(self) -> Batches:
-        """Validation batches, raw, none dropped."""
-        return self._in_order("val", self._device())
-
-    def test_dataloader(self) -> Batches:
-        """Test batches, raw. Only for judging a finished network once."""
-        return self._in_order("test", self._device())
+        """What the network is judged on, raw, none dropped."""
+        return self._in_order(self._judged, self._device())
 
     def transfer_batch_to_device(
         self, batch: RawBatch, device: torch.device, dataloader_idx: int

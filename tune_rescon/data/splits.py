@@ -14,12 +14,22 @@ import numpy.typing as npt
 
 from tune_rescon.errors import DataError, explain
 
-__all__ = ["Cut", "SplitRule", "apportion", "check_counts", "cut_sizes", "draw_cut", "draw_subset"]
+__all__ = [
+    "Cut",
+    "SplitRule",
+    "apportion",
+    "check_counts",
+    "cut_sizes",
+    "draw_cut",
+    "draw_subset",
+    "mislabelled",
+]
 
 IntArray = npt.NDArray[np.int64]
 
 #: Keeps these draws apart from every other use of the same seed.
 _SPLIT_STREAM = 1
+_NOISE_STREAM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +38,7 @@ class SplitRule:
 
     Attributes:
         limit: use at most this many, validation included; None: all.
-        val_fraction: share of the used images that validates; None: the source has a validation part.
+        val_fraction: share of the used images that validates; None: none of them does.
         seed: of the draw.
     """
 
@@ -155,6 +165,22 @@ def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) 
     orders = _class_orders(labels_N, classes, seed)
     shares = apportion([len(order) for order in orders], limit)
     return _join(order[:share] for order, share in zip(orders, shares, strict=True))
+
+
+def mislabelled(labels_N: IntArray, classes: int, share: float, seed: int) -> IntArray:
+    """``labels_N`` with ``share`` of them, rounded to whole images, replaced by another class at random.
+
+    The paper's table 5 gives each image its true label with probability ``1 - share``, and every other class
+    the same part of the rest.
+
+    >>> mislabelled(np.zeros(10, dtype=np.int64), 2, 0.3, seed=0).sum()
+    np.int64(3)
+    """
+    rng = np.random.default_rng((_NOISE_STREAM, seed))
+    chosen = rng.choice(len(labels_N), round(share * len(labels_N)), replace=False)
+    noisy_N = labels_N.copy()
+    noisy_N[chosen] = (noisy_N[chosen] + rng.integers(1, classes, len(chosen))) % classes
+    return noisy_N
 
 
 def _class_orders(labels_N: IntArray, classes: int, seed: int) -> list[IntArray]:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.reporting.documents import csv_text, json_text, markdown_text, overviews_json
+    from tune_rescon.reporting.documents import (
+        csv_text,
+        json_text,
+        markdown_table,
+        markdown_text,
+        overviews_json,
+    )
     from tune_rescon.reporting.dry_run import print_dry_run
     from tune_rescon.reporting.events import EventLines
     from tune_rescon.reporting.live.view import LiveView
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.plots import write_plots
     from tune_rescon.reporting.presentation import SearchPresentation
+    from tune_rescon.reporting.running import resume_command, run_shown
     from tune_rescon.reporting.table import print_result, result_table
     from tune_rescon.reporting.terminal import open_console
 
@@ -37,6 +44,7 @@ __all__ = [
     "SearchPresentation",
     "csv_text",
     "json_text",
+    "markdown_table",
     "markdown_text",
     "note_text",
     "open_console",
@@ -47,6 +55,8 @@ __all__ = [
     "print_result",
     "render_page",
     "result_table",
+    "resume_command",
+    "run_shown",
     "write_plots",
     "write_report",
 ]
@@ -58,8 +68,11 @@ __getattr__ = lazy_names(
         "LiveReport": "live_report",
         "LiveView": "live.view",
         "SearchPresentation": "presentation",
+        "resume_command": "running",
+        "run_shown": "running",
         "csv_text": "documents",
         "json_text": "documents",
+        "markdown_table": "documents",
         "markdown_text": "documents",
         "note_text": "note",
         "open_console": "terminal",

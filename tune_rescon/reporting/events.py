@@ -68,9 +68,11 @@ class EventLines:
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its value, and its place at the rung if it came to one."""
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
+        # The test images are looked at after the last epoch only.
+        value = f"{trial.metric} {figure(trial.value)}, " if trial.metric in metrics else ""
         self._print(
-            f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {trial.metric} {figure(trial.value)},"
-            f" train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
+            f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {value}"
+            f"train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
         )
 
     def trial_ended(self, trial: TrialSummary) -> None:

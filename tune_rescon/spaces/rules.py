@@ -60,6 +60,7 @@ def broken_rules(draft: Draft) -> Iterator[Problem]:
     yield from fields
     yield from unknown_fields(draft.unread)
     yield from _broken_dataset(draft)
+    yield from _broken_judging(draft)
     if draft.unread or not draft.parameters:
         return
     conditions = list(broken_conditions(draft.parameters))
@@ -97,6 +98,25 @@ def _broken_dataset(draft: Draft) -> Iterator[Problem]:
     elif draft.dataset.path is not None:
         rule = "only the dataset `folder` has a path"
         yield Problem(path=("dataset", "path"), text=explain(rule, got=shown(draft.dataset.path)))
+
+
+def _broken_judging(draft: Draft) -> Iterator[Problem]:
+    """Images that are held out judge, or the test images do; by those nothing may be chosen."""
+    if draft.metric is None or draft.dataset is None:
+        return
+    last = draft.metric.of_test_images
+    if last == draft.dataset.hold_out:
+        rule = "`dataset.hold_out: false` goes with a metric of the test images, and with no other"
+        text = explain(rule, got=f"hold_out {shown(draft.dataset.hold_out)} and {draft.metric.name}")
+        yield Problem(path=("metric", "name"), text=text)
+    elif last and draft.scheduler and draft.scheduler.stops_trials:
+        rule = "must be none where the test images judge: they are looked at once, after the last epoch"
+        yield Problem(path=("scheduler", "type"), text=explain(rule, got=draft.scheduler.type))
+    elif last and draft.budget and draft.budget.trials > len(draft.initial):
+        rule = f"must be at most the {len(draft.initial)} rows of `initial` where the test images judge"
+        hint = "A search chooses by validation images; `tune_rescon.train` judges what it chose."
+        text = explain(rule, got=str(draft.budget.trials), hint=hint)
+        yield Problem(path=("budget", "trials"), text=text)
 
 
 def _broken_scheduler(draft: Draft) -> Iterator[Problem]:

@@ -9,7 +9,16 @@ import json
 import math
 from typing import Any, Final
 
-from tune_rescon.config import METRICS, DatasetConfig, Rule, TrialConfig, field_names, field_rule, metric_mode
+from tune_rescon.config import (
+    METRICS,
+    TEST_METRICS,
+    DatasetConfig,
+    Rule,
+    TrialConfig,
+    field_names,
+    field_rule,
+    metric_mode,
+)
 from tune_rescon.data import list_datasets
 from tune_rescon.models import list_presets
 from tune_rescon.spaces.files import space_folder
@@ -35,7 +44,8 @@ def editor_schema() -> dict[str, Any]:
     properties = schema["properties"]
     properties["dataset"] = _section(DatasetConfig, required=("name",))
     properties["dataset"]["properties"]["name"]["enum"] = list(list_datasets())
-    schema["$defs"]["Metric"]["properties"]["name"]["enum"] = [name for name in METRICS if metric_mode(name)]
+    objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
+    schema["$defs"]["Metric"]["properties"]["name"]["enum"] = objectives
     values = _section(TrialConfig)
     values["properties"]["dataset"]["enum"] = list(list_datasets())
     values["properties"]["preset"]["enum"] = [None, *list_presets()]

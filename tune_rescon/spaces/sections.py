@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from tune_rescon.config import METRICS, metric_mode
+from tune_rescon.config import METRICS, TEST_METRICS, is_test_metric, metric_mode
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.problems import Problem, problems_in, raise_problems, shown
 from tune_rescon.spaces.section import PositiveInt, Section
@@ -46,9 +46,14 @@ class Metric(Section):
     there is none. A rung compares trials by ``name`` alone, which ends small networks first:
     ``scheduler.group_by`` keeps it among equals."""
 
+    @property
+    def of_test_images(self) -> bool:
+        """Whether it is measured once, after a trial's last epoch: nothing may be chosen by it."""
+        return is_test_metric(self.name)
+
     def broken_rules(self) -> Iterator[Problem]:
         """An objective that is reported, in the direction that is better."""
-        objectives = [name for name in METRICS if metric_mode(name)]
+        objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
         if self.name not in objectives:
             yield Problem(path=("name",), text=unknown_name("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):

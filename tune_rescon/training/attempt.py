@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
@@ -14,6 +15,7 @@ from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss,
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
+from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
@@ -59,14 +61,21 @@ class Attempt:
         # What an attempt asked for that failed is not what the trial takes.
         count_peak(self.placement.device)
         data = ImageDataModule(
-            self.dataset, record.config, image_size=record.spec.image_size, seed=record.seed
+            self.dataset,
+            record.config,
+            image_size=record.spec.image_size,
+            seed=record.seed,
+            judged="test" if self._once else "val",
         )
         module = self._module(len(data.train_dataloader()))
-        reporter = EpochReporter(record, on_epoch, on_note, keeper=self._keeper())
+        reporter = EpochReporter(
+            record, on_epoch, on_note, keeper=self._keeper(), judged="test" if self._once else "val"
+        )
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
             gradient_clip=record.config.gradient_clip,
+            validate_every=record.epochs if self._once else 1,
             callbacks=[
                 SeedEpochs(record.seed),
                 AverageWeights(),
@@ -84,6 +93,11 @@ class Attempt:
         if reporter.stopped_by is not None:
             raise reporter.stopped_by
         return None
+
+    @property
+    def _once(self) -> bool:
+        """Whether the network is judged by the test images, after its last epoch."""
+        return is_test_metric(self.metric)
 
     def _more_micro_batches(self, error: RuntimeError) -> int:
         if not ran_out_of_memory(error):
@@ -110,6 +124,7 @@ class Attempt:
             steps_per_epoch=steps_per_epoch,
             placement=self.placement,
             micro_batches=record.micro_batches,
+            judging=FinalMetrics(self.dataset.class_names) if self._once else None,
         )
 
     def _keeper(self) -> Keeper | None:

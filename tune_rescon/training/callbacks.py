@@ -84,6 +84,11 @@ class PreciseBatchNorm(Callback):
         self._kept: list[Tensor] = []
 
     @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Not every epoch is followed by a validation."""
+        self._kept = []
+
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

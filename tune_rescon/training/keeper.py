@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -65,7 +66,8 @@ class Keeper:
 
     def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
         best = self._best.metrics[self._metric] if self._best else None
-        if not is_better(metrics[self._metric], best, self._mode):
+        # A metric of the test images is not there before the last epoch.
+        if not is_better(metrics.get(self._metric, math.nan), best, self._mode):
             return ()
         about = self._about(epoch, metrics)
         try:

@@ -6,12 +6,14 @@ Shapes: B images of a batch, K classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from typing_extensions import override
 
-__all__ = ["EpochMetrics"]
+__all__ = ["EpochMetrics", "FinalMetrics"]
 
 #: ImageNet's second measure: the label is among the five best.
 TOP_K = 5
@@ -56,6 +58,41 @@ class EpochMetrics(nn.Module):
         for metric in (self.loss, self.accuracy, self.top5):
             if metric is not None:
                 metric.reset()
+
+
+class FinalMetrics(EpochMetrics):
+    """What a finished network is judged by: also its accuracy on each class, and its calibration error."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        """``class_names``: in the order of the labels."""
+        classes = len(class_names)
+        super().__init__(classes, top5=True)
+        self.by_class = MulticlassAccuracy(classes, average=None, validate_args=False)
+        # Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, section 2).
+        self.calibration = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
+        self._names = tuple(class_names)
+
+    @override
+    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+        super().update(loss, logits_BK, labels_B)
+        self.by_class.update(logits_BK.detach(), labels_B)
+        self.calibration.update(logits_BK.detach().softmax(dim=1), labels_B)
+
+    @override
+    def compute(self) -> dict[str, float]:
+        """As the base class, and ``calibration_error`` and ``accuracy/CLASS`` once there are images."""
+        known = super().compute()
+        if not self.by_class.update_called:
+            return known
+        by_class = zip(self._names, self.by_class.compute().tolist(), strict=True)
+        named = {f"accuracy/{name}": value for name, value in by_class}
+        return {**known, "calibration_error": float(self.calibration.compute()), **named}
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self.by_class.reset()
+        self.calibration.reset()
 
 
 def _read(metric: MeanMetric | MulticlassAccuracy) -> float:

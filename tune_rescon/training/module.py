@@ -43,17 +43,19 @@ class TrialModule(pl.LightningModule):
         steps_per_epoch: int,
         placement: Placement,
         micro_batches: int = 1,
+        judging: EpochMetrics | None = None,
     ) -> None:
         """Put ``network`` in place.
 
         ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
-        and of the statistics, goes through the network in ``micro_batches`` pieces.
+        and of the statistics, goes through the network in ``micro_batches`` pieces. ``judging``: what a
+        validation measures, if not loss, accuracy and top-5 accuracy.
         """
         super().__init__()
         self.network = placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
         self.train_metrics = EpochMetrics(classes)
-        self.val_metrics = EpochMetrics(classes, top5=True)
+        self.val_metrics = judging or EpochMetrics(classes, top5=True)
         self._config = config
         self._placement = placement
         self._micro_batches = micro_batches

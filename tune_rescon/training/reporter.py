@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
@@ -36,16 +37,29 @@ class EpochReporter(Callback):
         on_note: OnNote,
         *,
         keeper: Keeper | None,
+        judged: str = "val",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``record``: what was trained before; without a ``keeper`` nothing is kept."""
+        """Go on from what was trained before.
+
+        Args:
+            record: of the epochs so far.
+            on_epoch: told of each epoch.
+            on_note: told what the user should know.
+            keeper: None keeps nothing.
+            judged: the part of the images that validations are of: ``"val"``, or ``"test"``, which is looked
+                at once.
+            clock: seconds.
+        """
         self.record = record
         self.stopped_by: BaseException | None = None
         self._on_epoch, self._on_note = on_epoch, on_note
         self._keeper = keeper
+        self._judged = judged
         self._clock = clock
         self._started = self._trained = clock()
-        self._images = 0
+        self._judging = self._judged_in = 0.0
+        self._images = self._images_judged = 0
         self._learning_rate = math.nan
 
     @override
@@ -77,6 +91,31 @@ class EpochReporter(Callback):
         self._trained = self._clock()
 
     @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; statistics that are estimated for the validation are by now."""
+        self._judging, self._images_judged = self._clock(), 0
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count."""
+        self._images_judged += len(batch[0])
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock, once a GPU has caught up."""
+        if self._judged == "test" and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._judged_in = self._clock() - self._judging
+
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the epoch; its validation is done."""
         metrics = self._measure(pl_module)
@@ -105,12 +144,22 @@ class EpochReporter(Callback):
         seconds = self._trained - self._started
         return {
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
-            **{f"val_{name}": value for name, value in pl_module.val_metrics.compute().items()},
+            **self._judgement(pl_module),
             "learning_rate": self._learning_rate,
             "images_per_second": self._images / seconds if seconds > 0 else math.nan,
             "epoch_seconds": self._clock() - self._started,
             **self._memory(pl_module),
         }
+
+    def _judgement(self, module: TrialModule) -> dict[str, float]:
+        """What the validation measured; of the test images nothing until they are looked at."""
+        once = self._judged == "test"
+        if once and not self._images_judged:
+            return {}
+        measured = module.val_metrics.compute()
+        if once:
+            measured["images_per_second"] = self._images_judged / self._judged_in
+        return {f"{self._judged}_{name}": value for name, value in measured.items()}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
         """The trial's peak: also of what it trained in another process, before it was resumed."""

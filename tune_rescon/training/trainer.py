@@ -20,14 +20,20 @@ __all__ = ["fit", "make_trainer"]
 
 
 def make_trainer(
-    *, epochs: int, placement: Placement, gradient_clip: float, callbacks: Sequence[Callback]
+    *,
+    epochs: int,
+    placement: Placement,
+    gradient_clip: float,
+    callbacks: Sequence[Callback],
+    validate_every: int = 1,
 ) -> pl.Trainer:
-    """A Trainer of one device that only trains, validates each epoch, and calls ``callbacks`` in order."""
+    """A Trainer of one device that only trains, validates, and calls ``callbacks`` in order."""
     with _quiet():
         return pl.Trainer(
             accelerator="gpu" if placement.device.type == "cuda" else "cpu",
             devices=1,
             max_epochs=epochs,
+            check_val_every_n_epoch=validate_every,
             gradient_clip_val=gradient_clip or None,
             callbacks=list(callbacks),
             # Precision is the module's (Placement.autocast), so that the benchmarks' step has it too.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from tune_rescon.config import METRICS, TrialConfig, metric_mode
+from tune_rescon.config import METRICS, TEST_METRICS, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, explain, unknown_name
 from tune_rescon.models import resolve_network
@@ -69,7 +69,8 @@ def train_trial(
         on_note: called like ``on_epoch`` with one sentence for the user.
         device: "auto" (CUDA if there is one), "cpu", "cuda".
         threads: CPU threads torch may use meanwhile; None leaves them.
-        metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds.
+        metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds. Where it
+            is one of the test images, those are what the network is judged by, once, after its last epoch.
         mode: see ``metric``.
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
 
@@ -130,7 +131,7 @@ def _each_once(on_epoch: OnEpoch) -> OnEpoch:
 
 
 def _check_objective(metric: str, mode: str) -> None:
-    objectives = [name for name in METRICS if metric_mode(name)]
+    objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
     if metric not in objectives:
         raise ConfigError(unknown_name("metric", metric, objectives))
     if mode not in ("max", "min"):

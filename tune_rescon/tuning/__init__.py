@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.record.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.record.study import StudyRecord
     from tune_rescon.tuning.record.summary import TrialSummary
-    from tune_rescon.tuning.result import SearchState, StudyResult, TrialCost, best_trial, pareto_front
+    from tune_rescon.tuning.result import (
+        SearchState,
+        StudyResult,
+        TrialCost,
+        best_trial,
+        pareto_front,
+        repeated,
+    )
     from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
     from tune_rescon.tuning.rules.median import MedianRule
     from tune_rescon.tuning.rules.rungs import RungLadder, rungs
@@ -71,6 +78,7 @@ __all__ = [
     "parameter_importance",
     "pareto_front",
     "read_search",
+    "repeated",
     "run_search",
     "rungs",
     "sum_up",
@@ -117,6 +125,7 @@ __getattr__ = lazy_names(
         "parameter_importance": "importance",
         "pareto_front": "result",
         "read_search": "reading.search",
+        "repeated": "result",
         "run_search": "runner",
         "rungs": "rules.rungs",
         "sum_up": "summing_up",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
+from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.pricing import datasets_of
@@ -46,5 +47,9 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
             progress=options.show_progress,
         )
         facts = describe(dataset, data_root=options.data_root)
+        if space.metric.of_test_images and not facts.test_images:
+            rule = "there must be test images for a network to be judged by"
+            hint = "Put some into test/CLASS beside train/."
+            raise DataError(explain(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
         prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
     return prepared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -21,7 +21,9 @@ __all__ = [
     "best_file",
     "best_trial",
     "compute_hours",
+    "mean_value",
     "pareto_front",
+    "repeated",
 ]
 
 
@@ -131,15 +133,34 @@ def compute_hours(trial: TrialSummary, devices: float) -> float:
     return trial.seconds / 3600 * devices
 
 
-def best_trial(trials: tuple[TrialSummary, ...]) -> TrialSummary | None:
+def best_trial(trials: tuple[TrialSummary, ...], *, by_mean: bool = False) -> TrialSummary | None:
     """The winner: the best final value among trials that reached the last epoch.
 
     An early-stopped trial is never compared as if it had finished. Only where none has finished is it the one
     that got furthest, and of those the best there (Optuna's order of pruned trials).
+
+    ``by_mean``: the first trial of the parameters with the best mean over all of their trials that finished.
+    Between trials that differ by their seed alone, the best is the luckiest.
     """
+    if by_mean and (groups := repeated(trials)):
+        return (max if groups[0][0].maximize else min)(groups, key=mean_value)[0]
     judged = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in judged if trial.state is TrialState.FINISHED]
     return min(finished or judged, key=TrialSummary.rank_key, default=None)
+
+
+def repeated(trials: Iterable[TrialSummary]) -> list[tuple[TrialSummary, ...]]:
+    """Trials that finished, those of the same parameters together, in the order of their numbers."""
+    groups: dict[str, list[TrialSummary]] = {}
+    for trial in trials:
+        if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
+            groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
+    return [tuple(group) for group in groups.values()]
+
+
+def mean_value(trials: Sequence[TrialSummary]) -> float:
+    """Mean of the final values."""
+    return math.fsum(trial.value for trial in trials) / len(trials)
 
 
 def best_file(result: StudyResult) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.coordination.hours import deadline, spent_words
+from tune_rescon.tuning.coordination.retention import KEEP_BEST
 from tune_rescon.tuning.execution.cluster import RaySession, ray_session
 from tune_rescon.tuning.execution.cluster_size import sampled_cluster
 from tune_rescon.tuning.execution.execute import execute
@@ -335,6 +336,8 @@ def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
         deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
+        watched="train_loss" if space.metric.of_test_images else None,
+        keep=None if space.metric.of_test_images else KEEP_BEST,
         same_memory=maker.same_memory,
         guard=lease.assure,
     )

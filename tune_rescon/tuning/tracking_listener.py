@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from tune_rescon.config import PEAK_MEMORY
+from tune_rescon.config import PEAK_MEMORY, TEST_METRICS, is_test_metric
 from tune_rescon.tracking import MlflowWriter, RunView
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.study import StudyRecord
@@ -88,8 +88,7 @@ class TrackingListener:
             number=trial.number,
             state=trial.state.value,
             params={name: _word(value) for name, value in {**self._fixed, **chosen}.items()},
-            # A peak only grows: what it came to is among the closing figures.
-            history={name: series for name, series in trial.history.items() if name != PEAK_MEMORY},
+            history={name: series for name, series in trial.history.items() if not _closes(name)},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -100,6 +99,11 @@ class TrackingListener:
     def _show(self, trial: TrialSummary) -> None:
         self._writer.show(self.view(trial))
         self.note_runs()
+
+
+def _closes(name: str) -> bool:
+    """Whether a metric is shown once, at the end: a peak only grows, and the test images are seen once."""
+    return name == PEAK_MEMORY or is_test_metric(name)
 
 
 def _times(**moments: datetime | None) -> dict[str, int]:
@@ -119,6 +123,9 @@ def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dic
     if rates := _finite(trial, "images_per_second"):
         # All images over all seconds, for each epoch trains on the same number of images.
         metrics["mean_images_per_second"] = statistics.harmonic_mean(rates)
+    for name in TEST_METRICS:
+        if seen := _finite(trial, name):
+            metrics[name] = seen[-1]
     if trial.best_epoch:
         accuracy = _finite(trial, "val_accuracy")
         metrics["best_epoch"] = float(trial.best_epoch)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordination.failures import FailureStreak
-from tune_rescon.tuning.coordination.retention import keepers
+from tune_rescon.tuning.coordination.retention import KEEP_BEST, keepers
 from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.record.study import StudyRecord
@@ -50,6 +50,10 @@ class SearchPlan:
     """The second objective, made small, of a trial after so many epochs; None where there is none."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Equal for parameters that need the same memory; None: nothing is known."""
+    watched: str | None = None
+    """The metric that the rule sees, where the objective is known only after the last epoch."""
+    keep: int | None = KEEP_BEST
+    """Trials that keep their checkpoint when they have ended, the best of all; None: every one."""
     guard: Callable[[], None] = field(default=_nothing)
     """Called before the record is written; raises when it belongs to another driver."""
 
@@ -95,7 +99,7 @@ class Coordinator:
         self.failure: str | None = None
         """Why the search cannot go on, if it cannot: too many trials failed in a row."""
         trials = record.trials()
-        self._kept = keepers(t for t in trials if t.state.is_final)
+        self._kept = keepers((t for t in trials if t.state.is_final), keep=plan.keep)
         self._out_of_memory = {
             plan.same_memory(t.parameters): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
         }
@@ -271,10 +275,11 @@ class Coordinator:
         return verdict
 
     def _observation(self, trial: TrialSummary, epoch: int) -> Observation:
+        watched = self._plan.watched
         return Observation(
             number=trial.number,
             epoch=epoch,
-            value=trial.values[epoch - 1],
+            value=(trial.values if watched is None else trial.history[watched])[epoch - 1],
             group=self._plan.group(trial),
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
@@ -325,7 +330,7 @@ class Coordinator:
     def _retain(self, number: int, checkpoint: str | None) -> str | None:
         """Delete what falls out of the best few; what is left of this trial's own."""
         # The best few of all are among the best few so far and this one.
-        kept = keepers(self._record.trial(n) for n in (*self._kept, number))
+        kept = keepers((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
         survives = checkpoint if number in kept else None
         self._prune(number, survives)
         for loser in self._kept - kept:

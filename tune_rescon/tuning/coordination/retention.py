@@ -13,7 +13,7 @@ __all__ = ["KEEP_BEST", "keepers"]
 KEEP_BEST: Final = 5
 
 
-def keepers(ended: Iterable[TrialSummary], *, keep: int = KEEP_BEST) -> frozenset[int]:
-    """Numbers of the ``keep`` best trials that ended with a finite value."""
+def keepers(ended: Iterable[TrialSummary], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
+    """Numbers of the ``keep`` best trials that ended with a finite value; None: of all of them."""
     judged = [trial for trial in ended if trial.best_epoch]
     return frozenset(trial.number for trial in sorted(judged, key=TrialSummary.rank_key)[:keep])

@@ -27,19 +27,22 @@ def execute(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
+    from tune_rescon.tuning.execution.kept_processes import KeptProcesses
     from tune_rescon.tuning.execution.turn_takers import (
         LeavingCallback,
         TurnTakingScheduler,
         TurnTakingSearcher,
     )
 
+    place = tune.PlacementGroupFactory([_positive(resources)])
+    processes = KeptProcesses(coordinator, resources=place, slots=concurrent)
     # Tune's own files are scratch: the record and the checkpoints are the search.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([_positive(resources)])),
+            tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
                 search_alg=TurnTakingSearcher(coordinator, make_task, turns),
-                scheduler=TurnTakingScheduler(coordinator, turns),
+                scheduler=TurnTakingScheduler(coordinator, turns, processes),
                 num_samples=-1,
                 # Without it Tune asks a searcher for one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,

@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tune_rescon.tuning.coordination.coordinator import Coordinator
+from tune_rescon.tuning.execution.kept_processes import KeptProcesses
 from tune_rescon.tuning.execution.scheduler import CoordinatorScheduler
 from tune_rescon.tuning.execution.searcher import CoordinatorSearcher
 from tune_rescon.tuning.execution.supervision import Turns
@@ -47,10 +48,17 @@ class TurnTakingSearcher(CoordinatorSearcher):
 class TurnTakingScheduler(CoordinatorScheduler):
     """Judges results in turn."""
 
-    def __init__(self, coordinator: Coordinator, turns: Turns) -> None:
-        """Take ``turns``."""
+    def __init__(self, coordinator: Coordinator, turns: Turns, processes: KeptProcesses) -> None:
+        """Take ``turns``. Tune begins each round by asking its scheduler: then ``processes`` are kept."""
         super().__init__(coordinator)
         self._turns = turns
+        self._processes = processes
+
+    def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
+        """First in, first out."""
+        with self._turns.turn():
+            self._processes.keep(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
         """See :meth:`.CoordinatorScheduler.on_trial_error`."""

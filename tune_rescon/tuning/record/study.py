@@ -173,7 +173,7 @@ class StudyRecord:
         checkpoint: str | None = None,
     ) -> TrialSummary:
         """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
-        known, value = self._trials[number], metrics[self._metric]
+        known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
         now = self._now_ms()
         details = {

@@ -85,7 +85,7 @@ class TrialSummary:
             name: (*self.history.get(name, nothing), metrics.get(name, math.nan))
             for name in {**self.history, **metrics}
         }
-        return replace(self, values=(*self.values, metrics[self.metric]), history=history)
+        return replace(self, values=(*self.values, metrics.get(self.metric, math.nan)), history=history)
 
     def rank_key(self) -> tuple[int, float]:
         """Smaller is better: further first, then the better value (Optuna's order of PRUNED trials)."""

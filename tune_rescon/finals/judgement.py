@@ -1,0 +1,94 @@
+"""What the finals came to: each configuration's trainings together, and their mean and spread."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune_rescon.config import TEST_METRICS, is_test_metric
+from tune_rescon.tuning import StudyResult, TrialSummary, repeated
+
+__all__ = ["Figure", "Finalist", "judgement", "judgement_document"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measure over the trainings of one configuration."""
+
+    mean: float
+    spread: float
+    """Sample standard deviation; nan of a single training."""
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """The figure of these values, of which there is at least one."""
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        return cls(mean=statistics.fmean(values), spread=spread, values=tuple(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """One configuration that was trained to its end, once for each seed."""
+
+    trials: tuple[TrialSummary, ...]
+    figures: Mapping[str, Figure]
+    """By the names of ``config.TEST_METRICS``."""
+    by_class: Mapping[str, Figure] = field(default_factory=dict)
+    """Accuracy on the test images of each class."""
+    params_m: float
+    """Parameters, millions."""
+    gmacs: float
+    """Multiply-adds of one image's forward pass, billions."""
+    hours: float
+    """Device-hours of all trainings."""
+
+
+def judgement(result: StudyResult) -> tuple[Finalist, ...]:
+    """The configurations of which a training reached its end, the best mean first."""
+    found = [_finalist(result, trials) for trials in repeated(result.trials)]
+    return tuple(sorted(found, key=lambda one: one.figures[result.metric].mean, reverse=result.maximize))
+
+
+def judgement_document(result: StudyResult, found: Sequence[Finalist]) -> dict[str, Any]:
+    """``finals.json``: plain values."""
+    return {
+        "name": result.name,
+        "dataset": result.space.dataset.name,
+        "epochs": result.space.fidelity.max,
+        "metric": result.metric,
+        "finalists": [
+            {
+                "trials": [trial.number for trial in one.trials],
+                "parameters": dict(one.trials[0].parameters),
+                "params_m": one.params_m,
+                "gmacs": one.gmacs,
+                "hours": one.hours,
+                **{name: _plain(figure) for name, figure in one.figures.items()},
+                "accuracy_by_class": {name: _plain(figure) for name, figure in one.by_class.items()},
+            }
+            for one in found
+        ],
+    }
+
+
+def _finalist(result: StudyResult, trials: tuple[TrialSummary, ...]) -> Finalist:
+    names = [name for name in trials[0].history if is_test_metric(name)]
+    cost = result.costs[trials[0].number]
+    figures = {name: Figure.of([trial.history[name][-1] for trial in trials]) for name in names}
+    return Finalist(
+        trials=trials,
+        figures={name: figures[name] for name in TEST_METRICS if name in figures},
+        by_class={name.partition("/")[2]: figures[name] for name in names if "/" in name},
+        params_m=cost.params_m,
+        gmacs=cost.gmacs,
+        hours=math.fsum(result.compute_hours(trial) for trial in trials),
+    )
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    spread = figure.spread if math.isfinite(figure.spread) else None
+    return {"mean": figure.mean, "spread": spread, "values": list(figure.values)}

@@ -1,0 +1,164 @@
+"""From what is to be retrained to a space that the engine runs: every row of it, and nothing else.
+
+The space's metric is of the test images, so nothing is held out, nothing is stopped early and nothing is
+drawn: see :mod:`tune_rescon.spaces.rules`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.finals.recipes import Recipe
+from tune_rescon.spaces import Resources, Space, from_optuna, parse_space, trial_config
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+__all__ = [
+    "METRIC",
+    "finalists",
+    "finals_space",
+    "local_resources",
+    "of_dataset",
+    "preset_config",
+    "seconds_per_epoch",
+]
+
+#: What finalists are compared by.
+METRIC: Final = "test_accuracy"
+
+#: The field that every finalist has as a parameter, lest a space of one finalist have none.
+_ALWAYS: Final = "learning_rate"
+
+
+def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
+    """The configurations of the best ``top`` trials that reached the last epoch, the best first; none twice.
+
+    Raises:
+        StorageError: no trial has.
+    """
+    found: dict[TrialConfig, None] = {}
+    for trial in sorted(result.trials, key=lambda trial: trial.rank_key()):
+        if trial.epochs == result.space.fidelity.max and trial.best_epoch:
+            found.setdefault(_config(result, trial))
+    if not found:
+        rule = "a search must have a trial that reached its last epoch"
+        got = f"{result.name}, which has none" + (" yet" if result.state.value == "running" else "")
+        raise StorageError(explain(rule, got=got, where="--from"))
+    return tuple(found)[:top]
+
+
+def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> float:
+    """Mean seconds of an epoch, over the epochs that trials of these configurations have trained."""
+    wanted = set(configs)
+    trials = [trial for trial in result.trials if _config(result, trial) in wanted]
+    return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
+
+
+def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[TrialConfig, ...], DatasetConfig]:
+    """The images of configurations that were found by searching ``space``, which may search datasets too.
+
+    Where they share one, it becomes the finals' own, and no field of theirs.
+    """
+    names = list(dict.fromkeys(config.dataset or space.dataset.name for config in configs))
+    if len(names) > 1:
+        named = tuple(
+            dataclasses.replace(config, dataset=config.dataset or space.dataset.name) for config in configs
+        )
+        return named, space.dataset_config(names[0])
+    return tuple(dataclasses.replace(config, dataset=None) for config in configs), space.dataset_config(
+        names[0]
+    )
+
+
+def preset_config(preset: str, recipe: Recipe, *, image_size: int | None) -> TrialConfig:
+    """A network by name, trained by a recipe.
+
+    Raises:
+        ConfigError: there is no such preset, or a value breaks its rule.
+    """
+    return TrialConfig.from_dict({**recipe.settings, "preset": preset, "image_size": image_size})
+
+
+def local_resources() -> Resources:
+    """What one training takes of this machine, of which nothing else is known: a GPU where there is one."""
+    import torch
+
+    return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if torch.cuda.is_available() else 0.0)
+
+
+def finals_space(
+    name: str,
+    configs: Sequence[TrialConfig],
+    *,
+    dataset: DatasetConfig,
+    epochs: int,
+    seeds: int,
+    resources: Resources,
+    concurrent: int | None = None,
+    seed: int = 0,
+    about: str = "",
+    overrides: Sequence[str] = (),
+) -> Space:
+    """Each of ``configs`` ``seeds`` times: trial ``n`` is configuration ``n % len(configs)``.
+
+    One that is interrupted early has then trained all of them equally often.
+
+    Args:
+        name: of the search that the finals are.
+        configs: different from each other.
+        dataset: what they were searched on; nothing of it is held out.
+        epochs: of each training.
+        seeds: trainings of each configuration, which differ by their seed.
+        resources: of each training.
+        concurrent: trainings at once at most.
+        seed: of all of the seeds.
+        about: what the space file says of itself.
+        overrides: ``KEY=VALUE`` of the space file, as ``--set`` takes them.
+
+    Raises:
+        SpaceError: a rule of spaces is broken, as by a network that the images are too small for.
+    """
+    fixed, parameters = _common_and_own(configs)
+    rows = [{field: values[index] for field, values in parameters.items()} for index in range(len(configs))]
+    document = {
+        "version": 1,
+        "name": name,
+        "description": about,
+        "dataset": dataclasses.asdict(dataclasses.replace(dataset, hold_out=False)),
+        "metric": {"name": METRIC, "mode": "max"},
+        "fidelity": {"min": epochs, "max": epochs},
+        "sampler": {"type": "random", "seed": seed},
+        "scheduler": {"type": "none"},
+        "budget": {"trials": seeds * len(configs), "concurrent": concurrent},
+        "resources_per_trial": resources.model_dump(by_alias=True),
+        "fixed": fixed,
+        "parameters": {
+            field: {"type": "categorical", "choices": list(dict.fromkeys(values))}
+            for field, values in parameters.items()
+        },
+        "initial": rows * seeds,
+    }
+    # As a text, so that what is wrong is said as of any other space. JSON is YAML, and has every digit.
+    return parse_space(json.dumps(document, indent=1), source=f"the space of {name}", overrides=overrides)
+
+
+def _common_and_own(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What all configurations share, defaults left out; and of what they do not, each one's value."""
+    fixed: dict[str, Any] = {}
+    own: dict[str, list[Any]] = {}
+    for name, default in TrialConfig().to_dict().items():
+        values = [getattr(config, name) for config in configs]
+        if name == _ALWAYS or any(value != values[0] for value in values):
+            own[name] = values
+        elif values[0] != default:
+            fixed[name] = values[0]
+    return fixed, own
+
+
+def _config(result: StudyResult, trial: TrialSummary) -> TrialConfig:
+    return trial_config(result.space, from_optuna(result.space, trial.parameters))

@@ -1,0 +1,118 @@
+"""The finals as tables: in a terminal, in MLflow's note, and as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from tune_rescon.finals.judgement import Figure, Finalist, judgement, judgement_document
+from tune_rescon.reporting import SearchPresentation, markdown_table
+from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.tuning import SearchFolder, StudyResult, write_atomically
+
+__all__ = ["FinalsPresentation", "judgement_rows", "print_judgement"]
+
+#: Classes of the winner that a terminal names: the worst of more.
+CLASSES: Final = 10
+
+_HEADINGS: Final = (
+    "trials",
+    "accuracy",
+    "top-5",
+    "loss",
+    "calibration error",
+    "params M",
+    "GMACs",
+    "images/s",
+    "hours",
+)
+
+
+class FinalsPresentation(SearchPresentation):
+    """A search's page and plots; in its note and in ``finals.json`` what the test images said."""
+
+    def note(self, result: StudyResult) -> str:
+        """The table of the finalists above the search's note."""
+        found = judgement(result)
+        lines = markdown_table(_HEADINGS, judgement_rows(found)) if found else []
+        return "\n".join([*lines, "", super().note(result)])
+
+    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
+        """Also ``finals.json``."""
+        document = judgement_document(result, judgement(result))
+        path = folder.path / "finals.json"
+        write_atomically(path, json.dumps(document, indent=2) + "\n")
+        return [path, *super().conclude(result, folder)]
+
+
+def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
+    """A line for each finalist, the best first, under the table's headings."""
+    return [
+        (
+            " ".join(str(trial.number) for trial in one.trials),
+            *(
+                _spread(one.figures[f"test_{name}"])
+                for name in ("accuracy", "top5", "loss", "calibration_error")
+            ),
+            f"{one.params_m:.2f}",
+            f"{one.gmacs:.3f}",
+            f"{one.figures['test_images_per_second'].mean:.0f}",
+            f"{one.hours:.3f}",
+        )
+        for one in found
+    ]
+
+
+def print_judgement(result: StudyResult, console: Console) -> None:
+    """What the test images said: a table, the winner by class, and what was not chosen by what."""
+    found = judgement(result)
+    if not found:
+        return
+    seeds = max(len(one.trials) for one in found)
+    table = Table(title=f"{result.name}: {len(found)} finalists on the test images", title_justify="left")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in judgement_rows(found):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"Mean ± standard deviation over {seeds} trainings." if seeds > 1 else "One training each.")
+    for place, one in enumerate(found, start=1):
+        console.print(f"{place}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
+    _print_classes(found[0], console)
+    _print_caution(found, console)
+    console.print(f"{duration(3600 * sum(one.hours for one in found))} of {result.device} time")
+
+
+def _print_classes(winner: Finalist, console: Console) -> None:
+    worst = sorted(winner.by_class.items(), key=lambda item: item[1].mean)[:CLASSES]
+    of = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
+    classes = ", ".join(f"{name} {figure(value.mean)}" for name, value in worst)
+    console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
+
+
+def _print_caution(found: Sequence[Finalist], console: Console) -> None:
+    if len(found) < 2:
+        return
+    first, second = (one.figures["test_accuracy"] for one in found[:2])
+    console.print(
+        f"The first of {len(found)} was chosen by these very images: expect slightly less of it.",
+        soft_wrap=True,
+    )
+    if not first.mean - second.mean > _standard_error(first, second):
+        console.print("Its lead on the second is within what the seed alone changes.")
+
+
+def _standard_error(first: Figure, second: Figure) -> float:
+    """Of the difference of two means; infinite where a single training says nothing of the seed."""
+    squares = [one.spread**2 / len(one.values) for one in (first, second)]
+    return math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.inf
+
+
+def _spread(value: Figure) -> str:
+    return figure(value.mean) + (f" ± {value.spread:.2g}" if math.isfinite(value.spread) else "")

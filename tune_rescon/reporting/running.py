@@ -1,0 +1,119 @@
+"""A search with somebody in front of it: shown while it runs, summed up when it ends; its exit code."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from tune_rescon.command import INTERRUPTED
+from tune_rescon.reporting.presentation import SearchPresentation
+from tune_rescon.reporting.table import print_result
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import RunOptions, StudyResult, run_search
+
+if TYPE_CHECKING:
+    from tune_rescon.reporting.events import EventLines
+    from tune_rescon.reporting.live.view import LiveView
+
+__all__ = ["resume_command", "run_shown"]
+
+
+def run_shown(
+    space: Space,
+    options: RunOptions,
+    console: Console,
+    *,
+    live: bool,
+    resume: str,
+    presentation: SearchPresentation | None = None,
+    tell: Callable[[StudyResult, Console], None] = print_result,
+) -> int:
+    """Run a search, and say how it ended.
+
+    Args:
+        space: what to search.
+        options: where.
+        console: what to print to.
+        live: whether it is drawn in place; else a line for each event.
+        resume: the command that goes on with it.
+        presentation: what draws its page.
+        tell: prints the end.
+
+    Returns:
+        0: done; 1: it failed; 130: it was interrupted.
+
+    Raises:
+        UserError: something given is wrong.
+        SearchError: the search failed.
+        KeyboardInterrupt: before the first trial of a new search.
+    """
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    try:
+        with _shown(space, options, console, live=live) as view:
+            result = run_search(
+                space,
+                options,
+                listeners=[view],
+                presentation=presentation or SearchPresentation(),
+                say=view.say,
+                attend=view.attend,
+            )
+    except KeyboardInterrupt:
+        if not options.resume:
+            raise
+        say(f"Interrupted before a trial went on. Go on with: {resume}")
+        return INTERRUPTED
+    tell(result, console)
+    if result.interrupted:
+        say(f"Interrupted. Go on with: {resume}")
+        return INTERRUPTED
+    if result.failure is not None:
+        say(f"Go on with: {resume}")
+        return 1
+    return 0 if result.best is not None else _nothing_finished(result)
+
+
+def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
+    """What goes on with a search, as a person types it."""
+    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(options.storage)]
+    for flag, value in (
+        ("--study", options.study_url),
+        ("--tracking-uri", options.tracking_uri),
+        ("--data-root", str(options.data_root)),
+        ("--address", options.address),
+    ):
+        if value is not None:
+            parts += [flag, value]
+    if options.tensorboard:
+        parts.append("--tensorboard")
+    return shlex.join(parts)
+
+
+@contextmanager
+def _shown(
+    space: Space, options: RunOptions, console: Console, *, live: bool
+) -> Iterator[EventLines | LiveView]:
+    """Whoever shows the search while it runs."""
+    from tune_rescon.reporting.events import EventLines
+    from tune_rescon.reporting.live.view import LiveView
+
+    if not live:
+        yield EventLines(console, space)
+        return
+    with LiveView(console, space, name=options.name) as view:
+        yield view
+
+
+def _nothing_finished(result: StudyResult) -> int:
+    errors = [trial.error for trial in result.trials if trial.error]
+    last = f" The last one said:\n{errors[-1]}" if errors else ""
+    click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
+    return 1

@@ -1,0 +1,317 @@
+"""``python -m tune_rescon.train``: train a search's best, or a published network, in full; judge it once.
+
+Exit: 0 done; 1 every training failed; 2 bad usage, search or data; 130 interrupted (and resumable).
+
+Nothing here is ever sent to a worker: this file runs as ``__main__``, which a worker's is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from tune_rescon.command import run_command
+from tune_rescon.config import DatasetConfig
+from tune_rescon.errors import StorageError, explain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tune_rescon.config import TrialConfig
+    from tune_rescon.spaces import Space
+    from tune_rescon.tuning import Place, StudyResult
+
+__all__ = ["main"]
+
+#: What a search's finals are called unless they are given a name.
+SUFFIX: Final = "-final"
+
+_ALTERNATIVES: Final = "Give one of --from NAME, --preset NAME and --resume NAME."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run_command(
+        train,
+        argv,
+        name="tune_rescon.train",
+        what="The training",
+        interrupted="Interrupted before the first training; nothing was begun.",
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--from", "source", metavar="NAME", help="The search whose best trials are trained.")
+@click.option(
+    "--preset", metavar="NAME", help="A network by name, instead: attention56, cifar_attention92, ..."
+)
+@click.option("--resume", metavar="N", help="Go on with the trainings of this name.")
+@click.option("--name", metavar="N", help="Their name [default: NAME-final, or PRESET-DATASET-RECIPE].")
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best of --from."
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each, by seed."
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Of each training [default: the search's or recipe's]."
+)
+@click.option("--budget", metavar="TIME", help="As many epochs as fit into 2h, 90m, ...; with --from.")
+@click.option("--image-size", type=click.IntRange(16), metavar="P", help="Pixels, instead of the searched.")
+@click.option("--dataset", default="cifar10", show_default=True, help="With --preset: a name, or a path.")
+@click.option("--recipe", default="modern", show_default=True, help="With --preset: paper, rescon, modern.")
+@click.option(
+    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
+)
+@click.option("--study", metavar="URL", help="The studies' database [default: SQLite in the storage].")
+@click.option("--tracking-uri", metavar="URI", help="MLflow [default: SQLite in the storage].")
+@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
+@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
+@click.option("--concurrent", type=int, metavar="N", help="Trainings at once at most.")
+@click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Of all the seeds.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space.")
+@click.option("--dry-run", is_flag=True, help="Show what would be trained, and its cost, and stop.")
+@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+def train(
+    source: str | None,
+    preset: str | None,
+    resume: str | None,
+    name: str | None,
+    top: int,
+    seeds: int,
+    epochs: int | None,
+    budget: str | None,
+    image_size: int | None,
+    dataset: str,
+    recipe: str,
+    storage: str | None,
+    study: str | None,
+    tracking_uri: str | None,
+    data_root: str | None,
+    address: str | None,
+    concurrent: int | None,
+    seed: int,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    plain: bool,
+) -> int:
+    """Train the best of a search, or a network by name, in full, and judge it by the test images.
+
+    Nothing is held out of the training images. Each configuration is trained --seeds times, without early stopping; each network sees the test images
+    once, after its last epoch.
+    """
+    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.reporting import open_console, resume_command, run_shown
+    from tune_rescon.storage import parse_storage
+    from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
+
+    if sum(one is not None for one in (source, preset, resume)) != 1:
+        raise click.UsageError(_ALTERNATIVES)
+    if budget is not None and (source is None or epochs is not None):
+        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
+    data = Path(data_root) if data_root else default_data_root()
+    place = Place(
+        storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
+    )
+    asked = _Asked(
+        name=name,
+        top=top,
+        seeds=seeds,
+        epochs=epochs,
+        budget=budget,
+        image_size=image_size,
+        concurrent=concurrent,
+        seed=seed,
+        settings=settings,
+    )
+    with open_console(plain=plain) as console:
+        if resume is not None:
+            space = _resumed(place, resume, settings)
+        elif source is not None:
+            space = _from_search(place, source, asked, console)
+        else:
+            assert preset is not None, "one of the three is given"
+            space = _from_preset(preset, dataset, recipe, asked)
+        if dry_run:
+            from tune_rescon.reporting import print_dry_run
+
+            print_dry_run(space, console, data_root=data)
+            return 0
+        live = console.is_terminal and not console.is_dumb_terminal and not plain
+        options = RunOptions(
+            name=resume or space.name,
+            resume=resume is not None,
+            storage=place.storage,
+            study_url=study,
+            tracking_uri=tracking_uri,
+            data_root=data,
+            address=address,
+            show_progress=live,
+            divert_output=True,
+        )
+        return run_shown(
+            space,
+            options,
+            console,
+            live=live,
+            resume=resume_command(options, "tune_rescon.train"),
+            presentation=FinalsPresentation(),
+            tell=_tell,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the options say of the trainings, wherever their configurations come from."""
+
+    name: str | None
+    top: int
+    seeds: int
+    epochs: int | None
+    budget: str | None
+    image_size: int | None
+    concurrent: int | None
+    seed: int
+    settings: tuple[str, ...]
+
+
+def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
+    from tune_rescon.spaces import load_space
+    from tune_rescon.tuning import find_search
+
+    folder = find_search(
+        place.storage, name, cache_root=place.cache_root, where="--resume", files=["space.yaml"]
+    )
+    space = load_space(str(folder.space_yaml), settings)
+    if not space.metric.of_test_images:
+        hint = f"Go on with it by: python -m tune_rescon.search --resume {name}"
+        rule = "must name trainings that `tune_rescon.train` has begun"
+        raise StorageError(explain(rule, got=f"{name}, a search", where="--resume", hint=hint))
+    return space
+
+
+def _from_search(place: Place, source: str, asked: _Asked, console: Console) -> Space:
+    from tune_rescon.finals import finalists, finals_space, of_dataset
+    from tune_rescon.tuning import read_search
+
+    result = read_search(place, source, where="--from")
+    found = finalists(result, asked.top)
+    if len(found) < asked.top:
+        console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
+    epochs = asked.epochs or _epochs(result, found, asked)
+    _print_length(result, found, asked, epochs, console)
+    configs, dataset = of_dataset(found, result.space)
+    if asked.image_size is not None:
+        configs = tuple(dataclasses.replace(config, image_size=asked.image_size) for config in configs)
+    return finals_space(
+        asked.name or f"{source}{SUFFIX}",
+        tuple(dict.fromkeys(configs)),
+        dataset=dataset,
+        epochs=epochs,
+        seeds=asked.seeds,
+        resources=result.space.resources_per_trial,
+        concurrent=asked.concurrent or result.space.budget.concurrent,
+        seed=asked.seed,
+        about=f"The best of the search {source}, trained on all training images.",
+        overrides=asked.settings,
+    )
+
+
+def _epochs(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> int:
+    from tune_rescon.finals import epochs_within, read_duration
+
+    if asked.budget is None:
+        return result.space.fidelity.max
+    return epochs_within(
+        read_duration(asked.budget),
+        _epoch_seconds(result, found, asked),
+        found,
+        trainings=asked.seeds * len(found),
+        slots=_slots(result, asked),
+    )
+
+
+def _print_length(
+    result: StudyResult, found: Sequence[TrialConfig], asked: _Asked, epochs: int, console: Console
+) -> None:
+    """What it will take, before it is paid for."""
+    from tune_rescon.finals import finals_seconds
+    from tune_rescon.reporting.words import roughly
+
+    trainings, slots = asked.seeds * len(found), _slots(result, asked)
+    seconds = finals_seconds(
+        _epoch_seconds(result, found, asked), epochs=epochs, trainings=trainings, slots=slots
+    )
+    console.print(
+        f"{trainings} trainings of {epochs} epochs, {roughly(seconds)} if an epoch takes as long as in"
+        f" {result.name} and {slots} run at once as there",
+        soft_wrap=True,
+    )
+
+
+def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> float:
+    """Of a final, from the search's, which trained on fewer images, and perhaps smaller ones."""
+    from tune_rescon.finals import seconds_per_epoch
+
+    seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
+    sizes = [config.image_size for config in found if config.image_size is not None]
+    if asked.image_size is None or not sizes:
+        return seconds
+    return seconds * asked.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
+
+
+def _slots(result: StudyResult, asked: _Asked) -> int:
+    from tune_rescon.reporting.analysis import timeline
+
+    had = max(1, timeline(result).slots)
+    return had if asked.concurrent is None else min(had, asked.concurrent)
+
+
+def _from_preset(preset: str, dataset: str, recipe: str, asked: _Asked) -> Space:
+    from tune_rescon.finals import finals_space, find_recipe, local_resources, preset_config
+
+    how = find_recipe(recipe)
+    images = _images(dataset)
+    return finals_space(
+        asked.name or f"{preset}-{images.name}-{recipe}",
+        [preset_config(preset, how, image_size=asked.image_size)],
+        dataset=images,
+        epochs=asked.epochs or how.epochs,
+        seeds=asked.seeds,
+        resources=local_resources(),
+        concurrent=asked.concurrent,
+        seed=asked.seed,
+        about=f"{preset} on {images.name} by the recipe {recipe} ({how.about}).",
+        overrides=asked.settings,
+    )
+
+
+def _images(dataset: str) -> DatasetConfig:
+    """A dataset known by name, or the folder, .zip or URL of one."""
+    from tune_rescon.data import is_url
+
+    if is_url(dataset) or Path(dataset).exists():
+        path = dataset if is_url(dataset) else str(Path(dataset).resolve())
+        return DatasetConfig(name="folder", path=path)
+    return DatasetConfig(name=dataset)
+
+
+def _tell(result: StudyResult, console: Console) -> None:
+    from tune_rescon.finals import print_judgement
+    from tune_rescon.reporting import print_result
+
+    print_result(result, console)
+    print_judgement(result, console)
+    if result.best is not None and result.state.value == "finished":
+        console.print(
+            f"Use it: python -m tune_rescon.predict {result.name} PATH...", markup=False, soft_wrap=True
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
