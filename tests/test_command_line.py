@@ -142,7 +142,7 @@ def _ended_early(folder: Path) -> StudyResult:
 def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tune_rescon.tuning.run_search", lambda *_, **__: _ended_early(tmp_path))
+    monkeypatch.setattr("tune_rescon.reporting.running.run_search", lambda *_, **__: _ended_early(tmp_path))
     assert main(["--space", "digits", "--plain", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "5 trials failed in a row.\n" in said
@@ -150,10 +150,10 @@ def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
 
 
 def test_the_command_to_resume_can_be_pasted() -> None:
-    from tune_rescon.search import _resume_command
+    from tune_rescon.reporting import resume_command
 
     options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
-    words = shlex.split(_resume_command(options))
+    words = shlex.split(resume_command(options))
     assert words[:3] == ["python", "-m", "tune_rescon.search"]
     read = search.make_context("search", words[3:]).params
     assert (read["resume"], read["storage"], read["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
@@ -162,9 +162,9 @@ def test_the_command_to_resume_can_be_pasted() -> None:
 
 
 def test_a_search_with_tensorboards_files_goes_on_with_them() -> None:
-    from tune_rescon.search import _resume_command
+    from tune_rescon.reporting import resume_command
 
-    assert "--tensorboard" in _resume_command(RunOptions(name="s", tensorboard=True)).split()
+    assert "--tensorboard" in resume_command(RunOptions(name="s", tensorboard=True)).split()
 
 
 @pytest.mark.timeout(30)  # three interpreters

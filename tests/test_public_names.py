@@ -25,7 +25,7 @@ def package(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def test_the_packages_are_all_there() -> None:
-    rooms = "data launching models reporting spaces storage testing tracking training tuning"
+    rooms = "data finals launching models reporting spaces storage testing tracking training tuning"
     assert {f"tune_rescon.{room}" for room in rooms.split()} <= set(PACKAGES)
 
 

@@ -102,8 +102,8 @@ def train(
 ) -> int:
     """Train the best of a search, or a network by name, in full, and judge it by the test images.
 
-    Nothing is held out of the training images. Each configuration is trained --seeds times, without early stopping; each network sees the test images
-    once, after its last epoch.
+    Nothing is held out of the training images. Each configuration is trained --seeds times, without early
+    stopping; each network sees the test images once, after its last epoch.
     """
     from tune_rescon.finals import FinalsPresentation
     from tune_rescon.reporting import open_console, resume_command, run_shown
@@ -276,12 +276,12 @@ def _from_preset(preset: str, dataset: str, recipe: str, asked: _Asked) -> Space
     from tune_rescon.finals import finals_space, find_recipe, local_resources, preset_config
 
     how = find_recipe(recipe)
-    images = _images(dataset)
+    images, epochs = _images(dataset), asked.epochs or how.epochs
     return finals_space(
         asked.name or f"{preset}-{images.name}-{recipe}",
-        [preset_config(preset, how, image_size=asked.image_size)],
+        [preset_config(preset, how, epochs=epochs, image_size=asked.image_size)],
         dataset=images,
-        epochs=asked.epochs or how.epochs,
+        epochs=epochs,
         seeds=asked.seeds,
         resources=local_resources(),
         concurrent=asked.concurrent,

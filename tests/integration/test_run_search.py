@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import die_once, fail_second, learn_nothing
+from tune_rescon.testing import die_once, end_together, fail_second, learn_nothing
 from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
@@ -101,3 +101,11 @@ def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
     assert not result.interrupted
     assert 1 <= len(result.trials) < 100000
     assert all(trial.state.is_final for trial in result.trials)
+
+
+def test_each_slot_keeps_its_process_also_where_trials_end_together(options: RunOptions) -> None:
+    settings = ["budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}"]
+    result = run_search(load_space("digits", settings), options, trainable=end_together)
+    processes = {note for trial in result.trials for note in trial.notes}
+    assert len(result.trials) == 12
+    assert len(processes) == 2, processes

@@ -11,6 +11,11 @@ from tune_rescon.spaces import Space
 _NO_ROWS = {16: "", 17: ""}
 _GRID = _NO_ROWS | {6: "sampler: {type: grid}"}
 
+_JUDGED = {
+    3: "dataset: {name: digits, hold_out: false}",
+    4: "metric: {name: test_accuracy, mode: max}",
+}
+
 #: Lines of the sound space -> what they become, and what must be told.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # Rows to run first.
@@ -98,6 +103,20 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     (
         {15: "  warmup_epochs: {type: categorical, choices: [0, 4, 2]}", 16: "", 17: ""},
         "(`parameters.warmup_epochs.choices`: 4), within which a rung says nothing, but got 1. Write `min: 4",
+    ),
+    # The test images judge finals, and choose nothing.
+    (
+        {4: "metric: {name: test_accuracy, mode: max}"},
+        "s.yaml:4: metric.name: `dataset.hold_out: false` goes with a metric of the test images, and with no",
+    ),
+    (
+        {3: "dataset: {name: digits, hold_out: false}"},
+        "and with no other, but got hold_out false and val_accuracy.",
+    ),
+    (_JUDGED, "s.yaml:7: scheduler.type: must be none where the test images judge: they are looked at once"),
+    (
+        _JUDGED | {7: "scheduler: {type: none}"},
+        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` where the test images judge",
     ),
     # Networks that do not exist.
     (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import METRICS, PEAK_MEMORY
+from tune_rescon.config import METRICS, PEAK_MEMORY, TEST_METRICS
 from tune_rescon.training import EpochReport
 from tune_rescon.training.report import is_better
 
@@ -29,7 +29,24 @@ def test_a_report_may_tell_a_gpus_memory_too(names: set[str]) -> None:
     assert set(EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0)).metrics) == names
 
 
-@pytest.mark.parametrize("names", [set(METRICS) - {"val_loss"}, {*METRICS, "val_f1"}, {PEAK_MEMORY}])
+TRAINING = {name for name in METRICS if not name.startswith("val_")}
+
+
+@pytest.mark.parametrize("names", [TRAINING, {*TRAINING, *TEST_METRICS, "test_accuracy/cat", PEAK_MEMORY}])
+def test_a_report_of_one_that_is_judged_at_its_end_has_no_validation(names: set[str]) -> None:
+    assert set(EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0)).metrics) == names
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        set(METRICS) - {"val_loss"},
+        {*METRICS, "val_f1"},
+        {PEAK_MEMORY},
+        {*METRICS, *TEST_METRICS},
+        {*TRAINING, "test_accuracy"},
+    ],
+)
 def test_a_report_names_exactly_the_metrics(names: set[str]) -> None:
     with pytest.raises(AssertionError):
         EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0))

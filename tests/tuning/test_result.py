@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tune_rescon.config import PEAK_MEMORY, TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
-from tune_rescon.tuning.result import best_file, compute_hours
+from tune_rescon.tuning.result import best_file, compute_hours, repeated
 from tune_rescon.tuning.tracking_listener import closing_metrics
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
@@ -215,3 +215,31 @@ def test_the_best_file_holds_the_front() -> None:
 def test_the_best_file_of_one_objective_knows_no_front() -> None:
     written = best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
     assert not {"against", "front"} & set(written)
+
+
+def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
+    values = {0: (0.1, 0.90), 1: (0.2, 0.80), 2: (0.1, 0.70), 3: (0.2, 0.85)}
+    trials = tuple(
+        dataclasses.replace(trial(number, FINISHED, value), parameters={"learning_rate": rate})
+        for number, (rate, value) in values.items()
+    )
+    assert [[one.number for one in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
+    assert best_trial(trials).number == 0  # type: ignore[union-attr]
+    assert best_trial(trials, by_mean=True).number == 1  # type: ignore[union-attr]
+
+
+def test_where_none_was_trained_to_its_end_the_furthest_wins() -> None:
+    trials = (trial(0, STOPPED, 0.9), trial(1, STOPPED, 0.1, 0.2))
+    assert best_trial(trials, by_mean=True) == trials[1]
+    assert best_trial((), by_mean=True) is None
+
+
+def test_what_the_test_images_said_is_logged_once() -> None:
+    judged = dataclasses.replace(
+        trial(0, FINISHED, math.nan, 0.75, metric="test_accuracy"),
+        maximize=True,
+        history={"test_accuracy": (math.nan, 0.75), "test_loss": (math.nan, 0.5)},
+    )
+    logged = closing_metrics(judged, COST, 1)
+    assert (logged["test_accuracy"], logged["test_loss"]) == (0.75, 0.5)
+    assert "best_val_accuracy" not in logged

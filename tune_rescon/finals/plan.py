@@ -75,13 +75,15 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     )
 
 
-def preset_config(preset: str, recipe: Recipe, *, image_size: int | None) -> TrialConfig:
-    """A network by name, trained by a recipe.
+def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
+    """A network by name, trained by a recipe for ``epochs``: its warm-up keeps its share of them.
 
     Raises:
-        ConfigError: there is no such preset, or a value breaks its rule.
+        ConfigError: a value breaks its rule.
     """
-    return TrialConfig.from_dict({**recipe.settings, "preset": preset, "image_size": image_size})
+    warmup = recipe.settings.get("warmup_epochs", 0) * epochs / recipe.epochs
+    own = {"preset": preset, "image_size": image_size, "warmup_epochs": warmup}
+    return TrialConfig.from_dict({**recipe.settings, **own})
 
 
 def local_resources() -> Resources:

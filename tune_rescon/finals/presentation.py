@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from tune_rescon.finals.judgement import Figure, Finalist, judgement, judgement_document
+from tune_rescon.finals.judging import Figure, Finalist, judgement, judgement_document
+from tune_rescon.finals.published import PUBLISHED, PublishedRow
+from tune_rescon.finals.reproduction import Shares, measured, scaled
 from tune_rescon.reporting import SearchPresentation, markdown_table
-from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.reporting.words import figure, pairs
 from tune_rescon.tuning import SearchFolder, StudyResult, write_atomically
 
-__all__ = ["FinalsPresentation", "judgement_rows", "print_judgement"]
+__all__ = [
+    "FinalsPresentation",
+    "judgement_rows",
+    "print_judgement",
+    "print_published",
+    "print_reproduction",
+]
 
 #: Classes of the winner that a terminal names: the worst of more.
 CLASSES: Final = 10
@@ -86,7 +94,39 @@ def print_judgement(result: StudyResult, console: Console) -> None:
         console.print(f"{place}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
     _print_classes(found[0], console)
     _print_caution(found, console)
-    console.print(f"{duration(3600 * sum(one.hours for one in found))} of {result.device} time")
+
+
+def print_published(console: Console) -> None:
+    """Every row that can be run again."""
+    table = Table(title="Published rows", title_justify="left")
+    for heading in ("table", "row", "dataset", "network", "recipe", "published"):
+        table.add_column(heading)
+    for row in PUBLISHED:
+        table.add_row(row.table, row.name, row.dataset, row.preset, row.recipe, _published(row))
+    console.print(table)
+
+
+def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares, console: Console) -> None:
+    """Published beside measured, and what was scaled."""
+    table = Table(title="Published and measured", title_justify="left")
+    for heading in ("row", "published", "measured", "trainings", "scaled to"):
+        table.add_column(heading, overflow="fold")
+    for row, result in found.items():
+        figures = measured(row, result)
+        words = ", ".join(f"{_words(name)} {_spread(value)}" for name, value in figures.items())
+        trainings = max((len(value.values) for value in figures.values()), default=0)
+        table.add_row(
+            row.name, _published(row), words or "-", str(trainings), scaled(row, shares).words or "-"
+        )
+    console.print(table)
+
+
+def _published(row: PublishedRow) -> str:
+    return ", ".join(f"{_words(name)} {figure(value)}" for name, value in row.figures.items())
+
+
+def _words(name: str) -> str:
+    return "test error %" if name == "test_error" else name.replace("_", " ")
 
 
 def _print_classes(winner: Finalist, console: Console) -> None:

@@ -107,7 +107,8 @@ def _broken_judging(draft: Draft) -> Iterator[Problem]:
     last = draft.metric.of_test_images
     if last == draft.dataset.hold_out:
         rule = "`dataset.hold_out: false` goes with a metric of the test images, and with no other"
-        text = explain(rule, got=f"hold_out {shown(draft.dataset.hold_out)} and {draft.metric.name}")
+        held = str(draft.dataset.hold_out).lower()
+        text = explain(rule, got=f"hold_out {held} and {draft.metric.name}")
         yield Problem(path=("metric", "name"), text=text)
     elif last and draft.scheduler and draft.scheduler.stops_trials:
         rule = "must be none where the test images judge: they are looked at once, after the last epoch"

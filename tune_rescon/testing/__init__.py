@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tune_rescon.testing.trainables import (
         die_once,
         die_variously,
+        end_together,
         fail_second,
         learn_nothing,
         learn_slowly,
@@ -53,6 +54,7 @@ __all__ = [
     "WorkerDeaths",
     "die_once",
     "die_variously",
+    "end_together",
     "fail_second",
     "learn_nothing",
     "learn_slowly",
@@ -79,6 +81,7 @@ __getattr__ = lazy_names(
         "WorkerDeaths": "simulation",
         "die_once": "trainables",
         "die_variously": "trainables",
+        "end_together": "trainables",
         "fail_second": "trainables",
         "learn_nothing": "trainables",
         "learn_slowly": "trainables",

@@ -20,10 +20,13 @@ from tune_rescon.testing.curves import SyntheticCurve
 from tune_rescon.tuning import TrialTask
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
-__all__ = ["die_once", "die_variously", "fail_second", "learn_nothing", "learn_slowly"]
+__all__ = ["die_once", "die_variously", "end_together", "fail_second", "learn_nothing", "learn_slowly"]
 
 #: Seconds of an epoch that leaves time to interrupt it.
 SLOW_EPOCH: Final = 0.3
+
+#: Seconds between the moments at which trials end together.
+TOGETHER: Final = 0.5
 
 
 def learn_nothing(config: dict[str, Any]) -> None:
@@ -51,6 +54,16 @@ def die_variously(config: dict[str, Any]) -> None:
     """
     task = TrialTask.from_dict(config)
     _report(task, seconds=0.0, death=_DEATHS.get(task.number))
+
+
+def end_together(config: dict[str, Any]) -> None:
+    """As :func:`learn_nothing`, at the next full half second; each trial notes which process ran it."""
+    from ray import tune
+
+    task = TrialTask.from_dict(config)
+    tune.report({"number": task.number, "note": f"process {os.getpid()}"})
+    time.sleep(TOGETHER - time.time() % TOGETHER)
+    _report(task, seconds=0.0)
 
 
 def fail_second(config: dict[str, Any]) -> None:

@@ -390,3 +390,34 @@ def test_the_second_objective_is_measured_up_to_the_epoch() -> None:
     for epoch in range(1, EPOCHS + 1):
         search.epoch_done(number, epoch, metrics(0.5) | {"epoch_seconds": 2.0}, None)
     assert of.trials[0].values == [0.5, 2.0 * EPOCHS]
+
+
+def judged_once(of: optuna.Study) -> Coordinator:
+    """Trials whose objective is known after the last epoch only."""
+    kept = StudyRecord.on(of._storage, of._study_id, metric="test_accuracy")
+    return Coordinator(
+        SearchPlan(total=3, watched="train_loss", keep=None),
+        kept,
+        RungLadder(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
+        Proposer(SPACE, known=kept.trials()),
+        prune=Shelf().prune,
+    )
+
+
+def test_what_is_measured_only_at_the_end_is_not_missed_before() -> None:
+    of = study()
+    search = judged_once(of)
+    number = first(search)
+    assert search.epoch_done(number, 1, {"train_loss": 2.0}, None) is Decision.CONTINUE
+    # Another driver goes on with it.
+    search = judged_once(of)
+    assert first(search) == number
+    assert search.epoch_done(number, 2, {"train_loss": 1.0, "test_accuracy": 0.5}, "b") is Decision.FINISH
+    assert (of.trials[0].state, of.trials[0].value) == (OptunaState.COMPLETE, 0.5)
+
+
+def test_a_loss_that_is_not_finite_ends_it_there_too() -> None:
+    of = study()
+    search = judged_once(of)
+    assert search.epoch_done(first(search), 1, {"train_loss": math.nan}, None) is Decision.DIVERGED
+    assert of.trials[0].state is OptunaState.FAIL

@@ -51,7 +51,7 @@ class SearchPlan:
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Equal for parameters that need the same memory; None: nothing is known."""
     watched: str | None = None
-    """The metric that the rule sees, where the objective is known only after the last epoch."""
+    """The metric that the rule sees; None: the objective. Another where that is known only at the end."""
     keep: int | None = KEEP_BEST
     """Trials that keep their checkpoint when they have ended, the best of all; None: every one."""
     guard: Callable[[], None] = field(default=_nothing)
@@ -279,7 +279,7 @@ class Coordinator:
         return Observation(
             number=trial.number,
             epoch=epoch,
-            value=(trial.values if watched is None else trial.history[watched])[epoch - 1],
+            value=(trial.history[watched] if watched else trial.values)[epoch - 1],
             group=self._plan.group(trial),
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )

@@ -1,0 +1,151 @@
+"""What the test images said, over the seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.finals import (
+    FinalsPresentation,
+    Shares,
+    finals_space,
+    find_rows,
+    judgement,
+    print_judgement,
+    print_published,
+    print_reproduction,
+)
+from tune_rescon.finals.judging import judgement_document
+from tune_rescon.finals.reproduction import measured
+from tune_rescon.spaces import Resources
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
+
+NAN = math.nan
+
+
+def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialState.FINISHED) -> TrialSummary:
+    once = {
+        "test_loss": 1 - accuracy,
+        "test_accuracy": accuracy,
+        "test_top5": 1.0,
+        "test_calibration_error": 0.125,
+        "test_images_per_second": 100.0,
+        "test_accuracy/cat": accuracy - 0.1,
+        "test_accuracy/dog": accuracy + 0.1,
+    }
+    return TrialSummary(
+        number=number,
+        state=state,
+        parameters={"learning_rate": rate},
+        metric="test_accuracy",
+        maximize=True,
+        values=(NAN, accuracy),
+        history={
+            "train_loss": (1.0, 0.5),
+            "epoch_seconds": (1800.0, 1800.0),
+            **{name: (NAN, value) for name, value in once.items()},
+        },
+    )
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> StudyResult:
+    configs = [TrialConfig(learning_rate=rate) for rate in (0.1, 0.2)]
+    space = finals_space("f", configs, dataset=DatasetConfig(), epochs=2, seeds=2, resources=Resources(cpu=1))
+    trials = (
+        trial(0, 0.1, 0.7),
+        trial(1, 0.2, 0.8),
+        trial(2, 0.1, 0.9),
+        trial(3, 0.2, 0.82),
+        trial(4, 0.1, NAN, TrialState.FAILED),
+    )
+    return StudyResult(
+        name="f",
+        space=space,
+        folder=tmp_path,
+        metric="test_accuracy",
+        maximize=True,
+        trials=trials,
+        costs={one.number: TrialCost(params_m=1.5, gmacs=0.25) for one in trials},
+        devices_per_trial=1,
+        device="CPU",
+        levels=(2,),
+        best=best_trial(trials, by_mean=True),
+        best_config={},
+        state=SearchState.FINISHED,
+        tracking_uri="",
+    )
+
+
+def said(result: StudyResult) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    print_judgement(result, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_best_mean_comes_first(result: StudyResult) -> None:
+    first, second = judgement(result)
+    assert [one.number for one in first.trials] == [1, 3]
+    assert first.figures["test_accuracy"].mean == pytest.approx(0.81)
+    assert first.figures["test_accuracy"].spread == pytest.approx(0.02 / math.sqrt(2))
+    assert second.figures["test_accuracy"].values == (0.7, 0.9)
+    assert first.by_class["dog"].mean == pytest.approx(0.91)
+    assert (first.hours, first.params_m) == (2.0, 1.5)
+    assert result.best is not None
+    assert result.best.number == 1
+
+
+def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) -> None:
+    text = said(result)
+    assert "0.81 ± 0.014" in text
+    assert "The first of 2 was chosen by these very images" in text
+    assert "Its lead on the second is within what the seed alone changes." in text
+    ahead = dataclasses.replace(
+        result, trials=(*(t for t in result.trials if t.number != 2), trial(2, 0.1, 0.71))
+    )
+    assert "Its lead" not in said(ahead)
+
+
+def test_one_finalist_was_chosen_by_nothing(result: StudyResult) -> None:
+    alone = dataclasses.replace(result, trials=(result.trials[1],))
+    text = said(alone)
+    assert "One training each." in text
+    assert "chosen" not in text
+    assert said(dataclasses.replace(result, trials=())) == ""
+
+
+def test_the_file_has_every_figure_and_no_nan(result: StudyResult) -> None:
+    document = json.loads(json.dumps(judgement_document(result, judgement(result)), allow_nan=False))
+    first = document["finalists"][0]
+    assert first["trials"] == [1, 3]
+    assert first["test_accuracy"]["values"] == [0.8, 0.82]
+    assert first["accuracy_by_class"]["cat"]["mean"] == pytest.approx(0.71)
+    alone = dataclasses.replace(result, trials=(result.trials[1],))
+    assert judgement_document(alone, judgement(alone))["finalists"][0]["test_loss"]["spread"] is None
+
+
+def test_the_note_begins_with_the_finalists(result: StudyResult) -> None:
+    assert FinalsPresentation().note(result).startswith("| trials | accuracy |")
+
+
+def test_published_stands_beside_measured(result: StudyResult) -> None:
+    noise, rescon = find_rows(["attention92-noise30"])[0], find_rows(["rescon-cifar10-92-32"])[0]
+    assert measured(noise, result)["test_error"].mean == pytest.approx(19.5)
+    assert measured(rescon, result)["train_loss"].mean == 0.5
+    assert measured(noise, dataclasses.replace(result, trials=())) == {}
+    console = Console(file=io.StringIO(), width=200)
+    print_reproduction({noise: result}, Shares(schedule=0.01, images=0.01), console)
+    print_published(console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "test error % 5.79" in text
+    assert "test error % 19.5 ± 8.2" in text
+    assert "2 of 205 epochs, 500 of 50,000 images, 500 of 10,000 test images" in text

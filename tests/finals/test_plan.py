@@ -1,0 +1,195 @@
+"""From a search, a preset or a published row to a space the engine runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.errors import ConfigError, SpaceError, StorageError
+from tune_rescon.finals import (
+    PUBLISHED,
+    RECIPES,
+    PublishedRow,
+    Shares,
+    epochs_within,
+    finalists,
+    finals_space,
+    find_recipe,
+    find_rows,
+    of_dataset,
+    preset_config,
+    read_duration,
+    row_space,
+    seconds_per_epoch,
+)
+from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning import StudyResult
+
+ONE_CPU = Resources(cpu=1)
+
+
+@pytest.fixture(scope="module")
+def searched() -> StudyResult:
+    """12 trials, of which some are stopped; a trial's final value is its learning rate."""
+    space = load_space("digits", ["sampler.type=random"])
+    search = SimulatedSearch(space)
+    Simulation(lambda trial: SyntheticCurve(limit=trial.parameters["learning_rate"]), workers=2).drive(
+        search.policy()
+    )
+    return search.result(Path("runs/s"))
+
+
+def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1) -> Space:
+    return finals_space(
+        "f",
+        configs,
+        dataset=DatasetConfig(name="digits"),
+        epochs=3,
+        seeds=seeds,
+        resources=ONE_CPU,
+    )
+
+
+def configs_of(space: Space) -> list[TrialConfig]:
+    return [trial_config(space, row) for row in space.initial]
+
+
+def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyResult) -> None:
+    ended = [t for t in searched.trials if t.state is TrialState.FINISHED]
+    rates = sorted((t.parameters["learning_rate"] for t in ended), reverse=True)
+    found = finalists(searched, 2)
+    assert [config.learning_rate for config in found] == rates[:2]
+    assert len(finalists(searched, 99)) == len(set(rates))
+    doubled = dataclasses.replace(searched, trials=searched.trials * 2)
+    assert finalists(doubled, 2) == found
+
+
+def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched: StudyResult) -> None:
+    nobody = dataclasses.replace(searched, trials=searched.trials[:0])
+    with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
+        finalists(nobody, 3)
+
+
+def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyResult) -> None:
+    found, dataset = of_dataset(finalists(searched, 3), searched.space)
+    space = finals_space("f", found, dataset=dataset, epochs=9, seeds=2, resources=ONE_CPU)
+    assert configs_of(space) == [*found, *found]
+    assert space.budget.trials == 2 * len(found)
+    assert (space.dataset.hold_out, space.metric.name, space.scheduler.type) == (
+        False,
+        "test_accuracy",
+        "none",
+    )
+    assert parse_space(dump_space(space), source="f") == space
+
+
+def test_one_finalist_is_enough() -> None:
+    config = TrialConfig(depth=92, learning_rate=0.25, schedule="multistep", step_fractions=(30, 90))
+    assert configs_of(space_of((config,), seeds=3)) == [config] * 3
+
+
+def test_finalists_may_differ_in_anything() -> None:
+    configs = (
+        TrialConfig(depth=92, drop_path=0.1, image_size=32),
+        TrialConfig(depth=56, image_size=None, step_fractions=(20, 80)),
+    )
+    assert configs_of(space_of(configs)) == list(configs)
+
+
+def test_finalists_of_several_datasets_keep_them() -> None:
+    space = load_space("rescon_table")
+    configs = tuple(TrialConfig(dataset=name) for name in ("cifar100", "cifar10"))
+    assert of_dataset(configs, space)[0] == configs
+    alone, dataset = of_dataset(configs[:1], space)
+    assert (alone[0].dataset, dataset.name) == (None, "cifar100")
+
+
+def test_what_is_set_is_set(searched: StudyResult) -> None:
+    space = finals_space(
+        "f",
+        finalists(searched, 1),
+        dataset=searched.space.dataset,
+        epochs=9,
+        seeds=1,
+        resources=ONE_CPU,
+        overrides=["resources_per_trial.cpu=3"],
+    )
+    assert space.resources_per_trial.cpu == 3
+    with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 rows"):
+        finals_space(
+            "f",
+            finalists(searched, 1),
+            dataset=searched.space.dataset,
+            epochs=9,
+            seeds=1,
+            resources=ONE_CPU,
+            overrides=["budget.trials=2"],
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_a_network_by_name(name: str) -> None:
+    recipe = find_recipe(name)
+    config = preset_config("cifar_attention56", recipe, epochs=recipe.epochs, image_size=None)
+    assert config == TrialConfig.from_dict({**recipe.settings, "preset": "cifar_attention56"})
+    short = preset_config("cifar_attention56", recipe, epochs=3, image_size=64)
+    assert short.image_size == 64
+    assert short.warmup_epochs == pytest.approx(config.warmup_epochs * 3 / recipe.epochs)
+    assert configs_of(space_of((short,))) == [short]
+
+
+def test_the_papers_iterations_are_its_epochs() -> None:
+    recipe = find_recipe("paper")
+    steps = recipe.epochs * (50_000 // recipe.settings["batch_size"])
+    assert steps == pytest.approx(160_000, rel=0.001)
+    drops = [percent / 100 * steps for percent in recipe.settings["step_fractions"]]
+    assert drops == pytest.approx([64_000, 96_000], rel=0.001)
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'modern'"):
+        find_recipe("moder")
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_every_published_row_can_be_run(row: PublishedRow) -> None:
+    space = row_space(row, name="r", shares=Shares(schedule=0.01, images=0.01), seeds=1, resources=ONE_CPU)
+    (config,) = configs_of(space)
+    assert config.preset == row.preset
+    assert space.dataset.label_noise == row.label_noise
+    assert space.dataset.name == row.dataset
+    whole = row_space(row, name="r", shares=Shares(schedule=1, images=1), seeds=1, resources=ONE_CPU)
+    assert whole.dataset.limit is None
+    assert whole.fidelity.max == find_recipe(row.recipe).epochs
+
+
+def test_the_rows_are_the_published_ones() -> None:
+    assert len({row.name for row in PUBLISHED}) == len(PUBLISHED) == 29
+    assert {row.name: row.figures["test_error"] for row in find_rows(["paper-5"])} == {
+        "attention92-noise10": 5.15,
+        "attention92-noise30": 5.79,
+        "attention92-noise50": 7.27,
+        "attention92-noise70": 15.75,
+    }
+    with pytest.raises(ConfigError, match="did you mean 'paper-5'"):
+        find_rows(["paper5"])
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "0s", "-1h", "1m2h", "two hours"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--budget: must be a time, such as 2h"):
+        read_duration(text)
+
+
+def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
+    found = finalists(searched, 2)
+    seconds = seconds_per_epoch(searched, found)
+    assert math.isfinite(seconds)
+    assert epochs_within(61 * seconds, seconds, found, trainings=6, slots=2) == 20
+    with pytest.raises(ConfigError, match=r"--budget: must be enough for 1 epochs of 6 trainings"):
+        epochs_within(2 * seconds, seconds, found, trainings=6, slots=2)

@@ -1,0 +1,132 @@
+"""A training that is judged once, by the test images, after its last epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tune_rescon.config import METRICS, TEST_METRICS, DatasetConfig, TrialConfig
+from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
+from tune_rescon.training import EpochReport, load_trained, train_trial
+from tune_rescon.training.metrics import FinalMetrics
+
+pytestmark = pytest.mark.torch
+
+CONFIG = TrialConfig(
+    layout="cifar",
+    depth=56,
+    width=0.25,
+    image_size=16,
+    batch_size=32,
+    learning_rate=0.05,
+    precise_bn_batches=2,
+    crop_padding=0,
+    flip=False,
+)
+
+TIMES = {"images_per_second", "epoch_seconds", "test_images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    root = tmp_path_factory.mktemp("whole")
+    config = DatasetConfig(name="digits", limit=160, hold_out=False)
+    return open_dataset(config, data_root=root, cache_root=root)
+
+
+def trained(
+    dataset: ImageDataset,
+    folder: Path,
+    *,
+    tell: Callable[[EpochReport], object] = lambda _: None,
+    epochs: int = 3,
+) -> list[EpochReport]:
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport) -> None:
+        reports.append(report)
+        tell(report)
+
+    train_trial(
+        CONFIG,
+        dataset,
+        epochs=epochs,
+        seed=0,
+        checkpoint_dir=folder,
+        on_epoch=on_epoch,
+        device="cpu",
+        threads=1,
+        metric="test_accuracy",
+    )
+    return reports
+
+
+def accuracies(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]:
+    """Accuracy and loss on the test images, computed plainly."""
+    data = ImageDataModule(dataset, CONFIG, image_size=16, seed=0, judged="test")
+    right, loss, count = 0, 0.0, 0
+    with torch.no_grad():
+        for raw in data.val_dataloader():
+            images_BCHW, labels_B = data.prepare(raw)
+            logits_BK = network(images_BCHW)
+            right += int((logits_BK.argmax(1) == labels_B).sum())
+            loss += float(F.cross_entropy(logits_BK, labels_B, reduction="sum"))
+            count += len(labels_B)
+    assert count == len(dataset.test)
+    return right / count, loss / count
+
+
+def test_the_last_network_is_judged_and_kept_and_no_other(whole: ImageDataset, tmp_path: Path) -> None:
+    reports = trained(whole, tmp_path)
+    training = {name for name in METRICS if not name.startswith("val_")}
+    assert [set(report.metrics) for report in reports[:2]] == [training, training]
+    assert [report.best_checkpoint for report in reports[:2]] == [None, None]
+    last = reports[-1].metrics
+    by_class = {f"test_accuracy/{name}" for name in whole.class_names}
+    assert set(last) == training | set(TEST_METRICS) | by_class
+    network, about = load_trained(tmp_path / "best.ckpt")
+    assert about.epoch == 3
+    accuracy, loss = accuracies(network, whole)
+    assert last["test_accuracy"] == pytest.approx(accuracy)
+    assert last["test_loss"] == pytest.approx(loss, rel=1e-5)
+    counts = torch.bincount(torch.from_numpy(whole.test.labels_N), minlength=10)
+    mean = sum(last[f"test_accuracy/{name}"] * int(n) for name, n in enumerate(counts)) / int(counts.sum())
+    assert mean == pytest.approx(accuracy)
+
+
+def test_one_that_was_interrupted_is_judged_alike(whole: ImageDataset, tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise StopError
+
+    at_once = trained(whole, tmp_path / "a")
+    with pytest.raises(StopError):
+        trained(whole, tmp_path / "b", tell=stop)
+    (last,) = trained(whole, tmp_path / "b")
+    expected = at_once[-1].metrics
+    assert {k: v for k, v in last.metrics.items() if k not in TIMES} == {
+        k: v for k, v in expected.items() if k not in TIMES
+    }
+
+
+def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
+    metrics = FinalMetrics(["cat", "dog"])
+    assert set(metrics.compute()) == {"loss", "accuracy", "top5"}
+    # Three of four right, at a confidence of 0.9 each.
+    logits_BK = torch.tensor([0.9, 0.1]).log().expand(4, 2)
+    labels_B = torch.tensor([0, 0, 0, 1])
+    metrics.update(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+    found = metrics.compute()
+    assert found["calibration_error"] == pytest.approx(0.15)
+    assert (found["accuracy/cat"], found["accuracy/dog"]) == (1.0, 0.0)
+    metrics.reset()
+    assert math.isnan(metrics.compute()["loss"])

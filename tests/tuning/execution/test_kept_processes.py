@@ -1,0 +1,54 @@
+"""How many processes Tune's own cache keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from ray.tune.utils.object_cache import _ObjectCache
+
+from tune_rescon.tuning import Coordinator
+from tune_rescon.tuning.execution.kept_processes import KeptProcesses
+
+PLACE = "a placement group factory"
+
+
+class Search:
+    """What is asked of a coordinator."""
+
+    exhausted = False
+
+
+@pytest.fixture
+def cache() -> Any:
+    return _ObjectCache(may_keep_one=True)
+
+
+def kept(cache: Any, search: Search, slots: int, rounds: int = 1) -> KeptProcesses:
+    processes = KeptProcesses(cast(Coordinator, search), resources=PLACE, slots=slots)
+    for _ in range(rounds):
+        processes.keep(SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache)))
+    return processes
+
+
+def test_tune_alone_keeps_one(cache: Any) -> None:
+    assert [cache.cache_object(PLACE, number) for number in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_as_many_as_there_are_slots(cache: Any, rounds: int) -> None:
+    kept(cache, Search(), slots=3, rounds=rounds)
+    assert [cache.cache_object(PLACE, number) for number in range(4)] == [True, True, True, False]
+    assert list(cache.flush_cached_objects()) == []
+
+
+def test_once_there_is_nothing_to_come_they_go(cache: Any) -> None:
+    search = Search()
+    processes = kept(cache, search, slots=3)
+    for number in range(3):
+        cache.cache_object(PLACE, number)
+    search.exhausted = True
+    processes.keep(SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache)))
+    assert cache.total_max_objects == 0
+    assert list(cache.flush_cached_objects()) == [0, 1, 2]

@@ -1,0 +1,126 @@
+"""The tables that were published of these networks, as data: each row with what it takes to run it again.
+
+Sources: Wang et al., "Residual Attention Network for Image Classification", CVPR 2017, tables 1 and 3 to 6
+(test error on CIFAR, per cent); ResCon's README (losses after 10 epochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tune_rescon.errors import ConfigError, unknown_name
+
+__all__ = ["PUBLISHED", "PublishedRow", "find_rows"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublishedRow:
+    """One row of a published table."""
+
+    name: str
+    table: str
+    """``paper-1``, ``paper-3`` ... ``paper-6``, or ``rescon``."""
+    dataset: str
+    preset: str
+    recipe: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """TrialConfig's fields besides the preset and the recipe."""
+    label_noise: float = 0.0
+    """Share of the training images with a wrong label."""
+    figures: Mapping[str, float]
+    """Published: ``test_error`` (per cent, top-1), ``train_loss``, ``test_loss``."""
+
+
+def find_rows(names: Sequence[str]) -> tuple[PublishedRow, ...]:
+    """The rows of these names, and those of the tables of these names, in the order of the tables.
+
+    >>> [row.name for row in find_rows(["paper-1"])]
+    ['attention56-mixed', 'attention56-channel', 'attention56-spatial']
+
+    Raises:
+        ConfigError: there is no such row or table; the names there are, are listed.
+    """
+    tables = list(dict.fromkeys(row.table for row in PUBLISHED))
+    known = [row.name for row in PUBLISHED]
+    for name in names:
+        if name not in (*tables, *known):
+            raise ConfigError(unknown_name("row", name, [*tables, *known], where="ROW"))
+    return tuple(row for row in PUBLISHED if row.name in names or row.table in names)
+
+
+def _paper(table: int, name: str, error: float, **changes: Any) -> PublishedRow:
+    """A row on CIFAR-10 by the paper's recipe, unless ``changes`` say otherwise."""
+    given = {"dataset": "cifar10", "recipe": "paper", **changes}
+    return PublishedRow(name=name, table=f"paper-{table}", figures={"test_error": error}, **given)
+
+
+def _attention_types() -> Iterator[PublishedRow]:
+    """Table 1: mixed, channel and spatial attention (section 3.2's f1, f2, f3)."""
+    for kind, error in (("mixed", 5.52), ("channel", 6.24), ("spatial", 6.33)):
+        settings = {"attention": kind}
+        yield _paper(1, f"attention56-{kind}", error, preset="cifar_attention56", settings=settings)
+
+
+def _attention_learning() -> Iterator[PublishedRow]:
+    """Table 3: attention residual learning, (1 + M) * T, against naive attention learning, M * T."""
+    errors = {56: (5.52, 5.89), 92: (4.99, 5.35), 128: (4.44, 5.57), 164: (4.31, 7.18)}
+    for depth, pair in errors.items():
+        for kind, error in zip(("arl", "nal"), pair, strict=True):
+            preset, settings = f"cifar_attention{depth}", {"attention_learning": kind}
+            yield _paper(3, f"attention{depth}-{kind}", error, preset=preset, settings=settings)
+
+
+def _mask_structures() -> Iterator[PublishedRow]:
+    """Table 4: a mask of local convolutions against encoder and decoder."""
+    for mask, error in (("local", 6.48), ("encoder_decoder", 5.52)):
+        name = f"attention56-{mask.replace('_', '-')}"
+        yield _paper(4, name, error, preset="cifar_attention56", settings={"mask": mask})
+
+
+def _label_noise() -> Iterator[PublishedRow]:
+    """Table 5: a share of the training labels is wrong."""
+    for percent, error in ((10, 5.15), (30, 5.79), (50, 7.27), (70, 15.75)):
+        noise = percent / 100
+        yield _paper(5, f"attention92-noise{percent}", error, preset="cifar_attention92", label_noise=noise)
+
+
+def _depths() -> Iterator[PublishedRow]:
+    """Table 6: CIFAR-10 and CIFAR-100. Of 452, this network has 10.2 M parameters and the paper 8.6 M."""
+    errors = {92: (4.99, 21.71), 236: (4.14, 21.16), 452: (3.90, 20.45)}
+    for depth, pair in errors.items():
+        for dataset, error in zip(("cifar10", "cifar100"), pair, strict=True):
+            preset = f"cifar_attention{depth}"
+            yield _paper(6, f"attention{depth}-{dataset}", error, preset=preset, dataset=dataset)
+
+
+def _rescon() -> Iterator[PublishedRow]:
+    """ResCon's six rows: 10 epochs on batches of 16; losses, no accuracy."""
+    losses = {
+        ("cifar100", 92, 32): (1.26, 1.58),
+        ("cifar10", 92, 32): (0.51, 0.53),
+        ("cifar100", 56, 224): (1.42, 1.80),
+        ("cifar10", 56, 224): (0.61, 0.65),
+        ("cifar100", 92, 224): (2.95, 2.90),
+        ("cifar10", 92, 224): (1.12, 1.01),
+    }
+    for (dataset, depth, size), (train, test) in losses.items():
+        yield PublishedRow(
+            name=f"rescon-{dataset}-{depth}-{size}",
+            table="rescon",
+            dataset=dataset,
+            preset=f"rescon_attention{depth}_{size}",
+            recipe="rescon",
+            figures={"train_loss": train, "test_loss": test},
+        )
+
+
+PUBLISHED: Final[tuple[PublishedRow, ...]] = (
+    *_rescon(),
+    *_attention_types(),
+    *_attention_learning(),
+    *_mask_structures(),
+    *_label_noise(),
+    *_depths(),
+)

@@ -1,0 +1,219 @@
+"""``python -m tune_rescon.reproduce``: published rows, run again, in full or in part.
+
+Exit: 0 done; 1 a row failed; 2 bad usage or data; 130 interrupted (the same command goes on).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tune_rescon.command import INTERRUPTED, run_command
+from tune_rescon.errors import DataError, explain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tune_rescon.config import DatasetConfig
+    from tune_rescon.finals import PublishedRow, Shares
+    from tune_rescon.spaces import Space
+    from tune_rescon.tuning import Place, RunOptions, StudyResult
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run_command(
+        reproduce,
+        argv,
+        name="tune_rescon.reproduce",
+        what="The reproduction",
+        interrupted="Interrupted. The same command goes on.",
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("rows", metavar="[ROW|TABLE]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every row of every table.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Train this share of the schedule on this share of the images.",
+)
+@click.option(
+    "--data-scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The share of the images, if it is another [default: that of --scale].",
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of each row.")
+@click.option(
+    "--images", metavar="DIR|ZIP", help="The rows' images, train/CLASS/* and test/CLASS/*, if not downloaded."
+)
+@click.option(
+    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
+)
+@click.option("--tracking-uri", metavar="URI", help="MLflow [default: SQLite in the storage].")
+@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
+@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spaces.")
+@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+def reproduce(
+    rows: tuple[str, ...],
+    every: bool,
+    scale: float,
+    data_scale: float | None,
+    seeds: int,
+    images: str | None,
+    storage: str | None,
+    tracking_uri: str | None,
+    data_root: str | None,
+    address: str | None,
+    settings: tuple[str, ...],
+    plain: bool,
+) -> int:
+    """Run rows of the published tables again, and print what was published beside what was measured.
+
+    Without a ROW or TABLE it lists them. What has been trained to its end before is not trained again.
+    """
+    from tune_rescon.finals import PUBLISHED, Shares, find_rows
+    from tune_rescon.reporting import open_console
+    from tune_rescon.storage import parse_storage
+    from tune_rescon.tuning import Place, default_data_root, default_storage
+
+    chosen = PUBLISHED if every else find_rows(rows)
+    data = Path(data_root) if data_root else default_data_root()
+    place = Place(storage=parse_storage(storage) if storage else default_storage(), data_root=data)
+    with open_console(plain=plain) as console:
+        if not chosen:
+            from tune_rescon.finals import print_published
+
+            print_published(console)
+            return 0
+        source = _images(images, chosen)
+        shares = Shares(schedule=scale, images=data_scale or scale)
+        run = _Run(place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain)
+        codes = []
+        for row in chosen:
+            codes.append(run.row(row))
+            if codes[-1] == INTERRUPTED:
+                break
+        run.print_table(chosen)
+    return max(codes)
+
+
+def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | None:
+    """Where the images lie that all of the rows are of.
+
+    Raises:
+        DataError: the rows are of several datasets.
+    """
+    from tune_rescon.config import DatasetConfig
+
+    if path is None:
+        return None
+    datasets = sorted({row.dataset for row in rows})
+    if len(datasets) > 1:
+        rule = "rows of one dataset can be given its images"
+        hint = "Run the rows of each dataset with a command of their own."
+        raise DataError(explain(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
+    return DatasetConfig(name="folder", path=str(Path(path).resolve()))
+
+
+class _Run:
+    """Rows one after the other, each a search of its own that goes on where it was."""
+
+    def __init__(
+        self,
+        place: Place,
+        shares: Shares,
+        seeds: int,
+        images: DatasetConfig | None,
+        tracking_uri: str | None,
+        address: str | None,
+        settings: Sequence[str],
+        console: Console,
+        *,
+        plain: bool,
+    ) -> None:
+        self._place = place
+        self._shares, self._seeds, self._images = shares, seeds, images
+        self._tracking_uri, self._address = tracking_uri, address
+        self._settings = settings
+        self._console = console
+        self._live = console.is_terminal and not console.is_dumb_terminal and not plain
+
+    def row(self, row: PublishedRow) -> int:
+        """Train a row, or what is left of it; the exit code."""
+        from tune_rescon.finals import FinalsPresentation, print_judgement
+        from tune_rescon.reporting import resume_command, run_shown
+
+        known = self._known(row)
+        if known is not None and len(known.trials) >= self._seeds and known.state.value == "finished":
+            return 0
+        self._console.print(f"{row.table}, {row.name}", markup=False)
+        options = self._options(row, resume=known is not None)
+        return run_shown(
+            self._space(row),
+            options,
+            self._console,
+            live=self._live,
+            resume=resume_command(options, "tune_rescon.train"),
+            presentation=FinalsPresentation(),
+            tell=print_judgement,
+        )
+
+    def print_table(self, rows: Sequence[PublishedRow]) -> None:
+        """Published beside measured, of the rows that have come to their end."""
+        from tune_rescon.finals import print_reproduction
+
+        found = {row: known for row in rows if (known := self._known(row)) is not None}
+        print_reproduction(found, self._shares, self._console)
+
+    def _known(self, row: PublishedRow) -> StudyResult | None:
+        """The row's trainings so far; None if they were not begun."""
+        from tune_rescon.tuning import list_searches, read_search
+
+        name = self._name(row)
+        begun = {search.name for search in list_searches(self._place)}
+        return read_search(self._place, name) if name in begun else None
+
+    def _name(self, row: PublishedRow) -> str:
+        return f"reproduce-{row.name}{self._shares.suffix}"
+
+    def _space(self, row: PublishedRow) -> Space:
+        from tune_rescon.finals import local_resources, row_space
+
+        return row_space(
+            row,
+            name=self._name(row),
+            shares=self._shares,
+            seeds=self._seeds,
+            resources=local_resources(),
+            images=self._images,
+            overrides=self._settings,
+        )
+
+    def _options(self, row: PublishedRow, *, resume: bool) -> RunOptions:
+        from tune_rescon.tuning import RunOptions
+
+        return RunOptions(
+            name=self._name(row),
+            resume=resume,
+            storage=self._place.storage,
+            tracking_uri=self._tracking_uri,
+            data_root=self._place.data_root,
+            address=self._address,
+            show_progress=self._live,
+            divert_output=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
