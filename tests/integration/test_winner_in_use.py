@@ -45,7 +45,7 @@ def command(*arguments: str | Path, folder: Path, code: int = 0) -> str:
 
 
 def check_finals(runs: Path) -> None:
-    """Two finalists twice each: in the study, in ``finals.json``, and each network seen by the test images once."""
+    """Two finalists twice each, in the study, in ``finals.json`` and in MLflow; each judged once."""
     study = optuna.load_study(study_name="a-final", storage=f"sqlite:///{runs / 'a-final' / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
     assert study.trials[0].params == study.trials[2].params != study.trials[1].params
