@@ -40,7 +40,7 @@ TOLERANCE = 1e-4
 COMPARED = 256
 
 #: Images of a batch while batch norm's statistics are made: without them one class would have it all.
-WARM = 64
+WARM = 16
 
 
 def trained(preset: str) -> tuple[nn.Module, TrainedNetwork]:

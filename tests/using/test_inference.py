@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from inference import COMPARED, forms, real_pixels, same, trained
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared]
+pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,16 @@ def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_every_form_says_the_same_of_real_images(photographs: Path, tmp_path: Path) -> None:
     pixels_BCHW = real_pixels(str(photographs), tmp_path)
     assert pixels_BCHW.shape == (COMPARED, 3, 32, 32)
