@@ -29,8 +29,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
-        return {True: "met", False: "missed", None: "not measured"}[self.met]
+        """In a word or two; none where there is no target."""
+        return self.target and {True: "met", False: "missed", None: "not measured"}[self.met]
 
 
 def print_rows(rows: Iterable[Row]) -> None:

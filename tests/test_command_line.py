@@ -22,6 +22,7 @@ SEARCH_FLAGS = {
     "--name": "N",
     "--resume": "N",
     "--warm-start": "OTHER",
+    "--init-from": "FILE",
     "--trials": "N",
     "--hours": "H",
     "--concurrent": "N",
@@ -88,8 +89,15 @@ def test_a_resumed_search_begins_with_nothing_else(
 ) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
-    assert main(["--resume", "s", "--storage", str(tmp_path), "--warm-start", "first"]) == 2
-    assert "a resumed search knows what it began with, but got --warm-start first." in capsys.readouterr().err
+    for flag in ("--warm-start", "--init-from"):
+        assert main(["--resume", "s", "--storage", str(tmp_path), flag, "first"]) == 2
+        said = capsys.readouterr().err
+        assert f"a resumed search knows what it began with, but got {flag} first." in said
+
+
+def test_weights_to_begin_with_are_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "digits", "--dry-run", "--plain", "--init-from", "a: b #1.ckpt"]) == 0
+    assert "a: b #1.ckpt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

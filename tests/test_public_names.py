@@ -12,6 +12,9 @@ import pytest
 import tune_rescon
 
 PACKAGES = [m.name for m in pkgutil.iter_modules(tune_rescon.__path__, "tune_rescon.") if m.ispkg]
+#: Modules that need a package which is an extra, and that package.
+EXTRAS = {"tune_rescon.timm_models": "timm", "tune_rescon.using.saved_model": "tensorflow"}
+
 MODULES = [m.name for m in pkgutil.walk_packages(tune_rescon.__path__, "tune_rescon.") if not m.ispkg]
 
 
@@ -51,6 +54,8 @@ def test_a_name_that_is_none_is_an_attribute_error(package: ModuleType) -> None:
 @pytest.fixture(params=MODULES)
 def module(request: pytest.FixtureRequest) -> ModuleType:
     """A module; importing some of them takes seconds, which are no test's."""
+    if request.param in EXTRAS:
+        pytest.importorskip(EXTRAS[request.param], reason=f"{EXTRAS[request.param]} is not installed")
     return importlib.import_module(request.param)
 
 

@@ -222,6 +222,9 @@ class TrialConfig:
     """ResCon's addition of the down-path features at each interpolation."""
     drop_path: float = _field(0.0, float, low=0, high=1, open_high=True)
     """Probability that a residual branch of the last trunk unit is dropped; grows linearly with depth."""
+    init_from: str | None = _field(None, str, _NONE)
+    """A file of the weights to begin with, or its URL: a best.ckpt, an exported .safetensors, or a ResCon or
+    port checkpoint; None: they are drawn. See :mod:`tune_rescon.training.initial`."""
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)

@@ -28,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     "form",
     required=True,
     metavar="FORMAT",
-    help="safetensors (weights), torch-export or onnx (pixels in 0..1 in, probabilities out).",
+    help="safetensors (weights); torch-export, onnx or tensorflow (pixels in 0..1 in, probabilities out).",
 )
 @click.option(
-    "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The file to write."
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The file to write; for tensorflow the SavedModel's folder.",
 )
 @click.option(
     "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
@@ -47,10 +51,15 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     difference = export_model(network, about, form=form, output=output)
     side, channels = about.spec.image_size, len(about.mean)
     click.echo(
-        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(about.class_names)} classes, pixels"
+        f"{output}: {_bytes(output) / 1e6:.1f} MB, {len(about.class_names)} classes, pixels"
         f" {channels} x {side} x {side}; loaded again, its probabilities differ by at most {difference:.1g}"
     )
     return 0
+
+
+def _bytes(output: Path) -> int:
+    inside = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    return sum(path.stat().st_size for path in inside)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Nothing here is ever sent to a worker: this file runs as ``__main__``, which a w
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--name", metavar="N", help="Name of the search [default: the space's].")
 @click.option("--resume", metavar="N", help="Go on with the search of this name.")
 @click.option("--warm-start", metavar="OTHER", help="Learn from the trials of this earlier search.")
+@click.option(
+    "--init-from",
+    metavar="FILE",
+    help="What every trial's weights begin as: a best.ckpt, an exported .safetensors, a ResCon checkpoint.",
+)
 @click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
 @click.option(
     "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial goes on."
@@ -68,6 +74,7 @@ def search(
     name: str | None,
     resume: str | None,
     warm_start: str | None,
+    init_from: str | None,
     trials: int | None,
     hours: float | None,
     concurrent: int | None,
@@ -93,10 +100,15 @@ def search(
         "budget.hours": hours,
         "budget.concurrent": concurrent,
         "sampler.seed": seed,
+        # A path may hold what YAML reads as its own.
+        "fixed.init_from": None if init_from is None else json.dumps(init_from),
     }
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    if resume is not None:
+        _check_begun({"--warm-start": warm_start, "--init-from": init_from})
     space = _load(space_name, resume, root, [*overrides, *settings])
-    _check_warm_start(warm_start, resume, root)
+    if warm_start is not None:
+        _find(root, warm_start, where="--warm-start")
     data = Path(data_root) if data_root else default_data_root()
     with open_console(plain=plain) as console:
         if dry_run:
@@ -143,14 +155,12 @@ def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
     return find_search(storage, name, cache_root=default_cache_root(), where=where, files=["space.yaml"])
 
 
-def _check_warm_start(other: str | None, resume: str | None, storage: Path | StorageUrl) -> None:
-    if other is None:
-        return
-    if resume is not None:
-        hint = "Leave out --warm-start, or begin a search of another --name."
-        rule = "a resumed search knows what it began with"
-        raise StorageError(explain(rule, got=f"--warm-start {other}", where="--resume", hint=hint))
-    _find(storage, other, where="--warm-start")
+def _check_begun(given: Mapping[str, str | None]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            hint = f"Leave out {flag}, or begin a search of another --name."
+            rule = "a resumed search knows what it began with"
+            raise StorageError(explain(rule, got=f"{flag} {value}", where="--resume", hint=hint))
 
 
 if __name__ == "__main__":

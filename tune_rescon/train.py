@@ -8,6 +8,7 @@ Nothing here is ever sent to a worker: this file runs as ``__main__``, which a w
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 @click.option("--budget", metavar="TIME", help="As many epochs as fit into 2h, 90m, ...; with --from.")
 @click.option("--image-size", type=click.IntRange(16), metavar="P", help="Pixels, instead of the searched.")
+@click.option("--init-from", metavar="FILE", help="What the weights begin as, as of a search.")
 @click.option("--dataset", default="cifar10", show_default=True, help="With --preset: a name, or a path.")
 @click.option("--recipe", default="modern", show_default=True, help="With --preset: paper, rescon, modern.")
 @click.option(
@@ -87,6 +89,7 @@ def train(
     epochs: int | None,
     budget: str | None,
     image_size: int | None,
+    init_from: str | None,
     dataset: str,
     recipe: str,
     storage: str | None,
@@ -127,7 +130,7 @@ def train(
         image_size=image_size,
         concurrent=concurrent,
         seed=seed,
-        settings=settings,
+        settings=(*([f"fixed.init_from={json.dumps(init_from)}"] if init_from else []), *settings),
     )
     with open_console(plain=plain) as console:
         if resume is not None:

@@ -43,6 +43,15 @@ CASES = {
     "no images": ([*FOLDER, "--set", "dataset.path=nowhere"], "nowhere"),
     "one class": ([*FOLDER[:3], "dataset.path={one_class}"], "class"),
     "an empty class": ([*FOLDER[:3], "dataset.path={empty_class}"], "dog"),
+    "no weights to begin with": (["--init-from", "nowhere.ckpt"], "init_from: must be a file that exists"),
+    "weights that are none": (
+        ["--init-from", "{weights}"],
+        "must be a whole file that torch wrote",
+    ),
+    "weights of another network": (
+        ["--init-from", "{winner}", "--set", "parameters.depth.choices=[56, 92]"],
+        "init_from, with depth 56: a trial's network must be that of",
+    ),
     "a broken picture": ([*FOLDER[:3], "dataset.path={broken}"], "broken.jpg"),
 }
 
@@ -55,8 +64,8 @@ def _imported() -> None:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
-    """Image folders, each wrong in its own way."""
+def folders(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
+    """Image folders, each wrong in its own way, and files of weights."""
     made = {name: tmp_path / name for name in ("images", "one_class", "empty_class", "broken")}
     for folder in made.values():
         for label in ("cat", "dog"):
@@ -67,7 +76,8 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         file.unlink()
     (made["one_class"] / "dog").rmdir()
     (made["broken"] / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
-    return made
+    (tmp_path / "weights.ckpt").write_bytes(b"no weights")
+    return {**made, "weights": tmp_path / "weights.ckpt", "winner": checkpoint}
 
 
 @pytest.mark.parametrize("case", CASES)

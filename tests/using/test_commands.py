@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def test_bad_exports(
 ) -> None:
     assert export([str(checkpoint), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_format_whose_packages_are_not_there(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tune_rescon.using.saved_model", None)  # as without TensorFlow
+    assert export([str(checkpoint), "--format", "tensorflow", "--output", str(tmp_path / "a")]) == 2
+    assert "pip install 'tune_rescon[tensorflow]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_paths_that_are_none(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

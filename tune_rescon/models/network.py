@@ -62,7 +62,12 @@ class ResidualAttentionNetwork(nn.Module):
         self.apply(_he_initialise)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits, B x K.
+        """Logits, B x K. Raises as :meth:`features`."""
+        logits_BK: Tensor = self.classifier(self.features(images_BCHW).mean(dim=(2, 3)))
+        return logits_BK
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """The maps whose averages the classifier sees, B x out_channels x H x W.
 
         Raises:
             NetworkError: an image side is below 16 pixels.
@@ -71,9 +76,8 @@ class ResidualAttentionNetwork(nn.Module):
             rule = f"images must be at least {MINIMUM_IMAGE_SIZE} pixels a side"
             raise NetworkError(explain(rule, got="{}x{}".format(*images_BCHW.shape[-2:])))
         x_BCHW = self.final(self.stages(self.stem(images_BCHW)))
-        features_BC = self.relu(self.norm(x_BCHW)).mean(dim=(2, 3))
-        logits_BK: Tensor = self.classifier(features_BC)
-        return logits_BK
+        features_BCHW: Tensor = self.relu(self.norm(x_BCHW))
+        return features_BCHW
 
 
 def build_network(preset: str, *, classes: int, in_channels: int = 3) -> ResidualAttentionNetwork:

@@ -13,6 +13,7 @@ from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
 from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.initial import read_initial
 from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.metrics import FinalMetrics
@@ -116,8 +117,11 @@ class Attempt:
     def _module(self, steps_per_epoch: int) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
+        network = build_from_spec(record.spec)
+        if self.start.checkpoint is None and record.config.init_from is not None:
+            read_initial(record.config.init_from).put_into(network)
         return TrialModule(
-            build_from_spec(record.spec),
+            network,
             record.config,
             classes=self.dataset.classes,
             epochs=record.epochs,

@@ -9,6 +9,7 @@ from pathlib import Path
 from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
 from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
+from tune_rescon.tuning.initial_weights import with_absolute_weights
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.pricing import datasets_of
 
@@ -25,7 +26,8 @@ class Prepared:
 
 
 def anchored(space: Space) -> Space:
-    """``space`` with an absolute ``dataset.path``: workers run elsewhere, and so may whoever resumes."""
+    """``space`` with absolute paths: workers run elsewhere, and so may whoever resumes."""
+    space = with_absolute_weights(space)
     if space.dataset.path is None or is_url(space.dataset.path):
         return space
     absolute = dataclasses.replace(space.dataset, path=str(Path(space.dataset.path).resolve()))

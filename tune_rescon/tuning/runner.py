@@ -30,6 +30,7 @@ from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
+from tune_rescon.tuning.initial_weights import check_weights, read_weights
 from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.opening import open_record
 from tune_rescon.tuning.options import RunOptions
@@ -96,6 +97,7 @@ def run_search(
         check_tracking_uri(options.tracking_uri)
     if options.tensorboard:
         check_tensorboard()
+    weights = read_weights(space)
     interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
     with (
         listening(interruption),
@@ -107,6 +109,7 @@ def run_search(
         lease = held.enter_context(_lease(options, store, say)) if options.resume else None
         store.fetch()
         prepared = prepare_data(space, options)
+        check_weights(space, weights, _facts(prepared))
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             # Before Ray: its process imports MLflow meanwhile.

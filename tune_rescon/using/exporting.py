@@ -1,7 +1,7 @@
 """A trained network as a file that other tools load without this package, and the proof that it is the same.
 
 In all but ``safetensors`` the normalisation and the softmax are inside: pixels in 0..1 go in, probabilities
-come out.
+come out. ``tensorflow`` is a SavedModel, a folder, and wants its images as B x H x W x C.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +59,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         rule = "must be a file that can be written"
         raise StorageError(explain(rule, got=f"{output} ({error.strerror})", where="--output")) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
     return difference
 
 
@@ -98,15 +99,28 @@ def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Ca
 
 
 def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    program = torch.export.export(
-        classifier, (_example(about, _TRACED),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
+    program = _program(classifier, about)
     extra: dict[str, Any] = {f"{name}.json": text for name, text in _facts(about).items()}
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files=extra)
     with path.open("rb") as file:
         loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
     return loaded
+
+
+def _saved_model(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    program = _program(classifier, about)
+    # Imported here, not only because most have no TensorFlow: what torch has loaded by now, Triton with its
+    # LLVM, ends the process if TensorFlow's (2.21) was there first.
+    from tune_rescon.using.saved_model import load_saved_model, write_saved_model
+
+    write_saved_model(program, _example(about, _TRACED), _facts(about), path)
+    return load_saved_model(path)
+
+
+def _program(classifier: nn.Module, about: TrainedNetwork) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(classifier, (_example(about, _TRACED),), dynamic_shapes=({0: batch},))
 
 
 def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
@@ -140,4 +154,5 @@ FORMATS: Final[Mapping[str, Writer]] = {
     "safetensors": _safetensors,
     "torch-export": _torch_export,
     "onnx": _onnx,
+    "tensorflow": _saved_model,
 }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.models import build_from_spec
 from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.tracking.champion import registered_checkpoint
 from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.randomness import own_generator
+from tune_rescon.training.exported import load_exported
 from tune_rescon.tuning import Place, SearchFolder, read_search
 
 __all__ = ["load_model"]
@@ -36,7 +33,8 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
             return load_trained(file)
     path = Path(model)
     if path.is_file():
-        return _from_safetensors(path) if path.suffix == ".safetensors" else load_trained(path)
+        is_exported = path.suffix == ".safetensors"
+        return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     if path.suffix or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(explain(rule, got=model))
@@ -56,24 +54,3 @@ def _tracking_uri(place: Place) -> str:
         rule = "MLflow must be named for a storage at a URL"
         raise StorageError(explain(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
     return SearchFolder(storage=place.storage.resolve(), name="any").mlflow_uri
-
-
-def _from_safetensors(path: Path) -> tuple[nn.Module, TrainedNetwork]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = TrainedNetwork.from_dict(_plain(json.loads((file.metadata() or {})["tune_rescon"])))
-            weights = {name: file.get_tensor(name) for name in list(file.keys())}
-        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-            network = build_from_spec(about.spec)
-        network.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        rule = "a .safetensors file must be one that `export` has written"
-        raise StorageError(explain(rule, got=f"{path} ({error})", where="MODEL")) from error
-    return network.eval(), about
-
-
-def _plain(values: dict[str, object]) -> dict[str, object]:
-    """JSON has lists where a trained network has tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,157 @@
+"""A trained network as TensorFlow's SavedModel: the exported graph, operation by operation.
+
+``torch.export`` writes each network of this family in some twenty of ATen's operations; here is TensorFlow's
+own of each. (What is offered for the purpose wants other versions of torch, as litert-torch 0.10, or of numpy
+and protobuf, as onnx2tf 1.29.)
+
+Shape legend: B images of a batch, C channels, H = W the image size, K classes. torch's maps are
+B x C x H x W; TensorFlow's are B x H x W x C, for on a CPU it convolves no others.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tensorflow as tf
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+__all__ = ["load_saved_model", "write_saved_model"]
+
+#: What stands in the folder beside the graph; TensorFlow leaves this name to others.
+_FACTS: Final = Path("assets.extra", "tune_rescon.json")
+
+#: Where torch's axes of a map are in TensorFlow's.
+_AXES: Final = (0, 3, 1, 2)
+
+
+def write_saved_model(
+    program: ExportedProgram, pixels_BCHW: Tensor, facts: Mapping[str, str], folder: Path
+) -> None:
+    """Write the network of ``program``, of images like ``pixels_BCHW`` but as many as come, and ``facts``."""
+    module = tf.Module()
+    names = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
+    module.weights = {
+        name: tf.Variable(_weight(program.state_dict[target]), trainable=False)
+        for name, target in names.items()
+    }
+    _, channels, height, width = pixels_BCHW.shape
+    signature = tf.TensorSpec([None, height, width, channels], tf.float32, name="pixels")
+
+    def classify(pixels: Any) -> dict[str, Any]:
+        return {"probabilities": _run(program, module.weights, pixels)}
+
+    module.classify = tf.function(classify, input_signature=[signature])
+    tf.saved_model.save(module, str(folder), signatures=module.classify)
+    (folder / _FACTS).parent.mkdir()
+    (folder / _FACTS).write_text(json.dumps(dict(facts)), encoding="utf-8")
+
+
+def load_saved_model(folder: Path) -> Callable[[Tensor], Tensor]:
+    """What a folder says of images B x C x H x W, B x K."""
+    loaded = tf.saved_model.load(str(folder))
+    classify = loaded.signatures["serving_default"]
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        assert loaded is not None  # its variables live as long as it does
+        pixels_BHWC = tf.constant(pixels_BCHW.permute(0, 2, 3, 1).numpy())
+        return torch.from_numpy(classify(pixels=pixels_BHWC)["probabilities"].numpy())
+
+    return run
+
+
+def _weight(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A kernel as H x W x in x out; what belongs to a map's channels (C x 1 x 1) last."""
+    values = tensor.detach().numpy()
+    order = {4: (2, 3, 1, 0), 3: (1, 2, 0)}.get(values.ndim)
+    return values if order is None else np.transpose(values, order)
+
+
+def _run(program: ExportedProgram, weights: Mapping[str, Any], pixels_BHWC: Any) -> Any:
+    """The graph's output, node by node."""
+    values: dict[Node, Any] = {}
+    for node in program.graph.nodes:
+        arguments = torch.fx.map_arg(node.args, values.__getitem__)
+        if node.op == "placeholder":
+            values[node] = weights.get(node.name, pixels_BHWC)
+        elif node.op == "output":
+            (probabilities_BK,) = arguments[0]
+            return probabilities_BK
+        else:
+            values[node] = _OPERATIONS[str(node.target)](*arguments, **node.kwargs)
+    raise AssertionError("a graph has an output")
+
+
+def _axes(x: Any, axes: int | Sequence[int]) -> list[int]:
+    """Torch's axes as TensorFlow's."""
+    given = [axes] if isinstance(axes, int) else axes
+    return [_AXES[axis] for axis in given] if len(x.shape) == len(_AXES) else list(given)
+
+
+def _conv2d(x: Any, kernel: Any, bias: None = None, stride: Any = 1, padding: Any = 0, *_: Any) -> Any:
+    # No convolution of these networks is dilated; its groups are seen from the kernel's shape.
+    assert bias is None
+    return tf.nn.conv2d(x, kernel, strides=stride, padding=_padded(padding))
+
+
+def _max_pool2d(x: Any, size: Any, stride: Any, padding: Any) -> Any:
+    return tf.nn.max_pool2d(x, size, stride, _padded(padding))
+
+
+def _padded(padding: int | Sequence[int]) -> list[list[int]]:
+    down, right = (padding, padding) if isinstance(padding, int) else padding
+    return [[0, 0], [down, down], [right, right], [0, 0]]
+
+
+def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> Any:
+    training, _momentum, eps, _with_cudnn = rest
+    assert not training
+    return tf.nn.batch_normalization(x, mean, variance, bias, weight, eps)
+
+
+def _upsample(x: Any, size: Sequence[int], align_corners: bool, scales: None) -> Any:
+    assert scales is None
+    # tf.image.resize has no align_corners.
+    return tf.raw_ops.ResizeBilinear(images=x, size=list(size), align_corners=align_corners)
+
+
+def _var_mean(x: Any, axes: Sequence[int], *, correction: int, keepdim: bool) -> tuple[Any, Any]:
+    assert correction == 0
+    mean, variance = tf.nn.moments(x, _axes(x, axes), keepdims=keepdim)
+    return variance, mean
+
+
+def _vector_norm(x: Any, order: float, axes: Sequence[int], keepdim: bool) -> Any:
+    return tf.norm(x, ord=order, axis=_axes(x, axes)[0], keepdims=keepdim)
+
+
+#: TensorFlow's of all that the networks of this family, and what is before and behind them, are made of.
+_OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
+    "aten.add.Tensor": operator.add,
+    "aten.batch_norm.default": _batch_norm,
+    "aten.clamp_min.default": tf.maximum,
+    "aten.conv2d.default": _conv2d,
+    "aten.div.Tensor": operator.truediv,
+    "aten.expand_as.default": lambda x, like: tf.broadcast_to(x, tf.shape(like)),
+    "aten.linalg_vector_norm.default": _vector_norm,
+    "aten.linear.default": lambda x, weight, bias: tf.matmul(x, weight, transpose_b=True) + bias,
+    "aten.max_pool2d.default": _max_pool2d,
+    "aten.mean.dim": lambda x, axes: tf.reduce_mean(x, _axes(x, axes)),
+    "aten.mul.Tensor": operator.mul,
+    # The one that works in place does so on what nothing else reads.
+    "aten.relu_.default": tf.nn.relu,
+    "aten.rsqrt.default": tf.math.rsqrt,
+    "aten.sigmoid.default": tf.sigmoid,
+    "aten.softmax.int": tf.nn.softmax,
+    "aten.sub.Tensor": operator.sub,
+    "aten.upsample_bilinear2d.vec": _upsample,
+    "aten.var_mean.correction": _var_mean,
+    str(operator.getitem): operator.getitem,
+}
