@@ -96,8 +96,10 @@ def test_a_resumed_search_begins_with_nothing_else(
 
 
 def test_weights_to_begin_with_are_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--space", "digits", "--dry-run", "--plain", "--init-from", "a: b #1.ckpt"]) == 0
-    assert "a: b #1.ckpt" in capsys.readouterr().out
+    whole = "fixed={layout: cifar, image_size: 16}"
+    asked = ["--space", "digits", "--dry-run", "--plain", "--set", whole, "--init-from", "a: b #1.ckpt"]
+    assert main(asked) == 0
+    assert "a: b #1.ckpt" in capsys.readouterr().out, "--set of the whole section does not drop it"
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,11 @@ def search(
         "budget.hours": hours,
         "budget.concurrent": concurrent,
         "sampler.seed": seed,
-        # A path may hold what YAML reads as its own.
-        "fixed.init_from": None if init_from is None else json.dumps(init_from),
     }
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    if init_from is not None:
+        # Last, for `--set fixed={...}` would drop it; quoted, for a path may hold what YAML reads as its own.
+        settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
     space = _load(space_name, resume, root, [*overrides, *settings])
