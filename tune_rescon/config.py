@@ -30,6 +30,7 @@ __all__ = [
     "field_rule",
     "is_test_metric",
     "metric_mode",
+    "watched_metric",
 ]
 
 #: What a trial reports each epoch, and which way is better ("" = neither: a fact, not an objective).
@@ -95,6 +96,15 @@ def is_test_metric(name: str) -> bool:
     (True, True, False)
     """
     return name.partition("/")[0] in TEST_METRICS
+
+
+def watched_metric(name: str) -> str:
+    """What a trial can be followed by after each epoch: the metric itself, where every epoch has it.
+
+    >>> watched_metric("val_accuracy"), watched_metric("test_accuracy")
+    ('val_accuracy', 'train_loss')
+    """
+    return "train_loss" if is_test_metric(name) else name
 
 
 @dataclass(frozen=True, kw_only=True)

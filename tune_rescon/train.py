@@ -130,7 +130,8 @@ def train(
         image_size=image_size,
         concurrent=concurrent,
         seed=seed,
-        settings=(*([f"fixed.init_from={json.dumps(init_from)}"] if init_from else []), *settings),
+        # Last, for a --set of the whole section would drop it.
+        settings=(*settings, *([f"fixed.init_from={json.dumps(init_from)}"] if init_from else [])),
     )
     with open_console(plain=plain) as console:
         if resume is not None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from tune_rescon.config import watched_metric
 from tune_rescon.reporting.analysis import (
     CostFront,
     cost_fronts,
@@ -92,14 +93,14 @@ def _curves(result: StudyResult, axes: Axes) -> None:
         trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
         if not trials:
             continue
-        lines = [list(enumerate(trial.values, 1)) for trial in trials]
+        lines = [list(enumerate(trial.curve, 1)) for trial in trials]
         axes.add_collection(LineCollection(lines, colors=FATE_COLOUR[state], linewidths=0.9, alpha=0.7))
-        x, y = [trial.epochs for trial in trials], [trial.value for trial in trials]
+        x, y = [trial.epochs for trial in trials], [trial.curve[-1] for trial in trials]
         axes.scatter(x, y, s=9, color=FATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
     for level in result.levels[:-1]:
         axes.axvline(level, color=_GREY, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
-    axes.set(title=result.name, xlabel="epoch", ylabel=result.metric)
+    axes.set(title=result.name, xlabel="epoch", ylabel=watched_metric(result.metric))
     axes.legend(frameon=False, fontsize=8)
     _plain(axes)
 

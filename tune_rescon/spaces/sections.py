@@ -51,11 +51,6 @@ class Metric(Section):
         """Whether it is measured once, after a trial's last epoch: nothing may be chosen by it."""
         return is_test_metric(self.name)
 
-    @property
-    def watched(self) -> str:
-        """What each epoch's judgement looks at: the metric, where every epoch has it."""
-        return "train_loss" if self.of_test_images else self.name
-
     def broken_rules(self) -> Iterator[Problem]:
         """An objective that is reported, in the direction that is better."""
         objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]

@@ -72,7 +72,6 @@ class SimulatedSearch:
                 total=self._space.budget.trials,
                 group=self._group,
                 cost=self._pricing.second_objective if self._space.metric.against else None,
-                watched=self._space.metric.watched,
             ),
             record,
             self._rule(),

@@ -339,7 +339,6 @@ def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
         deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
-        watched=space.metric.watched,
         keep=None if space.metric.of_test_images else KEEP_BEST,
         same_memory=maker.same_memory,
         guard=lease.assure,

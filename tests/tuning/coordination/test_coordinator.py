@@ -396,7 +396,7 @@ def judged_once(of: optuna.Study) -> Coordinator:
     """Trials whose objective is known after the last epoch only."""
     kept = StudyRecord.on(of._storage, of._study_id, metric="test_accuracy")
     return Coordinator(
-        SearchPlan(total=3, watched="train_loss", keep=None),
+        SearchPlan(total=3, keep=None),
         kept,
         RungLadder(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
         Proposer(SPACE, known=kept.trials()),

@@ -129,7 +129,7 @@ def _cells(seen: Snapshot, trial: TrialSummary, layout: Layout, ramp: str) -> It
     yield Text(f"{trial.epochs}/{seen.last_epoch}")
     yield Text(figure(trial.value))
     if layout.curve:
-        yield Text(sparkline(trial.values, layout.curve, ramp=ramp), style="green")
+        yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")
     if layout.speed:
         yield Text(_speed(seen.speeds.get(trial.number, math.nan)))
     if layout.parameters:

@@ -50,8 +50,6 @@ class SearchPlan:
     """The second objective, made small, of a trial after so many epochs; None where there is none."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Equal for parameters that need the same memory; None: nothing is known."""
-    watched: str | None = None
-    """The metric that the rule sees; None: the objective. Another where that is known only at the end."""
     keep: int | None = KEEP_BEST
     """Trials that keep their checkpoint when they have ended, the best of all; None: every one."""
     guard: Callable[[], None] = field(default=_nothing)
@@ -275,11 +273,10 @@ class Coordinator:
         return verdict
 
     def _observation(self, trial: TrialSummary, epoch: int) -> Observation:
-        watched = self._plan.watched
         return Observation(
             number=trial.number,
             epoch=epoch,
-            value=(trial.history[watched] if watched else trial.values)[epoch - 1],
+            value=trial.curve[epoch - 1],
             group=self._plan.group(trial),
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )

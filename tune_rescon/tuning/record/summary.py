@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, watched_metric
 from tune_rescon.tuning.rules.stopping import Decision
 
 __all__ = ["TrialSummary", "by_epoch"]
@@ -49,6 +49,12 @@ class TrialSummary:
     def epochs(self) -> int:
         """Epochs reported so far."""
         return len(self.values)
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """What it can be followed by, epoch by epoch: see :func:`tune_rescon.config.watched_metric`."""
+        watched = watched_metric(self.metric)
+        return self.values if watched == self.metric else self.history.get(watched, ())
 
     @property
     def value(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, watched_metric
 from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
 from tune_rescon.reporting.page.charts.chart import Chart, axis, rounded
 from tune_rescon.tuning import StudyResult, TrialSummary
@@ -34,11 +34,11 @@ def learning_curves(result: StudyResult) -> Chart:
         data.append(_winner(result.best))
     return Chart(
         key="curves",
-        label=f"{result.metric} by epoch, a line for each trial",
+        label=f"{watched_metric(result.metric)} by epoch, a line for each trial",
         data=data,
         layout={
             "xaxis": axis("epoch", rangemode="tozero"),
-            "yaxis": axis(result.metric),
+            "yaxis": axis(watched_metric(result.metric)),
             "shapes": [_rung(level) for level in result.levels[:-1]],
         },
         height=440,
@@ -50,7 +50,7 @@ def _lines(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
         "type": "scatter",
         "mode": "lines",
         "x": list(chain.from_iterable([*range(1, t.epochs + 1), None] for t in trials)),
-        "y": list(chain.from_iterable([*rounded(t.values), None] for t in trials)),
+        "y": list(chain.from_iterable([*rounded(t.curve), None] for t in trials)),
         "customdata": list(chain.from_iterable([t.number] * t.epochs + [None] for t in trials)),
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
         "legendgroup": state.value,
@@ -67,7 +67,7 @@ def _ends(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
         "mode": "markers",
         "name": f"{state.value} ({len(trials)})",
         "x": [trial.epochs for trial in trials],
-        "y": rounded(trial.value for trial in trials),
+        "y": rounded(trial.curve[-1] for trial in trials),
         "customdata": [trial.number for trial in trials],
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
         "legendgroup": state.value,
@@ -83,7 +83,7 @@ def _winner(trial: TrialSummary) -> dict[str, Any]:
         "mode": "lines",
         "name": f"best: trial {trial.number}",
         "x": list(range(1, trial.epochs + 1)),
-        "y": rounded(trial.values),
+        "y": rounded(trial.curve),
         "hoverinfo": "skip",
         "line": {"color": "ink", "width": 2.2},
     }
