@@ -43,6 +43,6 @@ def test_every_field_is_one_or_the_other() -> None:
     no_memory = (
         "learning_rate momentum nesterov weight_decay schedule warmup_epochs decay_fraction step_fractions"
         " label_smoothing gradient_clip drop_path precise_bn_batches normalize crop_padding flip augment"
-        " mixup cutmix"
+        " mixup cutmix init_from"
     )
     assert set(field_names()) == {*no_memory.split(), *_FIELDS, "ema_decay", "batch_size"}
