@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ import torch
 
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.models import build_from_spec
+from tune_rescon.training import notes
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
 from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.compiling import compiler_trouble, many_shapes
 from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.microbatches import twice_as_many
@@ -59,7 +62,8 @@ class Attempt:
         data = ImageDataModule(
             self.dataset, record.config, image_size=record.spec.image_size, seed=record.seed
         )
-        module = self._module(len(data.train_dataloader()))
+        compiled = record.config.compile == "on" and self._can_compile(on_note)
+        module = self._module(len(data.train_dataloader()), compiled=compiled)
         reporter = EpochReporter(record, on_epoch, on_note, keeper=self._keeper())
         trainer = make_trainer(
             epochs=record.epochs,
@@ -74,7 +78,8 @@ class Attempt:
             ],
         )
         try:
-            fit(trainer, module, data, self.start.checkpoint)
+            with many_shapes(module.network) if compiled else contextlib.nullcontext():
+                fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
         except RuntimeError as error:
@@ -82,6 +87,12 @@ class Attempt:
         if reporter.stopped_by is not None:
             raise reporter.stopped_by
         return None
+
+    def _can_compile(self, on_note: OnNote) -> bool:
+        trouble = compiler_trouble(self.placement.device)
+        if trouble is not None:
+            on_note(notes.uncompiled(trouble))
+        return trouble is None
 
     def _more_micro_batches(self, error: RuntimeError) -> int:
         if not ran_out_of_memory(error):
@@ -95,7 +106,7 @@ class Attempt:
             raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
         return more
 
-    def _module(self, steps_per_epoch: int) -> TrialModule:
+    def _module(self, steps_per_epoch: int, *, compiled: bool) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
         return TrialModule(
@@ -106,6 +117,7 @@ class Attempt:
             steps_per_epoch=steps_per_epoch,
             placement=self.placement,
             micro_batches=record.micro_batches,
+            compiled=compiled,
         )
 
     def _keeper(self) -> Keeper | None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["OnNote", "best_damaged", "best_unwritten", "checkpoint_unwritten", "damaged", "ignore", "smaller"]
+__all__ = [
+    "OnNote",
+    "best_damaged",
+    "best_unwritten",
+    "checkpoint_unwritten",
+    "damaged",
+    "ignore",
+    "smaller",
+    "uncompiled",
+]
 
 OnNote = Callable[[str], None]
 
@@ -70,3 +79,12 @@ def damaged(files: int, *, epoch: int) -> str:
 def best_damaged() -> str:
     """The best network cannot be read any more."""
     return "best.ckpt was damaged; the networks of the epochs before are lost"
+
+
+def uncompiled(trouble: str) -> str:
+    """``compile: on`` was asked for, and the compiler said ``trouble``.
+
+    >>> uncompiled("No working C++ compiler found")
+    'torch.compile cannot be used here (No working C++ compiler found); training goes on without it'
+    """
+    return f"torch.compile cannot be used here ({trouble}); training goes on without it"
