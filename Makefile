@@ -19,13 +19,19 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")
 
 faults: .venv/.installed
 	$(BIN)/python benchmarks/fault_storm.py
 
-gpu-check: .venv/.installed
-	$(BIN)/python benchmarks/gpu_check.py
+# Needs little of what is installed: a machine whose own Python has that, and perhaps no network, runs it as it is.
+GPU_NEEDS := import torch, torchvision, pytorch_lightning
+gpu-check:
+	@if $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null; then \
+	  PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(if $(IMAGES),--images "$(IMAGES)"); \
+	else \
+	  $(MAKE) .venv/.installed && $(BIN)/python benchmarks/gpu.py $(if $(IMAGES),--images "$(IMAGES)"); \
+	fi
 
 clean:
 	rm -rf .venv

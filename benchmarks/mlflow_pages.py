@@ -104,21 +104,23 @@ class Comparison:
         self.page.wait_for(f"{_TITLES}.includes('{name}') !== {json.dumps(had)}")
 
 
-def open_runs(browser: Browser, uri: str, runs: Sequence[Run], **size: int) -> RunsTable:
+def open_runs(browser: Browser, uri: str, runs: Sequence[Run]) -> RunsTable:
     """The table of the experiment that ``runs`` are in, once it has rows."""
-    page = browser.open(f"{uri}/#/experiments/{runs[0].info.experiment_id}/runs", **size)
+    page = browser.open(f"{uri}/#/experiments/{runs[0].info.experiment_id}/runs")
     page.wait_for(f"{_NAMES}.length > 0")
     return RunsTable(page=page)
 
 
-def open_comparison(browser: Browser, uri: str, runs: Sequence[Run], **size: int) -> Comparison:
+def open_comparison(
+    browser: Browser, uri: str, runs: Sequence[Run], *, width: int = 1280, height: int = 900
+) -> Comparison:
     """The page that compares ``runs`` (the button above the table leads there), once its plot is drawn."""
     chosen = {
         "runs": [run.info.run_id for run in runs],
         "experiments": [runs[0].info.experiment_id],
     }
     words = "&".join(f"{key}={quote(json.dumps(value))}" for key, value in chosen.items())
-    page = browser.open(f"{uri}/#/compare-runs?{words}", **size)
+    page = browser.open(f"{uri}/#/compare-runs?{words}", width=width, height=height)
     page.wait_for(f"{_TITLES}.length > 0")
     return Comparison(page=page)
 

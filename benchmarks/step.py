@@ -73,7 +73,7 @@ def plain_step(preset: str, *, batch_size: int, device: str) -> Step:
     def step() -> torch.Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(network(images_BCHW), labels_B)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         return loss.detach()
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["Row", "hardware", "print_rows", "read_rows", "spread"]
+__all__ = ["MARK", "Row", "hardware", "print_rows", "read_rows", "spread"]
 
 #: Set where another benchmark reads the rows: they are printed as JSON, a line each, behind this word.
 MARK = "TUNE_RESCON_ROW"

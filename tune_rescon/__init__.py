@@ -1,7 +1,10 @@
 """Ray-distributed hyperparameter search for Residual Attention Networks (Wang et al., CVPR 2017)."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["__version__"]
 
-__version__ = version("tune_rescon")
+try:
+    __version__ = version("tune_rescon")
+except PackageNotFoundError:  # run from its source, as `make gpu-check` can be
+    __version__ = "0+source"

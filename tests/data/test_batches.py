@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
 from tune_rescon.data.batches import Batches, ShuffledBatches, augmentation_rng, epoch_order
+from tune_rescon.data.supply import Mapped
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -32,11 +33,11 @@ EVERYTHING: dict[str, Any] = {
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
 
 
-def numbered_split(images: int) -> Split:
+def numbered(images: int) -> Mapped:
     """Image i is filled with i."""
     pixels = np.arange(images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), dtype=np.uint8)
     rows = np.arange(images)
-    return Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3)
+    return Mapped(split=Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3))
 
 
 def visited(loader: Batches) -> list[list[int]]:
@@ -44,14 +45,12 @@ def visited(loader: Batches) -> list[list[int]]:
 
 
 def shuffled(images: int, batch_size: int, epoch: int = 0, seed: int = 0) -> ShuffledBatches:
-    return ShuffledBatches(
-        split=numbered_split(images), batch_size=batch_size, seed=seed, epoch=lambda: epoch
-    )
+    return ShuffledBatches(images=numbered(images), batch_size=batch_size, seed=seed, epoch=lambda: epoch)
 
 
 @given(st.integers(1, 100), st.integers(2, 40))
 def test_validation_visits_every_image_in_order(images: int, batch_size: int) -> None:
-    loader = Batches(split=numbered_split(images), batch_size=batch_size)
+    loader = Batches(images=numbered(images), batch_size=batch_size)
     found = visited(loader)
     assert list(chain(*found)) == list(range(images))
     assert len(found) == len(loader)

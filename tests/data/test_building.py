@@ -354,13 +354,21 @@ def test_a_killed_builder_leaves_nothing_that_is_believed(make_folder: MakeFolde
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("why_one", ["few images", "no joblib"])
 def test_processes_decode_as_one_does(
-    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_folder: MakeFolder,
+    open_folder: OpenFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    why_one: str,
 ) -> None:
     root = make_folder({"train/cat": 150, "train/dog": 150, "test/cat": 9})
     several = open_folder(root)
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(filling, "_WORTH_PROCESSES", 1000)
+    if why_one == "few images":
+        monkeypatch.setattr(filling, "_WORTH_PROCESSES", 1000)
+    else:
+        monkeypatch.setitem(sys.modules, "joblib", None)
     one = open_folder(root)
     assert (several.digest, several.mean, several.std) == (one.digest, one.mean, one.std)
 

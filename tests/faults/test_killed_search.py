@@ -32,7 +32,7 @@ SEARCH = [
 ]
 
 #: Metrics that tell the time.
-CLOCKS = {"epoch_seconds", "images_per_second"}
+CLOCKS = {"compute_hours", "epoch_seconds", "images_per_second", "mean_images_per_second"}
 
 
 class Command:
@@ -74,7 +74,7 @@ class Command:
             )
             for run in runs
             for key in run.data.metrics
-            if key not in CLOCKS and key != "compute_hours"
+            if key not in CLOCKS
         }
 
 

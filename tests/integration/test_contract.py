@@ -155,6 +155,8 @@ def test_closing_metrics_and_parameters_are_logged_once(search: Finished) -> Non
         # Resources of this space have no GPU, and a CPU's memory is not counted.
         assert set(run.data.metrics) == {*METRICS, *CLOSING}
         assert run.data.metrics["best_val_accuracy"] == float(row["best_value"])
+        searched = {"depth", "learning_rate", "weight_decay", "label_smoothing", "drop_path"}
+        assert set(run.data.params) == searched | {"layout", "width", "image_size", "batch_size", "optimizer"}
         assert run.data.params["drop_path"] == row["drop_path"]
         assert (row["drop_path"] == "none") == (row["depth"] == "56")
 

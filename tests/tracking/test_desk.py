@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -102,6 +103,16 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
         assert desks() == [], "what is closed stays closed"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
+def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> None:
+    desk = open_desk(store)
+    desk.show(SearchView())
+    (process,) = desks()
+    assert process.nice() == 19
+    desk.hurry()
+    assert process.nice() == psutil.Process().nice()
+
+
 DRIVER = """
 import sys, time
 from tune_rescon.tracking import Destination, SearchView
@@ -120,7 +131,7 @@ def test_it_ends_with_its_driver(store: str) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"shown\n"
         (desk,) = psutil.Process(driver.pid).children()
-        assert desk.nice() == 10
+        assert desk.nice() == 19
         driver.kill()
     _, alive = psutil.wait_procs([desk], 10)
     assert not alive

@@ -221,6 +221,9 @@ class Slow:
             raise self.error
         return "a run"
 
+    def hurry(self) -> None:
+        """It takes its time."""
+
     def close(self) -> None:
         """There is nothing to end."""
 

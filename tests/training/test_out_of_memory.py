@@ -28,6 +28,7 @@ Run = Callable[..., list[EpochReport]]
 TIMES = ("images_per_second", "epoch_seconds")
 TWO = "ran out of memory at 32 images; going on in 2 micro-batches of 16"
 FOUR = "ran out of memory at 16 images; going on in 4 micro-batches of 8"
+KNOWN = "batches of 32 images are too large for the memory, as was found before; 4 micro-batches of 8"
 
 
 def values(reports: list[EpochReport]) -> list[dict[str, float]]:
@@ -65,6 +66,83 @@ def test_batches_are_halved_until_they_fit(train: Run) -> None:
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
+
+
+def test_the_next_trial_of_the_shape_starts_with_what_fits(train: Run, tmp_path: Path) -> None:
+    notes: list[str] = []
+    found = tmp_path / "node" / "out_of_memory.json"
+    with memory(8) as sizes:
+        train(on_note=notes.append, overruns=found, epochs=1)
+        sizes.clear()
+        whole = train(on_note=notes.append, overruns=found, folder=tmp_path / "trial", seed=1)
+    assert notes == [TWO, FOUR, KNOWN]
+    assert max(sizes) == 8
+    assert read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]["micro_batches"] == 4
+    with memory(8):
+        found.unlink()
+        assert values(train(overruns=found, seed=1)) == values(whole)
+
+
+@pytest.mark.parametrize("change", [{"image_size": 20}, {"width": 0.5}, {"batch_size": 8}])
+def test_another_shape_or_a_batch_that_fits_starts_whole(
+    train: Run, small: TrialConfig, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    notes: list[str] = []
+    with memory(8):
+        train(overruns=tmp_path / "found", epochs=1)
+    other = TrialConfig.from_dict(small.to_dict() | change)
+    train(other, on_note=notes.append, overruns=tmp_path / "found", epochs=1)
+    assert notes == []
+
+
+def test_a_trial_that_began_whole_goes_on_whole(train: Run, tmp_path: Path) -> None:
+    notes: list[str] = []
+    whole = train(epochs=2)
+    with memory(8):
+        train(overruns=tmp_path / "found", epochs=1)
+
+    class Killed(BaseException):
+        pass
+
+    def stop(_: EpochReport) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(folder=tmp_path / "cut", epochs=2, on_epoch=stop)
+    rest = train(folder=tmp_path / "cut", epochs=2, overruns=tmp_path / "found", on_note=notes.append)
+    assert notes == []
+    assert values(rest) == values(whole)[1:]
+
+
+def test_more_memory_than_it_failed_with_is_tried(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    for available in (1000, 2000):
+        monkeypatch.setattr("tune_rescon.training.overruns.available_memory", lambda _, a=available: a)
+        with memory(16 * available // 1000):
+            train(on_note=notes.append, overruns=tmp_path / "found", epochs=1)
+    assert notes == [TWO]
+
+
+def test_the_datasets_images_leave_the_device_before_a_trial_fails(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[torch.device] = []
+
+    def release(device: torch.device) -> bool:
+        released.append(device)
+        return len(released) == 1
+
+    monkeypatch.setattr("tune_rescon.training.attempt.release", release)
+    notes: list[str] = []
+    with memory(7, during=lambda: not released):
+        assert len(train(on_note=notes.append, epochs=1)) == 1
+    last = "ran out of memory at 8 images; going on with the dataset no longer on the device"
+    assert notes == [TWO, FOUR, last]
+    with memory(7), pytest.raises(torch.OutOfMemoryError, match="in 4 micro-batches"):
+        train(epochs=1)
+    assert released == [torch.device("cpu")] * 2
 
 
 @pytest.mark.parametrize(

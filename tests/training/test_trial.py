@@ -116,6 +116,46 @@ def test_the_best_network_is_kept_and_gives_what_was_reported(
     assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
 
 
+@pytest.mark.parametrize("free", [2**40, 0], ids=["on_the_device", "copied_ahead"])
+def test_where_its_images_come_from_changes_nothing(
+    train: Run, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    from tune_rescon.data import resident
+
+    whole = train(epochs=3)
+    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(resident, "free_memory", lambda _: free)
+    monkeypatch.setattr(resident, "_held", {})
+    assert values(train(epochs=3)) == values(whole)
+    (held,) = resident._held.values()
+    assert set(held.splits) == ({"train", "val"} if free else set())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune_rescon.data import resident
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        seen.extend(thread.name for thread in threading.enumerate())
+        raise StopError
+
+    seen: list[str] = []
+    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(resident, "free_memory", lambda _: 0)
+    monkeypatch.setattr(resident, "_held", {})
+    monkeypatch.setattr(TrialModule, "training_step", stop)
+    with pytest.raises(StopError):
+        train()
+    assert any(name.startswith("batches") for name in seen)
+    gc.collect()  # Lightning's cycles hold its loader
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
 def test_a_finished_trial_has_nothing_to_report_but_its_record(train: Run, tmp_path: Path) -> None:
     reports = train(folder=tmp_path)
     assert train(folder=tmp_path) == []

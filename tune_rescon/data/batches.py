@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tune_rescon.data.dataset import Split
+from tune_rescon.data.supply import Supply
 
 __all__ = ["Batches", "RawBatch", "ShuffledBatches", "augmentation_rng", "epoch_order"]
 
@@ -46,10 +46,6 @@ class RawBatch:
             labels_B=self.labels_B.to(device, non_blocking=True),
         )
 
-    def pin_memory(self) -> RawBatch:
-        """The batch in page-locked memory, from which copies to a GPU overlap with its work."""
-        return replace(self, images_BHWC=self.images_BHWC.pin_memory(), labels_B=self.labels_B.pin_memory())
-
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
     """The order in which an epoch (counted from 0) visits the images."""
@@ -65,30 +61,25 @@ def augmentation_rng(place: tuple[int, int], *, seed: int) -> np.random.Generato
 class Batches:
     """A split in its own order, the last batch as short as it falls. An iterable Lightning takes as a loader.
 
-    Not a ``DataLoader``: a batch is one indexing of mapped memory, for which workers and collation only cost.
+    Not a ``DataLoader``: a batch is one indexing of an array, for which workers and collation only cost.
+
+    Attributes:
+        images: of the split, from wherever they are.
+        batch_size: images of a batch.
     """
 
-    split: Split
+    images: Supply
     batch_size: int
-    pin: bool = False
 
     def __len__(self) -> int:
         """Batches of one pass."""
-        return -(-len(self.split) // self.batch_size)
+        return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[RawBatch]:
         """One pass."""
-        order = np.arange(len(self.split))
-        for number in range(len(self)):
-            yield self._batch(order, number, None)
-
-    def _batch(self, order: IntArray, number: int, place: tuple[int, int] | None) -> RawBatch:
-        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-        images_BHWC, labels_B = self.split.gather(chosen)
-        batch = RawBatch(
-            images_BHWC=torch.from_numpy(images_BHWC), labels_B=torch.from_numpy(labels_B), place=place
-        )
-        return batch.pin_memory() if self.pin else batch
+        order = np.arange(len(self.images))
+        for images_BHWC, labels_B in self.images.walk(order, self.batch_size):
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +97,11 @@ class ShuffledBatches(Batches):
     def __len__(self) -> int:
         """Batches of one pass."""
         # Batch norm cannot train on the single image that a short batch may hold.
-        return max(1, len(self.split) // self.batch_size)
+        return max(1, len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[RawBatch]:
         """One pass."""
         epoch = self.epoch()
-        order = epoch_order(len(self.split), seed=self.seed, epoch=epoch)
-        for number in range(len(self)):
-            yield self._batch(order, number, (epoch, number))
+        order = epoch_order(len(self.images), seed=self.seed, epoch=epoch)[: len(self) * self.batch_size]
+        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, self.batch_size)):
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=(epoch, number))

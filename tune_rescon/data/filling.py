@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 
@@ -101,19 +100,27 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     joblib's loky processes need no ``__main__`` guard in the user's script and start from any thread or Ray
     worker. Threads would not do: a small jpeg is mostly Python, and two threads were slower than one.
     """
-    tasks = (
-        joblib.delayed(_store)(plan.reader(rows), path, plan.shape, rows, plan.counts["train"])
-        for rows in chunks(plan.shape)
+    tasks = ((plan.reader(rows), path, plan.shape, rows, plan.counts["train"]) for rows in chunks(plan.shape))
+    joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
+    if joblib is None or joblib.cpu_count() == 1:
+        yield from (_store(*task) for task in tasks)
+        return
+    parallel = joblib.Parallel(
+        n_jobs=joblib.cpu_count(),
+        backend="loky",
+        return_as="generator_unordered",
+        idle_worker_timeout=_IDLE_SECONDS,
     )
-    jobs = joblib.cpu_count() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else 1
-    how: dict[str, Any] = {"backend": "sequential", "return_as": "generator"}
-    if jobs > 1:
-        how = {
-            "backend": "loky",
-            "return_as": "generator_unordered",
-            "idle_worker_timeout": _IDLE_SECONDS,
-        }
-    yield from joblib.Parallel(n_jobs=jobs, **how)(tasks)
+    yield from parallel(joblib.delayed(_store)(*task) for task in tasks)
+
+
+def _joblib() -> Any:
+    """None where only torch and Lightning are (`make gpu-check`): one process decodes there."""
+    try:
+        import joblib
+    except ModuleNotFoundError:
+        return None
+    return joblib
 
 
 def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, train_images: int) -> _Chunk:

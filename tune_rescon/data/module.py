@@ -16,8 +16,9 @@ from torchvision.transforms.v2 import functional as VF
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
 from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augmentation_rng
-from tune_rescon.data.dataset import ImageDataset, Split
+from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.policies import POLICIES, augment
+from tune_rescon.data.resident import Part, choose_supply
 
 __all__ = ["ImageDataModule"]
 
@@ -52,23 +53,24 @@ class ImageDataModule(LightningDataModule):
         self.config = config
         self.image_size = image_size
         self.seed = seed
+        self._scaling: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def train_dataloader(self) -> ShuffledBatches:
         """Training batches of the Trainer's current epoch, raw; Lightning hands them to :meth:`prepare`."""
-        return self._shuffled(self._current_epoch)
+        return self._shuffled(self._current_epoch, self._device())
 
     def val_dataloader(self) -> Batches:
         """Validation batches, raw, none dropped."""
-        return self._in_order(self.dataset.val)
+        return self._in_order("val", self._device())
 
     def test_dataloader(self) -> Batches:
         """Test batches, raw. Only for judging a finished network once."""
-        return self._in_order(self.dataset.test)
+        return self._in_order("test", self._device())
 
     def transfer_batch_to_device(
         self, batch: RawBatch, device: torch.device, dataloader_idx: int
     ) -> RawBatch:
-        """Lightning's hook: stored bytes travel, a quarter of what floats would be."""
+        """Lightning's hook: bytes travel, a quarter of what floats would be, if they have not yet."""
         del dataloader_idx
         return batch.to(device)
 
@@ -81,11 +83,13 @@ class ImageDataModule(LightningDataModule):
         self, *, epoch: int, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches that epoch (counted from 0) trains on, prepared."""
-        return (self.prepare(batch.to(device)) for batch in self._shuffled(lambda: epoch))
+        device = torch.device(device)
+        return (self.prepare(batch.to(device)) for batch in self._shuffled(lambda: epoch, device))
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches, prepared."""
-        return (self.prepare(batch.to(device)) for batch in self.val_dataloader())
+        device = torch.device(device)
+        return (self.prepare(batch.to(device)) for batch in self._in_order("val", device))
 
     def prepare(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Augment (training batches only), resize, normalise, mix.
@@ -113,10 +117,17 @@ class ImageDataModule(LightningDataModule):
         images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         if not self.config.normalize:
             return images_BCHW.div_(_BYTE)
-        mean_C11 = images_BCHW.new_tensor(self.dataset.mean)[:, None, None]
-        # A channel that never varies has nothing to scale.
-        std_C11 = images_BCHW.new_tensor([std or 1.0 for std in self.dataset.std])[:, None, None]
-        return images_BCHW.sub_(_BYTE * mean_C11).div_(_BYTE * std_C11)
+        mean_C11, std_C11 = self._scale(images_BCHW.device)
+        return images_BCHW.sub_(mean_C11).div_(std_C11)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel's bytes. Made once: copying Python's numbers waits for a GPU."""
+        if device not in self._scaling:
+            # A channel that never varies has nothing to scale.
+            known = (self.dataset.mean, [std or 1.0 for std in self.dataset.std])
+            mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in known)
+            self._scaling[device] = (mean_C[:, None, None].to(device), std_C[:, None, None].to(device))
+        return self._scaling[device]
 
     def _mix(self, images_BCHW: Tensor, labels_B: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         mixes = [
@@ -127,21 +138,16 @@ class ImageDataModule(LightningDataModule):
         mix, alpha = mixes[int(rng.integers(len(mixes)))]
         return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
 
-    def _shuffled(self, epoch: Callable[[], int]) -> ShuffledBatches:
-        return ShuffledBatches(
-            split=self.dataset.train,
-            batch_size=self.config.batch_size,
-            pin=self._pins(),
-            seed=self.seed,
-            epoch=epoch,
-        )
+    def _shuffled(self, epoch: Callable[[], int], device: torch.device) -> ShuffledBatches:
+        images = choose_supply(self.dataset, "train", device)
+        return ShuffledBatches(images=images, batch_size=self.config.batch_size, seed=self.seed, epoch=epoch)
 
-    def _in_order(self, split: Split) -> Batches:
-        size = _VALIDATION_BATCH_FACTOR * self.config.batch_size
-        return Batches(split=split, batch_size=size, pin=self._pins())
+    def _in_order(self, part: Part, device: torch.device) -> Batches:
+        images = choose_supply(self.dataset, part, device)
+        return Batches(images=images, batch_size=_VALIDATION_BATCH_FACTOR * self.config.batch_size)
 
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch
 
-    def _pins(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device

@@ -115,12 +115,13 @@ def strengths(
 def _affine(images_BCHW: Tensor, rows: Sequence[Sequence[Tensor | float]], by_B: Tensor) -> Tensor:
     """Sample the nearest pixel at ``rows @ (x, y, 1)``, counted from the image's centre; outside is black."""
     height, width = images_BCHW.shape[-2:]
-    matrices_B23 = torch.stack([torch.stack([by_B * 0 + cell for cell in row], -1) for row in rows], 1)
-    # affine_grid counts in half sides.
-    half = by_B.new_tensor([width / 2, height / 2, 1])
-    grid_BHW2 = F.affine_grid(
-        matrices_B23 * half / half[:2, None], list(images_BCHW.shape), align_corners=False
-    )
+    # affine_grid counts in half sides. Python's numbers: to copy a tensor of them would wait for a GPU.
+    half = (width / 2, height / 2, 1.0)
+    cells_B = [
+        [(by_B * 0 + cell) * half[j] / half[i] for j, cell in enumerate(row)] for i, row in enumerate(rows)
+    ]
+    matrices_B23 = torch.stack([torch.stack(row, -1) for row in cells_B], 1)
+    grid_BHW2 = F.affine_grid(matrices_B23, list(images_BCHW.shape), align_corners=False)
     return F.grid_sample(images_BCHW.float(), grid_BHW2, mode="nearest", align_corners=False).byte()
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
@@ -53,9 +53,8 @@ _REFUSALS: Final = frozenset(
 #: and "forbidden", which a server says to every request until it is told this host's name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
-#: A tenth of the processor beside one trial that wants it all; the lowest priority (19) would be a
-#: hundredth, and the end of a search waits for this process on machines where others are busy.
-_NICENESS: Final = 10
+#: The lowest priority. Ray has its workers at 15, where a trial then has the larger part of a processor.
+_NICENESS: Final = 19
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -82,6 +81,9 @@ class Desk:
     def start(self) -> None:
         """Nothing has to be made ready; see :class:`.link.Shower`."""
 
+    def hurry(self) -> None:
+        """It is as fast as it is."""
+
     def close(self) -> None:
         """Nothing has to be ended."""
 
@@ -100,11 +102,10 @@ def _judged(*, hopeless: Remedy) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")
-        raise CallError(words, hopeless if final else Remedy.AGAIN) from error
+        raise CallError(_words(error), hopeless if final else Remedy.AGAIN) from error
 
 
 def is_final(error: Exception) -> bool:
@@ -118,6 +119,15 @@ def is_final(error: Exception) -> bool:
         return True
     # The network's, the disk's and the database's errors pass; any other is a fault of the call.
     return not isinstance(error, OSError | SQLAlchemyError)
+
+
+def _words(error: Exception) -> str:
+    """What happened, in a line: of a database's error its own words, not what SQLAlchemy puts around them."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError):
+        cause = cause.__cause__ or cause.__context__
+    said = str(error if cause is None else cause.orig)
+    return (said.strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Forwarder(QueueHandler):

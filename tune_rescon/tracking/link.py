@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Final, Protocol
@@ -41,6 +42,9 @@ class Shower(Protocol):
 
     def show(self, view: View) -> str:
         """Have MLflow show ``view``; the id of its run. May take long, and may raise :class:`.CallError`."""
+
+    def hurry(self) -> None:
+        """The search is over: nobody else needs the processor any more."""
 
     def close(self) -> None:
         """No more comes. A call that another thread is waiting for ends with an error."""
@@ -84,6 +88,12 @@ class DeskProcess:
             self._end()
             words = "no answer until the end" if self._closed else "the process that talks to MLflow died"
             raise CallError(words, Remedy.AGAIN) from error
+
+    def hurry(self) -> None:
+        """Give the process the driver's own priority, where that may be done (by root alone, as a rule)."""
+        with self._lock, suppress(OSError):
+            if self._process is not None:
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0))
 
     def close(self) -> None:
         """End the process, in whatever call it is."""

@@ -20,7 +20,6 @@ from tune_rescon.tracking.backlog import Backlog
 from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.link import DeskProcess, Shower
-from tune_rescon.tracking.uri import local_file
 from tune_rescon.tracking.views import RunView, View
 
 __all__ = ["MlflowWriter", "mlflow_writer"]
@@ -37,9 +36,9 @@ LAST_CALL: Final = 5.0
 #: Seconds for which the view of a run that goes on is held back: what comes in them is one request.
 SETTLE: Final = 0.5
 
-#: Rest after a call to a server while the search runs, as a multiple of what the call took. A server may
-#: share its machine with the trials, and one that is far away has others to serve.
-REST: Final = 3.0
+#: Rest after a call while the search runs, as a multiple of what the call took. A server may share its
+#: machine with the trials, a database its disk with the record, and one that is far away has others to serve.
+REST: Final = 2.0
 
 
 @contextmanager
@@ -62,7 +61,6 @@ class MlflowWriter:
         """Describe the store; :meth:`start` begins. ``open_desk`` makes whoever makes the calls."""
         self._uri = destination.uri
         self._desk = open_desk(destination)
-        self._rest = REST if local_file(destination.uri) is None else 0.0
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._known: set[int] = set()
@@ -108,6 +106,7 @@ class MlflowWriter:
         """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
         self._backlog.close()
         self._hurry.set()
+        self._desk.hurry()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)
@@ -137,7 +136,7 @@ class MlflowWriter:
                 self._refused += updates
             self._backlog.done(view, updates)
             self._trouble, pause = "", FIRST_PAUSE
-            self._hurry.wait(self._rest * (time.monotonic() - began))
+            self._hurry.wait(REST * (time.monotonic() - began))
 
     def _pause(self, seconds: float, error: CallError) -> float:
         """Wait before the next try; how long to wait after that."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tune_rescon.data import ImageDataModule, ImageDataset
+from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
 from tune_rescon.training import notes
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
@@ -50,8 +51,9 @@ class Attempt:
         """Train from the start given to the end.
 
         Returns:
-            None at the end. Where the memory was too small: the number of micro-batches to try next. By then
-            nothing refers to the network and its optimiser but cycles, which a garbage collection frees.
+            None at the end. Where the memory was too small: the number of micro-batches to try next, the same
+            once more if the dataset's images were on the device and no longer are. By then nothing refers to
+            the network and its optimiser but cycles, which a garbage collection frees.
 
         Raises:
             torch.OutOfMemoryError: smaller micro-batches are no use.
@@ -99,6 +101,8 @@ class Attempt:
             raise error
         count = self.start.record.micro_batches
         more = twice_as_many(count, images=self.batch_images)
+        if more is None and release(self.placement.device):
+            return count
         if more is None:
             tried = f"a batch of {self.batch_images} images" + (
                 f" in {count} micro-batches" if count > 1 else ""

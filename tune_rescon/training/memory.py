@@ -1,15 +1,16 @@
-"""Memory: how much of a device's a trial took, whether it was too small, and what trials before have left."""
+"""Memory: how much there is, what a trial took, whether it was too small, and what trials have left."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Final
 
 import torch
 from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
-__all__ = ["count_peak", "peak_memory_mb", "ran_out_of_memory", "release_memory"]
+__all__ = ["available_memory", "count_peak", "peak_memory_mb", "ran_out_of_memory", "release_memory"]
 
 #: torch's allocator raises OutOfMemoryError. What allocates beside it (the driver, cuBLAS, cuDNN before and
 #: since version 9, torch's own allocator on a CPU) raises a RuntimeError that can be known by its words only.
@@ -61,3 +62,11 @@ def peak_memory_mb(device: torch.device) -> float | None:
     Other processes on the device, trials that share it among them, are not in it.
     """
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes this process has or could have on ``device``, which is not what its neighbours there hold."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -11,8 +11,10 @@ __all__ = [
     "checkpoint_unwritten",
     "damaged",
     "ignore",
+    "known_too_large",
     "smaller",
     "uncompiled",
+    "without_images",
 ]
 
 OnNote = Callable[[str], None]
@@ -33,6 +35,30 @@ def smaller(images: int, *, before: int, after: int) -> str:
     """
     return f"ran out of memory at {_each(images, before)} images; going on in {after} micro-batches of " + (
         _each(images, after)
+    )
+
+
+def without_images(images: int, *, pieces: int) -> str:
+    """The smallest micro-batches of a batch did not fit beside the dataset's images, which are let go of.
+
+    >>> without_images(128, pieces=16)
+    'ran out of memory at 8 images; going on with the dataset no longer on the device'
+    """
+    return (
+        f"ran out of memory at {_each(images, pieces)} images; "
+        "going on with the dataset no longer on the device"
+    )
+
+
+def known_too_large(images: int, *, pieces: int) -> str:
+    """Larger micro-batches of this network have run out of this device's memory before.
+
+    >>> known_too_large(128, pieces=2)
+    'batches of 128 images are too large for the memory, as was found before; 2 micro-batches of 64'
+    """
+    return (
+        f"batches of {images} images are too large for the memory, as was found before; "
+        f"{pieces} micro-batches of {_each(images, pieces)}"
     )
 
 

@@ -16,11 +16,12 @@ from tune_rescon.training.attempt import Attempt
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.memory import release_memory
 from tune_rescon.training.notes import OnNote
+from tune_rescon.training.overruns import Shape
 from tune_rescon.training.placement import place
 from tune_rescon.training.randomness import own_generator
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
-from tune_rescon.training.start import find_start
+from tune_rescon.training.start import Start, find_start
 
 __all__ = ["train_trial"]
 
@@ -40,6 +41,7 @@ def train_trial(
     threads: int | None = None,
     metric: str = "val_accuracy",
     mode: str = "max",
+    overruns: Path | None = None,
 ) -> None:
     """Train ``config`` for ``epochs`` epochs, going on from ``checkpoint_dir`` if it holds a checkpoint.
 
@@ -52,7 +54,8 @@ def train_trial(
 
     - The device's memory is too small for a step: the trial goes on from its last checkpoint with half the
       micro-batch and the gradients of two added up (:mod:`tune_rescon.training.microbatches`), and half of
-      that, down to 8 images. Without a checkpoint it trains the epochs again, but reports none twice.
+      that, down to 8 images. Without a checkpoint it trains the epochs again, but reports none twice. With a
+      file of ``overruns``, the next trial of that network on that device starts with what did fit.
     - A file cannot be written: the one before stays, and the next epoch tries again.
     - A checkpoint is damaged: training goes on from the one before, else from the start.
 
@@ -68,6 +71,7 @@ def train_trial(
         threads: CPU threads torch may use meanwhile; None leaves them.
         metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds.
         mode: see ``metric``.
+        overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
 
     Raises:
         ConfigError: ``metric`` is not an objective, or ``mode`` is no mode.
@@ -84,6 +88,12 @@ def train_trial(
     start = find_start(record, folder, on_note)
     report = _each_once(on_epoch)
     release_memory()  # of this process's trials before, which would count as this one's need
+    images = min(config.batch_size, len(dataset.train))
+    shape = Shape.of(spec, placement, overruns)
+    if not start.record.history and (known := shape.pieces(images)) > 1:
+        # One that goes on keeps its micro-batches: batch norm would see the difference.
+        start = _in_pieces(start, known)
+        on_note(notes.known_too_large(images, pieces=known))
     while len(start.record.history) < epochs:
         attempt = Attempt(
             start=start, dataset=dataset, placement=placement, folder=folder, metric=metric, mode=mode
@@ -93,9 +103,17 @@ def train_trial(
         if pieces is None:
             return
         release_memory()  # the attempt's network and optimiser
-        on_note(notes.smaller(attempt.batch_images, before=start.record.micro_batches, after=pieces))
-        start = find_start(record, folder, on_note)
-        start = dataclasses.replace(start, record=dataclasses.replace(start.record, micro_batches=pieces))
+        before = start.record.micro_batches
+        if pieces == before:
+            on_note(notes.without_images(images, pieces=pieces))
+        else:
+            shape.ran_out(images, before)
+            on_note(notes.smaller(images, before=before, after=pieces))
+        start = _in_pieces(find_start(record, folder, on_note), pieces)
+
+
+def _in_pieces(start: Start, micro_batches: int) -> Start:
+    return dataclasses.replace(start, record=dataclasses.replace(start.record, micro_batches=micro_batches))
 
 
 def _each_once(on_epoch: OnEpoch) -> OnEpoch:

@@ -21,6 +21,21 @@ __all__ = ["TrackingListener", "closing_metrics"]
 #: A parameter a trial does not have: MLflow's parallel coordinates drop runs that lack one.
 INACTIVE: Final = "none"
 
+#: Fixed values that each trial's run shows too: what searches on one dataset, side by side in MLflow, are
+#: told apart by. All of them are in ``space.yaml``, which the search's run holds.
+SHOWN_FIXED: Final = frozenset(
+    {
+        "batch_size",
+        "depth",
+        "image_size",
+        "layout",
+        "learning_rate",
+        "optimizer",
+        "preset",
+        "width",
+    }
+)
+
 
 class TrackingListener:
     """A :class:`.SearchListener` that leaves each trial's newest view with the writer."""
@@ -35,6 +50,7 @@ class TrackingListener:
         self._writer = writer
         self._record = record
         self._space = pricing.space
+        self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
         self._pricing = pricing
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
@@ -71,7 +87,7 @@ class TrackingListener:
         return RunView(
             number=trial.number,
             state=trial.state.value,
-            params={name: _word(value) for name, value in {**self._space.fixed, **chosen}.items()},
+            params={name: _word(value) for name, value in {**self._fixed, **chosen}.items()},
             # A peak only grows: what it came to is among the closing figures.
             history={name: series for name, series in trial.history.items() if name != PEAK_MEMORY},
             times_ms=trial.times_ms,

@@ -90,6 +90,17 @@ def test_what_the_user_should_know_is_reported_as_a_note(
     assert _epochs(epochs) == [1]
 
 
+def test_the_nodes_next_trial_does_not_run_out_again(
+    run: Run, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _memory(monkeypatch, 16)
+    run(dataclasses.replace(task, epochs=1))
+    second = dataclasses.replace(task, number=8, epochs=1, checkpoint_dir=str(tmp_path / "second"))
+    note, *_ = run(second)
+    start = "batches of 32 images are too large for the memory, as was found before; 2 micro-batches of 16"
+    assert note == {"number": 8, "note": start}
+
+
 def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,9 @@ __all__ = ["TrialTask", "run_trial"]
 #: The files of a trial that are kept where the storage is a URL, in the order they are written.
 _KEPT: Final = ("best.ckpt", "last.ckpt")
 
+#: What ran out of memory on this node, beside its decoded images.
+_OVERRUNS: Final = "out_of_memory.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
@@ -120,6 +123,7 @@ def _train(task: TrialTask) -> None:
             threads=task.threads,
             metric=task.metric,
             mode=task.mode,
+            overruns=Path(task.cache_root) / _OVERRUNS,
         )
 
 

@@ -19,6 +19,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, usable
+from tune_rescon.tuning.reading.connections import StudyConnections
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.search import Place
 from tune_rescon.tuning.reading.snapshot import database_file
@@ -78,7 +79,10 @@ def _here(place: Place) -> list[SearchOverview]:
     assert isinstance(place.storage, Path)
     storage = place.storage.resolve()
     names = sorted(path.parent.name for path in storage.glob("*/space.yaml"))
-    return [_overview(SearchFolder(storage=storage, name=name), place.study_url, None) for name in names]
+    studies = StudyConnections()
+    return [
+        _overview(SearchFolder(storage=storage, name=name), studies, place.study_url, None) for name in names
+    ]
 
 
 def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
@@ -86,13 +90,14 @@ def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
     with usable(storage):
         names = root.folders_with("space.yaml")
     files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+    studies = StudyConnections()
 
     def look(name: str) -> SearchOverview:
         try:
             folder = find_search(storage, name, cache_root=place.cache_root, where="--list", files=files)
             # With a database of its own, the lease is there too.
             lease = None if place.study_url else root.folder(f"{name}/lease")
-            return _overview(folder, place.study_url, lease)
+            return _overview(folder, studies, place.study_url, lease)
         except StorageError as error:
             return SearchOverview(name=name, problem=str(error))
 
@@ -100,30 +105,29 @@ def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
         return list(pool.map(look, names))
 
 
-def _overview(folder: SearchFolder, study_url: str | None, lease: RemoteFolder | None) -> SearchOverview:
+def _overview(
+    folder: SearchFolder, studies: StudyConnections, study_url: str | None, lease: RemoteFolder | None
+) -> SearchOverview:
     """One search's line; ``lease`` is where its lease is kept, if that is not in the study."""
     seen = SearchOverview(name=folder.name)
     try:
         goal = load_goal(folder.space_yaml)
         seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
-        return _read(seen, goal, study_url or folder.study_url, lease)
+        return _read(seen, goal, studies, study_url or folder.study_url, lease)
     except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         return replace(seen, problem=str(error).partition("\n")[0])
 
 
-def _read(seen: SearchOverview, goal: Goal, url: str, lease: RemoteFolder | None) -> SearchOverview:
-    database = database_file(url)
-    engine = sqlalchemy.create_engine(_reading(url, database))
-    try:
-        with engine.connect() as connection:
-            study = _study_id(connection, seen.name)
-            attributes = _attributes(connection, study)
-            states = _states(connection, study)
-            best = _best(_last_values(connection, study), maximize=goal.metric.mode == "max")
-            changed = _changed(connection, study)
-    finally:
-        engine.dispose()
-    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), database)
+def _read(
+    seen: SearchOverview, goal: Goal, studies: StudyConnections, url: str, lease: RemoteFolder | None
+) -> SearchOverview:
+    with studies.connect(url) as connection:
+        study = _study_id(connection, seen.name)
+        attributes = _attributes(connection, study)
+        states = _states(connection, study)
+        best = _best(_last_values(connection, study), maximize=goal.metric.mode == "max")
+        changed = _changed(connection, study)
+    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), database_file(url))
     ended = sum(state.is_final for state in states)
     outcome = attributes.get("outcome") or {}
     state = search_state(
@@ -133,11 +137,6 @@ def _read(seen: SearchOverview, goal: Goal, url: str, lease: RemoteFolder | None
         total=seen.total,
     )
     return replace(seen, state=state, best=best, ended=ended, changed=changed)
-
-
-def _reading(url: str, database: Path | None) -> str:
-    # A URI, which makes no file where there is none.
-    return url if database is None else f"sqlite:///{database.absolute().as_uri()}?mode=rw&uri=true"
 
 
 def _study_id(connection: Connection, name: str) -> int:

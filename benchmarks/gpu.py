@@ -1,0 +1,189 @@
+"""Figures for the GPU this machine has; says so, and exits 0, where it has none (``make gpu-check``).
+
+Needs torch (2.11 or newer), torchvision and pytorch-lightning, nothing else of what the package installs.
+Prints
+
+- the training step against the port's way (benchmarks/step.py), its memory and how long the first one took;
+- the share of the device's measured peaks that the step reaches (benchmarks/roofline.py);
+- what a step waits for its images, which are random here;
+- test accuracy against the wall clock on real images, if it is given some.
+
+About six minutes with images::
+
+    python benchmarks/gpu.py --images cifar10-jpeg.zip [--minutes 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accuracy import show_training
+from roofline import Peaks, measure_peaks, training_bytes, training_flops, wait
+from step import Speed, alternate, hardware, plain_step
+from waiting import Case, show_images
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import resolve_network
+from tune_rescon.training import build_step
+from tune_rescon.training.memory import ran_out_of_memory
+from tune_rescon.training.placement import place
+
+#: Preset and batch size: the 32-pixel network and the 224-pixel ones, at batches that keep a GPU busy.
+CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
+
+#: What the ratio should be.
+TARGET = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA GPU that torch can use: nothing to check")
+        return
+    started = time.perf_counter()
+    print(f"{hardware(options.device)}, Lightning {version('pytorch-lightning')}")
+    peaks = show_peaks(options)
+    for case in options.cases:
+        show_step(case, peaks, options)
+    show_images(options.cases[0], options.device, rounds=options.rounds)
+    if options.images is None:
+        print("\nno --images: nothing was trained")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            show_training(
+                options.cases[0], options.images, options.device, 60 * options.minutes, Path(folder)
+            )
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--images", type=Path, help="CIFAR-10: a folder or .zip with train/ and test/CLASS/*.jpg"
+    )
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training on them")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
+    parser.add_argument("--cases", nargs="+", type=Case.parse, default=[Case.parse(case) for case in CASES])
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one round of one step")
+    parser.add_argument("--matrix", type=int, default=8192, help="side of the matrices multiplied")
+    parser.add_argument("--copy", type=float, default=2.0, help="GiB copied within the device")
+    return parser.parse_args(argv)
+
+
+def show_peaks(options: argparse.Namespace) -> Peaks:
+    peaks = measure_peaks(options.device, side=options.matrix, copy_bytes=int(options.copy * 2**30))
+    products = ", ".join(f"{name} {flops / 1e12:.1f}" for name, flops in peaks.flops.items())
+    print(f"\npeaks: products of matrices of {options.matrix} x {options.matrix} in TFLOP/s: {products};")
+    print(f"a copy within the device {peaks.bandwidth / 1e9:.0f} GB/s, read and written; medians of 20")
+    return peaks
+
+
+def show_step(case: Case, peaks: Peaks, options: argparse.Namespace) -> None:
+    """Both steps of one network; with half the batch where the memory is too small for either."""
+    try:
+        speed = measure_step(case, options)
+    except RuntimeError as error:
+        if not ran_out_of_memory(error) or case.batch_size < 2:
+            raise
+        print(f"\n{case.preset}: a batch of {case.batch_size} images does not fit for both; half of it")
+    else:
+        show_roofline(case, speed, peaks, options.device)
+        return
+    # Here, not in the handler: the exception holds what did not fit.
+    free(options.device)
+    show_step(replace(case, batch_size=case.batch_size // 2), peaks, options)
+
+
+def measure_step(case: Case, options: argparse.Namespace) -> Speed:
+    """Print speeds, ratio and memory; our speed."""
+    makers: dict[str, Callable[..., Callable[[], object]]] = {
+        "tune_rescon": build_step,
+        "plain eager": plain_step,
+    }
+    if options.device == "cuda":
+        makers["plain fp32"] = strict_step
+    steps, notes = {}, []
+    for name, make in makers.items():
+        before, first, peak, steps[name] = begin(make, case, options.device)
+        memory = f", {(peak - before) / 2**30:.2f} GiB at most" if peak else ""
+        notes.append(f"  {name:12} first step {first:.1f} s{memory}")
+    speeds = alternate(
+        steps,
+        batch_size=case.batch_size,
+        device=options.device,
+        rounds=options.rounds,
+        seconds=options.seconds,
+    )
+    rounds = f"{options.rounds} rounds of about {options.seconds:g} s"
+    print(f"\n{case.preset}, batch {case.batch_size}, n = {rounds}")
+    ours = speeds["tune_rescon"]
+    for name, speed in speeds.items():
+        print(f"  {name:12} {speed}{'' if speed is ours else f'; ratio {ours.median / speed.median:.2f}'}")
+    # The last of them has the fp32 that the target names.
+    ratio = ours.median / speeds[name].median
+    print(f"  target       {TARGET:g} times {name}: {'met' if ratio >= TARGET else 'MISSED'}")
+    print("\n".join(notes), flush=True)
+    return ours
+
+
+def strict_step(preset: str, *, batch_size: int, device: str) -> Callable[[], object]:
+    """The plain step without the TF32 that torch's defaults let cuDNN's convolutions use."""
+    step = plain_step(preset, batch_size=batch_size, device=device)
+
+    def strict() -> object:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return step()
+
+    return strict
+
+
+def begin(
+    make: Callable[..., Callable[[], object]], case: Case, device: str
+) -> tuple[int, float, int, Callable[[], object]]:
+    """Build and run a step: bytes before, seconds of the first (compiling, trying kernels), the peak, it."""
+    free(device)
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    step = make(case.preset, batch_size=case.batch_size, device=device)
+    wait(device)
+    started = time.perf_counter()
+    step()
+    wait(device)
+    first = time.perf_counter() - started
+    if device == "cuda":
+        # What the autotuner tried in the first step is not what training needs.
+        torch.cuda.reset_peak_memory_stats()
+    step()
+    wait(device)
+    return before, first, torch.cuda.max_memory_allocated() if device == "cuda" else 0, step
+
+
+def free(device: str) -> None:
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def show_roofline(case: Case, speed: Speed, peaks: Peaks, device: str) -> None:
+    placement = place(device, precision="auto")
+    spec = resolve_network(TrialConfig(preset=case.preset), classes=10, in_channels=3)
+    flops = training_flops(spec) * speed.median
+    moved = training_bytes(spec, element=2 if placement.precision == "bf16" else 4) * speed.median
+    peak = peaks.flops[placement.precision]
+    print(
+        f"  roofline     {flops / 1e12:.2f} TFLOP/s, {flops / peak:.1%} of {placement.precision}'s peak;"
+        f" about {moved / 1e9:.0f} GB/s moved, {moved / peaks.bandwidth:.0%} of the bandwidth",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

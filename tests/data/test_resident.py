@@ -1,0 +1,140 @@
+"""Images on the device: a device is played by the CPU, which here has a memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import ImageDataModule, ImageDataset, resident
+from tune_rescon.data.resident import choose_supply, fits, release
+from tune_rescon.data.supply import Ahead, Mapped, Resident
+
+MakeFolder = Callable[..., Path]
+OpenFolder = Callable[..., ImageDataset]
+
+DEVICE = torch.device("cpu")
+#: 24 training images of 16 x 16 x 3.
+TRAIN_BYTES = 24 * 16 * 16 * 3
+
+
+@pytest.fixture
+def dataset(make_folder: MakeFolder, open_folder: OpenFolder) -> ImageDataset:
+    return open_folder(make_folder({"train/a": 12, "train/b": 12, "val/a": 3, "test/b": 5}))
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """``device["free"]`` is its memory."""
+    memory = {"free": 8 * TRAIN_BYTES}
+    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(resident, "free_memory", lambda _: memory["free"])
+    monkeypatch.setattr(resident, "_held", {})
+    return memory
+
+
+def test_a_cpu_reads_the_mapped_cache(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert choose_supply(dataset, "train", DEVICE) == Mapped(split=dataset.train)
+    assert resident._held == {}
+
+
+def test_a_device_holds_what_fits_and_is_copied_to_ahead_otherwise(
+    dataset: ImageDataset, device: dict[str, int]
+) -> None:
+    assert isinstance(choose_supply(dataset, "train", DEVICE), Resident)
+    device["free"] -= 1
+    resident._held.clear()
+    assert choose_supply(dataset, "train", DEVICE) == Ahead(split=dataset.train, device=DEVICE)
+    assert isinstance(choose_supply(dataset, "val", DEVICE), Resident)  # smaller
+
+
+@pytest.mark.parametrize("needed", [1, 1000, 10**12])
+def test_the_rule_leaves_seven_eighths(needed: int) -> None:
+    assert fits(needed, 8 * needed)
+    assert not fits(needed, 8 * needed - 1)
+
+
+def test_the_next_trial_finds_the_copy_whatever_is_free_by_then(
+    dataset: ImageDataset, device: dict[str, int]
+) -> None:
+    first = choose_supply(dataset, "train", DEVICE)
+    device["free"] = 0
+    assert choose_supply(dataset, "train", DEVICE) is first
+
+
+def test_the_same_images_opened_again_are_the_same_copy(
+    dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
+) -> None:
+    again = open_folder(tmp_path / "images")
+    assert again is not dataset
+    assert choose_supply(again, "train", DEVICE) is choose_supply(dataset, "train", DEVICE)
+
+
+def test_another_dataset_takes_the_place(
+    dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
+) -> None:
+    first = choose_supply(dataset, "train", DEVICE)
+    other = open_folder(tmp_path / "images", limit=8)
+    choose_supply(other, "train", DEVICE)
+    assert [held.digest for held in resident._held.values()] == [other.digest]
+    assert choose_supply(dataset, "train", DEVICE) is not first
+
+
+def test_what_was_released_stays_away_until_another_dataset_came(
+    dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
+) -> None:
+    assert release(DEVICE) is False
+    choose_supply(dataset, "train", DEVICE)
+    assert release(DEVICE) is True
+    assert release(DEVICE) is False
+    for part in ("train", "val"):
+        assert isinstance(choose_supply(dataset, part, DEVICE), Ahead)
+    assert isinstance(choose_supply(open_folder(tmp_path / "images", limit=8), "train", DEVICE), Resident)
+    assert isinstance(choose_supply(dataset, "train", DEVICE), Resident)
+
+
+def test_a_memory_that_filled_meanwhile_is_not_tried_again(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    tried: list[int] = []
+    monkeypatch.setattr(resident, "_upload", full)
+    for _ in range(2):
+        assert isinstance(choose_supply(dataset, "train", DEVICE), Ahead)
+    assert tried == [1]
+
+
+def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
+    held = choose_supply(dataset, "train", DEVICE)
+    assert isinstance(held, Resident)
+    assert torch.equal(held.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
+    assert torch.equal(held.labels_N, torch.from_numpy(dataset.train.labels_N))
+
+
+@pytest.mark.parametrize("free", [8 * TRAIN_BYTES, 0], ids=["resident", "ahead"])
+def test_a_trials_batches_are_those_of_the_cpu_to_the_last_bit(
+    dataset: ImageDataset, device: dict[str, int], monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    settings: dict[str, Any] = {"crop_padding": 2, "augment": "randaugment", "mixup": 0.2, "cutmix": 1.0}
+    config = TrialConfig(batch_size=8, **settings)
+
+    def batches() -> list[torch.Tensor]:
+        module = ImageDataModule(dataset, config, image_size=24, seed=3)
+        pairs = [*module.train_batches(epoch=2), *module.val_batches()]
+        return [tensor for pair in pairs for tensor in pair]
+
+    device["free"] = free
+    found = batches()
+    assert bool(resident._held[DEVICE].splits) is bool(free)
+    monkeypatch.undo()
+    for mine, expected in zip(found, batches(), strict=True):
+        assert torch.equal(mine, expected)

@@ -1,0 +1,116 @@
+"""Wherever the images come from, the batches are the same; what is made ahead is made by another thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.data import Split
+from tune_rescon.data.supply import Ahead, Mapped, Resident, Supply, made_ahead
+
+CPU = torch.device("cpu")
+
+
+def split_of(images: int) -> Split:
+    """Every second image of a cache of noise, in no order."""
+    rng = np.random.default_rng(images)
+    rows = rng.permutation(2 * images)[:images]
+    pixels = rng.integers(0, 256, (2 * images, 4, 4, 3), dtype=np.uint8)
+    return Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 5)
+
+
+def supplies(split: Split) -> list[Supply]:
+    images_NHWC, labels_N = split.gather(np.arange(len(split)))
+    resident = Resident(images_NHWC=torch.from_numpy(images_NHWC), labels_N=torch.from_numpy(labels_N))
+    return [Mapped(split=split), Ahead(split=split, device=CPU), resident]
+
+
+@given(images=st.integers(1, 40), batch_size=st.integers(1, 50), used=st.floats(0, 1))
+def test_all_give_the_same_batches(images: int, batch_size: int, used: float) -> None:
+    split = split_of(images)
+    order = np.random.default_rng(1).permutation(images)[: round(used * images)]
+    images_BHWC, labels_B = split.gather(order)
+    for supply in supplies(split):
+        assert len(supply) == images
+        pairs = list(supply.walk(order, batch_size))
+        assert [len(labels) for _, labels in pairs] == [
+            min(batch_size, len(order) - start) for start in range(0, len(order), batch_size)
+        ]
+        if pairs:
+            assert torch.equal(torch.cat([pair[0] for pair in pairs]), torch.from_numpy(images_BHWC))
+            assert torch.equal(torch.cat([pair[1] for pair in pairs]), torch.from_numpy(labels_B))
+
+
+@pytest.mark.parametrize("supply", supplies(split_of(8)), ids=["mapped", "ahead", "resident"])
+def test_a_batch_is_a_copy(supply: Supply) -> None:
+    order = np.arange(8)
+    first, _ = next(supply.walk(order, 4))
+    first.zero_()
+    again, _ = next(supply.walk(order, 4))
+    assert again.any()
+
+
+def batch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def numbers(made: list[int], *, fails_at: int | None = None) -> Iterator[Callable[[], int]]:
+    def make(number: int) -> int:
+        if number == fails_at:
+            raise OSError("the disk is gone")
+        made.append(number)
+        return number
+
+    return (lambda number=number: make(number) for number in range(10))  # type: ignore[misc]
+
+
+def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
+    made_by: list[str] = []
+    third = threading.Event()
+
+    def make(number: int) -> int:
+        made_by.append(threading.current_thread().name)
+        if number == 2:
+            third.set()
+        return number
+
+    ahead = made_ahead((lambda number=number: make(number) for number in range(10)), depth=2)  # type: ignore[misc]
+    assert next(ahead) == 0
+    assert third.wait(1), "nothing is made until it is asked for"
+    assert list(ahead) == list(range(1, 10))
+    assert {name.startswith("batches") for name in made_by} == {True}
+    assert batch_threads() == []
+
+
+def test_no_more_is_made_than_the_depth_allows() -> None:
+    made: list[int] = []
+    ahead = made_ahead(numbers(made), depth=2)
+    for asked in range(5):
+        assert next(ahead) == asked
+        assert max(made) <= asked + 2
+    ahead.close()
+    assert max(made) <= 6
+    assert batch_threads() == []
+
+
+def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
+    made: list[int] = []
+    ahead = made_ahead(numbers(made, fails_at=3), depth=2)
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+    assert batch_threads() == []
+
+
+def test_a_pass_that_is_given_up_leaves_no_thread() -> None:
+    walk = Ahead(split=split_of(40), device=CPU).walk(np.arange(40), 4)
+    next(walk)
+    assert len(batch_threads()) == 1
+    del walk
+    assert batch_threads() == []

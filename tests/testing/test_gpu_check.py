@@ -1,0 +1,122 @@
+"""``make gpu-check``, tried on a CPU: it runs with torch, torchvision and pytorch-lightning alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from roofline import training_bytes, training_flops
+from waiting import Case
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import resolve_network
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What else the package installs; importing any of it fails, as where it is not.
+ABSENT = (
+    "click",
+    "cmaes",
+    "joblib",
+    "mlflow",
+    "optuna",
+    "plotly",
+    "psutil",
+    "pydantic",
+    "ray",
+    "ruamel",
+    "sqlalchemy",
+)
+
+#: Also as if the package itself were not installed, only its source there.
+BARE = f"""
+import importlib.metadata, runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+def version(name, known=importlib.metadata.version):
+    if name == "tune_rescon":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+
+sys.meta_path.insert(0, Absent())
+importlib.metadata.version = version
+sys.path[:0] = [{str(ROOT / "benchmarks")!r}, {str(ROOT)!r}]
+runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
+"""
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-c", BARE, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests have the other cores
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 3)):
+        for name in ("a", "b"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.torch
+def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> None:
+    small = "--device cpu --cases cifar_attention56:4 --rounds 2 --seconds 0.05 --matrix 64 --copy 0.01"
+    told = run(*small.split(), "--minutes", "0.02", "--images", str(images))
+    assert "cifar_attention56, batch 4, n = 2 rounds" in told
+    assert re.search(r"plain eager +\d.* images/s .*; ratio \d+\.\d\d\n", told)
+    assert re.search(r"roofline .* TFLOP/s, \d.*% of fp32's peak; about \d+ GB/s moved", told)
+    assert re.search(r"% of the time is the images'", told)
+    epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", told, flags=re.MULTILINE)
+    # How many fit into a second, and whether the estimate holds, is the machine's affair.
+    planned = re.search(r"one cosine over (\d+) epochs", told)
+    assert planned is not None
+    assert [int(epoch) for epoch, _ in epochs] == list(range(1, len(epochs) + 1))
+    assert epochs
+    assert ("ended before the schedule" in told) is (len(epochs) < int(planned[1]))
+    assert "on 16 images" in told
+    assert "judged by 6 test images" in told
+
+
+@pytest.mark.torch
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run() == "no CUDA GPU that torch can use: nothing to check\n"
+
+
+def test_a_step_is_three_times_two_operations_for_each_multiply_add() -> None:
+    spec = resolve_network(TrialConfig(preset="rescon_attention92_32"), classes=10, in_channels=3)
+    assert training_flops(spec) == 6 * 1_089_185_792
+
+
+def test_bytes_grow_with_the_pixels_and_the_format() -> None:
+    specs = [
+        resolve_network(TrialConfig(preset="cifar_attention56", image_size=size), classes=10, in_channels=3)
+        for size in (32, 64)
+    ]
+    small, large = (training_bytes(spec, element=2) for spec in specs)
+    assert large == 4 * small
+    assert training_bytes(specs[0], element=4) == 2 * small
+    stem = 3 * (3 + 16) * 32**2
+    assert small > 2 * stem
+
+
+def test_a_case_is_a_preset_and_a_batch() -> None:
+    assert Case.parse("attention56:64") == Case(preset="attention56", batch_size=64)

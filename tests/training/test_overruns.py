@@ -1,0 +1,135 @@
+"""What ran out of memory: what follows from it, and the file that the trials of a node share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import NetworkSpec, resolve_network
+from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_piece
+from tune_rescon.training.overruns import Overrun, OverrunFile, merged, shape_key, starting_pieces
+from tune_rescon.training.placement import Placement
+
+OVERRUNS = st.builds(Overrun, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
+
+
+@given(images=st.integers(1, 1000), available=st.integers(1, 100), known=st.lists(OVERRUNS, max_size=5))
+def test_the_start_is_the_largest_that_is_not_known_to_fail(
+    images: int, available: int, known: list[Overrun]
+) -> None:
+    def fails(count: int) -> bool:
+        largest = -(-images // count)
+        return any(one.images <= largest and one.available >= 0.95 * available for one in known)
+
+    count = starting_pieces(images, available, known)
+    assert images // count >= min(images, SMALLEST_MICRO_BATCH)
+    assert not fails(count) or images // count == smallest_piece(images)
+    assert all(fails(2**power) for power in range(count.bit_length() - 1))
+    assert count == 2 ** (count.bit_length() - 1)
+
+
+@given(known=st.lists(OVERRUNS, max_size=8), images=st.integers(1, 400), available=st.integers(1, 100))
+def test_forgetting_what_another_says_changes_no_start(
+    known: list[Overrun], images: int, available: int
+) -> None:
+    kept: list[Overrun] = []
+    for one in known:
+        kept = merged(kept, one)
+    assert starting_pieces(images, available, kept) == starting_pieces(images, available, known)
+    assert all(
+        not (a.images <= b.images and a.available >= b.available) for a in kept for b in kept if a is not b
+    )
+
+
+@pytest.fixture
+def spec() -> NetworkSpec:
+    return resolve_network(TrialConfig(layout="cifar", image_size=32), classes=10, in_channels=3)
+
+
+def test_a_shape_is_network_size_precision_and_device(
+    spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(spec: NetworkSpec, device: str = "cpu") -> str:
+        return shape_key(spec, Placement(device=torch.device(device), precision="fp32"))
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    others = [
+        key(dataclasses.replace(spec, image_size=48)),
+        key(dataclasses.replace(spec, stem_channels=spec.stem_channels + 1)),
+        key(spec, "cuda:0"),
+        key(spec, "cuda:1"),
+        shape_key(spec, Placement(device=torch.device("cpu"), precision="bf16")),
+    ]
+    assert len({key(spec), *others}) == 6
+    assert key(spec) == key(NetworkSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
+
+
+def test_a_file_remembers_by_shape(tmp_path: Path) -> None:
+    file = OverrunFile(tmp_path / "node" / "found.json")
+    assert file.known("a") == []
+    file.add("a", Overrun(images=64, available=10))
+    file.add("a", Overrun(images=32, available=5))
+    file.add("b", Overrun(images=16, available=10))
+    assert OverrunFile(tmp_path / "node" / "found.json").known("a") == [
+        Overrun(images=32, available=5),
+        Overrun(images=64, available=10),
+    ]
+    assert file.known("b") == [Overrun(images=16, available=10)]
+    assert not list(tmp_path.glob("node/*.partial"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"a": 3}', '{"a": [{"images": 3}]}', '{"a": ["x"]}', "\0"]
+)
+def test_a_damaged_file_knows_nothing_and_is_written_anew(tmp_path: Path, damage: str) -> None:
+    file = OverrunFile(tmp_path / "found.json")
+    (tmp_path / "found.json").write_text(damage)
+    assert file.known("a") == []
+    file.add("a", Overrun(images=64, available=10))
+    assert file.known("a") == [Overrun(images=64, available=10)]
+
+
+def test_a_file_that_cannot_be_written_is_said_and_costs_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "occupied").write_text("")
+    file = OverrunFile(tmp_path / "occupied" / "found.json")
+    file.add("a", Overrun(images=64, available=10))
+    assert file.known("a") == []
+    assert "could not be remembered" in caplog.text
+
+
+@pytest.mark.torch
+def test_several_processes_lose_nothing(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from tune_rescon.training.overruns import Overrun, OverrunFile
+file, mine = OverrunFile(Path(sys.argv[1])), sys.argv[2]
+print(flush=True)
+sys.stdin.readline()
+for number in range(20):
+    file.add(f"{mine} {number}", Overrun(images=64, available=number))
+    assert file.known(f"{mine} {number}") == [Overrun(images=64, available=number)]
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path / "found.json")]
+    writers = [
+        subprocess.Popen([*arguments, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    for writer in writers:
+        writer.communicate("\n")
+        assert writer.returncode == 0
+    assert len(json.loads((tmp_path / "found.json").read_text())) == 60
