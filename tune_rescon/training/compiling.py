@@ -1,8 +1,8 @@
 """torch.compile for a network in training, unit by unit.
 
 The residual unit is the region: units of one shape share their code, also with the next trial of this
-process, and inductor's cache on the node's disk keeps it for the next process. A whole network took five
-times as long to compile and ran no faster (benchmarks/NOTES.md). Modules keep their names, and copies of a
+process, and inductor's cache on the node's disk keeps it for the next process. A whole network took twice
+the time to compile and more, and ran no faster (benchmarks/NOTES.md). Modules keep their names, and copies of a
 network, as averages are, run uncompiled.
 """
 
