@@ -1,9 +1,9 @@
 """torch.compile for a network in training, unit by unit.
 
 The residual unit is the region: units of one shape share their code, also with the next trial of this
-process, and inductor's cache on the node's disk keeps it for the next process. A whole network took twice
-the time to compile and more, and ran no faster (benchmarks/NOTES.md). Modules keep their names, and copies of a
-network, as averages are, run uncompiled.
+process, and inductor's cache on the node's disk keeps it for the next process. A whole network took more
+than twice the time to compile, and ran no faster (benchmarks/NOTES.md). Modules keep their names, and copies
+of a network, as averages are, run uncompiled.
 """
 
 from __future__ import annotations
