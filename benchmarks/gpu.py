@@ -3,7 +3,8 @@
 Needs torch (2.11 or newer), torchvision and pytorch-lightning, nothing else of what the package installs.
 Prints
 
-- the training step against the port's way (benchmarks/step.py), its memory and how long the first one took;
+- the training step against the port's way (benchmarks/step.py), and by each of the ways that a space may ask
+  for (compiled, as CUDA graphs, with checkpointed activations), their memory and how long the first one took;
 - the share of the device's measured peaks that the step reaches (benchmarks/roofline.py);
 - what a step waits for its images, which are random here;
 - test accuracy against the wall clock on real images, if it is given some.
@@ -16,6 +17,7 @@ About six minutes with images::
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import tempfile
 import time
@@ -33,11 +35,19 @@ from waiting import Case, show_images
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import build_step
+from tune_rescon.training.compiling import compiler_trouble
 from tune_rescon.training.memory import ran_out_of_memory
 from tune_rescon.training.placement import place
 
 #: Preset and batch size: the 32-pixel network and the 224-pixel ones, at batches that keep a GPU busy.
 CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
+
+#: Ways to run our step that are not the default.
+WAYS: dict[str, dict[str, object]] = {
+    "compiled": {"compiling": "on"},
+    "graphs": {"compiling": "graphs"},
+    "checkpointed": {"checkpoint_activations": True},
+}
 
 #: What the ratio should be.
 TARGET = 5.0
@@ -72,6 +82,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training on them")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=[Case.parse(case) for case in CASES])
+    parser.add_argument(
+        "--ways",
+        nargs="*",
+        choices=WAYS,
+        help="besides the default one; without this: all on a GPU, none on a CPU",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--seconds", type=float, default=1.5, help="of one round of one step")
     parser.add_argument("--matrix", type=int, default=8192, help="side of the matrices multiplied")
@@ -107,13 +123,21 @@ def measure_step(case: Case, options: argparse.Namespace) -> Speed:
     """Print speeds, ratio and memory; our speed."""
     makers: dict[str, Callable[..., Callable[[], object]]] = {
         "tune_rescon": build_step,
+        **ways(options),
         "plain eager": plain_step,
     }
     if options.device == "cuda":
         makers["plain fp32"] = strict_step
     steps, notes = {}, []
     for name, make in makers.items():
-        before, first, peak, steps[name] = begin(make, case, options.device)
+        try:
+            before, first, peak, steps[name] = begin(make, case, options.device)
+        except Exception as error:
+            if name not in WAYS:
+                raise
+            # The others' figures are worth having all the same.
+            notes.append(f"  {name:12} could not be run: {str(error).strip().partition(chr(10))[0]}")
+            continue
         memory = f", {(peak - before) / 2**30:.2f} GiB at most" if peak else ""
         notes.append(f"  {name:12} first step {first:.1f} s{memory}")
     speeds = alternate(
@@ -133,6 +157,17 @@ def measure_step(case: Case, options: argparse.Namespace) -> Speed:
     print(f"  target       {TARGET:g} times {name}: {'met' if ratio >= TARGET else 'MISSED'}")
     print("\n".join(notes), flush=True)
     return ours
+
+
+def ways(options: argparse.Namespace) -> dict[str, Callable[..., Callable[[], object]]]:
+    """Makers of our step by the ways asked for; says which are impossible here."""
+    asked = options.ways if options.ways is not None else list(WAYS) if options.device == "cuda" else []
+    trouble = compiler_trouble(torch.device(options.device)) if {"compiled", "graphs"} & set(asked) else None
+    if trouble is not None:
+        # The step would run uncompiled, under a name that says it did not.
+        print(f"\nnothing can be compiled here: {trouble}")
+        asked = [name for name in asked if "compiling" not in WAYS[name]]
+    return {name: functools.partial(build_step, **WAYS[name]) for name in asked}
 
 
 def strict_step(preset: str, *, batch_size: int, device: str) -> Callable[[], object]:

@@ -140,12 +140,13 @@ def compare(
     rounds: int,
     seconds: float,
     precision: str = "auto",
+    compiling: str = "off",
     target: float | None = None,
 ) -> Row:
     """Print both speeds and their ratio; a row of it, which only a ``target`` gives a verdict."""
     makers: dict[str, Callable[[], Step]] = {
         "tune_rescon": functools.partial(
-            build_step, preset, batch_size=batch_size, device=device, precision=precision
+            build_step, preset, batch_size=batch_size, device=device, precision=precision, compiling=compiling
         ),
         "plain eager": functools.partial(plain_step, preset, batch_size=batch_size, device=device),
     }
@@ -156,7 +157,7 @@ def compare(
         }
         speeds = alternate(steps, batch_size=batch_size, device=device, rounds=rounds, seconds=seconds)
     ratio = speeds["tune_rescon"].times(speeds["plain eager"])
-    what = f"{preset}, batch {batch_size}, precision {precision}"
+    what = f"{preset}, batch {batch_size}, precision {precision}, compile {compiling}"
     print(f"{what}, n = {rounds} rounds of about {seconds:g} s each")
     for name, speed in speeds.items():
         print(f"  {name:12} {speed}")
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list_presets(), help="one network instead of the issue's two")
     parser.add_argument("--batch-size", type=int, default=64, help="with --preset")
     parser.add_argument("--precision", choices=field_rule("precision").choices, default="auto")
+    parser.add_argument("--compile", choices=field_rule("compile").choices, default="off", help="ours only")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -192,6 +194,7 @@ def main() -> None:
             rounds=arguments.rounds,
             seconds=arguments.seconds,
             precision=arguments.precision,
+            compiling=arguments.compile,
             target=target if arguments.device == "cpu" else None,
         )
         for preset, batch_size, target in cases

@@ -88,8 +88,8 @@ def test_every_plot_is_drawn_and_nothing_is_complained_of(
     other = dataclasses.replace(searched, name="other")
     page = opened(searched, other, width=width, dark=dark)
     count = page.evaluate("document.querySelectorAll('.chart').length")
-    # Curves, coordinates, five slices, importance, rungs, three costs, slots, and the comparison.
-    assert count == 14
+    # Curves, coordinates, five slices, importance, rungs, three costs, slots, speed, and the comparison.
+    assert count == 15
     assert page.evaluate("document.documentElement.dataset.drawn") == f"{count}/{count}"
     assert page.evaluate(EMPTY) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width

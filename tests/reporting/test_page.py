@@ -91,7 +91,8 @@ def test_each_plot_of_the_page_has_its_figure(simulated: StudyResult, tmp_path: 
     places = re.findall(r'class="chart" id="([^"]+)"', text)
     assert places == list(dict.fromkeys(places))
     assert sorted(places) == sorted(figures(text))
-    expected = {"curves", "coordinates", "importance", "survival", "gantt", "cost-0", "cost-1", "cost-2"}
+    expected = {"curves", "coordinates", "importance", "survival", "gantt", "speed"}
+    expected |= {"cost-0", "cost-1", "cost-2"}
     assert expected | {f"slice-{name}" for name in simulated.space.parameters} == set(places)
 
 

@@ -79,9 +79,12 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.torch
 def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> None:
     small = "--device cpu --cases cifar_attention56:4 --rounds 2 --seconds 0.05 --matrix 64 --copy 0.01"
+    small += " --ways checkpointed"
     told = run(*small.split(), "--minutes", "0.02", "--images", str(images))
     assert "cifar_attention56, batch 4, n = 2 rounds" in told
     assert re.search(r"plain eager +\d.* images/s .*; ratio \d+\.\d\d\n", told)
+    assert re.search(r"checkpointed +\d.* images/s .*; ratio \d+\.\d\d\n", told)
+    assert re.search(r"checkpointed first step \d", told)
     assert re.search(r"roofline .* TFLOP/s, \d.*% of fp32's peak; about \d+ GB/s moved", told)
     assert re.search(r"% of the time is the images'", told)
     epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", told, flags=re.MULTILINE)

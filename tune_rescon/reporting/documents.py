@@ -9,7 +9,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from tune_rescon.reporting.analysis import best_command, failures, rung_survival, savings, timeline
+from tune_rescon.reporting.analysis import (
+    best_command,
+    device_hours,
+    devices_of,
+    failures,
+    rung_survival,
+    savings,
+    throughput,
+    timeline,
+)
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.reporting.words import figure, pairs
 from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
@@ -50,6 +59,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
         f" ({saved.share:.0%}) spared by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
+    lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
     lines += ["", result.failure] if result.failure else []
     if result.best is not None:
         lines += ["", f"Best: trial {result.best.number}, {pairs(result.best.parameters)}"]
@@ -60,6 +70,12 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     command = best_command(result)
     lines += ["", "```", command, "```"] if command else []
     return "\n".join(lines) + "\n"
+
+
+def _by_device(result: StudyResult) -> str:
+    spent = device_hours(result)
+    parts = (f"{figure(round(hours, 3))} hours on {kind}" for kind, hours in spent.items())
+    return f"By kind of device: {', '.join(parts)}."
 
 
 def overviews_json(found: Sequence[SearchOverview]) -> str:
@@ -95,6 +111,7 @@ _FIGURES: Final = (
     "best_epoch",
     "seconds",
     "compute_hours",
+    "device",
     "params_m",
     "gmacs",
 )
@@ -112,6 +129,7 @@ def _figures(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
         "best_epoch": trial.best_epoch or None,
         "seconds": round(trial.seconds, 3),
         "compute_hours": result.compute_hours(trial),
+        "device": devices_of(trial) or None,
         "params_m": cost.params_m,
         "gmacs": cost.gmacs,
     }
@@ -120,7 +138,7 @@ def _figures(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
 
 
 def _search(result: StudyResult) -> dict[str, Any]:
-    saved, found = savings(result), timeline(result)
+    saved, found, trained = savings(result), timeline(result), throughput(result)
     return {
         "search": result.name,
         "state": result.state.value,
@@ -133,11 +151,13 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "total": result.space.budget.trials,
         "device": result.device,
         "compute_hours": saved.hours,
+        "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
         "compute_hours_saved": saved.hours_saved,
         "slots": found.slots,
         "utilisation": found.utilisation,
+        "images_per_second_and_device": trained.per_device if trained else None,
         "rungs": [
             {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}
             for rung in rung_survival(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tune_rescon.reporting.analysis import savings, timeline
+from tune_rescon.reporting.analysis import devices_of, savings, timeline
 from tune_rescon.reporting.words import figure
 from tune_rescon.tuning import StudyResult, TrialSummary
 
@@ -15,7 +15,10 @@ FRONT: Final = "*"
 
 
 def headings(result: StudyResult) -> tuple[str, ...]:
-    """Column names; the sampled parameters come last. Two objectives have a column that marks the front."""
+    """Column names; the sampled parameters come last.
+
+    Two objectives have a column that marks the front; several kinds of device have one that names them.
+    """
     return (
         "trial",
         "state",
@@ -26,6 +29,7 @@ def headings(result: StudyResult) -> tuple[str, ...]:
         "params M",
         "GMACs",
         "hours",
+        *(["device"] if _is_mixed(result) else []),
         *_sampled(result),
     )
 
@@ -48,6 +52,7 @@ def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
+        *([devices_of(trial) or "-"] if _is_mixed(result) else []),
         *(figure(trial.parameters.get(name)) for name in _sampled(result)),
     )
 
@@ -91,6 +96,10 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
 
 def _is_on_front(result: StudyResult, trial: TrialSummary) -> bool:
     return any(trial.number == other.number for other in result.front)
+
+
+def _is_mixed(result: StudyResult) -> bool:
+    return len({kind for trial in result.trials for kind in trial.devices}) > 1
 
 
 def _sampled(result: StudyResult) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
 from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
 from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.compiling import choose_compiling, many_shapes
 from tune_rescon.training.initial import read_initial
 from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
@@ -68,7 +70,8 @@ class Attempt:
             seed=record.seed,
             judged="test" if self._once else "val",
         )
-        module = self._module(len(data.train_dataloader()))
+        compiling = self._compiling(on_note)
+        module = self._module(len(data.train_dataloader()), compiling)
         reporter = EpochReporter(
             record, on_epoch, on_note, keeper=self._keeper(), judged="test" if self._once else "val"
         )
@@ -86,7 +89,8 @@ class Attempt:
             ],
         )
         try:
-            fit(trainer, module, data, self.start.checkpoint)
+            with many_shapes(module.network) if compiling != "off" else contextlib.nullcontext():
+                fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
         except RuntimeError as error:
@@ -99,6 +103,18 @@ class Attempt:
     def _once(self) -> bool:
         """Whether the network is judged by the test images, after its last epoch."""
         return is_test_metric(self.metric)
+
+    def _compiling(self, on_note: OnNote) -> str:
+        record = self.start.record
+        compiling, less = choose_compiling(
+            record.config.compile,
+            self.placement.device,
+            micro_batches=record.micro_batches,
+            recomputes=record.config.checkpoint_activations,
+        )
+        if less is not None:
+            on_note(less)
+        return compiling
 
     def _more_micro_batches(self, error: RuntimeError) -> int:
         if not ran_out_of_memory(error):
@@ -114,7 +130,7 @@ class Attempt:
             raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
         return more
 
-    def _module(self, steps_per_epoch: int) -> TrialModule:
+    def _module(self, steps_per_epoch: int, compiling: str) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
         network = build_from_spec(record.spec)
@@ -129,6 +145,7 @@ class Attempt:
             placement=self.placement,
             micro_batches=record.micro_batches,
             judging=FinalMetrics(self.dataset.class_names) if self._once else None,
+            compiling=compiling,
         )
 
     def _keeper(self) -> Keeper | None:

@@ -5,10 +5,12 @@ Shapes: B images of a batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -17,10 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.averaging import AveragedNetwork, reestimate_batch_norm
+from tune_rescon.training.compiling import compile_units, uncompiled
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import Piece, in_pieces
 from tune_rescon.training.optimizer import make_optimizer, make_scheduler
 from tune_rescon.training.placement import Placement
+from tune_rescon.training.recomputing import recompute_activations
 from tune_rescon.training.schedule import schedule_of
 
 __all__ = ["TrialModule"]
@@ -44,12 +48,14 @@ class TrialModule(pl.LightningModule):
         placement: Placement,
         micro_batches: int = 1,
         judging: EpochMetrics | None = None,
+        compiling: str = "off",
     ) -> None:
         """Put ``network`` in place.
 
         ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
         and of the statistics, goes through the network in ``micro_batches`` pieces. ``judging``: what a
-        validation measures, if not loss, accuracy and top-5 accuracy.
+        validation measures, if not loss, accuracy and top-5 accuracy. ``compiling``: "on" has training run
+        the network's units compiled, "graphs" as CUDA graphs too.
         """
         super().__init__()
         self.network = placement.network(network)
@@ -59,6 +65,12 @@ class TrialModule(pl.LightningModule):
         self._config = config
         self._placement = placement
         self._micro_batches = micro_batches
+        self._graphs = compiling == "graphs"
+        self._eagerly = contextlib.nullcontext if compiling == "off" else uncompiled
+        if compiling != "off":
+            compile_units(self.network, graphs=self._graphs)
+        if config.checkpoint_activations:
+            recompute_activations(self.network)
         self._ahead: list[Piece] = []
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
@@ -84,6 +96,8 @@ class TrialModule(pl.LightningModule):
         Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
         the class with the largest share.
         """
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         first, *self._ahead = in_pieces(*batch, self._micro_batches)
         return self._weighted_loss(first)
 
@@ -104,7 +118,8 @@ class TrialModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure the judged network; the loss is plain cross entropy, comparable between trials."""
         for piece in in_pieces(*batch, self._micro_batches):
-            logits_BK = self.logits(self.judged, piece.images_BCHW)
+            with self._eagerly():
+                logits_BK = self.logits(self.judged, piece.images_BCHW)
             self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
 
     def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
@@ -120,7 +135,7 @@ class TrialModule(pl.LightningModule):
             for images_BCHW in batches_BCHW
             for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
         )
-        with self._placement.autocast():
+        with self._eagerly(), self._placement.autocast():
             reestimate_batch_norm(self.judged, pieces_BCHW)
 
     def on_train_epoch_start(self) -> None:

@@ -13,6 +13,9 @@ __all__ = [
     "ignore",
     "known_too_large",
     "smaller",
+    "uncompiled",
+    "uncompiled_graphs",
+    "without_graphs",
     "without_images",
 ]
 
@@ -104,3 +107,22 @@ def damaged(files: int, *, epoch: int) -> str:
 def best_damaged() -> str:
     """The best network cannot be read any more."""
     return "best.ckpt was damaged; the networks of the epochs before are lost"
+
+
+def uncompiled(trouble: str) -> str:
+    """A trial was to be compiled, which ``trouble`` prevents.
+
+    >>> uncompiled("No working C++ compiler found")
+    'torch.compile cannot be used here (No working C++ compiler found); training goes on without it'
+    """
+    return f"torch.compile cannot be used here ({trouble}); training goes on without it"
+
+
+def uncompiled_graphs() -> str:
+    """CUDA graphs were asked for on a CPU."""
+    return "compile: graphs needs a CUDA GPU; training goes on uncompiled"
+
+
+def without_graphs() -> str:
+    """CUDA graphs were asked for, but the memory demands micro-batches."""
+    return "CUDA graphs cannot add up the gradients of micro-batches; training goes on compiled, without them"

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 
 from tune_rescon import __version__
+from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec
 from tune_rescon.training.memory import available_memory
 from tune_rescon.training.microbatches import twice_as_many
@@ -87,14 +88,16 @@ def _says_more(one: Overrun, other: Overrun) -> bool:
     return one.images <= other.images and one.available >= other.available
 
 
-def shape_key(spec: NetworkSpec, placement: Placement) -> str:
+def shape_key(spec: NetworkSpec, placement: Placement, *ways: object) -> str:
     """What decides how much memory an image takes: network, image size, precision, device, and the versions.
+
+    ``ways``: what else does, of how it is trained.
 
     Optimiser and averaged weights count for little beside a batch's activations.
     """
     name = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else "cpu"
     versions = [torch.__version__, __version__]
-    parts = json.dumps([spec.to_dict(), placement.precision, name, versions], sort_keys=True)
+    parts = json.dumps([spec.to_dict(), placement.precision, name, versions, *ways], sort_keys=True)
     return f"{name} {blake2b(parts.encode(), digest_size=12).hexdigest()}"
 
 
@@ -145,10 +148,10 @@ class Shape:
     file: OverrunFile | None
 
     @classmethod
-    def of(cls, spec: NetworkSpec, placement: Placement, path: Path | None) -> Shape:
+    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: Placement, path: Path | None) -> Shape:
         """Of a trial about to begin."""
         return cls(
-            key=shape_key(spec, placement),
+            key=shape_key(spec, placement, config.compile, config.checkpoint_activations),
             available=available_memory(placement.device),
             file=None if path is None else OverrunFile(path),
         )

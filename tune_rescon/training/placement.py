@@ -27,8 +27,9 @@ def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precisi
     """The format of ``requested`` ("auto", "fp32", "tf32", "bf16") on a device.
 
     "auto" is bf16 autocast where a CUDA device computes it in hardware, TF32 on older CUDA devices (which
-    fall back to fp32 themselves before Ampere), and fp32 on a CPU, where bf16 without AMX is many times
-    slower. TF32 is a format of CUDA's matrix units: elsewhere it is fp32.
+    fall back to fp32 themselves before Ampere), and fp32 on a CPU: many have no bf16 and emulate it, many
+    times slower. One that has it (AVX512-BF16, AMX) is faster for being asked: 1.8 times here
+    (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units: elsewhere it is fp32.
 
     >>> choose_precision("auto", device_type="cuda", bf16=True)
     'bf16'

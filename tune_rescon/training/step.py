@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.compiling import choose_compiling, many_shapes
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.placement import Placement, place
 
@@ -18,20 +21,34 @@ __all__ = ["build_step", "step_of"]
 CLASSES = 10
 
 
-def build_step(preset: str, *, batch_size: int, device: str, precision: str = "auto") -> Callable[[], Tensor]:
+def build_step(
+    preset: str,
+    *,
+    batch_size: int,
+    device: str,
+    precision: str = "auto",
+    compiling: str = "off",
+    checkpoint_activations: bool = False,
+) -> Callable[[], Tensor]:
     """A callable that runs one full training step and returns its loss, on the device and not waited for.
 
     Images of the preset's nominal size lie on the device; forward, loss, backward, optimiser and schedule
-    are those of :func:`tune_rescon.training.train_trial` at the default recipe and ``precision``. The step's
-    metrics are counted, as in training. The process's switches (TF32, cuDNN's autotuner, the heap) hold
-    during a call only.
+    are those of :func:`tune_rescon.training.train_trial` at the default recipe and ``precision``;
+    ``compiling`` is its ``compile``. The step's metrics are counted, as in training. The process's switches
+    (TF32, cuDNN's autotuner, the heap) hold during a call only.
 
     Raises:
-        ConfigError: no such precision.
+        ConfigError: no such precision or ``compiling``.
         NetworkError: no such preset.
         ResourceError: no such device ("auto", "cpu", "cuda").
     """
-    config = TrialConfig(preset=preset, batch_size=batch_size, precision=precision)
+    config = TrialConfig(
+        preset=preset,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compiling,
+        checkpoint_activations=checkpoint_activations,
+    )
     return step_of(config, place(device, precision=config.precision), classes=CLASSES, in_channels=3)
 
 
@@ -44,16 +61,26 @@ def step_of(
         NetworkError: there is no such network.
     """
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
+    compiling, _ = choose_compiling(
+        config.compile, placement.device, micro_batches=1, recomputes=config.checkpoint_activations
+    )
     module = TrialModule(
-        build_from_spec(spec), config, classes=classes, epochs=1, steps_per_epoch=10**6, placement=placement
+        build_from_spec(spec),
+        config,
+        classes=classes,
+        epochs=1,
+        steps_per_epoch=10**6,
+        placement=placement,
+        compiling=compiling,
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
     shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)
     images_BCHW = torch.randn(shape, device=placement.device)
     labels_B = torch.randint(classes, (config.batch_size,), device=placement.device)
+    shapes = contextlib.nullcontext if compiling == "off" else functools.partial(many_shapes, module.network)
 
     def step() -> Tensor:
-        with placement.active():
+        with placement.active(), shapes():
             optimizer.zero_grad()
             loss = module.training_step((images_BCHW, labels_B))
             module.backward(loss)

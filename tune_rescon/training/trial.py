@@ -90,7 +90,7 @@ def train_trial(
     report = _each_once(on_epoch)
     release_memory()  # of this process's trials before, which would count as this one's need
     images = min(config.batch_size, len(dataset.train))
-    shape = Shape.of(spec, placement, overruns)
+    shape = Shape.of(config, spec, placement, overruns)
     if not start.record.history and (known := shape.pieces(images)) > 1:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _in_pieces(start, known)

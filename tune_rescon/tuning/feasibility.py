@@ -24,6 +24,8 @@ _FIELDS: Final = (
     "added_reference",
     "optimizer",
     "precision",
+    "compile",
+    "checkpoint_activations",
 )
 
 

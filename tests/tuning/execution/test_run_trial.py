@@ -58,6 +58,10 @@ def _epochs(told: list[dict[str, Any]]) -> list[int]:
     return [report["epoch"] for report in told if "epoch" in report]
 
 
+def test_each_epoch_names_its_device(run: Run, task: TrialTask) -> None:
+    assert [report["device"] for report in run(task)] == ["CPU"] * 3
+
+
 @pytest.mark.parametrize(("recorded", "owed"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
 def test_every_epoch_the_record_does_not_hold_is_reported(
     run: Run, task: TrialTask, recorded: int, owed: list[int]

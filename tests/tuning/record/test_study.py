@@ -134,6 +134,14 @@ def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> No
         assert len(trial.history["train_loss"]) == 3
 
 
+def test_each_epochs_device_comes_back(url: str) -> None:
+    record = create(url)
+    number = record.open(proposal()).number
+    for epoch, device in enumerate(("L4", None, "H100"), 1):
+        record.report(number, epoch, metrics(0.5), CONTINUE, device=device)
+    assert record.trial(number).devices == load(url).trial(number).devices == ("L4", None, "H100")
+
+
 @pytest.mark.parametrize(
     ("state", "expected"),
     [

@@ -15,7 +15,7 @@ from typing import Final
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import StudyResult, TrialSummary
 
-__all__ = ["Stretch", "Timeline", "timeline"]
+__all__ = ["Stretch", "Timeline", "epoch_spans", "timeline"]
 
 #: Two epochs of a trial are one stretch if between them is less than this, seconds, or half an epoch.
 PAUSE: Final = 2.0
@@ -71,7 +71,7 @@ def timeline(result: StudyResult) -> Timeline:
 def _stretches(trial: TrialSummary) -> Iterator[Stretch]:
     """A trial's, in order."""
     held: Stretch | None = None
-    for epoch, (begun, ended) in enumerate(_epochs(trial), 1):
+    for epoch, (begun, ended) in enumerate(epoch_spans(trial), 1):
         if held is not None and begun - held.ended < max(PAUSE, (ended - begun) / 2):
             busy = held.busy + ended - begun
             held = replace(held, ended=ended, epochs=(held.epochs[0], epoch), busy=busy)
@@ -90,8 +90,8 @@ def _stretches(trial: TrialSummary) -> Iterator[Stretch]:
         yield held
 
 
-def _epochs(trial: TrialSummary) -> Iterator[tuple[float, float]]:
-    """When each recorded epoch began and ended; one begins no earlier than the one before it ended."""
+def epoch_spans(trial: TrialSummary) -> Iterator[tuple[float, float]]:
+    """When each recorded epoch began and ended, seconds since 1970; none begins before the last one's end."""
     before = -math.inf
     for time_ms, seconds in zip(trial.times_ms, trial.history.get("epoch_seconds", ()), strict=False):
         ended = time_ms / 1000

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from tune_rescon.reporting.analysis import best_command, failures, savings, timeline
+from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
 from tune_rescon.reporting.fates import FATE_COLOUR
 from tune_rescon.reporting.page.charts import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
@@ -50,6 +50,9 @@ def _cards(result: StudyResult) -> Iterator[str]:
         spared = f"epochs spared, ~{figure(round(saved.hours_saved, 2))} {result.device}-hours"
         yield _card(f"{saved.share:.0%}", spared)
     yield _card(duration(saved.hours * 3600), f"of {result.device} time")
+    spent = device_hours(result)
+    if len(spent) > 1:
+        yield from (_card(duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
     if found.stretches:
         yield _card(f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs")
 

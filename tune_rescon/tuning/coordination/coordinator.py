@@ -144,12 +144,18 @@ class Coordinator:
         return last
 
     def epoch_done(
-        self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
+        self,
+        number: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        checkpoint: str | None,
+        *,
+        device: str | None = None,
     ) -> Decision:
         """Judge an epoch, record it with the verdict, and close the trial unless it goes on.
 
         A trial that was retried from its checkpoint reports epochs again that are recorded already; those are
-        not judged twice.
+        not judged twice. ``device`` is the kind it ran on, where that is known.
         """
         known = self._record.trial(number)
         if number not in self._running:
@@ -158,7 +164,7 @@ class Coordinator:
             return Decision.CONTINUE
         self._plan.guard()
         verdict = self._judge(known.extended(metrics))
-        trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint)
+        trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._proposer.reported(trial)
         for listener in self._listeners:
             listener.epoch_done(trial, metrics, verdict)

@@ -63,5 +63,7 @@ class CoordinatorScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         prefix = "metrics/"
         metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
-        decision = self._coordinator.epoch_done(number, result["epoch"], metrics, result["checkpoint"])
+        decision = self._coordinator.epoch_done(
+            number, result["epoch"], metrics, result["checkpoint"], device=result.get("device")
+        )
         return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)

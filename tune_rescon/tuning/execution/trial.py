@@ -30,6 +30,9 @@ _KEPT: Final = ("best.ckpt", "last.ckpt")
 #: What ran out of memory on this node, beside its decoded images.
 _OVERRUNS: Final = "out_of_memory.json"
 
+#: What torch.compile has made on this node, there too.
+_COMPILED: Final = "compiled"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
@@ -88,15 +91,28 @@ def _train(task: TrialTask) -> None:
     from ray import tune
 
     from tune_rescon.training import recorded_epochs, train_trial
+    from tune_rescon.training.compiling import keep_compiled_code
+    from tune_rescon.training.device_name import device_name
 
     _freeze_imports()
+    if task.config.compile != "off":
+        keep_compiled_code(Path(task.cache_root) / _COMPILED)
     folder = Path(task.checkpoint_dir)
+    name = device_name(task.device)
 
     def report(epoch: EpochReport) -> None:
         sync.send(last=epoch.epoch == task.epochs)
         best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
         metrics = dict(epoch.metrics)
-        tune.report({"number": task.number, "epoch": epoch.epoch, "metrics": metrics, "checkpoint": best})
+        tune.report(
+            {
+                "number": task.number,
+                "epoch": epoch.epoch,
+                "metrics": metrics,
+                "checkpoint": best,
+                "device": name,
+            }
+        )
 
     def note(text: str) -> None:
         tune.report({"number": task.number, "note": text})

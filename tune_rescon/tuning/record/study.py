@@ -171,6 +171,7 @@ class StudyRecord:
         verdict: Verdict,
         *,
         checkpoint: str | None = None,
+        device: str | None = None,
     ) -> TrialSummary:
         """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
@@ -181,6 +182,7 @@ class StudyRecord:
             "decision": verdict.decision.value,
             "checkpoint": checkpoint,
             "time_ms": now,
+            "device": device,
         }
         self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
         self._trials[number] = replace(
@@ -188,6 +190,7 @@ class StudyRecord:
             decision=verdict.decision,
             checkpoint=checkpoint,
             times_ms=(*known.times_ms, now),
+            devices=(*known.devices, device),
         )
         return self._trials[number]
 
@@ -276,6 +279,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         notes=tuple(user.get("notes", ())),
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
+        devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
         memory={key: value for key, value in system.items() if not key.startswith(_PREFIX)},
     )
 

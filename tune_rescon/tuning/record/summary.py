@@ -42,6 +42,9 @@ class TrialSummary:
     """What was decided after the last epoch."""
     times_ms: tuple[int, ...] = ()
     """When each epoch was recorded, milliseconds since 1970."""
+    devices: tuple[str | None, ...] = ()
+    """The kind of device each epoch ran on: a GPU's name, or ``"CPU"``; None where that is not known.
+    An epoch recorded only when the trial went on, after its worker had died, has that of the next worker."""
     memory: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.memory`."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tune_rescon.reporting.analysis import savings, shared_epoch, timeline, values_at
+from tune_rescon.reporting.analysis import Throughput, savings, shared_epoch, throughput, timeline, values_at
 from tune_rescon.reporting.page.charts.bars import gantt, importance_bars, survival_bars
 from tune_rescon.reporting.page.charts.chart import Chart
 from tune_rescon.reporting.page.charts.comparison import incumbent_curves
 from tune_rescon.reporting.page.charts.coordinates import parallel_coordinates
 from tune_rescon.reporting.page.charts.curves import learning_curves
 from tune_rescon.reporting.page.charts.scatters import costs, slices
+from tune_rescon.reporting.page.charts.speed import speed_steps
 from tune_rescon.reporting.words import duration, figure
 from tune_rescon.tuning import StudyResult, parameter_importance
 
@@ -48,13 +49,14 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         " came furthest.",
         charts=costs(result),
     )
-    found = timeline(result)
+    found, trained = timeline(result), throughput(result)
     if found.stretches:
         yield Panel(
             heading="Slots",
             note=f"{found.slots} at once at most, in epochs for {found.utilisation:.0%} of"
-            f" {duration(found.seconds)}. Times when no driver ran are left out of that.",
-            charts=[gantt(found)],
+            f" {duration(found.seconds)}. Times when no driver ran are left out of that."
+            f"{_speed_words(result, trained) if trained else ''}",
+            charts=[gantt(found), *([speed_steps(found, trained)] if trained else [])],
         )
 
 
@@ -90,6 +92,14 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
             charts=[importance_bars(shares)],
             half=True,
         )
+
+
+def _speed_words(result: StudyResult, trained: Throughput) -> str:
+    each = f"each of {trained.devices} {result.device}s" if trained.devices > 1 else f"the {result.device}"
+    return (
+        f" The images that all trials trained per second: {figure(trained.per_device)} on average for {each},"
+        f" {figure(trained.one_trial)} in a trial."
+    )
 
 
 def _rung_words(result: StudyResult) -> str:

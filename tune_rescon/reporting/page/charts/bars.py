@@ -11,7 +11,7 @@ from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
 from tune_rescon.reporting.page.charts.chart import MUTED, Chart, axis, rounded
 from tune_rescon.tuning import StudyResult
 
-__all__ = ["gantt", "importance_bars", "survival_bars"]
+__all__ = ["clock", "gantt", "importance_bars", "survival_bars"]
 
 #: Pixels: of a slot's bar at most and at least, of the frame around the slots, and of all at most.
 TALL: Final = 26
@@ -80,8 +80,7 @@ def survival_bars(result: StudyResult) -> Chart:
 def gantt(found: Timeline) -> Chart:
     """The slots, one above the other, and the trials that held them."""
     tall = min(TALL, max(FLAT, (HIGHEST - FRAME) // max(found.slots, 1)))
-    begin = min((stretch.begun for stretch in found.stretches), default=0.0)
-    unit, seconds = ("hours", 3600.0) if found.seconds > 5400 else ("minutes", 60.0)
+    begin, unit, seconds = clock(found)
     data = [
         _bars(state, stretches, begin, seconds)
         for state in FATE_ORDER
@@ -93,12 +92,19 @@ def gantt(found: Timeline) -> Chart:
         data=data,
         layout={
             "barmode": "overlay",
-            "bargap": 0.15,
             "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
-            "yaxis": axis("slot", autorange="reversed", dtick=max(1, found.slots // 16), showgrid=False),
+            "yaxis": axis(
+                "slot", range=[found.slots + 0.5, 0.5], dtick=max(1, found.slots // 16), showgrid=False
+            ),
         },
         height=FRAME + tall * max(found.slots, 3),
     )
+
+
+def clock(found: Timeline) -> tuple[float, str, float]:
+    """What the axis of the slots' time begins at, its unit, and the unit's seconds."""
+    begin = min((stretch.begun for stretch in found.stretches), default=0.0)
+    return (begin, "hours", 3600.0) if found.seconds > 5400 else (begin, "minutes", 60.0)
 
 
 def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds: float) -> dict[str, Any]:
@@ -107,6 +113,8 @@ def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds
         "orientation": "h",
         "name": state.value,
         "y": [stretch.slot + 1 for stretch in stretches],
+        # Else the bars of a fate are as wide as the slots between two of its trials.
+        "width": 0.85,
         "base": rounded((stretch.begun - begin) / seconds for stretch in stretches),
         "x": rounded((stretch.ended - stretch.begun) / seconds for stretch in stretches),
         "customdata": [[stretch.number, *stretch.epochs] for stretch in stretches],

@@ -1,0 +1,108 @@
+"""What a search cost by kind of device, and how fast its devices trained."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tune_rescon.reporting.analysis import device_hours, devices_of, throughput
+from tune_rescon.reporting.documents import csv_text, json_text, markdown_text
+from tune_rescon.reporting.page.charts import panels
+from tune_rescon.reporting.rows import headings, row
+from tune_rescon.tuning import StudyResult, TrialSummary
+
+MakeTrial = Callable[..., TrialSummary]
+MakeResult = Callable[..., StudyResult]
+
+
+def on(trial: TrialSummary, *devices: str | None) -> TrialSummary:
+    return dataclasses.replace(trial, devices=devices)
+
+
+@pytest.fixture
+def mixed(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
+    """Epochs of half an hour; the second trial moved, an earlier version wrote the third."""
+    trials = [on(make_trial(0), "L4", "L4"), on(make_trial(1), "L4", "H100"), make_trial(2, values=(0.5,))]
+    return make_result(*trials, devices_per_trial=1, device="GPU")
+
+
+def test_each_epoch_counts_where_it_ran(mixed: StudyResult) -> None:
+    assert list(device_hours(mixed).items()) == [("L4", 1.5), ("H100", 0.5), ("unknown", 0.5)]
+    assert [devices_of(trial) for trial in mixed.trials] == ["L4", "L4, H100", ""]
+
+
+def test_every_form_of_the_report_says_so(mixed: StudyResult) -> None:
+    document = json.loads(json_text(mixed))
+    assert document["compute_hours_by_device"] == {"L4": 1.5, "H100": 0.5, "unknown": 0.5}
+    assert [trial["device"] for trial in document["trials"]] == ["L4", "L4, H100", None]
+    assert [line["device"] for line in csv.DictReader(io.StringIO(csv_text([mixed])))] == [
+        "L4",
+        "L4, H100",
+        "",
+    ]
+    assert "By kind of device: 1.5 hours on L4, 0.5 hours on H100, 0.5 hours on unknown." in markdown_text(
+        mixed
+    )
+    assert row(mixed, mixed.trials[1])[headings(mixed).index("device")] == "L4, H100"
+
+
+def test_the_table_of_a_search_on_one_kind_does_not_repeat_it(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(on(make_trial(0), "L4", "L4"), on(make_trial(1), "L4", "L4"))
+    assert "device" not in headings(result)
+    assert "By kind of device" not in markdown_text(result)
+
+
+def timed(trial: TrialSummary, *epochs: tuple[float, float, float]) -> TrialSummary:
+    """With epochs of (begin, end, images/s)."""
+    history: dict[str, Any] = {
+        "epoch_seconds": tuple(ended - begun for begun, ended, _ in epochs),
+        "images_per_second": tuple(speed for _, _, speed in epochs),
+    }
+    return dataclasses.replace(
+        trial,
+        values=(0.5,) * len(epochs),
+        history=history,
+        times_ms=tuple(round(1000 * ended) for _, ended, _ in epochs),
+    )
+
+
+def test_trials_that_share_a_gpu_add_up(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [
+        timed(make_trial(0), (100.0, 110.0, 60.0), (110.0, 120.0, 60.0)),
+        timed(make_trial(1), (105.0, 115.0, 50.0)),
+        timed(make_trial(2), (130.0, 140.0, 100.0)),
+    ]
+    found = throughput(make_result(*trials, devices_per_trial=0.5, device="GPU"))
+    assert found is not None
+    # A part is 0.2 s; the first half minute's, in the middle of each stretch.
+    assert found.begun == 100.0
+    assert found.part == pytest.approx(0.2)
+    middles = {2.5: 60.0, 7.5: 110.0, 12.5: 110.0, 17.5: 60.0, 25.0: 0.0, 35.0: 100.0}
+    assert [found.speeds[int(second / 0.2)] for second in middles] == pytest.approx([*middles.values()])
+    assert found.devices == 1
+    # 2,700 images in the 30 s in which something ran, and in the 40 s of all epochs.
+    assert found.per_device == pytest.approx(90.0)
+    assert found.one_trial == pytest.approx(67.5)
+
+
+def test_the_page_shows_them_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trial = timed(make_trial(0), (100.0, 110.0, 60.0))
+    result = make_result(trial, devices_per_trial=2, device="GPU")
+    slots = next(panel for panel in panels(result) if panel.heading == "Slots")
+    assert [chart.key for chart in slots.charts] == ["gantt", "speed"]
+    assert slots.charts[1].data[0]["y"] == pytest.approx([60.0] * 200 + [0.0])
+    assert "30 on average for each of 2 GPUs, 60 in a trial." in slots.note
+
+
+def test_without_speeds_there_is_nothing_to_show(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    assert throughput(make_result(make_trial(0))) is None
+    nameless = timed(make_trial(0), (1.0, 2.0, float("nan")))
+    assert throughput(make_result(nameless)) is None

@@ -1,0 +1,197 @@
+"""torch.compile of a network's units: what it computes, what it leaves alone, and doing without it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training import EpochReport
+from tune_rescon.training.compiling import compile_units, compiler_trouble, many_shapes, uncompiled
+from tune_rescon.training.placement import place
+
+pytestmark = [
+    pytest.mark.torch,
+    # Dynamo asks every input for its gradient; the answer's warning is hidden from all but an "error" filter.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+CPU = torch.device("cpu")
+IMAGES_BCHW = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+#: Units of six shapes; a new one costs seconds.
+FIELDS: dict[str, Any] = {
+    "layout": "cifar",
+    "depth": 56,
+    "width": 0.25,
+    "image_size": 16,
+    "mask": "local",
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "crop_padding": 1,
+}
+SHAPES = 6
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    network = build_from_spec(resolve_network(TrialConfig(**FIELDS), classes=4, in_channels=3))
+    return network.to(memory_format=torch.channels_last)
+
+
+def _outcome(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Logits and the whole gradient of a step."""
+    logits_BK = network(IMAGES_BCHW.to(memory_format=torch.channels_last))
+    gradients = torch.autograd.grad(logits_BK.square().sum(), list(network.parameters()))
+    return logits_BK.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def _graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[nn.Module]:
+    """A network that has run compiled."""
+    trouble = compiler_trouble(CPU)
+    if trouble is not None:
+        pytest.skip(trouble)
+    network = _network()
+    compile_units(network)
+    # Code is compiled for the process's switches, so they are a trial's. Torch's own limit is 8 versions,
+    # which larger networks exceed.
+    active = place("cpu", precision="auto").active(threads=1)
+    with active, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
+        _outcome(network)
+        yield network
+
+
+def test_it_computes_the_same(compiled: nn.Module) -> None:
+    (logits_BK, gradient), (expected_BK, expected) = _outcome(compiled), _outcome(_network())
+    torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-4)
+    # An activation a rounding away from 0 passes its gradient on one side only.
+    assert (gradient - expected).norm() < 0.15 * expected.norm()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_next_network_of_its_shapes_is_compiled_already() -> None:
+    graphs = _graphs()
+    assert graphs >= SHAPES
+    other = _network()
+    compile_units(other)
+    _outcome(other)
+    assert _graphs() == graphs
+
+
+def test_names_copies_and_exports_are_the_plain_networks(compiled: nn.Module) -> None:
+    plain = _network()
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in compiled.named_modules()] == [name for name, _ in plain.named_modules()]
+    graphs = _graphs()
+    average = copy.deepcopy(compiled).eval()
+    images_BCHW = torch.randn(3, 3, 16, 16)  # a size not compiled for
+    expected_BK = average(images_BCHW)
+    exported = torch.export.export(average, (images_BCHW,)).module()
+    torch.testing.assert_close(exported(images_BCHW), expected_BK)
+    assert _graphs() == graphs
+
+
+def test_an_epochs_end_compiles_nothing(compiled: nn.Module) -> None:
+    graphs = _graphs()
+    compiled.eval()
+    try:
+        with torch.no_grad(), uncompiled():
+            compiled(IMAGES_BCHW[:3])
+    finally:
+        compiled.train()
+    assert _graphs() == graphs
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    compiler_trouble.cache_clear()
+    inductor: Any = torch._inductor.config
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        yield
+    compiler_trouble.cache_clear()
+
+
+def test_on_a_cpu_graphs_are_no_reason_to_compile(train: Callable[..., list[EpochReport]]) -> None:
+    told: list[str] = []
+    graphs = _graphs()
+    train(TrialConfig(**(FIELDS | {"compile": "graphs"})), on_note=told.append, epochs=1)
+    assert told == ["compile: graphs needs a CUDA GPU; training goes on uncompiled"]
+    assert _graphs() == graphs
+
+
+#: A process that compiles a unit and prints how many of its graphs the cache had.
+COMPILES = """
+import sys
+from pathlib import Path
+import torch
+from torch._dynamo.utils import counters
+from tune_rescon.training.compiling import compile_units, keep_compiled_code
+from tune_rescon.models.units import PreActivationUnit
+from tune_rescon.models.spec import UnitSpec
+
+keep_compiled_code(Path(sys.argv[1]))
+torch.set_num_threads(1)
+spec = UnitSpec(in_channels=4, channels=4, middle=4, stride=1, groups=1, preactivation=True)
+unit = PreActivationUnit(spec)
+compile_units(unit)
+unit(torch.ones(2, 4, 4, 4)).sum().backward()
+print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"])
+"""
+
+
+def test_the_next_process_of_a_node_finds_compiled_code(tmp_path: Path) -> None:
+    if (trouble := compiler_trouble(CPU)) is not None:
+        pytest.skip(trouble)
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    command = [sys.executable, "-c", COMPILES, str(tmp_path / "compiled")]
+    cold, warm = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+        for _ in range(2)
+    )
+    assert cold == ["0", "1"]
+    assert warm == ["1", "0"]
+    assert any((tmp_path / "compiled").iterdir())
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list[EpochReport]]) -> None:
+    told: list[str] = []
+    reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_note=told.append)
+    expected = train(TrialConfig(**FIELDS))
+    assert [report.metrics["train_loss"] for report in reports] == [
+        report.metrics["train_loss"] for report in expected
+    ]
+    [note] = told
+    assert note.startswith("torch.compile cannot be used here (")
+    assert note.endswith("); training goes on without it")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
+    train: Callable[..., list[EpochReport]],
+) -> None:
+    assert compiler_trouble(CPU) is None, "asked here, for asking compiles too"
+    graphs = _graphs()
+    compiled, plain = (
+        train(TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "compile": word})))[-1].metrics
+        for word in ("on", "off")
+    )
+    assert _graphs() == graphs, "its shapes were compiled already, and its validations must not be"
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-2)
+    assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=5e-2)

@@ -1,0 +1,118 @@
+"""Checkpointed activations: the plain network's results in less memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training import EpochReport
+from tune_rescon.training.averaging import reestimate_batch_norm
+from tune_rescon.training.recomputing import recompute_activations
+
+pytestmark = pytest.mark.torch
+
+IMAGES_BCHW = torch.randn(8, 3, 17, 17, generator=torch.Generator().manual_seed(0))
+
+#: Both kinds of unit, both masks; paths are dropped.
+NETWORKS: list[dict[str, Any]] = [
+    {"layout": "cifar", "depth": 56, "drop_path": 0.5},
+    {"preset": "attentionnext56", "drop_path": 0.5},
+    {"layout": "cifar", "depth": 56, "mask": "local"},
+]
+
+networks = pytest.mark.parametrize("fields", NETWORKS, ids=lambda fields: "-".join(map(str, fields.values())))
+
+
+def _network(fields: dict[str, Any], *, recomputes: bool) -> nn.Module:
+    torch.manual_seed(0)
+    config = TrialConfig(**({"width": 0.25, "image_size": 17} | fields))
+    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    if recomputes:
+        recompute_activations(network)
+    return network
+
+
+def _step(network: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    """Outputs and gradients of a training step whose random numbers are always the same."""
+    torch.manual_seed(1)
+    logits_BK = network(IMAGES_BCHW)
+    return logits_BK.detach(), list(torch.autograd.grad(logits_BK.square().sum(), list(network.parameters())))
+
+
+def _kept_bytes(network: nn.Module) -> int:
+    """Of what the forward pass keeps for the gradient, weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(IMAGES_BCHW)
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
+
+
+@networks
+def test_two_steps_are_the_plain_networks_to_the_last_bit(fields: dict[str, Any]) -> None:
+    plain, ours = (_network(fields, recomputes=recomputes) for recomputes in (False, True))
+    for _ in range(2):
+        torch.testing.assert_close(_step(ours), _step(plain), rtol=0, atol=0)
+        # Running statistics and their counters too: they must have moved once a step.
+        torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    norms = [module for module in ours.modules() if isinstance(module, _BatchNorm)]
+    assert {int(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None} == {2}
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
+@networks
+def test_it_keeps_less_than_half(fields: dict[str, Any]) -> None:
+    plain, ours = (_kept_bytes(_network(fields, recomputes=recomputes)) for recomputes in (False, True))
+    assert ours < 0.5 * plain
+
+
+def test_a_copy_recomputes_its_own_and_evaluation_nothing() -> None:
+    network = _network(NETWORKS[0], recomputes=True)
+    assert list(network.state_dict()) == list(_network(NETWORKS[0], recomputes=False).state_dict())
+    average = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.zero_()
+    logits_BK, _ = _step(average)
+    assert not logits_BK.any(), "the copy's weights, not the network's"
+    reestimate_batch_norm(network, [IMAGES_BCHW])
+    plain = _network(NETWORKS[0], recomputes=False)
+    reestimate_batch_norm(plain, [IMAGES_BCHW])
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_a_trial_learns_the_same(
+    train: Callable[..., list[EpochReport]], small: TrialConfig, tmp_path: Path
+) -> None:
+    def figures(*, recomputes: bool) -> list[dict[str, float]]:
+        config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": recomputes})
+        reports = train(config, tmp_path / str(recomputes))
+        timed = ("epoch_seconds", "images_per_second")
+        return [{k: v for k, v in report.metrics.items() if k not in timed} for report in reports]
+
+    assert figures(recomputes=True) == figures(recomputes=False)
+
+
+def test_a_trial_that_recomputes_is_not_compiled(
+    train: Callable[..., list[EpochReport]], small: TrialConfig
+) -> None:
+    told: list[str] = []
+    config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": True, "compile": "on"})
+    train(config, on_note=told.append, epochs=1)
+    assert told == [
+        "torch.compile cannot be used here (it recomputes its activations); training goes on without it"
+    ]
