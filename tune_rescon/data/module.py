@@ -19,6 +19,7 @@ from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augment
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.resident import Part, choose_supply
+from tune_rescon.data.shares import WHOLE, Share
 
 __all__ = ["ImageDataModule"]
 
@@ -39,7 +40,15 @@ class ImageDataModule(LightningDataModule):
         for images_BCHW, labels_B in module.train_batches(epoch=0, device="cuda"): ...
     """
 
-    def __init__(self, dataset: ImageDataset, config: TrialConfig, *, image_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        config: TrialConfig,
+        *,
+        image_size: int,
+        seed: int,
+        share: Share = WHOLE,
+    ) -> None:
         """Keep what the batches depend on.
 
         Args:
@@ -47,12 +56,14 @@ class ImageDataModule(LightningDataModule):
             config: its augmentation, normalisation and batch size are used.
             image_size: side of the squares the network sees, pixels.
             seed: of order and augmentation.
+            share: of every batch, where several processes train one trial.
         """
         super().__init__()
         self.dataset = dataset
         self.config = config
         self.image_size = image_size
         self.seed = seed
+        self.share = share
         self._scaling: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def train_dataloader(self) -> ShuffledBatches:
@@ -140,11 +151,21 @@ class ImageDataModule(LightningDataModule):
 
     def _shuffled(self, epoch: Callable[[], int], device: torch.device) -> ShuffledBatches:
         images = choose_supply(self.dataset, "train", device)
-        return ShuffledBatches(images=images, batch_size=self.config.batch_size, seed=self.seed, epoch=epoch)
+        return ShuffledBatches(
+            images=images,
+            batch_size=self.config.batch_size,
+            share=self.share,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:
         images = choose_supply(self.dataset, part, device)
-        return Batches(images=images, batch_size=_VALIDATION_BATCH_FACTOR * self.config.batch_size)
+        return Batches(
+            images=images,
+            batch_size=_VALIDATION_BATCH_FACTOR * self.config.batch_size,
+            share=self.share,
+        )
 
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

@@ -17,6 +17,7 @@ from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.placement import Placement
 from tune_rescon.training.randomness import seed_epoch
 from tune_rescon.training.report import EpochReport
@@ -38,11 +39,12 @@ class Attempt:
     folder: CheckpointFolder | None
     metric: str
     mode: str
+    peers: Peers = ALONE
 
     @property
     def batch_images(self) -> int:
-        """Images of a training batch; fewer than asked for where there are not more."""
-        return min(self.start.record.config.batch_size, len(self.dataset.train))
+        """Images of the largest share of a training batch: what a process has to find memory for."""
+        return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
     def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> int | None:
         """Train from the start given to the end.
@@ -59,16 +61,20 @@ class Attempt:
         # What an attempt asked for that failed is not what the trial takes.
         count_peak(self.placement.device)
         data = ImageDataModule(
-            self.dataset, record.config, image_size=record.spec.image_size, seed=record.seed
+            self.dataset,
+            record.config,
+            image_size=record.spec.image_size,
+            seed=record.seed,
+            share=self.peers.share,
         )
         module = self._module(len(data.train_dataloader()))
-        reporter = EpochReporter(record, on_epoch, on_note, keeper=self._keeper())
+        reporter = EpochReporter(record, on_epoch, on_note, keeper=self._keeper(), peers=self.peers)
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
             gradient_clip=record.config.gradient_clip,
             callbacks=[
-                SeedEpochs(record.seed),
+                SeedEpochs(record.seed, self.peers.share.rank),
                 AverageWeights(),
                 FiniteLoss(),
                 PreciseBatchNorm(record.config.precise_bn_batches),
@@ -76,7 +82,8 @@ class Attempt:
             ],
         )
         try:
-            fit(trainer, module, data, self.start.checkpoint)
+            with self.peers.telling(Diverged):
+                fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
         except RuntimeError as error:
@@ -90,7 +97,7 @@ class Attempt:
             raise error
         count = self.start.record.micro_batches
         more = twice_as_many(count, images=self.batch_images)
-        if more is None and release(self.placement.device):
+        if more is None and self.peers.most(release(self.placement.device)):
             return count
         if more is None:
             tried = f"a batch of {self.batch_images} images" + (
@@ -110,10 +117,11 @@ class Attempt:
             steps_per_epoch=steps_per_epoch,
             placement=self.placement,
             micro_batches=record.micro_batches,
+            peers=self.peers,
         )
 
     def _keeper(self) -> Keeper | None:
-        if self.folder is None:
+        if self.folder is None or not self.peers.first:
             return None
         best = self.start.best
         return Keeper(self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from tune_rescon.training.peers import ALONE, Peers
+
 __all__ = ["EpochMetrics"]
 
 #: ImageNet's second measure: the label is among the five best.
@@ -18,11 +20,15 @@ TOP_K = 5
 
 
 class EpochMetrics(nn.Module):
-    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch."""
+    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch.
 
-    def __init__(self, classes: int, *, top5: bool = False) -> None:
+    Where several processes train the trial, reading is an exchange: torchmetrics adds up what all have seen.
+    """
+
+    def __init__(self, classes: int, *, top5: bool = False, peers: Peers = ALONE) -> None:
         """With fewer than five classes top-5 is top-``classes``, that is 1."""
         super().__init__()
+        self._peers = peers
         # torchmetrics' argument checks and its NaN handling read values back, so a GPU would wait each step.
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
@@ -44,12 +50,12 @@ class EpochMetrics(nn.Module):
     @property
     def mean_loss(self) -> float:
         """Mean over the images so far; nan before the first, and from a non-finite batch loss on."""
-        return _read(self.loss)
+        return self._read(self.loss)
 
     def compute(self) -> dict[str, float]:
         """``loss``, ``accuracy`` and, if asked for, ``top5``; nan before the first batch. Waits for a GPU."""
-        values = {"loss": self.mean_loss, "accuracy": _read(self.accuracy)}
-        return values if self.top5 is None else {**values, "top5": _read(self.top5)}
+        values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
+        return values if self.top5 is None else {**values, "top5": self._read(self.top5)}
 
     def reset(self) -> None:
         """Start the next epoch."""
@@ -57,6 +63,6 @@ class EpochMetrics(nn.Module):
             if metric is not None:
                 metric.reset()
 
-
-def _read(metric: MeanMetric | MulticlassAccuracy) -> float:
-    return float(metric.compute()) if metric.update_called else math.nan
+    def _read(self, metric: MeanMetric | MulticlassAccuracy) -> float:
+        with self._peers.exchange():
+            return float(metric.compute()) if metric.update_called else math.nan

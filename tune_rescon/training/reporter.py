@@ -16,6 +16,7 @@ from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import peak_memory_mb
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
 
@@ -36,13 +37,18 @@ class EpochReporter(Callback):
         on_note: OnNote,
         *,
         keeper: Keeper | None,
+        peers: Peers = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``record``: what was trained before; without a ``keeper`` nothing is kept."""
+        """``record``: what was trained before; without a ``keeper`` nothing is kept.
+
+        Of ``peers`` each has a reporter; where the first one's report ends the trial, it ends for all.
+        """
         self.record = record
         self.stopped_by: BaseException | None = None
         self._on_epoch, self._on_note = on_epoch, on_note
         self._keeper = keeper
+        self._peers = peers
         self._clock = clock
         self._started = self._trained = clock()
         self._images = 0
@@ -92,6 +98,7 @@ class EpochReporter(Callback):
         except BaseException as error:
             # Not through Lightning, which makes another exception of some; train_trial raises it.
             self.stopped_by = error
+        if self._peers.told(self.stopped_by is not None):
             trainer.should_stop = True
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
@@ -107,7 +114,7 @@ class EpochReporter(Callback):
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
             **{f"val_{name}": value for name, value in pl_module.val_metrics.compute().items()},
             "learning_rate": self._learning_rate,
-            "images_per_second": self._images / seconds if seconds > 0 else math.nan,
+            "images_per_second": self._peers.total(self._images) / seconds if seconds > 0 else math.nan,
             "epoch_seconds": self._clock() - self._started,
             **self._memory(pl_module),
         }
@@ -118,7 +125,7 @@ class EpochReporter(Callback):
         if peak is None:
             return {}
         before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
-        return {PEAK_MEMORY: max([peak, *before])}
+        return {PEAK_MEMORY: max([self._peers.most(peak), *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
         keeper = self._keeper
