@@ -52,6 +52,11 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         },
         "s.yaml:17: initial[0].gradient_clip: must be a whole number, but got 0.5.",
     ),
+    # Batches of several workers.
+    (
+        {9: "resources_per_trial: {workers: 9}"},
+        "s.yaml:14: parameters.batch_size.low: must be at least 18: 2 images for each of the 9 `workers`",
+    ),
     # Samplers and what they can take.
     (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
     (_GRID | {13: "", 15: ""}, "s.yaml:8: budget.trials: must be at most the grid's 8 points, but got 12."),

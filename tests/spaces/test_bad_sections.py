@@ -135,8 +135,18 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({8: "budget: {trials: 1, hours: 0}"}, "s.yaml:8: budget.hours: must be greater than 0"),
     (
         {9: "resources_per_trial: {gpu: 1.5}"},
-        "gpu: must be at most 1: a trial trains on one GPU, or on a share of it, but got 1.5.",
+        "or on a share of it, but got 1.5. Write `workers: 2, gpu: 1` for a trial of several GPUs.",
     ),
+    ({9: "resources_per_trial: {workers: 0}"}, "s.yaml:9: resources_per_trial.workers: must be at least 1"),
+    (
+        {9: "resources_per_trial: {workers: 2, gpu: auto}"},
+        "gpu: must be 1, or 0, where a trial has several `workers`",
+    ),
+    (
+        {9: "resources_per_trial: {workers: 2, gpu: 0.5}"},
+        "gpu: must be 1, or 0, where a trial has several `workers`",
+    ),
+    ({9: "resources_per_trial: {num_workers: 2}"}, "That is another tool's word: write `workers`."),
     (
         {9: "resources_per_trial: {accelerator: L4}"},
         "accelerator: must be left out unless a trial has a `gpu`, but got 'L4'.",

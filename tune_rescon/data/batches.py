@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tune_rescon.data.shares import WHOLE, Share
 from tune_rescon.data.supply import Supply
 
 __all__ = ["Batches", "RawBatch", "ShuffledBatches", "augmentation_rng", "epoch_order"]
@@ -31,12 +32,13 @@ class RawBatch:
     Attributes:
         images_BHWC: uint8.
         labels_B: int64.
-        place: (epoch, number of the batch) of a training batch, which seeds its augmentation; None: as it is.
+        place: (epoch, number of the batch) of a training batch, and the rank of a share that is not the
+            first; it seeds the augmentation. None: as it is.
     """
 
     images_BHWC: Tensor
     labels_B: Tensor
-    place: tuple[int, int] | None = None
+    place: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> RawBatch:
         """The batch on a device."""
@@ -52,8 +54,8 @@ def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
     return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
 
 
-def augmentation_rng(place: tuple[int, int], *, seed: int) -> np.random.Generator:
-    """Randomness of one training batch's augmentation."""
+def augmentation_rng(place: tuple[int, ...], *, seed: int) -> np.random.Generator:
+    """Randomness of one training batch's augmentation, or that of a share of it."""
     return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
 
 
@@ -66,10 +68,12 @@ class Batches:
     Attributes:
         images: of the split, from wherever they are.
         batch_size: images of a batch.
+        share: of each batch, which is what comes of it.
     """
 
     images: Supply
     batch_size: int
+    share: Share = WHOLE
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -77,8 +81,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[RawBatch]:
         """One pass."""
-        order = np.arange(len(self.images))
-        for images_BHWC, labels_B in self.images.walk(order, self.batch_size):
+        order, size = self.share.cut(np.arange(len(self.images)), self.batch_size)
+        for images_BHWC, labels_B in self.images.walk(order, size):
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
 
 
@@ -101,7 +105,9 @@ class ShuffledBatches(Batches):
 
     def __iter__(self) -> Iterator[RawBatch]:
         """One pass."""
-        epoch = self.epoch()
+        epoch, rank = self.epoch(), self.share.rank
         order = epoch_order(len(self.images), seed=self.seed, epoch=epoch)[: len(self) * self.batch_size]
-        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, self.batch_size)):
-            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=(epoch, number))
+        order, size = self.share.cut(order, self.batch_size)
+        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size)):
+            place = (epoch, number, rank) if rank else (epoch, number)
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)

@@ -19,6 +19,7 @@ from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augment
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.resident import Part, choose_supply
+from tune_rescon.data.shares import WHOLE, Share
 
 __all__ = ["ImageDataModule"]
 
@@ -47,6 +48,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int,
         seed: int,
         judged: Part = "val",
+        share: Share = WHOLE,
     ) -> None:
         """Keep what the batches depend on.
 
@@ -56,6 +58,7 @@ class ImageDataModule(LightningDataModule):
             image_size: side of the squares the network sees, pixels.
             seed: of order and augmentation.
             judged: what Lightning validates on: ``"test"`` for a finished network that is judged once.
+            share: of every batch, where several processes train one trial.
         """
         super().__init__()
         self._judged: Part = judged
@@ -63,6 +66,7 @@ class ImageDataModule(LightningDataModule):
         self.config = config
         self.image_size = image_size
         self.seed = seed
+        self.share = share
         self._scaling: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def train_dataloader(self) -> ShuffledBatches:
@@ -146,11 +150,21 @@ class ImageDataModule(LightningDataModule):
 
     def _shuffled(self, epoch: Callable[[], int], device: torch.device) -> ShuffledBatches:
         images = choose_supply(self.dataset, "train", device)
-        return ShuffledBatches(images=images, batch_size=self.config.batch_size, seed=self.seed, epoch=epoch)
+        return ShuffledBatches(
+            images=images,
+            batch_size=self.config.batch_size,
+            share=self.share,
+            seed=self.seed,
+            epoch=epoch,
+        )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:
         images = choose_supply(self.dataset, part, device)
-        return Batches(images=images, batch_size=_VALIDATION_BATCH_FACTOR * self.config.batch_size)
+        return Batches(
+            images=images,
+            batch_size=_VALIDATION_BATCH_FACTOR * self.config.batch_size,
+            share=self.share,
+        )
 
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

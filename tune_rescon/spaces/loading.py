@@ -15,7 +15,7 @@ from tune_rescon.spaces.parameters import Parameter
 from tune_rescon.spaces.problems import Problem, dotted, problems_in, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
 from tune_rescon.spaces.section import Section, Value
-from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Resources, Sampler, Scheduler
 from tune_rescon.spaces.space import Space, read_dataset
 
 __all__ = ["load_goal", "load_space", "parse_space"]
@@ -36,6 +36,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "budget": Budget.model_validate,
     "fixed": _VALUES.validate_python,
     "initial": _ROWS.validate_python,
+    "resources_per_trial": Resources.model_validate,
 }
 
 #: Pydantic puts the type of a parameter into its path.

@@ -21,7 +21,8 @@ from tune_rescon.spaces.networks import missing_networks
 from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
 from tune_rescon.spaces.problems import Path, Problem, dotted, shown
 from tune_rescon.spaces.rows import broken_rows
-from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.shares import broken_shares
 
 __all__ = ["Draft", "broken_rules"]
 
@@ -52,6 +53,7 @@ class Draft:
     unread: Sequence[str] = ()
     """Names of the parameters that could not be read: what relates parameters waits until there are none."""
     initial: Sequence[Mapping[str, Any]] = ()
+    resources_per_trial: Resources | None = None
 
 
 def broken_rules(draft: Draft) -> Iterator[Problem]:
@@ -69,6 +71,8 @@ def broken_rules(draft: Draft) -> Iterator[Problem]:
     if fields or conditions:
         return
     yield from _broken_warmup(draft)
+    if draft.resources_per_trial:
+        yield from broken_shares(draft.resources_per_trial.workers, draft.fixed, draft.parameters)
     yield from broken_rows(draft.initial, draft.parameters)
     yield from _broken_sampler(draft)
     yield from missing_networks(draft.fixed, draft.parameters)

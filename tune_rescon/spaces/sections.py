@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -207,10 +208,18 @@ class Resources(Section):
         "num_gpus": "write `gpu`",
         "accelerator_type": "write `accelerator`",
         "accelerators": "write `accelerator`",
+        "num_workers": "write `workers`",
+        "num_nodes": "write `workers`",
+        "world_size": "write `workers`",
+        "devices": "write `workers`",
     }
 
+    workers: PositiveInt = 1
+    """Processes that train one trial together, each with ``cpu`` cores and ``gpu`` GPUs of its own, on one
+    machine or several. ``batch_size`` stays the whole trial's: each has its share of every batch."""
+
     cpu: PositiveInt = 1
-    """CPU cores; also the threads of the trial's process."""
+    """CPU cores of a worker; also the threads of its process."""
     gpu: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], WrapValidator(_number_or_auto)] = 0.0
     """GPUs; a fraction below 1 lets trials share one. ``auto``: the share of one that the space's largest
     network needs, measured on a GPU before the first trial; ``space.yaml`` then has the number."""
@@ -219,10 +228,15 @@ class Resources(Section):
     """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same; null: any."""
 
     def by_name(self) -> dict[str, float]:
-        """What Ray is asked for, by its own names."""
+        """What Ray is asked for, by its own names, for each of the ``workers``."""
         need = {"CPU": float(self.cpu), "GPU": self.gpus}
         # Of which a node has one, for whoever names it.
         return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
+
+    @property
+    def devices(self) -> float:
+        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
+        return self.workers * (self.gpus or float(self.cpu))
 
     @property
     def device(self) -> str:
@@ -235,9 +249,15 @@ class Resources(Section):
         return 1.0 if self.gpu == "auto" else self.gpu
 
     def broken_rules(self) -> Iterator[Problem]:
-        """No trial uses a second GPU, so none may be paid for; a kind of GPU is for who has one."""
+        """No process uses a second GPU, so none may be paid for; a kind of GPU is for who has one."""
         if self.gpus > 1:
-            rule = "must be at most 1: a trial trains on one GPU, or on a share of it"
+            rule = "must be at most 1: a process trains on one GPU, or on a share of it"
+            hint = f"Write `workers: {math.ceil(self.gpus)}, gpu: 1` for a trial of several GPUs."
+            yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu), hint=hint))
+        elif self.workers > 1 and self.gpu not in (0, 1):
+            rule = (
+                "must be 1, or 0, where a trial has several `workers`: they wait for the slowest at each step"
+            )
             yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu)))
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"

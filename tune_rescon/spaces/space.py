@@ -115,6 +115,7 @@ class Space(Section):
                 fixed=self.fixed,
                 parameters=self.parameters,
                 initial=self.initial,
+                resources_per_trial=self.resources_per_trial,
             )
         )
 

@@ -22,6 +22,7 @@ from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.placement import Placement
 from tune_rescon.training.randomness import seed_epoch
 from tune_rescon.training.report import EpochReport
@@ -43,11 +44,12 @@ class Attempt:
     folder: CheckpointFolder | None
     metric: str
     mode: str
+    peers: Peers = ALONE
 
     @property
     def batch_images(self) -> int:
-        """Images of a training batch; fewer than asked for where there are not more."""
-        return min(self.start.record.config.batch_size, len(self.dataset.train))
+        """Images of the largest share of a training batch: what a process has to find memory for."""
+        return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
     def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> int | None:
         """Train from the start given to the end.
@@ -69,11 +71,17 @@ class Attempt:
             image_size=record.spec.image_size,
             seed=record.seed,
             judged="test" if self._once else "val",
+            share=self.peers.share,
         )
         compiling = self._compiling(on_note)
         module = self._module(len(data.train_dataloader()), compiling)
         reporter = EpochReporter(
-            record, on_epoch, on_note, keeper=self._keeper(), judged="test" if self._once else "val"
+            record,
+            on_epoch,
+            on_note,
+            keeper=self._keeper(),
+            judged="test" if self._once else "val",
+            peers=self.peers,
         )
         trainer = make_trainer(
             epochs=record.epochs,
@@ -81,7 +89,7 @@ class Attempt:
             gradient_clip=record.config.gradient_clip,
             validate_every=record.epochs if self._once else 1,
             callbacks=[
-                SeedEpochs(record.seed),
+                SeedEpochs(record.seed, self.peers.share.rank),
                 AverageWeights(),
                 FiniteLoss(),
                 PreciseBatchNorm(record.config.precise_bn_batches),
@@ -89,7 +97,8 @@ class Attempt:
             ],
         )
         try:
-            with many_shapes(module.network) if compiling != "off" else contextlib.nullcontext():
+            compiled = many_shapes(module.network) if compiling != "off" else contextlib.nullcontext()
+            with self.peers.telling(Diverged), compiled:
                 fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
@@ -121,7 +130,7 @@ class Attempt:
             raise error
         count = self.start.record.micro_batches
         more = twice_as_many(count, images=self.batch_images)
-        if more is None and release(self.placement.device):
+        if more is None and self.peers.most(release(self.placement.device)):
             return count
         if more is None:
             tried = f"a batch of {self.batch_images} images" + (
@@ -144,12 +153,13 @@ class Attempt:
             steps_per_epoch=steps_per_epoch,
             placement=self.placement,
             micro_batches=record.micro_batches,
-            judging=FinalMetrics(self.dataset.class_names) if self._once else None,
+            judging=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
             compiling=compiling,
+            peers=self.peers,
         )
 
     def _keeper(self) -> Keeper | None:
-        if self.folder is None:
+        if self.folder is None or not self.peers.first:
             return None
         best = self.start.best
         return Keeper(self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode)

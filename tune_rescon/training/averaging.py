@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["AveragedNetwork", "ema_decay_at", "reestimate_batch_norm"]
+__all__ = ["AveragedNetwork", "batch_norm_statistics", "ema_decay_at", "reestimate_batch_norm"]
 
 
 def ema_decay_at(step: int, decay: float) -> float:
@@ -59,6 +59,13 @@ class AveragedNetwork(nn.Module):
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
     yield from (parameter.detach() for parameter in network.parameters())
     yield from network.buffers()
+
+
+def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of ``network``."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    return [statistic for statistic in kept if statistic is not None]
 
 
 @torch.no_grad()

@@ -25,14 +25,14 @@ class Diverged(Exception):  # noqa: N818 - a message to train_trial, not an erro
 class SeedEpochs(Callback):
     """Seed torch for each epoch, whatever drew random numbers since the last."""
 
-    def __init__(self, seed: int) -> None:
-        """``seed`` is the trial's."""
-        self._seed = seed
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        """``seed`` is the trial's; of its processes, if several, each drops its own paths by ``rank``."""
+        self._seed, self._rank = seed, rank
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Epochs count from 1 in seeds; 0 was the initialisation."""
-        seed_epoch(self._seed, trainer.current_epoch + 1)
+        seed_epoch(self._seed, trainer.current_epoch + 1, self._rank)
 
 
 class AverageWeights(Callback):

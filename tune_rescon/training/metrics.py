@@ -13,6 +13,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from typing_extensions import override
 
+from tune_rescon.training.peers import ALONE, Peers
+
 __all__ = ["EpochMetrics", "FinalMetrics"]
 
 #: ImageNet's second measure: the label is among the five best.
@@ -20,11 +22,15 @@ TOP_K = 5
 
 
 class EpochMetrics(nn.Module):
-    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch."""
+    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch.
 
-    def __init__(self, classes: int, *, top5: bool = False) -> None:
+    Where several processes train the trial, reading is an exchange: torchmetrics adds up what all have seen.
+    """
+
+    def __init__(self, classes: int, *, top5: bool = False, peers: Peers = ALONE) -> None:
         """With fewer than five classes top-5 is top-``classes``, that is 1."""
         super().__init__()
+        self._peers = peers
         # torchmetrics' argument checks and its NaN handling read values back, so a GPU would wait each step.
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
@@ -46,12 +52,12 @@ class EpochMetrics(nn.Module):
     @property
     def mean_loss(self) -> float:
         """Mean over the images so far; nan before the first, and from a non-finite batch loss on."""
-        return _read(self.loss)
+        return self._read(self.loss)
 
     def compute(self) -> dict[str, float]:
         """``loss``, ``accuracy`` and, if asked for, ``top5``; nan before the first batch. Waits for a GPU."""
-        values = {"loss": self.mean_loss, "accuracy": _read(self.accuracy)}
-        return values if self.top5 is None else {**values, "top5": _read(self.top5)}
+        values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
+        return values if self.top5 is None else {**values, "top5": self._read(self.top5)}
 
     def reset(self) -> None:
         """Start the next epoch."""
@@ -59,14 +65,18 @@ class EpochMetrics(nn.Module):
             if metric is not None:
                 metric.reset()
 
+    def _read(self, metric: MeanMetric | MulticlassAccuracy) -> float:
+        with self._peers.exchange():
+            return float(metric.compute()) if metric.update_called else math.nan
+
 
 class FinalMetrics(EpochMetrics):
     """What a finished network is judged by: also its accuracy on each class, and its calibration error."""
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], *, peers: Peers = ALONE) -> None:
         """``class_names``: in the order of the labels."""
         classes = len(class_names)
-        super().__init__(classes, top5=True)
+        super().__init__(classes, top5=True, peers=peers)
         self.by_class = MulticlassAccuracy(classes, average=None, validate_args=False)
         # Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, section 2).
         self.calibration = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
@@ -84,16 +94,13 @@ class FinalMetrics(EpochMetrics):
         known = super().compute()
         if not self.by_class.update_called:
             return known
-        by_class = zip(self._names, self.by_class.compute().tolist(), strict=True)
-        named = {f"accuracy/{name}": value for name, value in by_class}
-        return {**known, "calibration_error": float(self.calibration.compute()), **named}
+        with self._peers.exchange():
+            by_class, error = self.by_class.compute().tolist(), float(self.calibration.compute())
+        named = {f"accuracy/{name}": value for name, value in zip(self._names, by_class, strict=True)}
+        return {**known, "calibration_error": error, **named}
 
     @override
     def reset(self) -> None:
         super().reset()
         self.by_class.reset()
         self.calibration.reset()
-
-
-def _read(metric: MeanMetric | MulticlassAccuracy) -> float:
-    return float(metric.compute()) if metric.update_called else math.nan

@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.averaging import AveragedNetwork, reestimate_batch_norm
+from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
 from tune_rescon.training.compiling import compile_units, uncompiled
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import Piece, in_pieces
 from tune_rescon.training.optimizer import make_optimizer, make_scheduler
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.placement import Placement
 from tune_rescon.training.recomputing import recompute_activations
 from tune_rescon.training.schedule import schedule_of
@@ -49,19 +50,23 @@ class TrialModule(pl.LightningModule):
         micro_batches: int = 1,
         judging: EpochMetrics | None = None,
         compiling: str = "off",
+        peers: Peers = ALONE,
     ) -> None:
         """Put ``network`` in place.
 
         ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
-        and of the statistics, goes through the network in ``micro_batches`` pieces. ``judging``: what a
-        validation measures, if not loss, accuracy and top-5 accuracy. ``compiling``: "on" has training run
-        the network's units compiled, "graphs" as CUDA graphs too.
+        and of the statistics, goes through the network in ``micro_batches`` pieces.
+
+        ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling``: "on"
+        has training run the network's units compiled, "graphs" as CUDA graphs too. ``peers`` have this
+        network too, and their own shares of the batches.
         """
         super().__init__()
         self.network = placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
-        self.train_metrics = EpochMetrics(classes)
-        self.val_metrics = judging or EpochMetrics(classes, top5=True)
+        self.train_metrics = EpochMetrics(classes, peers=peers)
+        self.val_metrics = judging or EpochMetrics(classes, top5=True, peers=peers)
+        self._peers = peers
         self._config = config
         self._placement = placement
         self._micro_batches = micro_batches
@@ -72,6 +77,7 @@ class TrialModule(pl.LightningModule):
         if config.checkpoint_activations:
             recompute_activations(self.network)
         self._ahead: list[Piece] = []
+        self._images = 0
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
         )
@@ -99,14 +105,16 @@ class TrialModule(pl.LightningModule):
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         first, *self._ahead = in_pieces(*batch, self._micro_batches)
+        self._images = len(batch[0])
         return self._weighted_loss(first)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add up the gradients of the step that :meth:`training_step` began with ``loss``."""
+        """Add up the gradients of the step that :meth:`training_step` began with ``loss``, over all peers."""
         super().backward(loss, *args, **kwargs)
         for piece in self._ahead:
             super().backward(self._weighted_loss(piece), *args, **kwargs)
         self._ahead = []
+        self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
     def _weighted_loss(self, piece: Piece) -> Tensor:
         logits_BK, targets = self.logits(self.network, piece.images_BCHW), piece.targets
@@ -128,6 +136,8 @@ class TrialModule(pl.LightningModule):
         Without an average this overwrites training's running statistics. Training never reads them: in
         training mode batch norm normalises by the batch. So it goes on exactly as it would have.
 
+        Peers, each of which has seen its own batches, end with the average of what they have.
+
         Every micro-batch counts once: they are cut alike, so that their sizes differ by an image at most.
         """
         pieces_BCHW = (
@@ -137,6 +147,7 @@ class TrialModule(pl.LightningModule):
         )
         with self._eagerly(), self._placement.autocast():
             reestimate_batch_norm(self.judged, pieces_BCHW)
+        self._peers.average(batch_norm_statistics(self.judged))
 
     def on_train_epoch_start(self) -> None:
         """Forget the metrics of the epoch before."""

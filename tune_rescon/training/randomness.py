@@ -18,18 +18,24 @@ __all__ = ["epoch_seed", "own_generator", "seed_epoch"]
 _NETWORK_STREAM = 4
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """64 bits from ``seed`` and ``epoch``: far apart for neighbours, where ``seed + epoch`` would collide.
 
     >>> len({epoch_seed(seed, epoch) for seed in range(10) for epoch in range(10)})
     100
+    >>> epoch_seed(0, 1) == epoch_seed(0, 1, 0), epoch_seed(0, 1) == epoch_seed(0, 1, 1)
+    (True, False)
     """
-    return int(np.random.SeedSequence((_NETWORK_STREAM, seed, epoch)).generate_state(1, np.uint64)[0])
+    # numpy seeds (s, e) and (s, e, 0) alike: the first of several processes draws what the only one would.
+    return int(np.random.SeedSequence((_NETWORK_STREAM, seed, epoch, rank)).generate_state(1, np.uint64)[0])
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed torch, on every device, for ``epoch`` (from 1; 0 is the network's initialisation)."""
-    torch.manual_seed(epoch_seed(seed, epoch))
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed torch, on every device, for ``epoch`` (from 1; 0 is the network's initialisation).
+
+    ``rank``: of a process that trains the trial with others.
+    """
+    torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import peak_memory_mb
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.notes import OnNote
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
 
@@ -38,6 +39,7 @@ class EpochReporter(Callback):
         *,
         keeper: Keeper | None,
         judged: str = "val",
+        peers: Peers = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Go on from what was trained before.
@@ -49,6 +51,7 @@ class EpochReporter(Callback):
             keeper: None keeps nothing.
             judged: the part of the images that validations are of: ``"val"``, or ``"test"``, which is looked
                 at once.
+            peers: each has a reporter; where the first one's report ends the trial, it ends for all.
             clock: seconds.
         """
         self.record = record
@@ -56,6 +59,7 @@ class EpochReporter(Callback):
         self._on_epoch, self._on_note = on_epoch, on_note
         self._keeper = keeper
         self._judged = judged
+        self._peers = peers
         self._clock = clock
         self._started = self._trained = clock()
         self._judging = self._judged_in = 0.0
@@ -131,6 +135,7 @@ class EpochReporter(Callback):
         except BaseException as error:
             # Not through Lightning, which makes another exception of some; train_trial raises it.
             self.stopped_by = error
+        if self._peers.told(self.stopped_by is not None):
             trainer.should_stop = True
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
@@ -146,7 +151,7 @@ class EpochReporter(Callback):
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
             **self._judgement(pl_module),
             "learning_rate": self._learning_rate,
-            "images_per_second": self._images / seconds if seconds > 0 else math.nan,
+            "images_per_second": self._peers.total(self._images) / seconds if seconds > 0 else math.nan,
             "epoch_seconds": self._clock() - self._started,
             **self._memory(pl_module),
         }
@@ -158,7 +163,7 @@ class EpochReporter(Callback):
             return {}
         measured = module.val_metrics.compute()
         if once:
-            measured["images_per_second"] = self._images_judged / self._judged_in
+            measured["images_per_second"] = self._peers.total(self._images_judged) / self._judged_in
         return {f"{self._judged}_{name}": value for name, value in measured.items()}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
@@ -167,7 +172,7 @@ class EpochReporter(Callback):
         if peak is None:
             return {}
         before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
-        return {PEAK_MEMORY: max([peak, *before])}
+        return {PEAK_MEMORY: max([self._peers.most(peak), *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
         keeper = self._keeper

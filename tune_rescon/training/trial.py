@@ -17,11 +17,13 @@ from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.memory import release_memory
 from tune_rescon.training.notes import OnNote
 from tune_rescon.training.overruns import Shape
+from tune_rescon.training.peers import ALONE, Peers
 from tune_rescon.training.placement import place
 from tune_rescon.training.randomness import own_generator
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
-from tune_rescon.training.start import Start, find_start
+from tune_rescon.training.start import Start
+from tune_rescon.training.together import check_shares, find_start_together
 
 __all__ = ["train_trial"]
 
@@ -42,6 +44,7 @@ def train_trial(
     metric: str = "val_accuracy",
     mode: str = "max",
     overruns: Path | None = None,
+    peers: Peers = ALONE,
 ) -> None:
     """Train ``config`` for ``epochs`` epochs, going on from ``checkpoint_dir`` if it holds a checkpoint.
 
@@ -73,9 +76,11 @@ def train_trial(
             is one of the test images, those are what the network is judged by, once, after its last epoch.
         mode: see ``metric``.
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
+        peers: this process among those that train the trial together (:mod:`tune_rescon.training.peers`);
+            they call this function alike, each with a folder of its own, of which the first one's counts.
 
     Raises:
-        ConfigError: ``metric`` is not an objective, or ``mode`` is no mode.
+        ConfigError: ``metric`` is no objective, ``mode`` no mode, or a batch too small for all ``peers``.
         NetworkError: there is no such network.
         ResourceError: there is no such device.
         StorageError: ``checkpoint_dir`` cannot be made, or holds another trial's checkpoint.
@@ -86,18 +91,25 @@ def train_trial(
     record = TrialRecord(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = place(device, precision=config.precision)
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
-    start = find_start(record, folder, on_note)
+    check_shares(peers, config, dataset)
+    start = find_start_together(record, folder, on_note, peers)
     report = _each_once(on_epoch)
     release_memory()  # of this process's trials before, which would count as this one's need
-    images = min(config.batch_size, len(dataset.train))
+    images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
-    if not start.record.history and (known := shape.pieces(images)) > 1:
+    if not start.record.history and (known := int(peers.most(shape.pieces(images)))) > 1:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _in_pieces(start, known)
         on_note(notes.known_too_large(images, pieces=known))
     while len(start.record.history) < epochs:
         attempt = Attempt(
-            start=start, dataset=dataset, placement=placement, folder=folder, metric=metric, mode=mode
+            start=start,
+            dataset=dataset,
+            placement=placement,
+            folder=folder,
+            metric=metric,
+            mode=mode,
+            peers=peers,
         )
         with placement.active(threads), own_generator(placement.device):
             pieces = attempt.run(report, on_note)
@@ -110,7 +122,7 @@ def train_trial(
         else:
             shape.ran_out(images, before)
             on_note(notes.smaller(images, before=before, after=pieces))
-        start = _in_pieces(find_start(record, folder, on_note), pieces)
+        start = _in_pieces(find_start_together(record, folder, on_note, peers), pieces)
 
 
 def _in_pieces(start: Start, micro_batches: int) -> Start:

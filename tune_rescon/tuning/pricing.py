@@ -31,8 +31,7 @@ class Pricing:
     @property
     def devices(self) -> float:
         """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
-        resources = self.space.resources_per_trial
-        return resources.gpus or float(resources.cpu)
+        return self.space.resources_per_trial.devices
 
     @property
     def device(self) -> str:

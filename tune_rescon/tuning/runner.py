@@ -150,7 +150,10 @@ def run_search(
 
 
 def _slots(space: Space, ray: RaySession) -> int:
-    return fit_slots(ray.now, ray.later, space.resources_per_trial.by_name(), space.budget.concurrent)
+    resources = space.resources_per_trial
+    return fit_slots(
+        ray.now, ray.later, resources.by_name(), space.budget.concurrent, workers=resources.workers
+    )
 
 
 def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetFacts]:
@@ -261,6 +264,7 @@ class _Search:
             make_task=self._maker.task,
             trainable=trainable,
             resources=self._space.resources_per_trial.by_name(),
+            workers=self._space.resources_per_trial.workers,
             concurrent=slots,
             turns=turns,
         )

@@ -51,6 +51,7 @@ class TaskMaker(Pricing):
             data_root=str(options.data_root.resolve()),
             cache_root=str(options.cache_root.resolve()),
             threads=space.resources_per_trial.cpu,
+            workers=space.resources_per_trial.workers,
             device="cuda" if space.resources_per_trial.gpus else "cpu",
         )
 

@@ -112,3 +112,27 @@ def test_a_space_can_name_the_kind_of_gpu() -> None:
     space = load_space("digits", ["resources_per_trial={cpu: 4, gpu: 1, accelerator: L4}"])
     assert space.resources_per_trial.by_name() == {"CPU": 4.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
     assert space.resources_per_trial.device == "L4"
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "wanted", "slots"),
+    [
+        ([{"CPU": 8, "GPU": 4}], 2, None, 2),
+        ([{"CPU": 8, "GPU": 1}] * 3, 2, None, 1),
+        ([{"CPU": 8, "GPU": 1}] * 4, 2, 1, 1),
+        ([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 1}], 4, None, 1),
+    ],
+)
+def test_a_trial_of_several_may_lie_across_machines(
+    machines: list[dict[str, float]], workers: int, wanted: int | None, slots: int
+) -> None:
+    now = [Nodes(count=1, resources=resources) for resources in machines]
+    assert fit_slots(now, [], ONE, wanted, workers=workers) == slots
+
+
+def test_too_many_workers() -> None:
+    machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
+    with pytest.raises(ResourceError) as caught:
+        fit_slots([machine], [], ONE, None, workers=3)
+    assert "a trial has 3 workers" in str(caught.value)
+    assert "--set resources_per_trial.workers=2" in str(caught.value)

@@ -76,7 +76,7 @@ class SearchState:
     def __init__(self, space: Space, name: str) -> None:
         """Nothing has happened yet in the search ``name`` of ``space``."""
         self._space, self._name = space, name
-        self._devices = space.resources_per_trial.gpus or float(space.resources_per_trial.cpu)
+        self._devices = space.resources_per_trial.devices
         self._levels = ladder_levels(space)
         self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
         self._unfinished: dict[int, int] = {}

@@ -20,10 +20,14 @@ def execute(
     make_task: Callable[[TrialSummary], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
     resources: dict[str, float],
+    workers: int,
     concurrent: int,
     turns: Turns,
 ) -> None:
-    """Run the coordinator's trials on the Ray that is connected, until it has no more, or no ``turns``."""
+    """Run the coordinator's trials on the Ray that is connected, until it has no more, or no ``turns``.
+
+    A trial is given ``resources`` for each of its ``workers``, all at once: none waits with half of them.
+    """
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
@@ -34,7 +38,8 @@ def execute(
         TurnTakingSearcher,
     )
 
-    place = tune.PlacementGroupFactory([_positive(resources)])
+    # The first is the trial's own; the others are for who joins it (:mod:`.gang`).
+    place = tune.PlacementGroupFactory([_positive(resources)] * workers)
     processes = KeptProcesses(coordinator, resources=place, slots=concurrent)
     # Tune's own files are scratch: the record and the checkpoints are the search.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:

@@ -45,6 +45,8 @@ def fit_slots(
     later: Sequence[Nodes] | None,
     need: Mapping[str, float],
     wanted: int | None,
+    *,
+    workers: int = 1,
 ) -> int:
     """Trials that can run at once, at most ``wanted``.
 
@@ -52,15 +54,17 @@ def fit_slots(
         now: the machines there are.
         later: those there may be when the cluster has grown; empty where it does not; None where it does,
             and only ``wanted`` says how far.
-        need: what a trial asks for, by Ray's names.
+        need: what a trial asks for, by Ray's names, for each of its workers.
         wanted: at most so many.
+        workers: of a trial; they may be on different machines.
 
     Raises:
         ResourceError: no machine has enough for one, nor will have (Tune would wait for ever).
     """
     if later is None and wanted:
         return wanted
-    fits = max(_room(now, need), _room(later or (), need))
+    places = max(_room(now, need), _room(later or (), need))
+    fits = places // workers
     if not fits and later is None:
         rule = (
             "a search must say how far its cluster is to grow, where no machine of now has room for a trial"
@@ -68,6 +72,8 @@ def fit_slots(
         raise ResourceError(
             explain(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
         )
+    if places and not fits:
+        raise ResourceError(_too_many(workers, places))
     if not fits:
         raise ResourceError(_too_much([*now, *(later or ())], need))
     return min(fits, wanted) if wanted else fits
@@ -75,6 +81,12 @@ def fit_slots(
 
 def _room(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
     return sum(kind.room(need) for kind in nodes)
+
+
+def _too_many(workers: int, places: int) -> str:
+    hint = f"Ask for fewer, for example --set resources_per_trial.workers={places}."
+    rule = f"a trial has {workers} workers, for which the machines must have room at once"
+    return explain(rule, got=f"room for {places}", where="resources_per_trial.workers", hint=hint)
 
 
 def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:

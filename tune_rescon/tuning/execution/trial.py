@@ -7,8 +7,6 @@ nothing heavy is imported before a trial really runs.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import gc
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,19 +17,12 @@ from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
 if TYPE_CHECKING:
-    from tune_rescon.data import ImageDataset
     from tune_rescon.training import EpochReport
 
 __all__ = ["TrialTask", "run_trial"]
 
 #: The files of a trial that are kept where the storage is a URL, in the order they are written.
 _KEPT: Final = ("best.ckpt", "last.ckpt")
-
-#: What ran out of memory on this node, beside its decoded images.
-_OVERRUNS: Final = "out_of_memory.json"
-
-#: What torch.compile has made on this node, there too.
-_COMPILED: Final = "compiled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +45,9 @@ class TrialTask:
     data_root: str
     cache_root: str
     threads: int
-    """CPU threads of the training process."""
+    """CPU threads of a training process."""
+    workers: int = 1
+    """Processes that train it together."""
     device: str
     """``"cuda"`` where the trial was given a GPU, else ``"cpu"``."""
 
@@ -90,13 +83,11 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(task: TrialTask) -> None:
     from ray import tune
 
-    from tune_rescon.training import recorded_epochs, train_trial
-    from tune_rescon.training.compiling import keep_compiled_code
+    from tune_rescon.training import recorded_epochs
     from tune_rescon.training.device_name import device_name
+    from tune_rescon.tuning.execution.gang import gathered
+    from tune_rescon.tuning.execution.training import train_task
 
-    _freeze_imports()
-    if task.config.compile != "off":
-        keep_compiled_code(Path(task.cache_root) / _COMPILED)
     folder = Path(task.checkpoint_dir)
     name = device_name(task.device)
 
@@ -127,38 +118,8 @@ def _train(task: TrialTask) -> None:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # A worker or driver that died between a checkpoint and its record owes that report.
             report(owed)
-        train_trial(
-            task.config,
-            _dataset(task.dataset, task.data_root, task.cache_root),
-            epochs=task.epochs,
-            seed=task.seed,
-            checkpoint_dir=folder,
-            on_epoch=report,
-            on_note=note,
-            device=task.device,
-            threads=task.threads,
-            metric=task.metric,
-            mode=task.mode,
-            overruns=Path(task.cache_root) / _OVERRUNS,
-        )
-
-
-@functools.cache
-def _freeze_imports() -> None:
-    """Once a process: have garbage collections, one before each trial, pass over what was imported.
-
-    The libraries' half a million objects make each of them take 0.3 s; without them it is a tenth of that.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-@functools.lru_cache(maxsize=2)
-def _dataset(dataset: DatasetConfig, data_root: str, cache_root: str) -> ImageDataset:
-    # Opened once per process: the next trial of a reused actor finds it here.
-    from tune_rescon.data import open_dataset
-
-    return open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
+        with gathered(task) as peers:
+            train_task(task, folder, peers, on_epoch=report, on_note=note)
 
 
 def _fate(error: Exception) -> TrialState:

@@ -1,0 +1,133 @@
+"""Trials of two processes: on one machine, on two, and with one of the processes killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, StudyResult, run_search
+
+pytestmark = pytest.mark.ray
+
+#: A real search, small: the paper's CIFAR-56 at a quarter of its width on digits.
+SMALL = [
+    *("fixed.width=0.25", "fidelity.max=4", "scheduler.reduction_factor=2", "sampler.type=random"),
+    "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
+    *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "budget.trials=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(
+    ray_here: None, cache_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, StudyResult]:
+    """The same search with trials of one process and of two."""
+    del ray_here
+    storage = tmp_path_factory.mktemp("runs")
+    options = RunOptions(name="s", storage=storage, data_root=storage, cache_root=cache_root)
+    return {
+        workers: run_search(
+            load_space("digits", [*SMALL, f"resources_per_trial.workers={workers}"]),
+            dataclasses.replace(options, name=f"of_{workers}"),
+        )
+        for workers in (1, 2)
+    }
+
+
+def test_trials_of_two_are_trials_like_others(results: dict[int, StudyResult]) -> None:
+    pair = results[2]
+    assert pair.state.value == "finished"
+    assert all(trial.state in (TrialState.FINISHED, TrialState.STOPPED) for trial in pair.trials)
+    assert pair.trials[0].epochs == 4
+    assert pair.devices_per_trial == 2
+    runs = mlflow.MlflowClient(pair.tracking_uri).search_runs(["1"])
+    assert sum(run.info.run_name.startswith("trial_") for run in runs) == 6
+
+
+def test_two_learn_what_one_learns(results: dict[int, StudyResult]) -> None:
+    one, two = (results[workers].trials[0] for workers in (1, 2))
+    assert one.parameters == two.parameters
+    assert max(two.values) == pytest.approx(max(one.values), abs=0.15)
+    assert max(two.values) > 0.5
+
+
+#: A search on two machines of one core each, one of whose processes is killed after trial 0's second epoch.
+#: Prints what became of the search and its trials, and how often a process was killed.
+DRIVER = """
+import json, sys
+from pathlib import Path
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, SearchListener, run_search
+from tune_rescon.tuning.execution.cluster import prepare_environment
+
+folder, victim = Path(sys.argv[1]), sys.argv[2]
+prepare_environment(own_ray=True)
+small = {"object_store_memory": 80 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
+cluster.add_node(num_cpus=1, **small)
+ray.init(address=cluster.address, log_to_driver=False)
+
+def processes(name):
+    ours = psutil.Process().children(recursive=True)
+    return [one for one in ours if "".join(one.cmdline()[:1]).startswith(name)]
+
+class Blow(SearchListener):
+    struck = []
+    def search_started(self, trials): pass
+    def trial_started(self, trial): pass
+    def trial_noted(self, trial, text): print(trial.number, text, file=sys.stderr)
+    def trial_ended(self, trial): print(trial.number, trial.state, trial.error, file=sys.stderr)
+    def epoch_done(self, trial, metrics, verdict):
+        if trial.number == 0 and trial.epochs == 2 and not self.struck:
+            one, = processes(victim)
+            self.struck.append(one.pid)
+            one.kill()
+
+space = load_space("digits", [*json.loads(sys.argv[3]), "resources_per_trial.workers=2"])
+options = RunOptions(name="s", storage=folder / "runs", data_root=folder, cache_root=folder / "cache")
+result = run_search(space, options, listeners=[Blow()])
+print(json.dumps({
+    "state": result.state.value,
+    "trials": [[trial.state.value, trial.epochs, *trial.values] for trial in result.trials],
+    "struck": len(Blow.struck),
+}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize("victim", ["ray::Member", "ray::ImplicitFunc"])
+def test_on_two_machines_a_trial_whose_process_is_killed_goes_on(
+    victim: str, short_tmp: Path, tmp_path: Path
+) -> None:
+    """The second machine's process has a folder of its own: it is sent the first one's checkpoint."""
+    ray_folder = short_tmp / victim[5:8]
+    ray_folder.mkdir()
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path), victim, json.dumps([*SMALL, "budget.trials=2"])],
+        env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr
+    # Ray, too, says that a process has died.
+    (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(said)
+    (state, epochs, *values), second = found["trials"]
+    assert (found["state"], found["struck"]) == ("finished", 1)
+    assert (state, epochs, len(values)) == ("finished", 4, 4)
+    assert second[0] in ("finished", "stopped")

@@ -1,0 +1,95 @@
+"""A process that trains trials with another one: `peer.py RANK`; jobs come pickled, and go so."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import open_dataset
+from tune_rescon.data.shares import Share
+from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.peers import Peers
+
+
+@contextmanager
+def together(meeting: Path, rank: int, count: int) -> Iterator[Peers]:
+    """Meet at a file."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
+    patience = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
+    try:
+        yield Peers(share=Share(rank=rank, count=count))
+    finally:
+        dist.destroy_process_group()
+
+
+def train_share(
+    rank: int, count: int, meeting: Path, config: TrialConfig, root: Path, options: dict[str, Any]
+) -> list[EpochReport] | str:
+    """Train ``config`` on 160 digits as one of ``count``; the reports, or what ended it."""
+    reports: list[EpochReport] = []
+    stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
+    broken = options.pop("broken", None)
+
+    def on_epoch(report: EpochReport) -> None:
+        reports.append(report)
+        if report.epoch == stop_after and rank == 0:
+            raise InterruptedError
+
+    original = TrialModule.logits
+
+    def logits(self: TrialModule, network: torch.nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+        if memory is not None and rank == memory[0] and len(images_BCHW) > memory[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if broken == rank:
+            raise ValueError("broken on purpose")
+        return original(self, network, images_BCHW)
+
+    TrialModule.logits = logits  # type: ignore[method-assign]
+    digits = open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
+    arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "threads": 1, "device": "cpu"} | options
+    try:
+        with together(meeting, rank, count) as peers:
+            train_trial(
+                config,
+                digits,
+                checkpoint_dir=root / f"{meeting.name}-of-{rank}",
+                on_epoch=on_epoch,
+                peers=peers,
+                **arguments,
+            )
+    except Exception as error:
+        return f"{type(error).__name__} after {len(reports)}"
+    finally:
+        TrialModule.logits = original  # type: ignore[method-assign]
+    return reports
+
+
+def main(rank: int) -> None:
+    """Train whatever is asked for, until the pipe is closed."""
+    # What is printed must not come between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(train_share(rank, *job), answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,131 @@
+"""Two processes that train one trial, over gloo, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.training import EpochReport
+from tune_rescon.training.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.torch
+
+#: Shares of 17 and 16 images; nothing that is drawn for a share, so that two are nearly one.
+PLAIN = TrialConfig(
+    layout="cifar",
+    depth=56,
+    width=0.25,
+    image_size=16,
+    batch_size=33,
+    learning_rate=0.05,
+    crop_padding=0,
+    flip=False,
+    precise_bn_batches=2,
+    gradient_clip=5.0,
+    ema_decay=0.9,
+)
+
+Together = Callable[..., list[Any]]
+
+
+Pipes = list[subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Pipes]:
+    """Two processes that have imported all, for trial after trial."""
+    program = [sys.executable, str(Path(__file__).with_name("peer.py"))]
+    started = [
+        subprocess.Popen([*program, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def together(processes: Pipes, tmp_path: Path) -> Together:
+    """Train with two processes; what each of them has to say, the first one first."""
+    meetings = iter(range(99))
+
+    def run(config: TrialConfig = PLAIN, meeting: str = "", **options: Any) -> list[Any]:
+        name = meeting or f"meeting{next(meetings)}"
+        (tmp_path / name).unlink(missing_ok=True)
+        for process in processes:
+            assert process.stdin is not None
+            pickle.dump((2, tmp_path / name, config, tmp_path, options), process.stdin)
+            process.stdin.flush()
+        return [pickle.load(process.stdout) for process in processes if process.stdout is not None]
+
+    return run
+
+
+def _values(reports: list[EpochReport], name: str) -> list[float]:
+    return [report.metrics[name] for report in reports]
+
+
+def test_two_learn_what_one_learns(together: Together, train: Callable[..., list[EpochReport]]) -> None:
+    """Batch norm by halves of a batch is what is left of a difference, and rounding."""
+    first, second = together(epochs=3)
+    alone = train(PLAIN, epochs=3)
+    assert _values(first, "train_loss") == pytest.approx(_values(alone, "train_loss"), rel=0.1)
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5"):
+        assert _values(first, name) == _values(second, name)
+
+
+def test_all_have_the_same_weights(together: Together, tmp_path: Path) -> None:
+    together(meeting="a", stop_after=1)
+    shutil.rmtree(tmp_path / "a-of-1")
+    first, second = together(meeting="a", epochs=2)
+    assert [report.epoch for report in first] == [report.epoch for report in second] == [2]
+    sent, kept = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("a-of-1", "a-of-0"))
+    assert sent["trial"]["history"] == kept["trial"]["history"][:1]
+
+
+def test_one_that_went_on_is_as_one_that_never_stopped(together: Together) -> None:
+    (whole, _), (until, told) = together(epochs=3), together(meeting="b", epochs=3, stop_after=1)
+    rest, _ = together(meeting="b", epochs=3)
+    assert until == "InterruptedError after 1"
+    assert [report.epoch for report in told] == [1]
+    for name in ("train_loss", "val_loss", "val_accuracy"):
+        assert _values(rest, name) == _values(whole, name)[1:]
+
+
+def test_only_the_first_keeps_files(together: Together, tmp_path: Path) -> None:
+    together(meeting="c", epochs=1)
+    assert sorted(path.name for path in (tmp_path / "c-of-0").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert list((tmp_path / "c-of-1").iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_has_no_memory_for_all_cut_into_pieces(together: Together, rank: int) -> None:
+    for reports in together(epochs=1, memory=(rank, 9)):
+        assert [report.epoch for report in reports] == [1]
+
+
+def test_a_fault_of_one_ends_all(together: Together) -> None:
+    assert together(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
+
+
+def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:
+    for reports in together(dataclasses.replace(PLAIN, learning_rate=1e20, gradient_clip=0.0)):
+        assert math.isnan(reports[-1].metrics["train_loss"])
+        assert math.isnan(reports[-1].metrics["val_accuracy"])
+
+
+@pytest.mark.parametrize(("change", "rule"), [({"batch_size": 3}, "images for each of 2 workers")])
+def test_a_batch_too_small_for_all_is_refused(together: Together, change: dict[str, Any], rule: str) -> None:
+    del rule
+    assert together(dataclasses.replace(PLAIN, **change)) == ["ConfigError after 0"] * 2
