@@ -68,8 +68,18 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
 @click.option("--name", metavar="N", help="Name of the search.")
 @click.option("--resume", metavar="N", help="Go on with the search of this name.")
 @click.option("--follow/--no-follow", default=True, help="Show its log until it ends [default: --follow].")
+@click.option(
+    "--train", is_flag=True, help="What follows `--` is tune_rescon.train's: the finals of a search."
+)
 @click.argument("arguments", metavar="-- SEARCH ARGS...", nargs=-1, type=click.UNPROCESSED)
-def submit(file: Path, name: str | None, resume: str | None, follow: bool, arguments: tuple[str, ...]) -> int:
+def submit(
+    file: Path,
+    name: str | None,
+    resume: str | None,
+    follow: bool,
+    train: bool,
+    arguments: tuple[str, ...],
+) -> int:
     """Run a search on the cluster of FILE; what follows `--` is tune_rescon.search's."""
     from tune_rescon.launching import read_cluster_file, send_search
     from tune_rescon.storage import check_name
@@ -81,7 +91,8 @@ def submit(file: Path, name: str | None, resume: str | None, follow: bool, argum
     if name is not None:
         check_name(name, where=flag or "")
     read = read_cluster_file(file)
-    return send_search(read, arguments, click.echo, flag=flag, name=name, follow=follow)
+    module = "tune_rescon.train" if train else "tune_rescon.search"
+    return send_search(read, arguments, click.echo, flag=flag, name=name, follow=follow, module=module)
 
 
 @cluster.command()

@@ -37,6 +37,13 @@ def test_a_search_is_submitted_followed_and_has_succeeded(
     assert capsys.readouterr().out == "Job j-1 runs on lab\n"
 
 
+def test_so_are_its_finals(played: Any, stands: Stands, file: Path) -> None:
+    played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
+    assert main(["submit", str(file), "--train", "--", "--from", "a", "--top", "2"]) == 0
+    assert "-- python -m tune_rescon.train --address auto --plain" in played.ran[0]
+    assert "--from a --top 2" in played.ran[0]
+
+
 def test_one_that_failed_is_a_failure(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

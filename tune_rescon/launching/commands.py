@@ -175,16 +175,23 @@ def make_token(cluster: ClusterFile) -> Command:
     return _ray(cluster, "get-auth-token", "--generate")
 
 
-def search_job(identity: str, arguments: Sequence[str], *, flag: str | None, name: str | None) -> str:
+def search_job(
+    identity: str,
+    arguments: Sequence[str],
+    *,
+    flag: str | None,
+    name: str | None,
+    module: str = "tune_rescon.search",
+) -> str:
     """The line for the head's shell that submits a search as a job; ``flag`` is --name or --resume.
 
-    What ``arguments`` say goes before what is said here, for it comes last.
+    What ``arguments`` say goes before what is said here, for it comes last. ``module``: the command it is.
 
     >>> search_job("a-1", ["--space", "my space"], flag="--name", name="a").partition(" -- ")[2]
     "python -m tune_rescon.search --address auto --plain --tracking-uri http://127.0.0.1:5000 --name a \
 --space 'my space'"
     """
-    search = ["python", "-m", "tune_rescon.search", "--address", "auto", "--plain"]
+    search = ["python", "-m", module, "--address", "auto", "--plain"]
     search += ["--tracking-uri", MLFLOW_URI]
     if flag is not None and name is not None:
         search += [flag, name]

@@ -32,14 +32,15 @@ def send_search(
     flag: str | None,
     name: str | None,
     follow: bool,
+    module: str = "tune_rescon.search",
 ) -> int:
-    """Submit a search, and ``follow`` it to its end; the exit code.
+    """Submit a search, or another command of ours, and ``follow`` it to its end; the exit code.
 
     Raises:
         ClusterError: the head did not take it, or is out of reach.
     """
     identity = submission_id(name, datetime.now())
-    words = search_job(identity, arguments, flag=flag, name=name)
+    words = search_job(identity, arguments, flag=flag, name=name, module=module)
     done = run(ray_exec(cluster, words), listen=True, timeout=_PATIENCE)
     if done.code != 0:
         raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")

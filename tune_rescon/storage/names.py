@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -34,5 +35,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
 
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
     """There is no search of this name, which came with ``where``; those that were ``found`` are listed."""
-    known = f"Searches there: {', '.join(found)}." if found else "There is no search there yet."
+    near = difflib.get_close_matches(name, found, n=1)
+    guess = f"Did you mean {near[0]}? " if near else ""
+    known = f"{guess}Searches there: {', '.join(found)}." if found else "There is no search there yet."
     return StorageError(explain(f"no search named {name!r} in {storage}", where=where, hint=known))

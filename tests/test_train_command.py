@@ -1,0 +1,131 @@
+"""`python -m tune_rescon.train` and `.reproduce`: their flags, and what they say to what cannot be done."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+import pytest
+
+from tune_rescon.reproduce import main as reproduce
+from tune_rescon.reproduce import reproduce as reproduce_command
+from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.train import main, train
+
+TRAIN = {
+    "--from": "NAME",
+    "--preset": "NAME",
+    "--resume": "N",
+    "--name": "N",
+    "--top": "INTEGER RANGE",
+    "--seeds": "INTEGER RANGE",
+    "--epochs": "INTEGER RANGE",
+    "--budget": "TIME",
+    "--image-size": "P",
+    "--init-from": "FILE",
+    "--dataset": "TEXT",
+    "--recipe": "TEXT",
+    "--storage": "DIR|URL",
+    "--study": "URL",
+    "--tracking-uri": "URI",
+    "--data-root": "DIR",
+    "--address": "ADDR",
+    "--concurrent": "N",
+    "--seed": "S",
+    "--set": "KEY=VALUE",
+    "--dry-run": "",
+    "--plain": "",
+}
+
+REPRODUCE = {
+    "--all": "",
+    "--scale": "FLOAT RANGE",
+    "--data-scale": "FLOAT RANGE",
+    "--seeds": "INTEGER RANGE",
+    "--images": "DIR|ZIP",
+    "--storage": "DIR|URL",
+    "--tracking-uri": "URI",
+    "--data-root": "DIR",
+    "--address": "ADDR",
+    "--set": "KEY=VALUE",
+    "--plain": "",
+}
+
+
+@pytest.mark.parametrize(("command", "flags"), [(train, TRAIN), (reproduce_command, REPRODUCE)])
+def test_the_flags_are_the_contracts(command: click.Command, flags: dict[str, str]) -> None:
+    found = {
+        option.opts[0]: "" if option.is_flag else option.metavar or option.type.name.upper()
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    assert found == flags
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """Importing it takes seconds, which are no test's."""
+    importlib.import_module("torch")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """One search, which has begun."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "space.yaml").write_text(dump_space(load_space("digits")))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Give one of --from NAME, --preset NAME and --resume NAME."),
+        (["--from", "a", "--preset", "attention56"], "Give one of --from NAME, --preset NAME"),
+        (["--preset", "attention56", "--budget", "2h"], "--budget goes with --from, and instead of"),
+        (["--from", "a", "--budget", "2h", "--epochs", "3"], "--budget goes with --from, and instead of"),
+        (["--from", "frist"], "--from: no search named 'frist'"),
+        (["--from", "frist"], "Did you mean first?"),
+        (["--resume", "first"], "--resume: must name trainings that `tune_rescon.train` has begun"),
+        (["--preset", "attention5"], "unknown preset 'attention5' (did you mean 'attention56'?)"),
+        (["--preset", "attention56", "--recipe", "papr"], "--recipe: unknown recipe 'papr' (did you mean"),
+        (
+            ["--preset", "attention56", "--dataset", "cifar1"],
+            "unknown dataset 'cifar1' (did you mean 'cifar1",
+        ),
+        (["--preset", "attention56", "--set", "budget.trials=9"], "must be at most the 3 rows of `initial`"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    storage: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--storage", str(storage), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert [path.name for path in storage.iterdir()] == ["first"]
+
+
+def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--preset", "cifar_attention56", "--recipe", "paper", "--seeds", "2", "--init-from", "w.ckpt"]
+    assert main([*asked, "--dry-run", "--plain", "--set", "resources_per_trial.cpu=1"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "name: cifar_attention56-cifar10-paper",
+        "hold_out: false",
+        "trials: 2",
+        "max: 205",
+        "init_from: w.ckpt",
+        "none: every trial trains for 205 epochs",
+    ):
+        assert line in said
+
+
+def test_rows_of_two_datasets_have_no_images_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(["rescon", "--images", "photos.zip"]) == 2
+    assert "--images: rows of one dataset can be given its images" in capsys.readouterr().err
+
+
+def test_without_a_row_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(["--plain"]) == 0
+    assert "attention92-noise70" in capsys.readouterr().out
+    assert reproduce(["attention92-noise71"]) == 2
+    assert "did you mean 'attention92-noise" in capsys.readouterr().err
