@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.finals.recipes import Recipe
 from tune_rescon.spaces import Resources, Space, from_optuna, parse_space, trial_config
@@ -36,14 +37,14 @@ _ALWAYS: Final = "learning_rate"
 
 
 def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
-    """The configurations of the best ``top`` trials that reached the last epoch, the best first; none twice.
+    """The configurations of the best ``top`` trials that finished, the best first; none twice.
 
     Raises:
         StorageError: no trial has.
     """
     found: dict[TrialConfig, None] = {}
     for trial in sorted(result.trials, key=lambda trial: trial.rank_key()):
-        if trial.epochs == result.space.fidelity.max and trial.best_epoch:
+        if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
             found.setdefault(_config(result, trial))
     if not found:
         rule = "a search must have a trial that reached its last epoch"
