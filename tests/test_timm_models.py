@@ -15,7 +15,7 @@ from tune_rescon.using import export_model
 
 timm: Any = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
 
-import tune_rescon.timm_models  # noqa: E402 - where there is timm
+import tune_rescon.timm_models  # noqa: E402 - it takes timm, which may not be there
 
 pytestmark = pytest.mark.torch
 

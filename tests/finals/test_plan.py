@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def searched() -> StudyResult:
     return search.result(Path("runs/s"))
 
 
-def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1) -> Space:
+def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequence[str] = ()) -> Space:
     return finals_space(
         "f",
         configs,
@@ -52,6 +53,7 @@ def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1) -> Space:
         epochs=3,
         seeds=seeds,
         resources=ONE_CPU,
+        overrides=overrides,
     )
 
 
@@ -109,27 +111,11 @@ def test_finalists_of_several_datasets_keep_them() -> None:
     assert (alone[0].dataset, dataset.name) == (None, "cifar100")
 
 
-def test_what_is_set_is_set(searched: StudyResult) -> None:
-    space = finals_space(
-        "f",
-        finalists(searched, 1),
-        dataset=searched.space.dataset,
-        epochs=9,
-        seeds=1,
-        resources=ONE_CPU,
-        overrides=["resources_per_trial.cpu=3"],
-    )
-    assert space.resources_per_trial.cpu == 3
+def test_what_is_set_is_set() -> None:
+    configs = (TrialConfig(),)
+    assert space_of(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3
     with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 rows"):
-        finals_space(
-            "f",
-            finalists(searched, 1),
-            dataset=searched.space.dataset,
-            epochs=9,
-            seeds=1,
-            resources=ONE_CPU,
-            overrides=["budget.trials=2"],
-        )
+        space_of(configs, overrides=["budget.trials=2"])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -224,8 +224,8 @@ def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
         for number, (rate, value) in values.items()
     )
     assert [[one.number for one in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
-    assert best_trial(trials).number == 0  # type: ignore[union-attr]
-    assert best_trial(trials, by_mean=True).number == 1  # type: ignore[union-attr]
+    assert best_trial(trials) is trials[0]
+    assert best_trial(trials, by_mean=True) is trials[1]
 
 
 def test_where_none_was_trained_to_its_end_the_furthest_wins() -> None:
