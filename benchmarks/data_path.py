@@ -36,6 +36,7 @@ from torchvision.datasets import ImageFolder
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
+from tune_rescon.training.graphs import choose_recorder
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.placement import place
 from tune_rescon.training.trainer import fit, make_trainer
@@ -114,6 +115,7 @@ class Trainee:
             epochs=1,
             steps_per_epoch=10**6,
             placement=self._placement,
+            recorder=choose_recorder(config, self._placement, micro_batches=1),
         )
 
     def train(self, data: pl.LightningDataModule, batches: int) -> Clock:

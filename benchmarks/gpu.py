@@ -3,8 +3,9 @@
 Needs torch (2.11 or newer), torchvision and pytorch-lightning, nothing else of what the package installs.
 Prints
 
-- the training step against the port's way (benchmarks/step.py), and by each of the ways that a space may ask
-  for (compiled, as CUDA graphs, with checkpointed activations), their memory and how long the first one took;
+- the training step, as a CUDA graph, against the port's way (benchmarks/step.py), and by each of the ways
+  that a space may ask for (its kernels launched one by one, compiled, with checkpointed activations), their
+  memory and how long the first one took;
 - the share of the device's measured peaks that the step reaches (benchmarks/roofline.py);
 - what a step waits for its images, which are random here;
 - test accuracy against the wall clock on real images, if it is given some.
@@ -44,8 +45,8 @@ CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
 
 #: Ways to run our step that are not the default.
 WAYS: dict[str, dict[str, object]] = {
+    "launched": {"cuda_graphs": "off"},
     "compiled": {"compiling": "on"},
-    "graphs": {"compiling": "graphs"},
     "checkpointed": {"checkpoint_activations": True},
 }
 
@@ -106,21 +107,21 @@ def show_peaks(options: argparse.Namespace) -> Peaks:
 def show_step(case: Case, peaks: Peaks, options: argparse.Namespace) -> None:
     """Both steps of one network; with half the batch where the memory is too small for either."""
     try:
-        speed = measure_step(case, options)
+        speeds = measure_step(case, options)
     except RuntimeError as error:
         if not ran_out_of_memory(error) or case.batch_size < 2:
             raise
         print(f"\n{case.preset}: a batch of {case.batch_size} images does not fit for both; half of it")
     else:
-        show_roofline(case, speed, peaks, options.device)
+        show_roofline(case, speeds, peaks, options.device)
         return
     # Here, not in the handler: the exception holds what did not fit.
     free(options.device)
     show_step(replace(case, batch_size=case.batch_size // 2), peaks, options)
 
 
-def measure_step(case: Case, options: argparse.Namespace) -> Speed:
-    """Print speeds, ratio and memory; our speed."""
+def measure_step(case: Case, options: argparse.Namespace) -> dict[str, Speed]:
+    """Print speeds, ratios and memory; the speeds."""
     makers: dict[str, Callable[..., Callable[[], object]]] = {
         "tune_rescon": build_step,
         **ways(options),
@@ -131,14 +132,14 @@ def measure_step(case: Case, options: argparse.Namespace) -> Speed:
     steps, notes = {}, []
     for name, make in makers.items():
         try:
-            before, first, peak, steps[name] = begin(make, case, options.device)
+            first, held, steps[name] = begin(make, case, options.device)
         except Exception as error:
             if name not in WAYS:
                 raise
             # The others' figures are worth having all the same.
             notes.append(f"  {name:12} could not be run: {str(error).strip().partition(chr(10))[0]}")
             continue
-        memory = f", {(peak - before) / 2**30:.2f} GiB at most" if peak else ""
+        memory = f", {held / 2**30:.2f} GiB" if held else ""
         notes.append(f"  {name:12} first step {first:.1f} s{memory}")
     speeds = alternate(
         steps,
@@ -156,17 +157,17 @@ def measure_step(case: Case, options: argparse.Namespace) -> Speed:
     ratio = ours.median / speeds[name].median
     print(f"  target       {TARGET:g} times {name}: {'met' if ratio >= TARGET else 'MISSED'}")
     print("\n".join(notes), flush=True)
-    return ours
+    return speeds
 
 
 def ways(options: argparse.Namespace) -> dict[str, Callable[..., Callable[[], object]]]:
     """Makers of our step by the ways asked for; says which are impossible here."""
     asked = options.ways if options.ways is not None else list(WAYS) if options.device == "cuda" else []
-    trouble = compiler_trouble(torch.device(options.device)) if {"compiled", "graphs"} & set(asked) else None
+    trouble = compiler_trouble(torch.device(options.device)) if "compiled" in asked else None
     if trouble is not None:
         # The step would run uncompiled, under a name that says it did not.
         print(f"\nnothing can be compiled here: {trouble}")
-        asked = [name for name in asked if "compiling" not in WAYS[name]]
+        asked.remove("compiled")
     return {name: functools.partial(build_step, **WAYS[name]) for name in asked}
 
 
@@ -183,22 +184,26 @@ def strict_step(preset: str, *, batch_size: int, device: str) -> Callable[[], ob
 
 def begin(
     make: Callable[..., Callable[[], object]], case: Case, device: str
-) -> tuple[int, float, int, Callable[[], object]]:
-    """Build and run a step: bytes before, seconds of the first (compiling, trying kernels), the peak, it."""
+) -> tuple[float, int, Callable[[], object]]:
+    """Build and run a step: seconds of the first (recording, compiling, trying kernels), bytes taken, it."""
     free(device)
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    before = reserved(device)
     step = make(case.preset, batch_size=case.batch_size, device=device)
     wait(device)
     started = time.perf_counter()
     step()
     wait(device)
     first = time.perf_counter() - started
-    if device == "cuda":
-        # What the autotuner tried in the first step is not what training needs.
-        torch.cuda.reset_peak_memory_stats()
+    # What the autotuner tried in the first step is not what training needs.
+    free(device)
     step()
     wait(device)
-    return before, first, torch.cuda.max_memory_allocated() if device == "cuda" else 0, step
+    return first, reserved(device) - before, step
+
+
+def reserved(device: str) -> int:
+    """Bytes that torch's allocator has of the device: a CUDA graph's are in it while it does not play too."""
+    return torch.cuda.memory_reserved() if device == "cuda" else 0
 
 
 def free(device: str) -> None:
@@ -207,17 +212,20 @@ def free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def show_roofline(case: Case, speed: Speed, peaks: Peaks, device: str) -> None:
+def show_roofline(case: Case, speeds: dict[str, Speed], peaks: Peaks, device: str) -> None:
     placement = place(device, precision="auto")
     spec = resolve_network(TrialConfig(preset=case.preset), classes=10, in_channels=3)
-    flops = training_flops(spec) * speed.median
-    moved = training_bytes(spec, element=2 if placement.precision == "bf16" else 4) * speed.median
     peak = peaks.flops[placement.precision]
-    print(
-        f"  roofline     {flops / 1e12:.2f} TFLOP/s, {flops / peak:.1%} of {placement.precision}'s peak;"
-        f" about {moved / 1e9:.0f} GB/s moved, {moved / peaks.bandwidth:.0%} of the bandwidth",
-        flush=True,
-    )
+    for name in ("tune_rescon", "compiled"):
+        if name not in speeds:
+            continue
+        flops = training_flops(spec) * speeds[name].median
+        element = 2 if placement.precision == "bf16" else 4
+        moved = training_bytes(spec, element=element) * speeds[name].median
+        share = f"{flops / peak:.1%} of the peak in {placement.precision}"
+        bytes_share = f"{moved / peaks.bandwidth:.0%} of the bandwidth"
+        print(f"  roofline     {name}: {flops / 1e12:.1f} TFLOP/s, {share};")
+        print(f"               about {moved / 1e9:.0f} GB/s moved, {bytes_share}", flush=True)
 
 
 if __name__ == "__main__":

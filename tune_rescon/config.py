@@ -258,9 +258,10 @@ class TrialConfig:
     precise_bn_batches: int = _field(0, int, low=0)
     """Training batches over which batch norm's statistics are re-estimated before each validation; 0: off."""
     precision: str = _word("auto", "auto", "fp32", "tf32", "bf16")
-    compile: str = _word("off", "off", "on", "graphs")
-    """``on``: torch.compile, for long trials; the first of a shape on a node waits for it (a minute).
-    ``graphs``: CUDA graphs too, for small batches on a GPU."""
+    cuda_graphs: str = _word("auto", "auto", "off")
+    """``auto``: on a CUDA GPU training steps are recorded and played back, where a batch fits whole."""
+    compile: str = _word("off", "off", "on")
+    """``on``: torch.compile, for long trials; the first of a shape on a node waits for it (a minute)."""
     checkpoint_activations: bool = _field(False, bool)
     """Keep less memory of a step and compute it again: the same results, about a third slower."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
-from tune_rescon.models.attention import ATTENTIONS, AttentionModule, Mask
+from tune_rescon.models.attention import ATTENTIONS, AttentionModule, Mask, enlarged
 from tune_rescon.models.units import NEVER_DROPPED
 
 CHANNELS = 64
@@ -109,3 +109,13 @@ def test_local_mask_never_pools() -> None:
     mask.pool.register_forward_hook(lambda _, __, output: pooled.append(output))
     masked(mask, trunk_BCHW=torch.zeros(2, CHANNELS, 9, 9))
     assert pooled == []
+
+
+def test_under_autocast_a_mask_is_enlarged_in_bf16() -> None:
+    """Autocast alone would do it, and all that follows up to the next convolution, in fp32."""
+    small_BCHW = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected_BCHW = enlarged(small_BCHW, torch.Size((5, 5)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found_BCHW = enlarged(small_BCHW.bfloat16(), torch.Size((5, 5)))
+    assert found_BCHW.dtype == torch.bfloat16
+    torch.testing.assert_close(found_BCHW.float(), expected_BCHW, rtol=2e-2, atol=2e-2)

@@ -127,14 +127,6 @@ def no_compiler() -> Iterator[None]:
     compiler_trouble.cache_clear()
 
 
-def test_on_a_cpu_graphs_are_no_reason_to_compile(train: Callable[..., list[EpochReport]]) -> None:
-    told: list[str] = []
-    graphs = _graphs()
-    train(TrialConfig(**(FIELDS | {"compile": "graphs"})), on_note=told.append, epochs=1)
-    assert told == ["compile: graphs needs a CUDA GPU; training goes on uncompiled"]
-    assert _graphs() == graphs
-
-
 #: A process that compiles a unit and prints how many of its graphs the cache had.
 COMPILES = """
 import sys

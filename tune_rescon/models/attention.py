@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tune_rescon.models.spec import NetworkSpec, StageSpec
 from tune_rescon.models.units import chain, conv, unit
 
-__all__ = ["ATTENTIONS", "AttentionModule", "Mask", "channel_attention", "spatial_attention"]
+__all__ = ["ATTENTIONS", "AttentionModule", "Mask", "channel_attention", "enlarged", "spatial_attention"]
 
 #: Added to the variance of a map before its root: a map of one pixel, or a constant one, has none.
 SPATIAL_EPS: Final = 1e-5
@@ -90,8 +90,7 @@ class Mask(nn.Module):
 
     def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
         """To the reference's real size, whatever the image's was."""
-        size = reference_BCHW.shape[-2:]
-        x_BCHW = F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
+        x_BCHW = enlarged(x_BCHW, reference_BCHW.shape[-2:])
         return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
 
 
@@ -120,6 +119,15 @@ class AttentionModule(nn.Module):
             mask_BCHW = 1 + mask_BCHW
         y_BCHW: Tensor = self.post(mask_BCHW * trunk_BCHW)
         return y_BCHW
+
+
+def enlarged(x_BCHW: Tensor, size: torch.Size) -> Tensor:
+    """Interpolated to a map of ``size``, (height, width), in its own format."""
+    if not torch.is_autocast_enabled(x_BCHW.device.type):
+        return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
+    # Autocast would have it, and the sums that follow, in fp32: twice the bytes. Inside it adds in fp32 anyway.
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
 
 
 def _head(channels: int, *, preactivation: bool) -> nn.Sequential:

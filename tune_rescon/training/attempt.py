@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,9 +11,17 @@ from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
-from tune_rescon.training.callbacks import AverageWeights, Diverged, FiniteLoss, PreciseBatchNorm, SeedEpochs
+from tune_rescon.training import notes
+from tune_rescon.training.callbacks import (
+    AverageWeights,
+    Diverged,
+    FiniteLoss,
+    PreciseBatchNorm,
+    SeedEpochs,
+)
 from tune_rescon.training.checkpoint import CheckpointFolder
-from tune_rescon.training.compiling import choose_compiling, many_shapes
+from tune_rescon.training.compiling import choose_compiling
+from tune_rescon.training.graphs import Recorder, RecordingError, choose_recorder
 from tune_rescon.training.initial import read_initial
 from tune_rescon.training.keeper import Keeper
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
@@ -31,7 +38,18 @@ from tune_rescon.training.start import Start
 from tune_rescon.training.trained import TrainedNetwork
 from tune_rescon.training.trainer import fit, make_trainer
 
-__all__ = ["Attempt"]
+__all__ = ["Attempt", "Retry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How to go on where an attempt could not: without recorded steps, which only save time, and so."""
+
+    micro_batches: int
+    note: str
+    """For the user: why."""
+    overrun: bool = False
+    """Whether the attempt's steps, as they were, are too large for the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +63,20 @@ class Attempt:
     metric: str
     mode: str
     peers: Peers = ALONE
+    record_steps: bool = True
+    """Whether training steps may be recorded."""
 
     @property
     def batch_images(self) -> int:
         """Images of the largest share of a training batch: what a process has to find memory for."""
         return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
-    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> int | None:
+    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> Retry | None:
         """Train from the start given to the end.
 
         Returns:
-            None at the end. Where the memory was too small: the number of micro-batches to try next, the same
-            once more if the dataset's images were on the device and no longer are. By then nothing refers to
-            the network and its optimiser but cycles, which a garbage collection frees.
+            None at the end; else what to try next. By then nothing refers to the network and its optimiser
+            but cycles, which a garbage collection frees.
 
         Raises:
             torch.OutOfMemoryError: smaller micro-batches are no use.
@@ -97,49 +116,59 @@ class Attempt:
             ],
         )
         try:
-            compiled = many_shapes(module.network) if compiling != "off" else contextlib.nullcontext()
-            with self.peers.telling(Diverged), compiled:
+            with self.peers.telling(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
         except RuntimeError as error:
-            return self._more_micro_batches(error)
+            return self._retry(error)
         if reporter.stopped_by is not None:
             raise reporter.stopped_by
         return None
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What records its training steps, if anything does."""
+        record = self.start.record
+        if not self.record_steps:
+            return None
+        return choose_recorder(record.config, self.placement, micro_batches=record.micro_batches)
 
     @property
     def _once(self) -> bool:
         """Whether the network is judged by the test images, after its last epoch."""
         return is_test_metric(self.metric)
 
-    def _compiling(self, on_note: OnNote) -> str:
-        record = self.start.record
+    def _compiling(self, on_note: OnNote) -> bool:
+        config = self.start.record.config
         compiling, less = choose_compiling(
-            record.config.compile,
-            self.placement.device,
-            micro_batches=record.micro_batches,
-            recomputes=record.config.checkpoint_activations,
+            config.compile, self.placement.device, recomputes=config.checkpoint_activations
         )
         if less is not None:
             on_note(less)
         return compiling
 
-    def _more_micro_batches(self, error: RuntimeError) -> int:
+    def _retry(self, error: RuntimeError) -> Retry:
+        """First without what only saves time, then with less at once."""
+        images, count = self.batch_images, self.start.record.micro_batches
+        if isinstance(error, RecordingError):
+            return Retry(micro_batches=count, note=notes.unrecorded(str(error)))
         if not ran_out_of_memory(error):
             raise error
-        count = self.start.record.micro_batches
-        more = twice_as_many(count, images=self.batch_images)
-        if more is None and self.peers.most(release(self.placement.device)):
-            return count
-        if more is None:
-            tried = f"a batch of {self.batch_images} images" + (
-                f" in {count} micro-batches" if count > 1 else ""
-            )
-            raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
-        return more
+        if self.recorder is not None:
+            note = notes.too_large_to_record(images)
+            return Retry(micro_batches=count, note=note, overrun=True)
+        more = twice_as_many(count, images=images)
+        if more is not None:
+            note = notes.smaller(images, before=count, after=more)
+            return Retry(micro_batches=more, note=note, overrun=True)
+        if self.peers.most(release(self.placement.device)):
+            note = notes.without_images(images, pieces=count)
+            return Retry(micro_batches=count, note=note)
+        tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
+        raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
-    def _module(self, steps_per_epoch: int, compiling: str) -> TrialModule:
+    def _module(self, steps_per_epoch: int, compiling: bool) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
         network = build_from_spec(record.spec)
@@ -155,6 +184,7 @@ class Attempt:
             micro_batches=record.micro_batches,
             judging=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
             compiling=compiling,
+            recorder=self.recorder,
             peers=self.peers,
         )
 

@@ -15,7 +15,13 @@ from typing_extensions import override
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.randomness import seed_epoch
 
-__all__ = ["AverageWeights", "Diverged", "FiniteLoss", "PreciseBatchNorm", "SeedEpochs"]
+__all__ = [
+    "AverageWeights",
+    "Diverged",
+    "FiniteLoss",
+    "PreciseBatchNorm",
+    "SeedEpochs",
+]
 
 
 class Diverged(Exception):  # noqa: N818 - a message to train_trial, not an error

@@ -34,37 +34,25 @@ __all__ = [
 _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def choose_compiling(
-    requested: str, device: torch.device, *, micro_batches: int, recomputes: bool
-) -> tuple[str, str | None]:
-    """What is done of ``requested`` ("off", "on", "graphs") here, and a note if that is less.
+def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) -> tuple[bool, str | None]:
+    """Whether what is ``requested`` ("off", "on") is done here, and a note if it is not.
 
-    CUDA graphs keep a step's gradients where the next one's are computed, so micro-batches cannot add theirs
-    up; and what is computed twice is left to the checkpoints, which a compiled unit would not be equal to.
+    What is computed twice (``recomputes``) is left to the checkpoints, which a compiled unit would not be
+    equal to.
 
-    >>> choose_compiling("off", torch.device("cpu"), micro_batches=1, recomputes=False)
-    ('off', None)
-    >>> choose_compiling("graphs", torch.device("cpu"), micro_batches=1, recomputes=False)
-    ('off', 'compile: graphs needs a CUDA GPU; training goes on uncompiled')
+    >>> choose_compiling("off", torch.device("cpu"), recomputes=False)
+    (False, None)
     """
     if requested == "off":
-        return "off", None
-    if requested == "graphs" and device.type != "cuda":
-        return "off", notes.uncompiled_graphs()
-    if recomputes:
-        return "off", notes.uncompiled("it recomputes its activations")
-    trouble = compiler_trouble(device)
-    if trouble is not None:
-        return "off", notes.uncompiled(trouble)
-    if requested == "graphs" and micro_batches > 1:
-        return "on", notes.without_graphs()
-    return requested, None
+        return False, None
+    trouble = "it recomputes its activations" if recomputes else compiler_trouble(device)
+    return trouble is None, None if trouble is None else notes.uncompiled(trouble)
 
 
-def compile_units(network: nn.Module, *, graphs: bool = False) -> None:
-    """Have each residual unit compiled at its first call, for that call's shape; or as CUDA graphs."""
+def compile_units(network: nn.Module) -> None:
+    """Have each residual unit compiled at its first call, for that call's shape."""
     for module in _units(network):
-        module.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+        module.compile(dynamic=False)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ Shapes: B images of a batch, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
-from tune_rescon.training.compiling import compile_units, uncompiled
+from tune_rescon.training.compiling import compile_units, many_shapes, uncompiled
+from tune_rescon.training.graphs import Outputs, Recorded, Recorder
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import Piece, in_pieces
 from tune_rescon.training.optimizer import make_optimizer, make_scheduler
@@ -29,6 +31,8 @@ from tune_rescon.training.recomputing import recompute_activations
 from tune_rescon.training.schedule import schedule_of
 
 __all__ = ["TrialModule"]
+
+Contexts = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 class TrialModule(pl.LightningModule):
@@ -49,7 +53,8 @@ class TrialModule(pl.LightningModule):
         placement: Placement,
         micro_batches: int = 1,
         judging: EpochMetrics | None = None,
-        compiling: str = "off",
+        compiling: bool = False,
+        recorder: Recorder | None = None,
         peers: Peers = ALONE,
     ) -> None:
         """Put ``network`` in place.
@@ -57,9 +62,10 @@ class TrialModule(pl.LightningModule):
         ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
         and of the statistics, goes through the network in ``micro_batches`` pieces.
 
-        ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling``: "on"
-        has training run the network's units compiled, "graphs" as CUDA graphs too. ``peers`` have this
-        network too, and their own shares of the batches.
+        ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling`` has
+        training run the network's units compiled. ``recorder`` records the first training step, to be played
+        back for all batches of its shape; micro-batches, whose gradients add up, must do without. ``peers``
+        have this network too, and their own shares of the batches.
         """
         super().__init__()
         self.network = placement.network(network)
@@ -70,12 +76,15 @@ class TrialModule(pl.LightningModule):
         self._config = config
         self._placement = placement
         self._micro_batches = micro_batches
-        self._graphs = compiling == "graphs"
-        self._eagerly = contextlib.nullcontext if compiling == "off" else uncompiled
-        if compiling != "off":
-            compile_units(self.network, graphs=self._graphs)
+        self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
+        self._shapes: Contexts = contextlib.nullcontext
+        self._eagerly: Contexts = contextlib.nullcontext
+        if compiling:
+            compile_units(self.network)
+            self._shapes, self._eagerly = functools.partial(many_shapes, self.network), uncompiled
         if config.checkpoint_activations:
             recompute_activations(self.network)
+        self._gradients: list[Tensor] = []
         self._ahead: list[Piece] = []
         self._images = 0
         self._multiplier = schedule_of(
@@ -102,26 +111,48 @@ class TrialModule(pl.LightningModule):
         Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
         the class with the largest share.
         """
-        if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         first, *self._ahead = in_pieces(*batch, self._micro_batches)
         self._images = len(batch[0])
         return self._weighted_loss(first)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add up the gradients of the step that :meth:`training_step` began with ``loss``, over all peers."""
-        super().backward(loss, *args, **kwargs)
+        if self._gradients:
+            # Here, for the optimiser forgets the last ones between a training_step and this.
+            for parameter, gradient in zip(self.network.parameters(), self._gradients, strict=True):
+                parameter.grad = gradient
+            self._gradients = []
+        else:
+            super().backward(loss, *args, **kwargs)
         for piece in self._ahead:
             super().backward(self._weighted_loss(piece), *args, **kwargs)
         self._ahead = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
     def _weighted_loss(self, piece: Piece) -> Tensor:
-        logits_BK, targets = self.logits(self.network, piece.images_BCHW), piece.targets
-        loss = F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing)
+        images_BCHW, targets = piece.images_BCHW, piece.targets
+        if self._step:
+            loss, logits_BK, *self._gradients = self._step(images_BCHW, targets)
+        else:
+            loss, logits_BK = self._loss_and_logits(images_BCHW, targets)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_metrics.update(loss, logits_BK, labels_B)
         return loss if piece.share == 1 else loss * piece.share
+
+    def _loss_and_logits(self, images_BCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with self._shapes():
+            logits_BK = self.logits(self.network, images_BCHW)
+        return F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing), logits_BK
+
+    def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
+        """Loss, logits, and the gradients of all parameters."""
+        loss, logits_BK = self._loss_and_logits(images_BCHW, targets)
+        self.network.zero_grad()
+        # Not torch.autograd.grad: it leaves a gradient in a layout that the fused optimiser would misread.
+        torch.autograd.backward(loss)
+        gradients = [parameter.grad for parameter in self.network.parameters()]
+        known = (gradient for gradient in gradients if gradient is not None)
+        return (loss.detach(), logits_BK.detach(), *known)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure the judged network; the loss is plain cross entropy, comparable between trials."""

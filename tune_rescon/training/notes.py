@@ -13,9 +13,9 @@ __all__ = [
     "ignore",
     "known_too_large",
     "smaller",
+    "too_large_to_record",
     "uncompiled",
-    "uncompiled_graphs",
-    "without_graphs",
+    "unrecorded",
     "without_images",
 ]
 
@@ -118,11 +118,19 @@ def uncompiled(trouble: str) -> str:
     return f"torch.compile cannot be used here ({trouble}); training goes on without it"
 
 
-def uncompiled_graphs() -> str:
-    """CUDA graphs were asked for on a CPU."""
-    return "compile: graphs needs a CUDA GPU; training goes on uncompiled"
+def too_large_to_record(images: int) -> str:
+    """The memory of a CUDA graph is its own, and there was too little beside it.
+
+    >>> too_large_to_record(128)
+    'a CUDA graph of a batch of 128 images leaves too little memory; training goes on without'
+    """
+    return f"a CUDA graph of a batch of {images} images leaves too little memory; training goes on without"
 
 
-def without_graphs() -> str:
-    """CUDA graphs were asked for, but the memory demands micro-batches."""
-    return "CUDA graphs cannot add up the gradients of micro-batches; training goes on compiled, without them"
+def unrecorded(trouble: str) -> str:
+    """A step cannot be made a CUDA graph.
+
+    >>> unrecorded("operation not permitted when stream is capturing")
+    'no CUDA graph here (operation not permitted when stream is capturing); training goes on without'
+    """
+    return f"no CUDA graph here ({trouble}); training goes on without"

@@ -148,10 +148,18 @@ class Shape:
     file: OverrunFile | None
 
     @classmethod
-    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: Placement, path: Path | None) -> Shape:
-        """Of a trial about to begin."""
+    def of(
+        cls,
+        config: TrialConfig,
+        spec: NetworkSpec,
+        placement: Placement,
+        path: Path | None,
+        *,
+        recorded: bool = False,
+    ) -> Shape:
+        """Of a trial about to begin; ``recorded``: as a CUDA graph."""
         return cls(
-            key=shape_key(spec, placement, config.compile, config.checkpoint_activations),
+            key=shape_key(spec, placement, config.compile, config.checkpoint_activations, recorded),
             available=available_memory(placement.device),
             file=None if path is None else OverrunFile(path),
         )

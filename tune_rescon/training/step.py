@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable
 
 import torch
@@ -11,7 +9,8 @@ from torch import Tensor
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.compiling import choose_compiling, many_shapes
+from tune_rescon.training.compiling import choose_compiling
+from tune_rescon.training.graphs import choose_recorder
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.placement import Placement, place
 
@@ -29,13 +28,14 @@ def build_step(
     precision: str = "auto",
     compiling: str = "off",
     checkpoint_activations: bool = False,
+    cuda_graphs: str = "auto",
 ) -> Callable[[], Tensor]:
     """A callable that runs one full training step and returns its loss, on the device and not waited for.
 
     Images of the preset's nominal size lie on the device; forward, loss, backward, optimiser and schedule
     are those of :func:`tune_rescon.training.train_trial` at the default recipe and ``precision``;
-    ``compiling`` is its ``compile``. The step's metrics are counted, as in training. The process's switches
-    (TF32, cuDNN's autotuner, the heap) hold during a call only.
+    ``compiling`` is its ``compile``. On a GPU the first call records the step. Its metrics are counted, as in
+    training. The process's switches (TF32, cuDNN's autotuner, the heap) hold during a call only.
 
     Raises:
         ConfigError: no such precision or ``compiling``.
@@ -48,6 +48,7 @@ def build_step(
         precision=precision,
         compile=compiling,
         checkpoint_activations=checkpoint_activations,
+        cuda_graphs=cuda_graphs,
     )
     return step_of(config, place(device, precision=config.precision), classes=CLASSES, in_channels=3)
 
@@ -61,9 +62,8 @@ def step_of(
         NetworkError: there is no such network.
     """
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
-    compiling, _ = choose_compiling(
-        config.compile, placement.device, micro_batches=1, recomputes=config.checkpoint_activations
-    )
+    recomputes = config.checkpoint_activations
+    compiling, _ = choose_compiling(config.compile, placement.device, recomputes=recomputes)
     module = TrialModule(
         build_from_spec(spec),
         config,
@@ -72,15 +72,15 @@ def step_of(
         steps_per_epoch=10**6,
         placement=placement,
         compiling=compiling,
+        recorder=choose_recorder(config, placement, micro_batches=1),
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
     shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)
     images_BCHW = torch.randn(shape, device=placement.device)
     labels_B = torch.randint(classes, (config.batch_size,), device=placement.device)
-    shapes = contextlib.nullcontext if compiling == "off" else functools.partial(many_shapes, module.network)
 
     def step() -> Tensor:
-        with placement.active(), shapes():
+        with placement.active():
             optimizer.zero_grad()
             loss = module.training_step((images_BCHW, labels_B))
             module.backward(loss)

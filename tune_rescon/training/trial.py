@@ -55,7 +55,8 @@ def train_trial(
 
     What can be survived is, and is told to ``on_note``:
 
-    - The device's memory is too small for a step: the trial goes on from its last checkpoint with half the
+    - The device's memory is too small for a step: the trial goes on without CUDA graphs, whose memory is
+      their own; then it goes on from its last checkpoint with half the
       micro-batch and the gradients of two added up (:mod:`tune_rescon.training.microbatches`), and half of
       that, down to 8 images. Without a checkpoint it trains the epochs again, but reports none twice. With a
       file of ``overruns``, the next trial of that network on that device starts with what did fit.
@@ -97,6 +98,8 @@ def train_trial(
     release_memory()  # of this process's trials before, which would count as this one's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
+    recorded_shape = Shape.of(config, spec, placement, overruns, recorded=True)
+    record_steps = not peers.most(recorded_shape.pieces(images) > 1)
     if not start.record.history and (known := int(peers.most(shape.pieces(images)))) > 1:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _in_pieces(start, known)
@@ -110,19 +113,19 @@ def train_trial(
             metric=metric,
             mode=mode,
             peers=peers,
+            record_steps=record_steps,
         )
         with placement.active(threads), own_generator(placement.device):
-            pieces = attempt.run(report, on_note)
-        if pieces is None:
+            retry = attempt.run(report, on_note)
+        if retry is None:
             return
         release_memory()  # the attempt's network and optimiser
-        before = start.record.micro_batches
-        if pieces == before:
-            on_note(notes.without_images(images, pieces=pieces))
-        else:
-            shape.ran_out(images, before)
-            on_note(notes.smaller(images, before=before, after=pieces))
-        start = _in_pieces(find_start_together(record, folder, on_note, peers), pieces)
+        if retry.overrun:
+            as_it_was = shape if attempt.recorder is None else recorded_shape
+            as_it_was.ran_out(images, start.record.micro_batches)
+        on_note(retry.note)
+        record_steps = False
+        start = _in_pieces(find_start_together(record, folder, on_note, peers), retry.micro_batches)
 
 
 def _in_pieces(start: Start, micro_batches: int) -> Start:

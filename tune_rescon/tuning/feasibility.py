@@ -25,6 +25,7 @@ _FIELDS: Final = (
     "optimizer",
     "precision",
     "compile",
+    "cuda_graphs",
     "checkpoint_activations",
 )
 

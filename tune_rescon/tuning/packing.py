@@ -27,7 +27,7 @@ Measure = Callable[[TrialConfig, DatasetFacts], "Occupancy | None"]
 #: Fields that decide what a step costs.
 _FIELDS: Final = (
     *("dataset", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
-    *("batch_size", "precision", "optimizer", "compile", "checkpoint_activations"),
+    *("batch_size", "precision", "optimizer", "compile", "cuda_graphs", "checkpoint_activations"),
 )
 
 #: Trials on a GPU at most: the host has each of them to feed.

@@ -1,0 +1,266 @@
+"""Steps that are recorded and played back: by CUDA graphs on a GPU, by what keeps their rules on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import ImageDataset
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training import attempt as attempts
+from tune_rescon.training.graphs import (
+    CudaGraphs,
+    Outputs,
+    Recorded,
+    RecordingError,
+    choose_recorder,
+)
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.placement import Placement
+
+pytestmark = pytest.mark.torch
+
+CPU = torch.device("cpu")
+
+#: A GPU's kernels do not always add in one order: in fp64 rounding does not hide a wrong gradient.
+DTYPES = {"cpu": torch.float32, "cuda": torch.float64}
+
+SMALL: dict[str, Any] = {"layout": "cifar", "depth": 56, "width": 0.25, "image_size": 16, "batch_size": 8}
+
+
+class PlayedOnCpu:
+    """Does what a CUDA graph's replay does: all again, from the same inputs to the same outputs."""
+
+    def __init__(self) -> None:
+        self.recorded = self.played = 0
+
+    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        self.recorded += 1
+        run()  # as CudaGraphs, before a recording
+        outputs = tuple(output.clone() for output in run())
+
+        def replay() -> None:
+            self.played += 1
+            for kept, output in zip(outputs, run(), strict=True):
+                kept.copy_(output)
+
+        return replay, outputs
+
+
+class Counts(nn.Module):
+    """Counts its calls in a buffer, and draws a random number at each."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x_B: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x_B + torch.rand(())
+
+
+@pytest.fixture
+def recorder() -> PlayedOnCpu:
+    return PlayedOnCpu()
+
+
+def test_a_recording_leaves_no_trace_and_plays_what_the_function_does(recorder: PlayedOnCpu) -> None:
+    network = Counts()
+    torch.manual_seed(0)
+    drawn = torch.rand(())
+    torch.manual_seed(0)
+    function = Recorded(lambda x_B: (network(x_B),), network, recorder)
+    [y_B] = function(torch.ones(3))
+    torch.testing.assert_close(y_B, torch.ones(3) + drawn)
+    assert network.calls == 1
+    first = y_B.clone()
+    [again_B] = function(torch.ones(3))
+    assert again_B is y_B, "where the last one lay"
+    assert not torch.equal(again_B, first)
+    assert (int(network.calls), recorder.recorded, recorder.played) == (2, 1, 2)
+
+
+def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None:
+    network = Counts()
+    function = Recorded(lambda x_B: (network(x_B),), network, recorder)
+    for images in (4, 3, 4, 3):
+        assert function(torch.ones(images))[0].shape == (images,)
+    assert (int(network.calls), recorder.recorded, recorder.played) == (4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "fields", "micro_batches", "records"),
+    [
+        ("cuda", {}, 1, True),
+        ("cpu", {}, 1, False),
+        ("cuda", {"cuda_graphs": "off"}, 1, False),
+        ("cuda", {}, 2, False),
+        ("cuda", {"checkpoint_activations": True}, 1, False),
+    ],
+)
+def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: int, *, records: bool) -> None:
+    placement = Placement(device=torch.device(device), precision="fp32")
+    chosen = choose_recorder(TrialConfig(**fields), placement, micro_batches=micro_batches)
+    assert (chosen is not None) == records
+
+
+def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: Placement, **fields: Any) -> TrialModule:
+    torch.manual_seed(0)
+    config = TrialConfig(**(SMALL | fields))
+    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    module = TrialModule(
+        network.to(DTYPES[placement.device.type]),
+        config,
+        classes=4,
+        epochs=1,
+        steps_per_epoch=10,
+        placement=placement,
+        recorder=recorder,
+    )
+    return module.to(placement.device)
+
+
+def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
+    """Its weights after some steps."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer, scheduler = module.optimizer_and_scheduler()
+    torch.manual_seed(1)
+    for _ in range(steps):
+        images_BCHW = torch.randn(8, 3, 16, 16, generator=generator).to(device, DTYPES[device.type])
+        labels_B = torch.randint(4, (8,), generator=generator).to(device)
+        optimizer.zero_grad()
+        loss = module.training_step((images_BCHW, labels_B))
+        optimizer.zero_grad()  # as Lightning, between the two
+        module.backward(loss)
+        optimizer.step()
+        scheduler.step()
+    return torch.cat([parameter.detach().cpu().flatten() for parameter in module.network.parameters()])
+
+
+def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu) -> None:
+    placement = Placement(device=CPU, precision="fp32")
+    fields = {"drop_path": 0.3, "label_smoothing": 0.1}
+    played = _train(_module(recorder, placement, **fields), CPU, steps=3)
+    assert (recorder.recorded, recorder.played) == (1, 3)
+    assert torch.equal(played, _train(_module(None, placement, **fields), CPU, steps=3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.timeout(120)
+def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
+    placement = Placement(device=torch.device("cuda"), precision="fp32")
+    played, launched = (
+        _train(_module(recorder, placement), placement.device, steps=4)
+        for recorder in (CudaGraphs(placement.device), None)
+    )
+    torch.testing.assert_close(played, launched, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.timeout(120)
+def test_a_cuda_graph_draws_by_the_seed_and_anew_at_each_step() -> None:
+    network = Counts().cuda()
+    draw = Recorded(lambda x_B: (x_B + torch.rand_like(x_B),), network, CudaGraphs(torch.device("cuda")))
+    zeros_B = torch.zeros(4, device="cuda")
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append([draw(zeros_B)[0].tolist() for _ in range(2)])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
+@pytest.fixture
+def recorded_on_cpu(monkeypatch: pytest.MonkeyPatch, recorder: PlayedOnCpu) -> PlayedOnCpu:
+    monkeypatch.setattr(attempts, "choose_recorder", lambda *_, **__: recorder)
+    return recorder
+
+
+def test_a_recorded_trial_reports_what_an_unrecorded_one_does(
+    train: Callable[..., list[EpochReport]], request: pytest.FixtureRequest
+) -> None:
+    """With mixup, dropped paths, an average, precise statistics, clipping: everything that keeps state."""
+    expected = [_lasting(report) for report in train()]
+    recorder: PlayedOnCpu = request.getfixturevalue("recorded_on_cpu")
+    assert [_lasting(report) for report in train()] == expected
+    assert recorder.recorded == 1
+    assert recorder.played > 1
+
+
+def _lasting(report: EpochReport) -> dict[str, float]:
+    return {name: value for name, value in report.metrics.items() if "second" not in name}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.timeout(300)
+def test_a_trial_on_a_gpu_trains_as_an_unrecorded_one(digits: ImageDataset, small: TrialConfig) -> None:
+    """With everything that keeps state on: mixup, dropped paths, clipping, an average."""
+    reports: dict[str, list[EpochReport]] = {"auto": [], "off": []}
+    told: list[str] = []
+    for word, kept in reports.items():
+        config = dataclasses.replace(small, precision="fp32", learning_rate=1e-3, cuda_graphs=word)
+        train_trial(
+            config,
+            digits,
+            epochs=3,
+            seed=0,
+            checkpoint_dir=None,
+            on_epoch=kept.append,
+            on_note=told.append,
+            device="cuda",
+        )
+    assert told == []
+    for name in ("train_loss", "val_loss"):
+        played, launched = ([report.metrics[name] for report in kept] for kept in reports.values())
+        assert played == pytest.approx(launched, rel=5e-2), name
+
+
+class Refuses:
+    """As a device on which nothing can be recorded, or that has no room for it."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self.error = error
+
+    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        run()
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (RecordingError("not permitted"), "no CUDA graph here (not permitted); training goes on without"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "a CUDA graph of a batch of 32 images leaves too little memory; training goes on without",
+        ),
+    ],
+)
+def test_a_trial_that_cannot_be_recorded_trains_without(
+    train: Callable[..., list[EpochReport]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
+) -> None:
+    expected = [_lasting(report) for report in train()]
+    monkeypatch.setattr(attempts, "choose_recorder", lambda *_, **__: Refuses(error))
+    told: list[str] = []
+    assert [_lasting(report) for report in train(on_note=told.append)] == expected
+    assert told == [note]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.timeout(120)
+def test_what_waits_for_the_device_cannot_be_recorded() -> None:
+    network = Counts().cuda()
+    waits = Recorded(lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda")))
+    with pytest.raises(RecordingError):
+        waits(torch.ones(4, device="cuda"))
+    assert torch.ones(4, device="cuda").sum().item() == 4, "the device goes on"
+    assert torch.rand(4, device="cuda").max() < 1, "and so do its random numbers"
