@@ -12,6 +12,7 @@ __all__ = [
     "damaged",
     "ignore",
     "known_too_large",
+    "left_unwritten",
     "smaller",
     "uncompiled",
     "uncompiled_graphs",
@@ -67,6 +68,15 @@ def known_too_large(images: int, *, pieces: int) -> str:
 def _each(images: int, pieces: int) -> str:
     least, rest = divmod(images, pieces)
     return f"{least} to {least + 1}" if rest else str(least)
+
+
+def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
+    """The disk did not take the state after so many batches of ``epoch``.
+
+    >>> left_unwritten(3, 117, OSError(28, "No space left on device"))
+    'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
+    """
+    return f"the checkpoint after {batches} batches of epoch {epoch} could not be written ({_cause(error)})"
 
 
 def checkpoint_unwritten(epoch: int, error: OSError) -> str:
