@@ -98,8 +98,8 @@ class PreciseBatchNorm(Callback):
     """Before a validation, re-estimate the judged network's batch-norm statistics on training batches.
 
     The batches are the epoch's last ones, kept as they were trained on: reading others would cost loading
-    and augmenting, and could disturb order and randomness. They stay on the device until the validation. Where
-    an epoch goes on, those of them that were trained on before are made again.
+    and augmenting, and could disturb order and randomness. They stay on the device until the validation.
+    Where an epoch goes on, those of them that were trained on before are made again.
     """
 
     def __init__(self, batches: int, *, done: int = 0) -> None:

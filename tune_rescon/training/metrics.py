@@ -66,7 +66,11 @@ class EpochMetrics(nn.Module):
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
         """What was taken in so far: by metric, and by torchmetrics' name of the sum."""
-        return {name: dict(metric.metric_state) for name, metric in self._parts().items()}
+        states = {name: metric.metric_state.items() for name, metric in self._parts().items()}
+        return {
+            name: {key: value for key, value in state if isinstance(value, Tensor)}
+            for name, state in states.items()
+        }
 
     def go_on_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Put back :meth:`sums`, from whatever device. They can be read after the next batch."""

@@ -12,6 +12,7 @@ __all__ = [
     "damaged",
     "ignore",
     "known_too_large",
+    "left",
     "left_unwritten",
     "smaller",
     "uncompiled",
@@ -77,6 +78,18 @@ def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
     'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
     """
     return f"the checkpoint after {batches} batches of epoch {epoch} could not be written ({_cause(error)})"
+
+
+def left(epoch: int, batches: int) -> str:
+    """A trial's process was told to go, after so many batches of ``epoch``.
+
+    >>> left(3, 117)
+    'its process was told to end, after 117 batches of epoch 3; another one goes on'
+    >>> left(3, 0)
+    'its process was told to end, after epoch 2; another one goes on'
+    """
+    place = f"{batches} batches of epoch {epoch}" if batches else f"epoch {epoch - 1}"
+    return f"its process was told to end, after {place}; another one goes on"
 
 
 def checkpoint_unwritten(epoch: int, error: OSError) -> str:

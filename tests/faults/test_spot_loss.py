@@ -1,0 +1,131 @@
+"""A trial's process is told to go amid an epoch: the trial goes on in another one, with the next batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+#: One trial of the paper's CIFAR-56 at an eighth of its width on digits.
+SPACE = [
+    *("fixed.width=0.125", "fixed.batch_size=16", "fidelity.max=3", "scheduler.type=none"),
+    *("fixed.drop_path=0.2", "fixed.ema_decay=0.9", "fixed.mixup=0.2", "dataset.limit=800"),
+    "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
+    *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "budget.trials=1"),
+]
+
+#: The same search twice on two machines of one core each. The second time its process gets a SIGTERM amid the
+#: second epoch, and the machine it then is on is drained amid the third. Each step writes a line: which
+#: process took it. Prints, of both searches, the trial and its steps.
+DRIVER = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.tuning.execution.cluster import prepare_environment
+
+folder, space = Path(sys.argv[1]), load_space("digits", json.loads(sys.argv[2]))
+prepare_environment(own_ray=True)
+small = {"object_store_memory": 80 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+for _ in range(2):
+    cluster.add_node(num_cpus=1, **small)
+ray.init(address=cluster.address, log_to_driver=False)
+
+def steps_of(name):
+    ledger = folder / f"{name}.steps"
+    return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+def trainable(name, pace):
+    ledger = folder / f"{name}.steps"
+
+    def train(config):
+        import functools
+        import ray
+        from tune_rescon.training.module import TrialModule
+        from tune_rescon.tuning.execution.trial import run_trial
+
+        whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
+
+        @functools.wraps(whole)
+        def training_step(self, batch):
+            with ledger.open("a") as file:
+                file.write(f"{os.getpid()} {node}\\n")
+            time.sleep(pace)
+            return whole(self, batch)
+
+        TrialModule.training_step = training_step
+        try:
+            run_trial(config)
+        finally:
+            TrialModule.training_step = whole
+
+    return train
+
+def search(name, pace):
+    options = RunOptions(name=name, storage=folder / "runs", data_root=folder, cache_root=folder / "cache")
+    (trial,) = run_search(space, options, trainable=trainable(name, pace)).trials
+    return {
+        "state": trial.state.value,
+        "error": trial.error,
+        "values": list(trial.values),
+        "notes": list(trial.notes),
+        "steps": steps_of(name),
+    }
+
+def strike(batches):
+    while len(steps_of("struck")) < 1.3 * batches:
+        time.sleep(0.05)
+    os.kill(int(steps_of("struck")[-1][0]), signal.SIGTERM)
+    while len(steps_of("struck")) < 2.3 * batches:
+        time.sleep(0.05)
+    control = ray._private.worker.global_worker.gcs_client
+    deadline = int(1000 * (time.time() + 600))
+    print(control.drain_node(steps_of("struck")[-1][1], 2, "a spot notice", deadline), file=sys.stderr)
+
+whole = search("whole", 0.0)
+threading.Thread(target=strike, args=(len(whole["steps"]) / 3,), daemon=True).start()
+print(json.dumps({"whole": whole, "struck": search("struck", 0.15)}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_no_batch_is_trained_twice_and_no_result_is_another(short_tmp: Path, tmp_path: Path) -> None:
+    ray_folder = short_tmp / "spot"
+    ray_folder.mkdir()
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(SPACE)],
+        env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr
+    (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(said)
+    whole, struck = found["whole"], found["struck"]
+    assert (struck["state"], struck["error"]) == ("finished", None), driver.stderr
+    assert struck["values"] == whole["values"]
+    assert len(struck["steps"]) == len(whole["steps"])
+
+    processes = list(dict.fromkeys(process for process, _ in struck["steps"]))
+    nodes = [dict(map(tuple, struck["steps"]))[process] for process in processes]
+    assert len(processes) == 3
+    assert nodes[1] != nodes[2]
+    places = [re.search(r"after (\d+) batches of epoch (\d)", note) for note in struck["notes"]]
+    assert [place and place[2] for place in places] == ["2", "3"], struck["notes"]
+    batches = len(whole["steps"]) // 3
+    taken = [sum(process == one for one, _ in struck["steps"]) for process in processes]
+    assert taken[0] == batches + int(places[0][1])  # type: ignore[index]
+    assert sum(taken[:2]) == 2 * batches + int(places[1][1])  # type: ignore[index]
