@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,9 +23,10 @@ SPACE = [
     *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "budget.trials=1"),
 ]
 
-#: The same search twice on two machines of one core each. The second time its process gets a SIGTERM amid the
-#: second epoch, and the machine it then is on is drained amid the third. Each step writes a line: which
-#: process took it. Prints, of both searches, the trial and its steps.
+#: The same search twice on three machines of one core each. The second time its process gets a SIGTERM amid
+#: the first epoch; the machine it then is on is drained amid the second; the next one hears amid the third,
+#: from EC2, that it will be taken away. Each step writes a line: which process took it, on which node. Prints
+#: of both searches the trial and its steps, and the nodes that are drained at the end.
 DRIVER = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -38,7 +40,7 @@ folder, space = Path(sys.argv[1]), load_space("digits", json.loads(sys.argv[2]))
 prepare_environment(own_ray=True)
 small = {"object_store_memory": 80 << 20}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-for _ in range(2):
+for _ in range(3):
     cluster.add_node(num_cpus=1, **small)
 ray.init(address=cluster.address, log_to_driver=False)
 
@@ -53,6 +55,7 @@ def trainable(name, pace):
         import functools
         import ray
         from tune_rescon.training.module import TrialModule
+        from tune_rescon.tuning.execution.spot import SpotNotice
         from tune_rescon.tuning.execution.trial import run_trial
 
         whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
@@ -65,6 +68,7 @@ def trainable(name, pace):
             return whole(self, batch)
 
         TrialModule.training_step = training_step
+        SpotNotice.came = lambda self: (folder / node).exists()
         try:
             run_trial(config)
         finally:
@@ -83,19 +87,22 @@ def search(name, pace):
         "steps": steps_of(name),
     }
 
+control = ray._private.worker.global_worker.gcs_client
+
 def strike(batches):
-    while len(steps_of("struck")) < 1.3 * batches:
-        time.sleep(0.05)
-    os.kill(int(steps_of("struck")[-1][0]), signal.SIGTERM)
-    while len(steps_of("struck")) < 2.3 * batches:
-        time.sleep(0.05)
-    control = ray._private.worker.global_worker.gcs_client
-    deadline = int(1000 * (time.time() + 600))
-    print(control.drain_node(steps_of("struck")[-1][1], 2, "a spot notice", deadline), file=sys.stderr)
+    def taken(epochs):
+        while len(steps_of("struck")) < epochs * batches:
+            time.sleep(0.05)
+        return steps_of("struck")[-1]
+
+    os.kill(int(taken(0.5)[0]), signal.SIGTERM)
+    control.drain_node(taken(1.2)[1], 2, "a spot notice", int(1000 * (time.time() + 600)))
+    (folder / taken(2.2)[1]).touch()
 
 whole = search("whole", 0.0)
 threading.Thread(target=strike, args=(len(whole["steps"]) / 3,), daemon=True).start()
-print(json.dumps({"whole": whole, "struck": search("struck", 0.15)}))
+struck = search("struck", 0.15)
+print(json.dumps({"whole": whole, "struck": struck, "drained": list(control.get_draining_nodes())}))
 ray.shutdown()
 cluster.shutdown()
 """
@@ -121,11 +128,14 @@ def test_no_batch_is_trained_twice_and_no_result_is_another(short_tmp: Path, tmp
 
     processes = list(dict.fromkeys(process for process, _ in struck["steps"]))
     nodes = [dict(map(tuple, struck["steps"]))[process] for process in processes]
-    assert len(processes) == 3
-    assert nodes[1] != nodes[2]
-    places = [re.search(r"after (\d+) batches of epoch (\d)", note) for note in struck["notes"]]
-    assert [place and place[2] for place in places] == ["2", "3"], struck["notes"]
+    assert len(processes) == 4
+    assert len(set(nodes[1:])) == 3, "nothing goes to a drained machine"
+    assert set(found["drained"]) == set(nodes[1:3]), "the process that had the notice drained its machine"
+
+    said_of = [re.findall(r"after (\d+) batches of epoch (\d)", note) for note in struck["notes"]]
+    places = [(int(done), int(epoch)) for ((done, epoch),) in said_of]
     batches = len(whole["steps"]) // 3
+    left = [(epoch - 1) * batches + done for done, epoch in places]
+    assert [taken // batches for taken in left] == [0, 1, 2]
     taken = [sum(process == one for one, _ in struck["steps"]) for process in processes]
-    assert taken[0] == batches + int(places[0][1])  # type: ignore[index]
-    assert sum(taken[:2]) == 2 * batches + int(places[1][1])  # type: ignore[index]
+    assert list(itertools.accumulate(taken)) == [*left, 3 * batches]

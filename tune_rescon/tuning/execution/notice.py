@@ -9,7 +9,8 @@ What Ray 2.60 does, tried on two nodes of one machine:
   0.04 s. Nothing can be written in that time: who wants trials to be left in order drains the node before.
 - A node that is drained takes no new work and lets what runs go on, beyond its deadline too. Workers are not
   told; the control store is asked. ``ray start --block`` (KubeRay's way) drains its node for 30 s when it is
-  told to end (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S); ``ray drain-node`` does for who has had a spot notice.
+  told to end (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Of EC2's spot notice Ray knows nothing, so a trial's
+  process that learns of it drains the node itself: no trial is to be sent there any more.
 - A driver that has ended: its workers get a SIGTERM and soon after a SIGKILL, as from any raylet.
 """
 
@@ -18,10 +19,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
+
+from tune_rescon.tuning.execution.spot import SpotNotice
 
 __all__ = ["NOTICE", "Hearing", "Notice", "never", "node_is_drained"]
 
@@ -30,6 +34,11 @@ LOOK_EVERY: Final = 3.0
 
 #: Seconds a look may take.
 _LOOK: Final = 5.0
+
+#: Seconds that a spot machine has left, a little less than EC2's two minutes.
+_SPOT_SECONDS: Final = 110.0
+
+_SPOT: Final = SpotNotice()
 
 
 def never() -> bool:
@@ -101,15 +110,23 @@ class Hearing:
         super().setup(config)  # type: ignore[misc]  # ray's FunctionTrainable comes after this one
 
 
-def node_is_drained() -> bool:
-    """Whether this node is being drained, as far as that can be known now."""
+def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
+    """Whether this node is being drained, as far as that can be known now; after a ``spot`` notice it is."""
     import ray
     from ray._private.worker import global_worker
 
     if not ray.is_initialized():
         return False
-    try:
-        drained = global_worker.gcs_client.get_draining_nodes(timeout=_LOOK)
-    except ray.exceptions.RpcError:
+    node, control = ray.get_runtime_context().get_node_id(), global_worker.gcs_client
+    with suppress(ray.exceptions.RpcError):
+        if node in control.get_draining_nodes(timeout=_LOOK):
+            return True
+    if not spot.came():
         return False
-    return ray.get_runtime_context().get_node_id() in drained
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    deadline = int(1000 * (time.time() + _SPOT_SECONDS))
+    with suppress(ray.exceptions.RpcError):
+        control.drain_node(node, reason, "EC2's spot notice has come", deadline, timeout=_LOOK)
+    return True
