@@ -28,8 +28,8 @@ BATCHES = 4
 
 
 def timeless(reports: Sequence[EpochReport]) -> list[tuple[int, dict[str, float]]]:
-    times = {"images_per_second", "epoch_seconds"}
-    return [(one.epoch, {k: v for k, v in one.metrics.items() if k not in times}) for one in reports]
+    times = ("images_per_second", "epoch_seconds")
+    return [(one.epoch, {k: v for k, v in one.metrics.items() if not k.endswith(times)}) for one in reports]
 
 
 def when_asked_for_the(nth: int) -> Callable[[], bool]:
@@ -99,6 +99,16 @@ def test_so_is_a_trial_with_other_state(train: Run, settings: dict[str, Any], tm
         train(config, tmp_path / "left", leave=when_asked_for_the(3))
     assert timeless(train(config, tmp_path / "left")) == timeless(undisturbed)
     assert same_training(tmp_path / "left", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("asked", [2, BATCHES + 2])
+def test_so_is_a_finalist_that_is_judged_once(train: Run, asked: int, tmp_path: Path) -> None:
+    once = {"metric": "test_accuracy"}
+    undisturbed = train(folder=tmp_path / "whole", **once)
+    reports: list[EpochReport] = []
+    with pytest.raises(Left):
+        train(folder=tmp_path / "left", leave=when_asked_for_the(asked), on_epoch=reports.append, **once)
+    assert timeless(reports + train(folder=tmp_path / "left", **once)) == timeless(undisturbed)
 
 
 def test_the_epochs_time_is_that_of_its_training_in_both_processes(train: Run, tmp_path: Path) -> None:
