@@ -7,10 +7,11 @@ What Ray 2.60 does, tried on two nodes of one machine:
   thread alone; then the process has all the time whoever sent the signal gives it.
 - SIGTERM to a raylet (``ray stop``, a machine that shuts down) has it SIGKILL its workers within 0.02 to
   0.04 s. Nothing can be written in that time: who wants trials to be left in order drains the node before.
-- A node that is drained takes no new work and lets what runs go on, beyond its deadline too. Workers are not
-  told; the control store is asked. ``ray start --block`` (KubeRay's way) drains its node for 30 s when it is
-  told to end (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Of EC2's spot notice Ray knows nothing, so a trial's
-  process that learns of it drains the node itself: no trial is to be sent there any more.
+- A node that is drained takes no new work and lets what runs go on, beyond its deadline too; once it is idle
+  its raylet ends. Workers are not told; the control store is asked. ``ray start --block`` (KubeRay's way)
+  drains its node for 30 s when it is told to end (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Of EC2's spot
+  notice Ray knows nothing, so a trial's process that learns of it drains the node itself: no trial is to be
+  sent there any more.
 - A driver that has ended: its workers get a SIGTERM and soon after a SIGKILL, as from any raylet.
 """
 
