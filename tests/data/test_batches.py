@@ -107,6 +107,13 @@ def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset) -> Non
     assert same(list(module_of(dataset, **EVERYTHING).train_batches(epoch=3)), expected)
 
 
+def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset) -> None:
+    whole = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3))
+    rest = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3, first=1))
+    assert len(rest) == len(whole) - 1 > 0
+    assert same(rest, whole[1:])
+
+
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
 def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[str, int]) -> None:
     seed, epoch = other.get("seed", 0), other.get("epoch", 0)

@@ -170,6 +170,21 @@ def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
     assert through.policy.exhausted
 
 
+def test_a_process_that_leaves_in_order_is_no_dead_one() -> None:
+    through = begun()
+    for _ in range(NODE_RETRIES + 1):
+        report = {"number": 0, "note": "told to end", "leaving": True}
+        assert through.policy.report(0, report) is Decision.CONTINUE
+        through.policy.worker_died(0)
+        again = through.policy.next_trial()
+        assert again is not None
+        assert again.number == 0
+    for _ in range(WORKER_RETRIES + 1):
+        through.policy.worker_died(0)
+        through.policy.next_trial()
+    assert "worker process died" in through.error
+
+
 def test_a_trial_whose_function_returns_early_has_failed() -> None:
     through = begun()
     through.policy.end(0)

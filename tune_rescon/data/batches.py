@@ -93,21 +93,24 @@ class ShuffledBatches(Batches):
     Attributes:
         seed: of the order.
         epoch: asked at the start of each pass, counted from 0.
+        first: the number of the batch a pass of an epoch begins with.
     """
 
     seed: int
     epoch: Callable[[], int]
+    first: Callable[[int], int] = lambda _: 0
 
     def __len__(self) -> int:
-        """Batches of one pass."""
+        """Batches of a whole epoch."""
         # Batch norm cannot train on the single image that a short batch may hold.
         return max(1, len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[RawBatch]:
         """One pass."""
         epoch, rank = self.epoch(), self.share.rank
+        first = self.first(epoch)
         order = epoch_order(len(self.images), seed=self.seed, epoch=epoch)[: len(self) * self.batch_size]
-        order, size = self.share.cut(order, self.batch_size)
-        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size)):
+        order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
+        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size), start=first):
             place = (epoch, number, rank) if rank else (epoch, number)
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)

@@ -49,6 +49,7 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         judged: Part = "val",
         share: Share = WHOLE,
+        done: tuple[int, int] = (0, 0),
     ) -> None:
         """Keep what the batches depend on.
 
@@ -59,6 +60,7 @@ class ImageDataModule(LightningDataModule):
             seed: of order and augmentation.
             judged: what Lightning validates on: ``"test"`` for a finished network that is judged once.
             share: of every batch, where several processes train one trial.
+            done: an epoch (counted from 0) and how many of its batches Lightning is not given any more.
         """
         super().__init__()
         self._judged: Part = judged
@@ -67,11 +69,15 @@ class ImageDataModule(LightningDataModule):
         self.image_size = image_size
         self.seed = seed
         self.share = share
+        self._done = done
         self._scaling: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def train_dataloader(self) -> ShuffledBatches:
         """Training batches of the Trainer's current epoch, raw; Lightning hands them to :meth:`prepare`."""
-        return self._shuffled(self._current_epoch, self._device())
+        begun, batches = self._done
+        return self._shuffled(
+            self._current_epoch, self._device(), lambda epoch: batches if epoch == begun else 0
+        )
 
     def val_dataloader(self) -> Batches:
         """What the network is judged on, raw, none dropped."""
@@ -90,11 +96,12 @@ class ImageDataModule(LightningDataModule):
         return self.prepare(batch)
 
     def train_batches(
-        self, *, epoch: int, device: torch.device | str = "cpu"
+        self, *, epoch: int, device: torch.device | str = "cpu", first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches that epoch (counted from 0) trains on, prepared."""
+        """The batches that epoch (counted from 0) trains on, prepared, from number ``first`` on."""
         device = torch.device(device)
-        return (self.prepare(batch.to(device)) for batch in self._shuffled(lambda: epoch, device))
+        batches = self._shuffled(lambda: epoch, device, lambda _: first)
+        return (self.prepare(batch.to(device)) for batch in batches)
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches, prepared."""
@@ -148,7 +155,9 @@ class ImageDataModule(LightningDataModule):
         mix, alpha = mixes[int(rng.integers(len(mixes)))]
         return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
 
-    def _shuffled(self, epoch: Callable[[], int], device: torch.device) -> ShuffledBatches:
+    def _shuffled(
+        self, epoch: Callable[[], int], device: torch.device, first: Callable[[int], int]
+    ) -> ShuffledBatches:
         images = choose_supply(self.dataset, "train", device)
         return ShuffledBatches(
             images=images,
@@ -156,6 +165,7 @@ class ImageDataModule(LightningDataModule):
             share=self.share,
             seed=self.seed,
             epoch=epoch,
+            first=first,
         )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:

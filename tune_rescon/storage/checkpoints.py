@@ -42,8 +42,8 @@ class CheckpointMirror:
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     _behind: bool = False
 
-    def fetch(self, epochs: Callable[[Path], int]) -> None:
-        """Have in ``local`` the copy that is further, by ``epochs(folder)``; this node's if they are equal.
+    def fetch(self, progress: Callable[[Path], int]) -> None:
+        """Have in ``local`` the copy that is further, by ``progress(folder)``; this node's if they are equal.
 
         If the URL cannot be read, the trial goes on from what this node has: from its start, at worst, which
         repeats epochs but changes none.
@@ -52,7 +52,7 @@ class CheckpointMirror:
         arrived = self.local.with_name(f".{self.local.name}.arrived")
         shutil.rmtree(arrived, ignore_errors=True)
         try:
-            if self._insist(lambda: self._download(arrived)) and epochs(arrived) > epochs(self.local):
+            if self._insist(lambda: self._download(arrived)) and progress(arrived) > progress(self.local):
                 for path in arrived.iterdir():
                     path.replace(self.local / path.name)
                     self._sent[path.name] = _version(self.local / path.name)

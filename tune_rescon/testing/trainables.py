@@ -113,7 +113,7 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
         folder,
         task.checkpoint_url,
         names=[_Progress.NAME],
-        epochs=lambda f: _Progress(f).read(),
+        progress=lambda f: _Progress(f).read(),
         note=note,
     ) as sync:
         done = _Progress(folder)

@@ -24,6 +24,7 @@ from tune_rescon.training.compiling import choose_compiling
 from tune_rescon.training.graphs import Recorder, RecordingError, choose_recorder
 from tune_rescon.training.initial import read_initial
 from tune_rescon.training.keeper import Keeper
+from tune_rescon.training.leaving import LeaveWhenAsked, never
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
@@ -63,6 +64,7 @@ class Attempt:
     metric: str
     mode: str
     peers: Peers = ALONE
+    leave: Callable[[], bool] = never
     record_steps: bool = True
     """Whether training steps may be recorded."""
 
@@ -91,14 +93,16 @@ class Attempt:
             seed=record.seed,
             judged="test" if self._once else "val",
             share=self.peers.share,
+            done=(len(record.history), record.batches),
         )
         compiling = self._compiling(on_note)
         module = self._module(len(data.train_dataloader()), compiling)
+        keeper = self._keeper()
         reporter = EpochReporter(
             record,
             on_epoch,
             on_note,
-            keeper=self._keeper(),
+            keeper=keeper,
             judged="test" if self._once else "val",
             peers=self.peers,
         )
@@ -111,8 +115,9 @@ class Attempt:
                 SeedEpochs(record.seed, self.peers.share.rank),
                 AverageWeights(),
                 FiniteLoss(),
-                PreciseBatchNorm(record.config.precise_bn_batches),
+                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
                 reporter,
+                LeaveWhenAsked(self.leave, keeper, on_note),
             ],
         )
         try:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,8 +14,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from tune_rescon.data import ImageDataModule
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.randomness import seed_epoch
+from tune_rescon.training.randomness import generator_states, restore_generators, seed_epoch
 
 __all__ = [
     "AverageWeights",
@@ -34,6 +37,26 @@ class SeedEpochs(Callback):
     def __init__(self, seed: int, rank: int = 0) -> None:
         """``seed`` is the trial's; of its processes, if several, each drops its own paths by ``rank``."""
         self._seed, self._rank = seed, rank
+        self._drawn: Mapping[str, Tensor] = {}
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """How much of the epoch was drawn goes with its checkpoint."""
+        checkpoint["generators"] = generator_states(pl_module.device)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """An earlier version wrote none, and only at the end of epochs, where nothing is left to draw."""
+        self._drawn = checkpoint.get("generators", {})
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of an epoch that goes on, Lightning does not call the start."""
+        restore_generators(self._drawn, pl_module.device)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,12 +105,27 @@ class PreciseBatchNorm(Callback):
 
     The batches are the epoch's last ones, kept as they were trained on: reading others would cost loading
     and augmenting, and could disturb order and randomness. They stay on the device until the validation.
+    Where an epoch goes on, those of them that were trained on before are made again.
     """
 
-    def __init__(self, batches: int) -> None:
-        """``batches``: how many; 0 leaves training's running statistics alone."""
+    def __init__(self, batches: int, *, done: int = 0) -> None:
+        """``batches``: how many; 0 leaves training's running statistics alone.
+
+        ``done``: batches of the first epoch that were trained on before.
+        """
         self._batches = batches
+        self._done = done
         self._kept: list[Tensor] = []
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A batch is a function of its place in the epoch."""
+        first = max(0, int(trainer.num_training_batches) - self._batches)
+        if self._done > first:
+            data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning does not declare it
+            assert isinstance(data, ImageDataModule)
+            batches = data.train_batches(epoch=trainer.current_epoch, device=pl_module.device, first=first)
+            self._kept = [images_BCHW for images_BCHW, _ in itertools.islice(batches, self._done - first)]
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

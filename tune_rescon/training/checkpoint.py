@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, checked before they are believed.
 
-A trial's folder holds ``last.ckpt`` (Lightning's whole state after the last epoch, and the trial's identity),
-``last.previous.ckpt`` (the same, one epoch older) and ``best.ckpt`` (a trained network, nothing else).
+A trial's folder holds ``last.ckpt`` (Lightning's whole state after the last epoch, or amid one that had to be
+left, and the trial's identity), ``last.previous.ckpt`` (the one before) and ``best.ckpt`` (a trained network,
+nothing else).
 
 torch's file is a zip archive with a CRC-32 of every record, which ``torch.load`` does not look at; checking
 them takes the place of a checksum file that could itself be out of step. No pickled code is ever loaded:

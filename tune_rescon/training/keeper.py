@@ -64,6 +64,14 @@ class Keeper:
         """Write the best network, if this epoch's is, then the checkpoint. Returns what could not be."""
         return (*self._keep_best(module, epoch, metrics), *self._keep_last(trainer, epoch))
 
+    def keep_amid(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
+        """Write the checkpoint after so many batches of an epoch. Returns what could not be."""
+        try:
+            trainer.save_checkpoint(self._folder.last)
+        except OSError as error:
+            return (notes.left_unwritten(epoch, batches, error),)
+        return ()
+
     def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
         best = self._best.metrics[self._metric] if self._best else None
         # A metric of the test images is not there before the last epoch.

@@ -6,7 +6,7 @@ Shapes: B images of a batch, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -61,9 +61,26 @@ class EpochMetrics(nn.Module):
 
     def reset(self) -> None:
         """Start the next epoch."""
-        for metric in (self.loss, self.accuracy, self.top5):
-            if metric is not None:
-                metric.reset()
+        for metric in self._parts().values():
+            metric.reset()
+
+    def sums(self) -> dict[str, dict[str, Tensor]]:
+        """What was taken in so far: by metric, and by torchmetrics' name of the sum."""
+        states = {name: metric.metric_state.items() for name, metric in self._parts().items()}
+        return {
+            name: {key: value for key, value in state if isinstance(value, Tensor)}
+            for name, state in states.items()
+        }
+
+    def go_on_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back :meth:`sums`, from whatever device. They can be read after the next batch."""
+        for name, metric in self._parts().items():
+            for key, value in sums[name].items():
+                setattr(metric, key, value.to(getattr(metric, key).device))
+
+    def _parts(self) -> dict[str, MeanMetric | MulticlassAccuracy]:
+        parts = {"loss": self.loss, "accuracy": self.accuracy, "top5": self.top5}
+        return {name: metric for name, metric in parts.items() if metric is not None}
 
     def _read(self, metric: MeanMetric | MulticlassAccuracy) -> float:
         with self._peers.exchange():

@@ -12,6 +12,8 @@ __all__ = [
     "damaged",
     "ignore",
     "known_too_large",
+    "left",
+    "left_unwritten",
     "smaller",
     "too_large_to_record",
     "uncompiled",
@@ -67,6 +69,27 @@ def known_too_large(images: int, *, pieces: int) -> str:
 def _each(images: int, pieces: int) -> str:
     least, rest = divmod(images, pieces)
     return f"{least} to {least + 1}" if rest else str(least)
+
+
+def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
+    """The disk did not take the state after so many batches of ``epoch``.
+
+    >>> left_unwritten(3, 117, OSError(28, "No space left on device"))
+    'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
+    """
+    return f"the checkpoint after {batches} batches of epoch {epoch} could not be written ({_cause(error)})"
+
+
+def left(epoch: int, batches: int) -> str:
+    """A trial's process was told to go, after so many batches of ``epoch``.
+
+    >>> left(3, 117)
+    'its process was told to end, after 117 batches of epoch 3; another one goes on'
+    >>> left(3, 0)
+    'its process was told to end, after epoch 2; another one goes on'
+    """
+    place = f"{batches} batches of epoch {epoch}" if batches else f"epoch {epoch - 1}"
+    return f"its process was told to end, after {place}; another one goes on"
 
 
 def checkpoint_unwritten(epoch: int, error: OSError) -> str:

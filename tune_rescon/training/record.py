@@ -22,7 +22,7 @@ _IDENTITY: Final = ("config", "spec", "dataset", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """A trial and its finished epochs."""
+    """A trial and how far it has come."""
 
     config: TrialConfig
     spec: NetworkSpec
@@ -33,12 +33,14 @@ class TrialRecord:
     """Length of the whole training: the schedule was laid over it."""
     history: tuple[Mapping[str, float], ...] = ()
     """Metrics of epochs 1, 2, ...; each one's ``epoch_seconds`` stops before its own checkpoint."""
+    batches: int = 0
+    """Batches trained of the epoch after those."""
     micro_batches: int = 1
     """Pieces a batch is cut into, as the memory was found to demand: what goes on starts with them."""
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """With one more epoch."""
-        return dataclasses.replace(self, history=(*self.history, dict(metrics)))
+        return dataclasses.replace(self, history=(*self.history, dict(metrics)), batches=0)
 
     def continued(self, found: TrialRecord) -> TrialRecord:
         """``found``, read from a checkpoint, if it is this trial's.
@@ -73,6 +75,7 @@ class TrialRecord:
             "seed": self.seed,
             "epochs": self.epochs,
             "history": [dict(metrics) for metrics in self.history],
+            "batches": self.batches,
             "micro_batches": self.micro_batches,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -70,8 +71,27 @@ class EpochReporter(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The trial's identity and history travel in its checkpoint."""
+        """The trial's identity and history travel in its checkpoint, and what there is of another epoch."""
+        assert isinstance(pl_module, TrialModule)
         checkpoint["trial"] = self.record.to_dict()
+        checkpoint["epoch_so_far"] = {
+            "seconds": self._clock() - self._started,
+            "trained_seconds": self._trained - self._started,
+            "images": self._images,
+            "train_metrics": pl_module.train_metrics.sums(),
+        }
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with an epoch under way. Where none is, the next one's start forgets all of it."""
+        assert isinstance(pl_module, TrialModule)
+        if so_far := checkpoint.get("epoch_so_far"):
+            self._started = self._clock() - so_far["seconds"]
+            self._trained = self._started + so_far["trained_seconds"]
+            self._images = so_far["images"]
+            pl_module.train_metrics.go_on_from(so_far["train_metrics"])
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,6 +111,7 @@ class EpochReporter(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count. Before the last call the epoch's loss was read (FiniteLoss), so a GPU has caught up."""
+        self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
 

@@ -14,7 +14,7 @@ from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
 from tune_rescon.training.trained import TrainedNetwork
 
-__all__ = ["Start", "find_start", "recorded_epochs"]
+__all__ = ["Start", "find_start", "recorded_epochs", "trained_steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,12 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
         EpochReport(epoch=epoch, metrics=metrics, checkpoint=found.path, best_checkpoint=best)
         for epoch, metrics in enumerate(history, start=1)
     )
+
+
+def trained_steps(checkpoint_dir: Path) -> int:
+    """Training steps behind the checkpoint that :func:`recorded_epochs` finds: how far a folder has come."""
+    found = CheckpointFolder(path=checkpoint_dir).find()
+    return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 
 
 def _read_record(checkpoint: Path) -> TrialRecord:

@@ -78,6 +78,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Lightning 2.6 asks torch's pytrees in a way torch 2.13 and later deprecate.
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
+            # The data module knows by itself which batches come next.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

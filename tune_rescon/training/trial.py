@@ -14,6 +14,7 @@ from tune_rescon.models import resolve_network
 from tune_rescon.training import notes
 from tune_rescon.training.attempt import Attempt
 from tune_rescon.training.checkpoint import CheckpointFolder
+from tune_rescon.training.leaving import never
 from tune_rescon.training.memory import release_memory
 from tune_rescon.training.notes import OnNote
 from tune_rescon.training.overruns import Shape
@@ -45,6 +46,7 @@ def train_trial(
     mode: str = "max",
     overruns: Path | None = None,
     peers: Peers = ALONE,
+    leave: Callable[[], bool] = never,
 ) -> None:
     """Train ``config`` for ``epochs`` epochs, going on from ``checkpoint_dir`` if it holds a checkpoint.
 
@@ -79,8 +81,12 @@ def train_trial(
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
         peers: this process among those that train the trial together (:mod:`tune_rescon.training.peers`);
             they call this function alike, each with a folder of its own, of which the first one's counts.
+        leave: asked after each training batch and each epoch's report; True has the trial written to
+            ``last.ckpt`` as it is, amid the epoch, and ended: whoever calls this function again goes on with
+            the next batch. A trial of several processes must not be asked to.
 
     Raises:
+        Left: as ``leave`` said.
         ConfigError: ``metric`` is no objective, ``mode`` no mode, or a batch too small for all ``peers``.
         NetworkError: there is no such network.
         ResourceError: there is no such device.
@@ -100,7 +106,7 @@ def train_trial(
     shape = Shape.of(config, spec, placement, overruns)
     recorded_shape = Shape.of(config, spec, placement, overruns, recorded=True)
     record_steps = not peers.most(recorded_shape.pieces(images) > 1)
-    if not start.record.history and (known := int(peers.most(shape.pieces(images)))) > 1:
+    if start.checkpoint is None and (known := int(peers.most(shape.pieces(images)))) > 1:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _in_pieces(start, known)
         on_note(notes.known_too_large(images, pieces=known))
@@ -113,6 +119,7 @@ def train_trial(
             metric=metric,
             mode=mode,
             peers=peers,
+            leave=leave,
             record_steps=record_steps,
         )
         with placement.active(threads), own_generator(placement.device):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.training.module import TrialModule
+from tune_rescon.tuning.execution.notice import Notice
 from tune_rescon.tuning.execution.trial import TrialTask, run_trial
 
 pytestmark = pytest.mark.torch
@@ -41,9 +44,14 @@ def task(tmp_path: Path) -> TrialTask:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+def told() -> list[dict[str, Any]]:
+    """What the last task told Tune."""
+    return []
+
+
+@pytest.fixture
+def run(told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a task; what it told Tune."""
-    told: list[dict[str, Any]] = []
     monkeypatch.setattr("ray.tune.report", told.append)
 
     def reported(task: TrialTask) -> list[dict[str, Any]]:
@@ -113,6 +121,73 @@ def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
     assert [sorted(note) for note in notes] == [["note", "number"]] * 2
     assert (end["number"], end["state"]) == (7, "out_of_memory")
     assert "OutOfMemoryError" in end["error"]
+
+
+class Gone(BaseException):
+    """The process has ended."""
+
+
+@pytest.fixture
+def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
+    """Send this process a SIGTERM in the n-th training step from now; the list gets what steps there are."""
+    original, before = TrialModule.training_step, signal.getsignal(signal.SIGTERM)
+
+    def leave(status: int) -> None:
+        raise Gone(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    # Its timer would end the process of the tests.
+    monkeypatch.setattr("threading.Timer.start", lambda _: None)
+
+    def at(step: int) -> list[int]:
+        notice, steps = Notice(), list[int]()
+        notice.hear()
+        monkeypatch.setattr("tune_rescon.tuning.execution.trial.NOTICE", notice)
+
+        def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
+            steps.append(len(steps) + 1)
+            if len(steps) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch)
+
+        monkeypatch.setattr(TrialModule, "training_step", training_step)
+        return steps
+
+    yield at
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("url", [None, "memory://left/trial_0007"])
+def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
+    url: str | None,
+    run: Run,
+    told: list[dict[str, Any]],
+    told_at: Callable[[int], list[int]],
+    task: TrialTask,
+    tmp_path: Path,
+) -> None:
+    task = dataclasses.replace(task, config=dataclasses.replace(task.config, batch_size=16))
+    steps = told_at(0)
+    whole = run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "whole")))
+    per_epoch = len(steps) // 3
+
+    task = dataclasses.replace(task, checkpoint_url=url)
+    told_at(per_epoch + 2)
+    with pytest.raises(Gone, match="1"):
+        run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "run" / "trial_0007")))
+    first, last = told
+    assert first["epoch"] == 1
+    note = "its process was told to end, after 2 batches of epoch 2; another one goes on"
+    assert last == {"number": 7, "note": note, "leaving": True}
+
+    other = tmp_path / ("other" if url else "run") / "trial_0007"
+    steps = told_at(0)
+    rest = run(dataclasses.replace(task, recorded=1, checkpoint_dir=str(other)))
+    assert _epochs(rest) == [2, 3]
+    assert len(steps) == 2 * per_epoch - 2
+    assert [one["metrics"]["val_loss"] for one in (first, *rest)] == [
+        one["metrics"]["val_loss"] for one in whole
+    ]
 
 
 def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> None:

@@ -195,7 +195,7 @@ def train(remote: RemoteFolder) -> Callable[..., list[str]]:
     def train(run: Path, *, url: str | None = f"{remote.url}/s/checkpoints/trial_0000") -> list[str]:
         notes: list[str] = []
         folder = run / "trial_0000"
-        with synchronised(folder, url, names=["last.ckpt"], epochs=progress, note=notes.append) as sync:
+        with synchronised(folder, url, names=["last.ckpt"], progress=progress, note=notes.append) as sync:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "last.ckpt").write_text(str(progress(folder) + 1))
             sync.send(last=False)

@@ -203,6 +203,11 @@ class Coordinator:
             # It counts as running until then: nothing is exhausted before, and an interruption finds it.
             self._unfinished.append(number)
 
+    def worker_left(self, number: int) -> None:
+        """Hand a running trial out again whose process has left it in order: as often as that happens."""
+        if number in self._running:
+            self._unfinished.append(number)
+
     def settle(self) -> None:
         """No trial runs any more: those that were cut short, and those that pause, wait to be resumed.
 

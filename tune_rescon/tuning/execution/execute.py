@@ -32,6 +32,7 @@ def execute(
     from ray.tune.logger import JsonLoggerCallback
 
     from tune_rescon.tuning.execution.kept_processes import KeptProcesses
+    from tune_rescon.tuning.execution.notice import Hearing
     from tune_rescon.tuning.execution.turn_takers import (
         LeavingCallback,
         TurnTakingScheduler,
@@ -43,6 +44,8 @@ def execute(
     processes = KeptProcesses(coordinator, resources=place, slots=concurrent)
     # Tune's own files are scratch: the record and the checkpoints are the search.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
+        # How Tune lets others into the class that it makes of a function.
+        trainable.__mixins__ = (Hearing,)  # type: ignore[attr-defined]
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(

@@ -35,6 +35,7 @@ class CoordinatorScheduler(FIFOScheduler):
         super().__init__()
         self._coordinator = coordinator
         self._node_is_gone = node_is_gone
+        self._leaving: set[int] = set()
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its parts for a restore this package does not use."""
@@ -46,9 +47,13 @@ class CoordinatorScheduler(FIFOScheduler):
         Tune tells its searcher as well, but not which node it was.
         """
         del tune_controller
-        address = trial.node_ip
+        number, address = trial.config["number"], trial.node_ip
+        if number in self._leaving:
+            self._leaving.discard(number)
+            self._coordinator.worker_left(number)
+            return
         self._coordinator.worker_died(
-            trial.config["number"], node_is_gone=address is not None and self._node_is_gone(address)
+            number, node_is_gone=address is not None and self._node_is_gone(address)
         )
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
@@ -60,6 +65,8 @@ class CoordinatorScheduler(FIFOScheduler):
             return str(TrialScheduler.STOP)
         if "note" in result:
             self._coordinator.note(number, result["note"])
+            if result.get("leaving"):
+                self._leaving.add(number)
             return str(TrialScheduler.CONTINUE)
         prefix = "metrics/"
         metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}

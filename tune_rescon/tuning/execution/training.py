@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tune_rescon.config import DatasetConfig
+from tune_rescon.tuning.execution.notice import never
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
@@ -32,8 +33,13 @@ def train_task(
     *,
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
+    leave: Callable[[], bool] = never,
 ) -> None:
-    """Train as ``task`` says, with ``peers``, from what ``folder`` holds."""
+    """Train as ``task`` says, with ``peers``, from what ``folder`` holds.
+
+    Raises:
+        Left: ``leave`` said so, and the trial is to go on in another process.
+    """
     from tune_rescon.training import train_trial
     from tune_rescon.training.compiling import keep_compiled_code
 
@@ -54,6 +60,7 @@ def train_task(
         mode=task.mode,
         overruns=Path(task.cache_root) / _OVERRUNS,
         peers=peers,
+        leave=leave,
     )
 
 

@@ -7,22 +7,30 @@ nothing heavy is imported before a trial really runs.
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.tuning.execution.notice import NOTICE, never, node_is_drained
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
 if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
+    from tune_rescon.training.leaving import Left
 
 __all__ = ["TrialTask", "run_trial"]
 
 #: The files of a trial that are kept where the storage is a URL, in the order they are written.
 _KEPT: Final = ("best.ckpt", "last.ckpt")
+
+#: Seconds a process that was told to go waits for the driver to hear that it goes in order.
+_FAREWELL: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +77,28 @@ def run_trial(config: dict[str, Any]) -> None:
     """Train as ``config`` (a :class:`TrialTask` as dict) says, reporting to Tune after each epoch.
 
     An exception is reported as the trial's end rather than raised: Tune would retry it, and a fault of the
-    configuration comes back every time. What Tune retries is a worker that died.
+    configuration comes back every time. What Tune retries is a worker that died: so does one that was told to
+    go, once its trial is left in order.
     """
     from ray import tune
 
     task = TrialTask.from_dict(config)
     try:
-        _train(task)
+        left = _train(task)
     except Exception as error:
         tune.report({"number": task.number, "state": _fate(error).value, "error": traceback.format_exc()})
+    else:
+        if left is not None:
+            _go(task, left)
 
 
-def _train(task: TrialTask) -> None:
+def _train(task: TrialTask) -> Left | None:
     from ray import tune
 
     from tune_rescon.training import recorded_epochs
     from tune_rescon.training.device_name import device_name
+    from tune_rescon.training.leaving import Left
+    from tune_rescon.training.start import trained_steps
     from tune_rescon.tuning.execution.gang import gathered
     from tune_rescon.tuning.execution.training import train_task
 
@@ -112,14 +126,42 @@ def _train(task: TrialTask) -> None:
         folder,
         task.checkpoint_url,
         names=_KEPT,
-        epochs=lambda folder: len(recorded_epochs(folder)),
+        progress=trained_steps,
         note=note,
     ) as sync:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # A worker or driver that died between a checkpoint and its record owes that report.
             report(owed)
-        with gathered(task) as peers:
-            train_task(task, folder, peers, on_epoch=report, on_note=note)
+        with gathered(task) as peers, _told_to_leave(task) as leave:
+            try:
+                train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
+            except Left as left:
+                sync.send(last=True)
+                return left
+    return None
+
+
+@contextmanager
+def _told_to_leave(task: TrialTask) -> Iterator[Callable[[], bool]]:
+    if task.workers > 1:
+        yield never
+        return
+    with NOTICE.heeded(is_drained=node_is_drained) as told:
+        yield told
+
+
+def _go(task: TrialTask, left: Left) -> None:
+    """End this process, and with it what Tune takes for the trial; the coordinator knows better."""
+    from ray import tune
+
+    from tune_rescon.training import notes
+
+    # A report waits for the driver, which may be gone.
+    patience = threading.Timer(_FAREWELL, os._exit, [1])
+    patience.daemon = True
+    patience.start()
+    tune.report({"number": task.number, "note": notes.left(left.epoch, left.batches), "leaving": True})
+    os._exit(1)
 
 
 def _fate(error: Exception) -> TrialState:

@@ -59,7 +59,7 @@ def synchronised(
     url: str | None,
     *,
     names: Sequence[str],
-    epochs: Callable[[Path], int],
+    progress: Callable[[Path], int],
     note: Callable[[str], None],
 ) -> Iterator[CheckpointSync]:
     """For the time of the block, ``folder`` holds what there is of a trial, here or at ``url``.
@@ -68,7 +68,7 @@ def synchronised(
         folder: the trial's checkpoints; if there is a URL, in a folder of this run of the search.
         url: where they are kept; None: where they are.
         names: the files to keep, in the order they are written.
-        epochs: how many epochs are behind the files of a folder.
+        progress: how far a folder has come by its files, in any unit.
         note: told what fails.
 
     Raises:
@@ -82,7 +82,7 @@ def synchronised(
     _forget_other_runs(folder.parent)
     remote = RemoteFolder.connect(StorageUrl(url=url))
     mirror = CheckpointMirror(local=folder, remote=remote, names=names, note=note)
-    mirror.fetch(epochs)
+    mirror.fetch(progress)
     try:
         yield _AtUrl(mirror)
     finally:

@@ -1,0 +1,137 @@
+"""Who hears of a SIGTERM, and of a node that is drained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tune_rescon.tuning.execution.notice import Hearing, Notice, node_is_drained
+
+
+def no() -> bool:
+    return False
+
+
+@pytest.fixture
+def others() -> Iterator[list[int]]:
+    """Signals that came to the handler that was there before."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    yield came
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def notice(others: list[int]) -> Notice:
+    del others
+    notice = Notice()
+    notice.hear()
+    return notice
+
+
+def tell() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(notice: Notice, others: list[int]) -> None:
+    with notice.heeded(is_drained=no) as told:
+        assert not told()
+        tell()
+        assert told()
+        assert others == []
+        tell()
+    assert others == [signal.SIGTERM]
+
+
+def test_without_a_trial_everything_is_as_ray_has_it(notice: Notice, others: list[int]) -> None:
+    tell()
+    with notice.heeded(is_drained=no) as told:
+        assert not told()
+    tell()
+    assert others == [signal.SIGTERM] * 2
+
+
+def test_a_process_that_was_told_stays_told(notice: Notice) -> None:
+    """Its trial may have come to its end first: the next one leaves."""
+    with notice.heeded(is_drained=no):
+        tell()
+    with notice.heeded(is_drained=no) as told:
+        assert told()
+
+
+def test_hearing_again_is_no_second_listener(notice: Notice, others: list[int]) -> None:
+    notice.hear()
+    tell()
+    assert others == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
+    before: signal.Handlers, ends: bool, others: list[int]
+) -> None:
+    del others
+    signal.signal(signal.SIGTERM, before)
+    Notice().hear()
+    if ends:
+        with pytest.raises(SystemExit):
+            tell()
+    else:
+        tell()
+
+
+def test_a_drained_node_is_seen_by_looking(notice: Notice) -> None:
+    looks = iter([False, False, True])
+    seen = threading.Event()
+
+    def look() -> bool:
+        drained = next(looks)
+        if drained:
+            seen.set()
+        return drained
+
+    with notice.heeded(is_drained=look, look_every=0.001) as told:
+        assert seen.wait(1)
+        wait_for(told)
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError
+
+
+@pytest.fixture
+def ray() -> Any:
+    """Imported: it takes seconds."""
+    import ray
+
+    return ray
+
+
+def test_without_ray_no_node_is_drained(ray: Any) -> None:
+    assert not ray.is_initialized()
+    assert not node_is_drained()
+
+
+def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    notice = Notice()
+    monkeypatch.setattr("tune_rescon.tuning.execution.notice.NOTICE", notice)
+    done: list[object] = []
+
+    class Trainable:
+        def setup(self, config: dict[str, object]) -> None:
+            done.append((config, signal.getsignal(signal.SIGTERM) == notice._receive))
+
+    class Made(Hearing, Trainable):
+        """As Tune makes it."""
+
+    Made().setup({"number": 1})
+    assert done == [({"number": 1}, True)]
+    assert others == []
