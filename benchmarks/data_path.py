@@ -115,7 +115,7 @@ class Trainee:
             epochs=1,
             steps_per_epoch=10**6,
             placement=self._placement,
-            recorder=choose_recorder(config, self._placement, micro_batches=1),
+            recorder=choose_recorder(config, self._placement, micro_batches=1, recomputes=False),
         )
 
     def train(self, data: pl.LightningDataModule, batches: int) -> Clock:

@@ -47,7 +47,7 @@ CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
 WAYS: dict[str, dict[str, object]] = {
     "launched": {"cuda_graphs": "off"},
     "compiled": {"compiling": "on"},
-    "checkpointed": {"checkpoint_activations": True},
+    "checkpointed": {"checkpoint_activations": "on"},
 }
 
 #: What the ratio should be.

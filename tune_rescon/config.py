@@ -262,8 +262,9 @@ class TrialConfig:
     """``auto``: on a CUDA GPU training steps are recorded and played back, where a batch fits whole."""
     compile: str = _word("off", "off", "on")
     """``on``: torch.compile, for long trials; the first of a shape on a node waits for it (a minute)."""
-    checkpoint_activations: bool = _field(False, bool)
-    """Keep less memory of a step and compute it again: the same results, about a third slower."""
+    checkpoint_activations: str = _word("auto", "auto", "off", "on")
+    """Keep less of a step and compute it again: the same results, about a third slower. ``auto``: where a
+    whole batch does not fit otherwise."""
 
     # Augmentation.
     normalize: bool = _field(True, bool)

@@ -104,13 +104,14 @@ def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None
         ("cpu", {}, 1, False),
         ("cuda", {"cuda_graphs": "off"}, 1, False),
         ("cuda", {}, 2, False),
-        ("cuda", {"checkpoint_activations": True}, 1, False),
     ],
 )
 def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: int, *, records: bool) -> None:
     placement = Placement(device=torch.device(device), precision="fp32")
-    chosen = choose_recorder(TrialConfig(**fields), placement, micro_batches=micro_batches)
+    config = TrialConfig(**fields)
+    chosen = choose_recorder(config, placement, micro_batches=micro_batches, recomputes=False)
     assert (chosen is not None) == records
+    assert choose_recorder(config, placement, micro_batches=micro_batches, recomputes=True) is None
 
 
 def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: Placement, **fields: Any) -> TrialModule:

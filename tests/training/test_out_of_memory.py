@@ -68,6 +68,36 @@ def test_batches_are_halved_until_they_fit(train: Run) -> None:
     assert max(sizes[2:]) == 8
 
 
+def test_a_whole_batch_is_computed_twice_before_it_is_cut(
+    train: Run, small: TrialConfig, tmp_path: Path
+) -> None:
+    """And is to the last bit what it would have been."""
+    config = dataclasses.replace(small, checkpoint_activations="auto")
+    notes: list[str] = []
+    with memory(16, during=lambda: not notes):
+        reports = train(config, tmp_path / "trial", overruns=tmp_path / "found", on_note=notes.append)
+        assert notes == ["ran out of memory at 32 images; going on with their activations computed twice"]
+    assert values(reports) == values(train(config))
+    record = read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]
+    assert (record["micro_batches"], record["recomputes"]) == (1, True)
+    train(config, overruns=tmp_path / "found", on_note=notes.append, epochs=1)
+    [known] = notes[1:]
+    assert known.endswith("as was found before; activations are computed twice")
+
+
+def test_what_is_too_large_twice_is_cut(train: Run, small: TrialConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(small, checkpoint_activations="auto")
+    notes: list[str] = []
+    with memory(16):
+        for _ in range(2):
+            train(config, overruns=tmp_path / "found", on_note=notes.append, epochs=1)
+    assert notes == [
+        "ran out of memory at 32 images; going on with their activations computed twice",
+        TWO,
+        "batches of 32 images are too large for the memory, as was found before; 2 micro-batches of 16",
+    ]
+
+
 def test_the_next_trial_of_the_shape_starts_with_what_fits(train: Run, tmp_path: Path) -> None:
     notes: list[str] = []
     found = tmp_path / "node" / "out_of_memory.json"

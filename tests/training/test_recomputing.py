@@ -99,7 +99,9 @@ def test_a_trial_learns_the_same(
     train: Callable[..., list[EpochReport]], small: TrialConfig, tmp_path: Path
 ) -> None:
     def figures(*, recomputes: bool) -> list[dict[str, float]]:
-        config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": recomputes})
+        config = TrialConfig.from_dict(
+            small.to_dict() | {"checkpoint_activations": "on" if recomputes else "off"}
+        )
         reports = train(config, tmp_path / str(recomputes))
         timed = ("epoch_seconds", "images_per_second")
         return [{k: v for k, v in report.metrics.items() if k not in timed} for report in reports]
@@ -111,7 +113,7 @@ def test_a_trial_that_recomputes_is_not_compiled(
     train: Callable[..., list[EpochReport]], small: TrialConfig
 ) -> None:
     told: list[str] = []
-    config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": True, "compile": "on"})
+    config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": "on", "compile": "on"})
     train(config, on_note=told.append, epochs=1)
     assert told == [
         "torch.compile cannot be used here (it recomputes its activations); training goes on without it"

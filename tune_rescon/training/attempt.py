@@ -47,6 +47,7 @@ class Retry:
     """How to go on where an attempt could not: without recorded steps, which only save time, and so."""
 
     micro_batches: int
+    recomputes: bool
     note: str
     """For the user: why."""
     overrun: bool = False
@@ -137,7 +138,8 @@ class Attempt:
         record = self.start.record
         if not self.record_steps:
             return None
-        return choose_recorder(record.config, self.placement, micro_batches=record.micro_batches)
+        pieces, recomputes = record.micro_batches, record.recomputes
+        return choose_recorder(record.config, self.placement, micro_batches=pieces, recomputes=recomputes)
 
     @property
     def _once(self) -> bool:
@@ -145,31 +147,35 @@ class Attempt:
         return is_test_metric(self.metric)
 
     def _compiling(self, on_note: OnNote) -> bool:
-        config = self.start.record.config
+        record = self.start.record
         compiling, less = choose_compiling(
-            config.compile, self.placement.device, recomputes=config.checkpoint_activations
+            record.config.compile, self.placement.device, recomputes=record.recomputes
         )
         if less is not None:
             on_note(less)
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
-        """First without what only saves time, then with less at once."""
-        images, count = self.batch_images, self.start.record.micro_batches
+        """First without what only saves time, then with what only costs time, then with less at once."""
+        record, images = self.start.record, self.batch_images
+        count, recomputes = record.micro_batches, record.recomputes
         if isinstance(error, RecordingError):
-            return Retry(micro_batches=count, note=notes.unrecorded(str(error)))
+            return Retry(micro_batches=count, recomputes=recomputes, note=notes.unrecorded(str(error)))
         if not ran_out_of_memory(error):
             raise error
         if self.recorder is not None:
             note = notes.too_large_to_record(images)
-            return Retry(micro_batches=count, note=note, overrun=True)
+            return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
+        if not recomputes and record.config.checkpoint_activations == "auto":
+            note = notes.recomputing(images, pieces=count)
+            return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
         more = twice_as_many(count, images=images)
         if more is not None:
             note = notes.smaller(images, before=count, after=more)
-            return Retry(micro_batches=more, note=note, overrun=True)
+            return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
         if self.peers.most(release(self.placement.device)):
             note = notes.without_images(images, pieces=count)
-            return Retry(micro_batches=count, note=note)
+            return Retry(micro_batches=count, recomputes=recomputes, note=note)
         tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
@@ -189,6 +195,7 @@ class Attempt:
             micro_batches=record.micro_batches,
             judging=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
             compiling=compiling,
+            recomputes=record.recomputes,
             recorder=self.recorder,
             peers=self.peers,
         )

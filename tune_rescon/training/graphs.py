@@ -138,13 +138,15 @@ def _shapes(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
-def choose_recorder(config: TrialConfig, placement: Placement, *, micro_batches: int) -> Recorder | None:
+def choose_recorder(
+    config: TrialConfig, placement: Placement, *, micro_batches: int, recomputes: bool
+) -> Recorder | None:
     """What records the steps of a trial; None: they run as they are.
 
     A batch in pieces is large for its device, whose kernels then hide their launches. Activation
     checkpointing reads the state of the random numbers, for which a recording cannot stop.
     """
-    possible = placement.device.type == "cuda" and micro_batches == 1 and not config.checkpoint_activations
+    possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":
         return None
     return CudaGraphs(placement.device, compiles=config.compile == "on")

@@ -54,6 +54,7 @@ class TrialModule(pl.LightningModule):
         micro_batches: int = 1,
         judging: EpochMetrics | None = None,
         compiling: bool = False,
+        recomputes: bool = False,
         recorder: Recorder | None = None,
         peers: Peers = ALONE,
     ) -> None:
@@ -63,9 +64,9 @@ class TrialModule(pl.LightningModule):
         and of the statistics, goes through the network in ``micro_batches`` pieces.
 
         ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling`` has
-        training run the network's units compiled. ``recorder`` records the first training step, to be played
-        back for all batches of its shape; micro-batches, whose gradients add up, must do without. ``peers``
-        have this network too, and their own shares of the batches.
+        training run the network's units compiled, ``recomputes`` has it keep less of a step. ``recorder``
+        records the first step, to be played back for all batches of its shape; micro-batches, whose gradients
+        add up, must do without. ``peers`` have this network too, and their own shares of the batches.
         """
         super().__init__()
         self.network = placement.network(network)
@@ -82,7 +83,7 @@ class TrialModule(pl.LightningModule):
         if compiling:
             compile_units(self.network)
             self._shapes, self._eagerly = functools.partial(many_shapes, self.network), uncompiled
-        if config.checkpoint_activations:
+        if recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
         self._ahead: list[Piece] = []

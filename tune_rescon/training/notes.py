@@ -11,9 +11,11 @@ __all__ = [
     "checkpoint_unwritten",
     "damaged",
     "ignore",
+    "known_to_recompute",
     "known_too_large",
     "left",
     "left_unwritten",
+    "recomputing",
     "smaller",
     "too_large_to_record",
     "uncompiled",
@@ -51,6 +53,29 @@ def without_images(images: int, *, pieces: int) -> str:
     return (
         f"ran out of memory at {_each(images, pieces)} images; "
         "going on with the dataset no longer on the device"
+    )
+
+
+def recomputing(images: int, *, pieces: int) -> str:
+    """A batch of ``images`` in ``pieces`` micro-batches was too large; less of it will be kept.
+
+    >>> recomputing(128, pieces=1)
+    'ran out of memory at 128 images; going on with their activations computed twice'
+    """
+    return (
+        f"ran out of memory at {_each(images, pieces)} images; going on with their activations computed twice"
+    )
+
+
+def known_to_recompute(images: int) -> str:
+    """A whole batch fits if less of it is kept, as another trial has found out.
+
+    >>> known_to_recompute(128)
+    'batches of 128 images are too large for the memory, as was found before; activations are computed twice'
+    """
+    return (
+        f"batches of {images} images are too large for the memory, as was found before; "
+        "activations are computed twice"
     )
 
 

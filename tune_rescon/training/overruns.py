@@ -6,6 +6,7 @@ neighbour on the same GPU may fit alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -148,21 +149,18 @@ class Shape:
     file: OverrunFile | None
 
     @classmethod
-    def of(
-        cls,
-        config: TrialConfig,
-        spec: NetworkSpec,
-        placement: Placement,
-        path: Path | None,
-        *,
-        recorded: bool = False,
-    ) -> Shape:
-        """Of a trial about to begin; ``recorded``: as a CUDA graph."""
+    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: Placement, path: Path | None) -> Shape:
+        """Of a trial about to begin, as it is configured to train."""
         return cls(
-            key=shape_key(spec, placement, config.compile, config.checkpoint_activations, recorded),
+            key=shape_key(spec, placement, config.compile),
             available=available_memory(placement.device),
             file=None if path is None else OverrunFile(path),
         )
+
+    def when(self, *, recorded: bool = False, recomputes: bool = False) -> Shape:
+        """The same, trained in another way: from a CUDA graph, or with activations computed again."""
+        ways = [way for way, taken in (("recorded", recorded), ("recomputes", recomputes)) if taken]
+        return dataclasses.replace(self, key=" ".join((self.key, *ways)))
 
     def pieces(self, images: int) -> int:
         """Micro-batches to start with for a batch of ``images``."""

@@ -37,6 +37,8 @@ class TrialRecord:
     """Batches trained of the epoch after those."""
     micro_batches: int = 1
     """Pieces a batch is cut into, as the memory was found to demand: what goes on starts with them."""
+    recomputes: bool = False
+    """Whether activations are computed again, likewise."""
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """With one more epoch."""
@@ -77,6 +79,7 @@ class TrialRecord:
             "history": [dict(metrics) for metrics in self.history],
             "batches": self.batches,
             "micro_batches": self.micro_batches,
+            "recomputes": self.recomputes,
         }
 
     @classmethod

@@ -27,7 +27,7 @@ def build_step(
     device: str,
     precision: str = "auto",
     compiling: str = "off",
-    checkpoint_activations: bool = False,
+    checkpoint_activations: str = "auto",
     cuda_graphs: str = "auto",
 ) -> Callable[[], Tensor]:
     """A callable that runs one full training step and returns its loss, on the device and not waited for.
@@ -62,7 +62,7 @@ def step_of(
         NetworkError: there is no such network.
     """
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
-    recomputes = config.checkpoint_activations
+    recomputes = config.checkpoint_activations == "on"
     compiling, _ = choose_compiling(config.compile, placement.device, recomputes=recomputes)
     module = TrialModule(
         build_from_spec(spec),
@@ -72,7 +72,8 @@ def step_of(
         steps_per_epoch=10**6,
         placement=placement,
         compiling=compiling,
-        recorder=choose_recorder(config, placement, micro_batches=1),
+        recomputes=recomputes,
+        recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes),
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
     shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)

@@ -104,12 +104,10 @@ def train_trial(
     release_memory()  # of this process's trials before, which would count as this one's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
-    recorded_shape = Shape.of(config, spec, placement, overruns, recorded=True)
-    record_steps = not peers.most(recorded_shape.pieces(images) > 1)
-    if start.checkpoint is None and (known := int(peers.most(shape.pieces(images)))) > 1:
+    record_steps = not peers.most(shape.when(recorded=True).pieces(images) > 1)
+    if start.checkpoint is None:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
-        start = _in_pieces(start, known)
-        on_note(notes.known_too_large(images, pieces=known))
+        start = _as_known(start, shape, images, peers, on_note)
     while len(start.record.history) < epochs:
         attempt = Attempt(
             start=start,
@@ -128,15 +126,33 @@ def train_trial(
             return
         release_memory()  # the attempt's network and optimiser
         if retry.overrun:
-            as_it_was = shape if attempt.recorder is None else recorded_shape
-            as_it_was.ran_out(images, start.record.micro_batches)
+            recorded, recomputes = attempt.recorder is not None, start.record.recomputes
+            tried = shape.when(recorded=recorded, recomputes=recomputes)
+            tried.ran_out(images, start.record.micro_batches)
         on_note(retry.note)
         record_steps = False
-        start = _in_pieces(find_start_together(record, folder, on_note, peers), retry.micro_batches)
+        start = find_start_together(record, folder, on_note, peers)
+        start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
-def _in_pieces(start: Start, micro_batches: int) -> Start:
-    return dataclasses.replace(start, record=dataclasses.replace(start.record, micro_batches=micro_batches))
+def _as_known(start: Start, shape: Shape, images: int, peers: Peers, on_note: OnNote) -> Start:
+    """``start``, with as little at once as earlier trials on this node have found to be necessary."""
+    asked = start.record.config.checkpoint_activations
+    recomputes = asked == "on"
+    pieces = int(peers.most(shape.when(recomputes=recomputes).pieces(images)))
+    if pieces > 1 and asked == "auto":
+        recomputes = True
+        pieces = int(peers.most(shape.when(recomputes=True).pieces(images)))
+        if pieces == 1:
+            on_note(notes.known_to_recompute(images))
+    if pieces > 1:
+        on_note(notes.known_too_large(images, pieces=pieces))
+    return _with(start, micro_batches=pieces, recomputes=recomputes)
+
+
+def _with(start: Start, *, micro_batches: int, recomputes: bool) -> Start:
+    changed = dataclasses.replace(start.record, micro_batches=micro_batches, recomputes=recomputes)
+    return dataclasses.replace(start, record=changed)
 
 
 def _each_once(on_epoch: OnEpoch) -> OnEpoch:
