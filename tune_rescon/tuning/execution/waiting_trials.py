@@ -11,9 +11,9 @@ from ray.tune.experiment import Trial
 
 __all__ = ["PATIENCE", "WaitingTrials"]
 
-#: Seconds a trial waits for the process that was asked for it before it may have another's: more than a
-#: process needs to start.
-PATIENCE: Final = 60.0
+#: Seconds a trial waits for the process that was asked for it before it may have another's: more than one
+#: needs to start, also on a machine with twenty times too much to do, or a cluster to grow by a node.
+PATIENCE: Final = 600.0
 
 
 class WaitingTrials:
