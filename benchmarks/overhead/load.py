@@ -37,3 +37,5 @@ class Figures:
     lag: float
     """Seconds that MLflow's writer took after that."""
     trials: int
+    processes: int = 0
+    """That Ray began for them; two of them, when it starts, are never used."""

@@ -35,7 +35,10 @@ def run_side(side: Side, load: Load, folder: Path) -> Figures:
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+    # Each process that Ray begins has a log of its own.
+    logs = (folder / "ray" / "session_latest" / "logs").glob("python-core-worker-*")
+    figures = Figures(**json.loads(done.stdout.splitlines()[-1]))
+    return dataclasses.replace(figures, processes=len(list(logs)))
 
 
 @contextmanager

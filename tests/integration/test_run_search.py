@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
+from ray.air.execution import PlacementGroupResourceManager
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import SearchPresentation
@@ -103,9 +105,20 @@ def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
     assert all(trial.state.is_final for trial in result.trials)
 
 
+SHORT = ("budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}")
+
+
 def test_each_slot_keeps_its_process_also_where_trials_end_together(options: RunOptions) -> None:
-    settings = ["budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}"]
-    result = run_search(load_space("digits", settings), options, trainable=end_together)
+    result = run_search(load_space("digits", SHORT), options, trainable=end_together)
     processes = {note for trial in result.trials for note in trial.notes}
     assert len(result.trials) == 12
     assert len(processes) == 2, processes
+
+
+def test_no_process_is_asked_for_and_then_not_used(options: RunOptions) -> None:
+    places, ask = PlacementGroupResourceManager, PlacementGroupResourceManager.request_resources
+    with mock.patch.object(places, "request_resources", autospec=True, side_effect=ask) as asked:
+        # Some end while the second slot's process starts.
+        result = run_search(load_space("digits", SHORT), options, trainable=learn_nothing)
+    assert len(result.trials) == 12
+    assert asked.call_count == 2

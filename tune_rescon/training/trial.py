@@ -57,11 +57,12 @@ def train_trial(
 
     What can be survived is, and is told to ``on_note``:
 
-    - The device's memory is too small for a step: the trial goes on without CUDA graphs, whose memory is
-      their own; then it goes on from its last checkpoint with half the
-      micro-batch and the gradients of two added up (:mod:`tune_rescon.training.microbatches`), and half of
-      that, down to 8 images. Without a checkpoint it trains the epochs again, but reports none twice. With a
-      file of ``overruns``, the next trial of that network on that device starts with what did fit.
+    - The device's memory is too small for a step: the trial goes on from its last checkpoint without CUDA
+      graphs, whose memory is their own; then with activations computed twice
+      (:mod:`tune_rescon.training.recomputing`); then with half the micro-batch and the gradients of two
+      added up (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a
+      checkpoint it trains the epochs again, but reports none twice. With a file of ``overruns``, the next
+      trial of that network on that device starts with what did fit.
     - A file cannot be written: the one before stays, and the next epoch tries again.
     - A checkpoint is damaged: training goes on from the one before, else from the start.
 

@@ -10,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordination.coordinator import Coordinator
+from tune_rescon.tuning.execution.waiting_trials import WaitingTrials
 from tune_rescon.tuning.rules.stopping import Decision
 
 __all__ = ["CoordinatorScheduler"]
@@ -23,7 +24,7 @@ def node_is_gone(address: str) -> bool:
 
 
 class CoordinatorScheduler(FIFOScheduler):
-    """Order of trials: first in, first out. Their end: the coordinator's decision."""
+    """Which trial gets a free process: :class:`.WaitingTrials`. When it ends: the coordinator's decision."""
 
     # Buffered results would be judged late, in bulk.
     _supports_buffered_results = False
@@ -36,10 +37,21 @@ class CoordinatorScheduler(FIFOScheduler):
         self._coordinator = coordinator
         self._node_is_gone = node_is_gone
         self._leaving: set[int] = set()
+        self._waiting = WaitingTrials()
 
     def __getstate__(self) -> dict[str, object]:
         """Nothing: Tune pickles its parts for a restore this package does not use."""
         return {}
+
+    def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
+        """Have it wait its turn."""
+        del tune_controller
+        self._waiting.add(trial)
+
+    def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
+        """Name who takes over the next process that is free, though another was asked for it."""
+        del tune_controller
+        return self._waiting.overdue()
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
         """Say that a trial's worker died, and whether its node went with it.

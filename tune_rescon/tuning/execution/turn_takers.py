@@ -55,7 +55,7 @@ class TurnTakingScheduler(CoordinatorScheduler):
         self._processes = processes
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """First in, first out."""
+        """See :meth:`.CoordinatorScheduler.choose_trial_to_run`."""
         with self._turns.turn():
             self._processes.keep(tune_controller)
         return super().choose_trial_to_run(tune_controller)

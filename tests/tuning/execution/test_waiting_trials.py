@@ -1,0 +1,64 @@
+"""Who takes over a process that is free, and when."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+
+from tune_rescon.tuning.execution.waiting_trials import PATIENCE, WaitingTrials
+
+
+class Hall:
+    """Trials that wait, and a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waiting = WaitingTrials(clock=lambda: self.now)
+
+    def add(self) -> Any:
+        trial: Any = SimpleNamespace(status=Trial.PENDING)
+        self.waiting.add(trial)
+        return trial
+
+    def overdue_at(self, now: float) -> Any:
+        self.now = now
+        return self.waiting.overdue()
+
+
+@pytest.fixture
+def hall() -> Hall:
+    return Hall()
+
+
+def test_nobody_is_named_of_none(hall: Hall) -> None:
+    assert hall.overdue_at(10 * PATIENCE) is None
+
+
+def test_a_trial_is_left_to_the_process_that_starts_for_it(hall: Hall) -> None:
+    hall.add()
+    assert hall.overdue_at(PATIENCE) is None
+
+
+def test_the_oldest_that_has_waited_too_long_is_named_until_it_runs(hall: Hall) -> None:
+    first, second = hall.add(), hall.add()
+    assert [hall.overdue_at(PATIENCE + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
+    first.status = Trial.RUNNING
+    assert hall.overdue_at(PATIENCE + 2) is second
+
+
+def test_one_that_runs_or_has_ended_hides_nobody_behind_it(hall: Hall) -> None:
+    for status in (Trial.RUNNING, Trial.TERMINATED, Trial.ERROR):
+        hall.add().status = status
+    last = hall.add()
+    assert hall.overdue_at(PATIENCE + 1) is last
+
+
+def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
+    hall.add().status = Trial.RUNNING
+    hall.now = PATIENCE
+    late = hall.add()
+    assert hall.overdue_at(PATIENCE + 2) is None
+    assert hall.overdue_at(2 * PATIENCE + 1) is late
