@@ -26,11 +26,20 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # -m deselects in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker, seconds in TIMEOUTS.items():
             if item.get_closest_marker(marker) and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(seconds))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.quick)
+    # The longest first: the processes that share the files then end at about the same time. No file is torn.
+    longest: dict[Path, float] = {}
+    for item in items:
+        marked = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0), marked.args[0] if marked else 0)
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

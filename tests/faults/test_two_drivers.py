@@ -1,11 +1,10 @@
-"""Two real drivers: on one name, one at a time; on two names, side by side."""
+"""Two real drivers on one name, one at a time. Side by side, on two names: test_killed_search.py."""
 
 from __future__ import annotations
 
 import signal
 from typing import TYPE_CHECKING
 
-import mlflow
 import pytest
 
 if TYPE_CHECKING:
@@ -34,15 +33,8 @@ def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSea
         assert second.returncode == 2, output
         assert words in output
     assert first.poll() is None
+    # How the next driver takes the lease of a killed one: test_interruption.py.
     assert slow_searches.study().user_attrs["lease"]["driver"]["pid"] == first.pid
-    first.kill()
-    first.communicate()
-    # A killed driver's lease is nobody's: the next one need not wait.
-    third = slow_searches.start("resume", "pace=0.05")
-    output, _ = third.communicate(timeout=180)
-    assert third.returncode == 0, output
-    assert "seeing for" not in output
-    slow_searches.assert_complete({})
 
 
 def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_searches: SlowSearches) -> None:
@@ -61,19 +53,3 @@ def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_sea
     assert "this driver has lost the search s" in output
     assert slow_searches.values() == ended
     slow_searches.assert_complete(before)
-
-
-def test_two_searches_on_one_storage_do_not_touch_each_other(slow_searches: SlowSearches) -> None:
-    drivers = {name: slow_searches.start("new", "trials=3", "pace=0.05", name=name) for name in ("a", "b")}
-    for driver in drivers.values():
-        output, _ = driver.communicate(timeout=180)
-        assert driver.returncode == 0, output
-    client = mlflow.MlflowClient(f"sqlite:///{slow_searches.storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("digits")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    for name in drivers:
-        assert [trial.number for trial in slow_searches.study(name).trials] == [0, 1, 2]
-        (parent,) = [run for run in runs if run.info.run_name == name]
-        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        assert sorted(r.data.tags["tune_rescon.trial"] for r in children) == ["0", "1", "2"]
