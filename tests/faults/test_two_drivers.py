@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -39,7 +45,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSea
 
 def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_searches: SlowSearches) -> None:
     first = slow_searches.start_and_wait(LEASE, "place=one machine")
-    first.send_signal(signal.SIGSTOP)
+    freeze(first, slow_searches.storage / "s" / "study.db")
     before = slow_searches.values()
     second = slow_searches.start("resume", LEASE, "pace=0.05", "place=another machine")
     output, _ = second.communicate(timeout=180)
@@ -53,3 +59,20 @@ def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_sea
     assert "this driver has lost the search s" in output
     assert slow_searches.values() == ended
     slow_searches.assert_complete(before)
+
+
+def freeze(driver: subprocess.Popen[str], record: Path) -> None:
+    """Stop it at a moment at which it does not hold the record, which nobody could then even read."""
+    for _ in range(100):
+        driver.send_signal(signal.SIGSTOP)
+        while psutil.Process(driver.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        with closing(sqlite3.connect(record, timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError:
+                driver.send_signal(signal.SIGCONT)
+                time.sleep(0.05)
+            else:
+                return
+    raise AssertionError("it held the record each time")
