@@ -68,7 +68,12 @@ def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOpt
     half = dataclasses.replace(options, name="half")
     before = search(half, one_at_a_time, "budget.trials=4")
     resumed = search(dataclasses.replace(half, resume=True), one_at_a_time)
-    assert resumed.trials[:4] == before.trials
+    # All but the checkpoints: more trials were better since than five.
+    first, then = (
+        [dataclasses.replace(t, checkpoint=None) for t in trials[:4]]
+        for trials in (before.trials, resumed.trials)
+    )
+    assert then == first
     assert len(resumed.trials) == 9
     assert [t.parameters for t in resumed.trials] == [t.parameters for t in whole.trials]
     assert [t.values for t in resumed.trials] == [t.values for t in whole.trials]
