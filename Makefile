@@ -7,10 +7,12 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
-# Those that start processes mostly wait for them: two files at a time. The others are timed, and run alone.
+# Those of a limit of two seconds run alone; the others two files at a time, in the order of tests/conftest.py,
+# and one thread each, for more would only wait for each other.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -m "not ray and not server and not hosts"
-	$(BIN)/python -m pytest -m "ray or server" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not quick and not hosts" \
+	  --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Hosts in namespaces, with sshd, and a cloud that lends them: as root. REQUIRE_HOSTS=1: they must run.
 cluster-test: .venv/.installed-dev

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -20,17 +21,30 @@ SHARED = ROOT.parent / "shared"
 #: Seconds a marked test may take, by its first marker here; an unmarked one has pyproject.toml's `timeout`.
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
+# A test has a limit already; Hypothesis's, a fifth of a second an example, fails on a machine that is busy.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
+
 
 def pytest_sessionfinish() -> None:
     # What was frozen could not be freed, and some libraries complain of that when the process ends.
     gc.unfreeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # -m deselects in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker, seconds in TIMEOUTS.items():
             if item.get_closest_marker(marker) and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(seconds))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.quick)
+    # The longest first: the processes that share the files then end at about the same time. No file is torn.
+    longest: dict[Path, float] = {}
+    for item in items:
+        marked = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0), marked.args[0] if marked else 0)
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -62,6 +62,17 @@ class Command:
             return 0
         return sum(len(trial.intermediate_values) for trial in self.trials(name))
 
+    def children(self, name: str) -> list[str]:
+        """MLflow's numbers of the trials under the search's one run."""
+        client = mlflow.MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
+        runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        (parent,) = [run for run in runs if run.info.run_name == name]
+        return sorted(
+            run.data.tags["tune_rescon.trial"]
+            for run in runs
+            if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        )
+
     def metrics(self, name: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
         """What MLflow shows: each trial's series, as (epoch, value)."""
         client = mlflow.MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
@@ -81,6 +92,7 @@ class Command:
 def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
     tmp_path: Path, short_tmp: Path
 ) -> None:
+    """Also, the two are side by side on one storage, and do not touch each other."""
     command = Command(tmp_path, short_tmp)
     undisturbed = command.start("--space=digits", "--name=whole", *SEARCH)
 
@@ -102,3 +114,6 @@ def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
     assert [trial.state for trial in killed] == [trial.state for trial in whole]
     assert [trial.intermediate_values for trial in killed] == [trial.intermediate_values for trial in whole]
     assert command.metrics("killed") == command.metrics("whole")
+    for name in ("whole", "killed"):
+        assert [trial.number for trial in command.trials(name)] == [0, 1, 2]
+        assert command.children(name) == ["0", "1", "2"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from unittest import mock
 
@@ -44,42 +43,22 @@ class BrokenPresentation(SearchPresentation):
         raise ValueError(f"no colour left for {result.name} in {folder.path}")
 
 
-def test_a_picture_that_fails_does_not_take_the_end_with_it(small_space: Space, options: RunOptions) -> None:
-    said: list[str] = []
-    result = run_search(
-        small_space, options, trainable=learn_nothing, presentation=BrokenPresentation(), say=said.append
-    )
-    assert result.state.value == "finished"
-    assert any("could not be written" in line and "no colour left" in line for line in said)
-    assert (result.folder / "best.yaml").is_file()
-    assert "no colour left" in (result.folder / "search.log").read_text()
-
-
-def test_a_fault_in_one_trial_is_recorded_and_the_search_goes_on(
+def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_the_search_goes_on(
     small_space: Space, options: RunOptions
 ) -> None:
-    result = run_search(small_space, options, trainable=fail_second)
+    said: list[str] = []
+    result = run_search(
+        small_space, options, trainable=fail_second, presentation=BrokenPresentation(), say=said.append
+    )
     states = [trial.state for trial in result.trials]
     assert states[1] is TrialState.FAILED
     assert len(states) == 6
     assert TrialState.FINISHED in states
     assert study(result).trials[1].state is OptunaState.FAIL
-
-
-def test_the_same_seed_one_at_a_time_searches_the_same(options: RunOptions) -> None:
-    space = load_space("digits", ["budget.trials=5", "budget.concurrent=1"])
-    one = run_search(space, options, trainable=learn_nothing)
-    two = run_search(space, dataclasses.replace(options, name="t"), trainable=learn_nothing)
-    assert [t.parameters for t in one.trials] == [t.parameters for t in two.trials]
-    assert [t.values for t in one.trials] == [t.values for t in two.trials]
-
-
-def test_a_finished_search_is_extended(options: RunOptions) -> None:
-    few, more = (load_space("digits", [f"budget.trials={n}"]) for n in (3, 5))
-    before = run_search(few, options, trainable=learn_nothing)
-    after = run_search(more, dataclasses.replace(options, resume=True), trainable=learn_nothing)
-    assert after.trials[:3] == before.trials
-    assert len(after.trials) == 5
+    assert result.state.value == "finished"
+    assert any("could not be written" in line and "no colour left" in line for line in said)
+    assert (result.folder / "best.yaml").is_file()
+    assert "no colour left" in (result.folder / "search.log").read_text()
 
 
 def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:

@@ -169,5 +169,11 @@ def test_what_ray_says_when_it_dies_goes_to_the_log(terminal: Terminal, tmp_path
     said = terminal.everything
     assert "Ray must live as long as the search, but its node manager (raylet) has died" in said
     assert not re.search(RAYS_OWN, said), said
-    assert re.search(RAYS_OWN, (tmp_path / "runs" / "s" / "search.log").read_text())
+    folder = tmp_path / "runs" / "s"
+    assert re.search(RAYS_OWN, (folder / "search.log").read_text())
     assert not terminal.cursor_is_hidden
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 'study.db'}")
+    assert {trial.user_attrs["state"] for trial in study.trials} == {"interrupted"}
+    assert (folder / "trials.csv").is_file()
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []

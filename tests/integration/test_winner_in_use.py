@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -18,6 +19,16 @@ from sklearn.datasets import load_digits
 
 pytestmark = pytest.mark.ray
 
+#: The search only has to have two trials to choose from; what they are learns enough in its finals.
+SMALL = (
+    "dataset.limit=1200",
+    "fidelity.max=1",
+    "fixed.width=0.25",
+    "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
+    "initial=[{learning_rate: 0.1}]",
+    "scheduler={type: none}",
+)
+
 #: A program that knows nothing of this package: pixels in, classes out.
 STRANGER = """
 import json, sys
@@ -31,17 +42,48 @@ print(json.dumps([names[k] for k in probabilities.argmax(1)]))
 """
 
 
-def command(*arguments: str | Path, folder: Path, code: int = 0) -> str:
-    environment = {**os.environ, "RAY_TMPDIR": str(folder), "TUNE_RESCON_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+class Commands:
+    """The package's commands on one storage: in processes of their own, or, most of them, in this one."""
+
+    def __init__(self, folder: Path, ray_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.runs = folder / "runs"
+        self._storage = ["--storage", str(self.runs)]
+        self._ray_tmp = ray_tmp
+        self._capsys = capsys
+
+    def __call__(self, name: str, *arguments: str | Path, code: int = 0) -> str:
+        """What the command says, run here: what it imports takes most of its time."""
+        main = importlib.import_module(f"tune_rescon.{name}").main
+        ended = main([*map(str, arguments), *self._storage])
+        said = self._capsys.readouterr()
+        assert ended == code, said.out + said.err
+        return said.out
+
+    def apart(self, name: str, *arguments: str | Path) -> str:
+        """What it says as a person starts it."""
+        done = subprocess.run(
+            [sys.executable, "-m", f"tune_rescon.{name}", *map(str, arguments), *self._storage],
+            env={**os.environ, "RAY_TMPDIR": str(self._ray_tmp)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def command(
+    ray_here: None,
+    cache_root: Path,
+    short_tmp: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Commands:
+    del ray_here
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(cache_root))
+    return Commands(tmp_path, short_tmp, capsys)
 
 
 def check_finals(runs: Path) -> None:
@@ -68,23 +110,22 @@ def check_finals(runs: Path) -> None:
         assert (point.value, point.step) == (trial.value, 3)
 
 
-def test_from_a_search_to_its_winner_in_other_hands(short_tmp: Path, tmp_path: Path) -> None:
-    folder = short_tmp / "winner"
-    folder.mkdir()
-    storage = ["--storage", str(folder / "runs")]
-    search = ["--space", "digits", "--name", "a", "--plain", "--trials", "3", "--set", "fidelity.max=3"]
-    command("tune_rescon.search", *search, *storage, folder=folder)
-    report = json.loads(command("tune_rescon.report", "a", "--json", *storage, folder=folder))
+def test_from_a_search_to_its_winner_in_other_hands(command: Commands, tmp_path: Path) -> None:
+    search = ["--space", "digits", "--name", "a", "--plain", "--trials", "2"]
+    for small in SMALL:
+        search += ["--set", small]
+    command("search", *search)
+    report = json.loads(command("report", "a", "--json"))
     assert report["state"] == "finished"
 
-    train = ["--from", "a", "--top", "2", "--seeds", "2", "--plain"]
-    said = command("tune_rescon.train", *train, *storage, folder=folder)
+    train = ["--from", "a", "--top", "2", "--seeds", "2", "--epochs", "3", "--plain"]
+    said = command.apart("train", *train)
     assert "a-final: 2 finalists on the test images" in said
-    check_finals(folder / "runs")
+    check_finals(command.runs)
     # Its name is taken now; by --resume there is nothing left to do.
-    command("tune_rescon.train", *train, *storage, folder=folder, code=2)
-    command("tune_rescon.train", "--resume", "a-final", "--plain", *storage, folder=folder)
-    check_finals(folder / "runs")
+    command("train", *train, code=2)
+    command("train", "--resume", "a-final", "--plain")
+    check_finals(command.runs)
 
     digits = load_digits().images[:40]
     pictures = tmp_path / "pictures"
@@ -92,17 +133,14 @@ def test_from_a_search_to_its_winner_in_other_hands(short_tmp: Path, tmp_path: P
     for number, image in enumerate(digits):
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(pictures / f"{number:02d}.png")
 
-    by_name = command("tune_rescon.predict", "a-final", pictures, "--json", *storage, folder=folder)
+    by_name = command.apart("predict", "a-final", pictures, "--json")
     lines = [json.loads(line) for line in by_name.splitlines()]
     right = sum(line["class"] == str(k) for line, k in zip(lines, load_digits().target[:40], strict=True))
     assert right >= 30, f"{right} of 40"
-
-    champion = "models:/a-final@champion"
-    by_mlflow = command("tune_rescon.predict", champion, pictures, "--json", *storage, folder=folder)
-    assert by_mlflow == by_name
+    assert command("predict", "models:/a-final@champion", pictures, "--json") == by_name
 
     output = tmp_path / "a.onnx"
-    command("tune_rescon.export", "a-final", "--format", "onnx", "--output", output, *storage, folder=folder)
+    command("export", "a-final", "--format", "onnx", "--output", output)
     stack = [
         np.asarray(Image.open(one).resize((16, 16), Image.Resampling.BILINEAR))
         for one in sorted(pictures.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,21 +15,27 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, train_trial
 
-#: Everything that holds state between steps or epochs is on.
-SMALL = TrialConfig(
+#: Nothing is drawn at random but the weights and the order of the images.
+PLAIN = TrialConfig(
     layout="cifar",
     depth=56,
     width=0.25,
     image_size=16,
     batch_size=32,
     learning_rate=0.05,
+    crop_padding=0,
+    flip=False,
+    precise_bn_batches=2,
+)
+
+#: Everything that holds state between steps or epochs is on.
+SMALL = dataclasses.replace(
+    PLAIN,
     warmup_epochs=1,
     crop_padding=1,
-    flip=False,
     mixup=0.2,
     drop_path=0.2,
     ema_decay=0.9,
-    precise_bn_batches=2,
     gradient_clip=5.0,
     label_smoothing=0.1,
     # Whatever the machine: a test of little memory says what it wants.

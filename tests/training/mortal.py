@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 from unittest import mock
 
+import psutil
 import torch
 
 from tune_rescon.config import DatasetConfig, TrialConfig
@@ -75,14 +76,13 @@ def main() -> None:
     """Do the job on stdin."""
     job = Job(**json.loads(sys.stdin.read()))
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    born = time.monotonic()
     _train(job, "whole", "")
-    lifetime = time.monotonic() - born
     gc.freeze()  # or every fork copies what its garbage collection walks over
+    lifetime = 0.0
     for point in job.points:
         shutil.copytree(Path(job.folder) / BEGUN, Path(job.folder) / point)
-        _tell_death(point, _fork(job, point, point))
-        _tell_death(point, _fork(job, point, ""))
+        # The last one's two lives are, together, about as long as a trial's of a SIGKILL.
+        lifetime = sum(_tell_death(point, _fork(job, point, deed))[1] for deed in (point, ""))
     for seed in job.seeds:
         _kill_again_and_again(job, f"SIGKILL {seed}", random.Random(seed), lifetime)
 
@@ -90,17 +90,29 @@ def main() -> None:
 def _kill_again_and_again(job: Job, trial: str, moments: random.Random, lifetime: float) -> None:
     for _ in range(KILLS):
         process = _fork(job, trial, "")
-        time.sleep(moments.uniform(0, 0.6 * lifetime))
+        _let_live(process, moments.uniform(0, 0.6 * lifetime))
         os.kill(process, signal.SIGKILL)
-        if _tell_death(trial, process) == 0:
+        if _tell_death(trial, process)[0] == 0:
             return
     _tell_death(trial, _fork(job, trial, ""))
 
 
-def _tell_death(trial: str, process: int) -> int:
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    _say("died", trial, status)
-    return status
+def _let_live(process: int, seconds: float) -> None:
+    """Until it has had so many seconds of a processor, as many on a busy machine; or has ended."""
+    watched = psutil.Process(process)
+    while watched.status() != psutil.STATUS_ZOMBIE:
+        had = watched.cpu_times()
+        if had.user + had.system >= seconds:
+            return
+        time.sleep(0.002)
+
+
+def _tell_death(trial: str, process: int) -> tuple[int, float]:
+    """Its exit status, and how many seconds of a processor it had."""
+    _, status, had = os.wait4(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    _say("died", trial, code)
+    return code, had.ru_utime + had.ru_stime
 
 
 def _say(*what: object) -> None:

@@ -11,24 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tune_rescon.config import METRICS, TEST_METRICS, DatasetConfig, TrialConfig
+from tests.training.conftest import PLAIN
+from tune_rescon.config import METRICS, TEST_METRICS, DatasetConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, load_trained, train_trial
 from tune_rescon.training.metrics import FinalMetrics
 
 pytestmark = pytest.mark.torch
-
-CONFIG = TrialConfig(
-    layout="cifar",
-    depth=56,
-    width=0.25,
-    image_size=16,
-    batch_size=32,
-    learning_rate=0.05,
-    precise_bn_batches=2,
-    crop_padding=0,
-    flip=False,
-)
 
 TIMES = {"images_per_second", "epoch_seconds", "test_images_per_second"}
 
@@ -54,7 +43,7 @@ def trained(
         tell(report)
 
     train_trial(
-        CONFIG,
+        PLAIN,
         dataset,
         epochs=epochs,
         seed=0,
@@ -69,7 +58,7 @@ def trained(
 
 def accuracies(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]:
     """Accuracy and loss on the test images, computed plainly."""
-    data = ImageDataModule(dataset, CONFIG, image_size=16, seed=0, judged="test")
+    data = ImageDataModule(dataset, PLAIN, image_size=16, seed=0, judged="test")
     right, loss, count = 0, 0.0, 0
     with torch.no_grad():
         for raw in data.val_dataloader():

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.conftest import PLAIN
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
@@ -21,19 +22,7 @@ from tune_rescon.training.checkpoint import read_checkpoint
 pytestmark = pytest.mark.torch
 
 #: Shares of 17 and 16 images; nothing that is drawn for a share, so that two are nearly one.
-PLAIN = TrialConfig(
-    layout="cifar",
-    depth=56,
-    width=0.25,
-    image_size=16,
-    batch_size=33,
-    learning_rate=0.05,
-    crop_padding=0,
-    flip=False,
-    precise_bn_batches=2,
-    gradient_clip=5.0,
-    ema_decay=0.9,
-)
+UNEVEN = dataclasses.replace(PLAIN, batch_size=33, gradient_clip=5.0, ema_decay=0.9)
 
 Together = Callable[..., list[Any]]
 
@@ -60,7 +49,7 @@ def together(processes: Pipes, tmp_path: Path) -> Together:
     """Train with two processes; what each of them has to say, the first one first."""
     meetings = iter(range(99))
 
-    def run(config: TrialConfig = PLAIN, meeting: str = "", **options: Any) -> list[Any]:
+    def run(config: TrialConfig = UNEVEN, meeting: str = "", **options: Any) -> list[Any]:
         name = meeting or f"meeting{next(meetings)}"
         (tmp_path / name).unlink(missing_ok=True)
         for process in processes:
@@ -79,7 +68,7 @@ def _values(reports: list[EpochReport], name: str) -> list[float]:
 def test_two_learn_what_one_learns(together: Together, train: Callable[..., list[EpochReport]]) -> None:
     """Batch norm by halves of a batch is what is left of a difference, and rounding."""
     first, second = together(epochs=3)
-    alone = train(PLAIN, epochs=3)
+    alone = train(UNEVEN, epochs=3)
     assert _values(first, "train_loss") == pytest.approx(_values(alone, "train_loss"), rel=0.1)
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5"):
         assert _values(first, name) == _values(second, name)
@@ -120,7 +109,7 @@ def test_a_fault_of_one_ends_all(together: Together) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:
-    for reports in together(dataclasses.replace(PLAIN, learning_rate=1e20, gradient_clip=0.0)):
+    for reports in together(dataclasses.replace(UNEVEN, learning_rate=1e20, gradient_clip=0.0)):
         assert math.isnan(reports[-1].metrics["train_loss"])
         assert math.isnan(reports[-1].metrics["val_accuracy"])
 
@@ -128,4 +117,4 @@ def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:
 @pytest.mark.parametrize(("change", "rule"), [({"batch_size": 3}, "images for each of 2 workers")])
 def test_a_batch_too_small_for_all_is_refused(together: Together, change: dict[str, Any], rule: str) -> None:
     del rule
-    assert together(dataclasses.replace(PLAIN, **change)) == ["ConfigError after 0"] * 2
+    assert together(dataclasses.replace(UNEVEN, **change)) == ["ConfigError after 0"] * 2
