@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from tune_rescon.config import TrialConfig
@@ -32,6 +33,7 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetFacts) -> Occupancy | Non
 
 
 def _measure(config: TrialConfig, facts: DatasetFacts) -> Occupancy | None:
+    from tune_rescon.training.graphs import RecordingError
     from tune_rescon.training.memory import ran_out_of_memory
     from tune_rescon.training.occupancy import measure_occupancy
     from tune_rescon.training.placement import place
@@ -41,6 +43,8 @@ def _measure(config: TrialConfig, facts: DatasetFacts) -> Occupancy | None:
     try:
         step = step_of(config, placement, classes=facts.classes, in_channels=facts.channels)
         return measure_occupancy(step, placement)
+    except RecordingError:
+        return _measure(dataclasses.replace(config, cuda_graphs="off"), facts)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             return None
