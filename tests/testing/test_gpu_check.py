@@ -85,7 +85,8 @@ def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> Non
     assert re.search(r"plain eager +\d.* images/s .*; ratio \d+\.\d\d\n", told)
     assert re.search(r"checkpointed +\d.* images/s .*; ratio \d+\.\d\d\n", told)
     assert re.search(r"checkpointed first step \d", told)
-    assert re.search(r"roofline .* TFLOP/s, \d.*% of fp32's peak; about \d+ GB/s moved", told)
+    roofline = r"roofline +tune_rescon: .* TFLOP/s, \d.*% of the peak in fp32;\n +about \d+ GB/s moved, "
+    assert re.search(roofline, told)
     assert re.search(r"% of the time is the images'", told)
     epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", told, flags=re.MULTILINE)
     # How many fit into a second, and whether the estimate holds, is the machine's affair.
