@@ -26,7 +26,8 @@ with open_console(plain=len(sys.argv) > 1) as console:
 """
 
 #: Whatever this test run is told about its own output left out.
-CLEAN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+OWN = ("NO_COLOR", "FORCE_COLOR", "LINES", "COLUMNS")
+CLEAN = {name: value for name, value in os.environ.items() if name not in OWN}
 
 
 def run(*arguments: str, stdout: int, **environment: str) -> None:

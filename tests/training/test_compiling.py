@@ -13,12 +13,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.utils import counters
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.compiling import compile_units, compiler_trouble, many_shapes, uncompiled
+from tune_rescon.training.compiling import (
+    compile_units,
+    compiler_trouble,
+    doubled,
+    many_shapes,
+    uncompiled,
+)
 from tune_rescon.training.placement import place
 
 pytestmark = [
@@ -130,6 +137,7 @@ def test_an_epochs_end_compiles_nothing(compiled: nn.Module) -> None:
 @pytest.fixture
 def no_compiler() -> Iterator[None]:
     compiler_trouble.cache_clear()
+    reset_code(doubled.__code__)  # what was compiled in this process needs no compiler
     inductor: Any = torch._inductor.config
     with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         yield

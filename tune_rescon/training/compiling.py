@@ -101,13 +101,14 @@ def compiler_trouble(device: torch.device) -> str | None:
     A CPU needs a C++ compiler, a GPU Triton and one for C. Asked once a process: the answer takes seconds.
     """
     x_N = torch.ones(8, device=device, requires_grad=True)
-    doubled: Callable[[Tensor], Tensor] = torch.compile(_doubled)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(doubled)
     try:
-        torch.autograd.grad(doubled(x_N).sum(), x_N)
+        torch.autograd.grad(compiled(x_N).sum(), x_N)
     except Exception as error:  # what a compiler, its driver or its cache raises is of no one kind
         return str(error).strip().partition("\n")[0]
     return None
 
 
-def _doubled(x_N: Tensor) -> Tensor:
+def doubled(x_N: Tensor) -> Tensor:
+    """What is compiled to see whether anything can be."""
     return torch.relu(x_N) * 2

@@ -97,8 +97,12 @@ def test_what_the_user_should_know_is_reported_as_a_note(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 16)
-    note, *epochs = run(dataclasses.replace(task, epochs=1))
-    assert note == {"number": 7, "note": "ran out of memory at 32 images; going on in 2 micro-batches of 16"}
+    twice, cut, *epochs = run(dataclasses.replace(task, epochs=1))
+    assert twice == {
+        "number": 7,
+        "note": "ran out of memory at 32 images; going on with their activations computed twice",
+    }
+    assert cut == {"number": 7, "note": "ran out of memory at 32 images; going on in 2 micro-batches of 16"}
     assert _epochs(epochs) == [1]
 
 
@@ -118,7 +122,7 @@ def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
 ) -> None:
     _memory(monkeypatch, 1)
     *notes, end = run(task)
-    assert [sorted(note) for note in notes] == [["note", "number"]] * 2
+    assert [sorted(note) for note in notes] == [["note", "number"]] * 3, "computed twice, halved, halved"
     assert (end["number"], end["state"]) == (7, "out_of_memory")
     assert "OutOfMemoryError" in end["error"]
 
