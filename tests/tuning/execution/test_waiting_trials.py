@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from tune_rescon.tuning.execution.waiting_trials import PATIENCE, WaitingTrials
+from tune_rescon.tuning.execution.waiting_trials import PATIENCE, PATIENCE_AGAIN, WaitingTrials
 
 
 class Hall:
@@ -18,9 +18,9 @@ class Hall:
         self.now = 0.0
         self.waiting = WaitingTrials(clock=lambda: self.now)
 
-    def add(self) -> Any:
+    def add(self, *, again: bool = False) -> Any:
         trial: Any = SimpleNamespace(status=Trial.PENDING)
-        self.waiting.add(trial)
+        self.waiting.add(trial, again=again)
         return trial
 
     def overdue_at(self, now: float) -> Any:
@@ -62,3 +62,10 @@ def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
     late = hall.add()
     assert hall.overdue_at(PATIENCE + 2) is None
     assert hall.overdue_at(2 * PATIENCE + 1) is late
+
+
+def test_who_has_lost_a_process_waits_for_less_than_those_before_it(hall: Hall) -> None:
+    hall.add()
+    struck = hall.add(again=True)
+    assert hall.overdue_at(PATIENCE_AGAIN) is None
+    assert hall.overdue_at(PATIENCE_AGAIN + 1) is struck

@@ -37,6 +37,7 @@ class CoordinatorScheduler(FIFOScheduler):
         self._coordinator = coordinator
         self._node_is_gone = node_is_gone
         self._leaving: set[int] = set()
+        self._struck: set[int] = set()
         self._waiting = WaitingTrials()
 
     def __getstate__(self) -> dict[str, object]:
@@ -46,7 +47,9 @@ class CoordinatorScheduler(FIFOScheduler):
     def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
         """Have it wait its turn."""
         del tune_controller
-        self._waiting.add(trial)
+        number = trial.config["number"]
+        self._waiting.add(trial, again=number in self._struck)
+        self._struck.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
         """Name who takes over the next process that is free, though another was asked for it."""
@@ -60,6 +63,7 @@ class CoordinatorScheduler(FIFOScheduler):
         """
         del tune_controller
         number, address = trial.config["number"], trial.node_ip
+        self._struck.add(number)
         if number in self._leaving:
             self._leaving.discard(number)
             self._coordinator.worker_left(number)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from ray.tune.experiment import Trial
 
-__all__ = ["PATIENCE", "WaitingTrials"]
+__all__ = ["PATIENCE", "PATIENCE_AGAIN", "WaitingTrials"]
 
 #: Seconds a trial waits for the process that was asked for it before it may have another's: more than one
 #: needs to start, also on a machine with twenty times too much to do, or a cluster to grow by a node.
 PATIENCE: Final = 600.0
+
+#: And one that had a process, which died or went: its machine may not come back.
+PATIENCE_AGAIN: Final = 20.0
 
 
 class WaitingTrials:
@@ -27,23 +29,20 @@ class WaitingTrials:
 
     With nobody named, a free process goes to a trial for which none was asked. But on a cluster that has
     fewer places than the search has slots (it has yet to grow), those that wait would do so until the search
-    ends; so who has waited too long is named.
+    ends; so who has waited too long is named, and soon who has lost a process.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock``: seconds."""
         self._clock = clock
-        self._waiting: deque[tuple[float, Trial]] = deque()
+        self._waiting: list[tuple[float, Trial]] = []
 
-    def add(self, trial: Trial) -> None:
-        """A new trial."""
-        self._waiting.append((self._clock(), trial))
+    def add(self, trial: Trial, *, again: bool = False) -> None:
+        """A new one of Tune's trials; ``again``: one of the search's that had a process before."""
+        self._waiting.append((self._clock() + (PATIENCE_AGAIN if again else PATIENCE), trial))
 
     def overdue(self) -> Trial | None:
         """Who is to have the next process that is free, whatever was asked for it; None: nobody is named."""
-        while self._waiting and self._waiting[0][1].status != Trial.PENDING:
-            self._waiting.popleft()
-        if not self._waiting:
-            return None
-        since, trial = self._waiting[0]
-        return trial if self._clock() - since > PATIENCE else None
+        self._waiting = [(until, trial) for until, trial in self._waiting if trial.status == Trial.PENDING]
+        now = self._clock()
+        return next((trial for until, trial in self._waiting if now > until), None)
