@@ -82,7 +82,7 @@ def compiled() -> Iterator[nn.Module]:
     """A network that has run compiled."""
     trouble = compiler_trouble(CPU)
     if trouble is not None:
-        pytest.skip(trouble)
+        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
     network = _network()
     compile_units(network)
     # Code is compiled for the process's switches, so they are a trial's. Torch's own limit is 8 versions,
@@ -166,7 +166,7 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["
 
 def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
     if (trouble := compiler_trouble(CPU)) is not None:
-        pytest.skip(trouble)
+        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     command = [sys.executable, "-c", COMPILES, str(cache)]
     files = set(cache.rglob("*"))

@@ -27,6 +27,8 @@ from tune_rescon.training.placement import Placement
 
 pytestmark = pytest.mark.torch
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA GPU")
+
 CPU = torch.device("cpu")
 
 #: A GPU's kernels do not always add in one order: in fp64 rounding does not hide a wrong gradient.
@@ -131,10 +133,11 @@ def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: Placement, **f
 
 
 def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
-    """Its weights after some steps."""
+    """Its losses in some steps, and its weights after them."""
     generator = torch.Generator().manual_seed(0)
     optimizer, scheduler = module.optimizer_and_scheduler()
     torch.manual_seed(1)
+    losses = []
     for _ in range(steps):
         images_BCHW = torch.randn(8, 3, 16, 16, generator=generator).to(device, DTYPES[device.type])
         labels_B = torch.randint(4, (8,), generator=generator).to(device)
@@ -144,7 +147,9 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
         module.backward(loss)
         optimizer.step()
         scheduler.step()
-    return torch.cat([parameter.detach().cpu().flatten() for parameter in module.network.parameters()])
+        losses.append(loss.detach())
+    results = (*losses, *module.network.parameters())
+    return torch.cat([result.detach().cpu().flatten() for result in results])
 
 
 def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu) -> None:
@@ -155,7 +160,7 @@ def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu) -> None:
     assert torch.equal(played, _train(_module(None, placement, **fields), CPU, steps=3))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.timeout(120)
 def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
     placement = Placement(device=torch.device("cuda"), precision="fp32")
@@ -166,7 +171,7 @@ def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
     torch.testing.assert_close(played, launched, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.timeout(120)
 def test_a_cuda_graph_draws_by_the_seed_and_anew_at_each_step() -> None:
     network = Counts().cuda()
@@ -201,7 +206,7 @@ def _lasting(report: EpochReport) -> dict[str, float]:
     return {name: value for name, value in report.metrics.items() if "second" not in name}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.timeout(300)
 def test_a_trial_on_a_gpu_trains_as_an_unrecorded_one(digits: ImageDataset, small: TrialConfig) -> None:
     """With everything that keeps state on: mixup, dropped paths, clipping, an average."""
@@ -256,7 +261,7 @@ def test_a_trial_that_cannot_be_recorded_trains_without(
     assert told == [note]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.timeout(120)
 def test_what_waits_for_the_device_cannot_be_recorded() -> None:
     network = Counts().cuda()

@@ -66,7 +66,7 @@ def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tenso
         optimizer.zero_grad()
         # The loss is one of fp32 scores in both.
         loss = F.cross_entropy(network(images_BCHW).float(), LABELS_B)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)

@@ -123,7 +123,7 @@ class AttentionModule(nn.Module):
 
 def enlarged(x_BCHW: Tensor, size: torch.Size) -> Tensor:
     """Interpolated to a map of ``size``, (height, width), in its own format."""
-    if x_BCHW.dtype == torch.float32:
+    if x_BCHW.dtype not in (torch.bfloat16, torch.float16):
         return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
     # Autocast would have it, and the sums that follow, in fp32: twice the bytes. Inside it adds in fp32.
     with torch.autocast(x_BCHW.device.type, enabled=False):

@@ -133,7 +133,8 @@ class TrialModule(pl.LightningModule):
     def _weighted_loss(self, piece: Piece) -> Tensor:
         images_BCHW, targets = piece.images_BCHW, piece.targets
         if self._step:
-            loss, logits_BK, *self._gradients = self._step(images_BCHW, targets)
+            played, logits_BK, *self._gradients = self._step(images_BCHW, targets)
+            loss = played.clone()  # the next step's is written where this one lies
         else:
             loss, logits_BK = self._loss_and_logits(images_BCHW, targets)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)

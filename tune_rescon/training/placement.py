@@ -51,14 +51,14 @@ class Placement:
     device: torch.device
     precision: Precision
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The context a forward pass runs in: bf16 autocast, or nothing. bf16 needs no gradient scaler.
+    def autocast(self) -> torch.autocast:
+        """The context a forward pass runs in: bf16 autocast, or none. bf16 needs no gradient scaler.
 
         It keeps no cast weights: each is used once in a pass, and a recorded pass must cast them itself.
         """
-        if self.precision != "bf16":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        bf16 = self.precision == "bf16"
+        # Where it is off, its cache's switch stays as torch has it: compiled code depends on both.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not bf16)
 
     def network(self, network: _Module) -> _Module:
         """``network`` on the device, channels-last, in which CPUs and tensor cores convolve faster."""
