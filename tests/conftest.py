@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import urllib.request
@@ -71,6 +75,28 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def ask_driver(short_tmp: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a script that has a Ray cluster of its own; what it found is its one line of JSON."""
+
+    def ask(script: str, *arguments: str) -> dict[str, Any]:
+        ray_folder = Path(tempfile.mkdtemp(prefix="", dir=short_tmp))
+        driver = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert driver.returncode == 0, driver.stderr
+        # Ray, too, says things: that a process has died.
+        (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    return ask
 
 
 @pytest.fixture(scope="session")

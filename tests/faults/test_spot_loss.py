@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +111,12 @@ cluster.shutdown()
 """
 
 
-def test_no_batch_is_trained_twice_and_no_result_is_another(short_tmp: Path, tmp_path: Path) -> None:
-    ray_folder = short_tmp / "spot"
-    ray_folder.mkdir()
-    driver = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(SPACE)],
-        env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert driver.returncode == 0, driver.stderr
-    (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
-    found: dict[str, Any] = json.loads(said)
+def test_no_batch_is_trained_twice_and_no_result_is_another(
+    ask_driver: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    found = ask_driver(DRIVER, str(tmp_path), json.dumps(SPACE))
     whole, struck = found["whole"], found["struck"]
-    assert (struck["state"], struck["error"]) == ("finished", None), driver.stderr
+    assert (struck["state"], struck["error"]) == ("finished", None)
     assert struck["values"] == whole["values"]
     assert len(struck["steps"]) == len(whole["steps"])
 

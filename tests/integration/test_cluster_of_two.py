@@ -5,11 +5,7 @@ In a process of its own: a process can be in one Ray only.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,26 +65,16 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def said(short_tmp: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def said(
+    ask_driver: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("two")
     for name in ("cat", "dog"):
         (folder / "images" / name).mkdir(parents=True)
         for number in range(4):
             shade = np.full((8, 8, 3), 20 * number, np.uint8)
             Image.fromarray(shade).save(folder / "images" / name / f"{number}.png")
-    ray_folder = short_tmp / "two"
-    ray_folder.mkdir()
-    environment = {**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"}
-    driver = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert driver.returncode == 0, driver.stderr
-    found: dict[str, Any] = json.loads(driver.stdout.splitlines()[-1])
-    return found
+    return ask_driver(DRIVER, str(folder))
 
 
 def test_the_other_machine_decodes_before_a_trial_does(said: dict[str, Any]) -> None:

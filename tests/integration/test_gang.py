@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,31 +114,14 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def found(short_tmp: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(
+    ask_driver: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the driver found."""
-    ray_folder = short_tmp / "struck"
-    ray_folder.mkdir()
     # Each trial lives to be killed.
     settings = [*SMALL, "scheduler={type: none}", "dataset.limit=400", f"budget.trials={len(VICTIMS)}"]
-    driver = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            DRIVER,
-            tmp_path_factory.mktemp("s"),
-            json.dumps(VICTIMS),
-            json.dumps(settings),
-        ],
-        env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert driver.returncode == 0, driver.stderr
-    # Ray, too, says that a process has died.
-    (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
-    what: dict[str, Any] = json.loads(said)
-    return what
+    folder = tmp_path_factory.mktemp("s")
+    return ask_driver(DRIVER, str(folder), json.dumps(VICTIMS), json.dumps(settings))
 
 
 @pytest.mark.parametrize("number", range(len(VICTIMS)), ids=VICTIMS)
