@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from unittest import mock
 
 import optuna
 import pytest
+import ray
 from optuna.trial import TrialState as OptunaState
 from ray.air.execution import PlacementGroupResourceManager
 
@@ -101,3 +103,13 @@ def test_no_process_is_asked_for_and_then_not_used(options: RunOptions) -> None:
         result = run_search(load_space("digits", SHORT), options, trainable=learn_nothing)
     assert len(result.trials) == 12
     assert asked.call_count == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what a process was started with")
+def test_a_trial_process_has_one_heap_from_its_first_moment_on() -> None:
+    (began_with,) = ray.get([ray.remote(_first_environment).remote()])
+    assert b"MALLOC_ARENA_MAX=1" in began_with, "glibc reads it once, before anything else"
+
+
+def _first_environment() -> list[bytes]:
+    return Path("/proc/self/environ").read_bytes().split(b"\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
     np.testing.assert_allclose(model.predict(images_BCHW), expected_BK, rtol=1e-4, atol=1e-6)
     assert model.metadata.metadata["class_names"] == ["ant", "bee", "cat"]
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
+
+
+def test_what_registers_it_is_loaded_when_it_is_near(
+    make_book: Callable[[], RunBook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, module = make_book(), "tune_rescon.tracking.champion"
+    monkeypatch.delitem(sys.modules, module)
+    book.show(SearchView())
+    assert module not in sys.modules
+    book.show(SearchView(champion_is_near=True))
+    assert module in sys.modules
 
 
 def test_no_code_is_in_it(checkpoint: Path) -> None:

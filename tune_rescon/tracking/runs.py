@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -129,6 +130,8 @@ class RunBook:
         # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
         for file in view.files:
             self._upload(parent, file)
+        if view.champion_is_near:
+            _load_exporter()
         if view.champion is not None:
             self._crown(parent, view.champion)
         return parent.run_id
@@ -248,9 +251,7 @@ class RunBook:
         label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
         if parent.tags.get(CHAMPION_TAG) == label:
             return
-        # Imported here: it takes torch.
-        from tune_rescon.tracking.champion import exported
-
+        exported = _load_exporter()
         run_id = self._shown[champion.number].run_id
         try:
             with exported(champion.checkpoint) as folder:
@@ -277,6 +278,13 @@ class RunBook:
         if run.files.get(file) != version:
             self._client.log_artifact(run.run_id, str(file))
             run.files[file] = version
+
+
+def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
+    # Imported here: it takes torch, and seconds.
+    from tune_rescon.tracking.champion import exported
+
+    return exported
 
 
 def _input(images: Images) -> DatasetInput:

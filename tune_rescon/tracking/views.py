@@ -84,6 +84,8 @@ class SearchView:
     began_with: int = 0
     """Trials in the record when this run of the search began."""
     images: tuple[Images, ...] = ()
+    champion_is_near: bool = False
+    """Whether the search will have one soon: what registers it can be loaded meanwhile."""
     champion: Champion | None = None
     """Registered once the search is over and all else is sent."""
     files: tuple[Path, ...] = ()

@@ -66,6 +66,11 @@ class ParentRun:
         """Show another note."""
         self._show(note=text)
 
+    def expect_champion(self) -> None:
+        """Say that :meth:`end` is near, and what it will have to register."""
+        if self._uploads:
+            self._show(champion_is_near=True)
+
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> Champion | None:
         """Show how the search ended; whose network is registered, if one is."""
         champion = self._champion(result)

@@ -198,7 +198,9 @@ class _Search:
         if presentation is not None:
             drawing = presentation.watching(self._snapshot, folder)
             listeners = [*listeners, self._drawing.enter_context(drawing)]
-        self._tracking = TrackingListener(self._writer, self._record, self._maker)
+        self._tracking = TrackingListener(
+            self._writer, self._record, self._maker, near_end=self._parent.expect_champion
+        )
         self._plan = _plan(space, self._maker, lease)
         self._coordinator = Coordinator(
             self._plan,

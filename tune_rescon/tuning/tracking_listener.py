@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -45,13 +45,19 @@ class TrackingListener:
         writer: MlflowWriter,
         record: StudyRecord,
         pricing: Pricing,
+        *,
+        near_end: Callable[[], object] | None = None,
     ) -> None:
-        """Connect ``writer`` and ``record``; ``pricing`` knows the space and what its networks cost."""
+        """Connect ``writer`` and ``record``; ``pricing`` knows the space and what its networks cost.
+
+        ``near_end`` is called once, when all trials have begun and one of them has a network to show.
+        """
         self._writer = writer
         self._record = record
         self._space = pricing.space
         self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
         self._pricing = pricing
+        self._near_end = near_end
 
     def search_started(self, trials: Sequence[TrialSummary]) -> None:
         """Have the writer complete what a driver that died had not sent; the record has it all."""
@@ -66,6 +72,9 @@ class TrackingListener:
         """One more epoch."""
         del metrics, verdict
         self._show(trial)
+        if self._near_end and trial.checkpoint and len(self._record) >= self._space.budget.trials:
+            self._near_end()
+            self._near_end = None
 
     def trial_noted(self, trial: TrialSummary, text: str) -> None:
         """Nothing now: the notes go with the run's end."""

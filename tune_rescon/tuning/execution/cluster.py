@@ -36,6 +36,13 @@ _ENVIRONMENT: Final = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
 
+#: For the workers alone.
+_WORKERS_ENVIRONMENT: Final = {
+    # One heap for all threads. By default glibc has up to eight a core, and Ray trains each trial on a new
+    # thread: its turn would be that of the next heap, which keeps its ragged rests (10 MiB a trial measured).
+    "MALLOC_ARENA_MAX": "1",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RaySession:
@@ -93,7 +100,7 @@ def _start(address: str | None) -> None:
         "log_to_driver": False,
         # Its log records go where everybody's go, not to the terminal.
         "configure_logging": False,
-        "runtime_env": {"env_vars": _ENVIRONMENT},
+        "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
     }
     if address:
         ray.init(address=address, **settings)

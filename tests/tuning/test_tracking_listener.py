@@ -1,0 +1,46 @@
+"""When MLflow's writer hears that the search's end is near."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+
+from tune_rescon.spaces import load_space
+from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tuning.pricing import Pricing
+from tune_rescon.tuning.record.study import Proposal, StudyRecord
+from tune_rescon.tuning.rules.stopping import Decision, Verdict
+from tune_rescon.tuning.tracking_listener import TrackingListener
+
+GOES_ON = Verdict(decision=Decision.CONTINUE)
+
+
+def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> None:
+    space = load_space("digits", ["budget.trials=2"])
+    storage = InMemoryStorage()
+    record = StudyRecord.on(
+        storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
+    )
+    writer = mock.create_autospec(MlflowWriter, instance=True)
+    writer.opened_runs.return_value = []
+    near_end = mock.Mock()
+    listener = TrackingListener(writer, record, Pricing(space=space, facts={}), near_end=near_end)
+
+    def begin() -> None:
+        listener.trial_started(record.open(Proposal(params={}, distributions={}, memory={})))
+
+    def end_epoch(number: int, epoch: int, checkpoint: str | None) -> None:
+        metrics = {"val_accuracy": 0.5}
+        trial = record.report(number, epoch, metrics, GOES_ON, checkpoint=checkpoint)
+        listener.epoch_done(trial, metrics, GOES_ON)
+
+    begin()
+    end_epoch(0, 1, "best.ckpt")
+    begin()
+    end_epoch(1, 1, None)
+    assert not near_end.called
+    end_epoch(0, 2, "best.ckpt")
+    end_epoch(1, 2, "best.ckpt")
+    near_end.assert_called_once_with()
