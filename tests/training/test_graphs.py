@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training import EpochReport, notes, train_trial
 from tune_rescon.training import attempt as attempts
 from tune_rescon.training.graphs import (
     CudaGraphs,
@@ -23,7 +24,9 @@ from tune_rescon.training.graphs import (
     choose_recorder,
 )
 from tune_rescon.training.module import TrialModule
+from tune_rescon.training.overruns import shape_key
 from tune_rescon.training.placement import Placement
+from tune_rescon.training.stalls import StallWatch
 
 pytestmark = pytest.mark.torch
 
@@ -114,6 +117,18 @@ def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: in
     chosen = choose_recorder(config, placement, micro_batches=micro_batches, recomputes=False)
     assert (chosen is not None) == records
     assert choose_recorder(config, placement, micro_batches=micro_batches, recomputes=True) is None
+
+
+def test_it_is_recorded_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of CUDA only the device is missing."""
+    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run: (run, run()))
+    placement = Placement(device=torch.device("cuda"), precision="fp32")
+    watch = StallWatch(folder=tmp_path, key="a")
+    recorder = choose_recorder(TrialConfig(), placement, micro_batches=1, recomputes=False, watch=watch)
+    assert recorder is not None
+    _, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
+    assert [int(count) for count in files] == [1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: Placement, **fields: Any) -> TrialModule:
@@ -259,6 +274,22 @@ def test_a_trial_that_cannot_be_recorded_trains_without(
     told: list[str] = []
     assert [_lasting(report) for report in train(on_note=told.append)] == expected
     assert told == [note]
+
+
+def test_a_trial_whose_recording_never_came_back_here_trains_without(
+    train: Callable[..., list[EpochReport]], recorded_on_cpu: PlayedOnCpu, tmp_path: Path, small: TrialConfig
+) -> None:
+    told: list[str] = []
+    train(stalls=tmp_path, on_note=told.append, epochs=1)
+    assert (told, recorded_on_cpu.recorded) == ([], 1)
+    placement = Placement(device=CPU, precision="fp32")
+    key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
+    with StallWatch(folder=tmp_path, key=key).watching():
+        [evidence] = tmp_path.iterdir()
+        evidence.write_text("Timeout (0:10:00)!")
+        train(stalls=tmp_path, on_note=told.append, epochs=1)
+    assert told == [notes.stalled(evidence)]
+    assert recorded_on_cpu.recorded == 1
 
 
 @NEEDS_GPU

@@ -35,6 +35,7 @@ from tune_rescon.training.placement import Placement
 from tune_rescon.training.randomness import seed_epoch
 from tune_rescon.training.report import EpochReport
 from tune_rescon.training.reporter import EpochReporter
+from tune_rescon.training.stalls import StallWatch
 from tune_rescon.training.start import Start
 from tune_rescon.training.trained import TrainedNetwork
 from tune_rescon.training.trainer import fit, make_trainer
@@ -68,6 +69,8 @@ class Attempt:
     leave: Callable[[], bool] = never
     record_steps: bool = True
     """Whether training steps may be recorded."""
+    watch: StallWatch | None = None
+    """Who watches whether a recording comes back."""
 
     @property
     def batch_images(self) -> int:
@@ -138,8 +141,13 @@ class Attempt:
         record = self.start.record
         if not self.record_steps:
             return None
-        pieces, recomputes = record.micro_batches, record.recomputes
-        return choose_recorder(record.config, self.placement, micro_batches=pieces, recomputes=recomputes)
+        return choose_recorder(
+            record.config,
+            self.placement,
+            micro_batches=record.micro_batches,
+            recomputes=record.recomputes,
+            watch=self.watch,
+        )
 
     @property
     def _once(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.memory import ran_out_of_memory
 from tune_rescon.training.placement import Placement
+from tune_rescon.training.stalls import StallWatch
 
 __all__ = [
     "CudaGraphs",
@@ -49,9 +50,15 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Records on a CUDA device."""
 
-    def __init__(self, device: torch.device, *, compiles: bool = False) -> None:
-        """``device``: a CUDA one. ``compiles``: a first run compiles what runs."""
-        self._device, self._compiles = device, compiles
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        compiles: bool = False,
+        watching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        """On ``device``, a CUDA one, within ``watching``; ``compiles``: a first run compiles what runs."""
+        self._device, self._compiles, self._watching = device, compiles, watching
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
         """As the protocol has it; ``run`` must not make the host wait for the device.
@@ -61,7 +68,8 @@ class CudaGraphs:
             torch.OutOfMemoryError: there is no room for it.
         """
         try:
-            return self._recorded(run)
+            with self._watching():
+                return self._recorded(run)
         except RuntimeError as error:
             _release_generator(self._device)
             if ran_out_of_memory(error):
@@ -85,6 +93,8 @@ class CudaGraphs:
             with recording:
                 outputs = run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph.replay()
+        torch.cuda.synchronize(self._device)  # what stands still does so while somebody watches
         return graph.replay, outputs
 
 
@@ -139,9 +149,14 @@ def _shapes(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]
 
 
 def choose_recorder(
-    config: TrialConfig, placement: Placement, *, micro_batches: int, recomputes: bool
+    config: TrialConfig,
+    placement: Placement,
+    *,
+    micro_batches: int,
+    recomputes: bool,
+    watch: StallWatch | None = None,
 ) -> Recorder | None:
-    """What records the steps of a trial; None: they run as they are.
+    """What records the steps of a trial, under ``watch`` if any; None: they run as they are.
 
     A batch in pieces is large for its device, whose kernels then hide their launches. Activation
     checkpointing reads the state of the random numbers, for which a recording cannot stop.
@@ -149,7 +164,8 @@ def choose_recorder(
     possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":
         return None
-    return CudaGraphs(placement.device, compiles=config.compile == "on")
+    watching = contextlib.nullcontext if watch is None else watch.watching
+    return CudaGraphs(placement.device, compiles=config.compile == "on", watching=watching)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 __all__ = [
     "OnNote",
@@ -17,6 +18,7 @@ __all__ = [
     "left_unwritten",
     "recomputing",
     "smaller",
+    "stalled",
     "too_large_to_record",
     "uncompiled",
     "unrecorded",
@@ -173,6 +175,15 @@ def too_large_to_record(images: int) -> str:
     'a CUDA graph of a batch of 128 images leaves too little memory; training goes on without'
     """
     return f"a CUDA graph of a batch of {images} images leaves too little memory; training goes on without"
+
+
+def stalled(evidence: Path) -> str:
+    """A recording has not come back on this node, as a file there says.
+
+    >>> stalled(Path("stalled/3c.812.txt"))
+    'no CUDA graph: one of this network never came back here (stalled/3c.812.txt; remove it to try again)'
+    """
+    return f"no CUDA graph: one of this network never came back here ({evidence}; remove it to try again)"
 
 
 def unrecorded(trouble: str) -> str:

@@ -23,6 +23,7 @@ from tune_rescon.training.placement import place
 from tune_rescon.training.randomness import own_generator
 from tune_rescon.training.record import TrialRecord
 from tune_rescon.training.report import EpochReport
+from tune_rescon.training.stalls import StallWatch
 from tune_rescon.training.start import Start
 from tune_rescon.training.together import check_shares, find_start_together
 
@@ -45,6 +46,7 @@ def train_trial(
     metric: str = "val_accuracy",
     mode: str = "max",
     overruns: Path | None = None,
+    stalls: Path | None = None,
     peers: Peers = ALONE,
     leave: Callable[[], bool] = never,
 ) -> None:
@@ -80,6 +82,9 @@ def train_trial(
             is one of the test images, those are what the network is judged by, once, after its last epoch.
         mode: see ``metric``.
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
+        stalls: a folder, made if absent, that the trials of this node share, for where a recording stood
+            that did not come back within ten minutes. It ends this process (code 1), and later trials of
+            that network on that device do without. None: a recording may take for ever.
         peers: this process among those that train the trial together (:mod:`tune_rescon.training.peers`);
             they call this function alike, each with a folder of its own, of which the first one's counts.
         leave: asked after each training batch and each epoch's report; True has the trial written to
@@ -105,7 +110,11 @@ def train_trial(
     release_memory()  # of this process's trials before, which would count as this one's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
-    record_steps = not peers.most(shape.when(recorded=True).pieces(images) > 1)
+    watch = None if stalls is None else StallWatch(folder=stalls, key=shape.key)
+    stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
+    if stalled is not None:
+        on_note(notes.stalled(stalled))
+    record_steps = not peers.most(stalled is not None or shape.when(recorded=True).pieces(images) > 1)
     if start.checkpoint is None:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _as_known(start, shape, images, peers, on_note)
@@ -120,6 +129,7 @@ def train_trial(
             peers=peers,
             leave=leave,
             record_steps=record_steps,
+            watch=watch,
         )
         with placement.active(threads), own_generator(placement.device):
             retry = attempt.run(report, on_note)

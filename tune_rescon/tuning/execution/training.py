@@ -22,6 +22,9 @@ __all__ = ["train_task"]
 #: What ran out of memory on this node, beside its decoded images.
 _OVERRUNS: Final = "out_of_memory.json"
 
+#: Where a process stood that a recording of its training steps had not come back to, likewise.
+_STALLS: Final = "stalled"
+
 #: What torch.compile has made on this node, there too.
 _COMPILED: Final = "compiled"
 
@@ -59,6 +62,7 @@ def train_task(
         metric=task.metric,
         mode=task.mode,
         overruns=Path(task.cache_root) / _OVERRUNS,
+        stalls=Path(task.cache_root) / _STALLS,
         peers=peers,
         leave=leave,
     )

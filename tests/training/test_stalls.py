@@ -1,0 +1,81 @@
+"""A recording that never comes back ends its process, and the next trial does without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.training.stalls import StallWatch
+
+#: Stands still in C as a driver's call does: PyDLL keeps the interpreter's lock.
+STANDS_STILL = """
+import ctypes, sys
+from pathlib import Path
+from tune_rescon.training.stalls import StallWatch
+
+with StallWatch(folder=Path(sys.argv[1]), key="a", patience=float(sys.argv[2])).watching():
+    ctypes.PyDLL(None).{call}
+"""
+
+Ran = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "stalled"
+
+
+@pytest.fixture
+def run(folder: Path) -> Ran:
+    def ran(call: str, *, patience: float) -> subprocess.CompletedProcess[bytes]:
+        program = [sys.executable, "-c", STANDS_STILL.format(call=call), str(folder), str(patience)]
+        return subprocess.run(program, timeout=60, capture_output=True, check=False)
+
+    return ran
+
+
+def test_who_stands_still_is_ended_and_leaves_word_of_where(run: Ran, folder: Path) -> None:
+    watch = StallWatch(folder=folder, key="a")
+    assert watch.found() is None
+    assert run("sleep(60)", patience=0.2).returncode == 1
+    evidence = watch.found()
+    assert evidence is not None
+    assert 'File "<string>", line 7' in evidence.read_text()
+    assert StallWatch(folder=folder, key="another").found() is None
+
+
+def test_who_dies_otherwise_says_nothing(run: Ran, folder: Path) -> None:
+    assert run("abort()", patience=60).returncode < 0
+    assert len(list(folder.iterdir())) == 1
+    assert StallWatch(folder=folder, key="a").found() is None
+
+
+def test_who_comes_back_is_not_watched_any_more(run: Ran, folder: Path) -> None:
+    done = run("usleep(1)\nimport time; time.sleep(0.4)", patience=0.2)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(folder.iterdir()) == []
+
+
+def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
+    watch = StallWatch(folder=folder, key="a")
+
+    def recording() -> None:
+        with watch.watching():
+            assert [file.name.split(".")[1] for file in folder.iterdir()] == [str(os.getpid())]
+            raise ValueError("not recorded")
+
+    with pytest.raises(ValueError, match="not recorded"):
+        recording()
+    assert list(folder.iterdir()) == []
+
+
+def test_where_nothing_can_be_written_nobody_watches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder.write_text("a file")
+    with StallWatch(folder=folder, key="a").watching():
+        assert "nobody watches" in caplog.text
+    assert StallWatch(folder=folder, key="a").found() is None

@@ -1,0 +1,71 @@
+"""What never comes back: its process is ended, and the next one on this node does without.
+
+A driver or a library may stand still in C, where no signal handler and no other thread of Python gets a turn,
+and a GPU is paid for meanwhile. faulthandler's thread needs no turn: it writes down where each thread stands,
+and ends the process. Its trial then goes on in another one, as after any death of a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+__all__ = ["StallWatch"]
+
+_log = logging.getLogger(__name__)
+
+#: Seconds. A recording takes one, the libraries' first runs before it 13, compiled units 70 on the slowest
+#: machine measured (benchmarks/NOTES.md).
+PATIENCE: Final = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallWatch:
+    """Watches over one kind of thing, in a folder that the processes of a node share.
+
+    The file of a process that was ended here holds where it stood; that of one that died otherwise is empty,
+    and says nothing.
+    """
+
+    folder: Path
+    key: str
+    """Of what is watched; equal where it would stand still again."""
+    patience: float = PATIENCE
+
+    def found(self) -> Path | None:
+        """Where it is written that an earlier process stood still, if one did."""
+        try:
+            return next((file for file in self.folder.glob(f"{self._stem}.*") if file.stat().st_size), None)
+        except OSError:
+            # Another process has just come back, and taken its file away.
+            return None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """End this process if the block is not left in time. One block of a process at a time."""
+        evidence = self.folder / f"{self._stem}.{os.getpid()}.txt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = evidence.open("w")
+        except OSError as error:
+            _log.warning("nobody watches whether a recording comes back: %s", error)
+            yield
+            return
+        with file:
+            faulthandler.dump_traceback_later(self.patience, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                evidence.unlink(missing_ok=True)
+
+    @property
+    def _stem(self) -> str:
+        return blake2b(self.key.encode(), digest_size=12).hexdigest()
