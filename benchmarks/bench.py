@@ -1,8 +1,9 @@
 """All of the benchmarks that have a target, one after the other, in one table (``make bench``).
 
-About an hour on two cores. Each runs in a process of its own, and alone: nothing else should run meanwhile.
+An hour and a half on two cores. Each runs in a process of its own, and alone: nothing else should run
+meanwhile.
 
-    python benchmarks/bench.py [--images cifar10-jpeg.zip] [--only step,turnover] [--long]
+    python benchmarks/bench.py [--images cifar10-jpeg.zip] [--only step,turnover] [--short]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from table import MARK, Row, hardware, print_rows, read_rows
 #: What is run for each name, with ``{images}`` where images are needed.
 COMMANDS: Mapping[str, Sequence[str]] = {
     "step": ("step.py",),
+    "gpu": ("gpu.py",),
     "data": ("data_path.py", "--images", "{images}"),
     "memory": ("memory.py", "--images", "{images}"),
     "turnover": ("turnover.py",),
@@ -41,11 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", help="a folder or .zip with train/CLASS/*.jpg")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(COMMANDS)}")
-    parser.add_argument("--long", action="store_true", help=f"also {', '.join(sorted(LONG))}")
+    parser.add_argument("--short", action="store_true", help=f"without {', '.join(sorted(LONG))}")
     options = parser.parse_args()
-    names = (
-        options.only.split(",") if options.only else [n for n in COMMANDS if options.long or n not in LONG]
-    )
+    every = [name for name in COMMANDS if not (options.short and name in LONG)]
+    names = options.only.split(",") if options.only else every
     unknown = sorted(set(names) - set(COMMANDS))
     if unknown:
         parser.error(f"there is no benchmark named {', '.join(unknown)}; there are {', '.join(COMMANDS)}")

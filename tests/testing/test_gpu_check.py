@@ -87,6 +87,9 @@ def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> Non
     assert re.search(r"checkpointed first step \d", told)
     roofline = r"roofline +tune_rescon: .* TFLOP/s, \d.*% of the peak in fp32;\n +about \d+ GB/s moved, "
     assert re.search(roofline, told)
+    assert re.search(
+        r"\| training step on cpu, cifar_attention56, batch 4, .* x, n = 2 \| >= 5 x .* \| missed \|", told
+    )
     assert re.search(r"% of the time is the images'", told)
     epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", told, flags=re.MULTILINE)
     # How many fit into a second, and whether the estimate holds, is the machine's affair.
@@ -102,7 +105,9 @@ def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> Non
 @pytest.mark.torch
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert run() == "no CUDA GPU that torch can use: nothing to check\n"
+    told = run()
+    assert told.startswith("no CUDA GPU that torch can use: nothing to check\n")
+    assert told.count("| no GPU here | >= 5 x images/s | not measured |") == 3
 
 
 def test_a_step_is_three_times_two_operations_for_each_multiply_add() -> None:
