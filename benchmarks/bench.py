@@ -71,7 +71,9 @@ def _rows(name: str, images: str | None) -> Iterator[Row]:
     )
     if done.returncode:
         yield Row(what=name, measured=f"failed with code {done.returncode}", target="", met=False)
-    yield from read_rows(done.stdout)
+    for row in read_rows(done.stdout):
+        print(row, file=sys.stderr, flush=True)  # the rest may take an hour
+        yield row
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ class Row:
         """In a word or two; none where there is no target."""
         return self.target and {True: "met", False: "missed", None: "not measured"}[self.met]
 
+    def __str__(self) -> str:
+        """As a line of a markdown table."""
+        return f"| {self.what} | {self.measured} | {self.target} | {self.verdict} |"
+
 
 def print_rows(rows: Iterable[Row]) -> None:
     """A markdown table for a person; lines of JSON where :data:`MARK` is set."""
@@ -41,7 +45,7 @@ def print_rows(rows: Iterable[Row]) -> None:
         return
     print("\n| what | measured | target | |\n|---|---|---|---|")
     for row in rows:
-        print(f"| {row.what} | {row.measured} | {row.target} | {row.verdict} |")
+        print(row)
 
 
 def read_rows(output: str) -> list[Row]:
