@@ -15,6 +15,7 @@ import functools
 import gc
 import io
 import json
+import mmap
 import os
 import random
 import shutil
@@ -44,6 +45,10 @@ BEGUN: Final = "begun"
 
 #: After so many SIGKILLs a trial may live.
 KILLS: Final = 6
+
+#: Training steps before the latest of them, of a trial's six and more, and the seconds one takes, about.
+LATEST: Final = 5.0
+STEP: Final = 0.1
 
 #: What a trial does between two epochs' reports, by the name a job gives it.
 DEEDS: Final[dict[str, tuple[Any, str]]] = {
@@ -78,41 +83,67 @@ def main() -> None:
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
     _train(job, "whole", "")
     gc.freeze()  # or every fork copies what its garbage collection walks over
-    lifetime = 0.0
     for point in job.points:
         shutil.copytree(Path(job.folder) / BEGUN, Path(job.folder) / point)
-        # The last one's two lives are, together, about as long as a trial's of a SIGKILL.
-        lifetime = sum(_tell_death(point, _fork(job, point, deed))[1] for deed in (point, ""))
+        for deed in (point, ""):
+            _tell_death(point, _fork(job, point, deed))
+    steps = Steps()
+    steps.count()
     for seed in job.seeds:
-        _kill_again_and_again(job, f"SIGKILL {seed}", random.Random(seed), lifetime)
+        _kill_again_and_again(job, f"SIGKILL {seed}", random.Random(seed), steps)
 
 
-def _kill_again_and_again(job: Job, trial: str, moments: random.Random, lifetime: float) -> None:
+def _kill_again_and_again(job: Job, trial: str, moments: random.Random, steps: Steps) -> None:
     for _ in range(KILLS):
+        steps.forget()
         process = _fork(job, trial, "")
-        _let_live(process, moments.uniform(0, 0.6 * lifetime))
+        _let_live(process, steps, moments.uniform(0, LATEST))
         os.kill(process, signal.SIGKILL)
-        if _tell_death(trial, process)[0] == 0:
+        if _tell_death(trial, process) == 0:
             return
     _tell_death(trial, _fork(job, trial, ""))
 
 
-def _let_live(process: int, seconds: float) -> None:
-    """Until it has had so many seconds of a processor, as many on a busy machine; or has ended."""
+class Steps:
+    """How many training steps were begun, in this process and its forks."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def __int__(self) -> int:
+        return self._shared[0]
+
+    def forget(self) -> None:
+        """Count from 0."""
+        self._shared[0] = 0
+
+    def count(self) -> None:
+        """From now on."""
+        step = TrialModule.training_step
+
+        @functools.wraps(step)  # Lightning reads signatures
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._shared[0] += 1
+            return step(*args, **kwargs)
+
+        mock.patch.object(TrialModule, "training_step", counted).start()
+
+
+def _let_live(process: int, steps: Steps, moment: float) -> None:
+    """For so many training steps, however long they take on a busy machine; or until it has ended."""
     watched = psutil.Process(process)
-    while watched.status() != psutil.STATUS_ZOMBIE:
-        had = watched.cpu_times()
-        if had.user + had.system >= seconds:
+    while int(steps) < int(moment):
+        if watched.status() == psutil.STATUS_ZOMBIE:
             return
         time.sleep(0.002)
+    time.sleep(moment % 1 * STEP)
 
 
-def _tell_death(trial: str, process: int) -> tuple[int, float]:
-    """Its exit status, and how many seconds of a processor it had."""
-    _, status, had = os.wait4(process, 0)
-    code = os.waitstatus_to_exitcode(status)
+def _tell_death(trial: str, process: int) -> int:
+    """Its exit status."""
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     _say("died", trial, code)
-    return code, had.ru_utime + had.ru_stime
+    return code
 
 
 def _say(*what: object) -> None:

@@ -199,7 +199,9 @@ def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
     assert compiler_trouble(CPU) is None, "asked here, for asking compiles too"
     graphs = _graphs()
     compiled, plain = (
-        train(TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "compile": word})))[-1].metrics
+        train(TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "learning_rate": 1e-4, "compile": word})))[
+            -1
+        ].metrics
         for word in ("on", "off")
     )
     assert _graphs() == graphs, "its shapes were compiled already, and its validations must not be"
