@@ -60,10 +60,16 @@ def small() -> TrialConfig:
 def train(digits: ImageDataset) -> Run:
     """``train_trial`` on one CPU thread; returns the reports. Keywords override the small trial's."""
 
-    def run(config: TrialConfig = SMALL, folder: Path | None = None, **options: Any) -> list[EpochReport]:
+    def run(
+        config: TrialConfig = SMALL,
+        folder: Path | None = None,
+        *,
+        dataset: ImageDataset = digits,
+        **options: Any,
+    ) -> list[EpochReport]:
         reports: list[EpochReport] = []
         arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
-        train_trial(config, digits, checkpoint_dir=folder, device="cpu", threads=1, **arguments)
+        train_trial(config, dataset, checkpoint_dir=folder, device="cpu", threads=1, **arguments)
         return reports
 
     return run

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.utils import counters
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport
+from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.compiling import (
     compile_units,
     compiler_trouble,
@@ -194,16 +197,27 @@ def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list
 
 @pytest.mark.usefixtures("compiled")
 def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
-    train: Callable[..., list[EpochReport]],
+    digits: ImageDataset, train: Callable[..., list[EpochReport]], tmp_path: Path
 ) -> None:
+    """In one step: over several, these networks make anything of a rounding."""
+    part = digits.train
+    batch = dataclasses.replace(part, rows_N=part.rows_N[:32], labels_N=part.labels_N[:32])
+    of_one_step = dataclasses.replace(digits, train=batch)
+
+    def trained(name: str, **fields: Any) -> tuple[Mapping[str, float], Tensor]:
+        config = TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "learning_rate": 0.02} | fields))
+        [report] = train(config, tmp_path / name, dataset=of_one_step, epochs=1)
+        state: dict[str, Tensor] = read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"]
+        weights = [value.flatten() for key, value in state.items() if key.endswith(("weight", "bias"))]
+        return report.metrics, torch.cat(weights)
+
     assert compiler_trouble(CPU) is None, "asked here, for asking compiles too"
     graphs = _graphs()
-    compiled, plain = (
-        train(TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "learning_rate": 1e-4, "compile": word})))[
-            -1
-        ].metrics
-        for word in ("on", "off")
-    )
+    compiled, after = trained("compiled", compile="on")
     assert _graphs() == graphs, "its shapes were compiled already, and its validations must not be"
-    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-2)
+    plain, expected = trained("plain")
+    _, before = trained("untrained", learning_rate=1e-12)
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=5e-2)
+    # As above of the gradient.
+    assert (after - expected).norm() < 0.15 * (expected - before).norm()

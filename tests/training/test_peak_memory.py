@@ -63,7 +63,7 @@ def test_a_resumed_trial_keeps_what_it_took_before(train: Run, device: list[str]
     assert device.count("begin") == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA counts what tensors hold at most")
 def test_a_gpu_counts_what_a_trial_of_its_own_takes(digits: ImageDataset, small: TrialConfig) -> None:
     def run(width: float) -> float:
         reports: list[EpochReport] = []

@@ -41,11 +41,12 @@ class StallWatch:
 
     def found(self) -> Path | None:
         """Where it is written that an earlier process stood still, if one did."""
-        try:
-            return next((file for file in self.folder.glob(f"{self._stem}.*") if file.stat().st_size), None)
-        except OSError:
-            # Another process has just come back, and taken its file away.
-            return None
+        for file in self.folder.glob(f"{self._stem}.*"):
+            # Another process may just have come back, and taken its file away.
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_size:
+                    return file
+        return None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
