@@ -34,7 +34,10 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
     print(
         f"SGD 0.1, one cosine over {epochs} epochs, crop and flip; judged by {len(dataset.val)} test images\n"
     )
-    print("| seconds | epoch | test accuracy | images/s |\n|---|---|---|---|")
+    stalls = folder / "stalled"
+    if device == "cuda":
+        print(f"(a recording that never comes back ends this program; {stalls} then says where it stood)\n")
+    print("| seconds | epoch | test accuracy | images/s |\n|---|---|---|---|", flush=True)
     started = time.perf_counter()
 
     def report(epoch: EpochReport) -> None:
@@ -55,6 +58,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
             on_epoch=report,
             on_note=print,
             device=device,
+            stalls=stalls,
         )
     except TimeUp:
         print("\nslower than was estimated: ended before the schedule")

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     peaks = show_peaks(options)
     rows = [show_step(case, peaks, options) for case in options.cases]
     show_images(options.cases[0], options.device, rounds=options.rounds)
+    print_rows(rows)
     if options.images is None:
         print("\nno --images: nothing was trained")
     else:
@@ -73,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options.cases[0], options.images, options.device, 60 * options.minutes, Path(folder)
             )
     print(f"\n{time.perf_counter() - started:.0f} s in all")
-    print_rows(rows)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

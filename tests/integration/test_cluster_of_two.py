@@ -48,7 +48,8 @@ def stage(path, need):
 def measure():
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
     try:
-        measured_on_gpu(*largest_trial(space, {"digits": describe(space.dataset, data_root=folder)}))
+        facts = {"digits": describe(space.dataset, data_root=folder)}
+        measured_on_gpu(*largest_trial(space, facts), cache_root=folder / "cache")
     except TuneResconError as error:
         return str(error)
 

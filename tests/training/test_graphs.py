@@ -121,13 +121,14 @@ def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: in
 
 def test_it_is_recorded_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of CUDA only the device is missing."""
-    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run: (run, run()))
+    monkeypatch.setattr(CudaGraphs, "_warmed", lambda _, run: run())
+    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run, warmed: (run, (*warmed, *run())))
     placement = Placement(device=torch.device("cuda"), precision="fp32")
     watch = StallWatch(folder=tmp_path, key="a")
     recorder = choose_recorder(TrialConfig(), placement, micro_batches=1, recomputes=False, watch=watch)
     assert recorder is not None
     _, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
-    assert [int(count) for count in files] == [1]
+    assert [int(count) for count in files] == [1, 1], "the runs before it, too"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,7 +285,7 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
     assert (told, recorded_on_cpu.recorded) == ([], 1)
     placement = Placement(device=CPU, precision="fp32")
     key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
-    with StallWatch(folder=tmp_path, key=key).watching():
+    with StallWatch(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
         train(stalls=tmp_path, on_note=told.append, epochs=1)

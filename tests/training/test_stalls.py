@@ -18,7 +18,7 @@ import ctypes, sys
 from pathlib import Path
 from tune_rescon.training.stalls import StallWatch
 
-with StallWatch(folder=Path(sys.argv[1]), key="a", patience=float(sys.argv[2])).watching():
+with StallWatch(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])):
     ctypes.PyDLL(None).{call}
 """
 
@@ -65,7 +65,7 @@ def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
     watch = StallWatch(folder=folder, key="a")
 
     def recording() -> None:
-        with watch.watching():
+        with watch.watching(60):
             assert [file.name.split(".")[1] for file in folder.iterdir()] == [str(os.getpid())]
             raise ValueError("not recorded")
 
@@ -76,6 +76,6 @@ def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
 
 def test_where_nothing_can_be_written_nobody_watches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file")
-    with StallWatch(folder=folder, key="a").watching():
+    with StallWatch(folder=folder, key="a").watching(60):
         assert "nobody watches" in caplog.text
     assert StallWatch(folder=folder, key="a").found() is None

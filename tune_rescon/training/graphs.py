@@ -9,6 +9,7 @@ last ones did.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -35,6 +36,14 @@ Outputs = tuple[Tensor, ...]
 #: Runs before a recording: libraries try algorithms, load kernels and take memory for each stream they see.
 _WARM: Final = 3
 
+#: Seconds for those runs, of which the libraries' first took 13 and compiled units 70 on the slowest machine
+#: measured, and for the recording and its first replay, which took one (benchmarks/NOTES.md).
+_WARMING: Final = 600.0
+_RECORDING: Final = 120.0
+
+#: A context that ends the process if it is not left within so many seconds.
+Watching = Callable[[float], contextlib.AbstractContextManager[object]]
+
 
 class RecordingError(RuntimeError):
     """Something cannot be recorded on this device; as it is, it may well run."""
@@ -55,9 +64,9 @@ class CudaGraphs:
         device: torch.device,
         *,
         compiles: bool = False,
-        watching: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        watching: Watching = contextlib.nullcontext,
     ) -> None:
-        """On ``device``, a CUDA one, within ``watching``; ``compiles``: a first run compiles what runs."""
+        """On ``device``, a CUDA one, under ``watching``; ``compiles``: a first run compiles what runs."""
         self._device, self._compiles, self._watching = device, compiles, watching
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
@@ -68,34 +77,49 @@ class CudaGraphs:
             torch.OutOfMemoryError: there is no room for it.
         """
         try:
-            with self._watching():
-                return self._recorded(run)
+            with self._watching(_WARMING):
+                stream = self._warmed(run)
+            with self._watching(_RECORDING):
+                return self._recorded(run, stream)
         except RuntimeError as error:
             _release_generator(self._device)
             if ran_out_of_memory(error):
                 raise
             raise RecordingError(str(error).strip().partition("\n")[0]) from error
 
-    def _recorded(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
+    def _warmed(self, run: Callable[[], Outputs]) -> torch.cuda.Stream:
+        """A stream on which ``run`` was run, and has ended."""
         if self._compiles:
             # On the stream of steps that are launched, as compiled code is measured and loaded for them.
             run()
             gc.collect()  # what refers to that stream would bring it into the recording
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        stream = _recording_stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM):
+                run()
+        torch.cuda.synchronize(self._device)  # what stands still does so while somebody watches
+        return stream
+
+    def _recorded(
+        self, run: Callable[[], Outputs], stream: torch.cuda.Stream
+    ) -> tuple[Callable[[], object], Outputs]:
         graph = torch.cuda.CUDAGraph()
         # Only what this thread does is recorded: another one copies the next batches meanwhile.
         recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
         # torch leaves its own context of the stream open where a recording breaks off.
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM):
-                run()
-            with recording:
-                outputs = run()
+        with torch.cuda.stream(stream), recording:
+            outputs = run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph.replay()
-        torch.cuda.synchronize(self._device)  # what stands still does so while somebody watches
+        torch.cuda.synchronize(self._device)  # as above
         return graph.replay, outputs
+
+
+@functools.lru_cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: cuBLAS keeps 32 MB of a large device for each stream that has multiplied."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _release_generator(device: torch.device) -> None:
@@ -164,7 +188,7 @@ def choose_recorder(
     possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":
         return None
-    watching = contextlib.nullcontext if watch is None else watch.watching
+    watching: Watching = contextlib.nullcontext if watch is None else watch.watching
     return CudaGraphs(placement.device, compiles=config.compile == "on", watching=watching)
 
 

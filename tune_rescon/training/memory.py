@@ -38,8 +38,7 @@ def release_memory() -> None:
     """Give back what nobody refers to any more, to the device and to the system.
 
     A trial that is over leaves two things to its process. Its network, in Lightning's reference cycles. And
-    freed memory: glibc keeps a heap for each thread, a Ray worker trains each trial on a new one, and their
-    rests came to 60 MiB a trial (half-width networks at 16 pixels).
+    freed memory, which glibc keeps (half-width networks at 16 pixels: 60 MiB a trial).
     """
     garbage_collection_cuda()  # Python's collection, on any device, and then CUDA's cache
     if sys.platform == "linux":

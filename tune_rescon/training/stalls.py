@@ -15,15 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
 
 __all__ = ["StallWatch"]
 
 _log = logging.getLogger(__name__)
-
-#: Seconds. A recording takes one, the libraries' first runs before it 13, compiled units 70 on the slowest
-#: machine measured (benchmarks/NOTES.md).
-PATIENCE: Final = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +32,6 @@ class StallWatch:
     folder: Path
     key: str
     """Of what is watched; equal where it would stand still again."""
-    patience: float = PATIENCE
 
     def found(self) -> Path | None:
         """Where it is written that an earlier process stood still, if one did."""
@@ -49,8 +43,8 @@ class StallWatch:
         return None
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """End this process if the block is not left in time. One block of a process at a time."""
+    def watching(self, seconds: float) -> Iterator[None]:
+        """End this process if the block is not left within ``seconds``. One block of a process at a time."""
         evidence = self.folder / f"{self._stem}.{os.getpid()}.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +54,7 @@ class StallWatch:
             yield
             return
         with file:
-            faulthandler.dump_traceback_later(self.patience, exit=True, file=file)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
             try:
                 yield
             finally:

@@ -13,6 +13,7 @@ from tune_rescon.training.compiling import choose_compiling
 from tune_rescon.training.graphs import choose_recorder
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.placement import Placement, place
+from tune_rescon.training.stalls import StallWatch
 
 __all__ = ["build_step", "step_of"]
 
@@ -54,9 +55,14 @@ def build_step(
 
 
 def step_of(
-    config: TrialConfig, placement: Placement, *, classes: int, in_channels: int
+    config: TrialConfig,
+    placement: Placement,
+    *,
+    classes: int,
+    in_channels: int,
+    watch: StallWatch | None = None,
 ) -> Callable[[], Tensor]:
-    """The same of any trial, for images of ``in_channels`` channels.
+    """The same of any trial, for images of ``in_channels`` channels; recorded under ``watch``, if any.
 
     Raises:
         NetworkError: there is no such network.
@@ -73,7 +79,7 @@ def step_of(
         placement=placement,
         compiling=compiling,
         recomputes=recomputes,
-        recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes),
+        recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes, watch=watch),
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
     shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)

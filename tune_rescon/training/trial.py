@@ -83,7 +83,7 @@ def train_trial(
         mode: see ``metric``.
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
         stalls: a folder, made if absent, that the trials of this node share, for where a recording stood
-            that did not come back within ten minutes. It ends this process (code 1), and later trials of
+            that did not come back within minutes. It ends this process (code 1), and later trials of
             that network on that device do without. None: a recording may take for ever.
         peers: this process among those that train the trial together (:mod:`tune_rescon.training.peers`);
             they call this function alike, each with a folder of its own, of which the first one's counts.

@@ -127,7 +127,8 @@ def run_search(
                     say=say,
                 )
             if space.resources_per_trial.gpu == "auto":
-                space, words = packed(space, _facts(prepared), measured_on_gpu)
+                measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
+                space, words = packed(space, _facts(prepared), measure)
                 say(words)
                 slots = _slots(space, ray)
             record = open_record(space, options, store.folder, say)

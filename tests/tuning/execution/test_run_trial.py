@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,22 @@ def _epochs(told: list[dict[str, Any]]) -> list[int]:
 
 def test_each_epoch_names_its_device(run: Run, task: TrialTask) -> None:
     assert [report["device"] for report in run(task)] == ["CPU"] * 3
+
+
+def test_every_trial_of_a_process_trains_on_one_thread(
+    task: TrialTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray runs each on a new one."""
+    seen: list[int] = []
+    monkeypatch.setattr("ray.tune.report", lambda _: seen.append(threading.get_ident()))
+    task = dataclasses.replace(task, epochs=1)
+    threads = [threading.Thread(target=run_trial, args=(task.to_dict(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
 
 
 @pytest.mark.parametrize(("recorded", "owed"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tune_rescon.training.peers import Peers
     from tune_rescon.tuning.execution.trial import TrialTask
 
-__all__ = ["train_task"]
+__all__ = ["STALLS", "train_task"]
 
 #: What ran out of memory on this node, beside its decoded images.
 _OVERRUNS: Final = "out_of_memory.json"
 
-#: Where a process stood that a recording of its training steps had not come back to, likewise.
-_STALLS: Final = "stalled"
+#: Where a process stood that a recording of its training steps had not come back to, likewise: a folder.
+STALLS: Final = "stalled"
 
 #: What torch.compile has made on this node, there too.
 _COMPILED: Final = "compiled"
@@ -62,7 +62,7 @@ def train_task(
         metric=task.metric,
         mode=task.mode,
         overruns=Path(task.cache_root) / _OVERRUNS,
-        stalls=Path(task.cache_root) / _STALLS,
+        stalls=Path(task.cache_root) / STALLS,
         peers=peers,
         leave=leave,
     )

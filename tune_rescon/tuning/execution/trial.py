@@ -7,6 +7,7 @@ nothing heavy is imported before a trial really runs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 import traceback
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.tuning.execution.notice import NOTICE, never, node_is_drained
+from tune_rescon.tuning.execution.one_thread import on_one_thread
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
 if TYPE_CHECKING:
@@ -80,9 +82,12 @@ def run_trial(config: dict[str, Any]) -> None:
     configuration comes back every time. What Tune retries is a worker that died: so does one that was told to
     go, once its trial is left in order.
     """
+    on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
+
+
+def _run(task: TrialTask) -> None:
     from ray import tune
 
-    task = TrialTask.from_dict(config)
     try:
         left = _train(task)
     except Exception as error:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Insert, Table
 from typing_extensions import override
 
 from tune_rescon.tuning.record.ledger import StudyLedger
@@ -59,7 +59,7 @@ class SqlLedger(StudyLedger):
                 "state": OptunaState.RUNNING,
                 "datetime_start": _stored(now),
             }
-            (trial_id,) = connection.execute(_TRIALS.insert().values(row)).inserted_primary_key or (None,)
+            (trial_id,) = connection.execute(_inserting(_TRIALS), row).inserted_primary_key or (None,)
             assert isinstance(trial_id, int)
             _insert(
                 connection,
@@ -114,7 +114,13 @@ class SqlLedger(StudyLedger):
 
 def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:
     if found := list(rows):
-        connection.execute(table.insert(), found)
+        connection.execute(_inserting(table), found)
+
+
+@cache
+def _inserting(table: Table) -> Insert:
+    """One statement a table: SQLAlchemy takes as long to make and recognise one as SQLite to run it."""
+    return table.insert()
 
 
 def _attributes(trial_id: int, values: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -1,0 +1,70 @@
+"""All works of a process on one thread, one after the other."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from tune_rescon.tuning.execution.one_thread import on_one_thread
+
+
+def test_it_is_the_same_thread_whoever_asks() -> None:
+    """In a process of its own: the first to ask are two at once."""
+    program = (
+        "import threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from tune_rescon.tuning.execution.one_thread import on_one_thread\n"
+        "both = threading.Barrier(2)\n"
+        "def ask(): both.wait(); return on_one_thread(threading.get_ident)\n"
+        "with ThreadPoolExecutor(2) as pool:\n"
+        "    asked = [pool.submit(ask) for _ in range(6)]\n"
+        "[thread] = {one.result() for one in asked}\n"
+        "assert thread != threading.get_ident()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=20, check=True)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(0)])
+def test_what_is_raised_comes_out_and_the_thread_goes_on(error: BaseException) -> None:
+    def work() -> None:
+        raise error
+
+    before = on_one_thread(threading.get_ident)
+    with pytest.raises(type(error)) as raised:
+        on_one_thread(work)
+    assert raised.value is error
+    assert on_one_thread(threading.get_ident) == before
+
+
+class Thing:
+    """What can be referred to weakly."""
+
+
+def test_nothing_of_it_is_kept() -> None:
+    things: list[weakref.ref[Thing]] = []
+
+    def work() -> Thing:
+        mine = Thing()
+        things.append(weakref.ref(mine))
+        return mine
+
+    on_one_thread(work)
+    gc.collect()
+    assert things[0]() is None
+
+
+def test_a_process_ends_whatever_it_is_at() -> None:
+    program = (
+        "import threading, time\n"
+        "from tune_rescon.tuning.execution.one_thread import on_one_thread\n"
+        "begun = threading.Event()\n"
+        "def work(): begun.set(); time.sleep(60)\n"
+        "threading.Thread(target=on_one_thread, args=(work,), daemon=True).start()\n"
+        "begun.wait()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0
