@@ -119,16 +119,25 @@ def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: in
     assert choose_recorder(config, placement, micro_batches=micro_batches, recomputes=True) is None
 
 
-def test_it_is_recorded_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_recorded_and_first_played_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of CUDA only the device is missing."""
+    played: list[int] = []
+
+    def play() -> None:
+        played.append(len(list(tmp_path.iterdir())))
+
     monkeypatch.setattr(CudaGraphs, "_warmed", lambda _, run: run())
-    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run, warmed: (run, (*warmed, *run())))
+    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run, warmed: (play, (*warmed, *run())))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     placement = Placement(device=torch.device("cuda"), precision="fp32")
     watch = StallWatch(folder=tmp_path, key="a")
     recorder = choose_recorder(TrialConfig(), placement, micro_batches=1, recomputes=False, watch=watch)
     assert recorder is not None
-    _, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
+    replay, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
     assert [int(count) for count in files] == [1, 1], "the runs before it, too"
+    for _ in range(5):
+        replay()
+    assert played == [1] * 5 + [0]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,8 @@ from tune_rescon.training.placement import Placement
 
 __all__ = ["Occupancy", "busy_seconds", "measure_occupancy"]
 
-#: Steps before the measurement (cuDNN tries its algorithms, the allocator grows), and in it.
+#: Steps before the measurement (cuDNN tries its algorithms, the allocator grows, a recording's first replays
+#: are waited for), and in it.
 _WARM: Final = 5
 _MEASURED: Final = 20
 
