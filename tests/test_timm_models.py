@@ -39,11 +39,11 @@ def test_metadata_and_methods(preset: str) -> None:
         assert network(images_BCHW).shape == network.forward_head(maps_BCHW).shape == (2, 7)
         assert network.forward_head(maps_BCHW, pre_logits=True).shape == (2, network.head_hidden_size)
         network.reset_classifier(5)
-        assert network(images_BCHW).shape == (2, 5)
+        assert network.forward_head(maps_BCHW).shape == (2, 5)
         network.reset_classifier(0)
-        assert network(images_BCHW).shape == (2, network.num_features)
+        assert network.forward_head(maps_BCHW).shape == (2, network.num_features)
         network.reset_classifier(0, "")
-        assert network(images_BCHW).shape == maps_BCHW.shape
+        assert network.forward_head(maps_BCHW).shape == maps_BCHW.shape
     modules = dict(network.named_modules())
     assert modules[about["first_conv"]].in_channels == 2
     assert modules[about["classifier"]] is network.get_classifier()
