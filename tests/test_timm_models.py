@@ -51,6 +51,19 @@ def test_metadata_and_methods(preset: str) -> None:
     assert about["architecture"] == f"tune_rescon_{preset}"
 
 
+def test_what_a_network_gives_follows_its_classifier() -> None:
+    """Called whole; above each network's head is asked alone, for a deep one takes seconds on no device."""
+    with torch.device("meta"):
+        network = timm.create_model("tune_rescon_cifar_attention56", num_classes=7).eval()
+        images_BCHW = torch.empty(2, 3, 32, 32)
+        network.reset_classifier(5)
+        assert network(images_BCHW).shape == (2, 5)
+        network.reset_classifier(0)
+        assert network(images_BCHW).shape == (2, network.num_features)
+        network.reset_classifier(0, "")
+        assert network(images_BCHW).shape == network.forward_features(images_BCHW).shape
+
+
 def test_classes_are_the_metadatas_unless_given() -> None:
     with torch.device("meta"):
         for name, classes in (("tune_rescon_attention56", 1000), ("tune_rescon_cifar_attention56", 10)):

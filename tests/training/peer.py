@@ -27,8 +27,7 @@ from tune_rescon.training.peers import Peers
 def together(meeting: Path, rank: int, count: int) -> Iterator[Peers]:
     """Meet at a file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    # torch leaves it out of what it says is public, and documents it.
-    store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]  # documented, but not exported
     patience = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
     try:

@@ -42,15 +42,15 @@ def _measure(config: TrialConfig, facts: DatasetFacts, stalls: Path) -> Occupanc
     from tune_rescon.training.graphs import RecordingError
     from tune_rescon.training.memory import ran_out_of_memory
     from tune_rescon.training.occupancy import measure_occupancy
-    from tune_rescon.training.overruns import shape_key
+    from tune_rescon.training.overruns import Shape
     from tune_rescon.training.placement import place
     from tune_rescon.training.stalls import StallWatch
     from tune_rescon.training.step import step_of
 
     placement = place("cuda", precision=config.precision)
     images = {"classes": facts.classes, "in_channels": facts.channels}
-    key = shape_key(resolve_network(config, **images), placement, config.compile)
-    watch = StallWatch(folder=stalls, key=key)
+    shape = Shape.of(config, resolve_network(config, **images), placement, None)
+    watch = StallWatch(folder=stalls, key=shape.key)  # a trial's
     if watch.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:

@@ -1,0 +1,86 @@
+"""What is measured on a GPU before the first trial is the step that trials there will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.spaces import load_space
+from tune_rescon.training.graphs import RecordingError
+from tune_rescon.training.placement import Placement
+from tune_rescon.training.stalls import StallWatch
+from tune_rescon.tuning.execution.measuring import _measure
+
+pytestmark = pytest.mark.torch
+
+CONFIG = TrialConfig(layout="cifar", width=0.25, image_size=16, batch_size=8)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> DatasetFacts:
+    return describe(load_space("digits", []).dataset, data_root=tmp_path)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, StallWatch]]:
+    """Of each step begun: ``cuda_graphs``, and who watched. Of CUDA the device is missing."""
+    seen: list[tuple[str, StallWatch]] = []
+
+    def step_of(config: TrialConfig, _: Placement, *, watch: StallWatch, **_images: int) -> str:
+        seen.append((config.cuda_graphs, watch))
+        return config.cuda_graphs
+
+    on_cpu = Placement(device=torch.device("cpu"), precision="fp32")
+    monkeypatch.setattr("tune_rescon.training.placement.place", lambda *_, **__: on_cpu)
+    monkeypatch.setattr("tune_rescon.training.step.step_of", step_of)
+    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", lambda step, _: step)
+    return seen
+
+
+def test_a_recording_that_never_came_back_is_measured_without(
+    facts: DatasetFacts, measured: list[tuple[str, StallWatch]], tmp_path: Path
+) -> None:
+    found: Any = _measure(CONFIG, facts, tmp_path)
+    assert found == "auto"
+    [(_, watch)] = measured
+    with watch.watching(60):
+        [evidence] = tmp_path.iterdir()
+        evidence.write_text("Timeout!")
+        found = _measure(CONFIG, facts, tmp_path)
+    assert found == "off"
+
+
+def test_so_is_what_cannot_be_recorded(
+    facts: DatasetFacts,
+    measured: list[tuple[str, StallWatch]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def occupancy(step: str, _: Placement) -> str:
+        if step == "auto":
+            raise RecordingError("not permitted")
+        return step
+
+    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", occupancy)
+    found: Any = _measure(CONFIG, facts, tmp_path)
+    assert found == "off"
+    assert [word for word, _ in measured] == ["auto", "off"]
+
+
+def test_a_batch_that_does_not_fit_has_no_figures(
+    facts: DatasetFacts,
+    measured: list[tuple[str, StallWatch]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def occupancy(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", occupancy)
+    assert _measure(CONFIG, facts, tmp_path) is None
+    assert len(measured) == 1
