@@ -25,7 +25,7 @@ from tune_rescon.training.graphs import (
 )
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.overruns import shape_key
-from tune_rescon.training.placement import Placement
+from tune_rescon.training.placement import Placement, Precision
 from tune_rescon.training.stalls import StallWatch
 
 pytestmark = pytest.mark.torch
@@ -100,6 +100,18 @@ def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None
     for images in (4, 3, 4, 3):
         assert function(torch.ones(images))[0].shape == (images,)
     assert (int(network.calls), recorder.recorded, recorder.played) == (4, 1, 2)
+
+
+def test_a_network_that_was_moved_is_recorded_anew(recorder: PlayedOnCpu) -> None:
+    """As by Lightning at a training's end: where it lay is somebody else's by now."""
+    network = nn.Linear(2, 1)
+    function = Recorded(lambda x_BK: (network(x_BK),), network, recorder)
+    for _ in range(2):
+        function(torch.ones(3, 2))
+    network.double().float()
+    [y_BK] = function(torch.ones(3, 2))
+    assert recorder.recorded == 2
+    torch.testing.assert_close(y_BK, network(torch.ones(3, 2)))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +189,9 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
     return torch.cat([result.detach().cpu().flatten() for result in results])
 
 
-def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu) -> None:
-    placement = Placement(device=CPU, precision="fp32")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
+def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu, precision: Precision) -> None:
+    placement = Placement(device=CPU, precision=precision)
     fields = {"drop_path": 0.3, "label_smoothing": 0.1}
     played = _train(_module(recorder, placement, **fields), CPU, steps=3)
     assert (recorder.recorded, recorder.played) == (1, 3)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 import torch
@@ -154,13 +154,15 @@ def _release_generator(device: torch.device) -> None:
 class Recorded:
     """A function that trains a network, recorded for its first inputs and played back for others like them.
 
-    Inputs of other shapes run as they come.
+    Inputs of other shapes run as they come. A network that has been moved is recorded anew.
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: Recorder) -> None:
         """``function`` takes tensors on ``network``'s device, and must not wait for it."""
         self._function, self._network, self._recorder = function, network, recorder
+        self._weights = list(network.parameters())  # walking through a network takes milliseconds
         self._inputs: tuple[Tensor, ...] = ()
+        self._places: list[int] = []
         self._replay: Callable[[], object] | None = None
         self._outputs: Outputs = ()
 
@@ -171,6 +173,9 @@ class Recorded:
             RecordingError: it cannot be recorded, or not even run.
             torch.OutOfMemoryError: there is no room for it.
         """
+        # Lightning takes a network to the CPU at a training's end; a recording goes on where it lay before.
+        if self._places != _places(self._weights):
+            self._replay, self._outputs = None, ()
         if self._replay is None:
             self._replay = self._record(inputs)
         if _shapes(inputs) != _shapes(self._inputs):
@@ -184,8 +189,13 @@ class Recorded:
         function, mine = self._function, tuple(tensor.clone() for tensor in inputs)
         with _untouched(self._network, mine[0].device):
             replay, self._outputs = self._recorder(lambda: function(*mine))
-        self._inputs = mine
+        self._inputs, self._places = mine, _places(self._weights)
         return replay
+
+
+def _places(tensors: Iterable[Tensor]) -> list[int]:
+    """Where they lie."""
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]:
