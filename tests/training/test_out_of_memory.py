@@ -243,13 +243,25 @@ def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
     assert trained_again == (1 if kept else 3)
 
 
-def test_a_validation_that_does_not_fit_is_halved_too(train: Run) -> None:
+def test_a_validation_that_does_not_fit_is_halved_and_nothing_else(train: Run) -> None:
+    plain = values(train())
     notes: list[str] = []
     with memory(10, during=lambda: not torch.is_grad_enabled()) as sizes:
-        reports = train(on_note=notes.append, epochs=1)
-    assert notes == [TWO]
-    assert [report.epoch for report in reports] == [1]
-    assert sizes[-2:] == [8, 8]  # 16 validation images
+        reports = train(on_note=notes.append)
+    assert notes == []
+    judged = [size for size in sizes if size != 32]
+    assert judged == [16, 8, 8, 8, 8], "16 validation images, in two epochs: what fits is remembered"
+    for found, expected in zip(values(reports), plain, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_single_image_that_does_not_fit_is_no_validations_to_answer(train: Run) -> None:
+    with (
+        memory(0, during=lambda: not torch.is_grad_enabled()) as sizes,
+        pytest.raises(torch.OutOfMemoryError, match="in 4 micro-batches"),
+    ):
+        train()
+    assert 1 in sizes
 
 
 def test_statistics_that_do_not_fit_are_halved_too(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
+from tune_rescon.training.casting import CastTogether
 from tune_rescon.training.compiling import compile_units, many_shapes, uncompiled
 from tune_rescon.training.graphs import Outputs, Recorded, Recorder
+from tune_rescon.training.memory import ran_out_of_memory
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import Piece, in_pieces
 from tune_rescon.training.optimizer import make_optimizer, make_scheduler
@@ -61,7 +63,8 @@ class TrialModule(pl.LightningModule):
         """Put ``network`` in place.
 
         ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
-        and of the statistics, goes through the network in ``micro_batches`` pieces.
+        and of the statistics, goes through the network in ``micro_batches`` pieces; of the validation in more
+        where those do not fit.
 
         ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling`` has
         training run the network's units compiled, ``recomputes`` has it keep less of a step. ``recorder``
@@ -77,7 +80,11 @@ class TrialModule(pl.LightningModule):
         self._config = config
         self._placement = placement
         self._micro_batches = micro_batches
+        self._judged_pieces = micro_batches
         self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
+        # Compiled code casts by itself.
+        casts = recorder is not None and placement.precision == "bf16" and not compiling
+        self._cast = CastTogether(self.network) if casts else None
         self._shapes: Contexts = contextlib.nullcontext
         self._eagerly: Contexts = contextlib.nullcontext
         if compiling:
@@ -97,10 +104,10 @@ class TrialModule(pl.LightningModule):
         """The network that is validated and kept: the averaged one where there is one."""
         return self.network if self.averaged is None else self.averaged.network
 
-    def logits(self, network: nn.Module, images_BCHW: Tensor) -> Tensor:
+    def logits(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
         """Class scores (B, K) of ``network``, fp32, computed in the placement's precision."""
         with self._placement.autocast():
-            logits_BK: Tensor = network(self._placement.images(images_BCHW))
+            logits_BK = network(self._placement.images(images_BCHW))
         return logits_BK.float()
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -136,32 +143,53 @@ class TrialModule(pl.LightningModule):
             played, logits_BK, *self._gradients = self._step(images_BCHW, targets)
             loss = played.clone()  # the next step's is written where this one lies
         else:
-            loss, logits_BK = self._loss_and_logits(images_BCHW, targets)
+            loss, logits_BK = self._loss_and_logits(self.network, images_BCHW, targets)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_metrics.update(loss, logits_BK, labels_B)
         return loss if piece.share == 1 else loss * piece.share
 
-    def _loss_and_logits(self, images_BCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_logits(
+        self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with self._shapes():
-            logits_BK = self.logits(self.network, images_BCHW)
+            logits_BK = self.logits(network, images_BCHW)
         return F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing), logits_BK
 
     def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
         """Loss, logits, and the gradients of all parameters."""
-        loss, logits_BK = self._loss_and_logits(images_BCHW, targets)
+        copies = self._cast.copies() if self._cast else {}
+        network = functools.partial(torch.func.functional_call, self.network, copies)
+        loss, logits_BK = self._loss_and_logits(network, images_BCHW, targets)
         self.network.zero_grad()
         # Not torch.autograd.grad: it leaves a gradient in a layout that the fused optimiser would misread.
         torch.autograd.backward(loss)
+        if self._cast:
+            self._cast.hand_over(copies)
         gradients = [parameter.grad for parameter in self.network.parameters()]
         known = (gradient for gradient in gradients if gradient is not None)
         return (loss.detach(), logits_BK.detach(), *known)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Measure the judged network; the loss is plain cross entropy, comparable between trials."""
-        for piece in in_pieces(*batch, self._micro_batches):
-            with self._eagerly():
-                logits_BK = self.logits(self.judged, piece.images_BCHW)
+        """Measure the judged network; the loss is plain cross entropy, comparable between trials.
+
+        Where the memory is too small for a batch, it and all after it are judged in smaller pieces, which
+        changes nothing but the time.
+        """
+        for piece, logits_BK in self._judge(batch):
             self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
+
+    def _judge(self, batch: tuple[Tensor, Tensor]) -> list[tuple[Piece, Tensor]]:
+        """The batch's pieces, and the scores of their images."""
+        pieces = in_pieces(*batch, self._judged_pieces)
+        try:
+            with self._eagerly():
+                return [(piece, self.logits(self.judged, piece.images_BCHW)) for piece in pieces]
+        except RuntimeError as error:
+            if len(pieces) == len(batch[0]) or not ran_out_of_memory(error):
+                raise
+        # Here, not in the handler: the exception holds what did not fit.
+        self._judged_pieces = 2 * len(pieces)
+        return self._judge(batch)
 
     def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
         """Give the judged network the statistics of ``batches_BCHW`` (none: it keeps its own).
