@@ -15,7 +15,7 @@ from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, build_step, train_trial
 
 #: Of the steps' own speed, what an epoch reaches with its validation: an estimate.
-EPOCH_SHARE = 0.8
+EPOCH_SHARE = 0.9
 
 
 class TimeUp(Exception):  # noqa: N818 - a message, not an error

@@ -4,7 +4,9 @@ A real search on the embedded digits: 50 trials of one epoch, two at once. Each 
 it reports an epoch (the last report of a trial is its end: ASHA's decision comes after it), when the first
 training step of the next trial begins, and its own memory at that moment.
 
-    python benchmarks/turnover.py [--trials 50]
+    python benchmarks/turnover.py [--trials 50] [--device cuda]
+
+On a GPU both slots share one, and its memory in use is looked at too.
 """
 
 from __future__ import annotations
@@ -30,25 +32,29 @@ SETTLING = 5
 
 SLOTS = 2
 
+#: Whose memory an event's figure is.
+MEMORIES = {"mib": "a trial process's", "device_mib": "the GPU's, both slots'"}
+
 
 def main() -> None:
     """Run the search, and print two rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         os.environ["RAY_TMPDIR"] = name
-        events = list(_searched(folder, options.trials))
-    print(hardware("cpu", "torch", "ray"))
+        events = list(_searched(folder, options.trials, options.device))
+    print(hardware(options.device, "torch", "ray"))
     print_rows(rows(events))
 
 
 def rows(events: Sequence[Sequence[dict[str, Any]]]) -> list[Row]:
     """The table's rows of what each process wrote down."""
     gaps = [gap for process in events for gap in _gaps(process)]
-    growth = [_growth(process) for process in events]
     gap = statistics.median(gaps)
+    where = f"{sum(map(_trials, events))} trials in {len(events)} processes"
     return [
         Row(
             what="last trial's end to the next one's first step, digits, 2 slots",
@@ -56,16 +62,24 @@ def rows(events: Sequence[Sequence[dict[str, Any]]]) -> list[Row]:
             target=f"<= {GAP_TARGET:g} s (median)",
             met=gap <= GAP_TARGET,
         ),
-        Row(
-            what=f"a trial process's memory, {sum(map(_trials, events))} trials in {len(events)} processes",
-            measured=f"{max(growth):+.0f} MiB after its first {SETTLING}",
-            target=f"no growth (<= {GROWTH_TARGET:g} MiB)",
-            met=max(growth) <= GROWTH_TARGET,
+        *(
+            _memory_row(f"{whose} memory, {where}", max(_growth(process, key) for process in events))
+            for key, whose in MEMORIES.items()
+            if key in events[0][0]
         ),
     ]
 
 
-def _searched(folder: Path, trials: int) -> Iterator[list[dict[str, Any]]]:
+def _memory_row(what: str, growth: float) -> Row:
+    return Row(
+        what=what,
+        measured=f"{growth:+.0f} MiB after its first {SETTLING}",
+        target=f"no growth (<= {GROWTH_TARGET:g} MiB)",
+        met=growth <= GROWTH_TARGET,
+    )
+
+
+def _searched(folder: Path, trials: int, device: str) -> Iterator[list[dict[str, Any]]]:
     from tune_rescon.config import TrialState
     from tune_rescon.spaces import load_space
     from tune_rescon.tuning import RunOptions, run_search
@@ -80,6 +94,7 @@ def _searched(folder: Path, trials: int) -> Iterator[list[dict[str, Any]]]:
         import time
 
         import psutil
+        import torch
         from ray import tune
 
         from tune_rescon.training.module import TrialModule
@@ -88,6 +103,9 @@ def _searched(folder: Path, trials: int) -> Iterator[list[dict[str, Any]]]:
         def write(what: str) -> None:
             memory = psutil.Process().memory_info().rss / 2**20
             entry = {"what": what, "trial": config["number"], "at": time.time(), "mib": memory}
+            if device == "cuda":
+                free, total = torch.cuda.mem_get_info()
+                entry["device_mib"] = (total - free) / 2**20
             with (events / f"{os.getpid()}.jsonl").open("a") as file:
                 file.write(json.dumps(entry) + "\n")
 
@@ -112,6 +130,8 @@ def _searched(folder: Path, trials: int) -> Iterator[list[dict[str, Any]]]:
 
     settings = [f"budget.trials={trials}", f"budget.concurrent={SLOTS}", "fidelity.max=1"]
     settings += ["fixed.warmup_epochs=0", "parameters.depth.choices=[56, 92]"]
+    if device == "cuda":
+        settings += [f"resources_per_trial.gpu={1 / SLOTS}"]
     options = RunOptions(name="s", storage=folder / "runs", cache_root=folder / "cache")
     result = run_search(load_space("digits", settings), options, trainable=watched)
     assert {trial.state for trial in result.trials} == {TrialState.FINISHED}
@@ -128,8 +148,8 @@ def _gaps(process: Sequence[dict[str, Any]]) -> Iterator[float]:
             yield steps[0] - ends[-1]
 
 
-def _growth(process: Sequence[dict[str, Any]]) -> float:
-    steps = [event["mib"] for event in process if event["what"] == "step"]
+def _growth(process: Sequence[dict[str, Any]], key: str) -> float:
+    steps = [event[key] for event in process if event["what"] == "step"]
     settled = steps[min(SETTLING, len(steps) - 1) :]
     # Medians of the first and the last few: what a trial of another size takes comes and goes.
     return statistics.median(settled[-SETTLING:]) - statistics.median(settled[:SETTLING])
