@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import Layer, build_from_spec, count, list_presets, resolve_network, walk
-from tune_rescon.models.normalisation import BatchNormReLU
 
-KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", BatchNormReLU: "norm", nn.Linear: "linear"}
+KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
 
 VARIATIONS: list[dict[str, Any]] = [
     *({"preset": preset} for preset in list_presets()),

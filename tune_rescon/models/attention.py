@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tune_rescon.models.normalisation import BatchNormReLU
 from tune_rescon.models.spec import NetworkSpec, StageSpec
 from tune_rescon.models.units import chain, conv, unit
 
@@ -135,8 +134,10 @@ def _head(channels: int, *, preactivation: bool) -> nn.Sequential:
     """Two 1x1 convolutions; ResNeXt units end in BN and ReLU, so theirs needs none before the first."""
     head = nn.Sequential()
     if preactivation:
-        head.add_module("norm1", BatchNormReLU(channels))
+        head.add_module("norm1", nn.BatchNorm2d(channels))
+        head.add_module("relu1", nn.ReLU(inplace=True))
     head.add_module("conv1", conv(channels, channels))
-    head.add_module("norm2", BatchNormReLU(channels))
+    head.add_module("norm2", nn.BatchNorm2d(channels))
+    head.add_module("relu2", nn.ReLU(inplace=True))
     head.add_module("conv2", conv(channels, channels))
     return head

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, explain
 from tune_rescon.models.attention import AttentionModule
-from tune_rescon.models.normalisation import BatchNormReLU
 from tune_rescon.models.resolve import resolve_network
 from tune_rescon.models.spec import MINIMUM_IMAGE_SIZE, NetworkSpec, StageSpec
 from tune_rescon.models.units import chain, conv
@@ -57,7 +56,8 @@ class ResidualAttentionNetwork(nn.Module):
         )
         self.final = chain(spec.final_chain(), drop_paths)
         # A chain of pre-activation units ends in a bare sum; ResNeXt units have normalised theirs already.
-        self.norm = BatchNormReLU(spec.out_channels) if spec.preactivation else nn.Identity()
+        self.norm = nn.BatchNorm2d(spec.out_channels) if spec.preactivation else nn.Identity()
+        self.relu = nn.ReLU(inplace=True) if spec.preactivation else nn.Identity()
         self.classifier = nn.Linear(spec.out_channels, spec.classes)
         self.apply(_he_initialise)
 
@@ -76,7 +76,7 @@ class ResidualAttentionNetwork(nn.Module):
             rule = f"images must be at least {MINIMUM_IMAGE_SIZE} pixels a side"
             raise NetworkError(explain(rule, got="{}x{}".format(*images_BCHW.shape[-2:])))
         x_BCHW = self.final(self.stages(self.stem(images_BCHW)))
-        features_BCHW: Tensor = self.norm(x_BCHW)
+        features_BCHW: Tensor = self.relu(self.norm(x_BCHW))
         return features_BCHW
 
 
@@ -109,7 +109,8 @@ def _stem(spec: NetworkSpec) -> nn.Sequential:
     stem = nn.Sequential()
     stem.add_module("conv", conv(spec.in_channels, spec.stem_channels, spec.stem_kernel, spec.stem_stride))
     if spec.stem_norm:
-        stem.add_module("norm", BatchNormReLU(spec.stem_channels))
+        stem.add_module("norm", nn.BatchNorm2d(spec.stem_channels))
+        stem.add_module("relu", nn.ReLU(inplace=True))
     if spec.stem_pool:
         stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
     return stem

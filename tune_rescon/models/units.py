@@ -10,10 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from tune_rescon.models.normalisation import BatchNormReLU
 from tune_rescon.models.spec import UnitSpec
 
 __all__ = ["PreActivationUnit", "ResNeXtUnit", "chain", "conv", "unit"]
@@ -36,21 +34,22 @@ class PreActivationUnit(nn.Module):
     def __init__(self, spec: UnitSpec, drop_path: float = 0.0) -> None:
         """``drop_path``: probability that the branch of an image is dropped in training."""
         super().__init__()
-        self.norm1 = BatchNormReLU(spec.in_channels)
+        self.norm1 = nn.BatchNorm2d(spec.in_channels)
         self.conv1 = conv(spec.in_channels, spec.middle)
-        self.norm2 = BatchNormReLU(spec.middle)
+        self.norm2 = nn.BatchNorm2d(spec.middle)
         self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, spec.groups)
-        self.norm3 = BatchNormReLU(spec.middle)
+        self.norm3 = nn.BatchNorm2d(spec.middle)
         self.conv3 = conv(spec.middle, spec.channels)
         self.projection = conv(spec.in_channels, spec.channels, 1, spec.stride) if spec.projects else None
+        self.relu = nn.ReLU(inplace=True)
         self.drop_path = _drop_path(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
-        activated_BCHW = self.norm1(x_BCHW)
+        activated_BCHW = self.relu(self.norm1(x_BCHW))
         branch_BCHW = self.conv1(activated_BCHW)
-        branch_BCHW = self.conv2(self.norm2(branch_BCHW))
-        branch_BCHW = self.conv3(self.norm3(branch_BCHW))
+        branch_BCHW = self.conv2(self.relu(self.norm2(branch_BCHW)))
+        branch_BCHW = self.conv3(self.relu(self.norm3(branch_BCHW)))
         shortcut_BCHW = x_BCHW if self.projection is None else self.projection(activated_BCHW)
         y_BCHW: Tensor = self.drop_path(branch_BCHW) + shortcut_BCHW
         return y_BCHW
@@ -63,22 +62,24 @@ class ResNeXtUnit(nn.Module):
         """``drop_path``: probability that the branch of an image is dropped in training."""
         super().__init__()
         self.conv1 = conv(spec.in_channels, spec.middle)
-        self.norm1 = BatchNormReLU(spec.middle)
+        self.norm1 = nn.BatchNorm2d(spec.middle)
         self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, spec.groups)
-        self.norm2 = BatchNormReLU(spec.middle)
+        self.norm2 = nn.BatchNorm2d(spec.middle)
         self.conv3 = conv(spec.middle, spec.channels)
         self.norm3 = nn.BatchNorm2d(spec.channels)
         self.projection = conv(spec.in_channels, spec.channels, 1, spec.stride) if spec.projects else None
         self.projection_norm = nn.BatchNorm2d(spec.channels) if spec.projects else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
         self.drop_path = _drop_path(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
-        branch_BCHW = self.norm1(self.conv1(x_BCHW))
-        branch_BCHW = self.norm2(self.conv2(branch_BCHW))
+        branch_BCHW = self.relu(self.norm1(self.conv1(x_BCHW)))
+        branch_BCHW = self.relu(self.norm2(self.conv2(branch_BCHW)))
         branch_BCHW = self.drop_path(self.norm3(self.conv3(branch_BCHW)))
         projected_BCHW = x_BCHW if self.projection is None else self.projection(x_BCHW)
-        return F.relu(branch_BCHW + self.projection_norm(projected_BCHW), inplace=True)
+        y_BCHW: Tensor = self.relu(branch_BCHW + self.projection_norm(projected_BCHW))
+        return y_BCHW
 
 
 def unit(spec: UnitSpec, drop_path: float = 0.0) -> nn.Module:

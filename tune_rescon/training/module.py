@@ -22,7 +22,6 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
 from tune_rescon.training.casting import CastTogether
 from tune_rescon.training.compiling import compile_units, many_shapes, uncompiled
-from tune_rescon.training.fusing import fuse_norms
 from tune_rescon.training.graphs import Outputs, Recorded, Recorder
 from tune_rescon.training.memory import ran_out_of_memory
 from tune_rescon.training.metrics import EpochMetrics
@@ -83,8 +82,6 @@ class TrialModule(pl.LightningModule):
         self._micro_batches = micro_batches
         self._judged_pieces = micro_batches
         self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
-        if recorder is not None:
-            fuse_norms(self.network, placement)
         # Compiled code casts by itself.
         casts = recorder is not None and placement.precision == "bf16" and not compiling
         self._cast = CastTogether(self.network) if casts else None
