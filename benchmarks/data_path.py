@@ -118,10 +118,12 @@ class Trainee:
             recorder=choose_recorder(config, self._placement, micro_batches=1, recomputes=False),
         )
 
-    def train(self, data: pl.LightningDataModule, batches: int) -> Clock:
+    def train(self, data: pl.LightningDataModule, batches: int, *callbacks: Callback) -> Clock:
         """Train on the first batches of an epoch, one of them before the clock counts."""
         clock = Clock()
-        trainer = make_trainer(epochs=1, placement=self._placement, gradient_clip=0.0, callbacks=[clock])
+        trainer = make_trainer(
+            epochs=1, placement=self._placement, gradient_clip=0.0, callbacks=[clock, *callbacks]
+        )
         trainer.limit_train_batches, trainer.limit_val_batches = batches + 1, 0
         with self._placement.active():
             fit(trainer, self._module, data, None)

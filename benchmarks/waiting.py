@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from data_path import Trainee
+from pytorch_lightning.callbacks import Callback
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
@@ -117,16 +118,26 @@ def images_share(
     )
 
 
+#: What torch's warning of a wait says.
+CALLED = "called a synchronizing CUDA operation"
+
+
+class Warned(Callback):
+    """Has torch warn where the host waits for the device, in every step but the first, which records."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def waits_of(trainee: Trainee, data: ImageDataModule, batches: int = 40) -> str:
     """Where the host waits for the device, which is idle when it goes on: torch's own warnings, counted."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            trainee.train(data, batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    places = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainee.train(data, batches, Warned())
+    places = [f"{Path(one.filename).name}:{one.lineno}" for one in caught if CALLED in str(one.message)]
     often = sorted(set(places), key=places.count, reverse=True)[:6]
     where = f" ({', '.join(f'{name} x {places.count(name)}' for name in often)})" if often else ""
-    return f"the host waited for the device {len(places)} times in {batches + 1} steps and around them{where}"
+    return f"the host waited for the device {len(places)} times in {batches} steps{where}"
