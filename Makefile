@@ -8,11 +8,12 @@ demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
 # Those of a limit of two seconds run alone; the others two files at a time, in the order of tests/conftest.py,
-# and one thread each, for more would only wait for each other.
+# and one thread each, for more would only wait for each other. A worker that died is not replaced: xdist's next
+# one repeats what it died of, or is waited for in vain.
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -m quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not quick and not hosts" \
-	  --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	  --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Hosts in namespaces, with sshd, and a cloud that lends them: as root. REQUIRE_HOSTS=1: they must run.
 cluster-test: .venv/.installed-dev
