@@ -10,7 +10,7 @@ Prints
 - what a step waits for its images, which are random here;
 - test accuracy against the wall clock on real images, if it is given some.
 
-About six minutes with images::
+About five minutes with images::
 
     python benchmarks/gpu.py --images cifar10-jpeg.zip [--minutes 2]
 """

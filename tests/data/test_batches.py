@@ -139,6 +139,16 @@ def test_nothing_is_done_that_is_not_asked_for(dataset: ImageDataset) -> None:
     assert torch.equal(torch.cat([found for _, found in batches]), torch.from_numpy(labels))
 
 
+def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the GPU only the images' place is missing."""
+    monkeypatch.setattr("tune_rescon.data.module.choose_supply", lambda *_: numbered(9))
+    data = ImageDataModule(dataset, TrialConfig(batch_size=2), image_size=16, seed=0)
+    sizes = {device: data._in_order("val", torch.device(device)).batch_size for device in ("cpu", "cuda")}
+    assert sizes == {"cpu": 4, "cuda": 16}
+
+
 def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
     ((plain, _),) = module_of(dataset).val_batches()
     ((found, labels),) = module_of(dataset, **EVERYTHING).val_batches()

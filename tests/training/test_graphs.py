@@ -198,6 +198,23 @@ def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu, precision
     assert torch.equal(played, _train(_module(None, placement, **fields), CPU, steps=3))
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_recorded_step_casts_all_weights_at_once_and_all_gradients(
+    recorder: PlayedOnCpu, *, recorded: bool
+) -> None:
+    """And leaves no weight to autocast, which casts each by itself."""
+    module = _module(recorder if recorded else None, Placement(device=CPU, precision="bf16"))
+    batch = (torch.randn(8, 3, 16, 16), torch.randint(4, (8,)))
+    module.training_step(batch)  # records
+    with torch.profiler.profile(record_shapes=True) as profile:
+        module.backward(module.training_step(batch))
+    weights = {tuple(part.weight.shape) for part in module.modules() if isinstance(part, nn.Conv2d)}
+    events = [(event.name, (event.input_shapes or [[]])[0]) for event in profile.events() or ()]
+    assert sum(name == "aten::_foreach_copy_" for name, _ in events) == (2 if recorded else 0)
+    alone = [shape for name, shape in events if name == "aten::_to_copy" and tuple(shape) in weights]
+    assert bool(alone) != recorded
+
+
 @NEEDS_GPU
 @pytest.mark.timeout(120)
 def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
