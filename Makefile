@@ -2,22 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check cluster-test bench faults gpu-check clean
+.PHONY: demo test test-all check cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
 
-# Those of a limit of two seconds run alone; the others two files at a time, in the order of tests/conftest.py,
-# and one thread each, for more would only wait for each other. A worker that died is not replaced: xdist's next
-# one repeats what it died of, or is waited for in vain.
+# Two processes, one thread each: more threads would only wait for each other. A file's tests, and all tests that
+# share one Ray, stay together (tests/conftest.py). A worker that died is not replaced: xdist's next one would
+# repeat what it died of.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup \
+  --no-loadscope-reorder --max-worker-restart 0
+
+# What guards every commit.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -m quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not quick and not hosts" \
-	  --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST) -m "not nightly and not hosts" $(ARGS)
+
+# Everything. CONTRIBUTING.md says which changes need more of it than `make test`.
+test-all: .venv/.installed-dev
+	$(PYTEST) -m "not hosts" $(ARGS)
+	$(BIN)/python -m tests.cluster.enclosed
 
 # Hosts in namespaces, with sshd, and a cloud that lends them: as root. REQUIRE_HOSTS=1: they must run.
 cluster-test: .venv/.installed-dev
 	$(BIN)/python -m tests.cluster.enclosed
+
+# One story of them: a cluster on two hosts is started, a search submitted, a worker loses its power, down.
+cluster-smoke: .venv/.installed-dev
+	$(BIN)/python -m tests.cluster.enclosed -m "hosts and not nightly"
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -49,10 +60,21 @@ clean:
 	@$(PYTHON) -m venv .venv || \
 	  { echo "Python's venv module is needed (Debian and Ubuntu: apt install python3-venv)"; rm -rf .venv; exit 2; }
 
-.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+# uv needs a tenth of pip's time; pip is there where uv is not to be had or does not get through. The bytecode
+# is compiled at once: where the environment forbids writing it, each import would compile it again.
+define install
+	@echo "Installing $(1) into .venv: about 5 GB the first time, one to six minutes"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv || true
+	@if ! $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable "$(2)"; then \
+	  echo "uv did not succeed; trying pip"; \
+	  $(BIN)/python -m pip install --constraint constraints.txt --editable "$(2)"; \
+	fi
+	@touch $@
+endef
 
-.venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(call install,tune_rescon,.)
+
+.venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(call install,tune_rescon and what its tests need,.[dev])
+	@touch .venv/.installed

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,19 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Seconds a marked test may take, by its first marker here; an unmarked one has pyproject.toml's `timeout`.
+#: Seconds by the clock that a marked test may take, by its first marker here.
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
-# A test has a limit already; Hypothesis's, a fifth of a second an example, fails on a machine that is busy.
+#: Seconds of processor time that a quick test may take. A busy machine does not change them.
+QUICK_SECONDS = 2.0
+
+# A test has a limit already. Hypothesis's own, a fifth of a second an example, fails on a busy machine.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
 
 def pytest_sessionfinish() -> None:
-    # What was frozen could not be freed, and some libraries complain of that when the process ends.
+    # Some libraries complain at the process's end about frozen objects that cannot be freed.
     gc.unfreeze()
 
 
@@ -43,20 +48,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(seconds))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.quick)
-    # The longest first: the processes that share the files then end at about the same time. No file is torn.
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            # One Ray for all of them: they stay in one process of the test run.
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+    # The longest first, so that the test processes end at about the same time. A file stays in one piece.
     longest: dict[Path, float] = {}
     for item in items:
-        marked = item.get_closest_marker("timeout")
-        longest[item.path] = max(longest.get(item.path, 0), marked.args[0] if marked else 0)
+        longest[item.path] = max(longest.get(item.path, 0), _expected_seconds(item))
     items.sort(key=lambda item: -longest[item.path])
+
+
+def _expected_seconds(item: pytest.Item) -> float:
+    """The order of the groups: tests that share a Ray first, then by time limit."""
+    limit = item.get_closest_marker("timeout")
+    group = item.get_closest_marker("xdist_group")
+    shares_ray = group is not None and group.args == ("ray",)
+    return 1e9 if shares_ray else limit.args[0] if limit else 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with processor_time_limit(QUICK_SECONDS) if item.get_closest_marker("quick") else nullcontext():
+        return (yield)
+
+
+@contextmanager
+def processor_time_limit(seconds: float) -> Iterator[None]:
+    """Fail the test after so many seconds of this process's time, user and system, all threads."""
+
+    def fail(signum: int, frame: object) -> None:
+        pytest.fail(f"a quick test may take {seconds:g} s of processor time; a slower kind needs its marker")
+
+    before = signal.signal(signal.SIGPROF, fail)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_garbage() -> None:
-    """Have each file begin with nobody's garbage.
+    """Collect garbage before each file, and exclude what is left from later collections.
 
-    What many files left is one day collected within some test's time limit, and takes seconds there, for the
-    libraries' hundreds of thousands of objects are looked at too.
+    Otherwise a full collection falls within some test's time limit. It takes seconds there, because it visits
+    the libraries' hundreds of thousands of objects.
     """
     gc.collect()
     gc.freeze()
@@ -75,6 +114,16 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """Searches run their trials in this process."""
+    # Imported here: it takes Ray's modules, which most tests do without.
+    from tests.without_ray import search_without_ray
+
+    with search_without_ray():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """Trials that die as a process dies: where they are told, or of a SIGKILL at any moment.
 
-Run as a program, once for a whole table of deaths: importing torch, and what oneDNN compiles at first, cost
-more than a trial does. The undisturbed trial pays for both; the others are forks of its process. After a
-death nothing of a trial runs on, no ``finally`` either. Reads a :class:`Job` as JSON and prints a line of
-JSON for each thing that happened::
+Run as a program, once for a whole table of deaths, because importing torch, and what oneDNN compiles at
+first, cost more than a trial does. The undisturbed trial pays for both; the others are forks of its process.
+After a death nothing of a trial runs on, not even a ``finally``. Reads a :class:`Job` as JSON and prints a line
+of JSON for each thing that happened::
 
     ["epoch", TRIAL, EPOCH, METRICS]    a report
-    ["died", TRIAL, STATUS]             the exit status of a trial's process; 0: it has come to its end
+    ["ended", TRIAL, STATUS]            the exit status of a trial's process; 0: it has come to its end
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -70,9 +72,12 @@ class Job:
     folder: str
     config: dict[str, Any]
     epochs: int
-    points: list[str]
-    """Each a trial of that name, killed once in its second epoch and continued: "DEED N" before the N-th such
-    deed of that epoch, "torn save N" in the midst of the N-th file, "report 1" after the checkpoint."""
+    deeds: list[str]
+    """Before each of these a trial is killed in its second epoch, and resumed: a key of ``DEEDS``; "torn
+    save", half-way through a file; or "report", after the checkpoint. The trials are called "DEED N", after
+    the N-th such deed of the epoch."""
+    writes: list[str]
+    """Deeds of which every occurrence in the epoch gets such a trial; of the others only the last does."""
     seeds: list[int]
     """Each a trial ``SIGKILL SEED``, killed again and again at moments drawn from the seed."""
 
@@ -81,9 +86,14 @@ def main() -> None:
     """Do the job on stdin."""
     job = Job(**json.loads(sys.stdin.read()))
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    _train(job, "whole", "")
+    counts = _live_undisturbed(job)
     gc.freeze()  # or every fork copies what its garbage collection walks over
-    for point in job.points:
+    points = [
+        f"{deed} {occurrence}"
+        for deed in job.deeds
+        for occurrence in range(1 if deed in job.writes else counts[deed], counts[deed] + 1)
+    ]
+    for point in points:
         shutil.copytree(Path(job.folder) / BEGUN, Path(job.folder) / point)
         for deed in (point, ""):
             _tell_death(point, _fork(job, point, deed))
@@ -91,6 +101,41 @@ def main() -> None:
     steps.count()
     for seed in job.seeds:
         _kill_again_and_again(job, f"SIGKILL {seed}", random.Random(seed), steps)
+
+
+class Census:
+    """Counts a trial's deeds between two epochs' reports."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self.second_epoch: Counter[str] = Counter()
+
+    def reported(self, epoch: int) -> None:
+        """The deeds from here on are the next epoch's."""
+        if epoch == 2:
+            self.second_epoch = self._counts + Counter({"torn save": self._counts["save"], "report": 1})
+        self._counts = Counter()
+
+    def counting(self, name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        """``do``, counted."""
+
+        @functools.wraps(do)  # Lightning reads signatures
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._counts[name] += 1
+            return do(*args, **kwargs)
+
+        return counted
+
+
+def _live_undisturbed(job: Job) -> Counter[str]:
+    """Live the trial ``whole``; how often it does each deed in its second epoch."""
+    census = Census()
+    with ExitStack() as patches:
+        for name, (owner, attribute) in DEEDS.items():
+            counted = census.counting(name, getattr(owner, attribute))
+            patches.enter_context(mock.patch.object(owner, attribute, counted))
+        _train(job, "whole", "", reported=census.reported)
+    return census.second_epoch
 
 
 def _kill_again_and_again(job: Job, trial: str, moments: random.Random, steps: Steps) -> None:
@@ -142,7 +187,7 @@ def _let_live(process: int, steps: Steps, moment: float) -> None:
 def _tell_death(trial: str, process: int) -> int:
     """Its exit status."""
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    _say("died", trial, code)
+    _say("ended", trial, code)
     return code
 
 
@@ -159,7 +204,9 @@ def _fork(job: Job, trial: str, point: str) -> int:
     return process
 
 
-def _train(job: Job, trial: str, point: str) -> None:
+def _train(
+    job: Job, trial: str, point: str, *, reported: Callable[[int], object] = lambda _: None
+) -> None:
     folder = Path(job.folder)
     digits = open_dataset(DatasetConfig(name="digits", limit=56), data_root=folder, cache_root=folder)
     deed, _, occurrence = point.rpartition(" ")
@@ -173,6 +220,7 @@ def _train(job: Job, trial: str, point: str) -> None:
         _say("epoch", trial, epoch.epoch, dict(epoch.metrics))
         if trial == "whole" and epoch.epoch == 1:
             shutil.copytree(folder / trial, folder / BEGUN)
+        reported(epoch.epoch)
 
     train_trial(
         TrialConfig.from_dict(job.config),

@@ -1,4 +1,7 @@
-"""A disk that takes no checkpoint: training goes on, what was there stays, and the user is told."""
+"""A disk that takes no checkpoint: training continues, what was there stays, and the user is told.
+
+That the trial equals one on a whole disk once it is resumed: test_resumed_equals_uninterrupted.py.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,14 @@ from typing import Any
 
 import pytest
 
+from tests.training.resuming import STEADY, metrics_of
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport, load_trained, recorded_epochs
-from tune_rescon.training.checkpoint import is_intact
 
 pytestmark = pytest.mark.torch
 
 Run = Callable[..., list[EpochReport]]
 LargestFile = Callable[[int], AbstractContextManager[None]]
-TIMES = ("images_per_second", "epoch_seconds")
-
-#: The objective that gets better every epoch of the small trial, so that each has a best network to write.
-STEADY = {"metric": "train_loss", "mode": "min"}
-
-
-def values(reports: list[EpochReport]) -> list[dict[str, float]]:
-    return [{k: v for k, v in report.metrics.items() if k not in TIMES} for report in reports]
 
 
 class Watched:
@@ -59,7 +54,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_trial(
     watched, disk = Watched(), ExitStack()
     watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
     train(folder=tmp_path / "full", epochs=4, **watched.options)
-    assert values(watched.reports) == values(whole)
+    assert [metrics_of(r) for r in watched.reports] == [metrics_of(r) for r in whole]
     assert watched.kept == [(1, 1), (1, 1), (1, 1), (4, 4)]
     assert watched.notes == [
         "epoch 2's network could not be written (File too large); best.ckpt is still epoch 1's",
@@ -78,29 +73,6 @@ def test_a_disk_full_from_the_start_names_no_file(
     assert [(report.checkpoint, report.best_checkpoint) for report in watched.reports] == [(None, None)] * 2
     assert watched.notes[0].endswith("(File too large); there is no best.ckpt yet")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_was_written_before_the_disk_was_full_is_what_a_restart_uses(
-    train: Run, tmp_path: Path, largest_file: LargestFile
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die() -> None:
-        disk.close()
-        raise Killed
-
-    whole = train(folder=tmp_path / "whole", epochs=4, **STEADY)
-    watched, disk = Watched(), ExitStack()
-    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 3: die}
-    with pytest.raises(Killed):
-        train(folder=tmp_path / "cut", epochs=4, **watched.options)
-    assert is_intact(tmp_path / "cut" / "last.ckpt")
-    again = Watched()
-    train(folder=tmp_path / "cut", epochs=4, **again.options)
-    assert [report.epoch for report in again.reports] == [2, 3, 4]
-    assert values(again.reports) == values(whole)[1:]
-    assert (again.kept[-1], again.notes) == ((4, 4), [])
 
 
 def test_a_network_that_could_not_be_written_does_not_keep_the_next_one_out(

@@ -1,0 +1,237 @@
+"""Whatever ends a trial early, and whatever happens to its files: resumed, it equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.training.mortal import STRUCK
+from tests.training.resuming import (
+    BATCHES,
+    EPOCHS,
+    STEADY,
+    Fault,
+    Lives,
+    assert_same_files,
+    cut_off,
+    empty,
+    killed_after,
+    metrics_of,
+    preempted,
+    scratch,
+    timeless,
+)
+from tune_rescon.config import TrialConfig
+from tune_rescon.training import recorded_epochs
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]  # the killed trials are lived in one fixture
+
+LAST, BOTH, BEST = (
+    "the last checkpoint was damaged; going on from epoch 1",
+    "both checkpoints were damaged; beginning again",
+    "best.ckpt was damaged; the networks of the epochs before are lost",
+)
+
+#: What can happen to a trial whose process is not killed in the middle of something.
+FAULTS = {
+    "killed after every epoch": Fault(lives=[killed_after(epoch) for epoch in (1, 2, 3)], recorded=3),
+    "preempted six times": Fault(
+        # The fourth one in the batches on which statistics are estimated, the third after an epoch's report.
+        lives=[preempted(at=at) for at in (1, 1, 2, 2, 1, 2)],
+        recorded=2,
+    ),
+    "preempted, its checkpoint damaged": Fault(
+        lives=[preempted(at=BATCHES + 2), cut_off("last")], recorded=1, notes=[LAST]
+    ),
+    "preempted on a full disk": Fault(
+        lives=[preempted(at=BATCHES), preempted(at=2, disk_full=True)], recorded=1
+    ),
+    "the disk full for two epochs": Fault(lives=[killed_after(3, disk_full_after=1)], recorded=1),
+    "an older checkpoint empty": Fault(lives=[killed_after(2), empty("last.previous")], recorded=2),
+    "a checkpoint cut off": Fault(lives=[killed_after(2), cut_off("last")], recorded=1, notes=[LAST]),
+    "a checkpoint scratched": Fault(lives=[killed_after(2), scratch("last")], recorded=1, notes=[LAST]),
+    "both checkpoints scratched": Fault(
+        lives=[killed_after(2), scratch("last", "last.previous")], recorded=0, notes=[BOTH]
+    ),
+    "the best network scratched": Fault(lives=[killed_after(2), scratch("best")], recorded=2, notes=[BEST]),
+    "a checkpoint and the best network empty": Fault(
+        lives=[killed_after(2), empty("last", "best")], recorded=1, notes=[LAST, BEST]
+    ),
+    "all cut off": Fault(
+        lives=[killed_after(2), cut_off("last", "last.previous", "best")], recorded=0, notes=[BOTH, BEST]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(train: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """The folder of an uninterrupted trial, and the metrics it reported."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **STEADY)]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
+    name: str,
+    train: Run,
+    whole: tuple[Path, list[dict[str, float]]],
+    largest_file: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    fault, trial = FAULTS[name], Lives(train, tmp_path, largest_file)
+    for life in fault.lives:
+        life(trial)
+    known = recorded_epochs(tmp_path)
+    assert [metrics_of(report) for report in known] == whole[1][: fault.recorded]
+    best_was_damaged = BEST in fault.notes
+    assert all((report.best_checkpoint is None) is best_was_damaged for report in known)
+
+    before, trial.notes = trial.reports, []
+    trial.reports = []
+    trial.live()
+    assert trial.notes == list(fault.notes)
+    assert [report.epoch for report in trial.reports] == list(range(fault.recorded + 1, EPOCHS + 1))
+    assert all(report.best_checkpoint == tmp_path / "best.ckpt" for report in trial.reports)
+    for report in before + trial.reports:
+        assert metrics_of(report) == whole[1][report.epoch - 1]
+    assert_same_files(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "at"),
+    [
+        ({"optimizer": "adamw"}, {}, 3),
+        ({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3),
+        # A finalist is evaluated once, after its last epoch.
+        ({}, {"metric": "test_accuracy", "mode": "max"}, 2),
+        ({}, {"metric": "test_accuracy", "mode": "max"}, BATCHES + 2),
+    ],
+)
+def test_so_does_one_of_another_kind_that_was_preempted(
+    train: Run,
+    small: TrialConfig,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    at: int,
+    largest_file: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    config = TrialConfig.from_dict(small.to_dict() | settings)
+    given = {**STEADY, "epochs": 2, **options}
+    alone, left = (
+        Lives(functools.partial(train, config), tmp_path / name, largest_file, given)
+        for name in ("alone", "left")
+    )
+    alone.live()
+    preempted(at=at)(left)
+    left.live()
+    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in alone.reports]
+    assert_same_files(left.folder, alone.folder)
+
+
+#: What a trial does between two epochs' reports. Its process is killed before the last one of each of these.
+STEPS = ("training_step", "backward", "average", "statistics", "validation_step", "report")
+
+#: What it does with files then: its process is killed before, or half-way through, each one of these.
+WRITES = ("save", "torn save", "fsync", "replace")
+
+SEEDS = (0, 1)
+
+#: By optimiser: the deeds before which a trial is killed, and the seeds of those killed at random moments.
+#: The files are the same for every optimiser.
+DEATHS = {"sgd": ((*STEPS, *WRITES), SEEDS), "adamw": (("backward", "replace"), ())}
+
+
+@dataclass(kw_only=True)
+class Life:
+    """What became of a trial in processes of its own: their exit statuses, and what they reported."""
+
+    folder: Path
+    statuses: list[int] = field(default_factory=list)
+    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def lives(small: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Life]]:
+    """By optimiser and name: an uninterrupted trial, and one for each way to be killed."""
+    return {name: _live(name, small, tmp_path_factory.mktemp(name)) for name in DEATHS}
+
+
+def _live(optimizer: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
+    """With all on that holds state from step to step or draws random numbers."""
+    config = dataclasses.replace(
+        small,
+        batch_size=16,
+        optimizer=optimizer,
+        learning_rate=0.05 if optimizer == "sgd" else 0.002,
+        cutmix=0.5,
+        augment="randaugment",
+    )
+    for name in ("mixup", "drop_path", "ema_decay", "warmup_epochs", "precise_bn_batches"):
+        assert getattr(config, name) > 0
+    assert config.gradient_clip > 0
+    assert config.label_smoothing > 0
+    job = {"folder": str(folder), "config": config.to_dict(), "epochs": EPOCHS, "writes": WRITES}
+    deeds, seeds = DEATHS[optimizer]
+    job |= {"deeds": deeds, "seeds": seeds}
+    program = [sys.executable, str(Path(__file__).with_name("mortal.py"))]
+    done = subprocess.run(program, input=json.dumps(job), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return _lives(folder, (json.loads(line) for line in done.stdout.splitlines()))
+
+
+def _lives(folder: Path, lines: Iterable[list[Any]]) -> dict[str, Life]:
+    lives: defaultdict[str, Life] = defaultdict(lambda: Life(folder=folder))
+    for what, trial, *rest in lines:
+        life = lives[trial]
+        life.folder = folder / trial
+        if what == "ended":
+            life.statuses.append(rest[0])
+        else:
+            life.reports.append((rest[0], timeless(rest[1])))
+    return dict(lives)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "deed"), [(optimizer, deed) for optimizer, (deeds, _) in DEATHS.items() for deed in deeds]
+)
+def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
+    lives: dict[str, dict[str, Life]], optimizer: str, deed: str
+) -> None:
+    killed = {name: life for name, life in lives[optimizer].items() if name.rpartition(" ")[0] == deed}
+    assert killed
+    for name, life in killed.items():
+        assert life.statuses == [STRUCK, 0], name
+        _assert_equal(life, lives[optimizer]["whole"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_so_does_a_trial_killed_again_and_again_at_random_moments(
+    lives: dict[str, dict[str, Life]], seed: int
+) -> None:
+    life = lives["sgd"][f"SIGKILL {seed}"]
+    assert len(life.statuses) >= 2, "it lived to its end"
+    assert life.statuses == [-signal.SIGKILL] * (len(life.statuses) - 1) + [0]
+    _assert_equal(life, lives["sgd"]["whole"])
+
+
+def _assert_equal(life: Life, whole: Life) -> None:
+    expected = dict(whole.reports)
+    assert list(expected) == list(range(1, EPOCHS + 1))
+    assert life.reports == [(epoch, expected[epoch]) for epoch, _ in life.reports]
+    assert_same_files(life.folder, whole.folder)

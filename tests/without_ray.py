@@ -1,0 +1,98 @@
+"""A whole search in this process: everything is real but Ray.
+
+``run_search`` reads the space, the data, the record and MLflow as always. Its trials run one after the other in
+this process, without a cluster, workers or Tune's controller. Tune's searcher and scheduler of this package sit in
+between, so that a trial takes the same path as on Ray: suggested, reported by ``tune.report``, stopped by
+SystemExit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Final
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
+
+from tune_rescon.tuning import Coordinator, TrialSummary, TrialTask
+from tune_rescon.tuning.execution.cluster import RaySession
+from tune_rescon.tuning.execution.room import Nodes
+from tune_rescon.tuning.execution.scheduler import CoordinatorScheduler
+from tune_rescon.tuning.execution.searcher import CoordinatorSearcher
+from tune_rescon.tuning.execution.supervision import Turns
+
+__all__ = ["search_without_ray"]
+
+#: What the only machine has.
+RESOURCES: Final = {"CPU": 2.0}
+
+
+@contextmanager
+def search_without_ray() -> Iterator[None]:
+    """Within it ``run_search``, and the commands that call it, run their trials in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune_rescon.tuning.runner.ray_session", _one_machine)
+        patch.setattr("tune_rescon.tuning.runner.execute", _execute_here)
+        yield
+
+
+@contextmanager
+def _one_machine(address: str | None) -> Iterator[RaySession]:
+    del address
+    machine = Nodes(count=1, resources=RESOURCES)
+    yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
+
+
+def _execute_here(
+    coordinator: Coordinator,
+    *,
+    make_task: Callable[[TrialSummary], TrialTask],
+    trainable: Callable[[dict[str, Any]], None],
+    turns: Turns,
+    **_resources: object,
+) -> None:
+    """Tune's part: ask for trials until there are no more, run each, hand its reports on."""
+    searcher = CoordinatorSearcher(coordinator, make_task)
+    scheduler = CoordinatorScheduler(coordinator, node_is_gone=lambda _: False)
+    for identity in map(str, itertools.count()):
+        with turns.turn():
+            config = searcher.suggest(identity)
+        if config == Searcher.FINISHED:
+            return
+        assert isinstance(config, dict), "no trial runs, so there is nothing to wait for"
+        _run_trial(identity, config, trainable, searcher, scheduler, turns)
+
+
+def _run_trial(
+    identity: str,
+    config: dict[str, Any],
+    trainable: Callable[[dict[str, Any]], None],
+    searcher: CoordinatorSearcher,
+    scheduler: CoordinatorScheduler,
+    turns: Turns,
+) -> None:
+    trial = SimpleNamespace(config=config, node_ip=None)
+
+    def report(metrics: dict[str, Any]) -> None:
+        with turns.turn():
+            decision = scheduler.on_trial_result(None, trial, flatten_dict(metrics, delimiter="/"))
+        if decision == TrialScheduler.STOP:
+            raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.tune.report", report)
+        try:
+            trainable(config)
+        except SystemExit:
+            return
+        except Exception:
+            with turns.turn():
+                scheduler.on_trial_error(None, trial)
+        else:
+            with turns.turn():
+                searcher.on_trial_complete(identity)
