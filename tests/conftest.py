@@ -78,7 +78,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def processor_time_limit(seconds: float) -> Iterator[None]:
     """Fail the test after so many seconds of this process's time, user and system, all threads."""
 
-    def fail(signum: int, frame: object) -> None:
+    def fail(*_: object) -> None:
         pytest.fail(f"a quick test may take {seconds:g} s of processor time; a slower kind needs its marker")
 
     before = signal.signal(signal.SIGPROF, fail)
@@ -114,6 +114,18 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def ray_here(short_tmp: Path) -> Iterator[None]:
+    """One Ray for all tests that ask for it; they run in one process (see the xdist group above)."""
+    # Imported here: it takes seconds, and most tests need no Ray.
+    from tune_rescon.tuning.execution.cluster import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(short_tmp))
+        with ray_session(None):
+            yield
 
 
 @pytest.fixture

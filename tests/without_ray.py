@@ -1,9 +1,9 @@
-"""A whole search in this process: everything is real but Ray.
+"""A whole search in this process: everything is real but Ray, and the process that talks to MLflow.
 
-``run_search`` reads the space, the data, the record and MLflow as always. Its trials run one after the other in
-this process, without a cluster, workers or Tune's controller. Tune's searcher and scheduler of this package sit in
-between, so that a trial takes the same path as on Ray: suggested, reported by ``tune.report``, stopped by
-SystemExit.
+``run_search`` reads the space and the data, and writes the record, as always. Its trials run one after the
+other in this process, without a cluster, workers or Tune's controller. This package's searcher and scheduler
+sit in between, so that a trial takes the same path as on Ray: suggested, reported by ``tune.report``, and
+stopped by SystemExit. MLflow is called from the writer's thread.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
+from tune_rescon.tracking import Destination, MlflowWriter
+from tune_rescon.tracking.desk import Desk
 from tune_rescon.tuning import Coordinator, TrialSummary, TrialTask
 from tune_rescon.tuning.execution.cluster import RaySession
 from tune_rescon.tuning.execution.room import Nodes
@@ -38,6 +40,7 @@ def search_without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_rescon.tuning.runner.ray_session", _one_machine)
         patch.setattr("tune_rescon.tuning.runner.execute", _execute_here)
+        patch.setattr("tune_rescon.tuning.runner.mlflow_writer", _writer_in_this_process)
         yield
 
 
@@ -46,6 +49,16 @@ def _one_machine(address: str | None) -> Iterator[RaySession]:
     del address
     machine = Nodes(count=1, resources=RESOURCES)
     yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
+
+
+@contextmanager
+def _writer_in_this_process(destination: Destination) -> Iterator[MlflowWriter]:
+    writer = MlflowWriter(destination, open_desk=Desk)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.close(0)
 
 
 def _execute_here(

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.faults.conftest import CheapSearch
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 #: Seconds for which another process holds the record: more than SQLite's own patience, which is five.
 LOCKED = 7.0

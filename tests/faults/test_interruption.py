@@ -50,7 +50,7 @@ def states(study: optuna.Study) -> set[str]:
     return {trial.user_attrs["state"] for trial in study.trials}
 
 
-@pytest.mark.parametrize("blow", [INT, KILL])
+@pytest.mark.parametrize("blow", [pytest.param(INT, marks=pytest.mark.nightly), KILL])
 def test_a_search_that_is_struck_down_goes_on_where_it_was(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_search_that_is_struck_down_goes_on_where_it_was(
     slow_searches.assert_complete(before)
 
 
-@pytest.mark.parametrize("blow", [TERM, INT])
+@pytest.mark.parametrize("blow", [pytest.param(TERM, marks=pytest.mark.nightly), INT])
 def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
@@ -91,6 +91,7 @@ def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
     assert_gone(family)
 
 
+@pytest.mark.nightly
 def test_a_ray_that_dies_is_said_and_left_behind(slow_searches: SlowSearches) -> None:
     """By its control store's death; tests/integration/test_terminal.py kills its node manager."""
     driver = slow_searches.start_and_wait()
@@ -106,6 +107,7 @@ def test_a_ray_that_dies_is_said_and_left_behind(slow_searches: SlowSearches) ->
     assert_gone(family)
 
 
+@pytest.mark.nightly
 def test_sigterm_to_everything_at_once_is_an_interruption(slow_searches: SlowSearches) -> None:
     # The workers are gone too, so all of the grace is waited for epochs that will not come.
     driver = slow_searches.start_and_wait(grace=2)
@@ -118,6 +120,7 @@ def test_sigterm_to_everything_at_once_is_an_interruption(slow_searches: SlowSea
     assert_gone(family)
 
 
+@pytest.mark.nightly
 def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: SlowSearches) -> None:
     driver = slow_searches.start_and_wait("pace=600", epochs=0, grace=1)
     family, begun = descendants(driver), time.monotonic()
@@ -131,6 +134,7 @@ def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: Sl
     assert_gone(family)
 
 
+@pytest.mark.nightly
 def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSearches) -> None:
     driver = slow_searches.start_and_wait("pace=5", epochs=0)
     driver.send_signal(INT)
@@ -145,6 +149,7 @@ def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSea
     slow_searches.assert_complete(before)
 
 
+@pytest.mark.nightly
 def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
     tmp_path: Path, short_tmp: Path
 ) -> None:

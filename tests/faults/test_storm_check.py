@@ -6,28 +6,36 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from mlflow import MlflowClient
 from storm.check_ours import check_ours
 from storm.findings import Fault
 from storm.ours import NAME
+from storm.trainables import LEDGER, train_ours
 
-if TYPE_CHECKING:
-    from tests.faults.conftest import CheapSearch
+from tests.without_ray import search_without_ray
+from tune_rescon.reporting import SearchPresentation
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, run_search
 
-pytestmark = pytest.mark.ray
+#: The first one runs a search, the others copy its storage.
+pytestmark = pytest.mark.server
 
 TRIALS = 6
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, new_search: Callable[[Path], CheapSearch]) -> Path:
-    """The storage of a search that nothing is wrong with."""
-    search = new_search(tmp_path_factory.mktemp("whole"))
-    search.finish()
-    return search.storage
+def whole(tmp_path_factory: pytest.TempPathFactory, fault_cache: Path, empty_store: Path) -> Path:
+    """The storage of a search that nothing is wrong with. Its trials ran in this process."""
+    storage = tmp_path_factory.mktemp("whole")
+    shutil.copyfile(empty_store, storage / "mlflow.db")
+    space = load_space("digits", [f"budget.trials={TRIALS}", "sampler.seed=0"])
+    options = RunOptions(name=NAME, storage=storage, cache_root=fault_cache, data_root=fault_cache)
+    with pytest.MonkeyPatch.context() as patch, search_without_ray():
+        patch.setenv(LEDGER, str(storage / "ledger"))
+        run_search(space, options, trainable=train_ours, presentation=SearchPresentation())
+    return storage
 
 
 def study(storage: Path, statement: str) -> None:

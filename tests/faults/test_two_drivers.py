@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.faults.conftest import SlowSearches
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 #: A lease short enough for a test.
 LEASE = "lease=3"

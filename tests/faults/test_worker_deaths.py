@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,11 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def result(
-    short_tmp: Path, fault_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StudyResult]:
+def result(ray_here: None, fault_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    del ray_here
     space = load_space("digits", ["budget.trials=6", "scheduler.type=none", "sampler.type=random"])
     options = RunOptions(name="s", storage=tmp_path_factory.mktemp("runs"), cache_root=fault_cache)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=short_tmp) as ray_tmp:
-        patch.setenv("RAY_TMPDIR", ray_tmp)
-        yield run_search(space, options, trainable=die_variously)
+    return run_search(space, options, trainable=die_variously)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5])

@@ -1,23 +1,13 @@
-"""One Ray for the tests that run in this process, with its own directory; commands start their own."""
+"""A small search of digits, and where it goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import RunOptions
-from tune_rescon.tuning.execution.cluster import ray_session
-
-
-@pytest.fixture(scope="session")
-def ray_here(short_tmp: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(short_tmp))
-        with ray_session(None):
-            yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Whole searches through real Ray, with trials that learn nothing: what ends a trial, what comes after."""
+"""Whole searches through real Ray, with trials that learn nothing: killed, paused and kept processes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ from optuna.trial import TrialState as OptunaState
 from ray.air.execution import PlacementGroupResourceManager
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import die_once, end_together, fail_second, learn_nothing
-from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult, run_search
+from tune_rescon.testing import die_once, end_together, learn_nothing
+from tune_rescon.tuning import RunOptions, StudyResult, run_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
-
-GRID = (
-    "parameters={depth: {type: categorical, choices: [56, 92]},"
-    " mask: {type: categorical, choices: [encoder_decoder, local]}}"
-)
 
 
 def study(result: StudyResult) -> optuna.Study:
@@ -38,52 +32,19 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another(small_space: Space, 
     assert all(trial.state in (TrialState.FINISHED, TrialState.STOPPED) for trial in result.trials)
 
 
-class BrokenPresentation(SearchPresentation):
-    """Draws well until the end."""
-
-    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
-        raise ValueError(f"no colour left for {result.name} in {folder.path}")
-
-
-def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_the_search_goes_on(
-    small_space: Space, options: RunOptions
-) -> None:
-    said: list[str] = []
-    result = run_search(
-        small_space, options, trainable=fail_second, presentation=BrokenPresentation(), say=said.append
-    )
-    states = [trial.state for trial in result.trials]
-    assert states[1] is TrialState.FAILED
-    assert len(states) == 6
-    assert TrialState.FINISHED in states
-    assert study(result).trials[1].state is OptunaState.FAIL
-    assert result.state.value == "finished"
-    assert any("could not be written" in line and "no colour left" in line for line in said)
-    assert (result.folder / "best.yaml").is_file()
-    assert "no colour left" in (result.folder / "search.log").read_text()
-
-
-def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
+def test_paused_trials_are_promoted_and_continue(options: RunOptions) -> None:
     space = load_space(
-        "digits",
-        [
-            "sampler.type=grid",
-            "budget.trials=4",
-            "initial=[]",
-            GRID,
-        ],
+        "digits", ["budget.trials=9", "sampler.n_startup_trials=3", "scheduler.variant=promote"]
     )
     result = run_search(space, options, trainable=learn_nothing)
-    run = {(trial.parameters["depth"], trial.parameters["mask"]) for trial in result.trials}
-    assert run == {(depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local")}
-
-
-def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
-    space = load_space("digits", ["budget.trials=100000", "budget.hours=0.001"])
-    result = run_search(space, options, trainable=learn_nothing)
-    assert not result.interrupted
-    assert 1 <= len(result.trials) < 100000
-    assert all(trial.state.is_final for trial in result.trials)
+    assert [trial.number for trial in result.trials] == list(range(9))
+    assert {trial.state for trial in result.trials} == {TrialState.FINISHED, TrialState.STOPPED}
+    for trial in result.trials:
+        assert trial.epochs in (1, 3, 9)
+        rises = "the curve rises: no epoch is missing or there twice"
+        assert list(trial.values) == sorted(trial.values), rises
+    assert sum(trial.epochs >= 3 for trial in result.trials) <= 4
+    assert {trial.state for trial in study(result).trials} == {OptunaState.COMPLETE, OptunaState.PRUNED}
 
 
 SHORT = ("budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}")

@@ -15,43 +15,49 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from tests.conftest import S3Server
+from tests.conftest import ROOT, S3Server
 from tune_rescon.search import main
 from tune_rescon.storage import RemoteFolder, StorageUrl
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+#: Drivers are processes that train nothing, but import and wait.
+pytestmark = [pytest.mark.s3, pytest.mark.timeout(300)]
 
 TRIALS = 7
 
-#: A driver as the command is one, but with trials that learn nothing, slowly.
+#: A driver as the command is one, but with trials that learn nothing, slowly: on Ray, or in its own process.
 DRIVER = f"""
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from tests.without_ray import search_without_ray
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
 from tune_rescon.testing import learn_slowly
 from tune_rescon.tuning import RunOptions, run_search
 
 storage, cache, resume = parse_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+trials = nullcontext() if sys.argv[4] == "ray" else search_without_ray()
 space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"])
 options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume)
-result = run_search(space, options, trainable=learn_slowly)
+with trials:
+    result = run_search(space, options, trainable=learn_slowly)
 sys.exit(result.unkept)
 """
 
 
 class Machines:
-    """Starts drivers on one URL, each with a disk of its own."""
+    """Starts drivers on one URL, each with a disk of its own; their trials run ``on`` Ray, or in them."""
 
-    def __init__(self, storage: str, disks: Path, ray_tmp: Path) -> None:
+    def __init__(self, storage: str, disks: Path, ray_tmp: Path, on: str) -> None:
         self.storage = storage
         self.remote = RemoteFolder.connect(StorageUrl(url=storage)).folder("s")
         self._disks = disks
-        self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp)}
+        self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "PYTHONPATH": str(ROOT)}
+        self._on = on
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, disk: str, how: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", DRIVER, self.storage, str(self._disks / disk), how]
+        command = [sys.executable, "-c", DRIVER, self.storage, str(self._disks / disk), how, self._on]
         driver = subprocess.Popen(
             command, env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -84,9 +90,11 @@ def storage(s3: S3Server) -> str:
     return f"{s3.bucket()}/team/runs"
 
 
-@pytest.fixture
-def machines(storage: str, tmp_path: Path, short_tmp: Path) -> Iterator[Machines]:
-    group = Machines(storage, tmp_path, short_tmp)
+@pytest.fixture(params=["this process", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.nightly])])
+def machines(
+    request: pytest.FixtureRequest, storage: str, tmp_path: Path, short_tmp: Path
+) -> Iterator[Machines]:
+    group = Machines(storage, tmp_path, short_tmp, request.param)
     yield group
     for driver in group.started:
         if driver.poll() is None:

@@ -160,6 +160,7 @@ def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_
         assert points == pytest.approx(study.trials[number].intermediate_values)
 
 
+@pytest.mark.nightly
 def test_what_ray_says_when_it_dies_goes_to_the_log(terminal: Terminal, tmp_path: Path) -> None:
     terminal.wait_for(lambda screen: screen.count("/9  ") == 2)
     children = psutil.Process(terminal.process.pid).children(recursive=True)

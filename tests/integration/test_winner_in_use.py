@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -17,7 +17,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 
-pytestmark = pytest.mark.ray
+from tests.without_ray import search_without_ray
 
 #: The search only has to have two trials to choose from; what they are learns enough in its finals.
 SMALL = (
@@ -42,48 +42,47 @@ print(json.dumps([names[k] for k in probabilities.argmax(1)]))
 """
 
 
-class Commands:
-    """The package's commands on one storage: in processes of their own, or, most of them, in this one."""
-
-    def __init__(self, folder: Path, ray_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.runs = folder / "runs"
-        self._storage = ["--storage", str(self.runs)]
-        self._ray_tmp = ray_tmp
-        self._capsys = capsys
-
-    def __call__(self, name: str, *arguments: str | Path, code: int = 0) -> str:
-        """What the command says, run here: what it imports takes most of its time."""
-        main = importlib.import_module(f"tune_rescon.{name}").main
-        ended = main([*map(str, arguments), *self._storage])
-        said = self._capsys.readouterr()
-        assert ended == code, said.out + said.err
-        return said.out
-
-    def apart(self, name: str, *arguments: str | Path) -> str:
-        """What it says as a person starts it."""
-        done = subprocess.run(
-            [sys.executable, "-m", f"tune_rescon.{name}", *map(str, arguments), *self._storage],
-            env={**os.environ, "RAY_TMPDIR": str(self._ray_tmp)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+Command = Callable[..., str]
+"""Runs a command of the package by name on one storage; its output."""
 
 
-@pytest.fixture
+@pytest.fixture(
+    params=[
+        pytest.param("in this process", marks=pytest.mark.torch),
+        pytest.param("as a person does", marks=[pytest.mark.ray, pytest.mark.nightly]),
+    ]
+)
 def command(
-    ray_here: None,
+    request: pytest.FixtureRequest,
     cache_root: Path,
     short_tmp: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Commands:
-    del ray_here
+) -> Iterator[Command]:
+    """Commands, all in this process without Ray, or each in its own process with a Ray of its own."""
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(cache_root))
-    return Commands(tmp_path, short_tmp, capsys)
+    monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
+    storage = ["--storage", str(tmp_path / "runs")]
+
+    def here(name: str, *arguments: str | Path, code: int = 0) -> str:
+        main = importlib.import_module(f"tune_rescon.{name}").main
+        ended = main([*map(str, arguments), *storage])
+        printed = capsys.readouterr()
+        assert ended == code, printed.out + printed.err
+        return str(printed.out)
+
+    def apart(name: str, *arguments: str | Path, code: int = 0) -> str:
+        line = [sys.executable, "-m", f"tune_rescon.{name}", *map(str, arguments), *storage]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    if request.param == "in this process":
+        with search_without_ray():
+            yield here
+    else:
+        yield apart
 
 
 def check_finals(runs: Path) -> None:
@@ -110,7 +109,7 @@ def check_finals(runs: Path) -> None:
         assert (point.value, point.step) == (trial.value, 3)
 
 
-def test_from_a_search_to_its_winner_in_other_hands(command: Commands, tmp_path: Path) -> None:
+def test_from_a_search_to_its_winner_in_other_hands(command: Command, tmp_path: Path) -> None:
     search = ["--space", "digits", "--name", "a", "--plain", "--trials", "2"]
     for small in SMALL:
         search += ["--set", small]
@@ -119,13 +118,13 @@ def test_from_a_search_to_its_winner_in_other_hands(command: Commands, tmp_path:
     assert report["state"] == "finished"
 
     train = ["--from", "a", "--top", "2", "--seeds", "2", "--epochs", "3", "--plain"]
-    said = command.apart("train", *train)
+    said = command("train", *train)
     assert "a-final: 2 finalists on the test images" in said
-    check_finals(command.runs)
+    check_finals(tmp_path / "runs")
     # Its name is taken now; by --resume there is nothing left to do.
     command("train", *train, code=2)
     command("train", "--resume", "a-final", "--plain")
-    check_finals(command.runs)
+    check_finals(tmp_path / "runs")
 
     digits = load_digits().images[:40]
     pictures = tmp_path / "pictures"
@@ -133,7 +132,7 @@ def test_from_a_search_to_its_winner_in_other_hands(command: Commands, tmp_path:
     for number, image in enumerate(digits):
         Image.fromarray((image * 255 / 16).astype(np.uint8)).save(pictures / f"{number:02d}.png")
 
-    by_name = command.apart("predict", "a-final", pictures, "--json")
+    by_name = command("predict", "a-final", pictures, "--json")
     lines = [json.loads(line) for line in by_name.splitlines()]
     right = sum(line["class"] == str(k) for line, k in zip(lines, load_digits().target[:40], strict=True))
     assert right >= 30, f"{right} of 40"

@@ -2,8 +2,8 @@
 
 Run as a program, once for a whole table of deaths, because importing torch, and what oneDNN compiles at
 first, cost more than a trial does. The undisturbed trial pays for both; the others are forks of its process.
-After a death nothing of a trial runs on, not even a ``finally``. Reads a :class:`Job` as JSON and prints a line
-of JSON for each thing that happened::
+After a death nothing of a trial runs on, not even a ``finally``. Reads a :class:`Job` as JSON and prints a
+line of JSON for each thing that happened::
 
     ["epoch", TRIAL, EPOCH, METRICS]    a report
     ["ended", TRIAL, STATUS]            the exit status of a trial's process; 0: it has come to its end
@@ -204,9 +204,7 @@ def _fork(job: Job, trial: str, point: str) -> int:
     return process
 
 
-def _train(
-    job: Job, trial: str, point: str, *, reported: Callable[[int], object] = lambda _: None
-) -> None:
+def _train(job: Job, trial: str, point: str, *, reported: Callable[[int], object] = lambda _: None) -> None:
     folder = Path(job.folder)
     digits = open_dataset(DatasetConfig(name="digits", limit=56), data_root=folder, cache_root=folder)
     deed, _, occurrence = point.rpartition(" ")

@@ -90,7 +90,7 @@ class _Killed(BaseException):
 
 
 def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Life:
-    """A life that ends with the report of ``epoch``; after ``disk_full_after`` the disk takes no checkpoint."""
+    """A life that ends with the report of ``epoch``; after ``disk_full_after`` the disk is full."""
 
     def life(trial: Lives) -> None:
         def report(done: EpochReport) -> None:
@@ -160,9 +160,7 @@ class Fault:
 
 def assert_same_files(folder: Path, whole: Path) -> None:
     """Both folders hold the same epochs, best network, training state and no other file."""
-    mine, theirs = (
-        [metrics_of(report) for report in recorded_epochs(one)] for one in (folder, whole)
-    )
+    mine, theirs = ([metrics_of(report) for report in recorded_epochs(one)] for one in (folder, whole))
     assert mine == theirs
     names = ["best.ckpt", "last.ckpt", "last.previous.ckpt"]
     assert sorted(path.name for path in folder.iterdir()) == names

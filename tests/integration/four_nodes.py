@@ -1,0 +1,214 @@
+"""The driver of test_four_nodes.py: run as a script with one JSON argument; prints one line of JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import describe
+from tune_rescon.errors import TuneResconError
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, SearchListener, TrialSummary, Verdict, run_search
+from tune_rescon.tuning.execution.cluster import prepare_environment
+from tune_rescon.tuning.execution.measuring import measured_on_gpu
+from tune_rescon.tuning.execution.staging import stage_data
+from tune_rescon.tuning.packing import largest_trial
+
+GIVEN: dict[str, Any] = json.loads(sys.argv[1])
+FOLDER = Path(GIVEN["folder"])
+
+
+def options(name: str) -> RunOptions:
+    return RunOptions(name=name, storage=FOLDER / "runs", data_root=FOLDER, cache_root=FOLDER / "cache")
+
+
+def staging() -> dict[str, Any]:
+    """What is said of images that are there, of images that are not, and of machines too small for a trial.
+
+    And of measuring on a GPU that only Ray believes in.
+    """
+
+    def stage(path: str, need: dict[str, float]) -> list[str]:
+        lines: list[str] = []
+        dataset = DatasetConfig(name="folder", path=str(FOLDER / path), val_fraction=0.5)
+        try:
+            stage_data(
+                [dataset],
+                data_root=FOLDER / "data",
+                cache_root=FOLDER / "images-cache",
+                need=need,
+                say=lines.append,
+            )
+        except TuneResconError as error:
+            lines.append(str(error))
+        return lines
+
+    def measure() -> str | None:
+        space = load_space("digits", ["resources_per_trial.gpu=auto"])
+        try:
+            facts = {"digits": describe(space.dataset, data_root=FOLDER)}
+            measured_on_gpu(*largest_trial(space, facts), cache_root=FOLDER / "cache")
+        except TuneResconError as error:
+            return str(error)
+        return None
+
+    return {
+        "images": stage("images", {"CPU": 1.0, "GPU": 0.0}),
+        "cached": [path.name for path in (FOLDER / "images-cache").iterdir()],
+        "nowhere": stage("nowhere", {"CPU": 1.0}),
+        "too small": stage("nowhere", {"CPU": 8.0}),
+        "measured": measure(),
+    }
+
+
+class Blow(SearchListener):
+    """Kills a process of each trial once, after its second epoch."""
+
+    def __init__(self, victims: Sequence[str]) -> None:
+        self._victims = victims
+        self.struck: list[int] = []
+
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """Nothing to do."""
+
+    def trial_started(self, trial: TrialSummary) -> None:
+        """Nothing to do."""
+
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        print(trial.number, text, file=sys.stderr)
+
+    def trial_ended(self, trial: TrialSummary) -> None:
+        print(trial.number, trial.state, trial.error, file=sys.stderr)
+
+    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        del metrics, verdict
+        if trial.epochs == 2 and trial.number not in self.struck:
+            name = self._victims[trial.number]
+            ours = psutil.Process().children(recursive=True)
+            (one,) = [process for process in ours if "".join(process.cmdline()[:1]).startswith(name)]
+            self.struck.append(trial.number)
+            one.kill()
+
+
+def pairs() -> dict[str, Any]:
+    """A search of trials of two processes, each of which loses one."""
+    blow = Blow(GIVEN["victims"])
+    result = run_search(load_space("digits", GIVEN["pairs"]), options("pairs"), listeners=[blow])
+    return {
+        "state": result.state.value,
+        "trials": [[trial.state.value, trial.epochs, *trial.values] for trial in result.trials],
+        "struck": blow.struck,
+    }
+
+
+def steps_of(name: str) -> list[list[str]]:
+    """Of each training step so far: the process that took it, and its node."""
+    ledger = FOLDER / f"{name}.steps"
+    return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+
+
+def trainable(name: str, pace: float) -> Callable[[dict[str, Any]], None]:
+    """A trial that writes a line for each step, ``pace`` seconds each, and gets a spot notice as a file."""
+    folder, ledger = FOLDER, FOLDER / f"{name}.steps"
+
+    def train(config: dict[str, Any]) -> None:
+        import functools
+        import os
+        import time
+
+        import ray
+
+        from tune_rescon.training.module import TrialModule
+        from tune_rescon.tuning.execution.spot import SpotNotice
+        from tune_rescon.tuning.execution.trial import run_trial
+
+        whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
+
+        @functools.wraps(whole)
+        def training_step(self: Any, batch: Any) -> Any:
+            with ledger.open("a") as file:
+                file.write(f"{os.getpid()} {node}\n")
+            time.sleep(pace)
+            return whole(self, batch)
+
+        TrialModule.training_step = training_step  # type: ignore[method-assign]
+        SpotNotice.came = lambda _: (folder / node).exists()  # type: ignore[method-assign]
+        try:
+            run_trial(config)
+        finally:
+            TrialModule.training_step = whole  # type: ignore[method-assign]
+
+    return train
+
+
+def spot() -> dict[str, Any]:
+    """The same search twice. The second time its trial is preempted in each of three epochs.
+
+    First its process gets a SIGTERM; then the machine it is on is drained; then it hears, from EC2, that its
+    machine will be taken away.
+    """
+    control = ray._private.worker.global_worker.gcs_client
+    space = load_space("digits", GIVEN["alone"])
+
+    def search(name: str, pace: float) -> dict[str, Any]:
+        (trial,) = run_search(space, options(name), trainable=trainable(name, pace)).trials
+        return {
+            "state": trial.state.value,
+            "error": trial.error,
+            "values": list(trial.values),
+            "notes": list(trial.notes),
+            "steps": steps_of(name),
+        }
+
+    def taken(steps: float) -> list[str]:
+        while len(steps_of("struck")) < steps:
+            time.sleep(0.05)
+        return steps_of("struck")[-1]
+
+    def strike(batches: float) -> None:
+        os.kill(int(taken(0.5 * batches)[0]), signal.SIGTERM)
+        deadline = int(1000 * (time.time() + 600))
+        control.drain_node(taken(1.2 * batches)[1], 2, "a spot notice", deadline)
+        (FOLDER / taken(2.2 * batches)[1]).touch()
+
+    whole = search("whole", 0.0)
+    blows = functools.partial(strike, len(whole["steps"]) / 3)
+    threading.Thread(target=blows, daemon=True).start()
+    struck = search("struck", 0.15)
+    # A raylet that is drained ends once it is idle.
+    drained = control.get_draining_nodes()
+    usable = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in drained]
+    return {"whole": whole, "struck": struck, "usable": usable}
+
+
+def main() -> None:
+    """Start the cluster, do everything on it, print what was found."""
+    prepare_environment(own_ray=True)
+    small: dict[str, Any] = {"object_store_memory": 80 << 20}
+    head = {"num_cpus": 0, "include_dashboard": False, **small}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for gpus in (1, 0, 0):
+        cluster.add_node(num_cpus=1, num_gpus=gpus, **small)
+    ray.init(address=cluster.address, log_to_driver=False)
+    # Preemption comes last: it drains two of the machines.
+    found = {"staging": staging(), "pairs": pairs(), "spot": spot()}
+    print(json.dumps(found))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

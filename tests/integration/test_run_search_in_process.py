@@ -1,0 +1,120 @@
+"""Whole searches whose trials run in this process: extended, warm, with a fault, over hours, over a grid.
+
+What only Ray can show (processes that are killed, kept and shared) is in test_run_search.py. Schedulers are
+simulated in tests/testing/test_searches_in_folders.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting import SearchPresentation
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import fail_second, learn_nothing
+from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult, run_search
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
+
+SMALL = ["budget.trials=9", "sampler.n_startup_trials=3", "budget.concurrent=1"]
+
+GRID = (
+    "parameters={depth: {type: categorical, choices: [56, 92]},"
+    " mask: {type: categorical, choices: [encoder_decoder, local]}}"
+)
+
+
+@pytest.fixture
+def options(options: RunOptions, empty_store: Path) -> RunOptions:
+    """Options whose MLflow store has its tables: they take seconds to make."""
+    assert isinstance(options.storage, Path)
+    options.storage.mkdir(parents=True)
+    shutil.copyfile(empty_store, options.storage / "mlflow.db")
+    return options
+
+
+def search(options: RunOptions, *overrides: str) -> StudyResult:
+    return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=learn_nothing)
+
+
+def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOptions) -> None:
+    """With the same seed, one trial at a time."""
+    whole = search(options)
+    half = dataclasses.replace(options, name="half")
+    before = search(half, "budget.trials=4")
+    resumed = search(dataclasses.replace(half, resume=True))
+    # All but the checkpoints: only five trials keep theirs, and more trials were better since.
+    first, then = (
+        [dataclasses.replace(trial, checkpoint=None) for trial in trials[:4]]
+        for trials in (before.trials, resumed.trials)
+    )
+    assert then == first
+    assert len(resumed.trials) == 9
+    assert [trial.parameters for trial in resumed.trials] == [trial.parameters for trial in whole.trials]
+    assert [trial.values for trial in resumed.trials] == [trial.values for trial in whole.trials]
+
+
+def test_a_warm_search_learns_from_an_earlier_one_also_after_a_resume(options: RunOptions) -> None:
+    search(options, "budget.trials=6")
+    lines: list[str] = []
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    space = load_space("digits", [*SMALL, "parameters.learning_rate.high=0.2"])
+    whole = run_search(space, warm, trainable=learn_nothing, say=lines.append)
+    assert any(line.startswith("used ") and " of 6 trials of s" in line for line in lines)
+
+    again = dataclasses.replace(warm, name="again")
+    few = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": 4})})
+    run_search(few, again, trainable=learn_nothing)
+    resumed = run_search(
+        space, dataclasses.replace(again, warm_start=None, resume=True), trainable=learn_nothing
+    )
+    assert [trial.parameters for trial in resumed.trials] == [trial.parameters for trial in whole.trials]
+    cold = search(dataclasses.replace(options, name="cold"))
+    assert cold.trials[-1].parameters != whole.trials[-1].parameters
+
+
+class BrokenPresentation(SearchPresentation):
+    """Draws well until the end."""
+
+    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
+        raise ValueError(f"no colour left for {result.name} in {folder.path}")
+
+
+def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_the_search(
+    small_space: Space, options: RunOptions
+) -> None:
+    lines: list[str] = []
+    result = run_search(
+        small_space, options, trainable=fail_second, presentation=BrokenPresentation(), say=lines.append
+    )
+    states = [trial.state for trial in result.trials]
+    assert states[1] is TrialState.FAILED
+    assert len(states) == 6
+    assert TrialState.FINISHED in states
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{result.folder / 'study.db'}")
+    assert study.trials[1].state is OptunaState.FAIL
+    assert result.state.value == "finished"
+    assert any("could not be written" in line and "no colour left" in line for line in lines)
+    assert (result.folder / "best.yaml").is_file()
+    assert "no colour left" in (result.folder / "search.log").read_text()
+
+
+def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
+    space = load_space("digits", ["sampler.type=grid", "budget.trials=4", "initial=[]", GRID])
+    result = run_search(space, options, trainable=learn_nothing)
+    run = [(trial.parameters["depth"], trial.parameters["mask"]) for trial in result.trials]
+    assert sorted(run) == sorted((depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local"))
+
+
+def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
+    space = load_space("digits", ["budget.trials=100000", "budget.hours=0.001"])
+    result = run_search(space, options, trainable=learn_nothing)
+    assert not result.interrupted
+    assert 1 <= len(result.trials) < 100000
+    assert all(trial.state.is_final for trial in result.trials)

@@ -1,0 +1,64 @@
+"""Schedulers and samplers through simulated searches whose records are files, as in real searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, simulate
+from tune_rescon.tuning import SearchFolder, StudyResult
+
+SMALL = ["budget.trials=9", "sampler.n_startup_trials=3", "fidelity.max=9"]
+
+#: A commit to SQLite for each epoch, on a busy disk.
+pytestmark = pytest.mark.timeout(20)
+
+
+def curve(trial: Assignment) -> SyntheticCurve:
+    return LANDSCAPES["monotone"].curve(trial.number, trial.parameters)
+
+
+def searched(folder: Path, *overrides: str, workers: int = 2) -> StudyResult:
+    """A search of the space ``digits`` to its end; its study is in ``folder``."""
+    place = SearchFolder(storage=folder, name="s")
+    search = SimulatedSearch(load_space("digits", [*SMALL, *overrides]), folder=place)
+    simulate(search.policy(), curve, workers=workers)
+    return search.result(place.path)
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 's' / 'study.db'}")
+
+
+def test_the_median_rule_stops_what_lags_behind(tmp_path: Path) -> None:
+    result = searched(tmp_path, "scheduler={type: median}")
+    stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED]
+    finished = [trial for trial in result.trials if trial.state is TrialState.FINISHED]
+    assert len(stopped) + len(finished) == 9
+    assert stopped
+    assert max(trial.value for trial in result.trials) == max(trial.value for trial in finished)
+
+
+@pytest.mark.parametrize("against", ["gmacs", "compute_hours"])
+def test_two_objectives_have_a_front(against: str, tmp_path: Path) -> None:
+    result = searched(tmp_path, "sampler.type=nsga2", f"metric.against={against}")
+    of = study(tmp_path)
+    assert [direction.name for direction in of.directions] == ["MAXIMIZE", "MINIMIZE"]
+    finished = [trial for trial in of.trials if trial.state is OptunaState.COMPLETE]
+    assert finished
+    for trial in finished:
+        assert trial.values == [result.trials[trial.number].value, result.trials[trial.number].cost]
+    assert {trial.number for trial in of.best_trials} >= {trial.number for trial in result.front}
+
+
+def test_paused_trials_that_are_not_promoted_end_stopped(tmp_path: Path) -> None:
+    result = searched(tmp_path, "scheduler.variant=promote")
+    assert [trial.number for trial in result.trials] == list(range(9))
+    assert {trial.state for trial in result.trials} == {TrialState.FINISHED, TrialState.STOPPED}
+    assert {trial.epochs for trial in result.trials} <= {1, 3, 9}
+    assert {trial.state for trial in study(tmp_path).trials} == {OptunaState.COMPLETE, OptunaState.PRUNED}
