@@ -19,7 +19,7 @@ from tests.cluster.lab.cloud import Cloud, client, make_bucket, tags
 from tests.cluster.lab.hosts import KEY, Host, Network
 from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, start, status, submitted, wait_for
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 STORAGE = "s3://lab/tune_rescon"
 EPOCHS = 18

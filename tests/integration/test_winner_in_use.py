@@ -42,6 +42,9 @@ print(json.dumps([names[k] for k in probabilities.argmax(1)]))
 """
 
 
+#: Ten commands.
+pytestmark = pytest.mark.timeout(400)
+
 Command = Callable[..., str]
 """Runs a command of the package by name on one storage; its output."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -33,12 +33,32 @@ SPACE = load_space(
 )
 
 
-def study() -> optuna.Study:
-    return optuna.create_study(direction="maximize")
+class Study:
+    """An Optuna study in memory, and its record as another driver opens it."""
+
+    def __init__(self, *directions: Literal["minimize", "maximize"]) -> None:
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(storage=self._storage, directions=directions)
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self._study.trials
+
+    @property
+    def best_trial(self) -> optuna.trial.FrozenTrial:
+        return self._study.best_trial
+
+    def record(self, metric: str = "val_accuracy") -> StudyRecord:
+        number = self._storage.get_study_id_from_name(self._study.study_name)
+        return StudyRecord.on(self._storage, number, metric=metric)
 
 
-def record(of: optuna.Study) -> StudyRecord:
-    return StudyRecord.on(of._storage, of._study_id, metric="val_accuracy")
+def study() -> Study:
+    return Study("maximize")
+
+
+def record(of: Study) -> StudyRecord:
+    return of.record()
 
 
 def curve(trial: Assignment) -> SyntheticCurve:
@@ -79,7 +99,7 @@ class Shelf:
 
 
 def coordinator(
-    of: optuna.Study,
+    of: Study,
     *,
     total: int = 30,
     listeners: tuple[Diary, ...] = (),
@@ -384,7 +404,7 @@ def test_nothing_is_written_where_the_guard_objects() -> None:
 
 
 def test_the_second_objective_is_measured_up_to_the_epoch() -> None:
-    of = optuna.create_study(directions=["maximize", "minimize"])
+    of = Study("maximize", "minimize")
     search = coordinator(of, total=1, cost=lambda trial, epochs: trial.seconds_of(epochs))
     number = first(search)
     for epoch in range(1, EPOCHS + 1):
@@ -392,9 +412,9 @@ def test_the_second_objective_is_measured_up_to_the_epoch() -> None:
     assert of.trials[0].values == [0.5, 2.0 * EPOCHS]
 
 
-def judged_once(of: optuna.Study) -> Coordinator:
+def judged_once(of: Study) -> Coordinator:
     """Trials whose objective is known after the last epoch only."""
-    kept = StudyRecord.on(of._storage, of._study_id, metric="test_accuracy")
+    kept = of.record("test_accuracy")
     return Coordinator(
         SearchPlan(total=3, keep=None),
         kept,

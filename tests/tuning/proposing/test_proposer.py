@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
@@ -112,13 +113,35 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
     assert len(kept) == 6
 
 
-def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough() -> None:
+class Watching(optuna.samplers.RandomSampler):
+    """A sampler that keeps what it was shown of the study when it was asked last."""
+
+    def __init__(self, seen: list[FrozenTrial]) -> None:
+        super().__init__(seed=0)
+        self._seen = seen
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._seen[:] = [one for one in study.get_trials() if one.number != trial.number]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
+    """What the sampler of a proposer that is made now was shown when it was asked last."""
+    seen: list[FrozenTrial] = []
+    monkeypatch.setattr(proposer, "make_sampler", lambda *_, **__: Watching(seen))
+    return seen
+
+
+def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
+    shown: list[FrozenTrial],
+) -> None:
     """And of all trials as of a higher rung once enough of them have passed it."""
     of = space("tpe")
     search = Proposer(of)
 
     def view() -> list[tuple[str, float | None]]:
-        return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in search._study.trials]
+        search.propose()
+        return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in shown]
 
     trials = [opened(number, search.propose()) for number in range(4)]
     for trial in trials:
@@ -128,18 +151,17 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough() ->
     for trial in trials[:3]:
         search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
     search.ended(dataclasses.replace(trials[3], state=TrialState.STOPPED, values=(0.3, 0.4, 0.7)))
-    search.propose()
-    assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7), ("RUNNING", None)]
+    assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7)]
 
 
-def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete() -> None:
+def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
     search = Proposer(space("tpe"))
     trial = opened(0, search.propose())
     search.opened(trial)
     search.reported(dataclasses.replace(trial, values=(0.9,)))
     search.ended(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
     search.propose()
-    told = search._study.trials[0]
+    told = shown[0]
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
 
 
@@ -181,7 +203,3 @@ def test_trials_that_a_changed_space_has_no_place_for_keep_their_numbers() -> No
     before = run(space("tpe"), [], 6)
     after = space("tpe", "parameters.learning_rate.high=0.02")
     assert run(after, before, 2)[-1].number == 7
-
-
-def test_the_durable_study_is_not_asked() -> None:
-    assert not isinstance(Proposer(space("tpe"))._storage, optuna.storages.RDBStorage)

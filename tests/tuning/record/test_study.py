@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
-from tune_rescon.tuning.record.sql_ledger import SqlLedger
 from tune_rescon.tuning.record.study import Proposal
 
 FINAL = [state for state in TrialState if state.is_final]
@@ -232,44 +234,39 @@ class DriverDiedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("table", ["_PARAMS", "_USER"])
-def test_a_driver_that_dies_amid_opening_a_trial_leaves_none(
-    table: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tune_rescon.tuning.record import sql_ledger
+@contextmanager
+def dying_after_a_write_to(table: str) -> Iterator[None]:
+    """Within it the driver dies right after its first INSERT into a table of the database."""
 
-    record, insert = create(url), sql_ledger._insert
-
-    def die(connection: Any, at: Any, rows: Any) -> None:
-        if at is getattr(sql_ledger, table):
+    def look(connection: object, cursor: object, statement: str, *_: object) -> None:
+        del connection, cursor
+        if statement.startswith(f"INSERT INTO {table} "):
             raise DriverDiedError
-        insert(connection, at, rows)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sql_ledger, "_insert", die)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", look)
+    try:
         with pytest.raises(DriverDiedError):
-            record.open(proposal())
+            yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", look)
+
+
+@pytest.mark.parametrize("table", ["trials", "trial_params", "trial_user_attributes"])
+def test_a_driver_that_dies_while_it_opens_a_trial_leaves_none(table: str, url: str) -> None:
+    record = create(url)
+    with dying_after_a_write_to(table):
+        record.open(proposal())
     assert load(url).trials() == ()
     assert load(url).open(proposal()).number == 0
 
 
-def test_a_driver_that_dies_amid_an_epochs_report_leaves_the_epoch_out(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tune_rescon.tuning.record import sql_ledger
-
-    record, insert = create(url), sql_ledger._insert
+@pytest.mark.parametrize("table", ["trial_intermediate_values", "trial_system_attributes"])
+def test_a_driver_that_dies_while_it_records_an_epoch_leaves_the_epoch_out(table: str, url: str) -> None:
+    record = create(url)
     record.open(proposal())
     record.report(0, 1, metrics(0.5), CONTINUE)
-
-    def die(connection: Any, at: Any, rows: Any) -> None:
-        insert(connection, at, rows)
-        raise DriverDiedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sql_ledger, "_insert", die)
-        with pytest.raises(DriverDiedError):
-            record.report(0, 2, metrics(0.75), CONTINUE)
+    with dying_after_a_write_to(table):
+        record.report(0, 2, metrics(0.75), CONTINUE)
     later = load(url)
     assert {len(series) for series in later.trial(0).history.values()} == {later.trial(0).epochs} == {1}
     later.report(0, 2, metrics(0.75), CONTINUE)
@@ -290,8 +287,21 @@ def test_two_objectives_are_two_values_in_optuna(url: str) -> None:
     assert load(url).trials() == record.trials()
 
 
-def test_a_database_is_written_by_the_fast_ledger(url: str) -> None:
-    assert isinstance(create(url)._ledger, SqlLedger)
+def test_an_epoch_is_one_transaction(url: str) -> None:
+    """Optuna's own storage makes one for each value and attribute, which costs milliseconds each."""
+    commits: list[object] = []
+
+    def count(connection: object) -> None:
+        commits.append(connection)
+
+    record = create(url)
+    record.open(proposal())
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", count)
+    try:
+        record.report(0, 1, metrics(0.5), CONTINUE)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "commit", count)
+    assert len(commits) == 1
 
 
 def summary(*values: float, maximize: bool = True) -> TrialSummary:
