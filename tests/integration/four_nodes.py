@@ -144,11 +144,11 @@ def trainable(name: str, pace: float) -> Callable[[dict[str, Any]], None]:
             time.sleep(pace)
             return whole(self, batch)
 
-        def noticed(_: SpotNotice) -> bool:
-            return (folder / node).exists()
+        def noticed(_: object) -> bool:
+            return bool((folder / node).exists())
 
         TrialModule.training_step = training_step  # type: ignore[method-assign]
-        SpotNotice.came = noticed  # type: ignore[method-assign]
+        SpotNotice.came = noticed  # type: ignore[assignment,method-assign]
         try:
             run_trial(config)
         finally:
