@@ -48,24 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(seconds))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.quick)
-        if "ray_here" in getattr(item, "fixturenames", ()):
-            # One Ray for all of them: they stay in one process of the test run.
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
     # The longest first, so that the test processes end at about the same time. A file stays in one piece.
     longest: dict[Path, float] = {}
     for item in items:
-        longest[item.path] = max(longest.get(item.path, 0), _expected_seconds(item))
+        limit = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0), limit.args[0] if limit else 0)
     items.sort(key=lambda item: -longest[item.path])
-
-
-def _expected_seconds(item: pytest.Item) -> float:
-    """The order of the groups: tests that share a Ray first, then by time limit."""
-    limit = item.get_closest_marker("timeout")
-    group = item.get_closest_marker("xdist_group")
-    shares_ray = group is not None and group.args == ("ray",)
-    return 1e9 if shares_ray else limit.args[0] if limit else 0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -114,18 +102,6 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
-
-
-@pytest.fixture(scope="session")
-def ray_here(short_tmp: Path) -> Iterator[None]:
-    """One Ray for all tests that ask for it; they run in one process (see the xdist group above)."""
-    # Imported here: it takes seconds, and most tests need no Ray.
-    from tune_rescon.tuning.execution.cluster import ray_session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(short_tmp))
-        with ray_session(None):
-            yield
 
 
 @pytest.fixture

@@ -118,21 +118,6 @@ def test_a_storage_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
     assert "--storage: the storage must be a directory" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize(("kind", "unit", "asked"), [("gpu", "GPU", 1), ("cpu", "CPU", 99)])
-def test_more_than_the_machine_has_is_not_waited_for(
-    kind: str, unit: str, asked: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    storage = tmp_path / "runs"
-    argv = ["--space", "digits", "--set", f"resources_per_trial.{kind}={asked}", "--storage", str(storage)]
-    assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert f"a trial asks for {asked} {unit}" in said
-    assert f"--set resources_per_trial.{kind}=" in said
-    assert not storage.exists()
-
-
 @pytest.mark.parametrize("name", list_spaces())
 def test_every_shipped_space_is_shown_by_a_dry_run(
     name: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
