@@ -46,7 +46,7 @@ from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner
 from tune_rescon.tuning.rules.ladder import make_rule
 from tune_rescon.tuning.run_notes import note_outcome, note_run
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
@@ -276,7 +276,7 @@ class _Search:
         self._coordinator.settle()
         folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
         note_outcome(self._record, state, result.failure)
-        folder.write_trials(result.trials, self._space.parameters)
+        folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
         files = [folder.space_yaml, folder.trials_csv]
         if result.best is not None:
             folder.write_best(best_file(result))
@@ -285,6 +285,8 @@ class _Search:
         champion = self._parent.end(result, [*files, *drawn], note)
         if champion is not None and not watch.interrupted:
             say(f"MLflow is given the rest, and the network of trial_{champion.number:04d}")
+        if (missing := missing_winner(result)) is not None:
+            say(missing)
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)

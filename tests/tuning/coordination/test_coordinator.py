@@ -156,7 +156,8 @@ def test_checkpoints_of_the_five_best_are_kept_one_each() -> None:
     kept = {number for number, file in shelf.left.items() if file is not None}
     best = sorted(record(of).trials(), key=TrialSummary.rank_key)[:5]
     assert kept == {trial.number for trial in best}
-    assert {trial.checkpoint for trial in best} == {f"best_{trial.number}.ckpt" for trial in best}
+    wanted = {f"checkpoints/trial_{t.number:04d}/best_{t.number}.ckpt" for t in best}
+    assert {trial.checkpoint for trial in best} == wanted
     assert set(shelf.left) == {trial.number for trial in of.trials}
 
 

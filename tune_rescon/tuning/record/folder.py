@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage import StorageUrl, check_name, name_taken, no_such_search, parse_storage
+from tune_rescon.tuning.record.places import TRIAL_FILES, trial_folder
 from tune_rescon.tuning.record.summary import TrialSummary
 
 __all__ = ["SearchFolder", "default_storage", "write_atomically"]
@@ -92,7 +93,7 @@ class SearchFolder:
 
     def checkpoints(self, number: int) -> Path:
         """The directory of one trial's checkpoints."""
-        return self.path / "checkpoints" / f"trial_{number:04d}"
+        return self.path / trial_folder(number)
 
     def create(self) -> None:
         """Make the directory.
@@ -128,25 +129,39 @@ class SearchFolder:
             self.storage.rmdir()
 
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
-        """Delete a trial's checkpoints but the file ``keep``; the directory too when nothing is left."""
+        """Delete the files that a trial wrote but ``keep``; the directory too when nothing is left.
+
+        ``keep`` is a file's place; only its name counts. If that file is not there, nothing is deleted: the
+        trial is a winner, and the others are what is left of it.
+        """
         directory = self.checkpoints(number)
         if not directory.is_dir():
             return
-        for path in directory.iterdir():
-            if keep is None or path != Path(keep):
-                path.unlink()
+        kept = None if keep is None else Path(keep).name
+        if kept is not None and not (directory / kept).is_file():
+            return
+        for name in TRIAL_FILES - {kept}:
+            (directory / name).unlink(missing_ok=True)
         if not any(directory.iterdir()):
             directory.rmdir()
 
-    def write_trials(self, trials: Iterable[TrialSummary], parameters: Iterable[str]) -> None:
-        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number."""
+    def write_trials(
+        self, trials: Iterable[TrialSummary], parameters: Iterable[str], *, at_url: bool = False
+    ) -> None:
+        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number.
+
+        A checkpoint is named if it is there. ``at_url``: checkpoints are kept at a URL, and the record,
+        which forgets what is deleted there, is believed.
+        """
         names = list(parameters)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*_COLUMNS, *names])
         for trial in trials:
             sampled = [trial.parameters.get(name, "none") for name in names]
-            writer.writerow([*_row(trial), *sampled])
+            checkpoint = trial.checkpoint or ""
+            is_there = at_url or (self.path / checkpoint).is_file()
+            writer.writerow([*_row(trial), checkpoint if is_there else "", *sampled])
         write_atomically(self.trials_csv, text.getvalue())
 
     def write_best(self, best: Mapping[str, Any]) -> None:
@@ -181,13 +196,7 @@ def _row(trial: TrialSummary) -> list[Any]:
         trial.best_epoch,
         round(trial.seconds, 3),
         " ".join(repr(value) for value in trial.values),
-        trial.checkpoint if trial.checkpoint and _is_there(trial.checkpoint) else "",
     ]
-
-
-def _is_there(checkpoint: str) -> bool:
-    # A URL is believed: the record forgets what is deleted there.
-    return "://" in checkpoint or Path(checkpoint).exists()
 
 
 def write_atomically(path: Path, text: str) -> None:

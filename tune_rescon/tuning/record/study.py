@@ -28,6 +28,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.places import recorded_checkpoint
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
@@ -176,7 +177,7 @@ class StudyRecord:
         """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
-        now = self._now_ms()
+        now, checkpoint = self._now_ms(), recorded_checkpoint(number, checkpoint)
         details = {
             "metrics": dict(metrics),
             "decision": verdict.decision.value,
@@ -212,7 +213,7 @@ class StudyRecord:
         cost: float | None = None,
     ) -> TrialSummary:
         """End a trial for good. ``cost`` is its second objective, where the search has one."""
-        known = self._trials[number]
+        known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
@@ -273,7 +274,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
         mlflow_run_id=user.get("mlflow_run_id"),
-        checkpoint=user.get("checkpoint", last["checkpoint"]),
+        checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
         error=user.get("error"),
         cost=user.get("cost"),
         notes=tuple(user.get("notes", ())),
