@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -83,11 +84,13 @@ def run_shown(
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
     """What goes on with a search, as a person types it."""
-    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(options.storage)]
+    # Absolute: the command may be typed in another directory.
+    storage = options.storage.absolute() if isinstance(options.storage, Path) else options.storage
+    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(storage)]
     for flag, value in (
         ("--study", options.study_url),
         ("--tracking-uri", options.tracking_uri),
-        ("--data-root", str(options.data_root)),
+        ("--data-root", str(options.data_root.absolute())),
         ("--address", options.address),
     ):
         if value is not None:

@@ -24,9 +24,22 @@ def default_data_root() -> Path:
 
 
 def default_cache_root() -> Path:
-    """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TUNE_RESCON_CACHE") or Path(base) / "tune_rescon")
+    """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if given := os.environ.get("TUNE_RESCON_CACHE"):
+        return Path(given)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "tune_rescon"
+    try:
+        return Path.home() / ".cache" / "tune_rescon"
+    except RuntimeError as error:
+        # A container's user without an entry in passwd.
+        rule = "must be given where the user has no home directory"
+        hint = "Give a directory for decoded images."
+        raise ConfigError(explain(rule, where="TUNE_RESCON_CACHE", hint=hint)) from error
 
 
 def default_grace() -> float:

@@ -32,7 +32,8 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
         with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
             return load_trained(file)
     path = Path(model)
-    if path.is_file():
+    # Not `path.is_file()`, which raises where the text is too long for a name.
+    if os.path.isfile(path):  # noqa: PTH113
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     if path.suffix or len(path.parts) > 1:

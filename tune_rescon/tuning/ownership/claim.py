@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.storage import name_taken
+from tune_rescon.storage import check_new_name, name_taken
 from tune_rescon.tuning.record.folder import SearchFolder
 
 __all__ = ["claimed"]
@@ -31,6 +31,7 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
     Raises:
         StorageError: the name is no name, taken, or being taken; or the storage cannot be written.
     """
+    check_new_name(folder.name)
     storage_is_new = not folder.storage.exists()
     if _is_abandoned(folder):
         folder.remove(with_storage=False)

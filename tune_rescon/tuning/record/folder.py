@@ -15,7 +15,15 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.storage import StorageUrl, check_name, name_taken, no_such_search, parse_storage
+from tune_rescon.storage import (
+    StorageUrl,
+    check_name,
+    check_new_name,
+    name_taken,
+    no_such_search,
+    parse_storage,
+    sqlite_url,
+)
 from tune_rescon.tuning.record.places import TRIAL_FILES, trial_folder
 from tune_rescon.tuning.record.summary import TrialSummary
 
@@ -47,9 +55,14 @@ class SearchFolder:
         return self.path / "space.yaml"
 
     @property
+    def study_db(self) -> Path:
+        """The study's file, likewise."""
+        return self.path / "study.db"
+
+    @property
     def study_url(self) -> str:
         """Where the study is unless ``--study`` names a database."""
-        return f"sqlite:///{self.path / 'study.db'}"
+        return sqlite_url(self.study_db)
 
     @property
     def trials_csv(self) -> Path:
@@ -84,7 +97,10 @@ class SearchFolder:
     @property
     def mlflow_uri(self) -> str:
         """The tracking store shared by all searches of this storage."""
-        return f"sqlite:///{self.storage / 'mlflow.db'}"
+        plain = sqlite_url(self.storage / "mlflow.db")
+        # MLflow 3.17 makes the directory of a `sqlite:///` URI without unquoting it: an empty one beside a
+        # storage whose name has to be quoted. It leaves a URI that names the driver as it is.
+        return plain if "%" not in plain else sqlite_url(self.storage / "mlflow.db", driver="sqlite+pysqlite")
 
     @property
     def mlflow_artifacts(self) -> Path:
@@ -101,7 +117,7 @@ class SearchFolder:
         Raises:
             StorageError: the name is no name or taken, or the storage cannot be written.
         """
-        check_name(self.name)
+        check_new_name(self.name)
         if self.path.exists():
             raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
         try:
@@ -115,8 +131,9 @@ class SearchFolder:
         """Check that there is a search of this name; ``where`` is the flag that names it.
 
         Raises:
-            StorageError: there is none; the names there are, are listed.
+            StorageError: there is none (the names there are, are listed), or it cannot be a name.
         """
+        check_name(self.name, where=where)
         if self.space_yaml.is_file():
             return
         found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))

@@ -102,21 +102,21 @@ class StudyRecord:
         directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
-        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
         study_id = _new_study(storage, directions, name)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
         return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
-    def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
-        """Open the record of an earlier search.
+    def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
+        """Open the record of an earlier search; ``any_name``: see :func:`.find_study`.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
         """
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
-        study_id = find_study(storage, name)
+        study_id = find_study(storage, name, any_name=any_name)
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
