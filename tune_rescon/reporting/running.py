@@ -12,10 +12,11 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
+from tune_rescon.errors import SearchError
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_result
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import RunOptions, StudyResult, run_search
+from tune_rescon.tuning import Gauges, RunOptions, StudyResult, run_search
 
 if TYPE_CHECKING:
     from tune_rescon.reporting.events import EventLines
@@ -50,23 +51,36 @@ def run_shown(
 
     Raises:
         UserError: something given is wrong.
-        SearchError: the search failed.
+        SearchError: a new search failed before its first trial.
         KeyboardInterrupt: before the first trial of a new search.
     """
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    begun = options.resume
     try:
         with _shown(space, options, console, live=live) as view:
+
+            def attend(gauges: Gauges) -> None:
+                nonlocal begun
+                begun = True
+                view.attend(gauges)
+
             result = run_search(
                 space,
                 options,
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
                 say=view.say,
-                attend=view.attend,
+                attend=attend,
             )
+    except SearchError as error:
+        if not begun:
+            raise
+        click.echo(f"The search failed: {error}", err=True)
+        say(f"Go on with: {resume}")
+        return 1
     except KeyboardInterrupt:
         if not options.resume:
             raise

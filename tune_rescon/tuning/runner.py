@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts
-from tune_rescon.errors import LeaseLostError, RecordBusyError
+from tune_rescon.errors import LeaseLostError, RecordError
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
@@ -247,8 +247,8 @@ class _Search:
             work = functools.partial(self._execute, trainable, slots, turns)
             with self._drawing:
                 run_aside(work, leave=watch.leave, turns=turns)
-        except (LeaseLostError, RecordBusyError):
-            # The record is not this driver's to write to.
+        except (LeaseLostError, RecordError):
+            # The record is not this driver's to write to, or takes nothing.
             self._store.abandon()
             self._writer.close(HURRIED_PATIENCE)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,27 @@ def test_best_yaml_reads_back(folder: SearchFolder) -> None:
     best = {"trial": 3, "value": 0.30000000000000004, "config": {"step_fractions": [40, 60], "preset": None}}
     folder.write_best(best)
     assert YAML(typ="safe").load(folder.best_yaml) == best
+
+
+def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "report.html", "half of it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [".", "study.db"])
+def test_a_search_of_another_user_is_not_resumed(
+    closed: str, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.study_db.touch()
+    # As `os.access` answers another user; root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != folder.path / closed)
+    with pytest.raises(StorageError, match=r"--resume: .* cannot be written\. .*copy its folder"):
+        folder.check_writable()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

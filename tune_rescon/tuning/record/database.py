@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import RecordError, StorageError, explain
 from tune_rescon.storage import sqlite_file
 
-__all__ = ["find_study", "holds_studies", "missing_study", "open_database"]
+__all__ = ["find_study", "holds_studies", "missing_study", "open_database", "unwritable"]
 
 
 def open_database(url: str, *, busy_seconds: float, create: bool = False) -> optuna.storages.RDBStorage:
@@ -31,15 +33,38 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
     file = sqlite_file(url)
     if file is not None and not create and not holds_studies(file):
         raise missing_study(file)
-    wait = {} if file is None else {"connect_args": {"timeout": busy_seconds}}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=wait)
-    except (ImportError, SQLAlchemyError) as error:
+        if file is not None and create:
+            file.touch()
+        return optuna.storages.RDBStorage(url, engine_kwargs=_connecting(file, busy_seconds))
+    except (ImportError, OSError, SQLAlchemyError) as error:
         # The URL itself is not shown: it may hold a password.
         rule = "must be the URL of a database that can be reached"
         got = str(error).partition("\n")[0].strip(" .")
         hint = "For a local file give sqlite:///PATH/study.db."
         raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None
+
+
+def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
+    """How the engine connects to a SQLite file: it never makes one, also not if the file is deleted."""
+    if file is None:
+        return {}
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+    connect = functools.partial(sqlite3.connect, uri, uri=True, timeout=busy_seconds, check_same_thread=False)
+    return {"creator": connect}
+
+
+def unwritable(url: str, error: Exception) -> RecordError:
+    """What to say of a write to the record at ``url`` that failed with ``error``, while a search runs."""
+    file = sqlite_file(url)
+    said = str(error.__cause__ or error).partition("\n")[0].strip(" .")
+    if file is not None and not holds_studies(file):
+        rule = "the record must stay where it is while the search runs"
+        hint = "Put the file back: what it holds is what a resumed search has."
+        return RecordError(explain(rule, got=f"{file}, which is gone ({said})", hint=hint))
+    hint = "Every epoch before this one is recorded. Free space on the disk, or mend that; then resume."
+    got = f"{file or 'its database'}: {said}"
+    return RecordError(explain("the record must take each epoch of a trial", got=got, hint=hint))
 
 
 def missing_study(file: Path, why: str = "") -> StorageError:

@@ -139,6 +139,19 @@ class SearchFolder:
         found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
         raise no_such_search(self.name, self.storage, found, where=where)
 
+    def check_writable(self) -> None:
+        """Check that this process may write to the search, before anything is written.
+
+        Raises:
+            StorageError: its folder or its record cannot be written, as in another user's storage.
+        """
+        for path in (self.path, self.study_db):
+            if path.exists() and not os.access(path, os.W_OK):
+                rule = "a resumed search must be one that this user can write to"
+                hint = "To go on with its trials elsewhere, copy its folder to a storage of your own."
+                got = f"{path}, which cannot be written"
+                raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
+
     def remove(self, *, with_storage: bool) -> None:
         """Take back what a search that never began has made; an empty storage too if it made that."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -220,8 +233,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step, so that a reader never sees half of it."""
     # Two threads may write the same file; the later one's stays.
     half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    finally:
+        # On a full disk; after the replacement there is nothing left to delete.
+        half.unlink(missing_ok=True)
