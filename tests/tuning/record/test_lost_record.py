@@ -57,8 +57,6 @@ def test_a_full_disk_is_said_and_what_came_before_is_recorded(
     assert "Every epoch before this one is recorded" in said
     again = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
     assert again.trial(0).epochs == record.trial(0).epochs
-    with pytest.raises(RecordError, match="disk is full"):
-        record.set_attribute("outcome", "x" * 100_000)
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -72,4 +70,6 @@ def test_a_record_that_is_gone_is_said_and_not_made_again(
     folder.study_db.unlink()
     with pytest.raises(RecordError, match=r"study\.db, which is gone \(.*\)\. Put the file back"):
         record.report(0, 2, {"val_accuracy": 0.5}, CONTINUE)
+    with pytest.raises(RecordError, match=r"study\.db, which is gone"):
+        record.set_attribute("outcome", None)
     assert not folder.study_db.exists()
