@@ -53,13 +53,8 @@ def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedP
     # By a shell: Python closes no stream of its children.
     command = [sys.executable, "-c", program, how]
     shell = '"$@" ' + output + '; exit "${PIPESTATUS[0]}"'
-    return subprocess.run(
-        ["bash", "-c", shell, "bash", *command],
-        cwd=cwd,
-        capture_output=True,
-        check=False,
-        env=dict(os.environ),
-    )
+    command = ["bash", "-c", shell, "bash", *command]
+    return subprocess.run(command, cwd=cwd, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize("how", ["click", "rich"])

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
-from tune_rescon.errors import SearchError
+from tune_rescon.errors import ClusterError, SearchError
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_result
 from tune_rescon.spaces import Space
@@ -51,7 +51,7 @@ def run_shown(
 
     Raises:
         UserError: something given is wrong.
-        SearchError: a new search failed before its first trial.
+        SearchError, ClusterError: a new search failed before its first trial.
         KeyboardInterrupt: before the first trial of a new search.
     """
 
@@ -75,7 +75,7 @@ def run_shown(
                 say=view.say,
                 attend=attend,
             )
-    except SearchError as error:
+    except (SearchError, ClusterError) as error:
         if not begun:
             raise
         click.echo(f"The search failed: {error}", err=True)

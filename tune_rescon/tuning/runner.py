@@ -114,7 +114,7 @@ def run_search(
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             # Before Ray: its process imports MLflow meanwhile.
             mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
-            ray_session(options.address) as ray,
+            ray_session(options.address, say) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
             slots = _slots(space, ray)
