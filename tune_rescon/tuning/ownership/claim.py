@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.storage import check_new_name, name_taken
-from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.folder import SearchFolder, usable_directory
 
 __all__ = ["claimed"]
 
@@ -32,9 +32,10 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
         StorageError: the name is no name, taken, or being taken; or the storage cannot be written.
     """
     check_new_name(folder.name)
-    storage_is_new = not folder.storage.exists()
-    if _is_abandoned(folder):
-        folder.remove(with_storage=False)
+    with usable_directory(folder.storage):
+        storage_is_new = not folder.storage.exists()
+        if _is_abandoned(folder):
+            folder.remove(with_storage=False)
     folder.create()
     lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from tune_rescon.storage import (
 from tune_rescon.tuning.record.places import TRIAL_FILES, trial_folder
 from tune_rescon.tuning.record.summary import TrialSummary
 
-__all__ = ["SearchFolder", "default_storage", "write_atomically"]
+__all__ = ["SearchFolder", "default_storage", "usable_directory", "write_atomically"]
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
@@ -118,14 +119,10 @@ class SearchFolder:
             StorageError: the name is no name or taken, or the storage cannot be written.
         """
         check_new_name(self.name)
-        if self.path.exists():
-            raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
-        try:
+        with usable_directory(self.storage):
+            if self.path.exists():
+                raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
             self.path.mkdir(parents=True)
-        except OSError as error:
-            rule = "the storage must be a directory that can be written"
-            got = f"{self.storage} ({error.strerror})"
-            raise StorageError(explain(rule, got=got, where="--storage")) from None
 
     def require(self, *, where: str = "--resume") -> None:
         """Check that there is a search of this name; ``where`` is the flag that names it.
@@ -134,9 +131,10 @@ class SearchFolder:
             StorageError: there is none (the names there are, are listed), or it cannot be a name.
         """
         check_name(self.name, where=where)
-        if self.space_yaml.is_file():
-            return
-        found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
+        with usable_directory(self.storage):
+            if self.space_yaml.is_file():
+                return
+            found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
         raise no_such_search(self.name, self.storage, found, where=where)
 
     def check_writable(self) -> None:
@@ -227,6 +225,21 @@ def _row(trial: TrialSummary) -> list[Any]:
         round(trial.seconds, 3),
         " ".join(repr(value) for value in trial.values),
     ]
+
+
+@contextmanager
+def usable_directory(storage: Path) -> Iterator[None]:
+    """What the system refuses in the block is the user's to mend: nothing has begun yet.
+
+    Raises:
+        StorageError: an OSError, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        rule = "the storage must be a directory that can be read and written"
+        got = f"{storage} ({error.strerror})"
+        raise StorageError(explain(rule, got=got, where="--storage")) from None
 
 
 def write_atomically(path: Path, text: str) -> None:
