@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from tune_rescon.errors import TuneResconError, UserError
+from tune_rescon.home import ensure_home
 
 __all__ = ["INTERRUPTED", "run_command"]
 
@@ -35,6 +36,7 @@ def run_command(
         interrupted: what to say if it is interrupted.
     """
     _open_closed_streams()
+    ensure_home()
     try:
         code = _invoke(command, argv, name)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tune_rescon.export import main as export
+from tune_rescon.home import ensure_home
 from tune_rescon.predict import main as predict
 from tune_rescon.report import main as report
 from tune_rescon.search import main as search
@@ -106,14 +108,14 @@ def test_a_record_that_is_missing_is_never_made(
     before = sorted(path for path in folder.path.iterdir())
     picture = tmp_path / "picture.png"
     Image.new("L", (8, 8)).save(picture)
-    for command in (
-        lambda: search(["--resume", "old", "--storage", str(tmp_path), "--plain"]),
-        lambda: report(["old", "--storage", str(tmp_path)]),
-        lambda: report(["old", "--storage", str(tmp_path), "--sync"]),
-        lambda: train(["--from", "old", "--storage", str(tmp_path), "--plain"]),
-        lambda: predict(["old", str(picture), "--storage", str(tmp_path)]),
+    for main, arguments in (
+        (search, ["--resume", "old", "--plain"]),
+        (report, ["old"]),
+        (report, ["old", "--sync"]),
+        (train, ["--from", "old", "--plain"]),
+        (predict, ["old", str(picture)]),
     ):
-        assert command() == 2
+        assert main([*arguments, "--storage", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert str(folder.study_db) in said
         assert "restore the file from a copy" in said
@@ -135,23 +137,23 @@ def test_what_is_no_name_is_one_paragraph_in_every_command(
     (tmp_path / "x" / "space.yaml").write_text("version: 1")
     at = ["--storage", str(tmp_path / "runs")]
     new = ["--space", "digits"]
-    for command in (
-        lambda: search([*new, "--name", name, *at]),
-        lambda: search(["--resume", name, *at]),
-        lambda: search([*new, "--warm-start", name, *at]),
-        lambda: report([name, *at]),
-        lambda: report([name, *at, "--sync"]),
-        lambda: train(["--from", name, *at]),
-        lambda: train(["--resume", name, *at]),
+    for main, arguments in (
+        (search, [*new, "--name", name]),
+        (search, ["--resume", name]),
+        (search, [*new, "--warm-start", name]),
+        (report, [name]),
+        (report, [name, "--sync"]),
+        (train, ["--from", name]),
+        (train, ["--resume", name]),
     ):
-        assert command() == 2
+        assert main([*arguments, *at]) == 2
         assert WRONG[name] in capsys.readouterr().err
     Image.new("L", (8, 8)).save(tmp_path / "x" / "a.png")
-    for model in (
-        lambda: predict([name, str(tmp_path / "x"), *at]),
-        lambda: export([name, *at, "--format", "safetensors", "--output", str(tmp_path / "a")]),
+    for main, arguments in (
+        (predict, [name, str(tmp_path / "x")]),
+        (export, [name, "--format", "safetensors", "--output", str(tmp_path / "a")]),
     ):
-        assert model() == 2
+        assert main([*arguments, *at]) == 2
         said = capsys.readouterr().err
         assert "MODEL" in said
         assert "Traceback" not in said
@@ -186,3 +188,23 @@ def test_without_a_home_directory_the_variables_are_enough(
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
     assert default_cache_root() == RunOptions(name="s").cache_root == tmp_path / "cache"
     assert report(["old", "--storage", str(tmp_path), "--json"]) == 0
+
+
+def test_libraries_find_a_home_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> object:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # Set before it is deleted: the test's end takes back what is set in it.
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TUNE_RESCON_CACHE", raising=False)
+    ensure_home()
+    assert "HOME" not in os.environ
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path))
+    ensure_home()
+    assert Path.home() == Path("~/ray_results").expanduser().parent == tmp_path
+    monkeypatch.setenv("HOME", "/home/me")
+    ensure_home()
+    assert os.environ["HOME"] == "/home/me"

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordError
+from tune_rescon.home import ensure_home
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
@@ -92,6 +93,7 @@ def run_search(
         SearchError: the search failed.
         KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
     """
+    ensure_home()
     space = anchored(space)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
