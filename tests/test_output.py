@@ -7,7 +7,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import click
 import pytest
+
+from tune_rescon.command import run_command
 
 pytestmark = pytest.mark.timeout(60)  # an interpreter each
 
@@ -63,7 +66,11 @@ def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedP
     [
         ("| head -1", 0, b""),
         (">&-", 0, b""),
-        ("> /dev/full", 1, b"The talk failed: what standard output is sent to takes no more (No space left"),
+        (
+            "> /dev/full",
+            1,
+            b"The talk failed: standard output, or a file that it writes, takes no more (No space left",
+        ),
     ],
 )
 def test_a_command_whose_output_is_not_taken(
@@ -79,6 +86,15 @@ def test_a_command_whose_output_is_not_taken(
 def test_a_search_goes_on_whatever_becomes_of_its_output(output: str, tmp_path: Path) -> None:
     done = run(SEARCH, "", tmp_path, output)
     assert (done.returncode, done.stderr) == (0, b"the search ended by itself\n")
+
+
+def test_another_pipe_that_breaks_is_no_reader_that_left() -> None:
+    @click.command()
+    def talk() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_command(talk, [], name="talk", what="The talk")
 
 
 def test_a_report_is_cut_off_quietly(tmp_path: Path) -> None:

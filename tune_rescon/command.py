@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +19,9 @@ __all__ = ["INTERRUPTED", "run_command"]
 
 #: The exit code of a command that was interrupted, as shells give it.
 INTERRUPTED = 130
+
+#: What a write to a full disk, and to a full share of one, fails with.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_command(
@@ -53,23 +57,17 @@ def run_command(
         _say(interrupted)
         return INTERRUPTED
     except (OSError, SystemExit) as error:
-        # rich turns a BrokenPipeError into a SystemExit.
-        cause = error.__context__ if isinstance(error, SystemExit) else error
-        if isinstance(cause, BrokenPipeError):
-            # The reader has seen enough (`| head`): to it, and to a shell, nothing is wrong.
+        if _reader_left(error):
+            # It has seen enough (`| head`): to it, and to a shell, nothing is wrong.
             _drop_output()
             return 0
-        if not isinstance(cause, OSError) or cause.errno not in _NO_ROOM:
+        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
             raise
         _drop_output()
-        place = cause.filename or "what standard output is sent to"
-        _say(f"{what} failed: {place} takes no more ({cause.strerror}). Free space there, and try again.")
+        place = error.filename or "standard output, or a file that it writes,"
+        _say(f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again.")
         return 1
     return code
-
-
-#: What a write to a full disk, and to a full share of one, fails with.
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> int:
@@ -102,6 +100,20 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
             stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+
+
+def _reader_left(error: OSError | SystemExit) -> bool:
+    """Whether what reads standard output has closed it; another pipe may have broken as well."""
+    if isinstance(error, SystemExit):
+        # What rich makes of it, once it has found that out.
+        return isinstance(error.__context__, BrokenPipeError)
+    if not isinstance(error, BrokenPipeError):
+        return False
+    with suppress(OSError, ValueError):
+        output = select.poll()
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0))
+    return False
 
 
 def _drop_output() -> None:

@@ -31,7 +31,8 @@ def sqlite_file(url: str) -> Path | None:
 
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # The latter of a port that is no number.
         return None
     database = parsed.database or ":memory:"
     if parsed.drivername.partition("+")[0] != "sqlite" or database.startswith((":memory:", "file:")):

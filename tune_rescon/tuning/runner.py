@@ -45,7 +45,7 @@ from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
-from tune_rescon.tuning.record.folder import write_atomically
+from tune_rescon.tuning.record.folder import usable_directory, write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner
 from tune_rescon.tuning.rules.ladder import make_rule
@@ -242,7 +242,8 @@ class _Search:
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
-        write_atomically(self._folder.space_yaml, dump_space(self._space))
+        with usable_directory(self._folder.storage):
+            write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._store.begin(trial.number for trial in self._record.trials())
         turns = Turns(self._lease.assure)
         try:
@@ -276,13 +277,9 @@ class _Search:
 
     def _conclude(self, state: SearchState, watch: Watch, say: Callable[[str], object]) -> StudyResult:
         self._coordinator.settle()
-        folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
+        result = self._result(state, watch.failure or self._coordinator.failure)
         note_outcome(self._record, state, result.failure)
-        folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
-        files = [folder.space_yaml, folder.trials_csv]
-        if result.best is not None:
-            folder.write_best(best_file(result))
-            files.append(folder.best_yaml)
+        files = self._write_tables(result, say)
         note, drawn = self._drawn(result, say)
         champion = self._parent.end(result, [*files, *drawn], note)
         if champion is not None and not watch.interrupted:
@@ -293,6 +290,20 @@ class _Search:
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
+
+    def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
+        """Write ``trials.csv`` and ``best.yaml``; the files there are. A full disk does not end the search."""
+        folder = self._folder
+        try:
+            folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
+            if result.best is not None:
+                folder.write_best(best_file(result))
+        except OSError as error:
+            say(
+                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
+                " give the command to resume: the record has all of it."
+            )
+        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
     def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
         """The note and the pages; a picture that fails does not take the search's end with it."""

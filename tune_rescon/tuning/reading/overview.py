@@ -149,7 +149,7 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
     # A folder that was renamed holds its one study under the earlier name.
     if name not in found and not (any_name and len(found) == 1):
         raise StorageError(f"there is no study named {name!r} in its database.")
-    return found.get(name, min(found.values()))
+    return found[name] if name in found else next(iter(found.values()))
 
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:

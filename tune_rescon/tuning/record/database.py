@@ -37,7 +37,7 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         if file is not None and create:
             file.touch()
         return optuna.storages.RDBStorage(url, engine_kwargs=_connecting(file, busy_seconds))
-    except (ImportError, OSError, SQLAlchemyError) as error:
+    except (ImportError, OSError, SQLAlchemyError, ValueError) as error:
         # The URL itself is not shown: it may hold a password.
         rule = "must be the URL of a database that can be reached"
         got = str(error).partition("\n")[0].strip(" .")
@@ -70,7 +70,7 @@ def unwritable(url: str, error: Exception) -> RecordError:
 def missing_study(file: Path, why: str = "") -> StorageError:
     """The record of a search, a SQLite file, is not there or is not one; ``why``: what SQLite said."""
     if file.exists():
-        got, hint = f"{file}, which holds none ({why or 'no studies'})", ""
+        got, hint = f"{file} ({why or 'no study is in it'})", ""
     else:
         got, hint = f"{file}, which does not exist", "If the search was given a --study, give it here too. "
     hint += "Otherwise restore the file from a copy: without its record a search cannot be resumed or read."
@@ -100,9 +100,8 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
         got = f"{name}: {file.parent} holds the search {other!r}"
         hint = f"Rename the folder to {other}, then give --resume {other}."
         raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
-    raise StorageError(
-        explain(f"there is no study named {name!r} in the database", got=known, where="--study")
-    )
+    rule = f"there is no study named {name!r} in the database"
+    raise StorageError(explain(rule, where="--study", hint=f"It holds: {known}."))
 
 
 def holds_studies(file: Path) -> bool:

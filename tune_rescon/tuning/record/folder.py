@@ -143,7 +143,7 @@ class SearchFolder:
         Raises:
             StorageError: its folder or its record cannot be written, as in another user's storage.
         """
-        for path in (self.path, self.study_db):
+        for path in (self.path, self.study_db, self.log):
             if path.exists() and not os.access(path, os.W_OK):
                 rule = "a resumed search must be one that this user can write to"
                 hint = "To go on with its trials elsewhere, copy its folder to a storage of your own."
