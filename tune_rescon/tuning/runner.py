@@ -292,7 +292,7 @@ class _Search:
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
 
     def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
-        """Write ``trials.csv`` and ``best.yaml``; the files there are. A full disk does not end the search."""
+        """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""
         folder = self._folder
         try:
             folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
