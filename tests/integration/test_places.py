@@ -184,7 +184,7 @@ def test_without_a_home_directory_the_variables_are_enough(
     extracted(tmp_path)
     assert report(["old", "--storage", str(tmp_path), "--json"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("Error: TUNE_RESCON_CACHE: must be given where the user has no home directory")
+    assert said.startswith("Error: TUNE_RESCON_CACHE: must be set where the user has no home directory")
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
     assert default_cache_root() == RunOptions(name="s").cache_root == tmp_path / "cache"
     assert report(["old", "--storage", str(tmp_path), "--json"]) == 0

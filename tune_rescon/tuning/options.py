@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import ConfigError, explain
+from tune_rescon.home import home_directory
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
 from tune_rescon.tuning.record.folder import default_storage
@@ -33,13 +34,7 @@ def default_cache_root() -> Path:
         return Path(given)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "tune_rescon"
-    try:
-        return Path.home() / ".cache" / "tune_rescon"
-    except RuntimeError as error:
-        # A container's user without an entry in passwd.
-        rule = "must be given where the user has no home directory"
-        hint = "Give a directory for decoded images."
-        raise ConfigError(explain(rule, where="TUNE_RESCON_CACHE", hint=hint)) from error
+    return home_directory("TUNE_RESCON_CACHE") / ".cache" / "tune_rescon"
 
 
 def default_grace() -> float:
