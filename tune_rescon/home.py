@@ -14,7 +14,7 @@ def ensure_home() -> None:
     """Set ``HOME`` to the cache directory where the user has no home.
 
     Ray Tune and other libraries ask for a home when they are imported. Nothing is set if the user has one, or
-    gives neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME``. Processes that are started from here inherit it.
+    gives neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME``. Child processes inherit it.
     """
     try:
         Path.home()
