@@ -15,7 +15,8 @@
     ├── ClusterError         a cluster did not do what it was told: exit 1
     └── SearchError          the search itself failed: exit 1
         ├── LeaseLostError   another driver has taken it over
-        └── RecordBusyError  its record takes no writes
+        └── RecordError      its record cannot be written: a full disk, a file that is gone
+            └── RecordBusyError  a write to it does not end
 
 A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
 then what came, then where, then what to do: see :func:`explain`.
@@ -35,6 +36,7 @@ __all__ = [
     "LeaseLostError",
     "NetworkError",
     "RecordBusyError",
+    "RecordError",
     "ResourceError",
     "SearchError",
     "SpaceError",
@@ -98,7 +100,11 @@ class LeaseLostError(SearchError):
     """Another driver has taken the search over: this one may write nothing any more."""
 
 
-class RecordBusyError(SearchError):
+class RecordError(SearchError):
+    """The record cannot be written any more: the disk is full, or the database is gone."""
+
+
+class RecordBusyError(RecordError):
     """A write to the record does not end, and nothing can be written beside it."""
 
 

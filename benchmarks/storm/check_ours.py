@@ -150,7 +150,7 @@ def _check_checkpoints(trials: Sequence[FrozenTrial], folder: Path, found: Findi
         )
     for name, trial in best.items():
         noted = trial.user_attrs.get("checkpoint")
-        right = [str(file) for file in kept.get(name, [])] == [noted]
+        right = [str(file.relative_to(folder)) for file in kept.get(name, [])] == [noted]
         found.expect(right, Fault.CHECKPOINTS, f"{name} notes {noted} and has {kept.get(name)}")
 
 

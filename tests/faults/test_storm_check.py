@@ -121,14 +121,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
 def test_the_check_sees(what: str, whole: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     shutil.copytree(whole, storage)
-    move_checkpoints(whole, storage)
     assert check_ours(storage, TRIALS).notes == []
     damage, fault = DAMAGE[what]
     damage(storage)
     assert check_ours(storage, TRIALS).counts[fault] >= 1
-
-
-def move_checkpoints(whole: Path, storage: Path) -> None:
-    """The study names checkpoints by their whole path."""
-    moved = f"replace(value_json, '{whole}', '{storage}')"
-    study(storage, f"UPDATE trial_user_attributes SET value_json = {moved} WHERE key = 'checkpoint'")

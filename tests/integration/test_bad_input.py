@@ -112,10 +112,18 @@ def test_a_name_that_exists_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_storage_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("storage", ["file", "file/runs", "x" * 300])
+@pytest.mark.parametrize("begin", [["--space", "digits"], ["--resume", "a"]])
+def test_a_storage_that_cannot_be_used(
+    begin: list[str], storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("not a directory")
-    assert main(["--space", "digits", "--storage", str(tmp_path / "file")]) == 2
-    assert "--storage: the storage must be a directory" in capsys.readouterr().err
+    assert main([*begin, "--storage", str(tmp_path / storage)]) == 2
+    said = capsys.readouterr().err
+    missing = begin[0] == "--resume" and storage.startswith("file")
+    wanted = "no search named 'a'" if missing else "--storage: the storage must be a directory"
+    assert wanted in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("name", list_spaces())

@@ -166,7 +166,7 @@ def test_the_best_is_the_best_finished_trial_and_its_checkpoint_is_a_network(sea
     finished = [row for row in search.rows() if row["state"] == "finished"]
     assert best["value"] == max(float(row["value"]) for row in finished)
     assert best["trial"] == search.study().best_trial.number
-    network, about = load_trained(Path(best["checkpoint"]))
+    network, about = load_trained(search.folder / best["checkpoint"])
     assert not network.training
     assert len(about.class_names) == 10
     assert about.epoch == best["best_epoch"]

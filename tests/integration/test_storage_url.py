@@ -130,7 +130,7 @@ def assert_kept(machines: Machines, trials: list[optuna.trial.FrozenTrial]) -> N
     names = machines.remote.names()
     files = {name for name in names if "/" not in name}
     assert files >= {"space.yaml", "study.db", "trials.csv", "best.yaml", "search.json", "mlflow.db"}
-    checkpoints = {f"{machines.remote.url}/{name}" for name in names if name.startswith("checkpoints/")}
+    checkpoints = {name for name in names if name.startswith("checkpoints/")}
     assert len(checkpoints) == 5
     assert checkpoints == {t.user_attrs["checkpoint"] for t in trials if t.user_attrs["checkpoint"]}
 

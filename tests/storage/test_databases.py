@@ -260,12 +260,15 @@ def test_a_failed_first_send_leaves_this_machine_free_to_begin_again(
 
 def test_discarding_leaves_one_file_or_none(here: Machine) -> None:
     names = ["checkpoints/trial_0001/best.ckpt", "checkpoints/trial_0001/last.ckpt"]
-    others = ["checkpoints/trial_0011/best.ckpt", "space.yaml"]
+    others = ["checkpoints/trial_0001/notes.txt", "checkpoints/trial_0011/best.ckpt", "space.yaml"]
+    files = frozenset({"best.ckpt", "last.ckpt"})
     for name in names + others:
         here.remote.write(name, b"1")
     sender = Sender(here.remote, term=1, databases={}, files={})
-    sender.discard([Discard(folder="checkpoints/trial_0001", keep="best.ckpt")])
+    sender.discard([Discard(folder="checkpoints/trial_0001", names=files, keep="best.partial")])
+    assert here.remote.names() == names + others, "what it was to keep is not there"
+    sender.discard([Discard(folder="checkpoints/trial_0001", names=files, keep="best.ckpt")])
     assert here.remote.names() == [names[0], *others]
-    sender.discard([Discard(folder="checkpoints/trial_0001")])
-    sender.discard([Discard(folder="checkpoints/trial_0001")])
+    for _ in "again":
+        sender.discard([Discard(folder="checkpoints/trial_0001", names=files)])
     assert here.remote.names() == others

@@ -16,6 +16,7 @@ from tune_rescon.training.checkpoint import (
     read_checkpoint,
     write_durably,
 )
+from tune_rescon.tuning.record.places import TRIAL_FILES
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
@@ -170,3 +171,8 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     torch.save({"evil": Path("x")}, tmp_path / "x.ckpt")
     with pytest.raises(StorageError):
         read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_search_that_prunes_knows_every_file_that_a_trial_writes(folder: CheckpointFolder) -> None:
+    written = {path.name for path in (folder.best, folder.last, folder.previous)}
+    assert written | {path.with_suffix(".partial").name for path in (folder.best, folder.last)} == TRIAL_FILES

@@ -178,7 +178,7 @@ def _trial(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
         **{name: value for name, value in _figures(result, trial).items() if name != "search"},
         "parameters": dict(trial.parameters),
         "values": list(trial.values),
-        "checkpoint": trial.checkpoint,
+        "checkpoint": result.kept_checkpoint(trial),
         "mlflow_run_id": trial.mlflow_run_id,
         "error": trial.error,
         "notes": list(trial.notes),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
+from tune_rescon.errors import ClusterError, SearchError
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_result
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import RunOptions, StudyResult, run_search
+from tune_rescon.tuning import Gauges, RunOptions, StudyResult, run_search
 
 if TYPE_CHECKING:
     from tune_rescon.reporting.events import EventLines
@@ -49,23 +51,36 @@ def run_shown(
 
     Raises:
         UserError: something given is wrong.
-        SearchError: the search failed.
+        SearchError, ClusterError: a new search failed before its first trial.
         KeyboardInterrupt: before the first trial of a new search.
     """
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    begun = options.resume
     try:
         with _shown(space, options, console, live=live) as view:
+
+            def attend(gauges: Gauges) -> None:
+                nonlocal begun
+                begun = True
+                view.attend(gauges)
+
             result = run_search(
                 space,
                 options,
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
                 say=view.say,
-                attend=view.attend,
+                attend=attend,
             )
+    except (SearchError, ClusterError) as error:
+        if not begun:
+            raise
+        click.echo(f"The search failed: {error}", err=True)
+        say(f"Go on with: {resume}")
+        return 1
     except KeyboardInterrupt:
         if not options.resume:
             raise
@@ -83,11 +98,13 @@ def run_shown(
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
     """What goes on with a search, as a person types it."""
-    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(options.storage)]
+    # Absolute: the command may be typed in another directory.
+    storage = options.storage.absolute() if isinstance(options.storage, Path) else options.storage
+    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(storage)]
     for flag, value in (
         ("--study", options.study_url),
         ("--tracking-uri", options.tracking_uri),
-        ("--data-root", str(options.data_root)),
+        ("--data-root", str(options.data_root.absolute())),
         ("--address", options.address),
     ):
         if value is not None:

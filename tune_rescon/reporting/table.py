@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -108,4 +109,4 @@ def _front(result: StudyResult) -> str:
 
 def _view(uri: str) -> str:
     """How to look at the runs: a server is there already, a database needs one."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from rich.console import Console, ConsoleDimensions
@@ -20,6 +22,8 @@ PIPE_WIDTH: Final = 250
 DEFAULT_SIZE: Final = ConsoleDimensions(80, 25)
 
 STDOUT: Final = 1
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -38,7 +42,8 @@ def open_console(*, plain: bool) -> Iterator[Console]:
         # Somebody in this process reads what is printed: a test, a notebook.
         yield Console(no_color=no_color, highlight=False, width=PIPE_WIDTH)
         return
-    with os.fdopen(os.dup(STDOUT), "w", encoding=sys.stdout.encoding, errors="replace") as file:
+    raw = os.fdopen(os.dup(STDOUT), "wb")
+    with _LossyFile(raw, encoding=sys.stdout.encoding, errors="replace") as file:
         if file.isatty() and not plain:
             yield _TerminalConsole(file=file, highlight=False)
         else:
@@ -50,6 +55,38 @@ def _is_real(descriptor: int) -> bool:
         return sys.stdout.fileno() == descriptor
     except (AttributeError, OSError):  # io.UnsupportedOperation is one of these
         return False
+
+
+class _LossyFile(io.TextIOWrapper):
+    """Loses what it cannot write: a search does not end because its reader did, or because a disk is full."""
+
+    _lost = False
+
+    @override
+    def write(self, text: str) -> int:
+        """Write ``text``, unless an earlier write has failed."""
+        self._unless_lost(lambda: super(_LossyFile, self).write(text))
+        return len(text)
+
+    @override
+    def flush(self) -> None:
+        """Flush, likewise."""
+        self._unless_lost(super().flush)
+
+    @override
+    def close(self) -> None:
+        """Close; what is left to write may be lost."""
+        with suppress(OSError):
+            super().close()
+
+    def _unless_lost(self, call: Callable[[], object]) -> None:
+        if self._lost:
+            return
+        try:
+            call()
+        except OSError as error:
+            self._lost = True
+            _LOGGER.info("standard output takes nothing any more: %s", error)
 
 
 class _TerminalConsole(Console):

@@ -9,6 +9,7 @@
     Sender, Mirror   while it runs: what changed, and the thread that sends it
     CheckpointMirror one trial's checkpoints, on its node and there
     local_file       a file at a path or a URL, as one of this machine's
+    sqlite_url       the URL of a SQLite file, quoted; sqlite_file reads one
     Register         a value that several machines may change; SharedValue reads and writes it as JSON
 
 It knows fsspec and SQLite files, and nothing of Ray or Optuna. Names are loaded on first use: a search in a
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from tune_rescon.storage.localising import local_file
     from tune_rescon.storage.location import StorageUrl, parse_storage
     from tune_rescon.storage.mirror import Mirror, Pace
-    from tune_rescon.storage.names import check_name, name_taken, no_such_search
+    from tune_rescon.storage.names import check_name, check_new_name, name_taken, no_such_search
     from tune_rescon.storage.register import Register, RegisterEntry
     from tune_rescon.storage.remote import RemoteError, RemoteFolder
     from tune_rescon.storage.sending import Discard, Sender, SupersededError
     from tune_rescon.storage.shared import SharedValue
+    from tune_rescon.storage.sqlite import sqlite_file, sqlite_url
 
 __all__ = [
     "CheckpointMirror",
@@ -52,6 +54,7 @@ __all__ = [
     "StorageUrl",
     "SupersededError",
     "check_name",
+    "check_new_name",
     "choose_copies",
     "choose_copy",
     "copy_database",
@@ -60,6 +63,8 @@ __all__ = [
     "name_taken",
     "no_such_search",
     "parse_storage",
+    "sqlite_file",
+    "sqlite_url",
     "usable",
 ]
 
@@ -81,6 +86,7 @@ __getattr__ = lazy_names(
         "StorageUrl": "location",
         "SupersededError": "sending",
         "check_name": "names",
+        "check_new_name": "names",
         "choose_copies": "choice",
         "choose_copy": "choice",
         "copy_database": "database",
@@ -89,6 +95,8 @@ __getattr__ = lazy_names(
         "name_taken": "names",
         "no_such_search": "names",
         "parse_storage": "location",
+        "sqlite_file": "sqlite",
+        "sqlite_url": "sqlite",
         "usable": "home",
     },
 )

@@ -12,7 +12,7 @@ from typing import Final
 
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage.location import StorageUrl
-from tune_rescon.storage.names import check_name, name_taken, no_such_search
+from tune_rescon.storage.names import check_name, check_new_name, name_taken, no_such_search
 from tune_rescon.storage.remote import RemoteError, RemoteFolder
 
 __all__ = ["SearchHome", "usable"]
@@ -41,7 +41,7 @@ class SearchHome:
         Raises:
             StorageError: the name is none, or taken, or the URL cannot be written.
         """
-        check_name(name)
+        check_new_name(name)
         root = RemoteFolder.connect(storage)
         home = cls(storage=storage, name=name, remote=root.folder(name), identity=uuid.uuid4().hex)
         with usable(storage):
@@ -57,6 +57,7 @@ class SearchHome:
         Raises:
             StorageError: there is none of that name (those there are, are listed), or the URL cannot be read.
         """
+        check_name(name, where=where)
         root = RemoteFolder.connect(storage)
         remote = root.folder(name)
         with usable(storage):

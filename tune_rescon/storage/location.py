@@ -49,6 +49,8 @@ class StorageUrl:
 def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     """What ``--storage`` names, or another flag that takes a place (``where``).
 
+    A leading ``~/`` is the home directory, also where no shell has expanded it (``--storage=~/runs``).
+
     >>> parse_storage("s3://bucket/runs/")
     StorageUrl(url='s3://bucket/runs')
     >>> parse_storage("file:///mnt/shared") == parse_storage("/mnt/shared")
@@ -62,9 +64,19 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
         hint = "Leave out what stands before the last `::`."
         raise StorageError(explain(rule, got=repr(text), where=where, hint=hint))
     if not _SCHEME.match(text):
-        return Path(text)
+        return _expanded(text, where)
     scheme, _, place = text.partition("://")
     if not place.strip("/"):
         rule = "must name a bucket or a directory after `://`"
         raise StorageError(explain(rule, got=repr(text), where=where))
     return Path(place) if scheme in _LOCAL else StorageUrl(url=text.rstrip("/"))
+
+
+def _expanded(text: str, where: str) -> Path:
+    if text != "~" and not text.startswith("~/"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        rule = "must be a directory, and `~` needs a home directory"
+        raise StorageError(explain(rule, got=repr(text), where=where, hint="Give its whole path.")) from None

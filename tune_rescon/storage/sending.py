@@ -21,9 +21,13 @@ class SupersededError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Discard:
-    """Files at the URL that are no longer needed: all of a folder but ``keep`` (a name in it)."""
+    """Files at the URL that are no longer needed: those of ``names`` in a folder, but ``keep``.
+
+    If ``keep`` is given and not there, nothing is deleted.
+    """
 
     folder: str
+    names: frozenset[str]
     keep: str | None = None
 
 
@@ -75,8 +79,12 @@ class Sender:
             RemoteError: not now.
         """
         for discard in discards:
-            for name in self._remote.names(discard.folder):
-                if discard.keep is None or name != f"{discard.folder}/{discard.keep}":
+            found = self._remote.names(discard.folder)
+            if discard.keep is not None and f"{discard.folder}/{discard.keep}" not in found:
+                continue
+            losers = {f"{discard.folder}/{name}" for name in discard.names - {discard.keep}}
+            for name in found:
+                if name in losers:
                     self._remote.delete(name)
 
     def _send_database(self, name: str, live: Path, copy: Path) -> None:

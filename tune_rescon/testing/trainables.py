@@ -139,7 +139,8 @@ class _Progress:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / self.NAME
-        self._killed = folder / "killed"
+        # Beside the checkpoints: a search deletes a loser's files, not this one.
+        self._killed = folder.parents[1] / f".{folder.name}.killed"
 
     def read(self) -> int:
         return int(self.path.read_text()) if self.path.exists() else 0

@@ -26,9 +26,11 @@ from mlflow.exceptions import MlflowException
 from requests import HTTPError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from tune_rescon.storage import sqlite_file
 from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.local_store import make_local_store
+from tune_rescon.tracking.relocation import follow_artifacts
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.uri import alone_at
 from tune_rescon.tracking.views import View
@@ -91,6 +93,9 @@ class Desk:
         # Two searches that make the same SQLite store at once break each other's migrations.
         with alone_at(self._destination.uri):
             make_local_store(self._destination.uri)
+            file = sqlite_file(self._destination.uri)
+            if file is not None and self._destination.artifacts is not None:
+                follow_artifacts(file, self._destination.artifacts)
             book = RunBook(self._destination)
             book.connect()
         return book

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from mlflow import MlflowClient
 
-from tune_rescon.tracking.uri import local_file
+from tune_rescon.storage import sqlite_file, sqlite_url
 
 __all__ = ["make_local_store"]
 
 
 def make_local_store(uri: str) -> None:
     """Make the store if it is a SQLite file that is not there yet. For a process that is alone at it."""
-    file = local_file(uri)
+    file = sqlite_file(uri)
     if file is None or file.exists():
         return
     half = file.with_name(f".{file.name}.half")
     for remains in (half, half.with_name(f"{half.name}-journal")):
         remains.unlink(missing_ok=True)
     # Any question makes the store.
-    MlflowClient(f"sqlite:///{half}").search_experiments()
+    MlflowClient(sqlite_url(half, driver="sqlite+pysqlite")).search_experiments()
     half.replace(file)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Final
 
 from filelock import FileLock
 
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.storage import sqlite_file
 
-__all__ = ["alone_at", "check_tracking_uri", "local_file"]
+__all__ = ["alone_at", "check_tracking_uri"]
 
 _SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
@@ -29,19 +29,9 @@ def check_tracking_uri(uri: str) -> None:
     raise StorageError(explain(rule, got=repr(uri), where="--tracking-uri", hint=hint))
 
 
-def local_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for any other store.
-
-    >>> local_file("sqlite:////data/mlflow.db")
-    PosixPath('/data/mlflow.db')
-    """
-    scheme, _, path = uri.partition(":///")
-    return Path(path) if scheme == "sqlite" else None
-
-
 def alone_at(uri: str) -> AbstractContextManager[object]:
     """Keep this machine's other writers away from a SQLite store, by a lock file beside it."""
-    file = local_file(uri)
+    file = sqlite_file(uri)
     if file is None:
         return nullcontext()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import ConfigError, explain
+from tune_rescon.home import home_directory
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
 from tune_rescon.tuning.record.folder import default_storage
@@ -24,9 +25,16 @@ def default_data_root() -> Path:
 
 
 def default_cache_root() -> Path:
-    """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TUNE_RESCON_CACHE") or Path(base) / "tune_rescon")
+    """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if given := os.environ.get("TUNE_RESCON_CACHE"):
+        return Path(given)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "tune_rescon"
+    return home_directory("TUNE_RESCON_CACHE") / ".cache" / "tune_rescon"
 
 
 def default_grace() -> float:

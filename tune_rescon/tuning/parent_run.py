@@ -91,9 +91,10 @@ class ParentRun:
     def _champion(self, result: StudyResult) -> Champion | None:
         best = result.best
         over = result.state is SearchState.FINISHED
-        if not over or best is None or best.checkpoint is None or not self._uploads:
+        checkpoint = result.kept_checkpoint(best) if best else None
+        if not over or best is None or checkpoint is None or not self._uploads:
             return None
-        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
+        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=checkpoint)
 
 
 def _images(prepared: Prepared) -> Images:

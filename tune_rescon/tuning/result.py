@@ -22,6 +22,7 @@ __all__ = [
     "best_trial",
     "compute_hours",
     "mean_value",
+    "missing_winner",
     "pareto_front",
     "repeated",
 ]
@@ -84,6 +85,17 @@ class StudyResult:
     def interrupted(self) -> bool:
         """Whether somebody ended it before its time."""
         return self.state is SearchState.INTERRUPTED
+
+    def checkpoint(self, trial: TrialSummary) -> str | None:
+        """The path or URL of the file of a trial's best network; None if the record names none."""
+        if trial.checkpoint is None:
+            return None
+        return f"{self.url}/{trial.checkpoint}" if self.url else str(self.folder / trial.checkpoint)
+
+    def kept_checkpoint(self, trial: TrialSummary) -> str | None:
+        """As :meth:`checkpoint`; None also if the file is not in the folder. A URL is believed."""
+        place = self.checkpoint(trial)
+        return place if place is None or self.url or Path(place).is_file() else None
 
     def compute_hours(self, trial: TrialSummary) -> float:
         """Device-hours of one trial: see :func:`compute_hours`."""
@@ -161,6 +173,17 @@ def repeated(trials: Iterable[TrialSummary]) -> list[tuple[TrialSummary, ...]]:
 def mean_value(trials: Sequence[TrialSummary]) -> float:
     """Mean of the final values."""
     return math.fsum(trial.value for trial in trials) / len(trials)
+
+
+def missing_winner(result: StudyResult) -> str | None:
+    """What to say if the winner's recorded checkpoint is not in the folder; None if it is."""
+    best = result.best
+    if best is None or best.checkpoint is None or result.kept_checkpoint(best) is not None:
+        return None
+    return (
+        f"The network of trial_{best.number:04d} cannot be used or registered:"
+        f" {result.checkpoint(best)} is missing. Copy it there from where the search ran."
+    )
 
 
 def best_file(result: StudyResult) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts
-from tune_rescon.errors import LeaseLostError, RecordBusyError
+from tune_rescon.errors import LeaseLostError, RecordError
+from tune_rescon.home import ensure_home
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
@@ -44,9 +45,9 @@ from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
-from tune_rescon.tuning.record.folder import write_atomically
+from tune_rescon.tuning.record.folder import usable_directory, write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner
 from tune_rescon.tuning.rules.ladder import make_rule
 from tune_rescon.tuning.run_notes import note_outcome, note_run
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
@@ -92,6 +93,7 @@ def run_search(
         SearchError: the search failed.
         KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
     """
+    ensure_home()
     space = anchored(space)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
@@ -114,7 +116,7 @@ def run_search(
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             # Before Ray: its process imports MLflow meanwhile.
             mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
-            ray_session(options.address) as ray,
+            ray_session(options.address, say) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
             slots = _slots(space, ray)
@@ -240,15 +242,16 @@ class _Search:
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
-        write_atomically(self._folder.space_yaml, dump_space(self._space))
+        with usable_directory(self._folder.storage):
+            write_atomically(self._folder.space_yaml, dump_space(self._space))
         self._store.begin(trial.number for trial in self._record.trials())
         turns = Turns(self._lease.assure)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)
             with self._drawing:
                 run_aside(work, leave=watch.leave, turns=turns)
-        except (LeaseLostError, RecordBusyError):
-            # The record is not this driver's to write to.
+        except (LeaseLostError, RecordError):
+            # The record is not this driver's to write to, or takes nothing.
             self._store.abandon()
             self._writer.close(HURRIED_PATIENCE)
             raise
@@ -274,21 +277,33 @@ class _Search:
 
     def _conclude(self, state: SearchState, watch: Watch, say: Callable[[str], object]) -> StudyResult:
         self._coordinator.settle()
-        folder, result = self._folder, self._result(state, watch.failure or self._coordinator.failure)
+        result = self._result(state, watch.failure or self._coordinator.failure)
         note_outcome(self._record, state, result.failure)
-        folder.write_trials(result.trials, self._space.parameters)
-        files = [folder.space_yaml, folder.trials_csv]
-        if result.best is not None:
-            folder.write_best(best_file(result))
-            files.append(folder.best_yaml)
+        files = self._write_tables(result, say)
         note, drawn = self._drawn(result, say)
         champion = self._parent.end(result, [*files, *drawn], note)
         if champion is not None and not watch.interrupted:
             say(f"MLflow is given the rest, and the network of trial_{champion.number:04d}")
+        if (missing := missing_winner(result)) is not None:
+            say(missing)
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
+
+    def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
+        """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""
+        folder = self._folder
+        try:
+            folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
+            if result.best is not None:
+                folder.write_best(best_file(result))
+        except OSError as error:
+            say(
+                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
+                " give the command to resume: the record has all of it."
+            )
+        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
     def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
         """The note and the pages; a picture that fails does not take the search's end with it."""

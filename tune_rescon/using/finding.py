@@ -12,7 +12,7 @@ from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.tracking.champion import registered_checkpoint
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.exported import load_exported
-from tune_rescon.tuning import Place, SearchFolder, read_search
+from tune_rescon.tuning import Place, SearchFolder, StudyResult, read_search
 
 __all__ = ["load_model"]
 
@@ -32,18 +32,34 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
         with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
             return load_trained(file)
     path = Path(model)
-    if path.is_file():
+    # Not `path.is_file()`, which raises where the text is too long for a name.
+    if os.path.isfile(path):  # noqa: PTH113
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     if path.suffix or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(explain(rule, got=model))
-    best = read_search(place, model, where="MODEL").best
-    if best is None or best.checkpoint is None:
-        rule = "a search must have a best trial with its checkpoint"
-        raise StorageError(explain(rule, got=f"{model}, which has none yet", where="MODEL"))
-    with local_file(best.checkpoint) as file:
+    with local_file(_best_checkpoint(read_search(place, model, where="MODEL"))) as file:
         return load_trained(file)
+
+
+def _best_checkpoint(result: StudyResult) -> str:
+    """The path or URL of a search's best network.
+
+    Raises:
+        StorageError: no trial has one yet, or the file is missing.
+    """
+    checkpoint = result.checkpoint(result.best) if result.best else None
+    if checkpoint is None:
+        rule = "a search must have a best trial with its checkpoint"
+        raise StorageError(explain(rule, got=f"{result.name}, which has none yet", where="MODEL"))
+    assert result.best is not None, "it has a checkpoint"
+    if result.kept_checkpoint(result.best) is None:
+        rule = "the best trial's checkpoint must be in the search's folder"
+        hint = "Copy the folder's `checkpoints` from where the search ran."
+        got = f"{result.name}, where {checkpoint} is missing"
+        raise StorageError(explain(rule, got=got, where="MODEL", hint=hint))
+    return checkpoint
 
 
 def _tracking_uri(place: Place) -> str:

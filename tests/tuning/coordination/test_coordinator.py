@@ -176,8 +176,24 @@ def test_checkpoints_of_the_five_best_are_kept_one_each() -> None:
     kept = {number for number, file in shelf.left.items() if file is not None}
     best = sorted(record(of).trials(), key=TrialSummary.rank_key)[:5]
     assert kept == {trial.number for trial in best}
-    assert {trial.checkpoint for trial in best} == {f"best_{trial.number}.ckpt" for trial in best}
+    wanted = {f"checkpoints/trial_{t.number:04d}/best_{t.number}.ckpt" for t in best}
+    assert {trial.checkpoint for trial in best} == wanted
     assert set(shelf.left) == {trial.number for trial in of.trials}
+
+
+def test_a_winner_that_names_no_checkpoint_keeps_what_it_has() -> None:
+    """It could not write or send its best network: the state it would go on from may be all there is."""
+    of, shelf = study(), Shelf()
+    search = coordinator(of, total=7, shelf=shelf)
+    for value in (0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.01):
+        number = first(search)
+        for epoch in range(1, EPOCHS + 1):
+            named = None if number in (1, 6) else f"best_{number}.ckpt"
+            if search.epoch_done(number, epoch, metrics(value), named) is not Decision.CONTINUE:
+                break
+    assert record(of).trial(1).state is TrialState.FINISHED
+    assert 1 not in shelf.left, "the best of all"
+    assert shelf.left[6] is None, "a loser"
 
 
 def test_an_epoch_reported_again_after_a_retry_is_not_judged_twice() -> None:

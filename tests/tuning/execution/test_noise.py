@@ -85,3 +85,11 @@ def test_buffers_go_where_they_were_written_and_a_traceback_is_seen(fails: bool,
         assert done.stderr.endswith("RuntimeError: a fault of ours\n")
     else:
         assert (done.stdout, done.stderr) == ("first last", "")
+
+
+def test_a_full_disk_loses_records_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with library_log(Path("/dev/full")):
+        for _ in range(3):
+            logging.getLogger("optuna").warning("x" * 10_000)
+    said = capsys.readouterr()
+    assert said.out + said.err == ""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tune_rescon.errors import LeaseLostError, RecordBusyError
+from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError
 from tune_rescon.tuning.execution import supervision
 from tune_rescon.tuning.execution.supervision import SearchIsOver, Turns, run_aside
 
@@ -114,3 +114,22 @@ def test_a_lost_lease_leaves_no_turn() -> None:
 
     with pytest.raises(SearchIsOver), Turns(lost).turn():
         raise AssertionError("the record was touched")
+
+
+def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None:
+    turns = Turns(nothing)
+
+    def work() -> None:
+        # As Tune does: it logs what its parts raise, and asks them again.
+        for _ in range(3):
+            try:
+                with turns.turn():
+                    raise RecordError("the disk is full")
+            except Exception:
+                continue
+        raise AssertionError("it was asked again")
+
+    with pytest.raises(RecordError, match="the disk is full"):
+        run_aside(work, leave=never, turns=turns)
+    with pytest.raises(SearchIsOver), turns.turn():
+        pass

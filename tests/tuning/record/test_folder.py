@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,15 @@ def test_a_folder_that_holds_no_search_is_not_offered_for_resuming(folder: Searc
         folder.create()
 
 
-def test_a_checkpoint_that_was_outranked_is_not_named(folder: SearchFolder, tmp_path: Path) -> None:
-    kept, gone = (dataclasses.replace(TRIAL, checkpoint=str(tmp_path / name)) for name in ("kept", "gone"))
-    (tmp_path / "kept").touch()
-    folder.write_trials([kept, gone], [])
-    with folder.trials_csv.open(newline="") as file:
-        assert [row["checkpoint"] for row in csv.DictReader(file)] == [str(tmp_path / "kept"), ""]
+def test_a_checkpoint_that_was_outranked_is_not_named(folder: SearchFolder) -> None:
+    names = ["checkpoints/kept", "checkpoints/gone"]
+    (folder.path / "checkpoints").mkdir()
+    (folder.path / names[0]).touch()
+    for at_url, named in ((False, [names[0], ""]), (True, names)):
+        trials = [dataclasses.replace(TRIAL, checkpoint=name) for name in names]
+        folder.write_trials(trials, [], at_url=at_url)
+        with folder.trials_csv.open(newline="") as file:
+            assert [row["checkpoint"] for row in csv.DictReader(file)] == named
 
 
 def test_a_missing_search_is_answered_with_those_there_are(folder: SearchFolder) -> None:
@@ -98,17 +102,38 @@ def test_a_storage_that_was_there_stays(folder: SearchFolder) -> None:
     assert folder.storage.is_dir()
 
 
-@pytest.mark.parametrize(("keep", "left"), [("best.ckpt", ["best.ckpt"]), (None, None)])
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ("{folder}/checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
+        # As earlier versions recorded it, before the folder was moved.
+        ("/old/runs/s/checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
+        ("checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
+        # A winner's, which is missing: the other file may be all that is left of it.
+        ("checkpoints/trial_0007/best.partial", {"best.ckpt", "last.ckpt", "last.previous.ckpt"}),
+        (None, None),
+    ],
+)
 def test_pruning_leaves_one_file_or_no_directory(
-    keep: str | None, left: list[str] | None, folder: SearchFolder
+    keep: str | None, left: set[str] | None, folder: SearchFolder
 ) -> None:
     directory = folder.checkpoints(7)
     directory.mkdir(parents=True)
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in ("best.ckpt", "last.ckpt", "last.previous.ckpt"):
         (directory / name).write_text(name)
-    folder.prune_checkpoints(7, keep=str(directory / keep) if keep else None)
-    assert (sorted(path.name for path in directory.iterdir()) if directory.exists() else None) == left
+    folder.prune_checkpoints(7, keep=keep.format(folder=folder.path) if keep else None)
+    assert ({path.name for path in directory.iterdir()} if directory.exists() else None) == left
     folder.prune_checkpoints(8, keep=None)
+
+
+def test_what_no_trial_wrote_is_never_pruned(folder: SearchFolder) -> None:
+    directory = folder.checkpoints(7)
+    (directory / "mine").mkdir(parents=True)
+    for name in ("best.ckpt", "mine/best.ckpt", "best.onnx"):
+        (directory / name).touch()
+    folder.prune_checkpoints(7, keep=None)
+    assert {path.name for path in directory.rglob("*") if path.is_file()} == {"best.ckpt", "best.onnx"}
+    assert (directory / "mine" / "best.ckpt").is_file()
 
 
 def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:
@@ -125,6 +150,27 @@ def test_best_yaml_reads_back(folder: SearchFolder) -> None:
     best = {"trial": 3, "value": 0.30000000000000004, "config": {"step_fractions": [40, 60], "preset": None}}
     folder.write_best(best)
     assert YAML(typ="safe").load(folder.best_yaml) == best
+
+
+def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "report.html", "half of it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [".", "study.db"])
+def test_a_search_of_another_user_is_not_resumed(
+    closed: str, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.study_db.touch()
+    # As `os.access` answers another user; root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != folder.path / closed)
+    with pytest.raises(StorageError, match=r"--resume: .* cannot be written\. .*copy its folder"):
+        folder.check_writable()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -200,7 +200,8 @@ def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> No
     later = load(url)
     assert later.trials() == record.trials()
     opened = later.reopen(0)
-    assert (opened.parameters, opened.values, opened.checkpoint) == (asked.parameters, (0.5,), "best.ckpt")
+    where = "checkpoints/trial_0000/best.ckpt"
+    assert (opened.parameters, opened.values, opened.checkpoint) == (asked.parameters, (0.5,), where)
     later.report(0, 2, metrics(0.75), CONTINUE)
     later.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
     assert load(url).trials() == later.trials()

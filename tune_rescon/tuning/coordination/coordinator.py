@@ -313,7 +313,7 @@ class Coordinator:
     ) -> None:
         self._plan.guard()
         self._running.discard(number)
-        kept = self._retain(number, checkpoint)
+        kept = self._retain(number, checkpoint, ended_well=state in (TrialState.FINISHED, TrialState.STOPPED))
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
@@ -335,12 +335,17 @@ class Coordinator:
     def _late(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline
 
-    def _retain(self, number: int, checkpoint: str | None) -> str | None:
-        """Delete what falls out of the best few; what is left of this trial's own."""
+    def _retain(self, number: int, checkpoint: str | None, *, ended_well: bool) -> str | None:
+        """Delete what falls out of the best few; what is left of this trial's own.
+
+        One of the best few that ``ended_well`` and names no checkpoint could not write or send it: what it
+        has is not known to be a loser's, and stays.
+        """
         # The best few of all are among the best few so far and this one.
         kept = keepers((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
         survives = checkpoint if number in kept else None
-        self._prune(number, survives)
+        if survives is not None or number not in kept or not ended_well:
+            self._prune(number, survives)
         for loser in self._kept - kept:
             self._prune(loser, None)
             self._record.forget_checkpoint(loser)

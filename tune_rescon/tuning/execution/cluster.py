@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -12,10 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tune_rescon.errors import ClusterError, explain
 from tune_rescon.tuning.execution.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.execution.room import Nodes, growth, nodes_of
+from tune_rescon.tuning.execution.starting import check_temp_dir, first_line, start_or_retry
 
 __all__ = ["RaySession", "prepare_environment", "ray_session"]
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
@@ -59,11 +64,16 @@ class RaySession:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[RaySession]:
+def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info) -> Iterator[RaySession]:
     """A Ray to run on: the cluster at ``address``, or one of this machine's own.
 
     A Ray that was started here is shut down again, to the last process; one that was already there is left
-    alone. The caller's signal handlers are as they were, also while it runs.
+    alone. The caller's signal handlers are as they were, also while it runs. ``say`` tells the user that a
+    start takes longer.
+
+    Raises:
+        ConfigError: the directory for Ray's sockets has too long a path.
+        ClusterError: Ray does not start here, or cannot be reached.
     """
     prepare_environment(own_ray=address is None)
     import ray
@@ -74,7 +84,11 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
     own = RayProcesses.ahead()
     try:
         with _own_signal_handlers():
-            _start(address)
+            if address is not None:
+                _join(address)
+            else:
+                check_temp_dir(os.environ, pid=os.getpid())
+                start_or_retry(_start, lambda: _shut_down(own), say)
         own.find()
         probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
         yield _session(probe.gone if address else own.gone, grows=address is not None)
@@ -93,24 +107,38 @@ def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
     )
 
 
-def _start(address: str | None) -> None:
+#: What both a Ray of this machine's own and a cluster's are told.
+_SETTINGS: Final[dict[str, Any]] = {
+    "log_to_driver": False,
+    # Its log records go where everybody's go, not to the terminal.
+    "configure_logging": False,
+    "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
+}
+
+
+def _join(address: str) -> None:
     import ray
 
-    settings: dict[str, Any] = {
-        "log_to_driver": False,
-        # Its log records go where everybody's go, not to the terminal.
-        "configure_logging": False,
-        "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
-    }
-    if address:
-        ray.init(address=address, **settings)
-        return
+    try:
+        ray.init(address=address, **_SETTINGS)
+    # Of many types: an address that is none, a cluster that is gone, one of another version.
+    except Exception as error:
+        _LOGGER.exception("Ray cannot be reached")
+        rule = "must be the address of a Ray cluster that can be reached"
+        hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
+        got = f"{address} ({first_line(error)})"
+        raise ClusterError(explain(rule, got=got, where="--address", hint=hint)) from error
+
+
+def _start() -> None:
+    import ray
+
     with started_apart():
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE,
-            **settings,
+            **_SETTINGS,
         )
 
 

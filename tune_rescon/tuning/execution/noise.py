@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from typing_extensions import override
+
 __all__ = ["diverted", "library_log"]
 
 #: Loggers that bring a handler of their own to the terminal.
@@ -25,7 +27,7 @@ def library_log(path: Path) -> Iterator[None]:
     import optuna
 
     optuna.logging.disable_default_handler()
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level, before = root.level, {name: _taken(name) for name in _LOUD}
@@ -38,11 +40,21 @@ def library_log(path: Path) -> Iterator[None]:
         logging.captureWarnings(False)
         root.setLevel(level)
         root.removeHandler(file)
-        file.close()
+        with suppress(OSError):
+            file.close()
         for name, (handlers, propagates) in before.items():
             logger = logging.getLogger(name)
             logger.handlers[:] = handlers
             logger.propagate = propagates
+
+
+class _LogFile(logging.FileHandler):
+    """Loses what the disk does not take: logging would print a traceback for each record."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 @contextmanager

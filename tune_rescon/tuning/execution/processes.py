@@ -89,6 +89,8 @@ class RayProcesses:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, KILL_PATIENCE)
+        # Another Ray may be started here after this one: it is not this one's processes that it misses.
+        self._vital.clear()
 
 
 class ControlStoreProbe:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from tune_rescon.errors import LeaseLostError, RecordBusyError, explain
+from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError, explain
 
 __all__ = ["SearchIsOver", "Turns", "run_aside"]
 
@@ -38,6 +38,8 @@ class Turns:
         self._assure = assure
         self._lock = threading.Lock()
         self._over = False
+        self.failure: RecordError | None = None
+        """Why the record takes no more, if that is so: no turn comes after it."""
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -53,7 +55,12 @@ class Turns:
             except LeaseLostError as error:
                 # The main thread finds out by itself, and can say it.
                 raise SearchIsOver from error
-            yield
+            try:
+                yield
+            except RecordError as error:
+                # Tune would log it, ask again and log again: the main thread raises it instead.
+                self.failure, self._over = error, True
+                raise SearchIsOver from error
 
     def check(self) -> None:
         """Go no further than this when there are no turns left.
@@ -79,6 +86,7 @@ def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: Tur
     Afterwards ``work`` has no turns left. What it raised is raised here; so is what ``leave`` raises.
 
     Raises:
+        RecordError: a write in one of its turns failed.
         RecordBusyError: ``work`` is amid a turn that does not end: nobody may touch the record.
     """
     failures: list[BaseException] = []
@@ -104,5 +112,7 @@ def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: Tur
     if not ended:
         rule = f"the record must take a write, but has not for {PARTING:g} s"
         raise RecordBusyError(explain(rule, hint="What it took before is safe: go on with --resume."))
+    if turns.failure is not None:
+        raise turns.failure
     if failures and not left:
         raise failures[0]

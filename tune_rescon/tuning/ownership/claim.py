@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.storage import name_taken
-from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.storage import check_new_name, name_taken
+from tune_rescon.tuning.record.folder import SearchFolder, usable_directory
 
 __all__ = ["claimed"]
 
@@ -31,9 +31,11 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
     Raises:
         StorageError: the name is no name, taken, or being taken; or the storage cannot be written.
     """
-    storage_is_new = not folder.storage.exists()
-    if _is_abandoned(folder):
-        folder.remove(with_storage=False)
+    check_new_name(folder.name)
+    with usable_directory(folder.storage):
+        storage_is_new = not folder.storage.exists()
+        if _is_abandoned(folder):
+            folder.remove(with_storage=False)
     folder.create()
     lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -187,7 +187,11 @@ class LeaseKeeper:
                 break
             except Exception as error:
                 if self._clock() - self._renewed > self._seconds:
-                    self._lose(f"it could not be renewed for {self._seconds:g} s ({error})")
+                    hint = (
+                        "Every epoch that was reported before is recorded. Free space on the disk of its"
+                        " record, or bring its database back; then resume."
+                    )
+                    self._lose(f"it could not be renewed for {self._seconds:g} s ({error})", hint)
                 self._sleep(self._seconds / 20)
         if self._lost:
             raise LeaseLostError(self._lost)
@@ -271,9 +275,9 @@ class LeaseKeeper:
             self._lose(f"it was taken over by {who}")
             raise LeaseLostError(self._lost)
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str, hint: str = "") -> None:
         rule = f"this driver has lost the search {self._name}: {why}"
-        hint = (
+        hint = hint or (
             "It has written nothing since. Let the other one go on, or go on with --resume once it has ended."
         )
         self._lost = explain(rule, hint=hint)

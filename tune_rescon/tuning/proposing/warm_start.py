@@ -35,7 +35,12 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
         files=("space.yaml", "study.db"),
     )
     theirs = load_space(str(other.space_yaml))
-    record = StudyRecord.load(options.study_url or other.study_url, other.name, metric=theirs.metric.name)
+    record = StudyRecord.load(
+        options.study_url or other.study_url,
+        other.name,
+        metric=theirs.metric.name,
+        any_name=options.study_url is None,
+    )
     ended = [trial for trial in record.trials() if trial.state.is_final]
     placed = [overlap(space, theirs, from_optuna(theirs, trial.parameters)) for trial in ended]
     usable = [

@@ -11,7 +11,7 @@ from functools import cache
 import sqlalchemy
 from sqlalchemy import Connection, Engine, NullPool
 
-from tune_rescon.tuning.reading.snapshot import database_file
+from tune_rescon.storage import sqlite_file
 
 __all__ = ["StudyConnections"]
 
@@ -32,7 +32,7 @@ class StudyConnections:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: there is none, or it cannot be opened. No file is made.
         """
-        file = database_file(url)
+        file = sqlite_file(url)
         if file is not None:
             # A URI, which makes no file where there is none.
             self._asked.uri = f"{file.absolute().as_uri()}?mode=rw"

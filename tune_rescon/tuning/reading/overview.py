@@ -18,11 +18,10 @@ from sqlalchemy import Connection, Table, func, select
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.spaces import Goal, load_goal
-from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, usable
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.reading.connections import StudyConnections
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.search import Place
-from tune_rescon.tuning.reading.snapshot import database_file
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.result import SearchState
@@ -113,21 +112,26 @@ def _overview(
     try:
         goal = load_goal(folder.space_yaml)
         seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
-        return _read(seen, goal, studies, study_url or folder.study_url, lease)
+        return _read(seen, goal, studies, folder, study_url or folder.study_url, lease)
     except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         return replace(seen, problem=str(error).partition("\n")[0])
 
 
 def _read(
-    seen: SearchOverview, goal: Goal, studies: StudyConnections, url: str, lease: RemoteFolder | None
+    seen: SearchOverview,
+    goal: Goal,
+    studies: StudyConnections,
+    folder: SearchFolder,
+    url: str,
+    lease: RemoteFolder | None,
 ) -> SearchOverview:
     with studies.connect(url) as connection:
-        study = _study_id(connection, seen.name)
+        study = _study_id(connection, seen.name, any_name=url == folder.study_url)
         attributes = _attributes(connection, study)
         states = _states(connection, study)
         best = _best(_last_values(connection, study), maximize=goal.metric.mode == "max")
         changed = _changed(connection, study)
-    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), database_file(url))
+    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
     ended = sum(state.is_final for state in states)
     outcome = attributes.get("outcome") or {}
     state = search_state(
@@ -139,11 +143,13 @@ def _read(
     return replace(seen, state=state, best=best, ended=ended, changed=changed)
 
 
-def _study_id(connection: Connection, name: str) -> int:
-    found = connection.execute(select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name)).scalar()
-    if found is None:
+def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
+    rows = connection.execute(select(_STUDIES.c.study_name, _STUDIES.c.study_id)).all()
+    found = {study: int(number) for study, number in rows}
+    # A folder that was renamed holds its one study under the earlier name.
+    if name not in found and not (any_name and len(found) == 1):
         raise StorageError(f"there is no study named {name!r} in its database.")
-    return int(found)
+    return found[name] if name in found else next(iter(found.values()))
 
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:

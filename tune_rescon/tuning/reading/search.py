@@ -11,11 +11,11 @@ from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.storage import SearchHome, StorageUrl, usable
+from tune_rescon.storage import SearchHome, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.options import default_cache_root, default_data_root
 from tune_rescon.tuning.pricing import Pricing, datasets_of
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
-from tune_rescon.tuning.reading.snapshot import database_file, snapshot
+from tune_rescon.tuning.reading.snapshot import snapshot
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.study import StudyRecord
@@ -51,14 +51,15 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     space = load_space(folder.space_yaml)
     url = place.study_url or folder.study_url
     with snapshot(url) as readable:
-        record = StudyRecord.load(readable, name, metric=space.metric.name)
+        any_name = place.study_url is None
+        record = StudyRecord.load(readable, name, metric=space.metric.name, any_name=any_name)
         trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
     at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
     if at_url is not None and place.study_url is None:
         with usable(at_url.storage):
             alive = lives_by_url(at_url.remote.folder("lease"))
     else:
-        alive = lives_by_file(lease, database_file(url))
+        alive = lives_by_file(lease, sqlite_file(url))
     pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
     url_of_it = at_url.remote.url if at_url else None
     return summed_up(pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive)

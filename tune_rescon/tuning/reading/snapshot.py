@@ -7,25 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
-from urllib.parse import unquote
 
-from tune_rescon.errors import StorageError, explain
-from tune_rescon.storage import copy_database
+from tune_rescon.storage import copy_database, sqlite_file, sqlite_url
+from tune_rescon.tuning.record.database import holds_studies, missing_study
 
-__all__ = ["database_file", "snapshot"]
-
-_SQLITE: Final = "sqlite:///"
-
-
-def database_file(url: str) -> Path | None:
-    """The file that a database URL names; None if it names a server.
-
-    >>> database_file("sqlite:////runs/a/study.db")
-    PosixPath('/runs/a/study.db')
-    >>> database_file("postgresql://db/studies")
-    """
-    return Path(unquote(url.removeprefix(_SQLITE))) if url.startswith(_SQLITE) else None
+__all__ = ["snapshot"]
 
 
 @contextmanager
@@ -39,16 +25,16 @@ def snapshot(url: str) -> Iterator[str]:
     Raises:
         StorageError: there is no such file, or it is no database.
     """
-    source = database_file(url)
+    source = sqlite_file(url)
     if source is None:
         yield url
         return
+    if not holds_studies(source):
+        raise missing_study(source)
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         copy = Path(folder) / "study.db"
         try:
             copy_database(source, copy, term=0)
         except (sqlite3.Error, OSError) as error:
-            hint = "If the search was given a --study, give it here too." if not source.exists() else ""
-            rule = "a search's study must be a database that can be read"
-            raise StorageError(explain(rule, got=f"{source} ({error})", hint=hint)) from None
-        yield f"{_SQLITE}{copy}"
+            raise missing_study(source, str(error)) from None
+        yield sqlite_url(copy)

@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +16,19 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from tune_rescon.errors import StorageError, explain
-from tune_rescon.storage import StorageUrl, check_name, name_taken, no_such_search, parse_storage
+from tune_rescon.storage import (
+    StorageUrl,
+    check_name,
+    check_new_name,
+    name_taken,
+    no_such_search,
+    parse_storage,
+    sqlite_url,
+)
+from tune_rescon.tuning.record.places import TRIAL_FILES, trial_folder
 from tune_rescon.tuning.record.summary import TrialSummary
 
-__all__ = ["SearchFolder", "default_storage", "write_atomically"]
+__all__ = ["SearchFolder", "default_storage", "usable_directory", "write_atomically"]
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
@@ -46,9 +56,14 @@ class SearchFolder:
         return self.path / "space.yaml"
 
     @property
+    def study_db(self) -> Path:
+        """The study's file, likewise."""
+        return self.path / "study.db"
+
+    @property
     def study_url(self) -> str:
         """Where the study is unless ``--study`` names a database."""
-        return f"sqlite:///{self.path / 'study.db'}"
+        return sqlite_url(self.study_db)
 
     @property
     def trials_csv(self) -> Path:
@@ -83,7 +98,10 @@ class SearchFolder:
     @property
     def mlflow_uri(self) -> str:
         """The tracking store shared by all searches of this storage."""
-        return f"sqlite:///{self.storage / 'mlflow.db'}"
+        plain = sqlite_url(self.storage / "mlflow.db")
+        # MLflow 3.17 makes the directory of a `sqlite:///` URI without unquoting it: an empty one beside a
+        # storage whose name has to be quoted. It leaves a URI that names the driver as it is.
+        return plain if "%" not in plain else sqlite_url(self.storage / "mlflow.db", driver="sqlite+pysqlite")
 
     @property
     def mlflow_artifacts(self) -> Path:
@@ -92,7 +110,7 @@ class SearchFolder:
 
     def checkpoints(self, number: int) -> Path:
         """The directory of one trial's checkpoints."""
-        return self.path / "checkpoints" / f"trial_{number:04d}"
+        return self.path / trial_folder(number)
 
     def create(self) -> None:
         """Make the directory.
@@ -100,26 +118,37 @@ class SearchFolder:
         Raises:
             StorageError: the name is no name or taken, or the storage cannot be written.
         """
-        check_name(self.name)
-        if self.path.exists():
-            raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
-        try:
+        check_new_name(self.name)
+        with usable_directory(self.storage):
+            if self.path.exists():
+                raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
             self.path.mkdir(parents=True)
-        except OSError as error:
-            rule = "the storage must be a directory that can be written"
-            got = f"{self.storage} ({error.strerror})"
-            raise StorageError(explain(rule, got=got, where="--storage")) from None
 
     def require(self, *, where: str = "--resume") -> None:
         """Check that there is a search of this name; ``where`` is the flag that names it.
 
         Raises:
-            StorageError: there is none; the names there are, are listed.
+            StorageError: there is none (the names there are, are listed), or it cannot be a name.
         """
-        if self.space_yaml.is_file():
-            return
-        found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
+        check_name(self.name, where=where)
+        with usable_directory(self.storage):
+            if self.space_yaml.is_file():
+                return
+            found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
         raise no_such_search(self.name, self.storage, found, where=where)
+
+    def check_writable(self) -> None:
+        """Check that this process may write to the search, before anything is written.
+
+        Raises:
+            StorageError: its folder or its record cannot be written, as in another user's storage.
+        """
+        for path in (self.path, self.study_db, self.log):
+            if path.exists() and not os.access(path, os.W_OK):
+                rule = "a resumed search must be one that this user can write to"
+                hint = "To go on with its trials elsewhere, copy its folder to a storage of your own."
+                got = f"{path}, which cannot be written"
+                raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
 
     def remove(self, *, with_storage: bool) -> None:
         """Take back what a search that never began has made; an empty storage too if it made that."""
@@ -128,25 +157,39 @@ class SearchFolder:
             self.storage.rmdir()
 
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
-        """Delete a trial's checkpoints but the file ``keep``; the directory too when nothing is left."""
+        """Delete the files that a trial wrote but ``keep``; the directory too when nothing is left.
+
+        ``keep`` is a file's place; only its name counts. If that file is not there, nothing is deleted: the
+        trial is a winner, and the others are what is left of it.
+        """
         directory = self.checkpoints(number)
         if not directory.is_dir():
             return
-        for path in directory.iterdir():
-            if keep is None or path != Path(keep):
-                path.unlink()
+        kept = None if keep is None else Path(keep).name
+        if kept is not None and not (directory / kept).is_file():
+            return
+        for name in TRIAL_FILES - {kept}:
+            (directory / name).unlink(missing_ok=True)
         if not any(directory.iterdir()):
             directory.rmdir()
 
-    def write_trials(self, trials: Iterable[TrialSummary], parameters: Iterable[str]) -> None:
-        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number."""
+    def write_trials(
+        self, trials: Iterable[TrialSummary], parameters: Iterable[str], *, at_url: bool = False
+    ) -> None:
+        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number.
+
+        A checkpoint is named if it is there. ``at_url``: checkpoints are kept at a URL, and the record,
+        which forgets what is deleted there, is believed.
+        """
         names = list(parameters)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*_COLUMNS, *names])
         for trial in trials:
             sampled = [trial.parameters.get(name, "none") for name in names]
-            writer.writerow([*_row(trial), *sampled])
+            checkpoint = trial.checkpoint or ""
+            is_there = at_url or (self.path / checkpoint).is_file()
+            writer.writerow([*_row(trial), checkpoint if is_there else "", *sampled])
         write_atomically(self.trials_csv, text.getvalue())
 
     def write_best(self, best: Mapping[str, Any]) -> None:
@@ -181,21 +224,34 @@ def _row(trial: TrialSummary) -> list[Any]:
         trial.best_epoch,
         round(trial.seconds, 3),
         " ".join(repr(value) for value in trial.values),
-        trial.checkpoint if trial.checkpoint and _is_there(trial.checkpoint) else "",
     ]
 
 
-def _is_there(checkpoint: str) -> bool:
-    # A URL is believed: the record forgets what is deleted there.
-    return "://" in checkpoint or Path(checkpoint).exists()
+@contextmanager
+def usable_directory(storage: Path) -> Iterator[None]:
+    """What the system refuses in the block is the user's to mend: nothing has begun yet.
+
+    Raises:
+        StorageError: an OSError, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        rule = "the storage must be a directory that can be read and written"
+        got = f"{storage} ({error.strerror})"
+        raise StorageError(explain(rule, got=got, where="--storage")) from None
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step, so that a reader never sees half of it."""
     # Two threads may write the same file; the later one's stays.
     half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    finally:
+        # On a full disk; after the replacement there is nothing left to delete.
+        half.unlink(missing_ok=True)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import Connection, Insert, Table
+from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
+from tune_rescon.tuning.record.database import unwritable
 from tune_rescon.tuning.record.ledger import StudyLedger
 
 __all__ = ["SqlLedger"]
@@ -39,7 +43,15 @@ class SqlLedger(StudyLedger):
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         """Write to the study ``study_id`` of ``storage``."""
         super().__init__(storage, study_id)
+        self._url = str(storage.url)
         self._engine = storage.engine
+
+    @override
+    def set_study_attribute(self, key: str, value: Any) -> None:
+        try:
+            super().set_study_attribute(key, value)
+        except StorageInternalError as error:
+            raise unwritable(self._url, error) from error
 
     @override
     def open_trial(
@@ -51,7 +63,7 @@ class SqlLedger(StudyLedger):
         user: Mapping[str, Any],
         system: Mapping[str, Any],
     ) -> tuple[int, datetime.datetime]:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             now = datetime.datetime.now(datetime.UTC)
             row = {
                 "number": number,
@@ -87,13 +99,13 @@ class SqlLedger(StudyLedger):
             "intermediate_value": stored,
             "intermediate_value_type": kind,
         }
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _insert(connection, _SYSTEM, _attributes(trial_id, {key: details}))
             _insert(connection, _STEPS, [step])
 
     @override
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _replace_attributes(connection, trial_id, user)
 
     @override
@@ -101,7 +113,7 @@ class SqlLedger(StudyLedger):
         self, trial_id: int, state: OptunaState, values: Sequence[float] | None, user: Mapping[str, Any]
     ) -> datetime.datetime:
         now = datetime.datetime.now(datetime.UTC)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _replace_attributes(connection, trial_id, user)
             _insert(connection, _VALUES, _objectives(trial_id, values or ()))
             connection.execute(
@@ -110,6 +122,19 @@ class SqlLedger(StudyLedger):
                 .values({"state": state, "datetime_complete": _stored(now)})
             )
         return _shown(now)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """One transaction.
+
+        Raises:
+            RecordError: the database does not take it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise unwritable(self._url, error) from error
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.places import recorded_checkpoint
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
@@ -101,21 +102,21 @@ class StudyRecord:
         directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
-        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
         study_id = _new_study(storage, directions, name)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
         return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
-    def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
-        """Open the record of an earlier search.
+    def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
+        """Open the record of an earlier search; ``any_name``: see :func:`.find_study`.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
         """
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
-        study_id = find_study(storage, name)
+        study_id = find_study(storage, name, any_name=any_name)
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
@@ -176,7 +177,7 @@ class StudyRecord:
         """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
-        now = self._now_ms()
+        now, checkpoint = self._now_ms(), recorded_checkpoint(number, checkpoint)
         details = {
             "metrics": dict(metrics),
             "decision": verdict.decision.value,
@@ -212,7 +213,7 @@ class StudyRecord:
         cost: float | None = None,
     ) -> TrialSummary:
         """End a trial for good. ``cost`` is its second objective, where the search has one."""
-        known = self._trials[number]
+        known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
@@ -273,7 +274,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
         mlflow_run_id=user.get("mlflow_run_id"),
-        checkpoint=user.get("checkpoint", last["checkpoint"]),
+        checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
         error=user.get("error"),
         cost=user.get("cost"),
         notes=tuple(user.get("notes", ())),

@@ -33,6 +33,7 @@ class TrialSummary:
     ended: datetime | None = None
     mlflow_run_id: str | None = None
     checkpoint: str | None = None
+    """The file of its best network, relative to the search's folder; None if it keeps none."""
     error: str | None = None
     cost: float | None = None
     """The second objective, where the search has one; set when the trial ends."""

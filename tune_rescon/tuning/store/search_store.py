@@ -131,6 +131,7 @@ def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchS
             yield LocalStore(folder=folder)
         return
     folder.require()
+    folder.check_writable()
     yield LocalStore(folder=folder)
 
 

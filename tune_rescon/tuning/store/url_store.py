@@ -37,13 +37,12 @@ from tune_rescon.tuning.listener import SearchListener
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseStore
 from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.places import CHECKPOINTS, TRIAL_FILES, trial_folder
 from tune_rescon.tuning.store.mirror_listener import MirrorListener
 
 __all__ = ["UrlStore", "open_url_store"]
 
-_CHECKPOINTS: Final = "checkpoints"
-
-_TRIAL: Final = re.compile(rf"{_CHECKPOINTS}/trial_(\d+)/.*")
+_TRIAL: Final = re.compile(rf"{CHECKPOINTS}/trial_(\d+)/(.*)")
 
 
 class UrlStore:
@@ -56,7 +55,7 @@ class UrlStore:
         self.url = home.remote.url
         self._home = home
         # Of this run alone: what another one left on a node may be of a trial that never was.
-        self._checkpoints = scratch / _CHECKPOINTS / uuid.uuid4().hex[:12]
+        self._checkpoints = scratch / CHECKPOINTS / uuid.uuid4().hex[:12]
         self._databases = _databases(self.folder, options)
         self._sender = Sender(home.remote, databases=self._databases, files=_files(self.folder))
         self._mirror = Mirror(self._sender)
@@ -91,25 +90,25 @@ class UrlStore:
         numbers = set(known)
         with usable(self._home.storage):
             self._sender.send()
-            for name in self._home.remote.names(_CHECKPOINTS):
+            for name in self._home.remote.names(CHECKPOINTS):
                 trial = _TRIAL.fullmatch(name)
-                if trial and int(trial[1]) not in numbers:
+                if trial and int(trial[1]) not in numbers and trial[2] in TRIAL_FILES:
                     self._home.remote.delete(name)
         self._begun = True
         self._mirror.start()
 
     def checkpoint_dir(self, number: int) -> Path:
         """A folder of the node the trial runs on."""
-        return self._checkpoints / _folder(number)
+        return self._checkpoints / Path(trial_folder(number)).name
 
     def checkpoint_url(self, number: int) -> str | None:
         """In the search's folder."""
-        return f"{self.url}/{_CHECKPOINTS}/{_folder(number)}"
+        return f"{self.url}/{trial_folder(number)}"
 
     def prune(self, number: int, keep: str | None) -> None:
         """Once the study at the URL no longer needs them; a node's own copies are its worker's to delete."""
         kept = None if keep is None else keep.rpartition("/")[2]
-        self._mirror.forget(Discard(folder=f"{_CHECKPOINTS}/{_folder(number)}", keep=kept))
+        self._mirror.forget(Discard(folder=trial_folder(number), names=TRIAL_FILES, keep=kept))
 
     def close(self, patience: float) -> int:
         """Send what is left."""
@@ -159,7 +158,3 @@ def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
 def _files(folder: SearchFolder) -> Mapping[str, Path]:
     files = (folder.trials_csv, folder.best_yaml, folder.report_html, folder.log, folder.space_yaml)
     return {path.name: path for path in files}
-
-
-def _folder(number: int) -> str:
-    return f"trial_{number:04d}"

@@ -1,0 +1,210 @@
+"""A search is its folder, however that is spelled, and whatever its name; what is missing is not made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tune_rescon.export import main as export
+from tune_rescon.home import ensure_home
+from tune_rescon.predict import main as predict
+from tune_rescon.report import main as report
+from tune_rescon.search import main as search
+from tune_rescon.storage import sqlite_file, sqlite_url
+from tune_rescon.train import main as train
+from tune_rescon.tuning import RunOptions, SearchFolder, StudyRecord, default_cache_root
+
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "old_search.tar.xz"
+
+pytestmark = pytest.mark.timeout(60)  # the first to run imports everything
+
+
+def extracted(storage: Path) -> SearchFolder:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(storage, filter="data")
+    return SearchFolder(storage=storage, name="old")
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that is the home and the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spelled", "name"),
+    [
+        *(("{home}/{name}", name) for name in ("my runs", "a%20b", "a?b=c&d#e", "{x}", "Läufe", "file:x")),
+        *((spelled, "50% of what?") for spelled in ("{name}", "~/{name}", "{home}/link")),
+        ("{name}", "~x"),
+    ],
+)
+def test_a_storage_may_have_any_name_and_spelling(
+    spelled: str, name: str, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = extracted(at_home / name)
+    (at_home / "link").symlink_to(folder.storage, target_is_directory=True)
+    before = sorted(at_home.iterdir())
+    storage = spelled.format(home=at_home, name=name)
+    assert report(["old", "--storage", storage, "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert best["checkpoint"] == str(folder.checkpoints(1) / "best.ckpt")
+    assert report(["--list", "--storage", storage, "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert (line["name"], line["problem"]) == ("old", None)
+    record = StudyRecord.load(folder.study_url, "old", metric="val_accuracy")
+    record.set_attribute("seen", name)
+    again = StudyRecord.load(sqlite_url(folder.study_db), "old", metric="val_accuracy")
+    assert (len(again), again.attribute("seen")) == (6, name)
+    assert sqlite_file(folder.mlflow_uri) == folder.storage / "mlflow.db"
+    assert sorted(at_home.iterdir()) == before, "nothing is made beside the storage"
+
+
+def test_mlflows_store_is_in_the_storage_whatever_its_name(empty_store: Path, tmp_path: Path) -> None:
+    # Imported here: it takes seconds, and most of these tests need no MLflow.
+    from mlflow import MlflowClient
+
+    folder = SearchFolder(storage=tmp_path / "50% of what?", name="s")
+    folder.storage.mkdir()
+    shutil.copyfile(empty_store, folder.storage / "mlflow.db")
+    MlflowClient(folder.mlflow_uri).create_experiment("here")
+    assert MlflowClient(sqlite_url(folder.storage / "mlflow.db", driver="sqlite+pysqlite"))
+    assert [path.name for path in tmp_path.iterdir()] == [folder.storage.name]
+
+
+def test_a_renamed_folder_is_read_and_says_what_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = extracted(tmp_path)
+    renamed = folder.path.rename(tmp_path / "mine")
+    before = {path: path.read_bytes() for path in renamed.rglob("*") if path.suffix in (".db", ".yaml")}
+    assert report(["mine", "--storage", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"]["trial"] == 1
+    assert report(["--list", "--storage", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["problem"] is None
+    assert search(["--resume", "mine", "--storage", str(tmp_path), "--plain"]) == 2
+    said = capsys.readouterr().err
+    assert f"but got mine: {renamed} holds the search 'old'" in said
+    assert "Rename the folder to old, then give --resume old." in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_record_that_is_missing_is_never_made(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = extracted(tmp_path)
+    folder.study_db.unlink()
+    if content is not None:
+        folder.study_db.write_bytes(content)
+    before = sorted(path for path in folder.path.iterdir())
+    picture = tmp_path / "picture.png"
+    Image.new("L", (8, 8)).save(picture)
+    for main, arguments in (
+        (search, ["--resume", "old", "--plain"]),
+        (report, ["old"]),
+        (report, ["old", "--sync"]),
+        (train, ["--from", "old", "--plain"]),
+        (predict, ["old", str(picture)]),
+    ):
+        assert main([*arguments, "--storage", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert str(folder.study_db) in said
+        assert "restore the file from a copy" in said
+        assert "Traceback" not in said
+    assert [path for path in folder.path.iterdir() if path.name != "search.log"] == [
+        path for path in folder.path.iterdir() if path in before
+    ]
+    assert (folder.study_db.read_bytes() if folder.study_db.exists() else None) == content
+
+
+WRONG = {"../x": "must be letters, digits", "n" * 256: "must be at most 255 characters", "n" * 5000: "255"}
+
+
+@pytest.mark.parametrize("name", WRONG, ids=["outside", "long", "very long"])
+def test_what_is_no_name_is_one_paragraph_in_every_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "space.yaml").write_text("version: 1")
+    at = ["--storage", str(tmp_path / "runs")]
+    new = ["--space", "digits"]
+    for main, arguments in (
+        (search, [*new, "--name", name]),
+        (search, ["--resume", name]),
+        (search, [*new, "--warm-start", name]),
+        (report, [name]),
+        (report, [name, "--sync"]),
+        (train, ["--from", name]),
+        (train, ["--resume", name]),
+    ):
+        assert main([*arguments, *at]) == 2
+        assert WRONG[name] in capsys.readouterr().err
+    Image.new("L", (8, 8)).save(tmp_path / "x" / "a.png")
+    for main, arguments in (
+        (predict, [name, str(tmp_path / "x")]),
+        (export, [name, "--format", "safetensors", "--output", str(tmp_path / "a")]),
+    ):
+        assert main([*arguments, *at]) == 2
+        said = capsys.readouterr().err
+        assert "MODEL" in said
+        assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlartifacts", "MLflow.db", "mlflow.db-journal"])
+def test_a_search_cannot_have_the_name_of_mlflows_store(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"everybody's")
+    assert search(["--space", "digits", "--name", name, "--storage", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "must not be a name that MLflow's store has" in said
+    assert "remove it" not in said
+    assert (tmp_path / "mlflow.db").read_bytes() == b"everybody's"
+
+
+def test_without_a_home_directory_the_variables_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(nowhere))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("TUNE_RESCON_CACHE", raising=False)
+    extracted(tmp_path)
+    assert report(["old", "--storage", str(tmp_path), "--json"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: TUNE_RESCON_CACHE: must be set where the user has no home directory")
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    assert default_cache_root() == RunOptions(name="s").cache_root == tmp_path / "cache"
+    assert report(["old", "--storage", str(tmp_path), "--json"]) == 0
+
+
+def test_libraries_find_a_home_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> object:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # Set before it is deleted: the test's end takes back what is set in it.
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("TUNE_RESCON_CACHE", raising=False)
+    ensure_home()
+    assert "HOME" not in os.environ
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path))
+    ensure_home()
+    assert Path.home() == Path("~/ray_results").expanduser().parent == tmp_path
+    monkeypatch.setenv("HOME", "/home/me")
+    ensure_home()
+    assert os.environ["HOME"] == "/home/me"

@@ -1,0 +1,107 @@
+"""Commands whose output is not taken: a reader that leaves, a full disk, a closed stream."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import click
+import pytest
+
+from tune_rescon.command import run_command
+
+pytestmark = pytest.mark.timeout(60)  # an interpreter each
+
+#: Prints lines until it is done, by click or by rich; writes a file meanwhile, which must not get them.
+PROGRAM = """
+import os, sys
+import click
+from rich.console import Console
+from tune_rescon.command import run_command
+
+@click.command()
+@click.argument("how")
+def talk(how):
+    file = open("file", "w")
+    console = Console()
+    for _ in range(20000):
+        os.write(1, b"") if how == "nothing" else (click.echo if how == "click" else console.print)("a line")
+    file.close()
+
+sys.exit(run_command(talk, None, name="talk", what="The talk"))
+"""
+
+#: A search prints on this console.
+SEARCH = """
+import sys
+from tune_rescon.command import run_command
+import click
+from tune_rescon.reporting import open_console
+
+@click.command()
+@click.argument("how")
+def search(how):
+    with open_console(plain=True) as console:
+        for _ in range(20000):
+            console.print("a line")
+    click.echo("the search ended by itself", err=True)
+
+sys.exit(run_command(search, None, name="search", what="The search"))
+"""
+
+
+def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedProcess[bytes]:
+    # By a shell: Python closes no stream of its children.
+    command = [sys.executable, "-c", program, how]
+    shell = '"$@" ' + output + '; exit "${PIPESTATUS[0]}"'
+    command = ["bash", "-c", shell, "bash", *command]
+    return subprocess.run(command, cwd=cwd, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("how", ["click", "rich"])
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("| head -1", 0, b""),
+        (">&-", 0, b""),
+        (
+            "> /dev/full",
+            1,
+            b"The talk failed: standard output, or a file that it writes, takes no more (No space left",
+        ),
+    ],
+)
+def test_a_command_whose_output_is_not_taken(
+    output: str, code: int, said: bytes, how: str, tmp_path: Path
+) -> None:
+    done = run(PROGRAM, how, tmp_path, output)
+    assert (done.returncode, done.stderr[: len(said) or None]) == (code, said)
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("output", ["| head -1", ">&-", "> /dev/full"])
+def test_a_search_goes_on_whatever_becomes_of_its_output(output: str, tmp_path: Path) -> None:
+    done = run(SEARCH, "", tmp_path, output)
+    assert (done.returncode, done.stderr) == (0, b"the search ended by itself\n")
+
+
+def test_another_pipe_that_breaks_is_no_reader_that_left() -> None:
+    @click.command()
+    def talk() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_command(talk, [], name="talk", what="The talk")
+
+
+def test_a_report_is_cut_off_quietly(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parent / "fixtures" / "old_search.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    command = f"{sys.executable} -m tune_rescon.report old --storage {tmp_path}"
+    for form in ("", "--json", "--csv"):
+        shell = f'{command} {form} | true; exit "${{PIPESTATUS[0]}}"'
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")

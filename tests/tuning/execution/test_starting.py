@@ -1,0 +1,102 @@
+"""What must hold before a Ray starts here, and the second try where it does not start."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tune_rescon.errors import ClusterError, ConfigError
+from tune_rescon.tuning.execution.starting import LONGER_START, check_temp_dir, start_or_retry
+
+(SETTING,) = LONGER_START
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize(("characters", "fits"), [(39, True), (40, False), (110, False)])
+def test_rays_sockets_must_fit(name: str, characters: int, fits: bool) -> None:
+    place = "/" + "x" * (characters - 1)
+    # As Ray makes it, with a process number of seven digits.
+    socket = f"{place}/ray/session_2026-11-29_01-02-03_123456_1234567/sockets/plasma_store"
+    assert fits == (len(socket) <= 107)
+    if fits:
+        check_temp_dir({name: place}, pid=1234567)
+        return
+    with pytest.raises(ConfigError, match=f"^{name}: must be a path of at most 39 bytes.*RAY_TMPDIR=/tmp"):
+        check_temp_dir({name: place}, pid=1234567)
+
+
+def test_rays_own_variable_comes_first_and_tmp_is_short() -> None:
+    check_temp_dir({"TMPDIR": "/" + "x" * 110, "RAY_TMPDIR": "/tmp"}, pid=1)
+    check_temp_dir({}, pid=1)
+
+
+class Ray:
+    """A Ray that fails to start so many times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.events: list[str] = []
+
+    def start(self) -> str:
+        self.events.append(f"start {os.environ.get(SETTING)}")
+        if self.failures:
+            self.failures -= 1
+            raise Exception("The current node timed out during startup.\nThis could happen because")
+        return "Ray"
+
+    def clean_up(self) -> None:
+        self.events.append("clean up")
+
+    def say(self, text: str) -> None:
+        self.events.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SETTING, raising=False)
+
+
+AGAIN = "Ray did not start (The current node timed out during startup); trying once more"
+
+
+def test_a_ray_that_starts_is_started_once() -> None:
+    ray = Ray(failures=0)
+    assert start_or_retry(ray.start, ray.clean_up, ray.say) == "Ray"
+    assert ray.events == ["start None"]
+
+
+def test_one_that_does_not_is_given_longer() -> None:
+    ray = Ray(failures=1)
+    assert start_or_retry(ray.start, ray.clean_up, ray.say) == "Ray"
+    assert ray.events == ["start None", "clean up", AGAIN, "start 120"]
+    assert SETTING not in os.environ
+
+
+def test_two_failures_are_one_paragraph() -> None:
+    ray = Ray(failures=2)
+    with pytest.raises(ClusterError) as caught:
+        start_or_retry(ray.start, ray.clean_up, ray.say)
+    said = str(caught.value)
+    assert said.startswith("Ray must start on this machine, but got two failures (The current node timed out")
+    assert "\n" not in said
+    assert ray.events == ["start None", "clean up", AGAIN, "start 120", "clean up"]
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SETTING, "600")
+    ray = Ray(failures=1)
+    start_or_retry(ray.start, ray.clean_up, ray.say)
+    assert ray.events[-1] == "start 600"
+    assert os.environ[SETTING] == "600"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_no_failure(error: type[BaseException]) -> None:
+    def start() -> None:
+        raise error
+
+    ray = Ray(failures=0)
+    with pytest.raises(error):
+        start_or_retry(start, ray.clean_up, ray.say)
+    assert ray.events == []

@@ -1,0 +1,75 @@
+"""A record that stops taking writes while a search runs: a full disk, a file that is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import RecordError
+from tune_rescon.tuning import Decision, SearchFolder, StudyRecord
+from tune_rescon.tuning.record.sql_ledger import SqlLedger
+from tune_rescon.tuning.record.study import Proposal
+from tune_rescon.tuning.rules.stopping import Verdict
+
+CONTINUE = Verdict(decision=Decision.CONTINUE)
+
+pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SearchFolder:
+    made = SearchFolder(storage=tmp_path, name="s")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def record(folder: SearchFolder) -> StudyRecord:
+    made = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    made.open(Proposal(params={}, distributions={}))
+    made.report(0, 1, {"val_accuracy": 0.5}, CONTINUE)
+    return made
+
+
+def fill_disk(record: StudyRecord) -> None:
+    """Have SQLite say what it says on a full disk."""
+    ledger = record._ledger
+    assert isinstance(ledger, SqlLedger)
+    with ledger._engine.begin() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+
+def write_until_full(record: StudyRecord) -> None:
+    for epoch in range(2, 1000):
+        record.report(0, epoch, {"val_accuracy": 0.5, "x" * 1000: 1.0}, CONTINUE)
+
+
+def test_a_full_disk_is_said_and_what_came_before_is_recorded(
+    record: StudyRecord, folder: SearchFolder
+) -> None:
+    fill_disk(record)
+    with pytest.raises(RecordError) as caught:
+        write_until_full(record)
+    said = str(caught.value)
+    assert f"but got {folder.study_db}: database or disk is full." in said
+    assert "Every epoch before this one is recorded" in said
+    again = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
+    assert again.trial(0).epochs == record.trial(0).epochs
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_record_that_is_gone_is_said_and_not_made_again(
+    closed: bool, record: StudyRecord, folder: SearchFolder
+) -> None:
+    ledger = record._ledger
+    assert isinstance(ledger, SqlLedger)
+    if closed:
+        ledger._engine.dispose()
+    folder.study_db.unlink()
+    with pytest.raises(RecordError, match=r"study\.db, which is gone \(.*\)\. Put the file back"):
+        record.report(0, 2, {"val_accuracy": 0.5}, CONTINUE)
+    with pytest.raises(RecordError, match=r"study\.db, which is gone"):
+        record.set_attribute("outcome", None)
+    assert not folder.study_db.exists()

@@ -1,0 +1,40 @@
+"""The user's home directory, which a container's user without a passwd entry does not have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tune_rescon.errors import ConfigError, explain
+
+__all__ = ["ensure_home", "home_directory"]
+
+
+def ensure_home() -> None:
+    """Set ``HOME`` to the cache directory where the user has no home.
+
+    Ray Tune and other libraries ask for a home when they are imported. Nothing is set if the user has one, or
+    gives neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME``. Child processes inherit it.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        cache = os.environ.get("TUNE_RESCON_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        if cache:
+            os.environ["HOME"] = str(Path(cache).absolute())
+
+
+def home_directory(variable: str) -> Path:
+    """The user's home directory.
+
+    Args:
+        variable: the environment variable that names what is looked for in it.
+
+    Raises:
+        ConfigError: there is none; says to set the variable.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        rule = "must be set where the user has no home directory"
+        raise ConfigError(explain(rule, where=variable, hint=f"Set {variable} to a path.")) from error
