@@ -91,6 +91,8 @@ def _sync(place: Place, name: str) -> int:
     from tune_rescon.tuning import sync_tracking
 
     done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
+    for remark in done.remarks:
+        click.echo(remark)
     if not done.unsent:
         click.echo(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0

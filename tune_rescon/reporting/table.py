@@ -82,6 +82,8 @@ def print_result(result: StudyResult, console: Console) -> None:
         )
     if result.front:
         console.print(_front(result), soft_wrap=True)
+    for remark in result.remarks:
+        console.print(remark, style="yellow", markup=False, soft_wrap=True)
     if result.unsent:
         console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
     if result.unkept:

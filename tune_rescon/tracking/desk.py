@@ -2,8 +2,8 @@
 
 MLflow's calls are tens of milliseconds of Python each. On a thread of the driver they would hold its
 interpreter lock while trials wait for their next epoch; in a process of low priority they cost a search
-little more than what nobody else wants. What arrives here is a view. What goes back is the run's id or what
-the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
+little more than what nobody else wants. What arrives here is a view. What goes back is an :class:`.Answer` or
+what the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
 
 ``python -m tune_rescon.tracking.desk DESCRIPTOR`` is :class:`.link.DeskProcess`'s business: it reads a
 :class:`.Destination` and then views from that descriptor, and ends when its other end is closed.
@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from requests import HTTPError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.local_store import make_local_store
 from tune_rescon.tracking.runs import RunBook
@@ -67,8 +67,8 @@ class Desk:
         self._destination = destination
         self._book: RunBook | None = None
 
-    def show(self, view: View) -> str:
-        """Have MLflow show ``view``; the id of its run.
+    def show(self, view: View) -> Answer:
+        """Have MLflow show ``view``; the id of its run, and what the user should be told.
 
         Raises:
             CallError: a call failed; what was done before it is done, and not done again the next time.
@@ -76,7 +76,7 @@ class Desk:
         with _judged(hopeless=Remedy.GIVE_UP):
             book = self._book = self._book or self._connect()
         with _judged(hopeless=Remedy.SKIP):
-            return book.show(view)
+            return Answer(run_id=book.show(view), remarks=book.take_remarks())
 
     def start(self) -> None:
         """Nothing has to be made ready; see :class:`.link.Shower`."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from tune_rescon.tracking.backlog import Backlog
 from tune_rescon.tracking.calls import CallError, Remedy
@@ -23,6 +23,8 @@ from tune_rescon.tracking.link import DeskProcess, Shower
 from tune_rescon.tracking.views import RunView, View
 
 __all__ = ["MlflowWriter", "mlflow_writer"]
+
+_Item = TypeVar("_Item")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class MlflowWriter:
         self._desk = open_desk(destination)
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
+        self._remarks: queue.Queue[str] = queue.Queue()
         self._known: set[int] = set()
         self._hurry = threading.Event()
         self._give_up = threading.Event()
@@ -95,12 +98,11 @@ class MlflowWriter:
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """Trial numbers and run ids of the child runs opened since the last call."""
-        opened = []
-        while True:
-            try:
-                opened.append(self._opened.get_nowait())
-            except queue.Empty:
-                return opened
+        return _drained(self._opened)
+
+    def remarks(self) -> list[str]:
+        """What the user should be told of the calls since the last call of this method."""
+        return _drained(self._remarks)
 
     def close(self, timeout: float) -> int:
         """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
@@ -148,7 +150,18 @@ class MlflowWriter:
         return min(2 * seconds, LONGEST_PAUSE)
 
     def _send(self, view: View) -> None:
-        run_id = self._desk.show(view)
+        answer = self._desk.show(view)
+        for remark in answer.remarks:
+            self._remarks.put(remark)
         if isinstance(view, RunView) and view.number not in self._known:
             self._known.add(view.number)
-            self._opened.put((view.number, run_id))
+            self._opened.put((view.number, answer.run_id))
+
+
+def _drained(waiting: queue.Queue[_Item]) -> list[_Item]:
+    items = []
+    while True:
+        try:
+            items.append(waiting.get_nowait())
+        except queue.Empty:
+            return items

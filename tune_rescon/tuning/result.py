@@ -71,6 +71,8 @@ class StudyResult:
     tracking_uri: str
     unsent: int = 0
     """Updates MLflow did not take in time."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of what the end of the search did in MLflow, or could not do."""
     against: str | None = None
     """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
     url: str | None = None

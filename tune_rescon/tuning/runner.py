@@ -45,6 +45,7 @@ from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import write_atomically
+from tune_rescon.tuning.record.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file
 from tune_rescon.tuning.rules.ladder import make_rule
@@ -133,11 +134,13 @@ def run_search(
                 slots = _slots(space, ray)
             record = open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
+            own_study = options.study_url is None
+            identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
                 listeners = [held.enter_context(files), *listeners]
             search = _Search(
-                space, options, store, prepared, listeners, presentation, record, lease, ray, writer
+                space, options, store, prepared, listeners, presentation, record, identity, lease, ray, writer
             )
             watch = search.watch(interruption, ray, say)
             if attend is not None:
@@ -173,6 +176,7 @@ class _Search:
         listeners: Sequence[SearchListener],
         presentation: Presentation | None,
         record: StudyRecord,
+        identity: Identity,
         lease: LeaseKeeper,
         ray: RaySession,
         writer: MlflowWriter,
@@ -186,11 +190,13 @@ class _Search:
         self._lease = lease
         self._writer = writer
         tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
+        self._identity = identity
         self._parent = ParentRun(
             self._writer,
+            identity=self._identity,
+            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
             tags=tags,
             datasets=prepared.values(),
-            began_with=len(record),
             files=[folder.space_yaml],
             uploads=store.url is None or options.tracking_uri is not None,
         )
@@ -240,7 +246,7 @@ class _Search:
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
-        write_atomically(self._folder.space_yaml, dump_space(self._space))
+        write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
         turns = Turns(self._lease.assure)
         try:
@@ -288,7 +294,10 @@ class _Search:
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
-        return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
+        remarks = tuple(self._writer.remarks())
+        return dataclasses.replace(
+            result, trials=self._record.trials(), unsent=unsent, unkept=unkept, remarks=remarks
+        )
 
     def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
         """The note and the pages; a picture that fails does not take the search's end with it."""

@@ -13,6 +13,7 @@ from tune_rescon.tuning.ownership.search_lease import search_lease
 from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.reading.search import Place, known_datasets, summed_up
+from tune_rescon.tuning.record.identity import ensure_identity, write_id
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.run_notes import read_notes
@@ -32,6 +33,8 @@ class Synced:
     """Updates that MLflow did not take in time."""
     trouble: str
     """What the last call failed with; empty if it succeeded."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of the calls that succeeded."""
 
 
 def sync_tracking(
@@ -94,13 +97,16 @@ def _send(
         pricing, record.trials(), notes, name=options.name, folder=folder, url=store.url, alive=False
     )
     store.begin(trial.number for trial in result.trials)
+    identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
+    write_id(folder.space_yaml, identity.id)
     own = notes.tracking_uri is None
     with mlflow_writer(destination(space, folder, notes.tracking_uri)) as writer:
         parent = ParentRun(
             writer,
+            identity=identity,
+            known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
             tags={"tune_rescon.folder": store.url or str(folder.path)},
             datasets=(),
-            began_with=len(result.trials),
             files=(),
             uploads=store.url is None or not own,
         )
@@ -110,4 +116,10 @@ def _send(
         parent.end(result, [file for file in files if file.is_file()], note(result))
         unsent = writer.close(patience)
         listener.note_runs()
-        return Synced(uri=writer.uri, trials=len(result.trials), unsent=unsent, trouble=writer.trouble)
+        return Synced(
+            uri=writer.uri,
+            trials=len(result.trials),
+            unsent=unsent,
+            trouble=writer.trouble,
+            remarks=tuple(writer.remarks()),
+        )
