@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import click
 
 from tune_rescon.errors import TuneResconError, UserError
+from tune_rescon.passwords import hide_passwords
 
 __all__ = ["INTERRUPTED", "run_command"]
 
@@ -29,13 +31,16 @@ def run_command(
     try:
         return int(command.main(args=argv, prog_name=f"python -m {name}", standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.show()
+        # It quotes what was typed, which may hold a password.
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(hide_passwords(shown.getvalue()), err=True, nl=False)
         return 2
     except UserError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {hide_passwords(str(error))}", err=True)
         return 2
     except TuneResconError as error:
-        click.echo(f"{what} failed: {error}", err=True)
+        click.echo(f"{what} failed: {hide_passwords(str(error))}", err=True)
         return 1
     except (KeyboardInterrupt, click.Abort):
         if interrupted:

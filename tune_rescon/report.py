@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
 )
-@click.option("--study", metavar="URL", help="The study's database, if the search was given one.")
+@click.option(
+    "--study",
+    envvar="TUNE_RESCON_STUDY",
+    show_envvar=True,
+    metavar="URL",
+    help="The study's database, if the search was given one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
+from tune_rescon.passwords import has_password, hide_passwords
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_result
 from tune_rescon.spaces import Space
@@ -54,7 +55,7 @@ def run_shown(
     """
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(hide_passwords(text), markup=False, soft_wrap=True)
 
     try:
         with _shown(space, options, console, live=live) as view:
@@ -63,7 +64,7 @@ def run_shown(
                 options,
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
-                say=view.say,
+                say=lambda text: view.say(hide_passwords(text)),
                 attend=view.attend,
             )
     except KeyboardInterrupt:
@@ -82,19 +83,22 @@ def run_shown(
 
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
-    """What goes on with a search, as a person types it."""
+    """The shell command that resumes a search.
+
+    A URL that holds a password is not printed: its variable stands in its place, and has to be set.
+    """
     parts = ["python", "-m", module, "--resume", options.name, "--storage", str(options.storage)]
-    for flag, value in (
-        ("--study", options.study_url),
-        ("--tracking-uri", options.tracking_uri),
-        ("--data-root", str(options.data_root)),
-        ("--address", options.address),
+    words = shlex.join(parts)
+    for flag, value, variable in (
+        ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+        ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
+        ("--data-root", str(options.data_root), None),
+        ("--address", options.address, None),
     ):
         if value is not None:
-            parts += [flag, value]
-    if options.tensorboard:
-        parts.append("--tensorboard")
-    return shlex.join(parts)
+            is_secret = variable is not None and has_password(value)
+            words += f' {flag} "${variable}"' if is_secret else f" {shlex.join([flag, value])}"
+    return f"{words} --tensorboard" if options.tensorboard else words
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import Champion, Destination, Images, MlflowWriter, SearchView, now_ms
 from tune_rescon.tuning.preparation import Prepared
@@ -106,7 +105,7 @@ class ParentRun:
 
 def _placed(identity: Identity, note: str) -> str:
     """A note that also says which search this is: several may have the same name."""
-    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{hide_passwords(identity.place)}`".strip()
+    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
 
 
 def _images(prepared: Prepared) -> Images:

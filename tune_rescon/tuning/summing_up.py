@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import SearchState, StudyResult, best_trial
@@ -31,7 +32,7 @@ def sum_up(
         name: the search's.
         folder: where its files are on this machine.
         state: how it stands.
-        tracking_uri: MLflow.
+        tracking_uri: MLflow; a password in it is hidden.
         url: where the folder is kept, if the storage is a URL.
         failure: why it ended before its time.
     """
@@ -51,8 +52,8 @@ def sum_up(
         best=best,
         best_config=pricing.config(best.parameters).to_dict() if best else {},
         state=state,
-        tracking_uri=tracking_uri,
+        tracking_uri=hide_passwords(tracking_uri),
         url=url,
         against=space.metric.against,
-        failure=failure,
+        failure=None if failure is None else hide_passwords(failure),
     )

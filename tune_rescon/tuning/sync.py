@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.options import RunOptions
@@ -117,7 +118,7 @@ def _send(
         unsent = writer.close(patience)
         listener.note_runs()
         return Synced(
-            uri=writer.uri,
+            uri=hide_passwords(writer.uri),
             trials=len(result.trials),
             unsent=unsent,
             trouble=writer.trouble,

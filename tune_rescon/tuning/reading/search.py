@@ -12,7 +12,7 @@ from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.storage import SearchHome, StorageUrl, usable
-from tune_rescon.tuning.options import default_cache_root, default_data_root
+from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.pricing import Pricing, datasets_of
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.snapshot import database_file, snapshot
@@ -33,7 +33,7 @@ class Place:
     """Where searches are to be read."""
 
     storage: Path | StorageUrl
-    study_url: str | None = None
+    study_url: str | None = field(default_factory=default_study)
     """The studies' database; None: SQLite in each search's folder."""
     cache_root: Path = field(default_factory=default_cache_root)
     data_root: Path = field(default_factory=default_data_root)

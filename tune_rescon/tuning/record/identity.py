@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.record.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.record.study import StudyRecord
 
@@ -37,8 +38,8 @@ class Identity:
 
 
 def place_of(folder: SearchFolder, url: str | None) -> str:
-    """A URL, or ``HOST:FOLDER``: containers and machines share paths."""
-    return url or f"{socket.gethostname()}:{folder.path}"
+    """A URL without its password, or ``HOST:FOLDER``: containers and machines share paths."""
+    return hide_passwords(url) if url else f"{socket.gethostname()}:{folder.path}"
 
 
 def decide_identity(

@@ -26,6 +26,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
@@ -211,8 +212,12 @@ class StudyRecord:
         error: str | None = None,
         cost: float | None = None,
     ) -> TrialSummary:
-        """End a trial for good. ``cost`` is its second objective, where the search has one."""
+        """End a trial for good. ``cost`` is its second objective, where the search has one.
+
+        The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
+        """
         known = self._trials[number]
+        error = None if error is None else hide_passwords(error)
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
@@ -229,7 +234,7 @@ class StudyRecord:
 
     def note(self, number: int, text: str) -> TrialSummary:
         """Add to what the user should know about a trial."""
-        notes = (*self._trials[number].notes, text)
+        notes = (*self._trials[number].notes, hide_passwords(text))
         self._ledger.annotate(self._ids[number], {"notes": list(notes)})
         return self._update(number, notes=notes)
 
