@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.reporting.words import duration, figure
+from tune_rescon.reporting.words import duration, figure, foreign_words
 from tune_rescon.tuning import StudyResult
 
 __all__ = ["print_result", "result_table"]
@@ -82,6 +82,8 @@ def print_result(result: StudyResult, console: Console) -> None:
         )
     if result.front:
         console.print(_front(result), soft_wrap=True)
+    if result.foreign:
+        console.print(foreign_words(result.foreign), soft_wrap=True)
     for remark in result.remarks:
         console.print(remark, style="yellow", markup=False, soft_wrap=True)
     if result.unsent:

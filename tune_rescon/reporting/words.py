@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-__all__ = ["duration", "figure", "pairs", "roughly"]
+__all__ = ["duration", "figure", "foreign_words", "pairs", "roughly"]
 
 
 def figure(value: object) -> str:
@@ -57,3 +57,12 @@ def roughly(seconds: float) -> str:
         return f"about {minutes} min"
     hours, rest = divmod(round(minutes / 10) * 10, 60)
     return f"about {hours} h {rest} min" if hours < 48 else f"about {round(hours / 24)} days"
+
+
+def foreign_words(numbers: Sequence[int]) -> str:
+    """A line about the trials in a study that the search did not make.
+
+    >>> foreign_words((3, 7))
+    'Foreign trials in the study, made by another program and ignored: 3, 7'
+    """
+    return f"Foreign trials in the study, made by another program and ignored: {', '.join(map(str, numbers))}"

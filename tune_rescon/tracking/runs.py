@@ -173,7 +173,7 @@ class RunBook:
 
     def _open_parent(self, view: SearchView) -> _Shown:
         self._id, self._place = view.id, view.place
-        parents = []
+        parents: list[Run] = []
         for run in self._search_runs():
             number = run.data.tags.get(TRIAL_TAG)
             (parents if number is None else self._found.setdefault(int(number), [])).append(run)

@@ -71,6 +71,8 @@ class StudyResult:
     tracking_uri: str
     unsent: int = 0
     """Updates MLflow did not take in time."""
+    foreign: tuple[int, ...] = ()
+    """Numbers of the study's trials that another program made; they are no part of :attr:`trials`."""
     remarks: tuple[str, ...] = ()
     """What the user should know of what the end of the search did in MLflow, or could not do."""
     against: str | None = None

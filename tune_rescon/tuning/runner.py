@@ -327,6 +327,7 @@ class _Search:
             tracking_uri=self._writer.uri,
             url=self._store.url,
             failure=failure,
+            foreign=self._record.foreign,
         )
 
 

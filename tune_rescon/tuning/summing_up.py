@@ -23,6 +23,7 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
+    foreign: tuple[int, ...] = (),
 ) -> StudyResult:
     """The result of a search of ``pricing.space`` whose record holds ``trials``.
 
@@ -35,6 +36,7 @@ def sum_up(
         tracking_uri: MLflow; a password in it is hidden.
         url: where the folder is kept, if the storage is a URL.
         failure: why it ended before its time.
+        foreign: numbers of the study's trials that another program made.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
@@ -56,4 +58,5 @@ def sum_up(
         url=url,
         against=space.metric.against,
         failure=None if failure is None else hide_passwords(failure),
+        foreign=foreign,
     )

@@ -157,14 +157,18 @@ def _states(connection: Connection, study: int) -> list[TrialState]:
     joined = _USER.join(_TRIALS, _USER.c.trial_id == _TRIALS.c.trial_id)
     query = select(_USER.c.value_json).select_from(joined)
     rows = connection.execute(query.where(_TRIALS.c.study_id == study, _USER.c.key == "state"))
-    return [TrialState(json.loads(value)) for (value,) in rows]
+    # Another program may have trials in the study, and an attribute of this name on them.
+    states = {state.value for state in TrialState}
+    words = (json.loads(value) for (value,) in rows)
+    return [TrialState(word) for word in words if word in states]
 
 
 def _last_values(connection: Connection, study: int) -> Iterator[tuple[int, float]]:
-    """The epoch and value that each trial came to, if that is finite."""
+    """The epoch and value that each trial of the search came to, if that is finite."""
+    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & (_USER.c.key == "state")
     last = (
         select(_STEPS.c.trial_id, func.max(_STEPS.c.step).label("step"))
-        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id))
+        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id).join(_USER, ours))
         .where(_TRIALS.c.study_id == study)
         .group_by(_STEPS.c.trial_id)
         .subquery()

@@ -53,6 +53,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     with snapshot(url) as readable:
         record = StudyRecord.load(readable, name, metric=space.metric.name)
         trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
+        foreign = record.foreign
     at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
     if at_url is not None and place.study_url is None:
         with usable(at_url.storage):
@@ -61,7 +62,9 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         alive = lives_by_file(lease, database_file(url))
     pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
     url_of_it = at_url.remote.url if at_url else None
-    return summed_up(pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive)
+    return summed_up(
+        pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive, foreign=foreign
+    )
 
 
 def summed_up(
@@ -73,6 +76,7 @@ def summed_up(
     folder: SearchFolder,
     url: str | None,
     alive: bool,
+    foreign: tuple[int, ...] = (),
 ) -> StudyResult:
     """A search as its record has it, whose driver is ``alive`` or not."""
     ended = sum(trial.state.is_final for trial in trials)
@@ -86,6 +90,7 @@ def summed_up(
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
         failure=None if alive else notes.failure,
+        foreign=foreign,
     )
 
 
