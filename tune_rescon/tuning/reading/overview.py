@@ -40,6 +40,9 @@ _USER: Final[Table] = models.TrialUserAttributeModel.__table__
 _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
+#: The state of a trial of the search. Another program may have trials in the study, with attributes of its own.
+_OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOverview:
@@ -156,16 +159,13 @@ def _attributes(connection: Connection, study: int) -> dict[str, Any]:
 def _states(connection: Connection, study: int) -> list[TrialState]:
     joined = _USER.join(_TRIALS, _USER.c.trial_id == _TRIALS.c.trial_id)
     query = select(_USER.c.value_json).select_from(joined)
-    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _USER.c.key == "state"))
-    # Another program may have trials in the study, and an attribute of this name on them.
-    states = {state.value for state in TrialState}
-    words = (json.loads(value) for (value,) in rows)
-    return [TrialState(word) for word in words if word in states]
+    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _OURS))
+    return [TrialState(json.loads(value)) for (value,) in rows]
 
 
 def _last_values(connection: Connection, study: int) -> Iterator[tuple[int, float]]:
     """The epoch and value that each trial of the search came to, if that is finite."""
-    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & (_USER.c.key == "state")
+    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
     last = (
         select(_STEPS.c.trial_id, func.max(_STEPS.c.step).label("step"))
         .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id).join(_USER, ours))
