@@ -97,14 +97,13 @@ def _sync(place: Place, name: str) -> int:
     from tune_rescon.tuning import sync_tracking
 
     done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
-    for remark in done.remarks:
-        click.echo(remark)
     if not done.unsent:
         click.echo(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {done.unsent} updates in {SYNC_PATIENCE:g} s"
-        f" ({done.trouble or 'see above'}). The study has them all: try again when it is back.",
+        f"The report failed: {done.uri} did not take {done.unsent} updates"
+        f" ({done.trouble.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
+        " The study has them all: try again when MLflow takes them.",
         err=True,
     )
     return 1

@@ -210,7 +210,6 @@ class Slow:
         self.seconds = seconds
         self.error = error
         self.calls: list[float] = []
-        self.remarks: tuple[str, ...] = ()
 
     def start(self) -> None:
         """It is ready."""
@@ -220,7 +219,7 @@ class Slow:
         time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        return Answer(run_id="a run", remarks=self.remarks)
+        return Answer(run_id="a run")
 
     def hurry(self) -> None:
         """It takes its time."""

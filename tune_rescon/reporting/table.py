@@ -84,10 +84,14 @@ def print_result(result: StudyResult, console: Console) -> None:
         console.print(_front(result), soft_wrap=True)
     if result.foreign:
         console.print(foreign_words(result.foreign), soft_wrap=True)
-    for remark in result.remarks:
-        console.print(remark, style="yellow", markup=False, soft_wrap=True)
     if result.unsent:
-        console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
+        why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
+        console.print(
+            f"MLflow did not take {result.unsent} updates{why}. The study has them all;"
+            f" `python -m tune_rescon.report {result.name} --sync` sends them.",
+            markup=False,
+            soft_wrap=True,
+        )
     if result.unkept:
         console.print(
             f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."

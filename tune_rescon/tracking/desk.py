@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.destination import Destination
+from tune_rescon.tracking.hopeless import remedy_words
 from tune_rescon.tracking.local_store import make_local_store
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.uri import alone_at
@@ -73,10 +74,18 @@ class Desk:
         Raises:
             CallError: a call failed; what was done before it is done, and not done again the next time.
         """
-        with _judged(hopeless=Remedy.GIVE_UP):
+        uri = self._destination.uri
+        with _judged(uri, hopeless=Remedy.GIVE_UP):
             book = self._book = self._book or self._connect()
-        with _judged(hopeless=Remedy.SKIP):
-            return Answer(run_id=book.show(view), remarks=book.take_remarks())
+        try:
+            with _judged(uri, hopeless=Remedy.SKIP):
+                return Answer(run_id=book.show(view), remarks=book.take_remarks())
+        except CallError as error:
+            if error.remedy is Remedy.SKIP:
+                # Every other call is refused too if the experiment was deleted meanwhile.
+                with _judged(uri, hopeless=Remedy.SKIP):
+                    book.check()
+            raise
 
     def start(self) -> None:
         """Nothing has to be made ready; see :class:`.link.Shower`."""
@@ -97,11 +106,15 @@ class Desk:
 
 
 @contextmanager
-def _judged(*, hopeless: Remedy) -> Iterator[None]:
+def _judged(uri: str, *, hopeless: Remedy) -> Iterator[None]:
     """Turn an error into what is to be done about it: ``hopeless`` if making the call again cannot help."""
     try:
         yield
+    except CallError:
+        raise
     except Exception as error:
+        if remedy := remedy_words(error, uri):
+            raise CallError(f"{_words(error)} {remedy}", Remedy.GIVE_UP) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")

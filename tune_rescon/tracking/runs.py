@@ -16,12 +16,24 @@ from pathlib import Path
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.errors import StorageError
+from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
+from tune_rescon.tracking.hopeless import deleted_experiment
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
@@ -112,6 +124,7 @@ class RunBook:
                 if found is None:
                     raise
         if found is not None:
+            self._check(found)
             self._experiment_id = found.experiment_id
         primary = {
             "name": f"best_{self._destination.metric}",
@@ -121,6 +134,19 @@ class RunBook:
             self._client.set_experiment_tag(
                 self._experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
             )
+
+    def check(self) -> None:
+        """Check that the experiment still takes runs.
+
+        Raises:
+            CallError: it was deleted.
+        """
+        self._check(self._client.get_experiment(self._experiment_id))
+
+    def _check(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            words = deleted_experiment(experiment.name, experiment.experiment_id)
+            raise CallError(words, Remedy.GIVE_UP)
 
     def show(self, view: View) -> str:
         """Send what ``view`` adds to what the server has; the id of its run."""
@@ -371,7 +397,6 @@ class RunBook:
             return ""
 
     def _remark(self, text: str) -> None:
-        _LOGGER.warning("%s", text)
         self._remarks.append(text)
 
     def _upload(self, run: _Shown, file: Path) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 from tune_rescon.tracking.backlog import Backlog
 from tune_rescon.tracking.calls import CallError, Remedy
@@ -23,8 +23,6 @@ from tune_rescon.tracking.link import DeskProcess, Shower
 from tune_rescon.tracking.views import RunView, View
 
 __all__ = ["MlflowWriter", "mlflow_writer"]
-
-_Item = TypeVar("_Item")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,9 +42,14 @@ REST: Final = 2.0
 
 
 @contextmanager
-def mlflow_writer(destination: Destination) -> Iterator[MlflowWriter]:
-    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more."""
-    writer = MlflowWriter(destination)
+def mlflow_writer(
+    destination: Destination, say: Callable[[str], object] = _LOGGER.info
+) -> Iterator[MlflowWriter]:
+    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more.
+
+    ``say``: tells the user what was done or can never be done. It is called on the writer's thread.
+    """
+    writer = MlflowWriter(destination, say=say)
     writer.start()
     try:
         yield writer
@@ -58,18 +61,29 @@ class MlflowWriter:
     """Takes views from the search's thread, and sends them from its own."""
 
     def __init__(
-        self, destination: Destination, *, open_desk: Callable[[Destination], Shower] = DeskProcess
+        self,
+        destination: Destination,
+        *,
+        open_desk: Callable[[Destination], Shower] = DeskProcess,
+        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
-        """Describe the store; :meth:`start` begins. ``open_desk`` makes whoever makes the calls."""
+        """Describe the store; :meth:`start` begins.
+
+        Args:
+            destination: the store.
+            open_desk: makes what makes the calls.
+            say: see :func:`mlflow_writer`.
+        """
         self._uri = destination.uri
         self._desk = open_desk(destination)
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
-        self._remarks: queue.Queue[str] = queue.Queue()
+        self._say = say
         self._known: set[int] = set()
         self._hurry = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
+        self._refusal = ""
         self._trouble = ""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
@@ -88,6 +102,11 @@ class MlflowWriter:
         """What the last call failed with, in a line; empty since one succeeded."""
         return self._trouble
 
+    @property
+    def reason(self) -> str:
+        """Why updates were not sent: what the last call failed with, or the last refused one."""
+        return self._trouble or self._refusal
+
     def start(self) -> None:
         """Begin sending what there is to send; before that, nothing is made anywhere."""
         self._thread.start()
@@ -98,11 +117,12 @@ class MlflowWriter:
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """Trial numbers and run ids of the child runs opened since the last call."""
-        return _drained(self._opened)
-
-    def remarks(self) -> list[str]:
-        """What the user should be told of the calls since the last call of this method."""
-        return _drained(self._remarks)
+        opened = []
+        while True:
+            try:
+                opened.append(self._opened.get_nowait())
+            except queue.Empty:
+                return opened
 
     def close(self, timeout: float) -> int:
         """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
@@ -135,11 +155,27 @@ class MlflowWriter:
                     continue
                 if error.remedy is Remedy.GIVE_UP:
                     self._trouble = error.words
+                    self._tell(f"MLflow cannot be used: {error.words}")
                     return
-                self._refused += updates
+                self._refuse(view, updates, error.words)
             self._backlog.done(view, updates)
             self._trouble, pause = "", FIRST_PAUSE
             self._hurry.wait(REST * (time.monotonic() - began))
+
+    def _refuse(self, view: View, updates: int, words: str) -> None:
+        self._refused += updates
+        if words != self._refusal:
+            self._refusal = words
+            what = f"trial_{view.number:04d}" if isinstance(view, RunView) else "the search itself"
+            self._tell(f"MLflow refuses an update of {what}, which is left out: {words}")
+
+    def _tell(self, text: str) -> None:
+        _LOGGER.warning("%s", text)
+        try:
+            self._say(text)
+        except Exception:
+            # A terminal that is gone is no reason to stop sending.
+            _LOGGER.exception("this could not be printed: %s", text)
 
     def _pause(self, seconds: float, error: CallError) -> float:
         """Wait before the next try; how long to wait after that."""
@@ -152,16 +188,7 @@ class MlflowWriter:
     def _send(self, view: View) -> None:
         answer = self._desk.show(view)
         for remark in answer.remarks:
-            self._remarks.put(remark)
+            self._tell(remark)
         if isinstance(view, RunView) and view.number not in self._known:
             self._known.add(view.number)
             self._opened.put((view.number, answer.run_id))
-
-
-def _drained(waiting: queue.Queue[_Item]) -> list[_Item]:
-    items = []
-    while True:
-        try:
-            items.append(waiting.get_nowait())
-        except queue.Empty:
-            return items

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordBusyError
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
@@ -114,7 +115,7 @@ def run_search(
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             # Before Ray: its process imports MLflow meanwhile.
-            mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
+            mlflow_writer(destination(space, store.folder, options.tracking_uri), say) as writer,
             ray_session(options.address) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
@@ -294,9 +295,12 @@ class _Search:
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
-        remarks = tuple(self._writer.remarks())
         return dataclasses.replace(
-            result, trials=self._record.trials(), unsent=unsent, unkept=unkept, remarks=remarks
+            result,
+            trials=self._record.trials(),
+            unsent=unsent,
+            unsent_reason=hide_passwords(self._writer.reason) if unsent else "",
+            unkept=unkept,
         )
 
     def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:

@@ -33,9 +33,7 @@ class Synced:
     unsent: int
     """Updates that MLflow did not take in time."""
     trouble: str
-    """What the last call failed with; empty if it succeeded."""
-    remarks: tuple[str, ...] = ()
-    """What the user should know of the calls that succeeded."""
+    """What the last call that did not succeed failed with; empty if there was none."""
 
 
 def sync_tracking(
@@ -78,7 +76,7 @@ def sync_tracking(
             )
         )
         store.fetch()
-        synced = _send(options, place, store, note, patience)
+        synced = _send(options, place, store, note, patience, say)
         store.close(patience)
         return synced
 
@@ -89,6 +87,7 @@ def _send(
     store: SearchStore,
     note: Callable[[StudyResult], str],
     patience: float,
+    say: Callable[[str], object],
 ) -> Synced:
     folder, space = store.folder, load_space(str(store.folder.space_yaml))
     record = StudyRecord.load(options.study_url or folder.study_url, options.name, metric=space.metric.name)
@@ -101,7 +100,7 @@ def _send(
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
     own = notes.tracking_uri is None
-    with mlflow_writer(destination(space, folder, notes.tracking_uri)) as writer:
+    with mlflow_writer(destination(space, folder, notes.tracking_uri), say) as writer:
         parent = ParentRun(
             writer,
             identity=identity,
@@ -121,6 +120,5 @@ def _send(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),
             unsent=unsent,
-            trouble=writer.trouble,
-            remarks=tuple(writer.remarks()),
+            trouble=hide_passwords(writer.reason),
         )

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -104,7 +105,7 @@ def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     drive(search, reports=5)
     study = foreign_study(folder)
     study.enqueue_trial({"depth": 92, "learning_rate": 0.0625})
-    unfit = [{"learning_rate": 50.0}, {"depth": "92 or so"}, {"of_another_space": 1}]
+    unfit: list[dict[str, Any]] = [{"learning_rate": 50.0}, {"depth": "92 or so"}, {"of_another_space": 1}]
     for params in unfit:
         study.enqueue_trial(params)
     number = study.trials[-1 - len(unfit)].number

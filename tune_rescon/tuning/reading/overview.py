@@ -40,7 +40,7 @@ _USER: Final[Table] = models.TrialUserAttributeModel.__table__
 _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
-#: The state of a trial of the search. Another program may have trials in the study, with attributes of its own.
+#: The state of a trial of the search. Trials of other programs may have an attribute of this name too.
 _OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
 
 
