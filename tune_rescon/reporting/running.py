@@ -87,9 +87,9 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
 
     A URL that holds a password is not printed: its variable stands in its place, and has to be set.
     """
-    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(options.storage)]
-    words = shlex.join(parts)
+    words = shlex.join(["python", "-m", module, "--resume", options.name])
     for flag, value, variable in (
+        ("--storage", str(options.storage), "TUNE_RESCON_STORAGE"),
         ("--study", options.study_url, "TUNE_RESCON_STUDY"),
         ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
         ("--data-root", str(options.data_root), None),

@@ -60,9 +60,10 @@ def roughly(seconds: float) -> str:
 
 
 def foreign_words(numbers: Sequence[int]) -> str:
-    """A line about the trials in a study that the search did not make.
+    """A line about the trials in a study that are not the search's.
 
     >>> foreign_words((3, 7))
-    'Foreign trials in the study, made by another program and ignored: 3, 7'
+    'Foreign trials in the study, which another program created and this search has not run: 3, 7'
     """
-    return f"Foreign trials in the study, made by another program and ignored: {', '.join(map(str, numbers))}"
+    names = ", ".join(map(str, numbers))
+    return f"Foreign trials in the study, which another program created and this search has not run: {names}"

@@ -28,8 +28,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.destination import Destination
-from tune_rescon.tracking.hopeless import remedy_words
 from tune_rescon.tracking.local_store import make_local_store
+from tune_rescon.tracking.remedies import remedy_words
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.uri import alone_at
 from tune_rescon.tracking.views import View

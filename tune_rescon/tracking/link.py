@@ -87,12 +87,12 @@ class DeskProcess:
             if self._connection is None:
                 raise EOFError
             if isinstance(view, SearchView):
-                self._search = view
+                self._search, self._knows_search = view, True
             elif self._search is not None and not self._knows_search:
-                self._call(self._connection, dataclasses.replace(self._search, champion=None))
-            answer = self._call(self._connection, view)
-            self._knows_search = True
-            return answer
+                # Whose runs these are; what a server may refuse waits for the search's next view.
+                self._call(self._connection, dataclasses.replace(self._search, champion=None, files=()))
+                self._knows_search = True
+            return self._call(self._connection, view)
         except (EOFError, OSError) as error:
             self._end()
             words = "no answer until the end" if self._closed else "the process that talks to MLflow died"

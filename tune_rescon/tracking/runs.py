@@ -33,12 +33,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
-from tune_rescon.tracking.hopeless import deleted_experiment
+from tune_rescon.tracking.remedies import deleted_experiment
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
 
 ID_TAG: Final = "tune_rescon.id"
+#: Of a trial's run: where the search was that created it.
 PLACE_TAG: Final = "tune_rescon.place"
 SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
@@ -200,13 +201,14 @@ class RunBook:
     def _open_parent(self, view: SearchView) -> _Shown:
         self._id, self._place = view.id, view.place
         parents: list[Run] = []
+        self._found = {}
         for run in self._search_runs():
             number = run.data.tags.get(TRIAL_TAG)
             (parents if number is None else self._found.setdefault(int(number), [])).append(run)
         found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
         if found is not None:
             return self._taken_over(found)
-        tags = {ID_TAG: self._id, PLACE_TAG: self._place, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
         run = self._client.create_run(
             self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
         )
@@ -230,7 +232,7 @@ class RunBook:
                 raise
             return None
         tags = run.data.tags
-        free = run.info.lifecycle_stage == "active" and ID_TAG not in tags
+        free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
         return run if free and tags.get(SEARCH_TAG) == self._search else None
 
     def _taken_over(self, run: Run, *, parent: _Shown | None = None) -> _Shown:
@@ -351,7 +353,7 @@ class RunBook:
                 self._client.log_artifacts(run_id, str(folder), "model")
         except StorageError as error:
             # Deleted or damaged: no later try would find it.
-            self._remark(f"The winner's network is not registered in MLflow: {error}")
+            self._remarks.append(f"The winner's network is not registered in MLflow: {error}")
             return
         try:
             self._client.create_registered_model(self._search)
@@ -382,7 +384,7 @@ class RunBook:
             return
         alias = f"{CHAMPION}-{owner[:8]}" if owner else f"{CHAMPION}-version-{standing}"
         self._client.set_registered_model_alias(self._search, alias, str(standing))
-        self._remark(
+        self._remarks.append(
             f"models:/{self._search}@{CHAMPION} was version {standing}, which another search of this name"
             f" registered. It is now version {new}; the other keeps the alias {alias}."
         )
@@ -395,9 +397,6 @@ class RunBook:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return ""
-
-    def _remark(self, text: str) -> None:
-        self._remarks.append(text)
 
     def _upload(self, run: _Shown, file: Path) -> None:
         stat = file.stat()

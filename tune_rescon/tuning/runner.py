@@ -190,7 +190,10 @@ class _Search:
         self._record = record
         self._lease = lease
         self._writer = writer
-        tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
+        tags = {
+            "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
+            **provenance(ray.resources),
+        }
         self._identity = identity
         self._parent = ParentRun(
             self._writer,

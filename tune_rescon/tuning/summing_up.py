@@ -34,7 +34,7 @@ def sum_up(
         folder: where its files are on this machine.
         state: how it stands.
         tracking_uri: MLflow; a password in it is hidden.
-        url: where the folder is kept, if the storage is a URL.
+        url: where the folder is kept, if the storage is a URL; a password in it is hidden.
         failure: why it ended before its time.
         foreign: numbers of the study's trials that another program made.
     """
@@ -55,7 +55,7 @@ def sum_up(
         best_config=pricing.config(best.parameters).to_dict() if best else {},
         state=state,
         tracking_uri=hide_passwords(tracking_uri),
-        url=url,
+        url=None if url is None else hide_passwords(url),
         against=space.metric.against,
         failure=None if failure is None else hide_passwords(failure),
         foreign=foreign,

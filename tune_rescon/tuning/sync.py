@@ -105,7 +105,7 @@ def _send(
             writer,
             identity=identity,
             known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
-            tags={"tune_rescon.folder": store.url or str(folder.path)},
+            tags={"tune_rescon.folder": hide_passwords(store.url or str(folder.path))},
             datasets=(),
             files=(),
             uploads=store.url is None or not own,

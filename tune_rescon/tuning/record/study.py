@@ -97,6 +97,7 @@ class StudyRecord:
         self._ids = {trial.number: trial._trial_id for trial in frozen}
         self._trials = {t.number: _summary(t, metric, maximize) for t in frozen if _is_ours(t)}
         self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
+        self._next_number = max(self._ids, default=-1) + 1
 
     @classmethod
     def create(
@@ -170,9 +171,8 @@ class StudyRecord:
     def open(self, proposal: Proposal) -> TrialSummary:
         """Begin the next trial, or run an enqueued one. Its number may be higher: others may add trials."""
         enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
-        expected = max((*self._trials, *self._others), default=-1) + 1
         trial_id, number, started = self._ledger.open_trial(
-            expected,
+            self._next_number,
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
@@ -180,8 +180,9 @@ class StudyRecord:
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
-        if number > expected:
+        if number > self._next_number:
             self._note_others()
+        self._next_number = max(self._next_number, number + 1)
         self._trials[number] = TrialSummary(
             number=number,
             state=TrialState.RUNNING,

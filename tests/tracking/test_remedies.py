@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView
 from tune_rescon.tracking.calls import Answer
 from tune_rescon.tracking.desk import Desk
-from tune_rescon.tracking.hopeless import remedy_words
+from tune_rescon.tracking.remedies import remedy_words
 from tune_rescon.tracking.views import View
 
 # MLflow is imported, and each call is a database's.
