@@ -64,9 +64,14 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
     assert "Traceback" in caplog.text, "which call it was"
 
 
-def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(open_desk: Open, store: str) -> None:
+def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
+    open_desk: Open, store: str, tmp_path: Path
+) -> None:
     desk = open_desk(store)
-    desk.show(SearchView(id="1a", place="here"))
+    with pytest.raises(CallError) as refused:
+        # Its run is there all the same.
+        desk.show(SearchView(id="1a", place="here", files=(tmp_path / "gone",)))
+    assert refused.value.remedy is Remedy.SKIP
     shown = [desk.show(RunView(number=number, started_ms=1)).run_id for number in range(2)]
     (process,) = desks()
     process.kill()
