@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
-from tune_rescon.tuning import RunOptions, SearchState, StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import Place, RunOptions, SearchState, StudyResult, TrialCost, TrialSummary
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
 SEARCH_FLAGS = {
@@ -169,6 +170,49 @@ def test_the_command_to_resume_can_be_pasted() -> None:
     assert (read["resume"], read["storage"], read["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
     assert read["tracking_uri"] is None
     assert not read["tensorboard"]
+
+
+def test_the_command_to_resume_names_the_variable_of_a_url_with_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tune_rescon.reporting import resume_command
+
+    study, uri = "postgresql://ann:s3cret@db/studies", "http://ann:s3cret@mlflow:5000"
+    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url=study, tracking_uri=uri)
+    command = resume_command(options)
+    assert "s3cret" not in command
+    monkeypatch.setenv("TUNE_RESCON_STUDY", study)
+    monkeypatch.setenv("TUNE_RESCON_TRACKING_URI", uri)
+    shell = f"python() {{ printf '%s\\n' \"$@\"; }}; {command}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
+    read = search.make_context("search", done.stdout.splitlines()[2:]).params
+    assert (read["storage"], read["study"], read["tracking_uri"]) == ("/a b/runs", study, uri)
+
+
+@pytest.mark.parametrize("name", ["search", "report", "train"])
+def test_the_database_may_be_named_by_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
+    monkeypatch.setenv("TUNE_RESCON_STUDY", "postgresql://ann@db/studies")
+    assert command.make_context(name, []).params["study"] == "postgresql://ann@db/studies"
+    assert Place(storage=Path("runs")).study_url == "postgresql://ann@db/studies"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--space", "digits", "--tracking-uri", "ftp://ann:s3cret@mlflow"],
+        ["--space", "digits", "postgresql://ann:s3cret@db/x"],
+        ["--resume", "postgresql://ann:s3cret@db/x"],
+    ],
+    ids=["tracking", "usage", "name"],
+)
+def test_no_error_shows_a_password(
+    arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--storage", str(tmp_path / "runs"), "--plain"]) == 2
+    said = "".join(capfd.readouterr())
+    assert said
+    assert "s3cret" not in said
 
 
 def test_a_search_with_tensorboards_files_goes_on_with_them() -> None:

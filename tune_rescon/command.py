@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import sys
@@ -14,6 +15,7 @@ import click
 
 from tune_rescon.errors import TuneResconError, UserError
 from tune_rescon.home import ensure_home
+from tune_rescon.passwords import hide_passwords
 
 __all__ = ["INTERRUPTED", "run_command"]
 
@@ -45,7 +47,10 @@ def run_command(
         code = _invoke(command, argv, name)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        # It quotes what was typed, which may hold a password.
+        shown = io.StringIO()
+        error.show(shown)
+        _say(shown.getvalue().rstrip("\n"))
         return 2
     except UserError as error:
         _say(f"Error: {error}")
@@ -84,7 +89,7 @@ def _say(text: str) -> None:
     # Standard error may be closed or full as well; the exit code says the rest.
     with suppress(OSError):
         if text:
-            click.echo(text, err=True)
+            click.echo(hide_passwords(text), err=True)
 
 
 def _open_closed_streams() -> None:

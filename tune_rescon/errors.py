@@ -27,6 +27,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from tune_rescon.passwords import hide_passwords
+
 __all__ = [
     "ClusterError",
     "ClusterFileError",
@@ -109,7 +111,7 @@ class RecordBusyError(RecordError):
 
 
 def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
-    """Put an error in this package's words: where, the rule, what came, what to do.
+    """Put an error in this package's words: where, the rule, what came, what to do. Passwords are hidden.
 
     >>> explain("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
     'parameters.learning_rate: `low <= high` must hold, but got low=1.0, high=0.1.'
@@ -118,7 +120,7 @@ def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -
     if got is not None:
         text += f", but got {got}"
     text += "."
-    return f"{text} {hint}" if hint else text
+    return hide_passwords(f"{text} {hint}" if hint else text)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:

@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
 )
-@click.option("--study", metavar="URL", help="The study's database, if the search was given one.")
+@click.option(
+    "--study",
+    envvar="TUNE_RESCON_STUDY",
+    show_envvar=True,
+    metavar="URL",
+    help="The study's database, if the search was given one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
@@ -95,8 +101,9 @@ def _sync(place: Place, name: str) -> int:
         click.echo(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {done.unsent} updates in {SYNC_PATIENCE:g} s"
-        f" ({done.trouble or 'see above'}). The study has them all: try again when it is back.",
+        f"The report failed: {done.uri} did not take {done.unsent} updates"
+        f" ({done.trouble.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
+        " The study has them all: try again when MLflow takes them.",
         err=True,
     )
     return 1

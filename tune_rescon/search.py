@@ -56,8 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
 )
-@click.option("--study", metavar="URL", help="The study's database [default: SQLite in the storage].")
-@click.option("--tracking-uri", metavar="URI", help="MLflow [default: SQLite in the storage].")
+@click.option(
+    "--study",
+    envvar="TUNE_RESCON_STUDY",
+    show_envvar=True,
+    metavar="URL",
+    help="The study's database [default: SQLite in the storage].",
+)
+@click.option(
+    "--tracking-uri",
+    envvar="TUNE_RESCON_TRACKING_URI",
+    show_envvar=True,
+    metavar="URI",
+    help="MLflow [default: SQLite in the storage].",
+)
 @click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
 @click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space file.")

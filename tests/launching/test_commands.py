@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tune_rescon.errors import ClusterError
+from tune_rescon.errors import ClusterError, ClusterFileError
 from tune_rescon.launching.cluster_file import ClusterFile
 from tune_rescon.launching.commands import (
     Command,
@@ -104,6 +104,13 @@ def test_a_search_arrives_as_it_was_given(
     assert {key: read[key] for key in expected} == expected
     if "tracking_uri" not in expected:
         assert read["tracking_uri"] == "http://127.0.0.1:5000"
+
+
+def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
+    with pytest.raises(ClusterFileError, match="must hold no password") as caught:
+        search_job("j-1", ["--study", "postgresql://ann:s3cret@db/x"], flag=None, name=None)
+    assert "s3cret" not in str(caught.value)
+    assert "TUNE_RESCON_STUDY" in str(caught.value)
 
 
 def test_every_job_has_an_identity_of_its_own() -> None:

@@ -92,7 +92,10 @@ def test_why_a_search_ended_early_is_said(make_result: MakeResult) -> None:
 
 
 def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:
-    assert "MLflow did not take 3 updates in time" in printed(make_result(unsent=3))
+    assert "MLflow did not take 3 updates in time. The study" in printed(make_result(unsent=3))
+    refused = printed(make_result(unsent=3, unsent_reason="the experiment 'digits' is deleted."))
+    assert "MLflow did not take 3 updates: the experiment 'digits' is deleted. The study" in refused
+    assert "--sync` sends them" in refused
     assert "MLflow did not take" not in printed(make_result())
 
 

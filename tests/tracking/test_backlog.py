@@ -24,7 +24,7 @@ def trial(number: int, epochs: int = 0, state: str = "running") -> RunView:
 
 def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
     backlog = Backlog(settle=0)
-    for view in (SearchView(), trial(0), trial(1), trial(0, 1), trial(0, 2)):
+    for view in (SearchView(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
         backlog.put(view)
     assert len(backlog) == 5
     seen = []
@@ -39,9 +39,9 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
 
 def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
     backlog = Backlog(settle=0)
-    note, end = SearchView(note="1 of 2"), SearchView(state="finished")
+    note, end = SearchView(id="1a", note="1 of 2"), SearchView(id="1a", state="finished")
     other, ended = trial(1), trial(0, 1, "finished")
-    for view in (SearchView(), trial(0), note, other, end, ended):
+    for view in (SearchView(id="1a"), trial(0), note, other, end, ended):
         backlog.put(view)
     seen = []
     while len(backlog):
@@ -68,11 +68,11 @@ def test_what_comes_while_it_is_sent_still_waits() -> None:
 def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> None:
     # As when MLflow's store takes longer to make than the search's trials take to learn.
     backlog = Backlog(settle=0)
-    backlog.put(SearchView())
+    backlog.put(SearchView(id="1a"))
     first = backlog.next()
     assert first is not None
-    ended, end = trial(0, 1, "finished"), SearchView(state="finished", note="2 of 2")
-    for view in (SearchView(note="1 of 2"), ended, end):
+    ended, end = trial(0, 1, "finished"), SearchView(id="1a", state="finished", note="2 of 2")
+    for view in (SearchView(id="1a", note="1 of 2"), ended, end):
         backlog.put(view)
     backlog.done(*first)
     assert len(backlog) == 3
@@ -88,7 +88,7 @@ def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
     backlog.put(trial(0))
     first = backlog.next()
     assert first is not None
-    ended, end = trial(0, 1, "finished"), SearchView(state="finished")
+    ended, end = trial(0, 1, "finished"), SearchView(id="1a", state="finished")
     backlog.put(ended)
     backlog.put(end)
     backlog.done(*first)

@@ -24,13 +24,13 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
     checkpoint: Path, make_book: Callable[[], RunBook], store: str
 ) -> None:
     over = SearchView(
+        id="1a",
         state="finished",
-        began_with=1,
         champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
     )
     for _ in range(2):
         book = make_book()
-        for view in (SearchView(began_with=1), RunView(number=0, state="finished"), over, over):
+        for view in (SearchView(id="1a"), RunView(number=0, state="finished", started_ms=1), over, over):
             book.show(view)
     client = mlflow.MlflowClient(store, store)
     (version,) = client.search_model_versions("name = 's'")
@@ -55,9 +55,9 @@ def test_what_registers_it_is_loaded_when_it_is_near(
 ) -> None:
     book, module = make_book(), "tune_rescon.tracking.champion"
     monkeypatch.delitem(sys.modules, module)
-    book.show(SearchView())
+    book.show(SearchView(id="1a"))
     assert module not in sys.modules
-    book.show(SearchView(champion_is_near=True))
+    book.show(SearchView(id="1a", champion_is_near=True))
     assert module in sys.modules
 
 

@@ -51,8 +51,9 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
     open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     desk = open_desk(store)
-    parent = desk.show(SearchView(note="best so far: none"))
-    child = desk.show(RunView(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,)))
+    parent = desk.show(SearchView(id="1a", note="best so far: none")).run_id
+    over = RunView(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
+    child = desk.show(over).run_id
     run = mlflow.MlflowClient(store).get_run(child)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.metrics == {"val_loss": 0.5}
@@ -63,18 +64,27 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
     assert "Traceback" in caplog.text, "which call it was"
 
 
-def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(open_desk: Open, store: str) -> None:
+def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
+    open_desk: Open, store: str, tmp_path: Path
+) -> None:
     desk = open_desk(store)
-    desk.show(SearchView())
-    shown = desk.show(RunView(number=0))
+    with pytest.raises(CallError) as refused:
+        # Its run is there all the same.
+        desk.show(SearchView(id="1a", place="here", files=(tmp_path / "gone",)))
+    assert refused.value.remedy is Remedy.SKIP
+    shown = [desk.show(RunView(number=number, started_ms=1)).run_id for number in range(2)]
     (process,) = desks()
     process.kill()
+    # What is sent next is a trial: nothing shows the search again until its next note.
+    over = RunView(number=0, state="finished", started_ms=1)
     with pytest.raises(CallError, match="died") as caught:
-        desk.show(RunView(number=0, state="finished"))
+        desk.show(over)
     assert caught.value.remedy is Remedy.AGAIN
-    desk.show(SearchView(began_with=1))
-    assert desk.show(RunView(number=0, state="finished")) == shown
-    assert mlflow.MlflowClient(store).get_run(shown).info.status == "FINISHED"
+    assert desk.show(over).run_id == shown[0]
+    assert desk.show(RunView(number=2)).run_id not in shown
+    client = mlflow.MlflowClient(store)
+    assert client.get_run(shown[0]).info.status == "FINISHED"
+    assert client.get_run(shown[1]).info.lifecycle_stage == "active"
 
 
 def test_a_process_that_could_not_be_started_is_started_later(
@@ -91,7 +101,7 @@ def test_a_process_that_could_not_be_started_is_started_later(
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
     with mlflow_writer(destination) as sender:
-        sender.show(SearchView())
+        sender.show(SearchView(id="1a"))
         assert sender.close(60) == 0
     assert next(refusals, None) is None
 
@@ -103,7 +113,7 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
 
         def show() -> None:
             try:
-                desk.show(SearchView())
+                desk.show(SearchView(id="1a"))
             except CallError as error:
                 failed.append(error)
 
@@ -118,14 +128,14 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
         assert failed
         assert desks() == []
         with pytest.raises(CallError):
-            desk.show(SearchView())
+            desk.show(SearchView(id="1a"))
         assert desks() == [], "what is closed stays closed"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
 def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> None:
     desk = open_desk(store)
-    desk.show(SearchView())
+    desk.show(SearchView(id="1a"))
     (process,) = desks()
     assert process.nice() == 19
     desk.hurry()
@@ -138,7 +148,7 @@ from tune_rescon.tracking import Destination, SearchView
 from tune_rescon.tracking.link import DeskProcess
 
 desk = DeskProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
-desk.show(SearchView())
+desk.show(SearchView(id="1a"))
 print("shown", flush=True)
 time.sleep(600)
 """
@@ -160,5 +170,5 @@ def test_records_below_a_warning_stay_there(
     open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    open_desk(store).show(SearchView())
+    open_desk(store).show(SearchView(id="1a"))
     assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []

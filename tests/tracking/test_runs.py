@@ -83,10 +83,11 @@ SERIES = list(enumerate(VALUES, 1))
 def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
-        SearchView(tags={"version.torch": "2.15"}),
+        SearchView(id="1a", tags={"version.torch": "2.15"}),
         trial(1, "finished"),
         trial(1, "finished", number=12),
         SearchView(
+            id="1a",
             state="finished",
             tags={"version.torch": "2.15"},
             closing={"best_val_accuracy": 0.9},
@@ -111,7 +112,7 @@ def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_write
 
 def test_every_metric_is_there_once_whatever_came_together(make_book: Books, seen: Store) -> None:
     book = make_book()
-    book.show(SearchView())
+    book.show(SearchView(id="1a"))
     for view in (trial(), trial(1), trial(1), trial(3), trial(3, "stopped"), trial(3, "stopped")):
         book.show(view)
     assert seen.series(0, "val_accuracy") == SERIES
@@ -132,7 +133,7 @@ def test_more_epochs_than_a_request_holds_are_several(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
     book = make_book()
-    book.show(SearchView())
+    book.show(SearchView(id="1a"))
     book.show(trial(3))
     assert sizes == [4, 2]
     assert seen.series(0, "val_accuracy") == SERIES
@@ -141,7 +142,7 @@ def test_more_epochs_than_a_request_holds_are_several(
 
 def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
     diverged = RunView(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
-    send(make_writer(), SearchView(), diverged)
+    send(make_writer(), SearchView(id="1a"), diverged)
     ((step, value),) = seen.series(0, "val_accuracy")
     assert step == 1
     assert math.isnan(value)
@@ -161,7 +162,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
     ],
 )
 def test_each_state_has_its_status(state: str, status: str, make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchView(), trial(1, state))
+    send(make_writer(), SearchView(id="1a"), trial(1, state))
     child = seen.child(0)
     assert child.info.status == status
     assert child.data.tags["tune_rescon.state"] == state
@@ -170,7 +171,7 @@ def test_each_state_has_its_status(state: str, status: str, make_writer: Make, s
 
 def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     text = "x" * 9000 + "\nValueError: it was the last line"
-    send(make_writer(), SearchView(), trial(0, "failed", error=text, notes=("one", "two")))
+    send(make_writer(), SearchView(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
     tags = seen.child(0).data.tags
     assert text.endswith(tags["tune_rescon.error"])
     assert "last line" in tags["tune_rescon.error"]
@@ -183,10 +184,10 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
     space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
     space.write_text("version: 1\n")
     book = make_book()
-    book.show(SearchView(files=(space,)))
+    book.show(SearchView(id="1a", files=(space,)))
     space.write_text("version: 1, and more\n")
     best.write_text("trial: 0\n")
-    book.show(SearchView(state="finished", files=(space, best)))
+    book.show(SearchView(id="1a", state="finished", files=(space, best)))
     paths = {file.path for file in seen.client.list_artifacts(seen.parent().info.run_id)}
     assert paths == {"space.yaml", "best.yaml"}
     (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
@@ -194,7 +195,7 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
 
 
 def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchView())
+    send(make_writer(), SearchView(id="1a"))
     experiment = seen.client.get_experiment_by_name("digits")
     assert experiment is not None
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_accuracy"
@@ -203,7 +204,7 @@ def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store)
 
 def test_a_promoted_trial_runs_again_in_its_run(make_book: Books, seen: Store) -> None:
     book = make_book()
-    for view in (SearchView(), trial(1, "paused"), trial(1)):
+    for view in (SearchView(id="1a"), trial(1, "paused"), trial(1)):
         book.show(view)
     assert seen.child(0).info.status == "RUNNING"
     for view in (trial(2), trial(2, "stopped")):
@@ -223,9 +224,9 @@ LIFE = (trial(0), trial(1), trial(2), trial(3), trial(3, "stopped"))
 def test_what_a_dead_driver_had_not_sent_is_sent_once(
     sent: int, now: RunView, make_writer: Make, seen: Store
 ) -> None:
-    send(make_writer(), SearchView(), *LIFE[:sent])
+    send(make_writer(), SearchView(id="1a"), *LIFE[:sent])
     for _ in range(2):
-        assert set(send(make_writer(), SearchView(began_with=1), now)) == {0}
+        assert set(send(make_writer(), SearchView(id="1a"), now)) == {0}
         assert seen.series(0, "val_accuracy") == SERIES
         assert seen.child(0).data.params == PARAMS
     assert len(seen.runs()) == 2
@@ -242,21 +243,23 @@ def test_a_run_that_says_it_is_over_and_still_runs_is_ended(
     with monkeypatch.context() as patch:
         # Killed between the two requests of a run's end.
         patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_, **__: None)
-        send(book, SearchView(), trial(3, "finished"))
+        send(book, SearchView(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "RUNNING"
-    send(make_writer(), SearchView(began_with=1), trial(3, "finished"))
+    send(make_writer(), SearchView(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "FINISHED"
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
 
 
 def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -> None:
-    opened = send(make_writer(), SearchView(), trial(1, "interrupted"), SearchView(state="interrupted"))
-    send(make_writer(), SearchView(began_with=1), trial(1))
+    opened = send(
+        make_writer(), SearchView(id="1a"), trial(1, "interrupted"), SearchView(id="1a", state="interrupted")
+    )
+    send(make_writer(), SearchView(id="1a"), trial(1))
     for run in (seen.parent(), seen.child(0)):
         assert run.info.status == "RUNNING"
         assert run.data.tags["tune_rescon.state"] == "running"
-    over = SearchView(began_with=1, state="finished")
-    assert send(make_writer(), SearchView(began_with=1), trial(3, "finished"), over) == opened
+    over = SearchView(id="1a", state="finished")
+    assert send(make_writer(), SearchView(id="1a"), trial(3, "finished"), over) == opened
     assert seen.child(0).info.status == seen.parent().info.status == "FINISHED"
     assert seen.series(0, "val_accuracy") == SERIES
     assert len(seen.runs()) == 2
@@ -265,27 +268,19 @@ def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -
 def test_a_parameter_that_a_resumed_search_has_changed_stays_as_it_was(
     make_writer: Make, seen: Store
 ) -> None:
-    send(make_writer(), SearchView(), trial(1, params={"batch_size": "64"}))
+    send(make_writer(), SearchView(id="1a"), trial(1, params={"batch_size": "64"}))
     changed = trial(2, "finished", params={"batch_size": "32", "depth": "56"})
-    send(make_writer(), SearchView(began_with=1), changed)
+    send(make_writer(), SearchView(id="1a"), changed)
     assert seen.child(0).data.params == {"batch_size": "64", "depth": "56"}
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
 def test_a_run_that_was_deleted_is_made_anew(make_writer: Make, seen: Store) -> None:
-    opened = send(make_writer(), SearchView(), trial())
+    opened = send(make_writer(), SearchView(id="1a"), trial())
     seen.client.delete_run(opened[0])
-    again = send(make_writer(), SearchView(began_with=1), trial(2))
+    again = send(make_writer(), SearchView(id="1a"), trial(2))
     assert again[0] == seen.child(0).info.run_id != opened[0]
     assert seen.series(0, "val_accuracy") == SERIES[:2]
-
-
-def test_the_run_of_a_trial_the_record_never_had_is_deleted(make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchView(), trial(1), trial(2, number=1, params={"depth": "92"}))
-    send(make_writer(), SearchView(began_with=1), trial(1), trial(1, number=1))
-    assert seen.child(1).data.params == PARAMS
-    assert seen.series(1, "val_accuracy") == SERIES[:1]
-    assert len(seen.runs()) == 3
 
 
 def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
@@ -298,7 +293,7 @@ def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
         raise ConnectionError("the answer got lost")
 
     book = make_book()
-    for view in (SearchView(), trial(2)):
+    for view in (SearchView(id="1a"), trial(2)):
         with monkeypatch.context() as patch:
             patch.setattr(mlflow.MlflowClient, "create_run", unanswered)
             with pytest.raises(ConnectionError):
@@ -312,21 +307,14 @@ def test_the_parent_is_found_behind_more_children_than_a_page_holds(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = [trial(number=number) for number in range(4)]
-    send(make_writer(), SearchView(started_ms=100), *many)
+    send(make_writer(), SearchView(id="1a", started_ms=100), *many)
     search_runs = mlflow.MlflowClient.search_runs
     monkeypatch.setattr(
         mlflow.MlflowClient,
         "search_runs",
         lambda *args, **kwargs: search_runs(*args, **{**kwargs, "max_results": 2}),
     )
-    send(make_writer(), SearchView(began_with=4), *many)
+    send(make_writer(), SearchView(id="1a"), *many)
     monkeypatch.undo()
     assert seen.parent().info.run_name == "s"
     assert len(seen.runs()) == 5
-
-
-def test_searches_of_one_store_do_not_take_each_others_runs(make_writer: Make, seen: Store) -> None:
-    one = send(make_writer("s"), SearchView(), trial())
-    two = send(make_writer("s.2"), SearchView(), trial())
-    assert one[0] != two[0]
-    assert sorted(run.info.run_name for run in seen.runs()) == ["s", "s.2", "trial_0000", "trial_0000"]

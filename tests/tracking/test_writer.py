@@ -19,7 +19,7 @@ from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
 from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
-from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.desk import is_final
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.views import View
@@ -99,7 +99,7 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
     made = make_writer()
-    made.show(SearchView(note="best so far: none"))
+    made.show(SearchView(id="1a", note="best so far: none"))
     made.show(epochs(1))
     made.show(epochs(2))
     assert made.close(PATIENCE) == 0
@@ -124,8 +124,8 @@ def test_a_server_that_comes_up_late_gets_it_all(
 
     monkeypatch.setattr(RunBook, "connect", late)
     made = make_writer()
-    made.show(SearchView())
-    made.show(SearchView(state="finished"))
+    made.show(SearchView(id="1a"))
+    made.show(SearchView(id="1a", state="finished"))
     time.sleep(0.05)
     there.set()
     assert made.close(PATIENCE) == 0
@@ -137,9 +137,9 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
     make_writer: Make, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_writer()
-    for view in (SearchView(), RunView(number=0, params={"a name; no": "1"}), epochs(1, number=1)):
+    for view in (SearchView(id="1a"), RunView(number=0, params={"a name; no": "1"}), epochs(1, number=1)):
         made.show(view)
-    made.show(SearchView(state="finished"))
+    made.show(SearchView(id="1a", state="finished"))
     assert made.close(PATIENCE) == 1
     assert "MLflow refuses a call" in caplog.text
     parent, refused, child = sorted(runs(store), key=lambda run: run.data.tags.get("tune_rescon.trial", ""))
@@ -150,7 +150,7 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
 
 def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
     made = make_writer()
-    made.show(SearchView(state="finished", files=(tmp_path / "gone.html",)))
+    made.show(SearchView(id="1a", state="finished", files=(tmp_path / "gone.html",)))
     assert made.close(PATIENCE) == 1
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
@@ -158,7 +158,7 @@ def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: s
 
 def test_opened_runs_are_told_once(make_writer: Make) -> None:
     made = make_writer()
-    made.show(SearchView())
+    made.show(SearchView(id="1a"))
     made.show(RunView(number=3))
     assert made.close(PATIENCE) == 0
     assert [number for number, _ in made.opened_runs()] == [3]
@@ -172,15 +172,15 @@ def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
     monkeypatch.setattr(RunBook, "show", lambda *_: hold.wait(5))
     made = make_writer()
     for _ in range(3):
-        made.show(SearchView())
+        made.show(SearchView(id="1a"))
     assert made.close(0.3) == 3
     hold.set()
 
 
 def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
     both = [make_writer("one"), make_writer("two")]
-    for made in both:
-        made.show(SearchView())
+    for made, search_id in zip(both, ("1a", "2b"), strict=True):
+        made.show(SearchView(id=search_id))
     assert [made.close(PATIENCE) for made in both] == [0, 0]
     assert {run.info.run_name for run in runs(store)} == {"one", "two"}
 
@@ -197,7 +197,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     theirs = mlflow.MlflowClient(store).create_experiment("digits")
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
     made = make_writer()
-    made.show(SearchView())
+    made.show(SearchView(id="1a"))
     assert made.close(PATIENCE) == 0
     (parent,) = runs(store)
     assert parent.info.experiment_id == theirs
@@ -214,12 +214,12 @@ class Slow:
     def start(self) -> None:
         """It is ready."""
 
-    def show(self, _view: View) -> str:
+    def show(self, _view: View) -> Answer:
         self.calls.append(time.monotonic())
         time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        return "a run"
+        return Answer(run_id="a run")
 
     def hurry(self) -> None:
         """It takes its time."""
@@ -267,7 +267,7 @@ def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 60.0)
     desk = Slow(error=CallError("restarting", Remedy.AGAIN))
     made = writer_at(desk, "http://there")
-    made.show(SearchView())
+    made.show(SearchView(id="1a"))
     while not made.trouble:
         time.sleep(0.01)
     desk.error = None

@@ -19,8 +19,9 @@ from typing import Final
 
 import psutil
 
-from tune_rescon.errors import ClusterError
+from tune_rescon.errors import ClusterError, ClusterFileError, explain
 from tune_rescon.launching.cluster_file import ClusterFile
+from tune_rescon.passwords import has_password
 
 __all__ = [
     "DASHBOARD_PORT",
@@ -187,10 +188,21 @@ def search_job(
 
     What ``arguments`` say goes before what is said here, for it comes last. ``module``: the command it is.
 
+    Raises:
+        ClusterFileError: an argument holds a password. Ray keeps a job's line, logs it and shows it.
+
     >>> search_job("a-1", ["--space", "my space"], flag="--name", name="a").partition(" -- ")[2]
     "python -m tune_rescon.search --address auto --plain --tracking-uri http://127.0.0.1:5000 --name a \
 --space 'my space'"
     """
+    for argument in arguments:
+        if has_password(argument):
+            rule = "a job's command line must hold no password: Ray keeps it and shows it on its dashboard"
+            hint = (
+                "Export TUNE_RESCON_STUDY or TUNE_RESCON_TRACKING_URI on the head before `ray start`"
+                " (head_start_ray_commands in the cluster's file): jobs inherit them."
+            )
+            raise ClusterFileError(explain(rule, got=argument, hint=hint))
     search = ["python", "-m", module, "--address", "auto", "--plain"]
     search += ["--tracking-uri", MLFLOW_URI]
     if flag is not None and name is not None:

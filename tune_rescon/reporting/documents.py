@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
     timeline,
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.reporting.words import figure, pairs
+from tune_rescon.reporting.words import figure, foreign_words, pairs
 from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
 
 __all__ = ["csv_text", "json_text", "markdown_table", "markdown_text", "overviews_json"]
@@ -61,6 +61,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     lines = [f"# {result.name}", "", summary]
     lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
     lines += ["", result.failure] if result.failure else []
+    lines += ["", foreign_words(result.foreign)] if result.foreign else []
     if result.best is not None:
         lines += ["", f"Best: trial {result.best.number}, {pairs(result.best.parameters)}"]
     lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
@@ -149,6 +150,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "url": result.url,
         "tracking_uri": result.tracking_uri,
         "total": result.space.budget.trials,
+        "foreign": list(result.foreign),
         "device": result.device,
         "compute_hours": saved.hours,
         "compute_hours_by_device": device_hours(result),

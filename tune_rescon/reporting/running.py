@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError, SearchError
+from tune_rescon.passwords import has_password, hide_passwords
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_result
 from tune_rescon.spaces import Space
@@ -56,7 +57,7 @@ def run_shown(
     """
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(hide_passwords(text), markup=False, soft_wrap=True)
 
     begun = options.resume
     try:
@@ -72,13 +73,13 @@ def run_shown(
                 options,
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
-                say=view.say,
+                say=lambda text: view.say(hide_passwords(text)),
                 attend=attend,
             )
     except (SearchError, ClusterError) as error:
         if not begun:
             raise
-        click.echo(f"The search failed: {error}", err=True)
+        click.echo(hide_passwords(f"The search failed: {error}"), err=True)
         say(f"Go on with: {resume}")
         return 1
     except KeyboardInterrupt:
@@ -97,21 +98,23 @@ def run_shown(
 
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
-    """What goes on with a search, as a person types it."""
-    # Absolute: the command may be typed in another directory.
+    """The shell command that resumes a search; it may be typed in another directory.
+
+    A URL that holds a password is not printed: its variable stands in its place, and has to be set.
+    """
     storage = options.storage.absolute() if isinstance(options.storage, Path) else options.storage
-    parts = ["python", "-m", module, "--resume", options.name, "--storage", str(storage)]
-    for flag, value in (
-        ("--study", options.study_url),
-        ("--tracking-uri", options.tracking_uri),
-        ("--data-root", str(options.data_root.absolute())),
-        ("--address", options.address),
+    words = shlex.join(["python", "-m", module, "--resume", options.name])
+    for flag, value, variable in (
+        ("--storage", str(storage), "TUNE_RESCON_STORAGE"),
+        ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+        ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
+        ("--data-root", str(options.data_root.absolute()), None),
+        ("--address", options.address, None),
     ):
         if value is not None:
-            parts += [flag, value]
-    if options.tensorboard:
-        parts.append("--tensorboard")
-    return shlex.join(parts)
+            is_secret = variable is not None and has_password(value)
+            words += f' {flag} "${variable}"' if is_secret else f" {shlex.join([flag, value])}"
+    return f"{words} --tensorboard" if options.tensorboard else words
 
 
 @contextmanager

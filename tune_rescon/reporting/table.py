@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.reporting.words import duration, figure
+from tune_rescon.reporting.words import duration, figure, foreign_words
 from tune_rescon.tuning import StudyResult
 
 __all__ = ["print_result", "result_table"]
@@ -83,8 +83,16 @@ def print_result(result: StudyResult, console: Console) -> None:
         )
     if result.front:
         console.print(_front(result), soft_wrap=True)
+    if result.foreign:
+        console.print(foreign_words(result.foreign), soft_wrap=True)
     if result.unsent:
-        console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
+        why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
+        console.print(
+            f"MLflow did not take {result.unsent} updates{why}. The study has them all;"
+            f" `python -m tune_rescon.report {result.name} --sync` sends them.",
+            markup=False,
+            soft_wrap=True,
+        )
     if result.unkept:
         console.print(
             f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-__all__ = ["duration", "figure", "pairs", "roughly"]
+__all__ = ["duration", "figure", "foreign_words", "pairs", "roughly"]
 
 
 def figure(value: object) -> str:
@@ -57,3 +57,13 @@ def roughly(seconds: float) -> str:
         return f"about {minutes} min"
     hours, rest = divmod(round(minutes / 10) * 10, 60)
     return f"about {hours} h {rest} min" if hours < 48 else f"about {round(hours / 24)} days"
+
+
+def foreign_words(numbers: Sequence[int]) -> str:
+    """A line about the trials in a study that are not the search's.
+
+    >>> foreign_words((3, 7))
+    'Foreign trials in the study, which another program created and this search has not run: 3, 7'
+    """
+    names = ", ".join(map(str, numbers))
+    return f"Foreign trials in the study, which another program created and this search has not run: {names}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
-__all__ = ["CallError", "Remedy"]
+__all__ = ["Answer", "CallError", "Remedy"]
 
 
 class Remedy(enum.Enum):
@@ -26,3 +27,12 @@ class CallError(Exception):
         super().__init__(words, remedy)
         self.words = words
         self.remedy = remedy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of calls that succeeded."""
+
+    run_id: str
+    remarks: tuple[str, ...] = ()
+    """What the user should be told about them."""

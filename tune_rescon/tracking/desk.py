@@ -2,8 +2,8 @@
 
 MLflow's calls are tens of milliseconds of Python each. On a thread of the driver they would hold its
 interpreter lock while trials wait for their next epoch; in a process of low priority they cost a search
-little more than what nobody else wants. What arrives here is a view. What goes back is the run's id or what
-the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
+little more than what nobody else wants. What arrives here is a view. What goes back is an :class:`.Answer` or
+what the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
 
 ``python -m tune_rescon.tracking.desk DESCRIPTOR`` is :class:`.link.DeskProcess`'s business: it reads a
 :class:`.Destination` and then views from that descriptor, and ends when its other end is closed.
@@ -27,10 +27,11 @@ from requests import HTTPError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.storage import sqlite_file
-from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.local_store import make_local_store
 from tune_rescon.tracking.relocation import follow_artifacts
+from tune_rescon.tracking.remedies import remedy_words
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.uri import alone_at
 from tune_rescon.tracking.views import View
@@ -69,16 +70,24 @@ class Desk:
         self._destination = destination
         self._book: RunBook | None = None
 
-    def show(self, view: View) -> str:
-        """Have MLflow show ``view``; the id of its run.
+    def show(self, view: View) -> Answer:
+        """Have MLflow show ``view``; the id of its run, and what the user should be told.
 
         Raises:
             CallError: a call failed; what was done before it is done, and not done again the next time.
         """
-        with _judged(hopeless=Remedy.GIVE_UP):
+        uri = self._destination.uri
+        with _judged(uri, hopeless=Remedy.GIVE_UP):
             book = self._book = self._book or self._connect()
-        with _judged(hopeless=Remedy.SKIP):
-            return book.show(view)
+        try:
+            with _judged(uri, hopeless=Remedy.SKIP):
+                return Answer(run_id=book.show(view), remarks=book.take_remarks())
+        except CallError as error:
+            if error.remedy is Remedy.SKIP:
+                # Every other call is refused too if the experiment was deleted meanwhile.
+                with _judged(uri, hopeless=Remedy.SKIP):
+                    book.check()
+            raise
 
     def start(self) -> None:
         """Nothing has to be made ready; see :class:`.link.Shower`."""
@@ -102,11 +111,15 @@ class Desk:
 
 
 @contextmanager
-def _judged(*, hopeless: Remedy) -> Iterator[None]:
+def _judged(uri: str, *, hopeless: Remedy) -> Iterator[None]:
     """Turn an error into what is to be done about it: ``hopeless`` if making the call again cannot help."""
     try:
         yield
+    except CallError:
+        raise
     except Exception as error:
+        if remedy := remedy_words(error, uri):
+            raise CallError(f"{_words(error)} {remedy}", Remedy.GIVE_UP) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")

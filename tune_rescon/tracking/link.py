@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -12,9 +13,9 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Final, Protocol
 
-from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.calls import Answer, CallError, Remedy
 from tune_rescon.tracking.destination import Destination
-from tune_rescon.tracking.views import View
+from tune_rescon.tracking.views import SearchView, View
 
 __all__ = ["DeskProcess", "Shower"]
 
@@ -40,8 +41,8 @@ class Shower(Protocol):
     def start(self) -> None:
         """Get ready, without making anything anywhere."""
 
-    def show(self, view: View) -> str:
-        """Have MLflow show ``view``; the id of its run. May take long, and may raise :class:`.CallError`."""
+    def show(self, view: View) -> Answer:
+        """Have MLflow show ``view``. May take long, and may raise :class:`.CallError`."""
 
     def hurry(self) -> None:
         """The search is over: nobody else needs the processor any more."""
@@ -53,8 +54,8 @@ class Shower(Protocol):
 class DeskProcess:
     """A :class:`.desk.Desk` in a process of its own, which is started when it is needed and not there.
 
-    A process that dies has failed the call it was in; the next one goes on, for the runs are found by their
-    tags. It does not outlive this one: it ends when the connection does.
+    A process that dies has failed the call it was in. The next one is shown the search first: its runs are
+    found by the search's id. It does not outlive this one: it ends when the connection does.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -64,6 +65,8 @@ class DeskProcess:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[object, object] | None = None
+        self._search: SearchView | None = None
+        self._knows_search = False
 
     def start(self) -> None:
         """Have the process there before it is needed: importing MLflow takes it seconds."""
@@ -71,9 +74,10 @@ class DeskProcess:
             if self._process is None and not self._closed:
                 self._process, self._connection = _started()
                 self._connection.send(self._destination)
+                self._knows_search = False
 
-    def show(self, view: View) -> str:
-        """Have MLflow show ``view``; the id of its run.
+    def show(self, view: View) -> Answer:
+        """Have MLflow show ``view``.
 
         Raises:
             CallError: the call failed, or the process died of it.
@@ -82,8 +86,13 @@ class DeskProcess:
             self.start()
             if self._connection is None:
                 raise EOFError
-            self._connection.send(view)
-            return self._answer(self._connection)
+            if isinstance(view, SearchView):
+                self._search, self._knows_search = view, True
+            elif self._search is not None and not self._knows_search:
+                # Whose runs these are; what a server may refuse waits for the search's next view.
+                self._call(self._connection, dataclasses.replace(self._search, champion=None, files=()))
+                self._knows_search = True
+            return self._call(self._connection, view)
         except (EOFError, OSError) as error:
             self._end()
             words = "no answer until the end" if self._closed else "the process that talks to MLflow died"
@@ -101,15 +110,16 @@ class DeskProcess:
         self._end()
 
     @staticmethod
-    def _answer(connection: Connection[object, object]) -> str:
+    def _call(connection: Connection[object, object], view: View) -> Answer:
+        connection.send(view)
         while True:
             message = connection.recv()
             if isinstance(message, logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
             elif isinstance(message, CallError):
                 raise message
-            else:
-                return str(message)
+            elif isinstance(message, Answer):
+                return message
 
     def _end(self) -> None:
         with self._lock:

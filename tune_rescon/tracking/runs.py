@@ -1,26 +1,46 @@
-"""The MLflow calls: a parent run for the search, a child run for each trial, found again by their tags."""
+"""The MLflow calls: a parent run for the search, a child run for each trial, found again by the search's id.
+
+A name says nothing about whose a run is: two storages may share one MLflow and have searches of one name. So
+no run is opened, changed or deleted unless it carries this search's id, or the record of this search has its
+run id and no search has put an id on it (an earlier version put none on its searches).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.errors import StorageError
+from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
+from tune_rescon.tracking.remedies import deleted_experiment
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
 
 __all__ = ["RunBook"]
 
+ID_TAG: Final = "tune_rescon.id"
+#: Of a trial's run: where the search was that created it.
+PLACE_TAG: Final = "tune_rescon.place"
 SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
 STATE_TAG: Final = "tune_rescon.state"
@@ -34,6 +54,10 @@ TAG_CHARACTERS: Final = 2000
 #: Runs asked for at once, and metrics sent at once: MLflow's own limits.
 RUNS_A_PAGE: Final = 1000
 METRICS_A_REQUEST: Final = 1000
+
+#: A run shows a trial of its number only if both started within so many milliseconds: some databases keep
+#: whole seconds.
+SAME_START_MS: Final = 1000
 
 #: MLflow's word for how a run ended, by ours.
 _STATUS: Final = {
@@ -80,9 +104,12 @@ class RunBook:
         self._destination = destination
         self._search = destination.search
         self._experiment_id = ""
+        self._id = self._place = ""
         self._parent: _Shown | None = None
         self._shown: dict[int, _Shown] = {}
+        self._found: dict[int, list[Run]] = {}
         self._unsure: set[int] = set()
+        self._remarks: list[str] = []
 
     def connect(self) -> None:
         """Find or make the experiment, whose primary metric is the search's."""
@@ -98,6 +125,7 @@ class RunBook:
                 if found is None:
                     raise
         if found is not None:
+            self._check(found)
             self._experiment_id = found.experiment_id
         primary = {
             "name": f"best_{self._destination.metric}",
@@ -108,9 +136,27 @@ class RunBook:
                 self._experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
             )
 
+    def check(self) -> None:
+        """Check that the experiment still takes runs.
+
+        Raises:
+            CallError: it was deleted.
+        """
+        self._check(self._client.get_experiment(self._experiment_id))
+
+    def _check(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            words = deleted_experiment(experiment.name, experiment.experiment_id)
+            raise CallError(words, Remedy.GIVE_UP)
+
     def show(self, view: View) -> str:
         """Send what ``view`` adds to what the server has; the id of its run."""
         return self._show_search(view) if isinstance(view, SearchView) else self._show_run(view)
+
+    def take_remarks(self) -> tuple[str, ...]:
+        """What the user should know of what was done since the last call."""
+        taken, self._remarks = tuple(self._remarks), []
+        return taken
 
     def _show_search(self, view: SearchView) -> str:
         parent = self._parent or self._open_parent(view)
@@ -153,40 +199,89 @@ class RunBook:
         return run.run_id
 
     def _open_parent(self, view: SearchView) -> _Shown:
-        query = f"tags.`{SEARCH_TAG}` = '{self._search}'"
-        # The parent is the oldest, so it is on the first page however many children there are.
-        runs = self._client.search_runs([self._experiment_id], query, order_by=["attributes.start_time ASC"])
-        found = next((run for run in runs if TRIAL_TAG not in run.data.tags), None)
-        if found is None:
-            tags = {SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **view.tags}
-            run = self._client.create_run(
-                self._experiment_id, start_time=view.started_ms, tags=tags, run_name=self._search
-            )
-            return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
-        for number, run in self._children():
-            if number < view.began_with:
-                self._shown[number] = _recalled(run)
-            else:
-                # Of a trial whose number is free again: its driver died before the record was anywhere safe.
-                self._client.delete_run(run.info.run_id)
-        return _recalled(found)
+        self._id, self._place = view.id, view.place
+        parents: list[Run] = []
+        self._found = {}
+        for run in self._search_runs():
+            number = run.data.tags.get(TRIAL_TAG)
+            (parents if number is None else self._found.setdefault(int(number), [])).append(run)
+        found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
+        if found is not None:
+            return self._taken_over(found)
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
+        run = self._client.create_run(
+            self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
+        )
+        return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
+
+    def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
+        """The parent of a search that began without an identity: that of the first child the record knows."""
+        for child in map(self._run_without_id, known_runs):
+            if child is not None:
+                return self._run_without_id(child.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
+        return None
+
+    def _run_without_id(self, run_id: str) -> Run | None:
+        """An active run of a search of this name that no identity has been put on."""
+        if not run_id:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        tags = run.data.tags
+        free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
+        return run if free and tags.get(SEARCH_TAG) == self._search else None
+
+    def _taken_over(self, run: Run, *, parent: _Shown | None = None) -> _Shown:
+        """A run that was there, with this search's tags, and below ``parent``."""
+        tags = {ID_TAG: self._id, **({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})}
+        missing = {key: text for key, text in tags.items() if run.data.tags.get(key) != text}
+        if missing:
+            self._log(run.info.run_id, tags=missing)
+        return _recalled(run)
 
     def _open_run(self, view: RunView) -> _Shown:
+        assert self._parent is not None, "the search is shown before its trials"
         number = view.number
-        # A request that was not answered may have been carried out: one run a trial.
-        found = dict(self._children(number)).get(number) if number in self._unsure else None
-        if found is None:
-            self._unsure.add(number)
-            run = _Shown(run_id=self._create_run(view))
+        known = self._found.get(number, [])
+        found = self._recorded_run(view, known) or _same_trial(view, known)
+        if found is None and number in self._unsure:
+            # A request that was not answered may have been carried out: one run a trial.
+            found = _same_trial(view, self._search_runs(number))
+        if found is not None:
+            run = self._taken_over(found, parent=self._parent)
         else:
-            run = _recalled(found)
+            self._delete_superseded(known)
+            self._unsure.add(number)
+            run = _Shown(run_id=self._create_run(view, self._parent))
         self._unsure.discard(number)
         return run
 
-    def _create_run(self, view: RunView) -> str:
-        assert self._parent is not None, "the search is shown before its trials"
+    def _recorded_run(self, view: RunView, known: Iterable[Run]) -> Run | None:
+        """The run that the record names, if it is there, in use and this search's."""
+        if view.run_id is None:
+            return None
+        named = (run for run in known if run.info.run_id == view.run_id)
+        return next(named, None) or self._run_without_id(view.run_id)
+
+    def _delete_superseded(self, known: Iterable[Run]) -> None:
+        """Delete the runs of a trial whose number is given out again.
+
+        A driver that dies before its record is anywhere safe leaves one. It carries this search's id and
+        place; what a copy of the search created carries another place and stays.
+        """
+        for run in known:
+            if self._place and run.data.tags.get(PLACE_TAG) == self._place:
+                self._client.delete_run(run.info.run_id)
+
+    def _create_run(self, view: RunView, parent: _Shown) -> str:
         tags = {
-            MLFLOW_PARENT_RUN_ID: self._parent.run_id,
+            MLFLOW_PARENT_RUN_ID: parent.run_id,
+            ID_TAG: self._id,
+            PLACE_TAG: self._place,
             SEARCH_TAG: self._search,
             TRIAL_TAG: str(view.number),
             STATE_TAG: ACTIVE,
@@ -209,16 +304,16 @@ class RunBook:
         history = self._client.get_metric_history(run.run_id, next(iter(view.history)))
         return {point.step for point in history}
 
-    def _children(self, number: int | None = None) -> Iterator[tuple[int, Run]]:
-        """The trials' runs, or one trial's, by number."""
-        query = f"tags.`{SEARCH_TAG}` = '{self._search}'"
+    def _search_runs(self, number: int | None = None) -> Iterator[Run]:
+        """The runs with this search's id; those of one trial's number."""
+        query = f"tags.`{ID_TAG}` = '{self._id}'"
         query += "" if number is None else f" AND tags.`{TRIAL_TAG}` = '{number}'"
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment_id], query, max_results=RUNS_A_PAGE, page_token=token
             )
-            yield from ((int(run.data.tags[TRIAL_TAG]), run) for run in page if TRIAL_TAG in run.data.tags)
+            yield from page
             token = page.token
             if not token:
                 return
@@ -258,7 +353,7 @@ class RunBook:
                 self._client.log_artifacts(run_id, str(folder), "model")
         except StorageError as error:
             # Deleted or damaged: no later try would find it.
-            _LOGGER.warning("the winner's network is not registered: %s", error)
+            self._remarks.append(f"The winner's network is not registered in MLflow: {error}")
             return
         try:
             self._client.create_registered_model(self._search)
@@ -266,11 +361,42 @@ class RunBook:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = self._client.create_model_version(
-            self._search, f"{self._client.get_run(run_id).info.artifact_uri}/model", run_id, description=label
+            self._search,
+            f"{self._client.get_run(run_id).info.artifact_uri}/model",
+            run_id,
+            tags={ID_TAG: self._id},
+            description=label,
         )
+        self._keep_other_champion(version.version)
         self._client.set_registered_model_alias(self._search, CHAMPION, version.version)
         self._log(parent.run_id, tags={CHAMPION_TAG: label})
         parent.tags[CHAMPION_TAG] = label
+
+    def _keep_other_champion(self, new: str) -> None:
+        """Give another search's champion of this name an alias of its own, before the new one takes it."""
+        aliases = self._client.get_registered_model(self._search).aliases
+        standing = aliases.get(CHAMPION)
+        if standing is None or str(standing) == str(new):
+            return
+        version = self._client.get_model_version(self._search, str(standing))
+        owner = version.tags.get(ID_TAG) or self._id_of_run(version.run_id)
+        if owner == self._id:
+            return
+        alias = f"{CHAMPION}-{owner[:8]}" if owner else f"{CHAMPION}-version-{standing}"
+        self._client.set_registered_model_alias(self._search, alias, str(standing))
+        self._remarks.append(
+            f"models:/{self._search}@{CHAMPION} was version {standing}, which another search of this name"
+            f" registered. It is now version {new}; the other keeps the alias {alias}."
+        )
+
+    def _id_of_run(self, run_id: str | None) -> str:
+        """The id of the search that created a run; empty where none is known."""
+        try:
+            return self._client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return ""
 
     def _upload(self, run: _Shown, file: Path) -> None:
         stat = file.stat()
@@ -297,6 +423,15 @@ def _input(images: Images) -> DatasetInput:
         profile=json.dumps(counts),
     )
     return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def _start(run: Run) -> int:
+    return int(run.info.start_time)
+
+
+def _same_trial(view: RunView, runs: Iterable[Run]) -> Run | None:
+    """Of the runs of one number, the one of this trial, which the record does not name."""
+    return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
 
 
 def _recalled(run: Run) -> _Shown:

@@ -3,8 +3,8 @@
 So nothing has to be kept of what was not sent yet but the newest, however long the server is away: the record
 of the search (decision 1 of the design) is the spool, on disk and in order, and these are read from it.
 
-Times are milliseconds since the epoch, MLflow's own unit. A trial is named by its number; which run shows it
-is the writer's business.
+Times are milliseconds since the epoch, MLflow's own unit. A trial is named by its number; the writer finds or
+creates the run that shows it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class RunView:
     """A trial's child run."""
 
     number: int
+    run_id: str | None = None
+    """The run that shows the trial, where the record knows it."""
     state: str = ACTIVE
     """The contract's word; :data:`ACTIVE` until the trial is over, paused or interrupted."""
     params: Mapping[str, str] = field(default_factory=dict)
@@ -76,13 +78,18 @@ class Champion:
 class SearchView:
     """The parent run."""
 
+    id: str
+    """The search's identity. Its runs carry it as a tag and are found by that tag alone."""
+    place: str = ""
+    """The host and folder, or the URL, of the search's record. A run that another place created is never
+    deleted: a copy of a search has the same identity until it is resumed."""
+    known_runs: tuple[str, ...] = ()
+    """Run ids in the record. They find the runs of a search that began without an identity."""
     state: str = ACTIVE
     tags: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     """Markdown: what MLflow shows on the run's page."""
     closing: Mapping[str, float] = field(default_factory=dict)
-    began_with: int = 0
-    """Trials in the record when this run of the search began."""
     images: tuple[Images, ...] = ()
     champion_is_near: bool = False
     """Whether the search will have one soon: what registers it can be loaded meanwhile."""

@@ -42,9 +42,14 @@ REST: Final = 2.0
 
 
 @contextmanager
-def mlflow_writer(destination: Destination) -> Iterator[MlflowWriter]:
-    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more."""
-    writer = MlflowWriter(destination)
+def mlflow_writer(
+    destination: Destination, say: Callable[[str], object] = _LOGGER.info
+) -> Iterator[MlflowWriter]:
+    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more.
+
+    ``say``: tells the user what was done or can never be done. It is called on the writer's thread.
+    """
+    writer = MlflowWriter(destination, say=say)
     writer.start()
     try:
         yield writer
@@ -56,17 +61,29 @@ class MlflowWriter:
     """Takes views from the search's thread, and sends them from its own."""
 
     def __init__(
-        self, destination: Destination, *, open_desk: Callable[[Destination], Shower] = DeskProcess
+        self,
+        destination: Destination,
+        *,
+        open_desk: Callable[[Destination], Shower] = DeskProcess,
+        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
-        """Describe the store; :meth:`start` begins. ``open_desk`` makes whoever makes the calls."""
+        """Describe the store; :meth:`start` begins.
+
+        Args:
+            destination: the store.
+            open_desk: makes what makes the calls.
+            say: see :func:`mlflow_writer`.
+        """
         self._uri = destination.uri
         self._desk = open_desk(destination)
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
+        self._say = say
         self._known: set[int] = set()
         self._hurry = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
+        self._refusal = ""
         self._trouble = ""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
@@ -84,6 +101,11 @@ class MlflowWriter:
     def trouble(self) -> str:
         """What the last call failed with, in a line; empty since one succeeded."""
         return self._trouble
+
+    @property
+    def reason(self) -> str:
+        """Why updates were not sent: what the last call failed with, or the last refused one."""
+        return self._trouble or self._refusal
 
     def start(self) -> None:
         """Begin sending what there is to send; before that, nothing is made anywhere."""
@@ -133,11 +155,27 @@ class MlflowWriter:
                     continue
                 if error.remedy is Remedy.GIVE_UP:
                     self._trouble = error.words
+                    self._tell(f"MLflow cannot be used: {error.words}")
                     return
-                self._refused += updates
+                self._refuse(view, updates, error.words)
             self._backlog.done(view, updates)
             self._trouble, pause = "", FIRST_PAUSE
             self._hurry.wait(REST * (time.monotonic() - began))
+
+    def _refuse(self, view: View, updates: int, words: str) -> None:
+        self._refused += updates
+        if words != self._refusal:
+            self._refusal = words
+            what = f"trial_{view.number:04d}" if isinstance(view, RunView) else "the search itself"
+            self._tell(f"MLflow refuses an update of {what}, which is left out: {words}")
+
+    def _tell(self, text: str) -> None:
+        _LOGGER.warning("%s", text)
+        try:
+            self._say(text)
+        except Exception:
+            # A terminal that is gone is no reason to stop sending.
+            _LOGGER.exception("this could not be printed: %s", text)
 
     def _pause(self, seconds: float, error: CallError) -> float:
         """Wait before the next try; how long to wait after that."""
@@ -148,7 +186,9 @@ class MlflowWriter:
         return min(2 * seconds, LONGEST_PAUSE)
 
     def _send(self, view: View) -> None:
-        run_id = self._desk.show(view)
+        answer = self._desk.show(view)
+        for remark in answer.remarks:
+            self._tell(remark)
         if isinstance(view, RunView) and view.number not in self._known:
             self._known.add(view.number)
-            self._opened.put((view.number, run_id))
+            self._opened.put((view.number, answer.run_id))

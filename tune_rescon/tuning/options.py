@@ -14,7 +14,7 @@ from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
 from tune_rescon.tuning.record.folder import default_storage
 
-__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace"]
+__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace", "default_study"]
 
 _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
@@ -35,6 +35,11 @@ def default_cache_root() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "tune_rescon"
     return home_directory("TUNE_RESCON_CACHE") / ".cache" / "tune_rescon"
+
+
+def default_study() -> str | None:
+    """``$TUNE_RESCON_STUDY``: the studies' database, whose URL may hold a password; None: in each folder."""
+    return os.environ.get("TUNE_RESCON_STUDY") or None
 
 
 def default_grace() -> float:
@@ -63,7 +68,7 @@ class RunOptions:
     name: str
     resume: bool = False
     storage: Path | StorageUrl = field(default_factory=default_storage)
-    study_url: str | None = None
+    study_url: str | None = field(default_factory=default_study)
     """The study's database; None: SQLite in the search's folder."""
     tracking_uri: str | None = None
     """MLflow; None: SQLite in the storage, or in the search's own folder where that is a URL."""

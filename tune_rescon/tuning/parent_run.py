@@ -11,6 +11,7 @@ from tune_rescon.spaces import Space
 from tune_rescon.tracking import Champion, Destination, Images, MlflowWriter, SearchView, now_ms
 from tune_rescon.tuning.preparation import Prepared
 from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.identity import Identity
 from tune_rescon.tuning.result import SearchState, StudyResult
 
 __all__ = ["ParentRun", "destination"]
@@ -35,9 +36,10 @@ class ParentRun:
         self,
         writer: MlflowWriter,
         *,
+        identity: Identity,
+        known_runs: Iterable[str],
         tags: dict[str, str],
         datasets: Iterable[Prepared],
-        began_with: int,
         files: Sequence[Path],
         uploads: bool,
     ) -> None:
@@ -45,18 +47,23 @@ class ParentRun:
 
         Args:
             writer: takes the views.
+            identity: the search's; its runs are found by it.
+            known_runs: ids of the trials' runs that the record has.
             tags: what the run carries.
             datasets: what the trials train on.
-            began_with: trials in the record already.
             files: to be kept as artifacts from the beginning.
             uploads: whether MLflow is given any; not where its store travels with the search, for its
                 artifacts do not.
         """
         self._writer = writer
+        self._identity = identity
         self._uploads = uploads
         self._view = SearchView(
+            id=identity.id,
+            place=identity.place,
+            known_runs=tuple(known_runs),
             tags=tags,
-            began_with=began_with,
+            note=_placed(identity, ""),
             images=tuple(map(_images, datasets)),
             files=tuple(files) if uploads else (),
         )
@@ -64,7 +71,7 @@ class ParentRun:
 
     def note(self, text: str) -> None:
         """Show another note."""
-        self._show(note=text)
+        self._show(note=_placed(self._identity, text))
 
     def expect_champion(self) -> None:
         """Say that :meth:`end` is near, and what it will have to register."""
@@ -76,7 +83,7 @@ class ParentRun:
         champion = self._champion(result)
         self._show(
             state=result.state.value,
-            note=note,
+            note=_placed(self._identity, note),
             closing={f"best_{result.metric}": result.best.best_value} if result.best else {},
             champion=champion,
             files=tuple(files) if self._uploads else (),
@@ -95,6 +102,11 @@ class ParentRun:
         if not over or best is None or checkpoint is None or not self._uploads:
             return None
         return Champion(number=best.number, epoch=best.best_epoch, checkpoint=checkpoint)
+
+
+def _placed(identity: Identity, note: str) -> str:
+    """A note that also says which search this is: several may have the same name."""
+    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
 
 
 def _images(prepared: Prepared) -> Images:

@@ -71,7 +71,11 @@ class StudyResult:
     state: SearchState
     tracking_uri: str
     unsent: int = 0
-    """Updates MLflow did not take in time."""
+    """Updates MLflow did not take, or not in time."""
+    unsent_reason: str = ""
+    """What the last of them failed with; empty: the time was too short."""
+    foreign: tuple[int, ...] = ()
+    """Numbers of the study's trials that another program made; they are no part of :attr:`trials`."""
     against: str | None = None
     """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
     url: str | None = None

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from tune_rescon.data import DatasetFacts
+from tune_rescon.passwords import without_password
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState
 
@@ -25,7 +25,7 @@ class RunNotes:
 
     datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
     tracking_uri: str | None = None
-    """None: the storage's own store, or one whose URI holds a password."""
+    """None: the storage's own store. The record is read by many, so it has no password."""
     outcome: SearchState | None = None
     """How the last run ended; None: it lasts, or was killed."""
     failure: str | None = None
@@ -34,7 +34,7 @@ class RunNotes:
 def note_run(record: StudyRecord, datasets: Mapping[str, DatasetFacts], tracking_uri: str | None) -> None:
     """A run begins."""
     record.set_attribute("datasets", {name: dataclasses.asdict(facts) for name, facts in datasets.items()})
-    record.set_attribute("tracking_uri", _without_secret(tracking_uri))
+    record.set_attribute("tracking_uri", None if tracking_uri is None else without_password(tracking_uri))
     record.set_attribute("outcome", None)
 
 
@@ -56,8 +56,3 @@ def read_notes(record: StudyRecord) -> RunNotes:
 
 def _facts(values: Mapping[str, Any]) -> DatasetFacts:
     return DatasetFacts(**{**values, "class_names": tuple(values["class_names"])})
-
-
-def _without_secret(uri: str | None) -> str | None:
-    """None for a URI with a password: the record is read by people it was not given to."""
-    return None if uri is None or urlsplit(uri).password else uri

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordError
 from tune_rescon.home import ensure_home
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
@@ -46,6 +47,7 @@ from tune_rescon.tuning.proposing.proposer import Proposer
 from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import usable_directory, write_atomically
+from tune_rescon.tuning.record.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner
 from tune_rescon.tuning.rules.ladder import make_rule
@@ -115,7 +117,7 @@ def run_search(
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             # Before Ray: its process imports MLflow meanwhile.
-            mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
+            mlflow_writer(destination(space, store.folder, options.tracking_uri), say) as writer,
             ray_session(options.address, say) as ray,
             sampled_cluster(ray.gone) as cluster,
         ):
@@ -135,11 +137,13 @@ def run_search(
                 slots = _slots(space, ray)
             record = open_record(space, options, store.folder, say)
             lease = lease or held.enter_context(_lease(options, store, say))
+            own_study = options.study_url is None
+            identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
                 listeners = [held.enter_context(files), *listeners]
             search = _Search(
-                space, options, store, prepared, listeners, presentation, record, lease, ray, writer
+                space, options, store, prepared, listeners, presentation, record, identity, lease, ray, writer
             )
             watch = search.watch(interruption, ray, say)
             if attend is not None:
@@ -175,6 +179,7 @@ class _Search:
         listeners: Sequence[SearchListener],
         presentation: Presentation | None,
         record: StudyRecord,
+        identity: Identity,
         lease: LeaseKeeper,
         ray: RaySession,
         writer: MlflowWriter,
@@ -187,12 +192,17 @@ class _Search:
         self._record = record
         self._lease = lease
         self._writer = writer
-        tags = {"tune_rescon.folder": store.url or str(folder.path), **provenance(ray.resources)}
+        tags = {
+            "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
+            **provenance(ray.resources),
+        }
+        self._identity = identity
         self._parent = ParentRun(
             self._writer,
+            identity=self._identity,
+            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
             tags=tags,
             datasets=prepared.values(),
-            began_with=len(record),
             files=[folder.space_yaml],
             uploads=store.url is None or options.tracking_uri is not None,
         )
@@ -243,7 +253,7 @@ class _Search:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
         with usable_directory(self._folder.storage):
-            write_atomically(self._folder.space_yaml, dump_space(self._space))
+            write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
         turns = Turns(self._lease.assure)
         try:
@@ -289,7 +299,13 @@ class _Search:
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
-        return dataclasses.replace(result, trials=self._record.trials(), unsent=unsent, unkept=unkept)
+        return dataclasses.replace(
+            result,
+            trials=self._record.trials(),
+            unsent=unsent,
+            unsent_reason=hide_passwords(self._writer.reason) if unsent else "",
+            unkept=unkept,
+        )
 
     def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
         """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""
@@ -333,6 +349,7 @@ class _Search:
             tracking_uri=self._writer.uri,
             url=self._store.url,
             failure=failure,
+            foreign=self._record.foreign,
         )
 
 

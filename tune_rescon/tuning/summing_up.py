@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import SearchState, StudyResult, best_trial
@@ -22,6 +23,7 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
+    foreign: tuple[int, ...] = (),
 ) -> StudyResult:
     """The result of a search of ``pricing.space`` whose record holds ``trials``.
 
@@ -31,9 +33,10 @@ def sum_up(
         name: the search's.
         folder: where its files are on this machine.
         state: how it stands.
-        tracking_uri: MLflow.
-        url: where the folder is kept, if the storage is a URL.
+        tracking_uri: MLflow; a password in it is hidden.
+        url: where the folder is kept, if the storage is a URL; a password in it is hidden.
         failure: why it ended before its time.
+        foreign: numbers of the study's trials that another program made.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
@@ -51,8 +54,9 @@ def sum_up(
         best=best,
         best_config=pricing.config(best.parameters).to_dict() if best else {},
         state=state,
-        tracking_uri=tracking_uri,
-        url=url,
+        tracking_uri=hide_passwords(tracking_uri),
+        url=None if url is None else hide_passwords(url),
         against=space.metric.against,
-        failure=failure,
+        failure=None if failure is None else hide_passwords(failure),
+        foreign=foreign,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.options import RunOptions
@@ -13,6 +14,7 @@ from tune_rescon.tuning.ownership.search_lease import search_lease
 from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.reading.search import Place, known_datasets, summed_up
+from tune_rescon.tuning.record.identity import ensure_identity, write_id
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.run_notes import read_notes
@@ -31,7 +33,7 @@ class Synced:
     unsent: int
     """Updates that MLflow did not take in time."""
     trouble: str
-    """What the last call failed with; empty if it succeeded."""
+    """What the last call that did not succeed failed with; empty if there was none."""
 
 
 def sync_tracking(
@@ -74,7 +76,7 @@ def sync_tracking(
             )
         )
         store.fetch()
-        synced = _send(options, place, store, note, patience)
+        synced = _send(options, place, store, note, patience, say)
         store.close(patience)
         return synced
 
@@ -85,6 +87,7 @@ def _send(
     store: SearchStore,
     note: Callable[[StudyResult], str],
     patience: float,
+    say: Callable[[str], object],
 ) -> Synced:
     folder, space = store.folder, load_space(str(store.folder.space_yaml))
     record = StudyRecord.load(options.study_url or folder.study_url, options.name, metric=space.metric.name)
@@ -94,13 +97,16 @@ def _send(
         pricing, record.trials(), notes, name=options.name, folder=folder, url=store.url, alive=False
     )
     store.begin(trial.number for trial in result.trials)
+    identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
+    write_id(folder.space_yaml, identity.id)
     own = notes.tracking_uri is None
-    with mlflow_writer(destination(space, folder, notes.tracking_uri)) as writer:
+    with mlflow_writer(destination(space, folder, notes.tracking_uri), say) as writer:
         parent = ParentRun(
             writer,
-            tags={"tune_rescon.folder": store.url or str(folder.path)},
+            identity=identity,
+            known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
+            tags={"tune_rescon.folder": hide_passwords(store.url or str(folder.path))},
             datasets=(),
-            began_with=len(result.trials),
             files=(),
             uploads=store.url is None or not own,
         )
@@ -110,4 +116,9 @@ def _send(
         parent.end(result, [file for file in files if file.is_file()], note(result))
         unsent = writer.close(patience)
         listener.note_runs()
-        return Synced(uri=writer.uri, trials=len(result.trials), unsent=unsent, trouble=writer.trouble)
+        return Synced(
+            uri=hide_passwords(writer.uri),
+            trials=len(result.trials),
+            unsent=unsent,
+            trouble=hide_passwords(writer.reason),
+        )

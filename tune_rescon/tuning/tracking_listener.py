@@ -95,6 +95,7 @@ class TrackingListener:
         final = trial.state.is_final
         return RunView(
             number=trial.number,
+            run_id=trial.mlflow_run_id,
             state=trial.state.value,
             params={name: _word(value) for name, value in {**self._fixed, **chosen}.items()},
             history={name: series for name, series in trial.history.items() if not _closes(name)},

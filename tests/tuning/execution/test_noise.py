@@ -31,6 +31,18 @@ def test_records_go_to_the_file_and_not_to_the_terminal(
     assert "a line for the log" not in "".join(capfd.readouterr())
 
 
+def test_passwords_are_hidden_also_in_a_traceback(tmp_path: Path) -> None:
+    with library_log(tmp_path / "log"):
+        try:
+            raise ConnectionError("no answer from http://ann:s3cret@mlflow:5000/api")
+        except ConnectionError:
+            logging.getLogger("mlflow").exception("at %s", "postgresql://ann:s3cret@db/studies")
+    text = (tmp_path / "log").read_text()
+    assert "Traceback" in text
+    assert text.count("ann:***@") == 3
+    assert "s3cret" not in text
+
+
 def test_pythons_warnings_go_there_too(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -142,7 +142,7 @@ def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: Ma
     facts = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
     note_run(record, facts, "http://user:secret@mlflow:5000")
     notes = read_notes(record)
-    assert (notes.datasets, notes.tracking_uri, notes.outcome) == (facts, None, None)
+    assert (notes.datasets, notes.tracking_uri, notes.outcome) == (facts, "http://mlflow:5000", None)
     note_run(record, facts, "http://mlflow:5000")
     assert read_notes(record).tracking_uri == "http://mlflow:5000"
 

@@ -16,6 +16,7 @@ from tune_rescon.tracking import writer
 from tune_rescon.tuning import Place, SearchFolder, StudyRecord, sync_tracking
 from tune_rescon.tuning.ownership.lease import hold_lease
 from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+from tune_rescon.tuning.record.identity import read_id
 from tune_rescon.tuning.run_notes import note_run
 from tune_rescon.tuning.sync import Synced
 
@@ -58,7 +59,10 @@ def test_all_of_it_is_sent_once(
         assert (done.uri, done.unsent, done.trouble) == (store, 0, "")
         parent, children = runs(store)
         assert parent.info.status == status
-        assert parent.data.tags["mlflow.note.content"] == "**best**"
+        note = parent.data.tags["mlflow.note.content"]
+        assert note.startswith("**best**\n")
+        assert str(folder.path) in note, "searches of one name are told apart"
+        assert parent.data.tags["tune_rescon.id"] == read_id(folder.space_yaml)
         assert sorted(children) == [trial.number for trial in record.trials()]
         for trial in record.trials():
             history = mlflow.MlflowClient(store).get_metric_history(

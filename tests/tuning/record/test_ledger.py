@@ -49,23 +49,63 @@ def written(case: Case) -> FrozenTrial:
 
 
 def begin(case: Case) -> int:
-    trial_id, _ = case.ledger.open_trial(
+    trial_id, _, _ = case.ledger.open_trial(
         0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
     )
     return trial_id
 
 
 def test_a_trial_is_opened_with_all_that_is_known_of_it(case: Case) -> None:
-    trial_id, started = case.ledger.open_trial(
+    trial_id, number, started = case.ledger.open_trial(
         0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
     )
     trial = written(case)
-    assert (trial._trial_id, trial.number, trial.state) == (trial_id, 0, OptunaState.RUNNING)
+    assert (trial._trial_id, trial.number, trial.state) == (trial_id, number, OptunaState.RUNNING)
+    assert number == 0
     assert trial.params == PARAMS
     assert trial.distributions == DISTRIBUTIONS
     assert trial.user_attrs == {"state": "running"}
     assert trial.system_attrs == {"cma:generation": 1}
     assert trial.datetime_start == started
+
+
+def test_a_trial_is_numbered_behind_those_of_other_programs(case: Case) -> None:
+    study = optuna.load_study(study_name="s", storage=case.storage)
+    study.ask()
+    study.enqueue_trial({"depth": 56})
+    _, number, _ = case.ledger.open_trial(0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={})
+    assert number == 2
+    assert [trial.number for trial in case.ledger.trials()] == [0, 1, 2]
+    assert study.ask().number == 1, "which takes the enqueued one"
+    assert study.ask().number == 3
+
+
+def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program_took_it(case: Case) -> None:
+    study = optuna.load_study(study_name="s", storage=case.storage)
+    for _ in range(2):
+        study.enqueue_trial({"depth": 92}, user_attrs={"state": "mine", "why": "a guess"})
+    waiting = [trial._trial_id for trial in case.ledger.trials()]
+    study.ask()
+
+    def take(trial_id: int) -> tuple[int, int]:
+        opened = case.ledger.open_trial(
+            2,
+            PARAMS,
+            DISTRIBUTIONS,
+            user={"state": "running"},
+            system={"cma:generation": 1},
+            waiting_id=trial_id,
+        )
+        return opened[:2]
+
+    assert take(waiting[1]) == (waiting[1], 1)
+    if isinstance(case.ledger, SqlLedger):
+        assert take(waiting[0])[1] == 2
+    taken = case.ledger.trials()[1]
+    assert (taken.state, taken.params, taken.distributions) == (OptunaState.RUNNING, PARAMS, DISTRIBUTIONS)
+    assert taken.user_attrs == {"state": "running", "why": "a guess"}
+    assert taken.system_attrs == {"fixed_params": {"depth": 92}, "cma:generation": 1}
+    assert taken.datetime_start is not None
 
 
 @pytest.mark.parametrize("value", [0.5, math.inf, -math.inf, math.nan])

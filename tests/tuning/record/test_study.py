@@ -93,6 +93,18 @@ def test_a_database_that_is_none_is_refused(url: str) -> None:
         create(url)
 
 
+def test_passwords_in_what_failed_are_not_recorded(tmp_path: Path) -> None:
+    record = create(f"sqlite:///{tmp_path / 'study.db'}")
+    record.open(Proposal(params={}, distributions={}))
+    record.note(0, "no answer from http://ann:s3cret@host")
+    trial = record.close(0, TrialState.FAILED, checkpoint=None, error="from s3://key:s3cret@bucket/x")
+    assert (trial.notes, trial.error) == (
+        ("no answer from http://ann:***@host",),
+        "from s3://key:***@bucket/x",
+    )
+    assert b"s3cret" not in (tmp_path / "study.db").read_bytes()
+
+
 def test_an_unreachable_databases_password_is_not_shown() -> None:
     with pytest.raises(StorageError) as caught:
         create("nosuchdatabase://me:secret@host/x")

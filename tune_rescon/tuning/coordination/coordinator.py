@@ -133,7 +133,8 @@ class Coordinator:
         if promoted is not None:
             return self._started(self._record.reopen(promoted))
         while self._more:
-            trial = self._record.open(self._proposer.propose(self._is_infeasible))
+            enqueued = self._record.next_enqueued(self._proposer.fits)
+            trial = self._record.open(self._proposer.propose(self._is_infeasible, enqueued=enqueued))
             self._proposer.opened(trial)
             if not self._ends_unrun(trial):
                 return self._started(trial)

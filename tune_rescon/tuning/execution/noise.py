@@ -12,6 +12,8 @@ from typing import Final
 
 from typing_extensions import override
 
+from tune_rescon.passwords import hide_passwords
+
 __all__ = ["diverted", "library_log"]
 
 #: Loggers that bring a handler of their own to the terminal.
@@ -21,6 +23,14 @@ _LOUD: Final = ("ray", "optuna", "mlflow", "alembic", "pytorch_lightning", "ligh
 _STREAMS: Final = (1, 2)
 
 
+class _Formatter(logging.Formatter):
+    """Hides passwords, also in a traceback: the log is sent to the storage, and shown to others."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
 @contextmanager
 def library_log(path: Path) -> Iterator[None]:
     """Write the libraries' log records and Python's warnings to ``path`` for the time being."""
@@ -28,7 +38,7 @@ def library_log(path: Path) -> Iterator[None]:
 
     optuna.logging.disable_default_handler()
     file = _LogFile(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level, before = root.level, {name: _taken(name) for name in _LOUD}
     root.addHandler(file)

@@ -23,7 +23,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, distributions, suggest
 from tune_rescon.tuning.proposing.samplers import make_sampler
 from tune_rescon.tuning.proposing.telling import READS_PRUNED, Told, common_epoch, told
-from tune_rescon.tuning.record.study import Proposal
+from tune_rescon.tuning.record.study import FIXED_PARAMS, Enqueued, Proposal
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.rules.ladder import ladder_levels
 
@@ -77,39 +77,54 @@ class Proposer:
         for trial in self._known.values():
             self._note_reached(trial)
         self._worst: float | None = None
-        self._next = len(self._known)
+        # Numbers that other programs' trials have are not known here: see opened().
+        self._next = max(self._known, default=-1) + 1
+        self._drawn = self._next
         self._kept = self._noted_kept()
         self._renew()
 
-    def propose(self, infeasible: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> Proposal:
-        """Draw the next trial.
+    def propose(
+        self,
+        infeasible: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+        *,
+        enqueued: Enqueued | None = None,
+    ) -> Proposal:
+        """Draw the next trial, or complete an enqueued one.
 
         ``infeasible``: whether parameters are known to run out of memory. Such a draw is drawn again, but not
         for ever, and a row is what it is; whoever gets one anyway must look.
         """
+        if enqueued is not None:
+            return self._complete(enqueued)
         chooses = self._bounded and self._next % RENEW_EVERY == 0
         if chooses:
             self._kept = most_telling(tuple(self._known.values()))
         if self._stale or chooses:
             self._renew()
         number, self._next = self._next, self._next + 1
+        self._drawn = number
         for attempt in range(ATTEMPTS):
             trial = self._draw(number, attempt)
             if number < len(self._rows) or attempt == ATTEMPTS - 1 or not infeasible(trial.params):
                 break
             # To no sampler a failed trial says anything: it is as if it had not been drawn.
             self._study.tell(trial, state=OptunaState.FAIL)
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-        self._view[number] = trial_id
-        frozen = self._storage.get_trial(trial_id)
-        memory = dict(frozen.system_attrs) if self._space.sampler.type in _REMEMBER else {}
+        frozen = self._note_drawn(number, trial)
+        memory = self._memory_of(frozen)
         if chooses and self._kept:
             memory[_KEPT] = sorted(self._kept)
         return Proposal(params=frozen.params, distributions=frozen.distributions, memory=memory)
 
+    def fits(self, params: Mapping[str, Any]) -> bool:
+        """Whether given values, perhaps not of all parameters, are values of this space."""
+        return self._trial(params, state=OptunaState.RUNNING) is not None
+
     def opened(self, trial: TrialSummary) -> None:
-        """The drawn trial is in the record."""
+        """The drawn trial is in the record, with a higher number if other programs have added trials."""
         self._known[trial.number] = trial
+        if trial.number not in self._view:
+            self._view[trial.number] = self._view.pop(self._drawn)
+        self._next = max(self._next, trial.number + 1)
 
     def reported(self, trial: TrialSummary) -> None:
         """Learn from an epoch of a trial that goes on or pauses."""
@@ -151,6 +166,32 @@ class Proposer:
         for level, numbers in self._reached.items():
             if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
                 numbers.add(trial.number)
+
+    def _complete(self, enqueued: Enqueued) -> Proposal:
+        """Draw what an enqueued trial leaves open."""
+        if self._stale:
+            self._renew()
+        self._study.sampler = make_sampler(self._space, enqueued.number)
+        self._study.enqueue_trial(dict(enqueued.params))
+        trial = self._study.ask()
+        suggest(self._space, trial)
+        self._drawn = enqueued.number
+        frozen = self._note_drawn(self._drawn, trial)
+        return Proposal(
+            params=frozen.params,
+            distributions=frozen.distributions,
+            memory=self._memory_of(frozen),
+            enqueued=enqueued,
+        )
+
+    def _note_drawn(self, number: int, trial: optuna.Trial) -> FrozenTrial:
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        self._view[number] = trial_id
+        return self._storage.get_trial(trial_id)
+
+    def _memory_of(self, frozen: FrozenTrial) -> dict[str, Any]:
+        remembers = self._space.sampler.type in _REMEMBER
+        return {key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS}
 
     def _draw(self, number: int, attempt: int) -> optuna.Trial:
         self._study.sampler = make_sampler(self._space, number, attempt=attempt)
@@ -224,14 +265,13 @@ class Proposer:
 
     def _template(self, trial: TrialSummary, **outcome: Any) -> FrozenTrial | None:
         """``trial`` for Optuna; None if this space does not have its values."""
+        return self._trial(trial.parameters, system_attrs=dict(trial.memory), **outcome)
+
+    def _trial(self, params: Mapping[str, Any], **outcome: Any) -> FrozenTrial | None:
         try:
-            return create_trial(
-                params=dict(trial.parameters),
-                distributions={name: self._distributions[name] for name in trial.parameters},
-                system_attrs=dict(trial.memory),
-                **outcome,
-            )
-        except (KeyError, ValueError):
+            distributions = {name: self._distributions[name] for name in params}
+            return create_trial(params=dict(params), distributions=distributions, **outcome)
+        except (KeyError, TypeError, ValueError):
             return None
 
     def _note_worst(self, trial: TrialSummary) -> None:

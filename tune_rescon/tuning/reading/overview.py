@@ -39,6 +39,9 @@ _USER: Final[Table] = models.TrialUserAttributeModel.__table__
 _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
+#: The state of a trial of the search. Trials of other programs may have an attribute of this name too.
+_OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOverview:
@@ -162,15 +165,16 @@ def _attributes(connection: Connection, study: int) -> dict[str, Any]:
 def _states(connection: Connection, study: int) -> list[TrialState]:
     joined = _USER.join(_TRIALS, _USER.c.trial_id == _TRIALS.c.trial_id)
     query = select(_USER.c.value_json).select_from(joined)
-    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _USER.c.key == "state"))
+    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _OURS))
     return [TrialState(json.loads(value)) for (value,) in rows]
 
 
 def _last_values(connection: Connection, study: int) -> Iterator[tuple[int, float]]:
-    """The epoch and value that each trial came to, if that is finite."""
+    """The epoch and value that each trial of the search came to, if that is finite."""
+    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
     last = (
         select(_STEPS.c.trial_id, func.max(_STEPS.c.step).label("step"))
-        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id))
+        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id).join(_USER, ours))
         .where(_TRIALS.c.study_id == study)
         .group_by(_STEPS.c.trial_id)
         .subquery()

@@ -12,7 +12,7 @@ from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.storage import SearchHome, StorageUrl, sqlite_file, usable
-from tune_rescon.tuning.options import default_cache_root, default_data_root
+from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.pricing import Pricing, datasets_of
 from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.snapshot import snapshot
@@ -33,7 +33,7 @@ class Place:
     """Where searches are to be read."""
 
     storage: Path | StorageUrl
-    study_url: str | None = None
+    study_url: str | None = field(default_factory=default_study)
     """The studies' database; None: SQLite in each search's folder."""
     cache_root: Path = field(default_factory=default_cache_root)
     data_root: Path = field(default_factory=default_data_root)
@@ -54,6 +54,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         any_name = place.study_url is None
         record = StudyRecord.load(readable, name, metric=space.metric.name, any_name=any_name)
         trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
+        foreign = record.foreign
     at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
     if at_url is not None and place.study_url is None:
         with usable(at_url.storage):
@@ -62,7 +63,9 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         alive = lives_by_file(lease, sqlite_file(url))
     pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
     url_of_it = at_url.remote.url if at_url else None
-    return summed_up(pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive)
+    return summed_up(
+        pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive, foreign=foreign
+    )
 
 
 def summed_up(
@@ -74,6 +77,7 @@ def summed_up(
     folder: SearchFolder,
     url: str | None,
     alive: bool,
+    foreign: tuple[int, ...] = (),
 ) -> StudyResult:
     """A search as its record has it, whose driver is ``alive`` or not."""
     ended = sum(trial.state.is_final for trial in trials)
@@ -87,6 +91,7 @@ def summed_up(
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
         failure=None if alive else notes.failure,
+        foreign=foreign,
     )
 
 

@@ -25,7 +25,8 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         create: make the SQLite file and the tables if they are missing, for a new search.
 
     Raises:
-        StorageError: it cannot be reached, it is no database, or it is missing and not to be made.
+        StorageError: it cannot be reached, it is no database, it is missing and not to be made, or another
+            Optuna has made its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
     from sqlalchemy.exc import SQLAlchemyError
@@ -43,6 +44,28 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         got = str(error).partition("\n")[0].strip(" .")
         hint = "For a local file give sqlite:///PATH/study.db."
         raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None
+    except RuntimeError as error:
+        raise _other_schema(url, str(error)) from None
+
+
+def _other_schema(url: str, said: str) -> StorageError:
+    """Another Optuna's tables; ``said`` is what Optuna says of them."""
+    import sqlalchemy
+    from optuna.storages._rdb.models import VersionInfoModel
+
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        writer = connection.execute(sqlalchemy.select(VersionInfoModel.library_version)).scalar()
+    if "storage upgrade" in said:
+        # The URL is left out: a report reads a copy.
+        hint = (
+            "Keep a copy, then run `optuna storage upgrade --storage URL`, where URL is the database's"
+            " (sqlite:///STORAGE/NAME/study.db unless --study names another)."
+        )
+    else:
+        hint = f"Install optuna {writer} or later."
+    rule = f"a study must have the tables of optuna {optuna.__version__}, which is installed here"
+    return StorageError(explain(rule, got=f"those of optuna {writer}", where="--study", hint=hint))
 
 
 def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:

@@ -49,8 +49,25 @@ class StudyLedger:
         *,
         user: Mapping[str, Any],
         system: Mapping[str, Any],
-    ) -> tuple[int, datetime.datetime]:
-        """Add a running trial with all that is known of it; the storage's id of it, and when it began."""
+        waiting_id: int | None = None,
+    ) -> tuple[int, int, datetime.datetime]:
+        """Add a running trial with all that is known of it; its id in the storage, its number, and its start.
+
+        Args:
+            number: the next one, unless another program has added trials to the study meanwhile.
+            params: the values of its parameters.
+            distributions: what they were drawn from.
+            user: user attributes.
+            system: system attributes.
+            waiting_id: an enqueued trial that becomes this one, unless another program has taken it.
+        """
+        if waiting_id is not None and self._start_waiting(waiting_id, params, distributions):
+            for key, value in user.items():
+                self._storage.set_trial_user_attr(waiting_id, key, value)
+            for key, value in system.items():
+                self._storage.set_trial_system_attr(waiting_id, key, value)
+            return self._opened(waiting_id)
+        del number  # Optuna's storages count by themselves.
         template = create_trial(
             state=OptunaState.RUNNING,
             params=dict(params),
@@ -59,10 +76,22 @@ class StudyLedger:
             system_attrs=dict(system),
         )
         trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
+        return self._opened(trial_id)
+
+    def _start_waiting(
+        self, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+    ) -> bool:
+        if not self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING):
+            return False
+        for name, value in params.items():
+            internal = distributions[name].to_internal_repr(value)
+            self._storage.set_trial_param(trial_id, name, internal, distributions[name])
+        return True
+
+    def _opened(self, trial_id: int) -> tuple[int, int, datetime.datetime]:
         trial = self._storage.get_trial(trial_id)
-        assert trial.number == number, "one driver writes a study, and counts its trials"
         assert trial.datetime_start is not None
-        return trial_id, trial.datetime_start
+        return trial_id, trial.number, trial.datetime_start
 
     def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
         """Write an epoch: ``value`` as intermediate value (step = epoch), ``details`` under ``key``."""

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy import Connection, Insert, Table
+from sqlalchemy import Connection, Insert, Select, Table, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
@@ -29,6 +29,7 @@ from tune_rescon.tuning.record.ledger import StudyLedger
 
 __all__ = ["SqlLedger"]
 
+_STUDIES: Final[Table] = models.StudyModel.__table__
 _TRIALS: Final[Table] = models.TrialModel.__table__
 _PARAMS: Final[Table] = models.TrialParamModel.__table__
 _USER: Final[Table] = models.TrialUserAttributeModel.__table__
@@ -62,17 +63,12 @@ class SqlLedger(StudyLedger):
         *,
         user: Mapping[str, Any],
         system: Mapping[str, Any],
-    ) -> tuple[int, datetime.datetime]:
+        waiting_id: int | None = None,
+    ) -> tuple[int, int, datetime.datetime]:
+        now = datetime.datetime.now(datetime.UTC)
         with self._transaction() as connection:
-            now = datetime.datetime.now(datetime.UTC)
-            row = {
-                "number": number,
-                "study_id": self._study_id,
-                "state": OptunaState.RUNNING,
-                "datetime_start": _stored(now),
-            }
-            (trial_id,) = connection.execute(_inserting(_TRIALS), row).inserted_primary_key or (None,)
-            assert isinstance(trial_id, int)
+            taken = None if waiting_id is None else _take_waiting(connection, waiting_id, now)
+            trial_id, number = taken or self._insert_trial(connection, number, now)
             _insert(
                 connection,
                 _PARAMS,
@@ -86,9 +82,34 @@ class SqlLedger(StudyLedger):
                     for name, value in params.items()
                 ),
             )
-            _insert(connection, _USER, _attributes(trial_id, user))
+            if taken is None:
+                _insert(connection, _USER, _attributes(trial_id, user))
+            else:
+                _replace_attributes(connection, trial_id, user)
             _insert(connection, _SYSTEM, _attributes(trial_id, system))
-        return trial_id, _shown(now)
+        return trial_id, number, _shown(now)
+
+    def _insert_trial(self, connection: Connection, number: int, now: datetime.datetime) -> tuple[int, int]:
+        """Insert a running trial; its id and number, which is not ``number`` if others added trials."""
+        if connection.dialect.name != "sqlite":
+            # As Optuna does: no other program adds a trial before this transaction ends. SQLite's first
+            # insert locks the whole file.
+            connection.execute(_locking(), {"study": self._study_id})
+        row = {
+            "number": number,
+            "study_id": self._study_id,
+            "state": OptunaState.RUNNING,
+            "datetime_start": _stored(now),
+        }
+        (trial_id,) = connection.execute(_inserting(_TRIALS), row).inserted_primary_key or (None,)
+        assert isinstance(trial_id, int)
+        before = connection.execute(_last_number(), {"study": self._study_id, "trial": trial_id}).scalar()
+        next_number = 0 if before is None else before + 1
+        if next_number != number:
+            connection.execute(
+                _TRIALS.update().where(_TRIALS.c.trial_id == trial_id).values({"number": next_number})
+            )
+        return trial_id, next_number
 
     @override
     def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
@@ -140,6 +161,35 @@ class SqlLedger(StudyLedger):
 def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:
     if found := list(rows):
         connection.execute(_inserting(table), found)
+
+
+def _take_waiting(connection: Connection, trial_id: int, now: datetime.datetime) -> tuple[int, int] | None:
+    """Have an enqueued trial run; its id and number, or None if another program has taken it."""
+    taken = connection.execute(
+        _TRIALS.update()
+        .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == OptunaState.WAITING)
+        .values({"state": OptunaState.RUNNING, "datetime_start": _stored(now)})
+    )
+    if not taken.rowcount:
+        return None
+    number = connection.execute(select(_TRIALS.c.number).where(_TRIALS.c.trial_id == trial_id)).scalar_one()
+    return trial_id, int(number)
+
+
+@cache
+def _locking() -> Select[Any]:
+    return select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == bindparam("study")).with_for_update()
+
+
+@cache
+def _last_number() -> Select[Any]:
+    """The number of the trial before: Optuna numbers a study's trials in the order of their ids."""
+    return (
+        select(_TRIALS.c.number)
+        .where(_TRIALS.c.study_id == bindparam("study"), _TRIALS.c.trial_id < bindparam("trial"))
+        .order_by(_TRIALS.c.trial_id.desc())
+        .limit(1)
+    )
 
 
 @cache

@@ -26,13 +26,14 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
 from tune_rescon.tuning.record.places import recorded_checkpoint
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
-__all__ = ["Proposal", "StudyRecord"]
+__all__ = ["FIXED_PARAMS", "Enqueued", "Proposal", "StudyRecord"]
 
 #: Seconds a writer waits for another one's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
@@ -45,8 +46,12 @@ _OPTUNA_STATE: Final = {
     TrialState.FAILED: OptunaState.FAIL,
 }
 
+_STATES: Final = frozenset(state.value for state in TrialState)
+
 #: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
 _PREFIX: Final = "tune_rescon:"
+#: Optuna's own, of a trial that was enqueued.
+FIXED_PARAMS: Final = "fixed_params"
 _EPOCH: Final = _PREFIX + "epoch:{}"
 
 
@@ -59,6 +64,17 @@ class Proposal:
     distributions: Mapping[str, BaseDistribution]
     memory: Mapping[str, Any] = field(default_factory=dict)
     """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+    enqueued: Enqueued | None = None
+    """The trial of the study that it becomes, where somebody enqueued one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enqueued:
+    """A trial that waits in the study: somebody called ``Study.enqueue_trial``, or used a dashboard."""
+
+    number: int
+    params: Mapping[str, Any]
+    """The values that are given, as Optuna holds them; the others are drawn."""
 
 
 class StudyRecord:
@@ -80,7 +96,9 @@ class StudyRecord:
         self._now_ms = now_ms or _now_ms
         frozen = ledger.trials()
         self._ids = {trial.number: trial._trial_id for trial in frozen}
-        self._trials = {trial.number: _summary(trial, metric, maximize) for trial in frozen}
+        self._trials = {t.number: _summary(t, metric, maximize) for t in frozen if _is_ours(t)}
+        self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
+        self._next_number = max(self._ids, default=-1) + 1
 
     @classmethod
     def create(
@@ -130,6 +148,19 @@ class StudyRecord:
         """How many trials there are."""
         return len(self._trials)
 
+    @property
+    def foreign(self) -> tuple[int, ...]:
+        """Numbers of the study's trials that this search did not make and does not run."""
+        return tuple(self._others)
+
+    def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
+        """The first enqueued trial whose values ``fits`` accepts, if there is one."""
+        for number, trial in self._others.items():
+            params = trial.system_attrs.get(FIXED_PARAMS)
+            if trial.state is OptunaState.WAITING and params is not None and fits(params):
+                return Enqueued(number=number, params=params)
+        return None
+
     def attribute(self, name: str) -> Any:
         """An attribute of the study; None if it has none of that name."""
         return self._ledger.study_attributes().get(name)
@@ -139,15 +170,20 @@ class StudyRecord:
         self._ledger.set_study_attribute(name, value)
 
     def open(self, proposal: Proposal) -> TrialSummary:
-        """Begin the next trial."""
-        number = len(self._trials)
-        self._ids[number], started = self._ledger.open_trial(
-            number,
+        """Begin the next trial, or run an enqueued one. Its number may be higher: others may add trials."""
+        enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
+        trial_id, number, started = self._ledger.open_trial(
+            self._next_number,
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
             system=proposal.memory,
+            waiting_id=enqueued._trial_id if enqueued else None,
         )
+        self._ids[number] = trial_id
+        if number > self._next_number:
+            self._note_others()
+        self._next_number = max(self._next_number, number + 1)
         self._trials[number] = TrialSummary(
             number=number,
             state=TrialState.RUNNING,
@@ -158,6 +194,8 @@ class StudyRecord:
             started=started,
             memory=proposal.memory,
         )
+        if enqueued is not None:
+            self._trials = dict(sorted(self._trials.items()))
         return self._trials[number]
 
     def reopen(self, number: int) -> TrialSummary:
@@ -212,8 +250,12 @@ class StudyRecord:
         error: str | None = None,
         cost: float | None = None,
     ) -> TrialSummary:
-        """End a trial for good. ``cost`` is its second objective, where the search has one."""
+        """End a trial for good. ``cost`` is its second objective, where the search has one.
+
+        The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
+        """
         known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
+        error = None if error is None else hide_passwords(error)
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
@@ -230,7 +272,7 @@ class StudyRecord:
 
     def note(self, number: int, text: str) -> TrialSummary:
         """Add to what the user should know about a trial."""
-        notes = (*self._trials[number].notes, text)
+        notes = (*self._trials[number].notes, hide_passwords(text))
         self._ledger.annotate(self._ids[number], {"notes": list(notes)})
         return self._update(number, notes=notes)
 
@@ -247,6 +289,13 @@ class StudyRecord:
         """Every trial, by number."""
         return tuple(self._trials.values())
 
+    def _note_others(self) -> None:
+        """Find the trials that another program has added."""
+        for trial in self._ledger.trials():
+            if not _is_ours(trial):
+                self._ids[trial.number] = trial._trial_id
+                self._others[trial.number] = trial
+
     def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialSummary:
         self._ledger.annotate(self._ids[number], {"state": state.value, **user})
         return self._update(number, state=state)
@@ -254,6 +303,11 @@ class StudyRecord:
     def _update(self, number: int, **changes: Any) -> TrialSummary:
         self._trials[number] = replace(self._trials[number], **changes)
         return self._trials[number]
+
+
+def _is_ours(frozen: FrozenTrial) -> bool:
+    """Whether this search opened a trial: the first thing it writes is our state of it."""
+    return frozen.user_attrs.get("state") in _STATES
 
 
 def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
@@ -281,7 +335,9 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
-        memory={key: value for key, value in system.items() if not key.startswith(_PREFIX)},
+        memory={
+            key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
+        },
     )
 
 

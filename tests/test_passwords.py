@@ -1,0 +1,64 @@
+"""Passwords in URLs: hidden in any text, and left out of what is recorded."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_rescon.errors import explain
+from tune_rescon.passwords import has_password, hide_passwords, without_password
+
+WITH = {
+    "http://ann:s3cret@mlflow:5000": "http://ann:***@mlflow:5000",
+    "HTTPS://ann:s3cret@mlflow": "HTTPS://ann:***@mlflow",
+    "http://ann:12345@mlflow": "http://ann:***@mlflow",
+    "http://ann:s3/c@ret@mlflow:5000/api": "http://ann:***@mlflow:5000/api",
+    "http://:s3cret@mlflow": "http://:***@mlflow",
+    "postgresql+psycopg://ann:s3/c:r@et@db:5432/x": "postgresql+psycopg://ann:***@db:5432/x",
+    "postgresql://db/x?user=ann&password=s3cret&a=b": "postgresql://db/x?user=ann&password=***&a=b",
+    "mysql://ann:s%40cret@db/x": "mysql://ann:***@db/x",
+    "s3://key:s3cret@bucket/path": "s3://key:***@bucket/path",
+}
+
+WITHOUT = (
+    "http://localhost:5000",
+    "http://localhost:5000/#/models/a@champion",
+    "http://ann@mlflow",
+    "models:/att92@champion",
+    "sqlite:////runs/a:b@c/study.db",
+    "sqlite:///runs/study.db?mode=ro",
+    "postgresql://ann@db/x",
+    "see http://localhost:5000, or write to ann@there",
+    "10:30 ann@there",
+)
+
+
+@pytest.mark.parametrize(("url", "shown"), WITH.items())
+def test_a_password_is_hidden_wherever_it_stands(url: str, shown: str) -> None:
+    assert hide_passwords(url) == shown
+    assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{shown}' (n = 2)"
+    assert has_password(url)
+    assert explain("must be a URL", got=url) == f"must be a URL, but got {shown}."
+    kept = without_password(url)
+    assert not has_password(kept)
+    assert "s3cret" not in kept
+    assert "***" not in kept
+
+
+@pytest.mark.parametrize("text", WITHOUT)
+def test_what_has_no_password_stays_as_it_is(text: str) -> None:
+    assert hide_passwords(text) == text
+    assert not has_password(text)
+
+
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), st.sampled_from(["", ":5432"])
+)
+def test_no_password_of_a_database_gets_through(password: str, port: str) -> None:
+    secret = f"S{password}S"
+    url = f"postgresql://ann:{secret}@db{port}/studies"
+    assert hide_passwords(f"at {url} now") == f"at postgresql://ann:***@db{port}/studies now"
+    proper = sqlalchemy.URL.create("postgresql", "ann", secret, "db", database="studies")
+    assert hide_passwords(proper.render_as_string(hide_password=False)) == proper.render_as_string()

@@ -1,0 +1,186 @@
+"""A store that can never take a call: reason and remedy are said at once, and nothing waits for it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATED
+from sqlalchemy.exc import OperationalError
+
+from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView
+from tune_rescon.tracking.calls import Answer
+from tune_rescon.tracking.desk import Desk
+from tune_rescon.tracking.remedies import remedy_words
+from tune_rescon.tracking.views import View
+
+# MLflow is imported, and each call is a database's.
+pytestmark = pytest.mark.timeout(60)
+
+#: Seconds a search would wait for a server that is away.
+PATIENCE = 40.0
+
+Start = Callable[[str], MlflowWriter]
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def start(told: list[str]) -> Start:
+    def start(uri: str) -> MlflowWriter:
+        destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
+        made = MlflowWriter(destination, open_desk=Desk, say=told.append)
+        made.start()
+        return made
+
+    return start
+
+
+def send(writer: MlflowWriter) -> None:
+    for view in (SearchView(id="1a"), RunView(number=0, started_ms=1), RunView(number=1, started_ms=1)):
+        writer.show(view)
+
+
+def expect_no_wait(writer: MlflowWriter, told: list[str], words: str) -> None:
+    began = time.monotonic()
+    assert writer.close(PATIENCE) > 0
+    assert time.monotonic() - began < PATIENCE / 2
+    assert words in writer.reason
+    assert [line for line in told if words in line] == told
+    assert len(told) == 1
+
+
+def delete_experiment(uri: str, make: bool = True) -> str:
+    client = mlflow.MlflowClient(uri)
+    if make:
+        client.create_experiment("digits")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
+    store: str, start: Start, told: list[str]
+) -> None:
+    experiment_id = delete_experiment(store)
+    writer = start(store)
+    send(writer)
+    expect_no_wait(writer, told, f"mlflow experiments restore --experiment-id {experiment_id}")
+    client = mlflow.MlflowClient(store)
+    client.restore_experiment(experiment_id)
+    again = start(store)
+    send(again)
+    assert again.close(PATIENCE) == 0
+    assert len(client.search_runs([experiment_id])) == 3
+
+
+def test_an_experiment_deleted_while_the_search_runs_is_said(
+    store: str, start: Start, told: list[str]
+) -> None:
+    writer = start(store)
+    writer.show(SearchView(id="1a"))
+    writer.show(RunView(number=0))
+    while not writer.opened_runs():
+        time.sleep(0.01)
+    delete_experiment(store, make=False)
+    writer.show(RunView(number=1))
+    writer.show(RunView(number=2))
+    expect_no_wait(writer, told, "the experiment 'digits' is deleted")
+
+
+def test_a_database_of_another_mlflow_is_said(
+    store: str, tmp_path: Path, start: Start, told: list[str]
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+    writer = start(store)
+    send(writer)
+    expect_no_wait(writer, told, f"run `mlflow db upgrade {store}`")
+    assert "0123456789ab" in told[0]
+
+
+def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: Start, told: list[str]) -> None:
+    (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
+    writer = start(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    send(writer)
+    expect_no_wait(writer, told, "Move it away")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MlflowException("who are you?", UNAUTHENTICATED), "MLFLOW_TRACKING_PASSWORD"),
+        (OperationalError("x", None, Exception("attempt to write a readonly database")), "permissions"),
+        (OperationalError("x", None, Exception("database is locked")), None),
+        (OperationalError("x", None, Exception("database or disk is full")), None),
+        (MlflowException("restarting", TEMPORARILY_UNAVAILABLE), None),
+        (ConnectionError("nothing listens"), None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_only_what_the_user_has_to_mend_has_a_remedy(error: Exception, words: str | None) -> None:
+    found = remedy_words(error, "http://mlflow")
+    assert found is None if words is None else words in (found or "")
+
+
+def test_the_remedy_shows_no_password() -> None:
+    error = MlflowException("Detected out-of-date database schema (found version a, but expected b).")
+    found = remedy_words(error, "postgresql://ann:s3cret@db/mlflow")
+    assert found is not None
+    assert "s3cret" not in found
+
+
+def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
+    store: str, start: Start, told: list[str]
+) -> None:
+    writer = start(store)
+    writer.show(SearchView(id="1a"))
+    for number in range(3):
+        writer.show(RunView(number=number, params={"a name; no": "1"}, state="finished"))
+    assert writer.close(PATIENCE) == 3
+    (line,) = told
+    assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
+    assert "a name; no" in line
+    assert "a name; no" in writer.reason
+
+
+class Talkative:
+    """A desk with a remark on every call."""
+
+    def start(self) -> None:
+        """It is ready."""
+
+    def show(self, _view: View) -> Answer:
+        return Answer(run_id="a run", remarks=("the champion has changed",))
+
+    def hurry(self) -> None:
+        """It takes its time."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        raise BrokenPipeError
+
+    destination = Destination(uri="http://there", experiment="e", search="s", metric="m", maximize=True)
+    writer = MlflowWriter(destination, open_desk=lambda _: Talkative(), say=say)
+    writer.start()
+    writer.show(SearchView(id="1a"))
+    writer.show(RunView(number=0, state="finished"))
+    assert writer.close(PATIENCE) == 0
+    assert said == ["the champion has changed"] * 2

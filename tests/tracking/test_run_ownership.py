@@ -1,0 +1,251 @@
+"""Whose a run is: by the search's id, whatever the searches are called. Against a real store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Run, ViewType
+
+from tune_rescon.tracking import Champion, RunView, SearchView
+from tune_rescon.tracking import runs as tracking_runs
+from tune_rescon.tracking.runs import ID_TAG, PLACE_TAG, RunBook
+
+Books = Callable[[], RunBook]
+
+OURS, THEIRS = "aa" * 16, "bb" * 16
+
+
+def search(search_id: str = OURS, place: str = "host:/runs/s", **changes: Any) -> SearchView:
+    return SearchView(id=search_id, place=place, started_ms=100, **changes)
+
+
+def trial(number: int, epochs: int = 1, *, started_ms: int = 500, **changes: Any) -> RunView:
+    return RunView(
+        number=number,
+        params={"depth": changes.pop("depth", "56")},
+        history={"val_accuracy": (0.5,) * epochs},
+        times_ms=tuple(range(1, epochs + 1)),
+        started_ms=started_ms,
+        ended_ms=9000,
+        **changes,
+    )
+
+
+@pytest.fixture
+def client(store: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(store, store)
+
+
+def runs(client: mlflow.MlflowClient, kind: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(ids, run_view_type=kind))
+
+
+def parents(client: mlflow.MlflowClient) -> list[Run]:
+    return [run for run in runs(client) if "tune_rescon.trial" not in run.data.tags]
+
+
+def children(client: mlflow.MlflowClient) -> dict[int, str]:
+    """The run of each trial; there is one."""
+    numbered = [(int(run.data.tags.get("tune_rescon.trial", -1)), run.info.run_id) for run in runs(client)]
+    found = {number: run_id for number, run_id in numbered if number >= 0}
+    assert len(found) == sum(number >= 0 for number, _ in numbered)
+    return found
+
+
+def everything(client: mlflow.MlflowClient, run_ids: list[str]) -> list[dict[str, Any]]:
+    return [client.get_run(run_id).to_dictionary() for run_id in run_ids]
+
+
+def test_a_search_of_the_same_name_touches_nothing_of_another(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    first = make_book()
+    of_first = [first.show(search(note="first"))]
+    of_first += [first.show(trial(number)) for number in range(3)]
+    before = everything(client, of_first)
+    # While the first still runs, from another storage; then its folder is deleted and begun again.
+    second = make_book()
+    of_second = [second.show(search(THEIRS, "other:/runs/s", note="second"))]
+    of_second += [second.show(trial(number, depth="92")) for number in range(2)]
+    assert everything(client, of_first) == before
+    again = make_book()
+    of_third = [again.show(search("cc" * 16)), again.show(trial(0, started_ms=7000))]
+    assert everything(client, of_first) == before
+    first.show(trial(0, 2))
+    first.show(search(note="first", state="finished"))
+    assert len(set(of_first + of_second + of_third)) == 4 + 3 + 2
+    assert {run.info.run_id for run in runs(client, ViewType.ALL)} == {*of_first, *of_second, *of_third}
+    for parent, *below in (of_first, of_second, of_third):
+        for run_id in below:
+            assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_runs_carry_the_id_and_are_found_again_under_another_name_and_place(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    book = make_book()
+    opened = [book.show(search()), book.show(trial(0))]
+    assert {run.data.tags[ID_TAG] for run in runs(client)} == {OURS}
+    moved = make_book()
+    moved._search = "renamed"
+    assert [moved.show(search(place="host:/elsewhere/s")), moved.show(trial(0, 2))] == opened
+    assert len(runs(client, ViewType.ALL)) == 2
+
+
+def test_a_trial_whose_record_was_lost_is_replaced_by_the_next_of_its_number(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    dead = make_book()
+    for view in (search(), trial(0), trial(1, depth="92", started_ms=600)):
+        dead.show(view)
+    book = make_book()
+    for view in (search(), trial(0), trial(1, depth="56", started_ms=90_000)):
+        book.show(view)
+    assert sorted(children(client)) == [0, 1]
+    assert client.get_run(children(client)[1]).data.params == {"depth": "56"}
+
+
+def test_a_copy_that_has_the_id_still_deletes_nothing_of_the_original(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    original = make_book()
+    of_original = [original.show(view) for view in (search(), trial(0), trial(1, started_ms=600))]
+    copy = make_book()
+    copy.show(search(place="other:/runs/s"))
+    copy.show(trial(1, started_ms=90_000))
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in of_original} == {"active"}
+
+
+def without_id(client: mlflow.MlflowClient, run_ids: list[str]) -> list[str]:
+    """As a version without identities has left them."""
+    for run_id in run_ids:
+        for tag in {ID_TAG, PLACE_TAG} & client.get_run(run_id).data.tags.keys():
+            client.delete_tag(run_id, tag)
+    return run_ids
+
+
+def test_the_runs_of_an_earlier_version_are_found_by_the_records_run_ids(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    other, old = make_book(), make_book()
+    of_other = without_id(client, [other.show(search(THEIRS)), other.show(trial(0))])
+    of_old = without_id(client, [old.show(search()), *(old.show(trial(n)) for n in range(2))])
+    before = everything(client, of_other)
+    deleted = of_old[1]
+    client.delete_run(deleted)
+    for _ in range(2):
+        book = make_book()
+        parent = book.show(search(known_runs=tuple(of_old[1:])))
+        shown = [book.show(trial(n, 2, run_id=of_old[1 + n])) for n in range(2)]
+        assert parent == of_old[0]
+        assert shown[1] == of_old[2]
+        assert shown[0] != deleted
+        assert everything(client, of_other) == before
+        of_old[1] = shown[0]
+    assert len(runs(client)) == 2 + 3
+    for run_id in of_old:
+        assert client.get_run(run_id).data.tags[ID_TAG] == OURS
+
+
+def test_a_recorded_run_that_became_another_searchs_is_left_to_it(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    original = make_book()
+    of_original = [original.show(search()), original.show(trial(0))]
+    before = everything(client, of_original)
+    copy = make_book()
+    shown = [copy.show(search(THEIRS, known_runs=(of_original[1],)))]
+    shown.append(copy.show(trial(0, 2, run_id=of_original[1])))
+    assert not set(shown) & set(of_original)
+    assert everything(client, of_original) == before
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "not-a-run"])
+def test_a_recorded_run_that_is_not_in_this_store_is_made(run_id: str, make_book: Books) -> None:
+    book = make_book()
+    book.show(search(known_runs=(run_id,)))
+    assert book.show(trial(0, run_id=run_id)) != run_id
+
+
+def test_a_parent_deleted_in_the_ui_leaves_one_run_a_trial(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    book = make_book()
+    old = book.show(search())
+    shown = [book.show(trial(number)) for number in range(2)]
+    client.delete_run(old)
+    again = make_book()
+    parent = again.show(search())
+    assert parent != old
+    assert [again.show(trial(number, 2, run_id=shown[number])) for number in range(2)] == shown
+    assert sorted(children(client)) == [0, 1]
+    for run_id in shown:
+        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+    assert [run.info.run_id for run in parents(client)] == [parent]
+
+
+@pytest.fixture
+def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered is not looked at here: see test_champion.py."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("flavors: {}\n")
+
+    @contextmanager
+    def exported(_checkpoint: str) -> Iterator[Path]:
+        yield folder
+
+    monkeypatch.setattr(tracking_runs, "_load_exporter", lambda: exported)
+
+
+def crown(book: RunBook, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
+    """Finish a search whose only trial wins; what the user is told."""
+    book.show(search(search_id))
+    book.show(trial(0, state="finished"))
+    champion = Champion(number=0, epoch=epoch, checkpoint="best.ckpt")
+    book.show(search(search_id, state="finished", champion=champion))
+    return book.take_remarks()
+
+
+@pytest.mark.usefixtures("exports")
+@pytest.mark.parametrize("has_tag", [True, False], ids=["tagged", "of an earlier version"])
+def test_the_champion_of_another_search_keeps_an_alias_and_the_user_is_told(
+    has_tag: bool, make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    assert crown(make_book(), OURS) == ()
+    if not has_tag:
+        client.delete_model_version_tag("s", "1", ID_TAG)
+    (remark,) = crown(make_book(), THEIRS)
+    assert "another search" in remark
+    assert f"champion-{OURS[:8]}" in remark
+    aliases = client.get_registered_model("s").aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {
+        "champion": 2,
+        f"champion-{OURS[:8]}": 1,
+    }
+
+
+@pytest.mark.usefixtures("exports")
+def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    assert crown(make_book(), OURS) == crown(make_book(), OURS, epoch=2) == ()
+    assert {alias: int(v) for alias, v in client.get_registered_model("s").aliases.items()} == {"champion": 2}
+
+
+@pytest.mark.usefixtures("exports")
+def test_a_champion_nobody_knows_the_search_of_is_kept_by_its_version(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    client.create_registered_model("s")
+    client.create_model_version("s", "file:///elsewhere")
+    client.set_registered_model_alias("s", "champion", "1")
+    (remark,) = crown(make_book(), OURS)
+    assert "champion-version-1" in remark
+    assert int(client.get_registered_model("s").aliases["champion-version-1"]) == 1

@@ -1,0 +1,156 @@
+"""A study that other programs have put trials into: theirs are left alone, enqueued ones are run."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.errors import StorageError
+from tune_rescon.reporting import json_text, markdown_text
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation, simulate
+from tune_rescon.tuning import Place, SearchFolder, StudyRecord, list_searches, read_search
+
+# Each search is a database that is written trial by trial.
+pytestmark = pytest.mark.timeout(20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SearchFolder:
+    return SearchFolder(storage=tmp_path / "runs", name="a")
+
+
+@pytest.fixture
+def begin(folder: SearchFolder) -> Callable[..., SimulatedSearch]:
+    def begin(*, sampler: str = "random", trials: int = 6) -> SimulatedSearch:
+        settings = ["initial=[]", f"budget.trials={trials}", "fidelity.max=3", f"sampler.type={sampler}"]
+        return SimulatedSearch(load_space("att92", settings), folder=folder)
+
+    return begin
+
+
+def drive(search: SimulatedSearch, *, reports: int | None = None) -> None:
+    landscape = LANDSCAPES["monotone"]
+    Simulation(lambda trial: landscape.curve(trial.number, trial.parameters)).drive(
+        search.policy(), reports=reports
+    )
+
+
+def foreign_study(folder: SearchFolder) -> optuna.Study:
+    return optuna.load_study(study_name=folder.name, storage=folder.study_url)
+
+
+def add_foreign(study: optuna.Study) -> tuple[int, int]:
+    """One trial that another program has run, and one that it runs."""
+    told = study.ask()
+    told.report(7.0, 3)
+    told.set_user_attr("state", "great")
+    study.tell(told, 9.0)
+    return told.number, study.ask({"x": FloatDistribution(0, 1)}).number
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_foreign_trials_are_shown_as_foreign_and_ignored(
+    sampler: str, begin: Callable[..., SimulatedSearch], folder: SearchFolder
+) -> None:
+    search = begin(sampler=sampler)
+    drive(search, reports=5)
+    foreign = add_foreign(foreign_study(folder))
+    before = [foreign_study(folder).trials[number] for number in foreign]
+    drive(search)
+    result = read_search(Place(storage=folder.storage), "a")
+    assert result.foreign == foreign
+    assert len(result.trials) == 6, "a foreign trial takes none of the budget"
+    assert not {trial.number for trial in result.trials} & set(foreign)
+    numbers = [trial.number for trial in foreign_study(folder).trials]
+    assert numbers == list(range(8)), "no number is given out twice"
+    assert [foreign_study(folder).trials[number] for number in foreign] == before
+    assert "Foreign trials" in markdown_text(result)
+    assert json.loads(json_text(result, []))["foreign"] == list(foreign)
+    (listed,) = list_searches(Place(storage=folder.storage))
+    assert (listed.ended, listed.problem) == (6, "")
+    assert listed.best == max(trial.value for trial in result.trials if trial.epochs == 3)
+
+
+def test_foreign_trials_that_come_while_a_search_runs_take_no_number_of_its_own(
+    begin: Callable[..., SimulatedSearch], folder: SearchFolder
+) -> None:
+    search = begin(sampler="tpe")
+    policy, study = search.policy(), foreign_study(folder)
+    first = policy.next_trial()
+    foreign = add_foreign(study)
+    second = policy.next_trial()
+    assert first is not None
+    assert second is not None
+    assert (first.number, foreign, second.number) == (0, (1, 2), 3)
+    drive(search)
+    assert len(search.trials()) == 6
+    assert [trial.number for trial in search.trials()] == [0, *range(3, 8)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
+    sampler: str, begin: Callable[..., SimulatedSearch], folder: SearchFolder
+) -> None:
+    search = begin(sampler=sampler)
+    drive(search, reports=5)
+    study = foreign_study(folder)
+    study.enqueue_trial({"depth": 92, "learning_rate": 0.0625})
+    unfit: list[dict[str, Any]] = [{"learning_rate": 50.0}, {"depth": "92 or so"}, {"of_another_space": 1}]
+    for params in unfit:
+        study.enqueue_trial(params)
+    number = study.trials[-1 - len(unfit)].number
+    drive(search)
+    trials = {trial.number: trial for trial in search.trials()}
+    assert trials[number].parameters["depth"] == 92
+    assert trials[number].parameters["learning_rate"] == 0.0625
+    assert trials[number].parameters.keys() >= {"image_size", "weight_decay"}, "the others are drawn"
+    assert trials[number].state.is_final
+    assert list(trials) == sorted(trials)
+    assert len(trials) == 6
+    waiting = [trial.number for trial in study.trials if trial.state is OptunaState.WAITING]
+    assert waiting == list(range(number + 1, number + 1 + len(unfit))), "what does not fit is left as it is"
+    assert read_search(Place(storage=folder.storage), "a").foreign == tuple(waiting)
+    # A record with a run that was enqueued is resumed like any other.
+    assert len(search.policy()._record) == 6
+
+
+def test_a_search_without_foreign_trials_says_nothing_of_them(
+    begin: Callable[..., SimulatedSearch], folder: SearchFolder
+) -> None:
+    search = begin(trials=2)
+    simulate(search.policy(), lambda trial: LANDSCAPES["monotone"].curve(trial.number, trial.parameters))
+    result = read_search(Place(storage=folder.storage), "a")
+    assert result.foreign == ()
+    assert "Foreign" not in markdown_text(result)
+
+
+@pytest.mark.parametrize(
+    ("schema", "writer", "way_out"),
+    [("v3.0.0.d", "3.6.0", "optuna storage upgrade"), ("v9.0.0.a", "9.0.0", "Install optuna 9.0.0")],
+    ids=["older", "newer"],
+)
+def test_the_tables_of_another_optuna_are_said_in_a_paragraph(
+    schema: str, writer: str, way_out: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    StudyRecord.create(url, "a", metric="val_accuracy", maximize=True, space="")
+    with closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+        database.execute("UPDATE version_info SET library_version = ?", (writer,))
+    with pytest.raises(StorageError) as caught:
+        StudyRecord.load(url, "a", metric="val_accuracy")
+    said = str(caught.value)
+    assert f"those of optuna {writer}" in said
+    assert f"optuna {optuna.__version__}, which is installed here" in said
+    assert way_out in said
+    assert "\n" not in said

@@ -1,0 +1,113 @@
+"""A search's identity: made with its study, kept when it moves; a copy and a new search have another."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+
+from tune_rescon.spaces import dump_space, load_goal, load_space
+from tune_rescon.tuning import SearchFolder, StudyRecord
+from tune_rescon.tuning.record.identity import (
+    Identity,
+    decide_identity,
+    ensure_identity,
+    read_id,
+    with_id,
+    write_id,
+)
+
+
+def begun(folder: SearchFolder) -> StudyRecord:
+    """A record in memory; what a folder holds of it is ``space.yaml``."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    storage = InMemoryStorage()
+    study = storage.create_new_study([StudyDirection.MAXIMIZE], folder.name)
+    return StudyRecord.on(storage, study, metric="val_accuracy")
+
+
+def identify(record: StudyRecord, folder: SearchFolder, *, own_study: bool = True) -> str:
+    """As a run of the search does."""
+    found = ensure_identity(record, folder, url=None, own_study=own_study)
+    folder.space_yaml.write_text(with_id("version: 1\n", found.id))
+    return found.id
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SearchFolder:
+    return SearchFolder(storage=tmp_path / "runs", name="s")
+
+
+def test_it_is_made_once_and_kept(folder: SearchFolder) -> None:
+    record = begun(folder)
+    first = identify(record, folder)
+    assert len(first) == 32
+    assert record.attribute("id") == read_id(folder.space_yaml) == first
+    assert identify(record, folder) == first
+
+
+def test_a_search_of_the_same_name_is_another(folder: SearchFolder) -> None:
+    first = identify(begun(folder), folder)
+    shutil.rmtree(folder.path)
+    assert identify(begun(folder), folder) != first
+
+
+def test_a_moved_search_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+    record = begun(folder)
+    first = identify(record, folder)
+    moved = SearchFolder(storage=tmp_path / "elsewhere", name="renamed")
+    moved.storage.mkdir()
+    folder.path.rename(moved.path)
+    assert identify(record, moved) == first
+    link = SearchFolder(storage=tmp_path / "linked", name="renamed")
+    link.storage.symlink_to(moved.storage)
+    assert identify(record, link) == first
+
+
+def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
+    record = begun(folder)
+    first = identify(record, folder)
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    second = identify(record, copy)
+    assert second != first
+    assert identify(record, copy) == second
+    assert read_id(folder.space_yaml) == first
+
+
+def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolder, tmp_path: Path) -> None:
+    record = begun(folder)
+    first = identify(record, folder, own_study=False)
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    assert identify(record, copy, own_study=False) == first
+
+
+@pytest.mark.parametrize(
+    ("known", "is_copy", "expected"),
+    [
+        (None, False, Identity(id="new", place="there")),
+        (Identity(id="old", place=""), False, Identity(id="old", place="there")),
+        (Identity(id="old", place="here"), False, Identity(id="old", place="there")),
+        (Identity(id="old", place="here"), True, Identity(id="new", place="there")),
+    ],
+)
+def test_which_identity_a_search_runs_with(known: Identity | None, is_copy: bool, expected: Identity) -> None:
+    assert decide_identity(known, "there", is_copy=is_copy, make=lambda: "new") == expected
+
+
+def test_the_line_in_the_space_is_read_by_no_loader(folder: SearchFolder) -> None:
+    space = load_space("digits")
+    folder.path.mkdir(parents=True)
+    folder.space_yaml.write_text(dump_space(space))
+    assert read_id(folder.space_yaml) is None
+    for search_id in ("0" * 32, "1" * 32, "1" * 32):
+        write_id(folder.space_yaml, search_id)
+        assert read_id(folder.space_yaml) == search_id
+        assert folder.space_yaml.read_text() == with_id(dump_space(space), search_id)
+    assert load_space(str(folder.space_yaml)) == space
+    assert load_goal(folder.space_yaml).metric == space.metric
+    assert read_id(folder.path / "gone.yaml") is None

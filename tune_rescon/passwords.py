@@ -1,0 +1,69 @@
+"""Passwords in URLs: what is printed, logged, recorded or sent elsewhere shows none.
+
+The password of a tracking server or of a study's database may stand in its URL. Error messages of libraries
+hold such URLs amid other text, so text is searched, and no URL needs to be sound to be found.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["has_password", "hide_passwords", "without_password"]
+
+#: ``SCHEME://USER:PASSWORD@``. A password may hold any character but a space: also ``@`` and ``/`` that
+#: should have been quoted. After ``http://HOST:PORT/`` an ``@`` is part of a path.
+_USER: Final = re.compile(
+    r"(?P<before>(?i:https?)://[^\s:@/?#\"'`]*:(?!\d{1,5}(?:[/?#\s]|$))"
+    r"|\b(?!(?i:https?):)[A-Za-z][A-Za-z0-9+.-]*://[^\s:@/?#\"'`]*:)"
+    r"(?P<password>[^\s]*)@"
+)
+
+#: ``?password=...``, as database drivers take it.
+_QUERY: Final = re.compile(
+    r"(?P<before>[?&](?:password|passwd|pwd|sslpassword|passfile|token|access_token|secret)=)"
+    r"(?P<password>[^&\s\"'`)]+)",
+    re.IGNORECASE,
+)
+
+_SHOWN: Final = "***"
+
+
+def hide_passwords(text: str) -> str:
+    """``text`` with ``***`` for each password in a URL.
+
+    >>> hide_passwords("no answer from http://ann:s3cret@mlflow:5000/api")
+    'no answer from http://ann:***@mlflow:5000/api'
+    >>> hide_passwords("postgresql+psycopg://ann:s3/cr@t@db/studies?sslmode=require")
+    'postgresql+psycopg://ann:***@db/studies?sslmode=require'
+    >>> hide_passwords("http://localhost:5000/models/a@champion")
+    'http://localhost:5000/models/a@champion'
+    """
+    return _QUERY.sub(rf"\g<before>{_SHOWN}", _USER.sub(rf"\g<before>{_SHOWN}@", text))
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL holds a password that is not hidden."""
+    return hide_passwords(url) != url
+
+
+def without_password(url: str) -> str:
+    """``url`` as it may be recorded: drivers and clients add the password from a variable or file of theirs.
+
+    Of an HTTP URL the user goes too: a client that finds one there looks for no password elsewhere.
+
+    >>> without_password("http://ann:s3cret@mlflow:5000")
+    'http://mlflow:5000'
+    >>> without_password("postgresql://ann:s3cret@db/mlflow?password=s3cret&sslmode=require")
+    'postgresql://ann@db/mlflow?sslmode=require'
+    """
+    address, _, query = _USER.sub(_without_user, url).partition("?")
+    kept = [part for part in query.split("&") if part and not _QUERY.match(f"?{part}")]
+    return f"{address}?{'&'.join(kept)}" if kept else address
+
+
+def _without_user(found: re.Match[str]) -> str:
+    before = found["before"]
+    if before.lower().startswith("http"):
+        return before.partition("://")[0] + "://"
+    return before.removesuffix(":") + "@"
