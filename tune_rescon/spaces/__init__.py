@@ -5,6 +5,7 @@
     load_space    a name or a file (and overrides) -> Space, or one error that says all that is wrong
     load_goal     a file -> its metric and budget, in a fraction of the time
     dump_space    Space -> the text of a file
+    yaml_text     plain values -> YAML that every tool reads alike
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     corners       the largest and smallest values of given fields, in every combination
     trial_config  Space and a sampled dict -> TrialConfig
@@ -12,7 +13,7 @@
 """
 
 from tune_rescon.spaces.combinations import is_active
-from tune_rescon.spaces.dumping import dump_space
+from tune_rescon.spaces.dumping import dump_space, yaml_text
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_goal, load_space, parse_space
 from tune_rescon.spaces.networks import corners
@@ -62,4 +63,5 @@ __all__ = [
     "suggest",
     "to_optuna",
     "trial_config",
+    "yaml_text",
 ]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.spaces import yaml_text
 from tune_rescon.storage import StorageUrl, check_name, name_taken, no_such_search, parse_storage
 from tune_rescon.tuning.record.summary import TrialSummary
 
@@ -151,11 +150,7 @@ class SearchFolder:
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """``best.yaml``."""
-        text = io.StringIO()
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.dump(dict(best), text)
-        write_atomically(self.best_yaml, text.getvalue())
+        write_atomically(self.best_yaml, yaml_text(best, block=True))
 
 
 _COLUMNS: Final = (
