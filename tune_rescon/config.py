@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from tune_rescon.errors import ConfigError, explain, unknown_name
 
@@ -23,6 +23,7 @@ __all__ = [
     "PEAK_MEMORY",
     "TEST_METRICS",
     "DatasetConfig",
+    "MetricAt",
     "Rule",
     "TrialConfig",
     "TrialState",
@@ -62,6 +63,10 @@ TEST_METRICS: Final[Mapping[str, str]] = {
 #: since it began, million bytes. On a CPU there is no such figure: a worker's process also holds what it is
 #: made of, and what the trials before have left.
 PEAK_MEMORY: Final = "peak_memory_mb"
+
+
+#: Which epoch's metric is a trial's value, and whose network it keeps: its best one's, or its last one's.
+MetricAt: TypeAlias = Literal["best", "last"]
 
 
 class TrialState(StrEnum):

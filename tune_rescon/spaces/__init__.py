@@ -10,6 +10,8 @@
     corners       the largest and smallest values of given fields, in every combination
     trial_config  Space and a sampled dict -> TrialConfig
     overlap       a trial of another space -> the same trial in this one, or why there is none
+    place_config  a trial of this search, by its configuration -> the same trial in the space as it is now
+    point_key, count_points, free_points, pending_rows    which points a space has, and which have run
 """
 
 from tune_rescon.spaces.combinations import is_active
@@ -17,8 +19,9 @@ from tune_rescon.spaces.dumping import dump_space, yaml_text
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_goal, load_space, parse_space
 from tune_rescon.spaces.networks import corners
-from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words
+from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words, place_config
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
+from tune_rescon.spaces.points import count_points, free_points, pending_rows, point_key
 from tune_rescon.spaces.sampling import (
     distributions,
     from_optuna,
@@ -47,8 +50,10 @@ __all__ = [
     "Space",
     "When",
     "corners",
+    "count_points",
     "distributions",
     "dump_space",
+    "free_points",
     "from_optuna",
     "grid_points",
     "is_active",
@@ -58,6 +63,9 @@ __all__ = [
     "overlap",
     "overlap_words",
     "parse_space",
+    "pending_rows",
+    "place_config",
+    "point_key",
     "preview",
     "space_folder",
     "suggest",

@@ -28,6 +28,7 @@ from tune_rescon.tuning import (
     sum_up,
     write_atomically,
 )
+from tune_rescon.tuning.record.study import METRIC_AT
 
 __all__ = ["SimulatedSearch"]
 
@@ -63,6 +64,7 @@ class SimulatedSearch:
         objectives = [better, StudyDirection.MINIMIZE] if space.metric.against else [better]
         name = folder.name if folder else space.name
         self._study_id = self._storage.create_new_study(objectives, name)
+        self._storage.set_study_user_attr(self._study_id, METRIC_AT, space.metric.at)
 
     def policy(self) -> Coordinator:
         """A driver's coordinator: new, or going on with what the record holds."""

@@ -77,7 +77,7 @@ class ParentRun:
         self._show(
             state=result.state.value,
             note=note,
-            closing={f"best_{result.metric}": result.best.best_value} if result.best else {},
+            closing={f"best_{result.metric}": result.best.value} if result.best else {},
             champion=champion,
             files=tuple(files) if self._uploads else (),
             ended_ms=now_ms(),
@@ -93,7 +93,7 @@ class ParentRun:
         over = result.state is SearchState.FINISHED
         if not over or best is None or best.checkpoint is None or not self._uploads:
             return None
-        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=best.checkpoint)
+        return Champion(number=best.number, epoch=best.value_epoch, checkpoint=best.checkpoint)
 
 
 def _images(prepared: Prepared) -> Images:

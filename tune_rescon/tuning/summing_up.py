@@ -22,6 +22,7 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
+    space_history: tuple[str, ...] = (),
 ) -> StudyResult:
     """The result of a search of ``pricing.space`` whose record holds ``trials``.
 
@@ -34,9 +35,11 @@ def sum_up(
         tracking_uri: MLflow.
         url: where the folder is kept, if the storage is a URL.
         failure: why it ended before its time.
+        space_history: what resumes have changed of the space, a line each.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
+    config = best.config(space) if best else None
     return StudyResult(
         name=name,
         space=space,
@@ -49,10 +52,11 @@ def sum_up(
         device=pricing.device,
         levels=ladder_levels(space),
         best=best,
-        best_config=pricing.config(best.parameters).to_dict() if best else {},
+        best_config=config.to_dict() if config else {},
         state=state,
         tracking_uri=tracking_uri,
         url=url,
         against=space.metric.against,
         failure=failure,
+        space_history=space_history,
     )

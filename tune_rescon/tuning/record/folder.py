@@ -138,13 +138,18 @@ class SearchFolder:
             directory.rmdir()
 
     def write_trials(self, trials: Iterable[TrialSummary], parameters: Iterable[str]) -> None:
-        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number."""
-        names = list(parameters)
+        """``trials.csv``: state, values and parameters, by number.
+
+        ``parameters``: the names of the space's; those that trials of its earlier versions have follow them.
+        ``none`` stands where a trial does not have a parameter.
+        """
+        trials = tuple(trials)
+        names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*_COLUMNS, *names])
         for trial in trials:
-            sampled = [trial.parameters.get(name, "none") for name in names]
+            sampled = [trial.setting(name, "none") for name in names]
             writer.writerow([*_row(trial), *sampled])
         write_atomically(self.trials_csv, text.getvalue())
 

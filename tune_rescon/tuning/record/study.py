@@ -24,14 +24,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.origin import TrialOrigin
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
-__all__ = ["Proposal", "StudyRecord"]
+__all__ = ["METRIC_AT", "Proposal", "StudyRecord"]
 
 #: Seconds a writer waits for another one's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
@@ -47,6 +48,12 @@ _OPTUNA_STATE: Final = {
 #: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
 _PREFIX: Final = "tune_rescon:"
 _EPOCH: Final = _PREFIX + "epoch:{}"
+_ORIGIN: Final = _PREFIX + "origin"
+
+#: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
+#: kept each trial's best network, so its trials count by their best epoch.
+METRIC: Final = "metric"
+METRIC_AT: Final = "metric_at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,8 @@ class Proposal:
     distributions: Mapping[str, BaseDistribution]
     memory: Mapping[str, Any] = field(default_factory=dict)
     """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+    origin: TrialOrigin | None = None
+    """What the trial runs with; None only where nothing trains it, as in tests of the record."""
 
 
 class StudyRecord:
@@ -73,17 +82,27 @@ class StudyRecord:
 
         ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
         """
+        attributes = ledger.study_attributes()
         self._ledger = ledger
-        self._metric = metric
+        self._metric = metric = attributes.get(METRIC, metric)
+        self._at: MetricAt = attributes.get(METRIC_AT, "best")
         self.maximize = maximize
         self._now_ms = now_ms or _now_ms
         frozen = ledger.trials()
         self._ids = {trial.number: trial._trial_id for trial in frozen}
-        self._trials = {trial.number: _summary(trial, metric, maximize) for trial in frozen}
+        self._trials = {trial.number: _summary(trial, metric, maximize, self._at) for trial in frozen}
 
     @classmethod
     def create(
-        cls, url: str, name: str, *, metric: str, maximize: bool, space: str, against: str | None = None
+        cls,
+        url: str,
+        name: str,
+        *,
+        metric: str,
+        maximize: bool,
+        space: str,
+        against: str | None = None,
+        at: MetricAt = "best",
     ) -> StudyRecord:
         """Begin the record of a new search.
 
@@ -94,6 +113,7 @@ class StudyRecord:
             maximize: whether larger is better.
             space: its resolved YAML.
             against: a second objective that is made small, if there is one.
+            at: which epoch's metric counts, ``"best"`` or ``"last"``.
 
         Raises:
             StorageError: the database already has a study of that name, or cannot be reached.
@@ -105,11 +125,15 @@ class StudyRecord:
         study_id = _new_study(storage, directions, name)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
+        ledger.set_study_attribute(METRIC, metric)
+        ledger.set_study_attribute(METRIC_AT, at)
         return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str) -> StudyRecord:
         """Open the record of an earlier search.
+
+        ``metric``: the objective of a record that an earlier version of this package wrote; others say it.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
@@ -131,7 +155,11 @@ class StudyRecord:
 
     def attribute(self, name: str) -> Any:
         """An attribute of the study; None if it has none of that name."""
-        return self._ledger.study_attributes().get(name)
+        return self.attributes().get(name)
+
+    def attributes(self) -> dict[str, Any]:
+        """All attributes of the study."""
+        return self._ledger.study_attributes()
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write an attribute of the study."""
@@ -145,7 +173,7 @@ class StudyRecord:
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system=proposal.memory,
+            system={**proposal.memory, **_noted(proposal.origin)},
         )
         self._trials[number] = TrialSummary(
             number=number,
@@ -156,6 +184,8 @@ class StudyRecord:
             values=(),
             started=started,
             memory=proposal.memory,
+            origin=proposal.origin,
+            at=self._at,
         )
         return self._trials[number]
 
@@ -238,6 +268,10 @@ class StudyRecord:
         self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
+    def fill_origin(self, number: int, origin: TrialOrigin) -> None:
+        """Complete a trial that an earlier version recorded; in memory only, since its space is recorded."""
+        self._update(number, origin=origin)
+
     def trial(self, number: int) -> TrialSummary:
         """One trial, as written."""
         return self._trials[number]
@@ -255,7 +289,7 @@ class StudyRecord:
         return self._trials[number]
 
 
-def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialSummary:
     user, system = frozen.user_attrs, frozen.system_attrs
     # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
     # queries are not of one moment.
@@ -281,7 +315,13 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
         memory={key: value for key, value in system.items() if not key.startswith(_PREFIX)},
+        origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,
+        at=at,
     )
+
+
+def _noted(origin: TrialOrigin | None) -> dict[str, Any]:
+    return {} if origin is None else {_ORIGIN: origin.to_dict()}
 
 
 def _now_ms() -> int:
