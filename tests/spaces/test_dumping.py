@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from ruamel.yaml import YAML
 
 from tune_rescon.spaces import Space, dump_space, parse_space, yaml_text
 
 Bent = Callable[..., Space]
+
+#: PyYAML, which MLflow brings, reads YAML 1.1; it has no types.
+yaml: Any = importlib.import_module("yaml")
 
 
 @pytest.mark.parametrize(

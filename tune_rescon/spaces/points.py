@@ -32,7 +32,8 @@ def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) ->
 def _place(parameter: Parameter, value: Any) -> Hashable:
     if isinstance(parameter, FloatParameter) and parameter.step is not None:
         # In binary, 0.1 + 0.2 is not 0.3, but the same step.
-        return round((value - parameter.low) / parameter.step)
+        step: int = round((value - parameter.low) / parameter.step)
+        return step
     # True == 1, but they are two choices.
     return (isinstance(value, bool), value)
 

@@ -66,7 +66,7 @@ def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVer
         SpaceError: no version of the space can be read.
     """
     attributes = record.attributes()
-    texts = list(takewhile(bool, (attributes.get(_VERSION.format(number)) for number in count(1))))
+    texts = takewhile(bool, (attributes.get(_VERSION.format(number), "") for number in count(1)))
     spaces = tuple(map(_parsed, texts)) or (_first_space(record, on_file, attributes.get(_NEWEST, "")),)
     for number, origin in _origins(spaces[0], record).items():
         record.fill_origin(number, origin)
@@ -111,16 +111,17 @@ def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) 
 def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: str) -> Space:
     """The space of an older record's trials: the file's, or the study's if that contains more of them."""
     found: list[Space] = []
+    problems: list[SpaceError] = []
     for read in (on_file, lambda: _parsed(begun_with)):
         try:
             found.append(read())
         except SpaceError as error:
-            problem = error
+            problems.append(error)
         else:
             if len(_origins(found[-1], record)) == len(record):
                 return found[-1]
     if not found:
-        raise problem
+        raise problems[0]
     return max(found, key=lambda space: len(_origins(space, record)))
 
 
