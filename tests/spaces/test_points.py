@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import pytest
 
@@ -60,10 +61,10 @@ def test_what_is_left_of_a_space(bent: Bent, finite: Space) -> None:
 
 
 def test_a_row_that_has_run_is_not_pending_and_one_that_is_there_twice_runs_twice(finite: Space) -> None:
-    def key(row: object) -> object:
-        return point_key(finite.parameters, row)  # type: ignore[arg-type]
+    def key(row: Mapping[str, Any]) -> Hashable:
+        return point_key(finite.parameters, row)
 
     small, large = {"depth": 56}, {"depth": 92, "drop_path": 0.1}
-    assert pending_rows([small, large], Counter(), key) == [small, large]  # type: ignore[arg-type]
-    assert pending_rows([small, large], Counter({key(small): 1}), key) == [large]  # type: ignore[arg-type]
-    assert pending_rows([small, small], Counter({key(small): 1}), key) == [small]  # type: ignore[arg-type]
+    assert pending_rows([small, large], Counter(), key) == [small, large]
+    assert pending_rows([small, large], Counter({key(small): 1}), key) == [large]
+    assert pending_rows([small, small], Counter({key(small): 1}), key) == [small]

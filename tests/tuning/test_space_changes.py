@@ -11,6 +11,7 @@ import pytest
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces.section import Section
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
 from tune_rescon.tuning import TrialSummary
 from tune_rescon.tuning.record.origin import make_origin
@@ -120,7 +121,7 @@ def test_each_key_may_change_or_not(key: str, value: str) -> None:
 
 
 def test_no_key_of_the_file_is_without_a_rule() -> None:
-    sections = {
+    sections: dict[str, type[Section]] = {
         "metric": Metric,
         "fidelity": Fidelity,
         "sampler": Sampler,
@@ -128,7 +129,7 @@ def test_no_key_of_the_file_is_without_a_rule() -> None:
         "budget": Budget,
         "resources_per_trial": Resources,
     }
-    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
+    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118
     keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}
     assert keys - OTHER.keys() == IN_PAIRS
     ruled = {key.partition(".")[0] for key in (*FREE, *FROZEN)} | {"fixed"}
@@ -221,6 +222,8 @@ def test_changes_are_told_key_by_key() -> None:
     assert "budget.trials: 6 -> 9" in words
     assert "parameters.depth.choices: [56, 92] -> [92]" in words
     assert len(words) == 3
+    (word,) = change_words(space(), space("parameters.momentum={type: float, low: 0.8, high: 0.9}"))
+    assert word == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
 
 
 def test_a_version_without_trials_is_part_of_the_history_too() -> None:

@@ -46,7 +46,7 @@ def csv_text(results: Sequence[StudyResult]) -> str:
     writer.writeheader()
     for result in results:
         for trial in result.trials:
-            writer.writerow({**_figures(result, trial), **trial.parameters})
+            writer.writerow(_figures(result, trial) | {name: trial.setting(name) for name in names})
     return text.getvalue()
 
 

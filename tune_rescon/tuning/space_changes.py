@@ -7,7 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
@@ -76,11 +76,10 @@ def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialSumma
 
 
 def change_words(old: Space, new: Space) -> list[str]:
-    """What differs between two versions of a space, one line for each key.
-
-    A key below ``parameters.NAME`` or ``dataset`` has a line of its own; ``-`` stands where there is none.
-    """
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    """What differs between two versions of a space, a line for each key; ``-`` where one has no such key."""
+    # A parameter that only one of them has is one change.
+    whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
+    before, after = dict(_leaves(old, whole)), dict(_leaves(new, whole))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {_shown(before.get(key, '-'))} -> {_shown(after.get(key, '-'))}"
@@ -140,15 +139,15 @@ def _unknown_problems(trials: tuple[TrialSummary, ...]) -> Iterator[str]:
         )
 
 
-def _leaves(space: Space) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, as deep as sections go; a list is one value."""
-    yield from _walk("", space.model_dump(by_alias=True))
+def _leaves(space: Space, whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, as deep as sections go; a list, and a key in ``whole``, is one value."""
+    yield from _walk("", space.model_dump(by_alias=True), whole)
 
 
-def _walk(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and not path.startswith("initial"):
+def _walk(path: str, value: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and path not in whole:
         for key, inner in value.items():
-            yield from _walk(f"{path}.{key}" if path else key, inner)
+            yield from _walk(f"{path}.{key}" if path else key, inner, whole)
     else:
         yield path, value
 
@@ -162,4 +161,8 @@ def _numbered(numbers: list[int]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shown(v)}' for key, v in value.items() if v is not None)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
