@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -70,8 +71,12 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
+    return _begin(tmp_path / "runs")
+
+
+def _begin(storage: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
     """Two trials, the first the better one."""
-    folder = SearchFolder(storage=tmp_path / "runs", name="base")
+    folder = SearchFolder(storage=storage, name="base")
     simulated = SimulatedSearch(space(trials=2), folder=folder)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.9 - trial.number / 10), workers=1)
     simulation.drive(simulated.policy())
@@ -79,6 +84,19 @@ def begun(tmp_path: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
 
 
 Begun = tuple[SimulatedSearch, Simulation, SearchFolder]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _begin(tmp_path_factory.mktemp("finished") / "runs")[2].path
+
+
+@pytest.fixture
+def copied(finished: Path, place: Place) -> SearchFolder:
+    """The same search, which nothing drives: a new database takes a second on a busy disk."""
+    assert isinstance(place.storage, Path)
+    shutil.copytree(finished, place.storage / "base")
+    return SearchFolder(storage=place.storage, name="base")
 
 
 def everything(result: StudyResult) -> str:
@@ -133,20 +151,20 @@ def _pasted(result: StudyResult) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_space_edited_by_hand_changes_nothing_that_was(begun: Begun, place: Place, change: str) -> None:
-    _, _, folder = begun
+def test_a_space_edited_by_hand_changes_nothing_that_was(
+    copied: SearchFolder, place: Place, change: str
+) -> None:
     before = read_search(place, "base")
-    folder.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
     assert read_search(place, "base") == before
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
-    begun: Begun, place: Place, change: str
+    copied: SearchFolder, place: Place, change: str
 ) -> None:
-    _, _, folder = begun
-    _as_an_earlier_version_wrote_it(folder)
-    folder.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    _as_an_earlier_version_wrote_it(copied)
+    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
     result = read_search(place, "base")
     assert [trial.epochs for trial in result.trials] == [2, 2]
     everything(result)
@@ -156,9 +174,9 @@ def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
     assert said[0].startswith("used ")
 
 
-def test_an_older_record_is_reported_as_before(begun: Begun, place: Place) -> None:
+def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Place) -> None:
     before = read_search(place, "base")
-    _as_an_earlier_version_wrote_it(begun[2])
+    _as_an_earlier_version_wrote_it(copied)
     assert read_search(place, "base") == before
 
 
@@ -192,10 +210,9 @@ REFUSED: dict[str, Callable[[], list[str]]] = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_the_command_refuses_before_anything_is_begun(
-    begun: Begun, place: Place, key: str, capsys: pytest.CaptureFixture[str]
+    copied: SearchFolder, place: Place, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, folder = begun
-    before = {path: path.read_bytes() for path in folder.path.rglob("*.yaml")}
+    before = {path: path.read_bytes() for path in copied.path.rglob("*.yaml")}
     arguments = ["--resume", "base", "--storage", str(place.storage), "--data-root", str(place.data_root)]
     for setting in REFUSED[key]():
         arguments += ["--set", setting]
@@ -204,7 +221,7 @@ def test_the_command_refuses_before_anything_is_begun(
     assert key in words
     assert "--warm-start base" in words
     assert "Traceback" not in words
-    assert {path: path.read_bytes() for path in folder.path.rglob("*.yaml")} == before
+    assert {path: path.read_bytes() for path in copied.path.rglob("*.yaml")} == before
     assert len(read_search(place, "base").trials) == 2
 
 

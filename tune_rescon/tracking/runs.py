@@ -266,7 +266,10 @@ class RunBook:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = self._client.create_model_version(
-            self._search, f"{self._client.get_run(run_id).info.artifact_uri}/model", run_id, description=label
+            self._search,
+            f"{self._client.get_run(run_id).info.artifact_uri}/model",
+            run_id,
+            description=f"{label}: {champion.value}" if champion.value else label,
         )
         self._client.set_registered_model_alias(self._search, CHAMPION, version.version)
         self._log(parent.run_id, tags={CHAMPION_TAG: label})

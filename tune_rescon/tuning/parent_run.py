@@ -93,7 +93,12 @@ class ParentRun:
         over = result.state is SearchState.FINISHED
         if not over or best is None or best.checkpoint is None or not self._uploads:
             return None
-        return Champion(number=best.number, epoch=best.value_epoch, checkpoint=best.checkpoint)
+        return Champion(
+            number=best.number,
+            epoch=best.value_epoch,
+            checkpoint=best.checkpoint,
+            value=f"{best.metric} {best.value:.4g} (metric.at: {best.at})",
+        )
 
 
 def _images(prepared: Prepared) -> Images:
