@@ -82,8 +82,9 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
 
 
 def test_a_resume_changes_the_space_of_the_trials_to_come_alone(options: RunOptions) -> None:
-    """The past is in the record and its files; a space that is exhausted ends the search, and that is said."""
-    fixed, said = "fixed={layout: cifar, image_size: 16, width: 0.25}", list[str]()
+    """The past is in the record and its files; a space that is exhausted ends the search and says so."""
+    said: list[str] = []
+    fixed = "fixed={layout: cifar, image_size: 16, width: 0.25}"
     shared = ["sampler.type=tpe", "initial=[]", fixed, "fidelity.max=1", "scheduler={type: none}"]
     first = run_search(
         load_space("digits", [*shared, GRID, "parameters.depth.choices=[56]", "budget.trials=2"]),

@@ -68,10 +68,10 @@ ATTEMPTS: Final = 20
 #: its best point returns it every time.
 REPEATED_DRAWS: Final = 5
 
-Infeasible = Callable[[Mapping[str, Any]], bool]
-
 #: Points of a space that is watched for its exhaustion: larger ones last longer than any search.
 LARGEST_LISTED: Final = 10_000
+
+Infeasible = Callable[[Mapping[str, Any]], bool]
 
 
 class Proposer:

@@ -16,7 +16,7 @@ from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_goal, load_space, parse_space
 from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.origin import TrialOrigin, find_origin
-from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.study import METRIC, METRIC_AT, StudyRecord
 
 __all__ = ["SpaceVersions", "note_space", "open_recorded", "read_versions"]
 
@@ -101,6 +101,9 @@ def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) 
     """
     versions = SpaceVersions(spaces=(space,)) if before is None else before.followed_by(space)
     written = record.attributes()
+    for key, value in ((METRIC, space.metric.name), (METRIC_AT, space.metric.at)):
+        if key not in written:
+            record.set_attribute(key, value)
     for number, each in enumerate(versions.spaces, start=1):
         if _VERSION.format(number) not in written:
             record.set_attribute(_VERSION.format(number), dump_space(each))

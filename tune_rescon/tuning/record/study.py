@@ -147,9 +147,9 @@ class StudyRecord:
     def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
         """On any Optuna storage, such as the in-memory one of a simulation."""
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
-        is_database = isinstance(storage, optuna.storages.RDBStorage)
-        ledger = _sql(storage, study_id) if is_database else StudyLedger(storage, study_id)
-        return cls(ledger, metric=metric, maximize=maximize, **options)
+        if isinstance(storage, optuna.storages.RDBStorage):
+            return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
+        return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
 
     def __len__(self) -> int:
         """How many trials there are."""
