@@ -159,7 +159,7 @@ def _best(best: TrialSummary) -> Text:
         (f"trial_{best.number:04d}", "bold"),
         f": {best.metric} ",
         (figure(best.value), "bold"),
-        f" after epoch {best.epochs}, ",
+        f" after epoch {best.value_epoch}, ",
         (best.state.value, STATE_STYLE[best.state]),
     )
 

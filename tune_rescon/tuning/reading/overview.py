@@ -15,7 +15,7 @@ import sqlalchemy
 from optuna.storages._rdb import models
 from sqlalchemy import Connection, Table, case, func, select
 
-from tune_rescon.config import MetricAt, TrialState
+from tune_rescon.config import MetricAt, TrialState, metric_mode
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, usable
@@ -25,7 +25,7 @@ from tune_rescon.tuning.reading.search import Place
 from tune_rescon.tuning.reading.snapshot import database_file
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
-from tune_rescon.tuning.record.study import METRIC_AT
+from tune_rescon.tuning.record.study import METRIC, METRIC_AT
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.store.search_store import find_search
 
@@ -127,7 +127,9 @@ def _read(
         study = _study_id(connection, seen.name)
         attributes = _attributes(connection, study)
         states = _states(connection, study)
-        at, maximize = attributes.get(METRIC_AT, "best"), goal.metric.mode == "max"
+        # The file may have been edited since: the record says what its values are.
+        metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
+        maximize = metric_mode(metric) == "max"
         best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
         changed = _changed(connection, study)
     alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), database_file(url))
@@ -139,7 +141,7 @@ def _read(
         ended=ended,
         total=seen.total,
     )
-    return replace(seen, state=state, best=best, ended=ended, changed=changed)
+    return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
 
 
 def _study_id(connection: Connection, name: str) -> int:
@@ -151,7 +153,7 @@ def _study_id(connection: Connection, name: str) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["lease", "outcome", METRIC_AT])
+    wanted = _STUDY_USER.c.key.in_(["lease", "outcome", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
 

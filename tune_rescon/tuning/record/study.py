@@ -32,7 +32,7 @@ from tune_rescon.tuning.record.origin import TrialOrigin
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
-__all__ = ["METRIC_AT", "Proposal", "StudyRecord"]
+__all__ = ["METRIC", "METRIC_AT", "Proposal", "StudyRecord"]
 
 #: Seconds a writer waits for another one's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
