@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from tune_rescon.errors import ConfigError, explain, unknown_name
 
@@ -22,6 +23,7 @@ __all__ = [
     "PEAK_MEMORY",
     "TEST_METRICS",
     "DatasetConfig",
+    "MetricAt",
     "Rule",
     "TrialConfig",
     "TrialState",
@@ -30,6 +32,7 @@ __all__ = [
     "field_rule",
     "is_test_metric",
     "metric_mode",
+    "plain_number",
     "watched_metric",
 ]
 
@@ -60,6 +63,10 @@ TEST_METRICS: Final[Mapping[str, str]] = {
 #: since it began, million bytes. On a CPU there is no such figure: a worker's process also holds what it is
 #: made of, and what the trials before have left.
 PEAK_MEMORY: Final = "peak_memory_mb"
+
+
+#: Which epoch's metric is a trial's value, and whose network it keeps: its best one's, or its last one's.
+MetricAt: TypeAlias = Literal["best", "last"]
 
 
 class TrialState(StrEnum):
@@ -107,6 +114,22 @@ def watched_metric(name: str) -> str:
     return "train_loss" if is_test_metric(name) else name
 
 
+def plain_number(value: Any) -> Any:
+    """A number of any real type, such as NumPy's, as Python's own; any other value unchanged.
+
+    Samplers return NumPy's numbers now and then. JSON, YAML and SQL take Python's.
+
+    >>> from fractions import Fraction
+    >>> plain_number(Fraction(1, 4)), plain_number(True), plain_number("0.25")
+    (0.25, True, '0.25')
+    """
+    if isinstance(value, tuple):
+        return tuple(map(plain_number, value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """What a field admits. ``None`` among ``kinds`` means the field may be left unset."""
@@ -121,6 +144,7 @@ class Rule:
 
     def broken_by(self, value: Any) -> str | None:
         """The rule in words if ``value`` breaks it, else None. A bool is never a number here."""
+        value = plain_number(value)
         if value is None and type(None) in self.kinds:
             return None
         if type(value) is int and float in self.kinds:
@@ -333,8 +357,10 @@ def _check_all(config: Any, section: str) -> None:
     # A whole number given for a number (`warmup_epochs: 1`) becomes one, so equal configs compare equal.
     for name, rule in _rules(type(config)).items():
         value = getattr(config, name)
-        if type(value) is int and float in rule.kinds:
-            object.__setattr__(config, name, float(value))
+        plain = plain_number(value)
+        plain = float(plain) if type(plain) is int and float in rule.kinds else plain
+        if plain is not value:
+            object.__setattr__(config, name, plain)
 
 
 def _broken(config: Any, section: str) -> Iterable[str]:

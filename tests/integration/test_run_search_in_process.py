@@ -13,12 +13,14 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
+from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
+from tune_rescon.errors import SpaceError
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
-from tune_rescon.tuning import RunOptions, SearchFolder, StudyResult, run_search
+from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, read_search, run_search
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
 
@@ -110,6 +112,39 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
     result = run_search(space, options, trainable=learn_nothing)
     run = [(trial.parameters["depth"], trial.parameters["mask"]) for trial in result.trials]
     assert sorted(run) == sorted((depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local"))
+
+
+def test_a_resume_changes_the_space_of_the_trials_to_come_alone(options: RunOptions) -> None:
+    """The past is in the record and its files; a space that is exhausted ends the search and says so."""
+    said: list[str] = []
+    fixed = "fixed={layout: cifar, image_size: 16, width: 0.25}"
+    shared = ["sampler.type=tpe", "initial=[]", fixed, "fidelity.max=1", "scheduler={type: none}"]
+    first = run_search(
+        load_space("digits", [*shared, GRID, "parameters.depth.choices=[56]", "budget.trials=2"]),
+        options,
+        trainable=learn_nothing,
+    )
+    assert first.best is not None
+    again = dataclasses.replace(options, resume=True)
+    with pytest.raises(SpaceError, match=r"fixed\.width would become 1\.0"):
+        run_search(
+            load_space(first.folder / "space.yaml", ["fixed.width=1.0"]), again, trainable=learn_nothing
+        )
+    more = ["parameters.depth.choices=[92]", "parameters.width={type: categorical, choices: [0.25, 0.5]}"]
+    changed = load_space(
+        "digits", [*shared, GRID, *more, fixed.replace(", width: 0.25", ""), "budget.trials=20"]
+    )
+    result = run_search(changed, again, trainable=learn_nothing, say=said.append)
+    assert result.trials[:2] == first.trials
+    assert len(result.trials) == 2 + 4
+    assert any("The space is exhausted" in line and "6 of 20 trials" in line for line in said)
+    assert result.space_history[0].startswith("version 2 (from trial 2): ")
+    assert read_search(Place(storage=options.storage), "s").trials == result.trials
+    best = YAML(typ="safe").load(result.folder / "best.yaml")
+    winner = result.trials[best["trial"]]
+    assert winner.origin is not None
+    assert best["config"]["width"] == winner.origin.config["width"]
+    assert (best["at"], best["value"]) == ("best", winner.value)
 
 
 def test_hours_end_a_search_cleanly(options: RunOptions) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.reporting.analysis import (
     best_command,
     cost_fronts,
@@ -234,6 +234,21 @@ def test_the_best_command_can_be_pasted(simulated: StudyResult, tmp_path: Path) 
 
 def test_without_a_best_there_is_no_command(make_result: MakeResult) -> None:
     assert best_command(make_result()) is None
+
+
+@pytest.mark.parametrize(("at", "ends"), [("best", (0, 0.75)), ("last", (1, 0.625))])
+def test_the_last_leader_is_the_winner_by_either_rule(
+    make_result: MakeResult, make_trial: MakeTrial, at: MetricAt, ends: tuple[int, float]
+) -> None:
+    trials = [
+        dataclasses.replace(make_trial(n, values=values), at=at, times_ms=times)
+        for n, values, times in ((0, (0.75, 0.5), (1, 3)), (1, (0.25, 0.625), (2, 4)))
+    ]
+    result = make_result(*trials)
+    last = incumbents(result)[-1]
+    assert (last.number, last.value) == ends
+    assert result.best is not None
+    assert (result.best.number, result.best.value) == ends
 
 
 def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_trial: MakeTrial) -> None:

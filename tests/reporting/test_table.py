@@ -58,7 +58,7 @@ def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial:
     lines = printed(result).splitlines()
     assert lines[-5:] == [
         "1 finished; 2 h 0 min of CPU time",
-        "Best: trial_0007, val_accuracy 0.5 after epoch 2 (best 0.75 at epoch 1)",
+        "Best: trial_0007, val_accuracy 0.5 at epoch 2 of 2 (metric.at: last)",
         f"Files:  {result.folder}",
         f"Report: {result.folder / 'report.html'}",
         "MLflow: http://localhost:5000",

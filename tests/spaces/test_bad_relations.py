@@ -59,7 +59,6 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     # Samplers and what they can take.
     (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
-    (_GRID | {13: "", 15: ""}, "s.yaml:8: budget.trials: must be at most the grid's 8 points, but got 12."),
     (
         _GRID | {13: "", 15: "", 14: "  batch_size: {type: int, low: 2, high: 9999}"},
         "s.yaml:11: parameters: a grid must have at most 10000 points, but got more.",

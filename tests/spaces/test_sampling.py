@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
+from tune_rescon.config import TrialConfig, check_field
 from tune_rescon.errors import ConfigError
 from tune_rescon.spaces import (
     Space,
@@ -85,3 +89,28 @@ def test_what_the_space_does_not_name_is_the_default(bent: Bent) -> None:
 def test_values_of_another_space_are_refused(bent: Bent) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'dropout'"):
         trial_config(bent({}), {"dropout": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("learning_rate", np.float64(0.1), 0.1),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", Fraction(1, 4), 0.25),
+        ("learning_rate", np.int64(1), 1.0),
+        ("depth", np.int32(92), 92),
+        ("step_fractions", (np.int64(40), 60), (40, 60)),
+    ],
+)
+def test_a_number_of_any_real_type_is_a_number(name: str, value: Any, plain: Any) -> None:
+    assert check_field(name, value) is None
+    kept = getattr(TrialConfig.from_dict({name: value}), name)
+    assert (kept, type(kept)) == (plain, type(plain))
+    assert check_field(name, True) is not None
+
+
+def test_a_range_of_two_neighbouring_floats_can_be_drawn_from(bent: Bent) -> None:
+    space = bent({}, ("parameters.learning_rate={type: float, low: 0.1, high: 0.10000000000000002}",))
+    for sampled in preview(space, 8):
+        assert type(sampled["learning_rate"]) is float
+        trial_config(space, sampled)

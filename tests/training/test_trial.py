@@ -116,6 +116,16 @@ def test_the_best_network_is_kept_and_gives_what_was_reported(
     assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
 
 
+def test_the_last_network_is_kept_where_the_last_epoch_counts(train: Run, tmp_path: Path) -> None:
+    # The training loss falls: by the larger one, the first epoch is the best.
+    options: dict[str, Any] = {"epochs": 3, "metric": "train_loss", "mode": "max"}
+    for keep, epoch in (("best", 1), ("last", 3)):
+        folder = tmp_path / keep
+        losses = [report.metrics["train_loss"] for report in train(folder=folder, keep=keep, **options)]
+        assert losses[0] == max(losses)
+        assert load_trained(folder / "best.ckpt")[1].epoch == epoch
+
+
 @pytest.mark.parametrize("free", [2**40, 0], ids=["on_the_device", "copied_ahead"])
 def test_where_its_images_come_from_changes_nothing(
     train: Run, monkeypatch: pytest.MonkeyPatch, free: int

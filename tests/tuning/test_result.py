@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import PEAK_MEMORY, TrialState
+from tune_rescon.config import PEAK_MEMORY, MetricAt, TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
+from tune_rescon.tuning.coordination.retention import keepers
 from tune_rescon.tuning.result import best_file, compute_hours, repeated
 from tune_rescon.tuning.tracking_listener import closing_metrics
 
@@ -243,3 +244,44 @@ def test_what_the_test_images_said_is_logged_once() -> None:
     logged = closing_metrics(judged, COST, 1)
     assert (logged["test_accuracy"], logged["test_loss"]) == (0.75, 0.5)
     assert "best_val_accuracy" not in logged
+
+
+CURVE = (0.25, 0.75, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("at", "values", "value", "epoch"),
+    [
+        ("last", CURVE, 0.5, 3),
+        ("best", CURVE, 0.75, 2),
+        ("best", (0.5, 0.5), 0.5, 1),
+        ("last", (), math.nan, 0),
+        ("best", (), math.nan, 0),
+        # It has diverged: an epoch before that does not make it a result.
+        ("best", (0.75, math.nan), math.nan, 2),
+        ("last", (0.75, math.nan), math.nan, 2),
+    ],
+)
+def test_the_value_is_that_of_the_epoch_that_counts(
+    at: MetricAt, values: tuple[float, ...], value: float, epoch: int
+) -> None:
+    known = dataclasses.replace(trial(0, FINISHED, *values), at=at)
+    assert (known.value == value) or (math.isnan(known.value) and math.isnan(value))
+    assert known.value_epoch == epoch
+
+
+@pytest.mark.parametrize(("at", "winner"), [("last", 1), ("best", 0)])
+def test_the_winner_the_kept_and_the_registered_network_are_chosen_by_one_rule(
+    at: MetricAt, winner: int
+) -> None:
+    """The first trial had the better epoch, the second ends better."""
+    trials = tuple(
+        dataclasses.replace(t, at=at, checkpoint=f"{t.number}.ckpt")
+        for t in (trial(0, FINISHED, *CURVE), trial(1, FINISHED, 0.25, 0.5, 0.625))
+    )
+    best = best_trial(trials)
+    assert best is not None
+    assert best.number == winner
+    assert keepers(trials, keep=1) == {winner}
+    file = best_file(result(*trials, gmacs=(1.0, 1.0), against=None))
+    assert (file["at"], file["value"], file["value_epoch"]) == (at, best.value, best.value_epoch)

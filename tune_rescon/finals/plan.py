@@ -16,7 +16,7 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.finals.recipes import Recipe
-from tune_rescon.spaces import Resources, Space, from_optuna, parse_space, trial_config
+from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = [
@@ -164,4 +164,9 @@ def _common_and_own(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dic
 
 
 def _config(result: StudyResult, trial: TrialSummary) -> TrialConfig:
-    return trial_config(result.space, from_optuna(result.space, trial.parameters))
+    config = trial.config(result.space)
+    if config is None:
+        rule = "a trial can be trained again only if its configuration is known"
+        got = f"trial {trial.number} of {result.name}, recorded before its space.yaml was edited"
+        raise StorageError(explain(rule, got=got, where="--from"))
+    return config

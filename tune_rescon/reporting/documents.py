@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
     timeline,
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.reporting.words import figure, foreign_words, pairs
+from tune_rescon.reporting.words import figure, foreign_words, pairs, value_words
 from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
 
 __all__ = ["csv_text", "json_text", "markdown_table", "markdown_text", "overviews_json"]
@@ -46,7 +46,7 @@ def csv_text(results: Sequence[StudyResult]) -> str:
     writer.writeheader()
     for result in results:
         for trial in result.trials:
-            writer.writerow({**_figures(result, trial), **trial.parameters})
+            writer.writerow(_figures(result, trial) | {name: trial.setting(name) for name in names})
     return text.getvalue()
 
 
@@ -63,11 +63,14 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     lines += ["", result.failure] if result.failure else []
     lines += ["", foreign_words(result.foreign)] if result.foreign else []
     if result.best is not None:
-        lines += ["", f"Best: trial {result.best.number}, {pairs(result.best.parameters)}"]
+        best = result.best
+        lines += ["", f"Best: trial {best.number}, {value_words(best)}: {pairs(best.parameters)}"]
     lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
     if compared:
         rows = (comparison_row(each) for each in (result, *compared))
         lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
+    if result.space_history:
+        lines += ["", "## Changes of the space", "", *(f"- {line}" for line in result.space_history)]
     command = best_command(result)
     lines += ["", "```", command, "```"] if command else []
     return "\n".join(lines) + "\n"
@@ -145,6 +148,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "state": result.state.value,
         "failure": result.failure,
         "metric": result.metric,
+        "at": result.space.metric.at,
         "mode": "max" if result.maximize else "min",
         "folder": str(result.folder),
         "url": result.url,
@@ -166,6 +170,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         ],
         "best": None if result.best is None else _trial(result, result.best),
         "best_command": best_command(result),
+        "space_history": list(result.space_history),
         "front": [trial.number for trial in result.front],
         "failures": [
             {"state": one.state.value, "cause": one.cause, "trials": list(one.numbers)}
@@ -179,6 +184,9 @@ def _trial(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
     return {
         **{name: value for name, value in _figures(result, trial).items() if name != "search"},
         "parameters": dict(trial.parameters),
+        "config": dict(trial.origin.config) if trial.origin else None,
+        "space_version": trial.origin.space if trial.origin else None,
+        "value_epoch": trial.value_epoch or None,
         "values": list(trial.values),
         "checkpoint": result.kept_checkpoint(trial),
         "mlflow_run_id": trial.mlflow_run_id,

@@ -13,7 +13,7 @@ from rich.table import Table
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.models import Cost, count, resolve_network
 from tune_rescon.reporting.words import figure
-from tune_rescon.spaces import Space, dump_space, preview, trial_config
+from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import ladder_levels
 
 __all__ = ["print_dry_run"]
@@ -36,6 +36,9 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     console.print(_stopping(space), soft_wrap=True)
     if space.metric.against:
         console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
+    points = count_points(space.parameters, most=space.budget.trials)
+    if points is not None and points < space.budget.trials and not space.sampler.repeats:
+        console.print(f"the space has {points} points: the search ends when all have run", soft_wrap=True)
     console.print(_samples(space, data_root))
 
 

@@ -69,7 +69,7 @@ class EventLines:
         """Its value, and its place at the rung if it came to one."""
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
         # The test images are looked at after the last epoch only.
-        value = f"{trial.metric} {figure(trial.value)}, " if trial.metric in metrics else ""
+        value = f"{trial.metric} {figure(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
             f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {value}"
             f"train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"

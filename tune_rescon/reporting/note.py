@@ -9,7 +9,7 @@ from typing import Final
 from tune_rescon.reporting.analysis import rung_survival, savings
 from tune_rescon.reporting.documents import markdown_table
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.reporting.words import figure, pairs
+from tune_rescon.reporting.words import figure, pairs, value_words
 from tune_rescon.tuning import SearchState, StudyResult
 
 __all__ = ["note_text"]
@@ -36,11 +36,11 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     if result.failure:
         yield result.failure
     if result.best is not None:
-        yield (
-            f"Best: trial_{result.best.number:04d}, {result.metric} {figure(result.best.value)} after epoch"
-            f" {result.best.epochs}: {pairs(result.best.parameters)}"
-        )
+        best = result.best
+        yield f"Best: trial_{best.number:04d}, {value_words(best)}: {pairs(best.parameters)}"
         yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))
+    if result.space_history:
+        yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])
     rungs = (f"{rung.epoch}: {rung.reached} came, {rung.went_on} went on" for rung in rung_survival(result))
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     storage = str(result.url or result.folder).rpartition("/")[0]

@@ -53,7 +53,7 @@ def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
         *([devices_of(trial) or "-"] if _is_mixed(result) else []),
-        *(figure(trial.parameters.get(name)) for name in _sampled(result)),
+        *(figure(trial.setting(name)) for name in _sampled(result)),
     )
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.reporting.words import duration, figure, foreign_words
+from tune_rescon.reporting.words import duration, figure, foreign_words, value_words
 from tune_rescon.tuning import StudyResult
 
 __all__ = ["print_result", "result_table"]
@@ -78,8 +78,8 @@ def print_result(result: StudyResult, console: Console) -> None:
     if result.best is not None:
         best = result.best
         console.print(
-            f"Best: trial_{best.number:04d}, {result.metric} {figure(best.value)} after epoch {best.epochs}"
-            f" (best {figure(best.best_value)} at epoch {best.best_epoch})"
+            f"Best: trial_{best.number:04d}, {value_words(best)}",
+            soft_wrap=True,
         )
     if result.front:
         console.print(_front(result), soft_wrap=True)

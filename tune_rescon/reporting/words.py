@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["duration", "figure", "foreign_words", "pairs", "roughly"]
+if TYPE_CHECKING:
+    from tune_rescon.tuning import TrialSummary
+
+__all__ = ["duration", "figure", "foreign_words", "pairs", "roughly", "value_words"]
 
 
 def figure(value: object) -> str:
@@ -26,6 +30,12 @@ def pairs(parameters: Mapping[str, object]) -> str:
     'depth=92 learning_rate=0.1'
     """
     return " ".join(f"{name}={figure(value)}" for name, value in parameters.items())
+
+
+def value_words(trial: TrialSummary) -> str:
+    """A trial's value, the epoch that it is of, and why that one: the network of that epoch is kept."""
+    shown = f"{trial.metric} {figure(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
+    return f"{shown} (metric.at: {trial.at})"
 
 
 def duration(seconds: float) -> str:

@@ -5,19 +5,23 @@
     load_space    a name or a file (and overrides) -> Space, or one error that says all that is wrong
     load_goal     a file -> its metric and budget, in a fraction of the time
     dump_space    Space -> the text of a file
+    yaml_text     plain values -> YAML that every tool reads alike
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     corners       the largest and smallest values of given fields, in every combination
     trial_config  Space and a sampled dict -> TrialConfig
     overlap       a trial of another space -> the same trial in this one, or why there is none
+    place_config  a trial of this search, by its configuration -> the same trial in the space as it is now
+    point_key, count_points, free_points, pending_rows    which points a space has, and which have run
 """
 
 from tune_rescon.spaces.combinations import is_active
-from tune_rescon.spaces.dumping import dump_space
+from tune_rescon.spaces.dumping import dump_space, yaml_text
 from tune_rescon.spaces.files import list_spaces, space_folder
 from tune_rescon.spaces.loading import load_goal, load_space, parse_space
 from tune_rescon.spaces.networks import corners
-from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words
+from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words, place_config
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
+from tune_rescon.spaces.points import count_points, free_points, pending_rows, point_key
 from tune_rescon.spaces.sampling import (
     distributions,
     from_optuna,
@@ -46,8 +50,10 @@ __all__ = [
     "Space",
     "When",
     "corners",
+    "count_points",
     "distributions",
     "dump_space",
+    "free_points",
     "from_optuna",
     "grid_points",
     "is_active",
@@ -57,9 +63,13 @@ __all__ = [
     "overlap",
     "overlap_words",
     "parse_space",
+    "pending_rows",
+    "place_config",
+    "point_key",
     "preview",
     "space_folder",
     "suggest",
     "to_optuna",
     "trial_config",
+    "yaml_text",
 ]

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_rescon.config import DatasetConfig
+from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.spaces.combinations import is_active, is_among
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter, Parameter
 from tune_rescon.spaces.rows import why_outside
 from tune_rescon.spaces.sampling import trial_config
 from tune_rescon.spaces.space import Space
 
-__all__ = ["Overlap", "overlap", "overlap_words"]
+__all__ = ["Overlap", "overlap", "overlap_words", "place_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,25 @@ def overlap(space: Space, other: Space, sampled: Mapping[str, Any]) -> Overlap:
     Raises:
         ConfigError: ``sampled`` did not come from ``other``.
     """
-    theirs = _configuration(other, sampled)
+    return _placed(space, trial_config(other, sampled).to_dict(), other)
+
+
+def place_config(space: Space, config: Mapping[str, Any], other: Space | None = None) -> Overlap:
+    """:func:`overlap` of a trial by the configuration that it ran with.
+
+    Args:
+        space: the search that learns.
+        config: every field of the trial's :class:`.TrialConfig`.
+        other: the search that the trial belongs to; None: ``space`` itself, as it is now.
+
+    Raises:
+        ConfigError: ``config`` is of another version of this package, which had other fields.
+    """
+    return _placed(space, TrialConfig.from_dict(config).to_dict(), other or space)
+
+
+def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
+    theirs = config | {"dataset": config["dataset"] or other.dataset.name}
     taken: dict[str, Any] = {}
     strange = []
     for name, parameter in space.parameters.items():
@@ -69,7 +87,8 @@ def overlap(space: Space, other: Space, sampled: Mapping[str, Any]) -> Overlap:
         taken[name] = _as_drawn(parameter, theirs[name])
         if why_outside(parameter, taken[name]):
             strange.append(name)
-    ours = _configuration(space, taken)
+    ours = trial_config(space, taken).to_dict()
+    ours |= {"dataset": ours["dataset"] or space.dataset.name}
     # What has no value here cannot tell which parameters are active either: then none of them is compared.
     searched = space.parameters if strange else taken
     fields = [name for name in ours if name not in searched and not _same(ours[name], theirs[name])]
@@ -89,12 +108,6 @@ def overlap_words(name: str, placed: Sequence[Overlap]) -> str:
     reasons = Counter(one.reason for one in placed if one.reason)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     return f"used {used} of {len(placed)} trials of {name}" + (f": {why}" if why else "")
-
-
-def _configuration(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a trial; the dataset by name, also where the space does not search it."""
-    values = trial_config(space, sampled).to_dict()
-    return values | {"dataset": values["dataset"] or space.dataset.name}
 
 
 def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:

@@ -194,7 +194,7 @@ def _broken_sampler(draft: Draft) -> Iterator[Problem]:
 
 
 def _broken_grid(draft: Draft) -> Iterator[Problem]:
-    """A grid can be listed, no trial is left without a point, and none is asked for by hand."""
+    """A grid can be listed, and no trial is asked for by hand."""
     if draft.initial:
         text = explain(
             "a grid runs every combination; `initial` must be empty", got=f"{len(draft.initial)} rows"
@@ -210,6 +210,3 @@ def _broken_grid(draft: Draft) -> Iterator[Problem]:
     if points > _LARGEST_GRID:
         text = explain(f"a grid must have at most {_LARGEST_GRID} points", got="more")
         yield Problem(path=("parameters",), text=text)
-    elif draft.budget and draft.budget.trials > points:
-        text = explain(f"must be at most the grid's {points} points", got=str(draft.budget.trials))
-        yield Problem(path=("budget", "trials"), text=text)

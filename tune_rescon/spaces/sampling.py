@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import TrialConfig, plain_number
 from tune_rescon.spaces.combinations import combinations, is_active
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, Parameter
 from tune_rescon.spaces.space import Space
@@ -90,11 +90,11 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 def _drawn(name: str, parameter: Parameter, trial: BaseTrial) -> Any:
     if isinstance(parameter, CategoricalParameter):
         return _given(parameter, trial.suggest_categorical(name, _held_choices(parameter)))
+    low, high, log = parameter.low, parameter.high, parameter.log
+    # Optuna returns NumPy's float64 where it clips a draw to a narrow range.
     if isinstance(parameter, FloatParameter):
-        return trial.suggest_float(
-            name, parameter.low, parameter.high, log=parameter.log, step=parameter.step
-        )
-    return trial.suggest_int(name, parameter.low, parameter.high, log=parameter.log, step=parameter.step or 1)
+        return plain_number(trial.suggest_float(name, low, high, log=log, step=parameter.step))
+    return plain_number(trial.suggest_int(name, int(low), int(high), log=log, step=parameter.step or 1))
 
 
 def _held(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from tune_rescon.config import METRICS, TEST_METRICS, is_test_metric, metric_mode
+from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, is_test_metric, metric_mode
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.problems import Problem, problems_in, raise_problems, shown
 from tune_rescon.spaces.section import PositiveInt, Section
@@ -37,10 +37,14 @@ class Metric(Section):
         "secondary": "write `against`",
         "cost": "write `against`",
         "cost_attr": "write `against`",
+        "scope": "write `at`",
     }
 
     name: str
     mode: Literal["max", "min"]
+    at: MetricAt = "best"
+    """The epoch whose metric is a trial's value, and whose network the trial keeps: its ``best`` one or its
+    ``last`` one. With either, a rung compares trials at the rung's own epoch."""
     against: Literal["gmacs", "compute_hours"] | None = None
     """A second objective, made small: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
     image's forward pass, billions; ``compute_hours``: what the trial has cost so far, device-hours; null:
@@ -104,6 +108,9 @@ class Sampler(Section):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     n_startup_trials: PositiveInt = 10
     """Trials drawn at random before the model is asked; read by tpe, gp and cmaes."""
+    repeats: bool = False
+    """Whether a point of the space may run again, with another training seed. False: each runs once, and the
+    search ends when all have run."""
 
 
 class Scheduler(Section):

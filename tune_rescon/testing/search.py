@@ -28,6 +28,9 @@ from tune_rescon.tuning import (
     sum_up,
     write_atomically,
 )
+from tune_rescon.tuning.record.space_versions import note_space, read_versions
+from tune_rescon.tuning.record.study import METRIC_AT
+from tune_rescon.tuning.space_changes import check_changes
 
 __all__ = ["SimulatedSearch"]
 
@@ -63,6 +66,20 @@ class SimulatedSearch:
         objectives = [better, StudyDirection.MINIMIZE] if space.metric.against else [better]
         name = folder.name if folder else space.name
         self._study_id = self._storage.create_new_study(objectives, name)
+        self._storage.set_study_user_attr(self._study_id, METRIC_AT, space.metric.at)
+        self._versions = note_space(self._record(), None, space)
+
+    def change(self, space: Space) -> None:
+        """Have the next :meth:`policy` resume the search with another space.
+
+        Raises:
+            SpaceError: its trials do not allow that.
+        """
+        record = self._record()
+        before = read_versions(record, lambda: self._space)
+        check_changes(space.name, before.newest, space, record.trials())
+        self._versions = note_space(record, before, space)
+        self._space = space
 
     def policy(self) -> Coordinator:
         """A driver's coordinator: new, or going on with what the record holds."""
@@ -75,7 +92,7 @@ class SimulatedSearch:
             ),
             record,
             self._rule(),
-            Proposer(self._space, rows=self._rows(), known=record.trials()),
+            Proposer(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
             prune=lambda _number, _keep: None,
         )
 
@@ -108,7 +125,7 @@ class SimulatedSearch:
 
     def _group(self, trial: TrialSummary) -> Hashable:
         name = self._space.scheduler.group_by
-        return None if name is None else trial.parameters.get(name)
+        return None if name is None else trial.setting(name)
 
 
 def _from_now(clock: Callable[[], float]) -> Callable[[], int]:

@@ -365,7 +365,7 @@ class RunBook:
             f"{self._client.get_run(run_id).info.artifact_uri}/model",
             run_id,
             tags={ID_TAG: self._id},
-            description=label,
+            description=f"{label}: {champion.value}" if champion.value else label,
         )
         self._keep_other_champion(version.version)
         self._client.set_registered_model_alias(self._search, CHAMPION, version.version)

@@ -72,6 +72,8 @@ class Champion:
     epoch: int
     checkpoint: str
     """The ``best.ckpt``: a path, or the URL of a storage."""
+    value: str = ""
+    """The winner's value, and the epoch it is of, in words: for the registered model's description."""
 
 
 @dataclass(frozen=True, kw_only=True)

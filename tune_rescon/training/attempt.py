@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tune_rescon.config import is_test_metric
+from tune_rescon.config import MetricAt, is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.resident import release
 from tune_rescon.models import build_from_spec
@@ -65,6 +65,8 @@ class Attempt:
     folder: CheckpointFolder | None
     metric: str
     mode: str
+    keep: MetricAt = "best"
+    """Which epoch's network is kept."""
     peers: Peers = ALONE
     leave: Callable[[], bool] = never
     record_steps: bool = True
@@ -212,7 +214,9 @@ class Attempt:
         if self.folder is None or not self.peers.first:
             return None
         best = self.start.best
-        return Keeper(self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode)
+        return Keeper(
+            self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode, keep=self.keep
+        )
 
     def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
         record = self.start.record

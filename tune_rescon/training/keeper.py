@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from tune_rescon.config import MetricAt
 from tune_rescon.training import notes
 from tune_rescon.training.checkpoint import CheckpointFolder, is_intact
 from tune_rescon.training.module import TrialModule
@@ -29,8 +30,8 @@ def kept_best(folder: CheckpointFolder) -> TrainedNetwork | None:
 class Keeper:
     """Writes a trial's files, and knows what is in them.
 
-    A better network replaces the one in ``best.ckpt``, whatever else the trial has reported: an epoch whose
-    network could not be written does not keep the next one out.
+    A better network (a later one, if the last is kept) replaces the one in ``best.ckpt``, whatever else the
+    trial has reported: an epoch whose network could not be written does not keep the next one out.
     """
 
     def __init__(
@@ -41,12 +42,16 @@ class Keeper:
         about: Callable[[int, Mapping[str, float]], TrainedNetwork],
         metric: str,
         mode: str,
+        keep: MetricAt = "best",
     ) -> None:
-        """``best``: what ``best.ckpt`` holds; ``about(epoch, metrics)`` goes with the network of an epoch."""
+        """``best``: what ``best.ckpt`` holds; ``about(epoch, metrics)`` goes with the network of an epoch.
+
+        ``keep``: the network of the epoch with the best ``metric``, or of the last one where it is finite.
+        """
         self._folder = folder
         self._best = best
         self._about = about
-        self._metric, self._mode = metric, mode
+        self._metric, self._mode, self._keeps = metric, mode, keep
 
     @property
     def checkpoint(self) -> Path | None:
@@ -61,7 +66,7 @@ class Keeper:
     def keep(
         self, trainer: pl.Trainer, module: TrialModule, epoch: int, metrics: Mapping[str, float]
     ) -> tuple[str, ...]:
-        """Write the best network, if this epoch's is, then the checkpoint. Returns what could not be."""
+        """Write the network, if it is to be kept, then the checkpoint. Returns what could not be."""
         return (*self._keep_best(module, epoch, metrics), *self._keep_last(trainer, epoch))
 
     def keep_amid(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ class Keeper:
         return ()
 
     def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
-        best = self._best.metrics[self._metric] if self._best else None
+        best = self._best.metrics[self._metric] if self._best and self._keeps == "best" else None
         # A metric of the test images is not there before the last epoch.
         if not is_better(metrics.get(self._metric, math.nan), best, self._mode):
             return ()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from tune_rescon.config import METRICS, TEST_METRICS, TrialConfig, metric_mode
+from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, explain, unknown_name
 from tune_rescon.models import resolve_network
@@ -45,6 +45,7 @@ def train_trial(
     threads: int | None = None,
     metric: str = "val_accuracy",
     mode: str = "max",
+    keep: MetricAt = "best",
     overruns: Path | None = None,
     stalls: Path | None = None,
     peers: Peers = ALONE,
@@ -81,6 +82,8 @@ def train_trial(
         metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds. Where it
             is one of the test images, those are what the network is judged by, once, after its last epoch.
         mode: see ``metric``.
+        keep: whose network ``best.ckpt`` holds: the epoch's with the ``"best"`` metric, or the ``"last"``
+            epoch's with a finite one.
         overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
         stalls: a folder, made if absent, that the trials of this node share, for where a recording stood
             that did not come back within minutes. It ends this process (code 1), and later trials of
@@ -126,6 +129,7 @@ def train_trial(
             folder=folder,
             metric=metric,
             mode=mode,
+            keep=keep,
             peers=peers,
             leave=leave,
             record_steps=record_steps,

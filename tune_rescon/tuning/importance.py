@@ -7,13 +7,13 @@ Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import optuna
 from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
-from tune_rescon.spaces import Space, distributions
+from tune_rescon.spaces import Space, distributions, place_config, to_optuna
 from tune_rescon.tuning.record.summary import TrialSummary
 
 __all__ = ["parameter_importance"]
@@ -28,23 +28,20 @@ def parameter_importance(
     """The share of each parameter, the most important first; empty where too little is known.
 
     Args:
-        space: where the trials are from.
+        space: the search's, as it is now. Trials that it does not contain are left out.
         trials: by number.
         values: what is explained: of some trials, by number, finite and measured after the same epoch.
     """
     known = distributions(space)
-    usable = {
-        number: trials[number].parameters
-        for number in values
-        if known.keys() >= trials[number].parameters.keys()
-    }
+    placed = {number: _placed(space, trials[number]) for number in values}
+    usable = {number: params for number, params in placed.items() if params is not None}
     if len(usable) < FEWEST or len(set(values.values())) < 2:
         return {}
     study = _study(space)
     study.add_trials(
         [
             create_trial(
-                params=dict(params),
+                params=params,
                 distributions={name: known[name] for name in params},
                 value=values[number],
             )
@@ -52,6 +49,12 @@ def parameter_importance(
         ]
     )
     return {name: float(share) for name, share in get_param_importances(study).items()}
+
+
+def _placed(space: Space, trial: TrialSummary) -> dict[str, Any] | None:
+    config = trial.config(space)
+    sampled = place_config(space, config.to_dict()).sampled if config else None
+    return None if sampled is None else to_optuna(sampled)
 
 
 def _study(space: Space) -> optuna.Study:

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tune_rescon.spaces import Space, dump_space
+from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.proposing.warm_start import note_earlier, trials_of
 from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.space_changes import check_changes
 
-__all__ = ["open_record"]
+__all__ = ["create_record", "resume_record"]
 
 
-def open_record(
-    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
-) -> StudyRecord:
-    """The record of ``options.name``: a new one, with what it is to learn from, or the one to go on with.
+def resume_record(
+    space: Space, options: RunOptions, folder: SearchFolder
+) -> tuple[StudyRecord, SpaceVersions]:
+    """The record of the search to resume, and the spaces it has had before ``space``.
 
     Raises:
-        StorageError: a new name is taken, an old one is missing, or the database cannot be used.
+        StorageError: there is no such study, or the database cannot be used.
+        SpaceError: ``space`` would change what the recorded trials ran with.
     """
     url = options.study_url or folder.study_url
-    metric = space.metric.name
-    if options.resume:
-        return StudyRecord.load(url, options.name, metric=metric)
+    record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    versions = read_versions(record, lambda: load_space(folder.space_yaml))
+    check_changes(options.name, versions.newest, space, record.trials())
+    return record, versions
+
+
+def create_record(
+    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
+) -> StudyRecord:
+    """The record of a new search, with what it is to learn from.
+
+    Raises:
+        StorageError: the name is taken, an earlier search is missing, or the database cannot be used.
+    """
     earlier = trials_of(space, options, say) if options.warm_start else []
     record = StudyRecord.create(
-        url,
+        options.study_url or folder.study_url,
         options.name,
-        metric=metric,
+        metric=space.metric.name,
         maximize=space.metric.mode == "max",
         space=dump_space(space),
         against=space.metric.against,
+        at=space.metric.at,
     )
     note_earlier(record, earlier)
     return record

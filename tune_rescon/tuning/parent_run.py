@@ -84,7 +84,7 @@ class ParentRun:
         self._show(
             state=result.state.value,
             note=_placed(self._identity, note),
-            closing={f"best_{result.metric}": result.best.best_value} if result.best else {},
+            closing={f"best_{result.metric}": result.best.value} if result.best else {},
             champion=champion,
             files=tuple(files) if self._uploads else (),
             ended_ms=now_ms(),
@@ -101,7 +101,12 @@ class ParentRun:
         checkpoint = result.kept_checkpoint(best) if best else None
         if not over or best is None or checkpoint is None or not self._uploads:
             return None
-        return Champion(number=best.number, epoch=best.best_epoch, checkpoint=checkpoint)
+        return Champion(
+            number=best.number,
+            epoch=best.value_epoch,
+            checkpoint=checkpoint,
+            value=f"{best.metric} {best.value:.4g} (metric.at: {best.at})",
+        )
 
 
 def _placed(identity: Identity, note: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
 from tune_rescon.errors import DataError, explain
@@ -12,8 +14,12 @@ from tune_rescon.spaces import Space
 from tune_rescon.tuning.initial_weights import with_absolute_weights
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.pricing import datasets_of
+from tune_rescon.tuning.record.study import StudyRecord
 
-__all__ = ["Prepared", "anchored", "prepare_data"]
+__all__ = ["Prepared", "anchored", "check_same_images", "note_images", "prepare_data"]
+
+#: The study's attribute: the digest of each dataset's images and splits, by name.
+_IMAGES: Final = "image_digests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +61,24 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
             raise DataError(explain(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
         prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
     return prepared
+
+
+def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
+    """Check that a resumed search has the images and splits that its trials had, wherever they are now.
+
+    A record that an earlier version of this package wrote does not know them: nothing is checked.
+
+    Raises:
+        DataError: a dataset differs.
+    """
+    noted = record.attribute(_IMAGES) or {}
+    for name, dataset in prepared.items():
+        if noted.get(name, dataset.digest) != dataset.digest:
+            rule = "a resumed search must have the images that its trials were trained and validated on"
+            hint = "Put back the images, or begin a search of another --name."
+            raise DataError(explain(rule, got=f"other images in {name}", where="dataset", hint=hint))
+
+
+def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
+    """Write down which images the trials have: a digest for each dataset."""
+    record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.config import DatasetConfig
 from tune_rescon.data import DatasetFacts
 from tune_rescon.models import NetworkSpec, count, resolve_network
-from tune_rescon.spaces import CategoricalParameter, Space, from_optuna, trial_config
+from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import TrialCost
 
@@ -38,13 +37,11 @@ class Pricing:
         """``"GPU"``, ``"CPU"``, or the kind of GPU that was asked for: what :attr:`devices` counts."""
         return self.space.resources_per_trial.device
 
-    def config(self, parameters: Mapping[str, Any]) -> TrialConfig:
-        """All hyperparameters of a trial with these parameters, as Optuna holds them."""
-        return trial_config(self.space, from_optuna(self.space, parameters))
-
     def cost(self, trial: TrialSummary) -> TrialCost:
-        """Parameters and multiply-adds, counted, not built; nan where the images are unknown."""
-        config = self.config(trial.parameters)
+        """Parameters and multiply-adds, counted, not built; nan where images or network are unknown."""
+        config = trial.config(self.space)
+        if config is None:
+            return _UNKNOWN
         facts = self.facts.get(config.dataset or self.space.dataset.name)
         if facts is None:
             return _UNKNOWN

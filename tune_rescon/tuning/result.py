@@ -84,6 +84,8 @@ class StudyResult:
     """Changes that are not there."""
     failure: str | None = None
     """Why the search ended before its time, and what the trials that failed share; None: it did not."""
+    space_history: tuple[str, ...] = ()
+    """What resumes have changed of the space, a line for each version after the first."""
 
     @property
     def interrupted(self) -> bool:
@@ -150,7 +152,7 @@ def compute_hours(trial: TrialSummary, devices: float) -> float:
 
 
 def best_trial(trials: tuple[TrialSummary, ...], *, by_mean: bool = False) -> TrialSummary | None:
-    """The winner: the best final value among trials that reached the last epoch.
+    """The winner: the best value among trials that reached the last epoch.
 
     An early-stopped trial is never compared as if it had finished. Only where none has finished is it the one
     that got furthest, and of those the best there (Optuna's order of pruned trials).
@@ -175,7 +177,7 @@ def repeated(trials: Iterable[TrialSummary]) -> list[tuple[TrialSummary, ...]]:
 
 
 def mean_value(trials: Sequence[TrialSummary]) -> float:
-    """Mean of the final values."""
+    """Mean of the values."""
     return math.fsum(trial.value for trial in trials) / len(trials)
 
 
@@ -200,7 +202,9 @@ def best_file(result: StudyResult) -> dict[str, Any]:
         "trial": best.number,
         "state": best.state.value,
         "metric": result.metric,
+        "at": best.at,
         "value": best.value,
+        "value_epoch": best.value_epoch,
         "epochs": best.epochs,
         "best_value": best.best_value,
         "best_epoch": best.best_epoch,

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts
 from tune_rescon.errors import LeaseLostError, RecordError
 from tune_rescon.home import ensure_home
@@ -18,7 +19,7 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
-from tune_rescon.tuning.coordination.hours import deadline, spent_words
+from tune_rescon.tuning.coordination.hours import deadline, exhausted_words, spent_words
 from tune_rescon.tuning.coordination.retention import KEEP_BEST
 from tune_rescon.tuning.execution.cluster import RaySession, ray_session
 from tune_rescon.tuning.execution.cluster_size import sampled_cluster
@@ -31,16 +32,17 @@ from tune_rescon.tuning.execution.staging import stage_data
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
 from tune_rescon.tuning.execution.watch import Watch
+from tune_rescon.tuning.feasibility import memory_signature
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.initial_weights import check_weights, read_weights
 from tune_rescon.tuning.listener import SearchListener
-from tune_rescon.tuning.opening import open_record
+from tune_rescon.tuning.opening import create_record, resume_record
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper
 from tune_rescon.tuning.ownership.search_lease import search_lease
 from tune_rescon.tuning.packing import packed
 from tune_rescon.tuning.parent_run import ParentRun, destination
-from tune_rescon.tuning.preparation import Prepared, anchored, prepare_data
+from tune_rescon.tuning.preparation import Prepared, anchored, check_same_images, note_images, prepare_data
 from tune_rescon.tuning.presentation import Presentation
 from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.proposing.proposer import Proposer
@@ -48,10 +50,12 @@ from tune_rescon.tuning.proposing.warm_start import noted_earlier
 from tune_rescon.tuning.provenance import provenance
 from tune_rescon.tuning.record.folder import usable_directory, write_atomically
 from tune_rescon.tuning.record.identity import Identity, ensure_identity, with_id
+from tune_rescon.tuning.record.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner
 from tune_rescon.tuning.rules.ladder import make_rule
-from tune_rescon.tuning.run_notes import note_outcome, note_run
+from tune_rescon.tuning.run_notes import note_outcome, note_run, read_notes
+from tune_rescon.tuning.space_changes import history_words
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
 from tune_rescon.tuning.summing_up import sum_up
 from tune_rescon.tuning.tasks import TaskMaker
@@ -112,7 +116,11 @@ def run_search(
     ):
         lease = held.enter_context(_lease(options, store, say)) if options.resume else None
         store.fetch()
+        # Before anything is paid for: a change that is refused leaves nothing behind.
+        resumed = resume_record(space, options, store.folder) if options.resume else None
         prepared = prepare_data(space, options)
+        if resumed is not None:
+            check_same_images(resumed[0], prepared)
         check_weights(space, weights, _facts(prepared))
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
@@ -135,15 +143,26 @@ def run_search(
                 space, words = packed(space, _facts(prepared), measure)
                 say(words)
                 slots = _slots(space, ray)
-            record = open_record(space, options, store.folder, say)
+            record, before = resumed or (create_record(space, options, store.folder, say), None)
             lease = lease or held.enter_context(_lease(options, store, say))
             own_study = options.study_url is None
             identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
             if options.tensorboard:
                 files = event_files(store.folder.tensorboard, space)
                 listeners = [held.enter_context(files), *listeners]
+            versions = note_space(record, before, space)
             search = _Search(
-                space, options, store, prepared, listeners, presentation, record, identity, lease, ray, writer
+                versions,
+                options,
+                store,
+                prepared,
+                listeners,
+                presentation,
+                record,
+                identity,
+                lease,
+                ray,
+                writer,
             )
             watch = search.watch(interruption, ray, say)
             if attend is not None:
@@ -153,6 +172,8 @@ def run_search(
         spent = _spent_words(space, options, lease, result)
         if spent is not None:
             say(spent)
+        if search.space_is_exhausted:
+            say(exhausted_words(len(result.trials), space.budget.trials))
         return result
 
 
@@ -172,7 +193,7 @@ class _Search:
 
     def __init__(
         self,
-        space: Space,
+        versions: SpaceVersions,
         options: RunOptions,
         store: SearchStore,
         prepared: Mapping[str, Prepared],
@@ -184,11 +205,15 @@ class _Search:
         ray: RaySession,
         writer: MlflowWriter,
     ) -> None:
-        self._space = space
+        self._versions = versions
+        self._space = space = versions.newest
         self._options = options
         self._store = store
         self._folder = folder = store.folder
-        self._maker = TaskMaker(space=space, options=options, store=store, facts=_facts(prepared))
+        # Trials of an earlier version of the space may have had other datasets too.
+        facts = {**read_notes(record).datasets, **_facts(prepared)}
+        self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
+        self._digests = {name: each.digest for name, each in prepared.items()}
         self._record = record
         self._lease = lease
         self._writer = writer
@@ -219,10 +244,21 @@ class _Search:
             self._plan,
             self._record,
             make_rule(space),
-            Proposer(space, rows=_rows(space), background=noted_earlier(record), known=record.trials()),
+            Proposer(
+                space,
+                rows=_rows(space),
+                background=noted_earlier(record),
+                known=record.trials(),
+                versions=versions,
+            ),
             listeners=(self._tracking, *store.listeners, *listeners),
             prune=store.prune,
         )
+
+    @property
+    def space_is_exhausted(self) -> bool:
+        """Whether the search ended because every point of its space has run."""
+        return self._coordinator.space_is_exhausted
 
     def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
         """What can be read while the trials run."""
@@ -252,6 +288,7 @@ class _Search:
     ) -> StudyResult:
         """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
+        note_images(self._record, self._digests)
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
@@ -350,6 +387,7 @@ class _Search:
             url=self._store.url,
             failure=failure,
             foreign=self._record.foreign,
+            space_history=history_words(self._versions, self._record.trials()),
         )
 
 
@@ -379,7 +417,7 @@ def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else KEEP_BEST,
-        same_memory=maker.same_memory,
+        same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         guard=lease.assure,
     )
 

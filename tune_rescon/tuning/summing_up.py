@@ -24,6 +24,7 @@ def sum_up(
     url: str | None = None,
     failure: str | None = None,
     foreign: tuple[int, ...] = (),
+    space_history: tuple[str, ...] = (),
 ) -> StudyResult:
     """The result of a search of ``pricing.space`` whose record holds ``trials``.
 
@@ -37,9 +38,11 @@ def sum_up(
         url: where the folder is kept, if the storage is a URL; a password in it is hidden.
         failure: why it ended before its time.
         foreign: numbers of the study's trials that another program made.
+        space_history: what resumes have changed of the space, a line each.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
+    config = best.config(space) if best else None
     return StudyResult(
         name=name,
         space=space,
@@ -52,11 +55,12 @@ def sum_up(
         device=pricing.device,
         levels=ladder_levels(space),
         best=best,
-        best_config=pricing.config(best.parameters).to_dict() if best else {},
+        best_config=config.to_dict() if config else {},
         state=state,
         tracking_uri=hide_passwords(tracking_uri),
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
         failure=None if failure is None else hide_passwords(failure),
         foreign=foreign,
+        space_history=space_history,
     )

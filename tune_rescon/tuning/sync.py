@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import load_space
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.search_lease import search_lease
@@ -15,9 +14,10 @@ from tune_rescon.tuning.parent_run import ParentRun, destination
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.reading.search import Place, known_datasets, summed_up
 from tune_rescon.tuning.record.identity import ensure_identity, write_id
-from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.space_versions import open_recorded
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.run_notes import read_notes
+from tune_rescon.tuning.space_changes import history_words
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
 from tune_rescon.tuning.tracking_listener import TrackingListener
 
@@ -89,12 +89,19 @@ def _send(
     patience: float,
     say: Callable[[str], object],
 ) -> Synced:
-    folder, space = store.folder, load_space(str(store.folder.space_yaml))
-    record = StudyRecord.load(options.study_url or folder.study_url, options.name, metric=space.metric.name)
-    notes = read_notes(record)
+    folder = store.folder
+    record, versions = open_recorded(options.study_url or folder.study_url, folder)
+    notes, space = read_notes(record), versions.newest
     pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
     result = summed_up(
-        pricing, record.trials(), notes, name=options.name, folder=folder, url=store.url, alive=False
+        pricing,
+        record.trials(),
+        notes,
+        name=options.name,
+        folder=folder,
+        url=store.url,
+        alive=False,
+        space_history=history_words(versions, record.trials()),
     )
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)

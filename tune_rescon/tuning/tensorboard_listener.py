@@ -137,7 +137,7 @@ class EventFiles(SearchListener):
 
     def _parameters(self, trial: TrialSummary) -> dict[str, Any]:
         names = self._space.parameters
-        return {name: _plain(trial.parameters.get(name, INACTIVE)) for name in names}
+        return {name: _plain(trial.setting(name, INACTIVE)) for name in names}
 
 
 class _TrialFiles:

@@ -91,13 +91,16 @@ class TrackingListener:
 
     def view(self, trial: TrialSummary) -> RunView:
         """All that MLflow is to show of a trial."""
-        chosen = {name: trial.parameters.get(name, INACTIVE) for name in self._space.parameters}
+        names = (*self._space.parameters, *trial.parameters)
+        chosen = {name: trial.setting(name, INACTIVE) for name in names}
+        # A field that is fixed now may have been searched when the trial was drawn.
+        fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
         final = trial.state.is_final
         return RunView(
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
-            params={name: _word(value) for name, value in {**self._fixed, **chosen}.items()},
+            params={name: _word(value) for name, value in {**fixed, **chosen}.items()},
             history={name: series for name, series in trial.history.items() if not _closes(name)},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},

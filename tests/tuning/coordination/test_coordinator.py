@@ -16,9 +16,11 @@ from tune_rescon.testing import Assignment, SyntheticCurve, simulate
 from tune_rescon.tuning import (
     Coordinator,
     Decision,
+    MedianRule,
     Proposer,
     RungLadder,
     SearchPlan,
+    StoppingRule,
     StudyRecord,
     TrialSummary,
     Verdict,
@@ -457,3 +459,52 @@ def test_a_loss_that_is_not_finite_ends_it_there_too() -> None:
     search = judged_once(of)
     assert search.epoch_done(first(search), 1, {"train_loss": math.nan}, None) is Decision.DIVERGED
     assert of.trials[0].state is OptunaState.FAIL
+
+
+@pytest.mark.parametrize(
+    ("rule", "then"),
+    [
+        (RungLadder(levels=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True), Decision.PAUSE),
+        (RungLadder(levels=(EPOCHS,), reduction_factor=3, maximize=True), Decision.CONTINUE),
+        (MedianRule(first=1, last=EPOCHS, maximize=True), Decision.CONTINUE),
+    ],
+    ids=["another first rung", "no rungs", "median"],
+)
+def test_a_paused_trial_for_which_a_changed_rule_has_no_rung_is_trained_on(
+    rule: StoppingRule, then: Decision
+) -> None:
+    of = study()
+    search = coordinator(of, total=1, pauses=True)
+    number = first(search)
+    assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.PAUSE
+    kept = record(of)
+    resumed = Coordinator(
+        SearchPlan(total=1), kept, rule, Proposer(SPACE, known=kept.trials()), prune=Shelf().prune
+    )
+    assert first(resumed) == number
+    assert resumed.epoch_done(number, 2, metrics(0.5), None) is then
+
+
+def test_a_search_whose_space_is_exhausted_ends_when_its_last_trial_does() -> None:
+    two = load_space(
+        "digits",
+        [
+            "sampler.type=random",
+            "initial=[]",
+            "parameters={learning_rate: {type: categorical, choices: [0.2, 0.4]}}",
+        ],
+    )
+    of = study()
+    kept = record(of)
+    search = Coordinator(
+        SearchPlan(total=9),
+        kept,
+        RungLadder(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
+        Proposer(two),
+        prune=Shelf().prune,
+    )
+    simulate(search, curve)
+    assert search.space_is_exhausted
+    assert search.exhausted
+    assert sorted(trial.params["learning_rate"] for trial in of.trials) == [0.2, 0.4]
+    assert all(trial.state.is_finished() for trial in of.trials)

@@ -51,12 +51,18 @@ def ended(trial: TrialSummary, *, against: bool = False) -> TrialSummary:
     return dataclasses.replace(trial, state=state, values=values.get(state, (value,)), cost=cost)
 
 
+def proposed(search: Proposer, *infeasible: Any) -> Proposal:
+    proposal = search.propose(*infeasible)
+    assert proposal is not None
+    return proposal
+
+
 def run(of: Space, known: list[TrialSummary], count: int, **options: Any) -> list[TrialSummary]:
     """``count`` trials, one at a time, on from ``known``."""
     search = Proposer(of, known=known, **options)
     trials = list(known)
     for number in range(len(known), len(known) + count):
-        trial = opened(number, search.propose())
+        trial = opened(number, proposed(search))
         search.opened(trial)
         trials.append(ended(trial, against=of.metric.against is not None))
         search.ended(trials[-1])
@@ -97,9 +103,9 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
     search = Proposer(of, known=before)
     search.reported(promoted)
-    goes_on = search.propose().params
+    goes_on = proposed(search).params
     resumed = Proposer(of, known=[promoted if t.number == promoted.number else t for t in before])
-    assert resumed.propose().params == goes_on
+    assert proposed(resumed).params == goes_on
 
 
 def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +149,7 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
         search.propose()
         return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in shown]
 
-    trials = [opened(number, search.propose()) for number in range(4)]
+    trials = [opened(number, proposed(search)) for number in range(4)]
     for trial in trials:
         search.opened(trial)
         search.reported(dataclasses.replace(trial, values=(0.1 * trial.number,)))
@@ -156,7 +162,7 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
 
 def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
     search = Proposer(space("tpe"))
-    trial = opened(0, search.propose())
+    trial = opened(0, proposed(search))
     search.opened(trial)
     search.reported(dataclasses.replace(trial, values=(0.9,)))
     search.ended(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
@@ -174,8 +180,8 @@ def test_rows_come_first_and_are_not_drawn() -> None:
 
 def test_what_cannot_fit_is_drawn_again() -> None:
     search = Proposer(space("random"))
-    free = [Proposer(space("random")).propose().params["learning_rate"] for _ in range(1)]
-    proposal = search.propose(lambda parameters: parameters["learning_rate"] == free[0])
+    free = [proposed(Proposer(space("random"))).params["learning_rate"] for _ in range(1)]
+    proposal = proposed(search, lambda parameters: parameters["learning_rate"] == free[0])
     assert proposal.params["learning_rate"] != free[0]
 
 

@@ -35,6 +35,24 @@ def test_a_line_agrees_with_the_search(reports: int | None, make_search: MakeSea
     assert datetime.now(UTC) - line.changed < timedelta(minutes=5)
 
 
+@pytest.mark.parametrize("at", ["best", "last"])
+def test_a_lines_value_is_that_of_the_epoch_that_counts(
+    at: str, make_search: MakeSearch, place: Place
+) -> None:
+    folder = make_search("a", trials=3)
+    with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as database:
+        # Every curve falls.
+        database.execute("UPDATE trial_intermediate_values SET intermediate_value = 1 - intermediate_value")
+        database.execute(
+            "UPDATE study_user_attributes SET value_json = ? WHERE key = ?", [f'"{at}"', "metric_at"]
+        )
+    best = read_search(place, "a").best
+    assert best is not None
+    assert best.value_epoch == (1 if at == "best" else best.epochs)
+    (line,) = list_searches(place)
+    assert line.best == pytest.approx(best.value)
+
+
 def test_the_last_to_change_comes_first_and_a_broken_one_says_why(
     make_search: MakeSearch, place: Place
 ) -> None:

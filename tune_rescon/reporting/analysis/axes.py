@@ -16,6 +16,8 @@ __all__ = ["Axis", "parameter_axes"]
 #: Where trials without the parameter are: below the axis.
 ABSENT: Final = -0.12
 
+_ABSENT: Final = object()
+
 #: Labels of an axis of numbers.
 LABELS: Final = 4
 
@@ -43,9 +45,10 @@ def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
 
 
 def _axis(result: StudyResult, name: str) -> Axis:
-    values = {t.number: t.parameters[name] for t in result.trials if name in t.parameters}
+    # A trial that was drawn before the space had the parameter has a value of it all the same.
+    settings = {trial.number: trial.setting(name, _ABSENT) for trial in result.trials}
+    values = {number: value for number, value in settings.items() if value is not _ABSENT}
     absent = len(values) < len(result.trials)
-    log = _is_log(result.space, name)
     if _is_categorical(result.space, name, values.values()):
         choices = _choices(result.space, name, list(values.values()))
         places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
@@ -53,6 +56,7 @@ def _axis(result: StudyResult, name: str) -> Axis:
         positions = {number: places[str(value)] for number, value in values.items()}
         return _whole(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
     low, high = _range(result.space, name, values)
+    log = _is_log(result.space, name) and low > 0
     positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
     steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
     ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
@@ -98,10 +102,10 @@ def _choices(space: Space, name: str, values: Sequence[Any]) -> list[str]:
 
 def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
     parameter = space.parameters.get(name)
-    low, high = getattr(parameter, "low", None), getattr(parameter, "high", None)
-    if low is not None and high is not None:
-        return float(low), float(high)
-    return float(min(values.values())), float(max(values.values()))
+    bounds = [getattr(parameter, bound) for bound in ("low", "high") if hasattr(parameter, bound)]
+    # Trials of an earlier version of the space may lie outside the bounds of this one.
+    whole = [*bounds, *values.values()]
+    return float(min(whole)), float(max(whole))
 
 
 def _place(index: int, count: int) -> float:

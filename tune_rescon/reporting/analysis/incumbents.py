@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = ["Incumbent", "incumbents"]
 
@@ -37,17 +38,29 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
 
 
 def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
-    """When each epoch ended, its trial and number, its value and its seconds."""
+    """When each epoch ended, its trial and number, the trial's value by then and its seconds."""
     return [
         (when, trial.number, epoch, value, seconds if math.isfinite(seconds) else 0.0)
         for trial in result.trials
         for epoch, (when, value, seconds) in enumerate(
             zip(
                 trial.times_ms,
-                trial.values,
+                _counted(trial),
                 itertools.chain(trial.history.get("epoch_seconds", ()), itertools.repeat(0.0)),
                 strict=False,
             ),
             1,
         )
+    ]
+
+
+def _counted(trial: TrialSummary) -> Sequence[float]:
+    """A trial's value after each epoch, as ``metric.at`` counts it."""
+    if trial.at == "last":
+        return trial.values
+    better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)
+    finite = (value if math.isfinite(value) else worst for value in trial.values)
+    running = itertools.accumulate(finite, better)
+    return [
+        best if math.isfinite(value) else value for best, value in zip(running, trial.values, strict=True)
     ]

@@ -127,7 +127,7 @@ def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
 def _cells(seen: Snapshot, trial: TrialSummary, layout: Layout, ramp: str) -> Iterator[Text]:
     yield Text(f"{trial.number:04d}", style=STATE_STYLE[TrialState.RUNNING])
     yield Text(f"{trial.epochs}/{seen.last_epoch}")
-    yield Text(figure(trial.value))
+    yield Text(figure(trial.last_value))
     if layout.curve:
         yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")
     if layout.speed:
@@ -159,7 +159,7 @@ def _best(best: TrialSummary) -> Text:
         (f"trial_{best.number:04d}", "bold"),
         f": {best.metric} ",
         (figure(best.value), "bold"),
-        f" after epoch {best.epochs}, ",
+        f" after epoch {best.value_epoch}, ",
         (best.state.value, STATE_STYLE[best.state]),
     )
 

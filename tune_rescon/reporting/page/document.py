@@ -49,6 +49,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         sections.trials(result) if result.trials else "",
         *map(sections.panel, shown[1:]),
         sections.failure_table(result),
+        sections.space_history(result),
         "</div>",
     ]
     body = f"<main>{''.join(parts)}</main>{''.join(_scripts([*beside, *shown]))}"

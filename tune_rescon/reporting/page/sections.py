@@ -10,10 +10,10 @@ from tune_rescon.reporting.analysis import best_command, device_hours, failures,
 from tune_rescon.reporting.fates import FATE_COLOUR
 from tune_rescon.reporting.page.charts import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.reporting.words import duration, figure, pairs, value_words
 from tune_rescon.tuning import StudyResult, TrialSummary
 
-__all__ = ["best", "cards", "comparison_table", "failure_table", "panel", "title", "trials"]
+__all__ = ["best", "cards", "comparison_table", "failure_table", "panel", "space_history", "title", "trials"]
 
 #: Numbers of trials that one line names.
 NAMED = 20
@@ -43,7 +43,7 @@ def _cards(result: StudyResult) -> Iterator[str]:
     best, saved, found = result.best, savings(result), timeline(result)
     ended = sum(trial.state.is_final for trial in result.trials)
     if best is not None:
-        yield _card(figure(best.value), f"{result.metric} of trial {best.number}, epoch {best.epochs}")
+        yield _card(figure(best.value), f"{result.metric} of trial {best.number}, epoch {best.value_epoch}")
     yield _card(f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended")
     yield _card(f"{saved.epochs}", "epochs run")
     if saved.epochs_saved:
@@ -82,10 +82,7 @@ def best(result: StudyResult) -> str:
 
 
 def _winner_words(result: StudyResult, winner: TrialSummary) -> str:
-    words = (
-        f"{result.metric} {figure(winner.value)} after epoch {winner.epochs}"
-        f" (best {figure(winner.best_value)} at epoch {winner.best_epoch})."
-    )
+    words = f"{value_words(winner)}."
     if not result.front:
         return words
     numbers = ", ".join(str(trial.number) for trial in result.front)
@@ -145,6 +142,15 @@ def _cause(cause: str, details: str) -> str:
 def _named(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:NAMED]))
     return shown if len(numbers) <= NAMED else f"{shown} and {len(numbers) - NAMED} more"
+
+
+def space_history(result: StudyResult) -> str:
+    """What resumes have changed of the space; nothing where they changed nothing."""
+    if not result.space_history:
+        return ""
+    items = "".join(f"<li>{_text(line)}</li>" for line in result.space_history)
+    note = "Each trial keeps the configuration that it ran with."
+    return f'<section><h2>Changes of the space</h2><p class="soft">{note}</p><ul>{items}</ul></section>'
 
 
 def comparison_table(results: Sequence[StudyResult]) -> str:

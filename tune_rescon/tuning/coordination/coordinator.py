@@ -49,7 +49,7 @@ class SearchPlan:
     cost: Callable[[TrialSummary, int], float] | None = None
     """The second objective, made small, of a trial after so many epochs; None where there is none."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
-    """Equal for parameters that need the same memory; None: nothing is known."""
+    """Equal for configurations (plain values) that need the same memory; None: nothing is known."""
     keep: int | None = KEEP_BEST
     """Trials that keep their checkpoint when they have ended, the best of all; None: every one."""
     guard: Callable[[], None] = field(default=_nothing)
@@ -96,10 +96,12 @@ class Coordinator:
         self._lost_nodes: Counter[int] = Counter()
         self.failure: str | None = None
         """Why the search cannot go on, if it cannot: too many trials failed in a row."""
+        self.space_is_exhausted = False
+        """Whether every point of the space has run, before the budget was spent."""
         trials = record.trials()
         self._kept = keepers((t for t in trials if t.state.is_final), keep=plan.keep)
         self._out_of_memory = {
-            plan.same_memory(t.parameters): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
+            self._memory(t): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
         }
         for listener in listeners:
             listener.search_started(trials)
@@ -134,7 +136,12 @@ class Coordinator:
             return self._started(self._record.reopen(promoted))
         while self._more:
             enqueued = self._record.next_enqueued(self._proposer.fits)
-            trial = self._record.open(self._proposer.propose(self._is_infeasible, enqueued=enqueued))
+            infeasible = self._is_infeasible if self._out_of_memory else None
+            proposal = self._proposer.propose(infeasible, enqueued=enqueued)
+            if proposal is None:
+                self.space_is_exhausted = True
+                break
+            trial = self._record.open(proposal)
             self._proposer.opened(trial)
             if not self._ends_unrun(trial):
                 return self._started(trial)
@@ -229,7 +236,7 @@ class Coordinator:
 
     @property
     def _more(self) -> bool:
-        return len(self._record) < self._plan.total
+        return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _recall(self, trials: Sequence[TrialSummary]) -> list[int]:
         """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
@@ -243,7 +250,9 @@ class Coordinator:
             if trial.decision in (None, Decision.CONTINUE):
                 unfinished.append(trial.number)
             elif trial.decision is Decision.PAUSE:
-                self._rule.wait(trial.number)
+                # A rule that has changed since may have no rung for it: then it runs on to the next one.
+                if not self._rule.wait(trial.number):
+                    unfinished.append(trial.number)
             else:
                 self._act(trial)
         return unfinished
@@ -254,15 +263,18 @@ class Coordinator:
             listener.trial_started(trial)
         return trial
 
-    def _is_infeasible(self, parameters: Mapping[str, Any]) -> bool:
-        key = self._plan.same_memory(parameters)
+    def _is_infeasible(self, config: Mapping[str, Any]) -> bool:
+        key = self._plan.same_memory(config)
         return key is not None and key in self._out_of_memory
+
+    def _memory(self, trial: TrialSummary) -> Hashable:
+        return None if trial.origin is None else self._plan.same_memory(trial.origin.config)
 
     def _ends_unrun(self, trial: TrialSummary) -> bool:
         """Close a trial that would run out of memory as another did."""
-        if not self._is_infeasible(trial.parameters):
+        if trial.origin is None or not self._is_infeasible(trial.origin.config):
             return False
-        before = self._out_of_memory[self._plan.same_memory(trial.parameters)]
+        before = self._out_of_memory[self._memory(trial)]
         error = f"not run: trial {before}, whose network needs the same memory, ran out of it"
         self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
         return True
@@ -320,7 +332,7 @@ class Coordinator:
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
         self._proposer.ended(trial)
         if state is TrialState.OUT_OF_MEMORY:
-            self._out_of_memory.setdefault(self._plan.same_memory(trial.parameters), number)
+            self._out_of_memory.setdefault(self._memory(trial), number)
         self.failure = self.failure or self._streak.add(trial)
         for listener in self._listeners:
             listener.trial_ended(trial)

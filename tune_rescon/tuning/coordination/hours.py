@@ -1,8 +1,8 @@
-"""The budget in hours: it counts the whole life of a search, all its runs together."""
+"""The budget: hours count the whole life of a search, all its runs together; trials may run out of points."""
 
 from __future__ import annotations
 
-__all__ = ["deadline", "spent_words"]
+__all__ = ["deadline", "exhausted_words", "spent_words"]
 
 
 def deadline(hours: float | None, *, driven: float, now: float) -> float | None:
@@ -28,4 +28,16 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
     return (
         f"The {hours:g} hours of {name} are spent, with {trials} of {total} trials begun."
         f" More time: --resume {name} --hours H, with H over {hours:g}."
+    )
+
+
+def exhausted_words(trials: int, total: int) -> str:
+    """What to say of a search whose space has no point left after ``trials`` of its ``total``.
+
+    >>> exhausted_words(6, 24).partition(".")[0]
+    'The space is exhausted: all of its configurations have run, in 6 of 24 trials'
+    """
+    return (
+        f"The space is exhausted: all of its configurations have run, in {trials} of {total} trials."
+        " To run them again with other training seeds: --set sampler.repeats=true."
     )

@@ -61,6 +61,7 @@ def train_task(
         threads=task.threads,
         metric=task.metric,
         mode=task.mode,
+        keep=task.keep,
         overruns=Path(task.cache_root) / _OVERRUNS,
         stalls=Path(task.cache_root) / STALLS,
         peers=peers,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
 from tune_rescon.tuning.execution.notice import NOTICE, never, node_is_drained
 from tune_rescon.tuning.execution.one_thread import on_one_thread
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
@@ -47,6 +47,8 @@ class TrialTask:
     seed: int
     metric: str
     mode: str
+    keep: MetricAt = "best"
+    """Which epoch's network the trial keeps (``metric.at``)."""
     recorded: int
     """Epochs the record holds; a worker that knows of more owes their reports."""
     checkpoint_dir: str

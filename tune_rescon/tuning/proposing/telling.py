@@ -55,16 +55,17 @@ def told(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int |
         sampler: ``sampler.type`` of the space file.
         worst: the worst finite value that any trial before it ended with; None if there is none.
         epoch: from :func:`common_epoch`, for a sampler of :data:`READS_PRUNED`; a trial counts as complete
-            once it has come so far, and until then as worse than all that have. None: by its last value.
+            once it has come so far, and until then as worse than all that have. None: by its value.
     """
     if trial.state in (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY):
         return _worst(trial, sampler, worst)
-    if not math.isfinite(trial.value) or trial.state is TrialState.FAILED:
+    if not math.isfinite(trial.last_value) or trial.state is TrialState.FAILED:
         return Told(state=OptunaState.FAIL) if trial.state.is_final else None
     if epoch is not None and trial.epochs >= epoch:
         return Told(state=OptunaState.COMPLETE, values=(trial.values[epoch - 1],))
     if epoch is not None and (trial.state.is_final or trial.state is TrialState.PAUSED):
-        return Told(state=OptunaState.PRUNED, values=(trial.value,), steps=((trial.epochs, trial.value),))
+        last = trial.last_value
+        return Told(state=OptunaState.PRUNED, values=(last,), steps=((trial.epochs, last),))
     if not trial.state.is_final:
         return None
     values = (trial.value,) if trial.cost is None else (trial.value, trial.cost)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.spaces import Space, from_optuna, load_space, overlap, overlap_words, to_optuna
+from tune_rescon.spaces import Overlap, Space, overlap_words, place_config, to_optuna
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.proposing.proposer import most_telling
+from tune_rescon.tuning.record.space_versions import open_recorded
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.store.search_store import find_search
@@ -34,15 +35,11 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
         where="--warm-start",
         files=("space.yaml", "study.db"),
     )
-    theirs = load_space(str(other.space_yaml))
-    record = StudyRecord.load(
-        options.study_url or other.study_url,
-        other.name,
-        metric=theirs.metric.name,
-        any_name=options.study_url is None,
+    record, versions = open_recorded(
+        options.study_url or other.study_url, other, any_name=options.study_url is None
     )
     ended = [trial for trial in record.trials() if trial.state.is_final]
-    placed = [overlap(space, theirs, from_optuna(theirs, trial.parameters)) for trial in ended]
+    placed = [_placed(space, versions.newest, trial) for trial in ended]
     usable = [
         dataclasses.replace(trial, parameters=to_optuna(place.sampled))
         for trial, place in zip(ended, placed, strict=True)
@@ -51,6 +48,12 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
     say(overlap_words(other.name, placed))
     kept = most_telling(usable)
     return [trial for trial in usable if trial.number in kept]
+
+
+def _placed(space: Space, theirs: Space, trial: TrialSummary) -> Overlap:
+    if trial.origin is None:
+        return Overlap(sampled=None, differs=("an unknown configuration",))
+    return place_config(space, trial.origin.config, theirs)
 
 
 def note_earlier(record: StudyRecord, trials: Sequence[TrialSummary]) -> None:

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import sqlalchemy
 from optuna.storages._rdb import models
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Connection, Table, case, func, select
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import MetricAt, TrialState, metric_mode
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
@@ -24,6 +24,7 @@ from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.search import Place
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
+from tune_rescon.tuning.record.study import METRIC, METRIC_AT
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.store.search_store import find_search
 
@@ -38,6 +39,7 @@ _TRIALS: Final[Table] = models.TrialModel.__table__
 _USER: Final[Table] = models.TrialUserAttributeModel.__table__
 _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
+_FINITE: Final = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 #: The state of a trial of the search. Trials of other programs may have an attribute of this name too.
 _OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
@@ -52,7 +54,7 @@ class SearchOverview:
     state: SearchState | None = None
     """None: see :attr:`problem`."""
     best: float = math.nan
-    """The winner's last value; nan if no trial has one."""
+    """The winner's value; nan if no trial has one."""
     ended: int = 0
     """Trials that nothing more will happen to."""
     total: int = 0
@@ -132,7 +134,10 @@ def _read(
         study = _study_id(connection, seen.name, any_name=url == folder.study_url)
         attributes = _attributes(connection, study)
         states = _states(connection, study)
-        best = _best(_last_values(connection, study), maximize=goal.metric.mode == "max")
+        # The file may have been edited since: the record says what its values are.
+        metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
+        maximize = metric_mode(metric) == "max"
+        best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
         changed = _changed(connection, study)
     alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
     ended = sum(state.is_final for state in states)
@@ -143,7 +148,7 @@ def _read(
         ended=ended,
         total=seen.total,
     )
-    return replace(seen, state=state, best=best, ended=ended, changed=changed)
+    return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
 
 
 def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
@@ -157,7 +162,7 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["lease", "outcome"])
+    wanted = _STUDY_USER.c.key.in_(["lease", "outcome", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
 
@@ -169,21 +174,29 @@ def _states(connection: Connection, study: int) -> list[TrialState]:
     return [TrialState(json.loads(value)) for (value,) in rows]
 
 
-def _last_values(connection: Connection, study: int) -> Iterator[tuple[int, float]]:
-    """The epoch and value that each trial of the search came to, if that is finite."""
+def _values(
+    connection: Connection, study: int, *, at: MetricAt, maximize: bool
+) -> Iterator[tuple[int, float]]:
+    """The epoch that each trial of the search came to, and its value, if its last one is finite."""
+    finite = _STEPS.c.intermediate_value_type == _FINITE
     ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
-    last = (
-        select(_STEPS.c.trial_id, func.max(_STEPS.c.step).label("step"))
+    better = func.max if maximize else func.min
+    ends = (
+        select(
+            _STEPS.c.trial_id,
+            func.max(_STEPS.c.step).label("step"),
+            better(case((finite, _STEPS.c.intermediate_value))).label("best"),
+        )
         .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id).join(_USER, ours))
         .where(_TRIALS.c.study_id == study)
         .group_by(_STEPS.c.trial_id)
         .subquery()
     )
-    same = (_STEPS.c.trial_id == last.c.trial_id) & (_STEPS.c.step == last.c.step)
-    columns = (_STEPS.c.step, _STEPS.c.intermediate_value, _STEPS.c.intermediate_value_type)
-    for step, value, kind in connection.execute(select(*columns).select_from(_STEPS.join(last, same))):
-        if kind == models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE:
-            yield step, value
+    same = (_STEPS.c.trial_id == ends.c.trial_id) & (_STEPS.c.step == ends.c.step)
+    columns = (_STEPS.c.step, _STEPS.c.intermediate_value, ends.c.best)
+    rows = connection.execute(select(*columns).select_from(_STEPS.join(ends, same)).where(finite))
+    for step, last, best in rows:
+        yield step, best if at == "best" else last
 
 
 def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:

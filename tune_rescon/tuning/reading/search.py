@@ -10,7 +10,7 @@ from pathlib import Path
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.errors import DataError
-from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces import Space
 from tune_rescon.storage import SearchHome, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.pricing import Pricing, datasets_of
@@ -18,10 +18,11 @@ from tune_rescon.tuning.reading.lease import lives_by_file, lives_by_url
 from tune_rescon.tuning.reading.snapshot import snapshot
 from tune_rescon.tuning.reading.standing import search_state
 from tune_rescon.tuning.record.folder import SearchFolder
-from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.record.space_versions import open_recorded
 from tune_rescon.tuning.record.summary import TrialSummary
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.run_notes import RunNotes, read_notes
+from tune_rescon.tuning.space_changes import history_words
 from tune_rescon.tuning.store.search_store import find_search
 from tune_rescon.tuning.summing_up import sum_up
 
@@ -48,11 +49,9 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         StorageError: there is no such search, or its record cannot be read.
     """
     folder = _fetched(place, name, where)
-    space = load_space(folder.space_yaml)
     url = place.study_url or folder.study_url
     with snapshot(url) as readable:
-        any_name = place.study_url is None
-        record = StudyRecord.load(readable, name, metric=space.metric.name, any_name=any_name)
+        record, versions = open_recorded(readable, folder, any_name=place.study_url is None)
         trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
         foreign = record.foreign
     at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
@@ -61,10 +60,16 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
             alive = lives_by_url(at_url.remote.folder("lease"))
     else:
         alive = lives_by_file(lease, sqlite_file(url))
-    pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
-    url_of_it = at_url.remote.url if at_url else None
     return summed_up(
-        pricing, trials, notes, name=name, folder=folder, url=url_of_it, alive=alive, foreign=foreign
+        Pricing(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
+        trials,
+        notes,
+        name=name,
+        folder=folder,
+        url=at_url.remote.url if at_url else None,
+        alive=alive,
+        foreign=foreign,
+        space_history=history_words(versions, trials),
     )
 
 
@@ -78,6 +83,7 @@ def summed_up(
     url: str | None,
     alive: bool,
     foreign: tuple[int, ...] = (),
+    space_history: tuple[str, ...] = (),
 ) -> StudyResult:
     """A search as its record has it, whose driver is ``alive`` or not."""
     ended = sum(trial.state.is_final for trial in trials)
@@ -92,6 +98,7 @@ def summed_up(
         url=url,
         failure=None if alive else notes.failure,
         foreign=foreign,
+        space_history=space_history,
     )
 
 

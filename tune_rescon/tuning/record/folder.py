@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-
 from tune_rescon.errors import StorageError, explain
+from tune_rescon.spaces import yaml_text
 from tune_rescon.storage import (
     StorageUrl,
     check_name,
@@ -176,29 +175,30 @@ class SearchFolder:
     def write_trials(
         self, trials: Iterable[TrialSummary], parameters: Iterable[str], *, at_url: bool = False
     ) -> None:
-        """``trials.csv``: state, values and sampled parameters (``none`` where inactive), by number.
+        """``trials.csv``: state, values and parameters, by number.
 
-        A checkpoint is named if it is there. ``at_url``: checkpoints are kept at a URL, and the record,
-        which forgets what is deleted there, is believed.
+        A checkpoint is named if it is there. ``none`` stands where a trial does not have a parameter.
+
+        Args:
+            trials: all of the search.
+            parameters: the names of the space's; those that trials of its earlier versions have follow them.
+            at_url: checkpoints are kept at a URL. The record is believed: it forgets what is deleted there.
         """
-        names = list(parameters)
+        trials = tuple(trials)
+        names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*_COLUMNS, *names])
         for trial in trials:
-            sampled = [trial.parameters.get(name, "none") for name in names]
+            settings = [trial.setting(name, "none") for name in names]
             checkpoint = trial.checkpoint or ""
             is_there = at_url or (self.path / checkpoint).is_file()
-            writer.writerow([*_row(trial), checkpoint if is_there else "", *sampled])
+            writer.writerow([*_row(trial), checkpoint if is_there else "", *settings])
         write_atomically(self.trials_csv, text.getvalue())
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """``best.yaml``."""
-        text = io.StringIO()
-        yaml = YAML()
-        yaml.default_flow_style = False
-        yaml.dump(dict(best), text)
-        write_atomically(self.best_yaml, text.getvalue())
+        write_atomically(self.best_yaml, yaml_text(best, block=True))
 
 
 _COLUMNS: Final = (

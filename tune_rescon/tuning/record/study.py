@@ -24,16 +24,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
+from tune_rescon.tuning.record.origin import TrialOrigin
 from tune_rescon.tuning.record.places import recorded_checkpoint
 from tune_rescon.tuning.record.summary import TrialSummary, by_epoch
 from tune_rescon.tuning.rules.stopping import Decision, Verdict
 
-__all__ = ["FIXED_PARAMS", "Enqueued", "Proposal", "StudyRecord"]
+__all__ = ["FIXED_PARAMS", "METRIC", "METRIC_AT", "Enqueued", "Proposal", "StudyRecord"]
 
 #: Seconds a writer waits for another one's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
@@ -53,6 +54,12 @@ _PREFIX: Final = "tune_rescon:"
 #: Optuna's own, of a trial that was enqueued.
 FIXED_PARAMS: Final = "fixed_params"
 _EPOCH: Final = _PREFIX + "epoch:{}"
+_ORIGIN: Final = _PREFIX + "origin"
+
+#: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
+#: kept each trial's best network, so its trials count by their best epoch.
+METRIC: Final = "metric"
+METRIC_AT: Final = "metric_at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +71,15 @@ class Proposal:
     distributions: Mapping[str, BaseDistribution]
     memory: Mapping[str, Any] = field(default_factory=dict)
     """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+    origin: TrialOrigin | None = None
+    """What the trial runs with; None only where nothing trains it, as in tests of the record."""
     enqueued: Enqueued | None = None
-    """The trial of the study that it becomes, where somebody enqueued one."""
+    """The trial of the study that it becomes, where another program enqueued one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enqueued:
-    """A trial that waits in the study: somebody called ``Study.enqueue_trial``, or used a dashboard."""
+    """A trial that waits in the study, by ``Study.enqueue_trial`` or a dashboard."""
 
     number: int
     params: Mapping[str, Any]
@@ -90,19 +99,29 @@ class StudyRecord:
 
         ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
         """
+        attributes = ledger.study_attributes()
         self._ledger = ledger
-        self._metric = metric
+        self._metric = metric = attributes.get(METRIC, metric)
+        self._at: MetricAt = attributes.get(METRIC_AT, "best")
         self.maximize = maximize
         self._now_ms = now_ms or _now_ms
         frozen = ledger.trials()
         self._ids = {trial.number: trial._trial_id for trial in frozen}
-        self._trials = {t.number: _summary(t, metric, maximize) for t in frozen if _is_ours(t)}
+        self._trials = {t.number: _summary(t, metric, maximize, self._at) for t in frozen if _is_ours(t)}
         self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
         self._next_number = max(self._ids, default=-1) + 1
 
     @classmethod
     def create(
-        cls, url: str, name: str, *, metric: str, maximize: bool, space: str, against: str | None = None
+        cls,
+        url: str,
+        name: str,
+        *,
+        metric: str,
+        maximize: bool,
+        space: str,
+        against: str | None = None,
+        at: MetricAt = "best",
     ) -> StudyRecord:
         """Begin the record of a new search.
 
@@ -113,6 +132,7 @@ class StudyRecord:
             maximize: whether larger is better.
             space: its resolved YAML.
             against: a second objective that is made small, if there is one.
+            at: which epoch's metric counts, ``"best"`` or ``"last"``.
 
         Raises:
             StorageError: the database already has a study of that name, or cannot be reached.
@@ -124,11 +144,15 @@ class StudyRecord:
         study_id = _new_study(storage, directions, name)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
+        ledger.set_study_attribute(METRIC, metric)
+        ledger.set_study_attribute(METRIC_AT, at)
         return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
         """Open the record of an earlier search; ``any_name``: see :func:`.find_study`.
+
+        ``metric``: the objective of a record that an earlier version of this package wrote; others say it.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
@@ -142,6 +166,8 @@ class StudyRecord:
     def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
         """On any Optuna storage, such as the in-memory one of a simulation."""
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        if isinstance(storage, optuna.storages.RDBStorage):
+            return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
         return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
 
     def __len__(self) -> int:
@@ -163,7 +189,11 @@ class StudyRecord:
 
     def attribute(self, name: str) -> Any:
         """An attribute of the study; None if it has none of that name."""
-        return self._ledger.study_attributes().get(name)
+        return self.attributes().get(name)
+
+    def attributes(self) -> dict[str, Any]:
+        """All attributes of the study."""
+        return self._ledger.study_attributes()
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write an attribute of the study."""
@@ -177,7 +207,7 @@ class StudyRecord:
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system=proposal.memory,
+            system={**proposal.memory, **_noted(proposal.origin)},
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
@@ -193,6 +223,8 @@ class StudyRecord:
             values=(),
             started=started,
             memory=proposal.memory,
+            origin=proposal.origin,
+            at=self._at,
         )
         if enqueued is not None:
             self._trials = dict(sorted(self._trials.items()))
@@ -281,6 +313,10 @@ class StudyRecord:
         self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
+    def fill_origin(self, number: int, origin: TrialOrigin) -> None:
+        """Complete a trial that an earlier version recorded; in memory only, since its space is recorded."""
+        self._update(number, origin=origin)
+
     def trial(self, number: int) -> TrialSummary:
         """One trial, as written."""
         return self._trials[number]
@@ -310,7 +346,7 @@ def _is_ours(frozen: FrozenTrial) -> bool:
     return frozen.user_attrs.get("state") in _STATES
 
 
-def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialSummary:
     user, system = frozen.user_attrs, frozen.system_attrs
     # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
     # queries are not of one moment.
@@ -338,7 +374,13 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool) -> TrialSummary:
         memory={
             key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
         },
+        origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,
+        at=at,
     )
+
+
+def _noted(origin: TrialOrigin | None) -> dict[str, Any]:
+    return {} if origin is None else {_ORIGIN: origin.to_dict()}
 
 
 def _now_ms() -> int:

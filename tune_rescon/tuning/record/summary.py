@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from tune_rescon.config import TrialState, watched_metric
+from tune_rescon.config import MetricAt, TrialConfig, TrialState, watched_metric
+from tune_rescon.spaces import Space, to_optuna
+from tune_rescon.tuning.record.origin import TrialOrigin, find_origin
 from tune_rescon.tuning.rules.stopping import Decision
 
 __all__ = ["TrialSummary", "by_epoch"]
@@ -48,6 +50,11 @@ class TrialSummary:
     An epoch recorded only when the trial went on, after its worker had died, has that of the next worker."""
     memory: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.memory`."""
+    origin: TrialOrigin | None = None
+    """The configuration that the trial runs with. None: not known, because an earlier version recorded the
+    trial and ``space.yaml`` was edited since."""
+    at: MetricAt = "last"
+    """``metric.at`` of the search: which epoch's metric is :attr:`value`."""
 
     @property
     def epochs(self) -> int:
@@ -61,9 +68,23 @@ class TrialSummary:
         return self.values if watched == self.metric else self.history.get(watched, ())
 
     @property
-    def value(self) -> float:
+    def last_value(self) -> float:
         """The metric after the last reported epoch; nan before the first."""
         return self.values[-1] if self.values else math.nan
+
+    @property
+    def value(self) -> float:
+        """The objective, by which trials are ranked: the metric at :attr:`value_epoch`.
+
+        nan before the first epoch, and where the last epoch is not finite: the trial has diverged.
+        """
+        return self.values[self.value_epoch - 1] if self.values else math.nan
+
+    @property
+    def value_epoch(self) -> int:
+        """The epoch (from 1) of :attr:`value`, whose network ``best.ckpt`` holds; 0 before the first."""
+        chooses = self.at == "best" and math.isfinite(self.last_value)
+        return self.best_epoch if chooses else self.epochs
 
     @property
     def best_epoch(self) -> int:
@@ -87,6 +108,24 @@ class TrialSummary:
     def seconds_of(self, epochs: int) -> float:
         """Seconds spent in the first ``epochs``."""
         return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
+
+    def config(self, space: Space) -> TrialConfig | None:
+        """All its hyperparameters; None if they are not known.
+
+        Args:
+            space: the search's. Only a trial whose configuration is not in the record is taken to be of it.
+        """
+        origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
+        return None if origin is None else TrialConfig.from_dict(origin.config)
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """The value of a hyperparameter in this trial, as Optuna holds it.
+
+        ``default`` where the trial does not have the parameter, or where its configuration is not known.
+        """
+        if name in self.parameters or self.origin is None or name in self.origin.inactive:
+            return self.parameters.get(name, default)
+        return to_optuna({name: self.origin.config.get(name, default)})[name]
 
     def extended(self, metrics: Mapping[str, float]) -> TrialSummary:
         """With one more epoch."""

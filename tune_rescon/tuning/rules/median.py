@@ -59,9 +59,10 @@ class MedianRule:
             self._best[seen.number] = max(self._best[seen.number], score)
             self._averages[seen.epoch, seen.group].append(self._sums[seen.number] / seen.epoch)
 
-    def wait(self, number: int) -> None:
-        """Never called: this rule pauses nobody."""
-        raise AssertionError(f"trial {number} cannot wait: the median rule pauses nobody")
+    def wait(self, number: int) -> bool:
+        """False: this rule pauses no trial. One that another rule paused, before a resume, continues."""
+        del number
+        return False
 
     def promote(self, *, anyone: bool = False) -> int | None:
         """Nobody waits."""

@@ -93,9 +93,12 @@ class RungLadder:
             rung.add(seen.number, -seen.value if self.maximize else seen.value, seen.cost)
             self._place[seen.number] = rung
 
-    def wait(self, number: int) -> None:
-        """A recalled trial waits at the highest rung it has a value at."""
+    def wait(self, number: int) -> bool:
+        """A recalled trial waits at the highest rung it has a value at; False if it has none at any."""
+        if number not in self._place:
+            return False
         self._place[number].waiting.add(number)
+        return True
 
     def promote(self, *, anyone: bool = False) -> int | None:
         """Take the best waiting trial of the highest rung that has one in its top (algorithm 2)."""

@@ -62,8 +62,8 @@ class StoppingRule(Protocol):
     def recall(self, seen: Observation) -> None:
         """Take note of an epoch that was judged in an earlier run."""
 
-    def wait(self, number: int) -> None:
-        """A recalled trial was told to pause, and still waits."""
+    def wait(self, number: int) -> bool:
+        """A recalled trial was told to pause, and still waits; False if this rule has no rung for it."""
 
     def promote(self, *, anyone: bool = False) -> int | None:
         """Take one waiting trial that may go on; with ``anyone``, the most promising even if none may."""

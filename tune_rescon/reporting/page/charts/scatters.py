@@ -31,7 +31,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
         x=[_beside(one, trial.number) for trial in trials],
         y=[values[trial.number] for trial in trials],
         colours=[FATE_COLOUR[trial.state] for trial in trials],
-        words=[[trial.number, figure(trial.parameters.get(one.name))] for trial in trials],
+        words=[[trial.number, figure(trial.setting(one.name))] for trial in trials],
     )
     points["hovertemplate"] = (
         f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}<extra></extra>"

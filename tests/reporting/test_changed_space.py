@@ -1,0 +1,232 @@
+"""A search whose space was changed by a resume: all that speaks of its trials says what they ran with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import SpaceError
+from tune_rescon.finals import finalists
+from tune_rescon.reporting.analysis import best_command, parameter_axes
+from tune_rescon.reporting.documents import csv_text, json_text, markdown_text
+from tune_rescon.reporting.note import note_text
+from tune_rescon.reporting.page.document import render_page
+from tune_rescon.search import main, search
+from tune_rescon.spaces import Space, dump_space, load_space, trial_config
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, parameter_importance, read_search
+from tune_rescon.tuning.proposing.warm_start import trials_of
+
+pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
+
+BASE = (
+    "sampler.type=random",
+    "scheduler.type=none",
+    "fidelity.max=2",
+    "initial=[{depth: 56, learning_rate: 0.1}]",
+    "fixed={layout: cifar, width: 0.5}",
+    (
+        "parameters={depth: {type: categorical, choices: [56, 92]},"
+        " learning_rate: {type: float, low: 0.05, high: 0.3}}"
+    ),
+)
+
+#: What a resume changed, and whether the space then contains the first trial, the best one.
+CHANGES = {
+    "a choice less": (("parameters.depth.choices=[92]", "initial=[]"), False),
+    "narrower bounds": (("parameters.learning_rate.high=0.09", "initial=[]"), False),
+    "another kind": (("parameters.learning_rate={type: categorical, choices: [0.1, 0.2]}",), True),
+    "a parameter more": (
+        ("parameters.width={type: categorical, choices: [0.5, 1.0]}", "fixed={layout: cifar}", "initial=[]"),
+        True,
+    ),
+    "a parameter less": (
+        (
+            "parameters={learning_rate: {type: float, low: 0.05, high: 0.3}}",
+            "fixed={layout: cifar, width: 0.5, depth: 92}",
+            "initial=[]",
+        ),
+        False,
+    ),
+}
+
+
+def space(*more: str, trials: int) -> Space:
+    return load_space("digits", [*BASE, f"budget.trials={trials}", *more])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(storage=tmp_path / "runs", cache_root=tmp_path / "cache", data_root=tmp_path / "data")
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
+    return _begin(tmp_path / "runs")
+
+
+def _begin(storage: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
+    """Two trials, the first the better one."""
+    folder = SearchFolder(storage=storage, name="base")
+    simulated = SimulatedSearch(space(trials=2), folder=folder)
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.9 - trial.number / 10), workers=1)
+    simulation.drive(simulated.policy())
+    return simulated, simulation, folder
+
+
+Begun = tuple[SimulatedSearch, Simulation, SearchFolder]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _begin(tmp_path_factory.mktemp("finished") / "runs")[2].path
+
+
+@pytest.fixture
+def copied(finished: Path, place: Place) -> SearchFolder:
+    """The same search, which nothing drives: a new database takes a second on a busy disk."""
+    assert isinstance(place.storage, Path)
+    shutil.copytree(finished, place.storage / "base")
+    return SearchFolder(storage=place.storage, name="base")
+
+
+def everything(result: StudyResult) -> str:
+    """All forms of the report: none may fail."""
+    values = {trial.number: trial.value for trial in result.trials}
+    parameter_importance(result.space, {trial.number: trial for trial in result.trials}, values)
+    parameter_axes(result)
+    return "".join(
+        [
+            render_page(result, written=datetime(2026, 1, 1)),
+            note_text(result),
+            markdown_text(result),
+            csv_text([result]),
+        ]
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_trials_stay_what_they_were(begun: Begun, place: Place, change: str) -> None:
+    (simulated, simulation, folder), (settings, contained) = begun, CHANGES[change]
+    before = read_search(place, "base")
+    changed = space(*settings, trials=4)
+    simulated.change(changed)
+    simulation.drive(simulated.policy())
+    after = read_search(place, "base")
+    assert after.trials[:2] == before.trials
+    assert {n: after.costs[n] for n in (0, 1)} == {n: before.costs[n] for n in (0, 1)}
+    assert after.best_config == before.best_config
+    assert (after.best_config["depth"], after.best_config["width"]) == (56, 0.5)
+    assert finalists(after, 1) == finalists(before, 1)
+    assert len(after.trials) == 4
+    assert len(after.space_history) == 1
+    assert after.space_history[0].startswith("version 2 (from trial 2): budget.trials: 2 -> 4")
+    assert after.space_history[0] in json.loads(json_text(after))["space_history"]
+    assert "Changes of the space" in everything(after)
+    folder.write_trials(after.trials, changed.parameters)
+    with folder.trials_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["depth"] for row in rows[:2]] == [str(trial.parameters["depth"]) for trial in before.trials]
+    folder.space_yaml.write_text(dump_space(changed))
+    assert _pasted(after) == (56, 0.5, 0.1)
+    assert contained is not ("fixed=" in (best_command(after) or ""))
+
+
+def _pasted(result: StudyResult) -> tuple[object, ...]:
+    """What the one trial of the report's command would run with."""
+    words = shlex.split(best_command(result) or "")
+    read = search.make_context("search", words[3:]).params
+    found = load_space(read["space_name"], [f"budget.trials={read['trials']}", *read["settings"]])
+    config = trial_config(found, found.initial[0])
+    return config.depth, config.width, config.learning_rate
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_space_edited_by_hand_changes_nothing_that_was(
+    copied: SearchFolder, place: Place, change: str
+) -> None:
+    before = read_search(place, "base")
+    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    assert read_search(place, "base") == before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
+    copied: SearchFolder, place: Place, change: str
+) -> None:
+    _as_an_earlier_version_wrote_it(copied)
+    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    result = read_search(place, "base")
+    assert [trial.epochs for trial in result.trials] == [2, 2]
+    everything(result)
+    options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
+    said: list[str] = []
+    trials_of(space(trials=4), options, said.append)
+    assert said[0].startswith("used ")
+
+
+def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Place) -> None:
+    before = read_search(place, "base")
+    _as_an_earlier_version_wrote_it(copied)
+    assert read_search(place, "base") == before
+
+
+def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begun, place: Place) -> None:
+    simulated, simulation, _ = begun
+    simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
+    simulation.drive(simulated.policy())
+    options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
+    said: list[str] = []
+    used = trials_of(space(trials=4), options, said.append)
+    halves = [t for t in read_search(place, "base").trials if t.setting("width") == 0.5]
+    assert [trial.number for trial in used] == [trial.number for trial in halves]
+
+
+def test_what_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
+    simulated, _, folder = begun
+    before = (folder.path / "study.db").read_bytes()
+    with pytest.raises(SpaceError, match=r"fixed\.width would become 1.0"):
+        simulated.change(space("fixed={layout: cifar, width: 1.0}", trials=4))
+    assert (folder.path / "study.db").read_bytes() == before
+
+
+REFUSED: dict[str, Callable[[], list[str]]] = {
+    "fixed.width": lambda: ["fixed.width=1.0"],
+    "metric.name": lambda: ["metric={name: val_loss, mode: min}"],
+    "metric.against": lambda: ["metric.against=gmacs"],
+    "fidelity.max": lambda: ["fidelity.max=1"],
+    "dataset.split_seed": lambda: ["dataset.split_seed=3"],
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_the_command_refuses_before_anything_is_begun(
+    copied: SearchFolder, place: Place, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in copied.path.rglob("*.yaml")}
+    arguments = ["--resume", "base", "--storage", str(place.storage), "--data-root", str(place.data_root)]
+    for setting in REFUSED[key]():
+        arguments += ["--set", setting]
+    assert main([*arguments, "--trials", "4"]) == 2
+    words = capsys.readouterr().err
+    assert key in words
+    assert "--warm-start base" in words
+    assert "Traceback" not in words
+    assert {path: path.read_bytes() for path in copied.path.rglob("*.yaml")} == before
+    assert len(read_search(place, "base").trials) == 2
+
+
+def _as_an_earlier_version_wrote_it(folder: SearchFolder) -> None:
+    """Without the configurations and the versions of the space."""
+    with closing(sqlite3.connect(folder.path / "study.db")) as database, database:
+        database.execute("DELETE FROM trial_system_attributes WHERE key = 'tune_rescon:origin'")
+        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space%' OR key LIKE 'metric%'")

@@ -1,0 +1,181 @@
+"""Small spaces: what runs once, what is left, and what a changed space makes of the trials there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Space, grid_points, load_space, to_optuna
+from tune_rescon.tuning import Proposer, TrialSummary
+from tune_rescon.tuning.record.space_versions import SpaceVersions
+
+SIX = (
+    "parameters={depth: {type: categorical, choices: [56, 92]},"
+    " width: {type: categorical, choices: [0.25, 0.5, 1.0]}}"
+)
+FIXED = "fixed={layout: cifar}"
+
+
+def space(*more: str, kind: str = "random") -> Space:
+    settings = [
+        f"sampler.type={kind}",
+        "sampler.n_startup_trials=4",
+        "initial=[]",
+        FIXED,
+        SIX,
+        "budget.trials=6",
+    ]
+    return load_space("digits", [*settings, *more])
+
+
+def run(
+    of: Space, count: int, known: tuple[TrialSummary, ...] = (), **options: Any
+) -> tuple[TrialSummary, ...]:
+    """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
+    search, trials = Proposer(of, known=known, **options), list(known)
+    for number in range(len(known), len(known) + count):
+        proposal = search.propose()
+        if proposal is None:
+            break
+        value = proposal.params.get("depth", 0) / 200 + proposal.params.get("width", 0) / 4
+        trial = TrialSummary(
+            number=number,
+            state=TrialState.RUNNING,
+            parameters=proposal.params,
+            metric="val_accuracy",
+            maximize=True,
+            values=(),
+            memory=proposal.memory,
+            origin=proposal.origin,
+        )
+        search.opened(trial)
+        trials.append(dataclasses.replace(trial, state=TrialState.FINISHED, values=(value,)))
+        search.ended(trials[-1])
+    return tuple(trials)
+
+
+def points(trials: tuple[TrialSummary, ...]) -> list[tuple[Any, ...]]:
+    return [tuple(trial.parameters.values()) for trial in trials]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_each_point_runs_once_and_then_the_space_is_exhausted(kind: str) -> None:
+    trials = run(space(kind=kind), 24)
+    assert len(set(points(trials))) == len(trials) == 6
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_a_space_may_ask_for_repeats(kind: str) -> None:
+    trials = run(space("sampler.repeats=true", kind=kind), 24)
+    assert len(trials) == 24
+    assert len({trial.origin.seed for trial in trials if trial.origin}) == 24
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2", "grid"])
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_resumed_search_draws_what_it_would_have(kind: str, cut: int) -> None:
+    of = space(kind=kind)
+    rows = rows_of(of) if kind == "grid" else []
+    whole = run(of, 24, rows=rows)
+    assert len(whole) == 6
+    assert run(of, 24, whole[:cut], rows=rows) == whole
+
+
+def test_a_trial_that_failed_does_not_run_again_either() -> None:
+    of = space()
+    failed = tuple(dataclasses.replace(trial, state=TrialState.FAILED) for trial in run(of, 6))
+    assert run(of, 1, failed) == failed
+
+
+def test_a_continuous_space_is_never_exhausted() -> None:
+    of = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}")
+    assert len(set(points(run(of, 12)))) == 12
+
+
+def rows_of(grid: Space) -> list[dict[str, Any]]:
+    return [to_optuna(point) for point in grid_points(grid)]
+
+
+def changed(old: Space, new: Space) -> SpaceVersions:
+    return SpaceVersions(spaces=(old, new))
+
+
+def test_a_larger_grid_runs_what_has_not_run() -> None:
+    old = space("parameters.depth.choices=[56]", "budget.trials=3", kind="grid")
+    new = space(kind="grid")
+    before = run(old, 3, rows=rows_of(old))
+    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    assert len(set(points(after))) == len(after) == 6
+    assert points(after)[3:] == [tuple(row.values()) for row in rows_of(new)[3:]]
+
+
+def test_a_grid_whose_first_choice_comes_first_runs_no_point_twice() -> None:
+    """One more value before the others shifts every point's place in the list."""
+    old = space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
+    new = space(kind="grid")
+    before = run(old, 3, rows=rows_of(old))
+    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    assert len(set(points(after))) == len(after) == 6
+
+
+def test_a_grid_with_repeats_starts_over() -> None:
+    of = space("sampler.repeats=true", kind="grid")
+    rows = rows_of(of)
+    whole = run(of, 15, rows=rows)
+    assert points(whole)[:6] == points(whole)[6:12]
+    assert run(of, 7, whole[:8], rows=rows) == whole
+
+
+def test_a_row_that_is_added_runs_next() -> None:
+    old = space(kind="tpe")
+    rows = [{"depth": 92, "width": 1.0}, {"depth": 56, "width": 0.25}]
+    before = run(old, 1, rows=rows[:1])
+    after = run(old, 1, before, rows=rows)
+    assert [dict(trial.parameters) for trial in after] == rows
+
+
+def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
+    """A parameter more, one less, and a choice less: of each old trial its value there counts."""
+    old = space(kind="tpe")
+    before = run(old, 6)
+    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
+    seen = Proposer(more, known=before, versions=changed(old, more))._study.trials
+    assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
+    less = space(
+        "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
+        "fixed={layout: cifar, depth: 92}",
+    )
+    seen = Proposer(less, known=before, versions=changed(old, less))._study.trials
+    assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
+    fewer = space("parameters.depth.choices=[56]", kind="tpe")
+    seen = Proposer(fewer, known=before, versions=changed(old, fewer))._study.trials
+    assert {trial.params["depth"] for trial in seen} == {56}
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_a_search_goes_on_in_a_changed_space(kind: str) -> None:
+    old = space(kind=kind)
+    before = run(old, 2)
+    for more in (
+        ("parameters.depth.choices=[92]",),
+        ("parameters.depth.choices=[92, 128]",),
+        ("parameters.drop_path={type: float, low: 0.0, high: 0.1}",),
+        ("parameters={width: {type: float, low: 0.2, high: 2.0}}", "fixed={layout: cifar, depth: 56}"),
+    ):
+        new = space(*more, kind=kind)
+        after = run(new, 3, before, versions=changed(old, new))
+        assert after[:2] == before
+        assert [trial.origin.space for trial in after if trial.origin] == [1, 1, 2, 2, 2][: len(after)]
+        assert len(after) > 3
+
+
+def test_a_space_that_changed_back_knows_its_trials_again() -> None:
+    first, second = space(kind="nsga2"), space("budget.trials=9", kind="nsga2")
+    versions = SpaceVersions(spaces=(first, space("parameters.depth.choices=[92]", kind="nsga2"), second))
+    assert versions.alike == {1, 3}
+    before = run(first, 5)
+    assert run(first, 1, before)[5].parameters == run(second, 1, before, versions=versions)[5].parameters

@@ -1,0 +1,135 @@
+"""The versions of a search's space, and what trials of a record without any are taken to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tune_rescon.errors import SpaceError
+from tune_rescon.spaces import Space, dump_space, load_space
+from tune_rescon.tuning import Decision, Proposer, StudyRecord, Verdict
+from tune_rescon.tuning.record.space_versions import note_space, read_versions
+from tune_rescon.tuning.record.study import Proposal
+
+PARAMETERS = "parameters={depth: {type: categorical, choices: [56, 92]}}"
+
+
+def space(*more: str) -> Space:
+    return load_space("digits", ["initial=[]", "fixed={layout: cifar, width: 0.5}", PARAMETERS, *more])
+
+
+def never() -> Space:
+    raise AssertionError("the file is not read where the study has the space")
+
+
+def reading(of: Space) -> Callable[[], Space]:
+    return lambda: of
+
+
+def broken() -> Space:
+    raise SpaceError("space.yaml:3: is not YAML.")
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
+
+
+def record(of: optuna.Study) -> StudyRecord:
+    return StudyRecord.on(of._storage, of._study_id, metric="val_accuracy")
+
+
+def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
+    """Two trials; as an earlier version recorded them, if ``old``."""
+    kept, search = record(of), Proposer(drawn_from)
+    for _ in range(2):
+        proposal = search.propose()
+        assert proposal is not None
+        origin = None if old else proposal.origin
+        trial = kept.open(
+            Proposal(params=proposal.params, distributions=proposal.distributions, origin=origin)
+        )
+        search.opened(trial)
+        kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
+
+
+def test_every_version_is_kept_and_a_resume_without_a_change_makes_none(study: optuna.Study) -> None:
+    first, second = space(), space("budget.trials=9")
+    note_space(record(study), None, first)
+    versions = read_versions(record(study), never)
+    assert note_space(record(study), versions, first).number == 1
+    assert note_space(record(study), versions, second).number == 2
+    found = read_versions(record(study), never)
+    assert (found.spaces, found.newest) == ((first, second), second)
+    assert study.user_attrs["space"] == dump_space(second), "what people look at is the newest"
+
+
+def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna.Study) -> None:
+    note_space(record(study), None, space())
+    fill(study, space())
+    again = record(study)
+    note_space(again, read_versions(again, never), space("parameters.depth.choices=[128]"))
+    for trial in record(study).trials():
+        assert trial.origin is not None
+        assert trial.origin.space == 1
+        config = trial.config(space("fixed.width=1.0"))
+        assert config is not None
+        assert (config.depth, config.width) == (trial.parameters["depth"], 0.5)
+
+
+def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> None:
+    fill(study, space(), old=True)
+    old = record(study)
+    assert all(trial.origin is None for trial in old.trials())
+    versions = read_versions(old, reading(space()))
+    note_space(old, versions, space("budget.trials=9"))
+    # From now on the file may say what it likes.
+    again = record(study)
+    assert read_versions(again, never).number == 2
+    for trial in again.trials():
+        assert trial.origin is not None
+        assert trial.origin.space == 1
+        assert trial.origin.config["width"] == 0.5
+
+
+@pytest.mark.parametrize("on_file", [reading(space("parameters.depth.choices=[128]")), broken])
+def test_an_older_record_whose_file_was_edited_is_of_the_space_it_began_with(
+    study: optuna.Study, on_file: Callable[[], Space]
+) -> None:
+    fill(study, space(), old=True)
+    study.set_user_attr("space", dump_space(space()))
+    found = record(study)
+    assert read_versions(found, on_file).spaces == (space(),)
+    assert all(trial.origin is not None for trial in found.trials())
+
+
+def test_an_older_record_that_nothing_explains_has_trials_without_a_configuration(
+    study: optuna.Study,
+) -> None:
+    fill(study, space(), old=True)
+    found = record(study)
+    edited = space("parameters.depth.choices=[128]")
+    read_versions(found, reading(edited))
+    assert [trial.config(edited) for trial in found.trials()] == [None, None]
+    assert [trial.value for trial in found.trials()] == [0.5, 0.5], "their results are there all the same"
+
+
+def test_a_broken_file_is_said_where_nothing_else_is_known(study: optuna.Study) -> None:
+    fill(study, space(), old=True)
+    with pytest.raises(SpaceError, match="is not YAML"):
+        read_versions(record(study), broken)
+
+
+def test_the_record_says_what_its_values_are(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    StudyRecord.create(url, "s", metric="val_loss", maximize=False, space="", at="last")
+    found = StudyRecord.load(url, "s", metric="val_accuracy")
+    proposal = Proposer(space()).propose()
+    assert proposal is not None
+    trial = found.open(proposal)
+    assert (trial.metric, trial.at, trial.maximize) == ("val_loss", "last", False)
+    (again,) = StudyRecord.load(url, "s", metric="val_accuracy").trials()
+    assert again == found.trial(0), "its configuration too"

@@ -1,0 +1,239 @@
+"""What a resume may change of a space: every key of the file, and what the trials have to say about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.config import DatasetConfig, TrialState, field_names
+from tune_rescon.errors import SpaceError
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces.section import Section
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
+from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning.record.origin import make_origin
+from tune_rescon.tuning.record.space_versions import SpaceVersions
+from tune_rescon.tuning.space_changes import (
+    FREE,
+    FROZEN,
+    change_problems,
+    change_words,
+    check_changes,
+    history_words,
+)
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "resume.md"
+
+BASE = (
+    "initial=[]",
+    "budget.trials=6",
+    "fidelity.max=6",
+    "fixed={layout: cifar, width: 0.5}",
+    (
+        "parameters={depth: {type: categorical, choices: [56, 92]},"
+        " learning_rate: {type: float, low: 0.01, high: 0.3, log: true}}"
+    ),
+)
+
+#: A value other than the one in BASE for every key that has a rule of its own.
+OTHER = {
+    "name": "other",
+    "description": "other words",
+    "dataset.name": "cifar10",
+    "dataset.val_fraction": "0.25",
+    "dataset.label_noise": "0.1",
+    "dataset.split_seed": "1",
+    "dataset.limit": "100",
+    "dataset.on_bad_image": "skip",
+    "dataset.store_size": "64",
+    "metric.at": "last",
+    "metric.against": "gmacs",
+    "fidelity.min": "2",
+    "fidelity.max": "2",
+    "sampler.type": "random",
+    "sampler.seed": "7",
+    "sampler.n_startup_trials": "3",
+    "sampler.repeats": "true",
+    "scheduler.type": "none",
+    "scheduler.reduction_factor": "4",
+    "scheduler.variant": "promote",
+    "scheduler.group_by": "depth",
+    "budget.trials": "9",
+    "budget.concurrent": "3",
+    "budget.hours": "2",
+    "resources_per_trial.workers": "2",
+    "resources_per_trial.cpu": "2",
+    "resources_per_trial.gpu": "1",
+    "parameters.depth.choices": "[92]",
+    "parameters.learning_rate.high": "0.2",
+    "parameters.momentum": "{type: float, low: 0.8, high: 0.99}",
+    "initial": "[{depth: 56, learning_rate: 0.1}]",
+}
+
+#: Keys that one override cannot change: another must come with it, so they have tests of their own.
+IN_PAIRS = {
+    "dataset.path",
+    "dataset.hold_out",
+    "metric.name",
+    "metric.mode",
+    "fidelity.name",
+    "resources_per_trial.accelerator",
+}
+
+
+def space(*more: str) -> Space:
+    return load_space("digits", [*BASE, *more])
+
+
+def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **drawn: Any) -> TrialSummary:
+    parameters = {"depth": 56, "learning_rate": 0.1} | drawn
+    return TrialSummary(
+        number=number,
+        state=state,
+        parameters=parameters,
+        metric="val_accuracy",
+        maximize=True,
+        values=(0.5,),
+        origin=make_origin(of, parameters, version=1, number=number),
+    )
+
+
+def problems(*more: str) -> list[str]:
+    return change_problems(space(), space(*more), [trial(space())])
+
+
+def is_free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER.items())
+def test_each_key_may_change_or_not(key: str, value: str) -> None:
+    found = problems(f"{key}={value}")
+    if is_free(key):
+        assert found == []
+    else:
+        (problem,) = found
+        assert problem.startswith(f"{key} is ")
+        assert FROZEN[key.partition(".")[0]] in problem
+
+
+def test_no_key_of_the_file_is_without_a_rule() -> None:
+    sections: dict[str, type[Section]] = {
+        "metric": Metric,
+        "fidelity": Fidelity,
+        "sampler": Sampler,
+        "scheduler": Scheduler,
+        "budget": Budget,
+        "resources_per_trial": Resources,
+    }
+    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118
+    keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}
+    assert keys - OTHER.keys() == IN_PAIRS
+    ruled = {key.partition(".")[0] for key in (*FREE, *FROZEN)} | {"fixed"}
+    assert ruled == set(Space.keys())
+
+
+def test_the_documentation_has_every_rule() -> None:
+    text = DOCUMENT.read_text()
+    for key in (*FREE, *FROZEN, "fixed"):
+        assert f"`{key}`" in text or f"`{key}." in text, key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("metric={name: val_loss, mode: min}",),
+        ("dataset={name: folder, path: elsewhere}",),
+        ("metric={name: test_accuracy, mode: max}", "dataset.hold_out=false", "scheduler.type=none"),
+    ],
+)
+def test_a_metric_and_the_images_are_what_the_values_mean(change: tuple[str, ...]) -> None:
+    rows = "initial=[{depth: 56, learning_rate: 0.1}, {depth: 92, learning_rate: 0.1}]"
+    more = (rows, "budget.trials=2") if len(change) > 1 else ()
+    assert problems(*change, *more)
+
+
+def test_a_folder_of_images_may_have_moved() -> None:
+    folder = ("dataset.name=folder", "dataset.path=here")
+    old = space(*folder)
+    assert change_problems(old, space(*folder, "dataset.path=there"), [trial(old)]) == []
+
+
+def test_a_longer_training_is_another_one() -> None:
+    (problem,) = problems("fidelity.max=9")
+    assert problem.startswith("fidelity.max is 6 and would become 9 (the learning-rate schedules")
+
+
+def test_a_fixed_field_that_the_trials_contradict_is_refused() -> None:
+    (problem,) = problems("fixed.width=1.0")
+    assert problem.startswith("fixed.width would become 1.0, and trial 0 ran with 0.5")
+    assert "move it to `parameters`" in problem
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("fixed.momentum=0.9",),  # the default, written out
+        ("parameters.width={type: float, low: 0.25, high: 1.0}", "fixed={layout: cifar}"),
+        (
+            "parameters={learning_rate: {type: float, low: 0.01, high: 0.3}}",
+            "fixed={layout: cifar, depth: 92, width: 0.5}",
+        ),
+    ],
+)
+def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -> None:
+    """A trial elsewhere is one of another choice: it keeps its configuration, and the sampler skips it."""
+    assert problems(*change) == []
+
+
+def test_without_trials_a_fixed_field_is_free() -> None:
+    assert change_problems(space(), space("fixed.width=1.0"), []) == []
+
+
+def test_only_an_unfinished_trial_needs_its_configuration() -> None:
+    of = space()
+    known = dataclasses.replace(trial(of), origin=None)
+    running = dataclasses.replace(known, number=3, state=TrialState.INTERRUPTED)
+    assert change_problems(of, of, [known]) == []
+    (problem,) = change_problems(of, of, [known, running])
+    assert "no longer contains trial 3" in problem
+
+
+def test_everything_that_is_refused_is_said_at_once_with_the_way_out() -> None:
+    changed = space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
+    trials = [trial(space(), number) for number in range(4)]
+    with pytest.raises(SpaceError) as caught:
+        check_changes("base", space(), changed, trials)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in ("--resume base", "fixed.width", "4 trials", "fidelity.max", "metric.name", "metric.mode"):
+        assert word in text
+    assert "--warm-start base" in text
+    assert "docs/resume.md" in text
+
+
+def test_changes_are_told_key_by_key() -> None:
+    words = change_words(
+        space(), space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
+    )
+    assert "budget.trials: 6 -> 9" in words
+    assert "parameters.depth.choices: [56, 92] -> [92]" in words
+    assert len(words) == 3
+    (word,) = change_words(space(), space("parameters.momentum={type: float, low: 0.8, high: 0.9}"))
+    assert word == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
+
+
+def test_a_version_without_trials_is_part_of_the_history_too() -> None:
+    versions = SpaceVersions(spaces=(space(), space("budget.trials=9"), space("budget.trials=12")))
+    later = dataclasses.replace(
+        trial(space(), 6),
+        origin=make_origin(space(), {"depth": 56, "learning_rate": 0.1}, version=2, number=6),
+    )
+    assert history_words(versions, [trial(space()), later]) == (
+        "version 2 (from trial 6): budget.trials: 6 -> 9",
+        "version 3 (no trial yet): budget.trials: 9 -> 12",
+    )
+    assert history_words(SpaceVersions(spaces=(space(),)), [later]) == ()
