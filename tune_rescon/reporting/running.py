@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -12,9 +12,9 @@ from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.reporting.presentation import SearchPresentation
-from tune_rescon.reporting.table import print_result
+from tune_rescon.reporting.table import print_left_over, print_result
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import RunOptions, StudyResult, run_search
+from tune_rescon.tuning import RunOptions, StudyResult, run_search, sync_command
 
 if TYPE_CHECKING:
     from tune_rescon.reporting.events import EventLines
@@ -42,7 +42,7 @@ def run_shown(
         live: whether it is drawn in place; else a line for each event.
         resume: the command that goes on with it.
         presentation: what draws its page.
-        tell: prints the end.
+        tell: prints the result, as soon as the trials have ended.
 
     Returns:
         0: done; 1: it failed; 130: it was interrupted.
@@ -57,7 +57,14 @@ def run_shown(
         console.print(text, markup=False, soft_wrap=True)
 
     try:
-        with _shown(space, options, console, live=live) as view:
+        with ExitStack() as drawn:
+            view = drawn.enter_context(_shown(space, options, console, live=live))
+
+            def show(result: StudyResult) -> None:
+                # The live table leaves the screen before the result's is printed.
+                drawn.close()
+                tell(result, console)
+
             result = run_search(
                 space,
                 options,
@@ -65,13 +72,14 @@ def run_shown(
                 presentation=presentation or SearchPresentation(),
                 say=view.say,
                 attend=view.attend,
+                on_result=show,
             )
     except KeyboardInterrupt:
         if not options.resume:
             raise
         say(f"Interrupted before a trial went on. Go on with: {resume}")
         return INTERRUPTED
-    tell(result, console)
+    print_left_over(result, console, sync=sync_command(options))
     if result.interrupted:
         say(f"Interrupted. Go on with: {resume}")
         return INTERRUPTED

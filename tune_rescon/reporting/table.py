@@ -15,7 +15,7 @@ from tune_rescon.reporting.rows import headings, ranked, row
 from tune_rescon.reporting.words import duration, figure
 from tune_rescon.tuning import StudyResult
 
-__all__ = ["print_result", "result_table"]
+__all__ = ["print_left_over", "print_result", "result_table"]
 
 #: Rows of the table at most; trials.csv has them all.
 ROWS: Final = 20
@@ -82,12 +82,6 @@ def print_result(result: StudyResult, console: Console) -> None:
         )
     if result.front:
         console.print(_front(result), soft_wrap=True)
-    if result.unsent:
-        console.print(f"MLflow did not take {result.unsent} updates in time; the study has them all.")
-    if result.unkept:
-        console.print(
-            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
-        )
     files = f"{result.url} (here: {result.folder})" if result.url else result.folder
     console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -95,6 +89,26 @@ def print_result(result: StudyResult, console: Console) -> None:
     events = result.folder / "tensorboard"
     if events.is_dir():
         console.print(f"TensorBoard: tensorboard --logdir {events}", markup=False, soft_wrap=True)
+
+
+def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None:
+    """What MLflow, and a storage at a URL, did not take in time; nothing if they took all.
+
+    Args:
+        result: of a search that has ended.
+        console: what to print to.
+        sync: the command that sends MLflow the rest.
+    """
+    if result.unsent:
+        console.print(
+            f"MLflow did not take {result.unsent} updates in time; the study has them all. Send them by: {sync}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if result.unkept:
+        console.print(
+            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
+        )
 
 
 def _front(result: StudyResult) -> str:

@@ -102,11 +102,15 @@ class MlflowWriter:
             except queue.Empty:
                 return opened
 
-    def close(self, timeout: float) -> int:
-        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+    def hurry(self) -> None:
+        """Hold nothing back any more: nothing but the rest of the search's views is to come."""
         self._backlog.close()
         self._hurry.set()
         self._desk.hurry()
+
+    def close(self, timeout: float) -> int:
+        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+        self.hurry()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.gauges import ClusterSize, Gauges
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.listener import SearchListener
-    from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
+    from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root, sync_command
     from tune_rescon.tuning.presentation import Presentation
     from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
@@ -82,6 +82,7 @@ __all__ = [
     "run_search",
     "rungs",
     "sum_up",
+    "sync_command",
     "sync_tracking",
     "write_atomically",
 ]
@@ -129,6 +130,7 @@ __getattr__ = lazy_names(
         "run_search": "runner",
         "rungs": "rules.rungs",
         "sum_up": "summing_up",
+        "sync_command": "options",
         "sync_tracking": "sync",
         "write_atomically": "record.folder",
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
 from tune_rescon.tuning.record.folder import default_storage
 
-__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace"]
+__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace", "sync_command"]
 
 _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
@@ -77,3 +78,11 @@ class RunOptions:
     elsewhere. Ray's C++ writes there."""
     tensorboard: bool = False
     """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_listener`."""
+
+
+def sync_command(options: RunOptions) -> str:
+    """The command that sends MLflow what it lacks of the search, as a person types it."""
+    parts = ["python", "-m", "tune_rescon.report", options.name, "--storage", str(options.storage)]
+    if options.study_url is not None:
+        parts += ["--study", options.study_url]
+    return shlex.join([*parts, "--sync"])
