@@ -10,8 +10,8 @@ looks five times a second at what it has started. Printed are
 
     python benchmarks/own_time.py [--rounds 1] [--imports] [--python PYTHON]
 
-``--python`` names the interpreter of another checkout, to be measured side by side with this one. Wall seconds
-are those of a quiet machine only; processor seconds hold beside other work too.
+``--python`` names the interpreter of another checkout, to be measured side by side with this one. Wall
+seconds are those of a quiet machine only; processor seconds hold beside other work too.
 """
 
 from __future__ import annotations

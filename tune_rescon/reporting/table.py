@@ -101,7 +101,8 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
     """
     if result.unsent:
         console.print(
-            f"MLflow did not take {result.unsent} updates in time; the study has them all. Send them by: {sync}",
+            f"MLflow did not take {result.unsent} updates in time; the study has them all."
+            f" Send them by: {sync}",
             markup=False,
             soft_wrap=True,
         )

@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
+from tune_rescon.training.lean import import_lean_torchmetrics
 
 __all__ = ["RunBook"]
 
@@ -281,7 +282,8 @@ class RunBook:
 
 
 def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
-    # Imported here: it takes torch, and seconds.
+    # Imported here: it takes torch, and seconds. MLflow imports Lightning for it, and that torchmetrics.
+    import_lean_torchmetrics()
     from tune_rescon.tracking.champion import exported
 
     return exported

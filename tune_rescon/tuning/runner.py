@@ -28,6 +28,7 @@ from tune_rescon.tuning.execution.room import fit_slots
 from tune_rescon.tuning.execution.staging import stage_data
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
+from tune_rescon.tuning.execution.warming import can_warm, warm_workers
 from tune_rescon.tuning.execution.watch import Watch
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.initial_weights import check_weights, read_weights
@@ -123,6 +124,11 @@ def run_search(
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 slots = _slots(space, ray)
+                if trainable is run_trial and can_warm(space, options):
+                    warm_workers(
+                        space.resources_per_trial.by_name(),
+                        workers=slots * space.resources_per_trial.workers,
+                    )
                 if options.address is not None:
                     stage_data(
                         datasets_of(space),
@@ -270,7 +276,7 @@ class _Search:
         return self._conclude(SearchState.FAILED if failed else state, watch, say, on_result)
 
     def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
-        """Wait for MLflow, and for a storage at a URL, to take what is still queued; what they did not take."""
+        """Wait for MLflow, and a storage at a URL, to take the rest; the result with what they did not."""
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tune_rescon.tuning.execution.cluster import prepare_environment
+from tune_rescon.tuning.execution.cluster import environment, prepare_environment
 
 
 @pytest.fixture
@@ -39,3 +39,12 @@ def test_what_the_user_has_set_stays() -> None:
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
     assert "RAY_AUTH_TOKEN" not in os.environ
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+@pytest.mark.usefixtures("_environment")
+def test_rays_processes_inherit_what_only_they_are_to_have() -> None:
+    os.environ["ALREADY"] = "mine"
+    with environment({"ALREADY": "ours", "MALLOC_ARENA_MAX": "1"}):
+        assert (os.environ["ALREADY"], os.environ["MALLOC_ARENA_MAX"]) == ("mine", "1")
+    assert os.environ["ALREADY"] == "mine"
+    assert "MALLOC_ARENA_MAX" not in os.environ

@@ -7,7 +7,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ from typing import Any, Final
 from tune_rescon.tuning.execution.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.execution.room import Nodes, growth, nodes_of
 
-__all__ = ["RaySession", "prepare_environment", "ray_session"]
+__all__ = ["RaySession", "environment", "prepare_environment", "ray_session"]
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
@@ -100,18 +100,32 @@ def _start(address: str | None) -> None:
         "log_to_driver": False,
         # Its log records go where everybody's go, not to the terminal.
         "configure_logging": False,
-        "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
     }
     if address:
+        settings["runtime_env"] = {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT}
         ray.init(address=address, **settings)
         return
-    with started_apart():
+    # A Ray of this process's inherits its environment. With a runtime_env it would start a second set of
+    # workers, beside the one it has by then, once an agent of its own has answered.
+    with started_apart(), environment(_WORKERS_ENVIRONMENT):
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE,
             **settings,
         )
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of the block, unless the user has set them."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextmanager
