@@ -42,10 +42,15 @@ REST: Final = 2.0
 
 
 @contextmanager
-def mlflow_writer(destination: Destination) -> Iterator[MlflowWriter]:
-    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more."""
+def mlflow_writer(destination: Destination, *, delay: float = 0.0) -> Iterator[MlflowWriter]:
+    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more.
+
+    Args:
+        destination: the store.
+        delay: as of :meth:`MlflowWriter.start`.
+    """
     writer = MlflowWriter(destination)
-    writer.start()
+    writer.start(delay)
     try:
         yield writer
     finally:
@@ -64,6 +69,8 @@ class MlflowWriter:
         self._backlog = Backlog(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._known: set[int] = set()
+        self._delay = 0.0
+        self._awake = threading.Event()
         self._hurry = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
@@ -77,17 +84,26 @@ class MlflowWriter:
 
     @property
     def waiting(self) -> int:
-        """Updates that are not sent yet."""
-        return len(self._backlog)
+        """Updates that are not sent yet; those that :meth:`start` holds back are not counted."""
+        return len(self._backlog) if self._awake.is_set() else 0
 
     @property
     def trouble(self) -> str:
         """What the last call failed with, in a line; empty since one succeeded."""
         return self._trouble
 
-    def start(self) -> None:
-        """Begin sending what there is to send; before that, nothing is made anywhere."""
+    def start(self, delay: float = 0.0) -> None:
+        """Begin sending what there is to send; before that, nothing is made anywhere.
+
+        Args:
+            delay: seconds to wait for :meth:`wake` first: to import MLflow is seconds of a processor's work.
+        """
+        self._delay = delay
         self._thread.start()
+
+    def wake(self) -> None:
+        """End the delay of :meth:`start`."""
+        self._awake.set()
 
     def show(self, view: View) -> None:
         """Have MLflow show it. Returns at once, always. The search must be shown before its trials."""
@@ -106,6 +122,7 @@ class MlflowWriter:
         """Hold nothing back any more: nothing but the rest of the search's views is to come."""
         self._backlog.close()
         self._hurry.set()
+        self._awake.set()
         self._desk.hurry()
 
     def close(self, timeout: float) -> int:
@@ -121,8 +138,12 @@ class MlflowWriter:
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
-        with suppress(OSError):  # no process to be had now: the first view says so, and asks again
-            self._desk.start()
+        self._awake.wait(self._delay)
+        self._awake.set()
+        # At the end the process is needed only if there is something to send: the first view starts it.
+        if not self._hurry.is_set():
+            with suppress(OSError):  # no process to be had now: the first view says so, and asks again
+                self._desk.start()
         while not self._give_up.is_set():
             waiting = self._backlog.next()
             if waiting is None:

@@ -28,7 +28,6 @@ from tune_rescon.tuning.execution.room import fit_slots
 from tune_rescon.tuning.execution.staging import stage_data
 from tune_rescon.tuning.execution.supervision import Turns, run_aside
 from tune_rescon.tuning.execution.trial import run_trial
-from tune_rescon.tuning.execution.warming import can_warm, warm_workers
 from tune_rescon.tuning.execution.watch import Watch
 from tune_rescon.tuning.gauges import ClusterSize, Gauges
 from tune_rescon.tuning.initial_weights import check_weights, read_weights
@@ -63,6 +62,10 @@ __all__ = ["run_search"]
 TRACKING_PATIENCE: Final = 60.0
 STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
+
+#: Seconds for which MLflow's process is not started, unless an epoch is reported before: the trials' workers
+#: import their libraries meanwhile, on the same processors.
+TRACKING_DELAY: Final = 20.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -119,16 +122,12 @@ def run_search(
         check_weights(space, weights, _facts(prepared))
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
-            # Before Ray: its process imports MLflow meanwhile.
-            mlflow_writer(destination(space, store.folder, options.tracking_uri)) as writer,
+            mlflow_writer(
+                destination(space, store.folder, options.tracking_uri), delay=TRACKING_DELAY
+            ) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 slots = _slots(space, ray)
-                if trainable is run_trial and can_warm(space, options):
-                    warm_workers(
-                        space.resources_per_trial.by_name(),
-                        workers=slots * space.resources_per_trial.workers,
-                    )
                 if options.address is not None:
                     stage_data(
                         datasets_of(space),

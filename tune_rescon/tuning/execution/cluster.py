@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.tuning.execution.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.execution.room import Nodes, growth, nodes_of
 
-__all__ = ["RaySession", "environment", "prepare_environment", "ray_session"]
+__all__ = ["RaySession", "prepare_environment", "ray_session"]
 
 #: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
@@ -35,6 +36,21 @@ _ENVIRONMENT: Final = {
     # A stopped trial's thread may be amid freeing its memory when its process is reused.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
+
+#: For a Ray of this machine's own.
+_OWN_RAY_ENVIRONMENT: Final = {
+    # It would start a worker for each core. Trials need other ones, for Tune gives them an environment.
+    "RAY_prestart_worker_first_driver": "0",
+}
+
+#: What Tune and the record import. None of Ray's own: two threads would import parts of it from both ends.
+_NEEDED_NEXT: Final = (
+    "pandas",
+    "pyarrow.fs",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.orm",
+    "alembic.command",
+)
 
 #: For the workers alone.
 _WORKERS_ENVIRONMENT: Final = {
@@ -100,14 +116,14 @@ def _start(address: str | None) -> None:
         "log_to_driver": False,
         # Its log records go where everybody's go, not to the terminal.
         "configure_logging": False,
+        "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
     }
     if address:
-        settings["runtime_env"] = {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT}
         ray.init(address=address, **settings)
         return
-    # A Ray of this process's inherits its environment. With a runtime_env it would start a second set of
-    # workers, beside the one it has by then, once an agent of its own has answered.
-    with started_apart(), environment(_WORKERS_ENVIRONMENT):
+    # A thread of its own: Ray's start is mostly waiting, for processes that import as well.
+    threading.Thread(target=_import_ahead, name="import-ahead", daemon=True).start()
+    with started_apart():
         ray.init(
             address="local",
             include_dashboard=False,
@@ -116,16 +132,12 @@ def _start(address: str | None) -> None:
         )
 
 
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of the block, unless the user has set them."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+def _import_ahead() -> None:
+    """Import what the driver needs once Ray runs, and Ray's own start does not."""
+    for name in _NEEDED_NEXT:
+        # One that is missing is missed where it is needed, which can say so.
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 @contextmanager
@@ -165,7 +177,7 @@ def prepare_environment(*, own_ray: bool) -> None:
     without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the
     mode it found then.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | (_OWN_RAY_ENVIRONMENT if own_ray else {})).items():
         os.environ.setdefault(name, value)
     if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
