@@ -52,6 +52,8 @@ _EPOCH_LINE: Final = re.compile(r"^trial_\d+ epoch .*, (?P<seconds>[\d.]+) s(?:,
 #: What a process is, by a word of its command line; the first that fits.
 _KINDS: Final = (
     ("tracking.desk", "MLflow's process"),
+    ("ray::DashboardAgent", "Ray's daemons"),
+    ("ray::RuntimeEnvAgent", "Ray's daemons"),
     ("ray::IDLE", "idle workers"),
     ("ray::", "the trials' workers"),
     ("default_worker.py", "workers that start"),

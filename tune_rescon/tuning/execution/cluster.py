@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,15 +41,6 @@ _OWN_RAY_ENVIRONMENT: Final = {
     # It would start a worker for each core. Trials need other ones, for Tune gives them an environment.
     "RAY_prestart_worker_first_driver": "0",
 }
-
-#: What Tune and the record import. None of Ray's own: two threads would import parts of it from both ends.
-_NEEDED_NEXT: Final = (
-    "pandas",
-    "pyarrow.fs",
-    "sqlalchemy.dialects.sqlite",
-    "sqlalchemy.orm",
-    "alembic.command",
-)
 
 #: For the workers alone.
 _WORKERS_ENVIRONMENT: Final = {
@@ -121,8 +111,6 @@ def _start(address: str | None) -> None:
     if address:
         ray.init(address=address, **settings)
         return
-    # A thread of its own: Ray's start is mostly waiting, for processes that import as well.
-    threading.Thread(target=_import_ahead, name="import-ahead", daemon=True).start()
     with started_apart():
         ray.init(
             address="local",
@@ -130,14 +118,6 @@ def _start(address: str | None) -> None:
             object_store_memory=LOCAL_OBJECT_STORE,
             **settings,
         )
-
-
-def _import_ahead() -> None:
-    """Import what the driver needs once Ray runs, and Ray's own start does not."""
-    for name in _NEEDED_NEXT:
-        # One that is missing is missed where it is needed, which can say so.
-        with suppress(ImportError):
-            importlib.import_module(name)
 
 
 @contextmanager
