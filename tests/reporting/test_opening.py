@@ -18,17 +18,17 @@ from tune_rescon.tuning import RunOptions
         (
             [],
             RunOptions(name="s", storage=Path("/r")),
-            "s: starting a Ray on this machine, 2 workers; MLflow at sqlite:////r/mlflow.db",
+            "s: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at sqlite:////r/mlflow.db",
         ),
         (
             ["budget.concurrent=1"],
             RunOptions(name="s", storage=Path("/r"), tracking_uri="http://m:5000"),
-            "s: starting a Ray on this machine, 1 worker; MLflow at http://m:5000",
+            "s: preparing the data, then starting a Ray on this machine, 1 worker; MLflow at http://m:5000",
         ),
         (
             ["budget.concurrent=null"],
             RunOptions(name="s", storage=parse_storage("s3://b/r"), address="auto"),
-            "s: starting work on the Ray at auto, as many workers as fit; MLflow at s3://b/r/s",
+            "s: preparing the data, then starting work on the Ray at auto, as many workers as fit; MLflow at s3://b/r/s",
         ),
     ],
 )

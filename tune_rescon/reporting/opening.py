@@ -16,8 +16,10 @@ def opening_line(space: Space, options: RunOptions) -> str:
     """What is about to be started, and where its runs go."""
     most = space.budget.concurrent
     workers = "as many workers as fit" if most is None else f"{most} worker{'s' if most > 1 else ''}"
-    ray = "a Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
-    return f"{options.name}: starting {ray}, {workers}; MLflow at {_mlflow(options)}"
+    where = "a Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
+    return (
+        f"{options.name}: preparing the data, then starting {where}, {workers}; MLflow at {_mlflow(options)}"
+    )
 
 
 def print_opening(space: Space, options: RunOptions, console: Console) -> None:
