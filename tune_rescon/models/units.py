@@ -97,7 +97,7 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): in training, zeroes the branch of an image at random.
 
     What is kept is scaled up, so that the mean stays. It draws as ``torchvision.ops.StochasticDepth`` does in
-    its mode ``"row"``; importing that brings all of torchvision's models and torch's compiler, 4 s of them.
+    its mode ``"row"``. To import that one takes seconds: all of torchvision's models, and torch's compiler.
     """
 
     def __init__(self, probability: float) -> None:

@@ -28,12 +28,12 @@ def import_lean_torchmetrics() -> None:
 
     is_met, is_there = imports.RequirementCache.__bool__, imports.package_available
 
-    def is_met_and_used(requirement: imports.RequirementCache) -> bool:
-        if requirement.requirement not in _UNUSED:
-            return is_met(requirement)
+    def is_met_and_used(self: imports.RequirementCache) -> bool:
+        if self.requirement not in _UNUSED:
+            return is_met(self)
         # Kept by the object, as its own answers are: a later question must be answered alike.
-        requirement.available = False
-        requirement.message = f"{requirement.requirement} is not used in this process"
+        self.available = False
+        self.message = f"{self.requirement} is not used in this process"
         return False
 
     imports.RequirementCache.__bool__ = is_met_and_used  # type: ignore[method-assign]
