@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ from typing import Final
 
 import psutil
 from overhead.side import own_folder
-from table import hardware, spread
+from table import Row, hardware, print_rows, spread
 
 #: Seconds between two looks at the processes.
 TICK: Final = 0.2
@@ -46,6 +47,15 @@ EPOCH: Final = "last epoch is reported"
 RESULT: Final = "the result is shown"
 PROMPT: Final = "the prompt is back"
 MOMENTS: Final = (FIRST_LINE, START, STEP, EPOCH, RESULT, PROMPT)
+
+#: Seconds, median, from one moment to another (None: the command); issue 18's targets for two quiet cores.
+_TARGETS: Final = (
+    (None, FIRST_LINE, 1),
+    (None, STEP, 14),
+    (EPOCH, RESULT, 3),
+    (RESULT, PROMPT, 12),
+    (None, PROMPT, 35),
+)
 
 _EPOCH_LINE: Final = re.compile(r"^trial_\d+ epoch .*, (?P<seconds>[\d.]+) s(?:,|$)")
 
@@ -187,9 +197,21 @@ def _print_timeline(runs: Sequence[Run]) -> None:
     print("\n| seconds since the command | |\n|---|---|")
     for name in MOMENTS:
         print(f"| {name} | {spread([run.moments[name] for run in runs], 1)} |")
+    print_rows(_row(span, runs) for span in _TARGETS)
     print("\nWhat the last run printed:\n")
     for when, line in runs[-1].lines:
         print(f"{when:6.1f}  {line.rstrip()[:150]}")
+
+
+def _row(span: tuple[str | None, str, int], runs: Sequence[Run]) -> Row:
+    begin, end, target = span
+    seconds = [run.moments[end] - (run.moments[begin] if begin else 0.0) for run in runs]
+    return Row(
+        what=f"{begin or 'the command'} to: {end}",
+        measured=f"{spread(seconds, 1)} s, n = {len(runs)}",
+        target=f"<= {target} s (median)",
+        met=statistics.median(seconds) <= target,
+    )
 
 
 def _print_processes(run: Run) -> None:

@@ -123,7 +123,9 @@ def run_search(
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
             mlflow_writer(
-                destination(space, store.folder, options.tracking_uri), delay=TRACKING_DELAY
+                destination(space, store.folder, options.tracking_uri),
+                # A cluster's workers import on other machines.
+                delay=TRACKING_DELAY if options.address is None else 0.0,
             ) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
