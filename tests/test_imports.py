@@ -111,6 +111,8 @@ NEEDED = {
         set(),
     ),
     "report --html": ("from tune_rescon.reporting import write_report", {"plotly"}),
+    "reproduce": ("from tune_rescon.finals import PUBLISHED, find_rows", set()),
+    "report --sync": ("from tune_rescon.tuning import sync_tracking", set()),
     "networks": ("from tune_rescon.models import build_network", {"torch"}),
 }
 
