@@ -48,7 +48,7 @@ RESULT: Final = "the result is shown"
 PROMPT: Final = "the prompt is back"
 MOMENTS: Final = (FIRST_LINE, START, STEP, EPOCH, RESULT, PROMPT)
 
-#: Seconds, median, from one moment to another (None: the command); issue 18's targets for two quiet cores.
+#: Seconds, median, from one moment to another (None: the command); the issue's targets for two quiet cores.
 _TARGETS: Final = (
     (None, FIRST_LINE, 1),
     (None, STEP, 14),
