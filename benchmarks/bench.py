@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "memory": ("memory.py", "--images", "{images}"),
     "turnover": ("turnover.py",),
     "driver": ("driver_cost.py",),
+    "own-time": ("own_time.py", "--rounds", "5"),
     "race": ("race.py",),
     "tracking": ("tracking.py",),
     "outage": ("tracking.py", "--outage"),

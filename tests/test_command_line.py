@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -153,7 +154,12 @@ def _ended_early(folder: Path) -> StudyResult:
 def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tune_rescon.reporting.running.run_search", lambda *_, **__: _ended_early(tmp_path))
+    def ended(*_: object, on_result: Callable[[StudyResult], object], **__: object) -> StudyResult:
+        result = _ended_early(tmp_path)
+        on_result(result)
+        return result
+
+    monkeypatch.setattr("tune_rescon.reporting.running.run_search", ended)
     assert main(["--space", "digits", "--plain", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "5 trials failed in a row.\n" in said

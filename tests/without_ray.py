@@ -45,15 +45,18 @@ def search_without_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _one_machine(address: str | None) -> Iterator[RaySession]:
-    del address
+def _one_machine(address: str | None, say: object) -> Iterator[RaySession]:
+    del address, say
     machine = Nodes(count=1, resources=RESOURCES)
     yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
 
 
 @contextmanager
-def _writer_in_this_process(destination: Destination) -> Iterator[MlflowWriter]:
-    writer = MlflowWriter(destination, open_desk=Desk)
+def _writer_in_this_process(
+    destination: Destination, say: Callable[[str], object], *, delay: float
+) -> Iterator[MlflowWriter]:
+    del delay  # of a process that imports
+    writer = MlflowWriter(destination, open_desk=Desk, say=say)
     writer.start()
     try:
         yield writer

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 def export(model: str, form: str, output: Path, storage: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
+    click.echo(f"Loading {model}", err=True)
+    # Imported after the first line: they bring torch and Optuna.
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import Place, default_storage
     from tune_rescon.using import export_model, load_model

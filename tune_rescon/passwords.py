@@ -7,9 +7,11 @@ hold such URLs amid other text, so text is searched, and no URL needs to be soun
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["has_password", "hide_passwords", "without_password"]
+__all__ = ["has_password", "hide_passwords", "shell_command", "without_password"]
 
 #: ``SCHEME://USER:PASSWORD@``. A password may hold any character but a space: also ``@`` and ``/`` that
 #: should have been quoted. After ``http://HOST:PORT/`` an ``@`` is part of a path.
@@ -45,6 +47,24 @@ def hide_passwords(text: str) -> str:
 def has_password(url: str) -> bool:
     """Whether a URL holds a password that is not hidden."""
     return hide_passwords(url) != url
+
+
+def shell_command(words: Iterable[str], flags: Iterable[tuple[str, str | None, str | None]]) -> str:
+    """A command as a person types it. A URL that holds a password is not in it: its variable is.
+
+    Args:
+        words: the command's first words.
+        flags: flag, value and, for a URL, the environment variable that may hold it; no value: not given.
+
+    >>> shell_command(["report", "my s"], [("--study", "postgresql://ann:s3cret@db/x", "STUDY")])
+    'report \'my s\' --study "$STUDY"'
+    """
+    line = shlex.join(words)
+    for flag, value, variable in flags:
+        if value is not None:
+            is_secret = variable is not None and has_password(value)
+            line += f' {flag} "${variable}"' if is_secret else f" {shlex.join([flag, value])}"
+    return line
 
 
 def without_password(url: str) -> str:

@@ -70,6 +70,10 @@ def report(
     forms = [flag for flag, is_given in chosen.items() if is_given]
     if len(forms) > 1:
         raise click.UsageError(f"Give one of {' and '.join(forms)}.")
+    if sync:
+        click.echo(f"Reading {name}, to send MLflow what it lacks", err=True)
+    elif sys.stderr.isatty():
+        click.echo("Reading the storage" if list_all else f"Reading {name}", err=True)
     place = _place(storage, study)
     if list_all:
         if name is not None or others or sync or set(forms) - {"--json"}:

@@ -102,7 +102,7 @@ def search(
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
-    from tune_rescon.reporting import open_console, resume_command, run_shown
+    from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, default_data_root, default_storage
 
@@ -119,6 +119,8 @@ def search(
         settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
+        if not dry_run:
+            click.echo(f"Resuming {resume} from {root}")
     space = _load(space_name, resume, root, [*overrides, *settings])
     if warm_start is not None:
         _find(root, warm_start, where="--warm-start")
@@ -143,6 +145,10 @@ def search(
             divert_output=True,
             tensorboard=tensorboard,
         )
+        print_opening(space, options, console)
+        # Imported after the first line: it brings the driver's libraries.
+        from tune_rescon.reporting import resume_command, run_shown
+
         return run_shown(space, options, console, live=live, resume=resume_command(options))
 
 

@@ -120,8 +120,7 @@ def train(
     Nothing is held out of the training images. Each configuration is trained --seeds times, without early
     stopping; each network sees the test images once, after its last epoch.
     """
-    from tune_rescon.finals import FinalsPresentation
-    from tune_rescon.reporting import open_console, resume_command, run_shown
+    from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
 
@@ -129,6 +128,8 @@ def train(
         raise click.UsageError(_ALTERNATIVES)
     if budget is not None and (source is None or epochs is not None):
         raise click.UsageError("--budget goes with --from, and instead of --epochs.")
+    if not dry_run:
+        click.echo(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
     place = Place(
         storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
@@ -170,6 +171,11 @@ def train(
             show_progress=live,
             divert_output=True,
         )
+        print_opening(space, options, console)
+        # Imported after the first line: they bring the driver's libraries.
+        from tune_rescon.finals import FinalsPresentation
+        from tune_rescon.reporting import resume_command, run_shown
+
         return run_shown(
             space,
             options,

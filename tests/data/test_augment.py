@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.module import resized
 from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 
 
@@ -157,3 +158,17 @@ def test_rotation_turns_against_the_clock_like_torchvision() -> None:
     found = OPERATIONS["rotate"](image, torch.tensor([90.0]))
     assert torch.equal(found, VF.rotate(image, 90))
     assert math.isclose(float(found[..., :8].float().mean()), 255)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("stored", "side"), [(8, 16), (32, 24), (17, 16), (5, 64)])
+def test_bytes_are_resized_as_torchvision_does(channels: int, stored: int, side: int) -> None:
+    images = torch.randint(0, 256, (6, stored, stored, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert torch.equal(resized(images, side), VF.resize(images, [side, side], antialias=True))
+
+
+def test_bytes_are_resized_alike_where_torch_has_no_kernel_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(resized(images, 16), VF.resize(images, [16, 16], antialias=True))

@@ -180,7 +180,7 @@ def test_a_zip_of_60_000_is_listed_at_once(tmp_path: Path) -> None:
     assert facts.train_images + facts.val_images == 60_000
 
 
-def test_describing_and_opening_a_cache_load_no_torch(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_describing_and_opening_a_cache_load_nothing_heavy(make_folder: MakeFolder, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
@@ -190,6 +190,7 @@ config = DatasetConfig(name="folder", path=sys.argv[1])
 describe(config, data_root=Path())
 describe(DatasetConfig(), data_root=Path())
 open_dataset(config, data_root=Path(), cache_root=Path(sys.argv[2]))
+open_dataset(DatasetConfig(name="digits"), data_root=Path(), cache_root=Path(sys.argv[2]))
 assert not {"torch", "torchvision", "sklearn", "pytorch_lightning", "ray"} & set(sys.modules)
 """
     root = make_folder({"a": 3, "b": 3})

@@ -92,9 +92,19 @@ def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_th
     small_space: Space, options: RunOptions
 ) -> None:
     lines: list[str] = []
+    shown: list[tuple[StudyResult, list[str]]] = []
     result = run_search(
-        small_space, options, trainable=fail_second, presentation=BrokenPresentation(), say=lines.append
+        small_space,
+        options,
+        trainable=fail_second,
+        presentation=BrokenPresentation(),
+        say=lines.append,
+        on_result=lambda result: shown.append((result, list(lines))),
     )
+    ((at_first, lines_by_then),) = shown
+    assert [trial.state for trial in at_first.trials] == [trial.state for trial in result.trials]
+    assert at_first.best == result.best
+    assert not any("report" in line for line in lines_by_then), "the result comes before the report"
     states = [trial.state for trial in result.trials]
     assert states[1] is TrialState.FAILED
     assert len(states) == 6

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import stochastic_depth
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
@@ -21,6 +21,7 @@ from tune_rescon.models import (
 )
 from tune_rescon.models.network import drop_path_rates
 from tune_rescon.models.presets import LAYOUTS, PRESETS
+from tune_rescon.models.units import DropPath
 
 
 def build(in_channels: int = 3, **values: Any) -> ResidualAttentionNetwork:
@@ -164,7 +165,7 @@ def test_drop_path_changes_training_only() -> None:
 def test_drop_path_grows_along_the_trunk_and_spares_the_masks() -> None:
     with torch.device("meta"):
         network = build(preset="attention56", drop_path=0.3)
-    drops = {name: m.p for name, m in network.named_modules() if isinstance(m, StochasticDepth)}
+    drops = {name: m.probability for name, m in network.named_modules() if isinstance(m, DropPath)}
     assert tuple(drops.values()) == drop_path_rates(network.spec)
     assert not [name for name in drops if "mask" in name]
     assert len(drops) == (network.spec.depth - 2) // 3
@@ -184,3 +185,13 @@ def test_channels_last_is_kept_and_changes_nothing() -> None:
     logits_BK = network(images_BCHW.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-5)
     assert inner[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dropped_branches_are_torchvisions() -> None:
+    branch = torch.randn(64, 3, 2, 2)
+    drop = DropPath(0.3)
+    torch.manual_seed(0)
+    ours = drop(branch)
+    torch.manual_seed(0)
+    assert torch.equal(ours, stochastic_depth(branch, 0.3, "row"))
+    assert torch.equal(drop.eval()(branch), branch)

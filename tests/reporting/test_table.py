@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
-from tune_rescon.reporting.table import ROWS
+from tune_rescon.reporting.table import ROWS, print_left_over
 from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]
@@ -92,11 +92,16 @@ def test_why_a_search_ended_early_is_said(make_result: MakeResult) -> None:
 
 
 def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:
-    assert "MLflow did not take 3 updates in time. The study" in printed(make_result(unsent=3))
-    refused = printed(make_result(unsent=3, unsent_reason="the experiment 'digits' is deleted."))
-    assert "MLflow did not take 3 updates: the experiment 'digits' is deleted. The study" in refused
-    assert "--sync` sends them" in refused
-    assert "MLflow did not take" not in printed(make_result())
+    out = io.StringIO()
+    console = Console(file=out, width=200, highlight=False)
+    print_left_over(make_result(), console, sync="python -m tune_rescon.report s --sync")
+    assert out.getvalue() == ""
+    print_left_over(make_result(unsent=3), console, sync="python -m tune_rescon.report s --sync")
+    assert "MLflow did not take 3 updates in time; the study has" in out.getvalue()
+    assert "python -m tune_rescon.report s --sync" in out.getvalue()
+    refused = make_result(unsent=3, unsent_reason="the experiment 'digits' is deleted.")
+    print_left_over(refused, console, sync="")
+    assert "MLflow did not take 3 updates: the experiment 'digits' is deleted; the study" in out.getvalue()
 
 
 def test_a_local_store_is_shown_with_the_command_that_opens_it(make_result: MakeResult) -> None:

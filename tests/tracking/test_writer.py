@@ -301,3 +301,56 @@ def answer(status: int) -> HTTPError:
 )
 def test_which_errors_are_worth_another_try(error: Exception, final: bool) -> None:
     assert is_final(error) is final
+
+
+class FakeDesk:
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.shown: list[View] = []
+
+    def start(self) -> None:
+        self.started.set()
+
+    def show(self, view: View) -> Answer:
+        self.shown.append(view)
+        return Answer(run_id="run")
+
+    def hurry(self) -> None:
+        """Nothing is slow here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _delayed(delay: float) -> tuple[MlflowWriter, FakeDesk]:
+    desk = FakeDesk()
+    destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
+    made = MlflowWriter(destination, open_desk=lambda _: desk)
+    made.start(delay)
+    made.show(SearchView(id="1a"))
+    return made, desk
+
+
+def test_a_delayed_writer_starts_its_process_when_it_is_woken() -> None:
+    made, desk = _delayed(60.0)
+    assert not desk.started.wait(0.05)
+    assert (made.waiting, desk.shown) == (0, [])
+    made.wake()
+    assert desk.started.wait(1.0)
+    assert made.close(1.0) == 0
+    assert len(desk.shown) == 1
+
+
+def test_a_delayed_writer_starts_by_itself_when_its_time_has_come() -> None:
+    made, desk = _delayed(0.01)
+    assert desk.started.wait(1.0)
+    assert made.close(1.0) == 0
+
+
+def test_a_writer_that_is_closed_before_it_was_woken_sends_all_the_same() -> None:
+    made, desk = _delayed(60.0)
+    assert made.close(1.0) == 0
+    assert len(desk.shown) == 1
+    assert not desk.started.is_set(), "the view itself starts the process"

@@ -37,7 +37,9 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
         listener.epoch_done(trial, metrics, GOES_ON)
 
     begin()
+    assert not writer.wake.called, "the workers still import"
     end_epoch(0, 1, "best.ckpt")
+    assert writer.wake.called
     begin()
     end_epoch(1, 1, None)
     assert not near_end.called

@@ -6,6 +6,7 @@ Shape legend: N images, H = W side, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ Arrays = tuple[ByteArray, IntArray]
 #: scikit-learn's digits have no official test part: this one is ours, whatever the split seed.
 _DIGITS_TEST: Final = SplitRule(limit=None, val_fraction=0.2, seed=0)
 _DIGITS_LEVELS: Final = 16
+_DIGITS_SIDE: Final = 8
 
 
 def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
@@ -51,13 +53,21 @@ def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
 
 
 def _digits() -> tuple[Arrays, Arrays]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images_NHWC = np.rint(digits.images * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
-    labels_N = digits.target.astype(np.int64)
+    # A line is an image's 64 pixels and its label.
+    values_NV = np.loadtxt(_digits_file(), delimiter=",")
+    pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
+    images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
+    labels_N = values_NV[:, -1].astype(np.int64)
     cut = draw_cut(labels_N, 10, _DIGITS_TEST)
     return (images_NHWC[cut.train_N], labels_N[cut.train_N]), (images_NHWC[cut.val_N], labels_N[cut.val_N])
+
+
+def _digits_file() -> Path:
+    """The file that ``sklearn.datasets.load_digits`` reads; to import scikit-learn takes seconds."""
+    package = find_spec("sklearn")
+    assert package is not None, "scikit-learn is a dependency"
+    assert package.origin is not None, "scikit-learn is an ordinary package"
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def _torchvision(name: str, data_root: Path, *, train: bool) -> Arrays:

@@ -5,6 +5,7 @@ Shape legend: B batch, C channels, H = W side (stored before, image_size after r
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
+from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
@@ -22,7 +23,7 @@ from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.resident import Part, choose_supply
 from tune_rescon.data.shares import WHOLE, Share
 
-__all__ = ["ImageDataModule"]
+__all__ = ["ImageDataModule", "resized"]
 
 #: Validation keeps no activations for a backward pass, so its batches may be larger: on a GPU so large that
 #: the device sets the pace, not the host that launches its kernels (benchmarks/NOTES.md).
@@ -30,6 +31,9 @@ _VALIDATION_BATCH_FACTOR: Final = 2
 _VALIDATION_BATCH_FACTOR_ON_GPU: Final = 8
 
 _BYTE = 255.0
+
+#: Processors, by Python's name, for which torch's resizing of bytes is vectorised whatever it says it can do.
+_ARM: Final = ("aarch64", "arm64")
 
 
 class ImageDataModule(LightningDataModule):
@@ -133,7 +137,7 @@ class ImageDataModule(LightningDataModule):
         """Resize stored bytes, rounded to bytes as an image library would; then floats, normalised."""
         side = self.image_size
         if images_BCHW.shape[-2:] != (side, side):
-            images_BCHW = VF.resize(images_BCHW, [side, side], antialias=True)
+            images_BCHW = resized(images_BCHW, side)
         images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         if not self.config.normalize:
             return images_BCHW.div_(_BYTE)
@@ -182,3 +186,20 @@ class ImageDataModule(LightningDataModule):
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def resized(images_BCHW: Tensor, side: int) -> Tensor:
+    """Bytes resized to ``side`` x ``side``, bilinear with antialiasing, rounded to bytes.
+
+    To the bit what ``torchvision.transforms.v2.functional.resize`` makes of them, without torchvision, which
+    takes seconds to import.
+    """
+    # torch's kernel for bytes is the faster one where it is vectorised; a GPU has none.
+    in_bytes = images_BCHW.device.type == "cpu" and (
+        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
+    )
+    source_BCHW = images_BCHW if in_bytes else images_BCHW.float()
+    resized_BCHW = F.interpolate(
+        source_BCHW, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized_BCHW if in_bytes else resized_BCHW.round_().to(images_BCHW.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 __all__ = ["OPERATIONS", "POLICIES", "Policy", "augment", "strengths"]
 
@@ -183,8 +183,16 @@ def _solarize(images_BCHW: Tensor, level_B: Tensor) -> Tensor:
 
 
 def _grey(images_BCHW: Tensor) -> Tensor:
-    grey: Tensor = images_BCHW if images_BCHW.shape[1] == 1 else VF.rgb_to_grayscale(images_BCHW)
+    grey: Tensor = images_BCHW if images_BCHW.shape[1] == 1 else _torchvision().rgb_to_grayscale(images_BCHW)
     return grey
+
+
+def _torchvision() -> ModuleType:
+    # Imported by a trial that augments so, not by every one: it takes seconds.
+    from torchvision.transforms.v2 import functional
+
+    module: ModuleType = functional
+    return module
 
 
 def _blend(images_BCHW: Tensor, other_BCHW: Tensor, factor_B: Tensor) -> Tensor:
@@ -209,6 +217,6 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "sharpness": _sharpness,
     "posterize": _posterize,
     "solarize": _solarize,
-    "autocontrast": lambda images_BCHW, _: VF.autocontrast(images_BCHW),
-    "equalize": lambda images_BCHW, _: VF.equalize(images_BCHW),
+    "autocontrast": lambda images_BCHW, _: _torchvision().autocontrast(images_BCHW),
+    "equalize": lambda images_BCHW, _: _torchvision().equalize(images_BCHW),
 }

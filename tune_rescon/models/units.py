@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from typing_extensions import override
 
 from tune_rescon.models.spec import UnitSpec
 
-__all__ = ["PreActivationUnit", "ResNeXtUnit", "chain", "conv", "unit"]
+__all__ = ["DropPath", "PreActivationUnit", "ResNeXtUnit", "chain", "conv", "unit"]
 
 
 NEVER_DROPPED: Final[Iterator[float]] = itertools.repeat(0.0)
@@ -93,5 +93,31 @@ def chain(specs: Iterable[UnitSpec], drop_paths: Iterator[float] = NEVER_DROPPED
     return nn.Sequential(*(unit(spec, next(drop_paths)) for spec in specs))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training, zeroes the branch of an image at random.
+
+    What is kept is scaled up, so that the mean stays. It draws as ``torchvision.ops.StochasticDepth`` does in
+    its mode ``"row"``. To import that one takes seconds: all of torchvision's models, and torch's compiler.
+    """
+
+    def __init__(self, probability: float) -> None:
+        """``probability``: of an image's branch to be dropped, in [0, 1)."""
+        super().__init__()
+        self.probability = probability
+
+    @override
+    def forward(self, branch_BCHW: Tensor) -> Tensor:
+        """The branch of each image, dropped or scaled; in eval mode as it is."""
+        if not self.training:
+            return branch_BCHW
+        kept = 1 - self.probability
+        scale_B111 = branch_BCHW.new_empty(len(branch_BCHW), 1, 1, 1).bernoulli_(kept).div_(kept)
+        return branch_BCHW * scale_B111
+
+    @override
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"
+
+
 def _drop_path(probability: float) -> nn.Module:
-    return StochasticDepth(probability, mode="row") if probability else nn.Identity()
+    return DropPath(probability) if probability else nn.Identity()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tune_rescon.reporting.live.view import LiveView
     from tune_rescon.reporting.live_report import LiveReport
     from tune_rescon.reporting.note import note_text
+    from tune_rescon.reporting.opening import print_opening
     from tune_rescon.reporting.overview import print_comparison, print_overviews
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.plots import write_plots
@@ -51,6 +52,7 @@ __all__ = [
     "overviews_json",
     "print_comparison",
     "print_dry_run",
+    "print_opening",
     "print_overviews",
     "print_result",
     "render_page",
@@ -79,6 +81,7 @@ __getattr__ = lazy_names(
         "overviews_json": "documents",
         "print_comparison": "overview",
         "print_dry_run": "dry_run",
+        "print_opening": "opening",
         "print_overviews": "overview",
         "print_result": "table",
         "render_page": "page",

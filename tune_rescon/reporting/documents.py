@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.reporting.analysis import (
     best_command,
@@ -21,7 +21,9 @@ from tune_rescon.reporting.analysis import (
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.reporting.words import figure, foreign_words, pairs, value_words
-from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
+
+if TYPE_CHECKING:
+    from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
 
 __all__ = ["csv_text", "json_text", "markdown_table", "markdown_text", "overviews_json"]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -13,11 +11,11 @@ from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError, SearchError
-from tune_rescon.passwords import has_password, hide_passwords
+from tune_rescon.passwords import hide_passwords, shell_command
 from tune_rescon.reporting.presentation import SearchPresentation
-from tune_rescon.reporting.table import print_result
+from tune_rescon.reporting.table import print_left_over, print_result
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import Gauges, RunOptions, StudyResult, run_search
+from tune_rescon.tuning import Gauges, RunOptions, StudyResult, absolute_storage, run_search, sync_command
 
 if TYPE_CHECKING:
     from tune_rescon.reporting.events import EventLines
@@ -45,7 +43,7 @@ def run_shown(
         live: whether it is drawn in place; else a line for each event.
         resume: the command that goes on with it.
         presentation: what draws its page.
-        tell: prints the end.
+        tell: prints the result, as soon as the trials have ended.
 
     Returns:
         0: done; 1: it failed; 130: it was interrupted.
@@ -61,7 +59,13 @@ def run_shown(
 
     begun = options.resume
     try:
-        with _shown(space, options, console, live=live) as view:
+        with ExitStack() as drawn:
+            view = drawn.enter_context(_shown(space, options, console, live=live))
+
+            def show(result: StudyResult) -> None:
+                # The live table leaves the screen before the result's is printed.
+                drawn.close()
+                tell(result, console)
 
             def attend(gauges: Gauges) -> None:
                 nonlocal begun
@@ -75,6 +79,7 @@ def run_shown(
                 presentation=presentation or SearchPresentation(),
                 say=lambda text: view.say(hide_passwords(text)),
                 attend=attend,
+                on_result=show,
             )
     except (SearchError, ClusterError) as error:
         if not begun:
@@ -87,7 +92,7 @@ def run_shown(
             raise
         say(f"Interrupted before a trial went on. Go on with: {resume}")
         return INTERRUPTED
-    tell(result, console)
+    print_left_over(result, console, sync=sync_command(options))
     if result.interrupted:
         say(f"Interrupted. Go on with: {resume}")
         return INTERRUPTED
@@ -102,19 +107,17 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
 
     A URL that holds a password is not printed: its variable stands in its place, and has to be set.
     """
-    storage = options.storage.absolute() if isinstance(options.storage, Path) else options.storage
-    words = shlex.join(["python", "-m", module, "--resume", options.name])
-    for flag, value, variable in (
-        ("--storage", str(storage), "TUNE_RESCON_STORAGE"),
-        ("--study", options.study_url, "TUNE_RESCON_STUDY"),
-        ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
-        ("--data-root", str(options.data_root.absolute()), None),
-        ("--address", options.address, None),
-    ):
-        if value is not None:
-            is_secret = variable is not None and has_password(value)
-            words += f' {flag} "${variable}"' if is_secret else f" {shlex.join([flag, value])}"
-    return f"{words} --tensorboard" if options.tensorboard else words
+    line = shell_command(
+        ["python", "-m", module, "--resume", options.name],
+        [
+            ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
+            ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+            ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
+            ("--data-root", str(options.data_root.absolute()), None),
+            ("--address", options.address, None),
+        ],
+    )
+    return f"{line} --tensorboard" if options.tensorboard else line
 
 
 @contextmanager

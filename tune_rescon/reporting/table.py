@@ -16,7 +16,7 @@ from tune_rescon.reporting.rows import headings, ranked, row
 from tune_rescon.reporting.words import duration, figure, foreign_words, value_words
 from tune_rescon.tuning import StudyResult
 
-__all__ = ["print_result", "result_table"]
+__all__ = ["print_left_over", "print_result", "result_table"]
 
 #: Rows of the table at most; trials.csv has them all.
 ROWS: Final = 20
@@ -85,18 +85,6 @@ def print_result(result: StudyResult, console: Console) -> None:
         console.print(_front(result), soft_wrap=True)
     if result.foreign:
         console.print(foreign_words(result.foreign), soft_wrap=True)
-    if result.unsent:
-        why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
-        console.print(
-            f"MLflow did not take {result.unsent} updates{why}. The study has them all;"
-            f" `python -m tune_rescon.report {result.name} --sync` sends them.",
-            markup=False,
-            soft_wrap=True,
-        )
-    if result.unkept:
-        console.print(
-            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
-        )
     files = f"{result.url} (here: {result.folder})" if result.url else result.folder
     console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -104,6 +92,27 @@ def print_result(result: StudyResult, console: Console) -> None:
     events = result.folder / "tensorboard"
     if events.is_dir():
         console.print(f"TensorBoard: tensorboard --logdir {events}", markup=False, soft_wrap=True)
+
+
+def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None:
+    """What MLflow, and a storage at a URL, did not take in time; nothing if they took all.
+
+    Args:
+        result: of a search that has ended.
+        console: what to print to.
+        sync: the command that sends MLflow the rest.
+    """
+    if result.unsent:
+        why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
+        console.print(
+            f"MLflow did not take {result.unsent} updates{why}; the study has them all. Send them by: {sync}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if result.unkept:
+        console.print(
+            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
+        )
 
 
 def _front(result: StudyResult) -> str:

@@ -35,6 +35,7 @@ from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.destination import Destination
 from tune_rescon.tracking.remedies import deleted_experiment
 from tune_rescon.tracking.views import ACTIVE, Champion, Images, RunView, SearchView, View
+from tune_rescon.training.lean import import_lean_torchmetrics
 
 __all__ = ["RunBook"]
 
@@ -407,7 +408,8 @@ class RunBook:
 
 
 def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
-    # Imported here: it takes torch, and seconds.
+    # Imported here: it takes torch, and seconds. MLflow imports Lightning for it, and that torchmetrics.
+    import_lean_torchmetrics()
     from tune_rescon.tracking.champion import exported
 
     return exported

@@ -43,14 +43,17 @@ REST: Final = 2.0
 
 @contextmanager
 def mlflow_writer(
-    destination: Destination, say: Callable[[str], object] = _LOGGER.info
+    destination: Destination, say: Callable[[str], object] = _LOGGER.info, *, delay: float = 0.0
 ) -> Iterator[MlflowWriter]:
     """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more.
 
-    ``say``: tells the user what was done or can never be done. It is called on the writer's thread.
+    Args:
+        destination: the store.
+        say: tells the user what was done or can never be done. It is called on the writer's thread.
+        delay: as of :meth:`MlflowWriter.start`.
     """
     writer = MlflowWriter(destination, say=say)
-    writer.start()
+    writer.start(delay)
     try:
         yield writer
     finally:
@@ -80,6 +83,8 @@ class MlflowWriter:
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._say = say
         self._known: set[int] = set()
+        self._delay = 0.0
+        self._awake = threading.Event()
         self._hurry = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
@@ -94,8 +99,8 @@ class MlflowWriter:
 
     @property
     def waiting(self) -> int:
-        """Updates that are not sent yet."""
-        return len(self._backlog)
+        """Updates that are not sent yet; those that :meth:`start` holds back are not counted."""
+        return len(self._backlog) if self._awake.is_set() else 0
 
     @property
     def trouble(self) -> str:
@@ -107,9 +112,18 @@ class MlflowWriter:
         """Why updates were not sent: what the last call failed with, or the last refused one."""
         return self._trouble or self._refusal
 
-    def start(self) -> None:
-        """Begin sending what there is to send; before that, nothing is made anywhere."""
+    def start(self, delay: float = 0.0) -> None:
+        """Begin sending what there is to send; before that, nothing is made anywhere.
+
+        Args:
+            delay: seconds to wait for :meth:`wake` first: to import MLflow is seconds of a processor's work.
+        """
+        self._delay = delay
         self._thread.start()
+
+    def wake(self) -> None:
+        """End the delay of :meth:`start`."""
+        self._awake.set()
 
     def show(self, view: View) -> None:
         """Have MLflow show it. Returns at once, always. The search must be shown before its trials."""
@@ -124,11 +138,16 @@ class MlflowWriter:
             except queue.Empty:
                 return opened
 
-    def close(self, timeout: float) -> int:
-        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+    def hurry(self) -> None:
+        """Hold nothing back any more: nothing but the rest of the search's views is to come."""
         self._backlog.close()
         self._hurry.set()
+        self._awake.set()
         self._desk.hurry()
+
+    def close(self, timeout: float) -> int:
+        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+        self.hurry()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)
@@ -139,8 +158,12 @@ class MlflowWriter:
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
-        with suppress(OSError):  # no process to be had now: the first view says so, and asks again
-            self._desk.start()
+        self._awake.wait(self._delay)
+        self._awake.set()
+        # At the end the process is needed only if there is something to send: the first view starts it.
+        if not self._hurry.is_set():
+            with suppress(OSError):  # no process to be had now: the first view says so, and asks again
+                self._desk.start()
         while not self._give_up.is_set():
             waiting = self._backlog.next()
             if waiting is None:

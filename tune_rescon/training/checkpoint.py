@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
-from typing_extensions import override
 
 from tune_rescon.errors import StorageError, explain
 
 __all__ = [
     "CheckpointFolder",
-    "DurableCheckpointIO",
     "FoundCheckpoint",
     "is_intact",
     "read_checkpoint",
@@ -100,17 +97,6 @@ class CheckpointFolder:
     def written(self) -> Path | None:
         """The newest checkpoint there is, unchecked: for who has just written it, or failed to."""
         return next((path for path in (self.last, self.previous) if path.exists()), None)
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to its checkpoint file, through :func:`write_durably`; keeps the one before."""
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; what was there gets the suffix ``.previous.ckpt``."""
-        assert storage_options is None
-        path = Path(path)
-        write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))
 
 
 def is_intact(path: Path) -> bool:

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 
-from tune_rescon.training.checkpoint import DurableCheckpointIO
+from tune_rescon.training.checkpoint_io import DurableCheckpointIO
 from tune_rescon.training.placement import Placement
 
 __all__ = ["fit", "make_trainer"]

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.gauges import ClusterSize, Gauges
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.listener import SearchListener
-    from tune_rescon.tuning.options import RunOptions, default_cache_root, default_data_root
+    from tune_rescon.tuning.options import (
+        RunOptions,
+        absolute_storage,
+        default_cache_root,
+        default_data_root,
+        sync_command,
+    )
     from tune_rescon.tuning.presentation import Presentation
     from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
@@ -66,6 +72,7 @@ __all__ = [
     "TrialSummary",
     "TrialTask",
     "Verdict",
+    "absolute_storage",
     "best_trial",
     "datasets_of",
     "default_cache_root",
@@ -82,6 +89,7 @@ __all__ = [
     "run_search",
     "rungs",
     "sum_up",
+    "sync_command",
     "sync_tracking",
     "write_atomically",
 ]
@@ -129,6 +137,8 @@ __getattr__ = lazy_names(
         "run_search": "runner",
         "rungs": "rules.rungs",
         "sum_up": "summing_up",
+        "absolute_storage": "options",
+        "sync_command": "options",
         "sync_tracking": "sync",
         "write_atomically": "record.folder",
     },

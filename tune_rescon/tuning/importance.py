@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import optuna
-from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
 from tune_rescon.spaces import Space, distributions, place_config, to_optuna
@@ -37,6 +36,9 @@ def parameter_importance(
     usable = {number: params for number, params in placed.items() if params is not None}
     if len(usable) < FEWEST or len(set(values.values())) < 2:
         return {}
+    # Imported here: it brings scikit-learn, for an evaluator that is not used.
+    from optuna.importance import get_param_importances
+
     study = _study(space)
     study.add_trials(
         [

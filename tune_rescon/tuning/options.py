@@ -10,11 +10,20 @@ from typing import Final
 
 from tune_rescon.errors import ConfigError, explain
 from tune_rescon.home import home_directory
+from tune_rescon.passwords import shell_command
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
 from tune_rescon.tuning.record.folder import default_storage
 
-__all__ = ["RunOptions", "default_cache_root", "default_data_root", "default_grace", "default_study"]
+__all__ = [
+    "RunOptions",
+    "absolute_storage",
+    "default_cache_root",
+    "default_data_root",
+    "default_grace",
+    "default_study",
+    "sync_command",
+]
 
 _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
@@ -90,3 +99,20 @@ class RunOptions:
     elsewhere. Ray's C++ writes there."""
     tensorboard: bool = False
     """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_listener`."""
+
+
+def absolute_storage(options: RunOptions) -> str:
+    """The storage as a command names it that may be typed in another directory."""
+    return str(options.storage.absolute() if isinstance(options.storage, Path) else options.storage)
+
+
+def sync_command(options: RunOptions) -> str:
+    """The command that sends MLflow what it lacks of the search, as a person types it."""
+    line = shell_command(
+        ["python", "-m", "tune_rescon.report", options.name],
+        [
+            ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
+            ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+        ],
+    )
+    return f"{line} --sync"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import Champion, Destination, Images, MlflowWriter, SearchView, now_ms
+from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.preparation import Prepared
 from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.identity import Identity
 from tune_rescon.tuning.result import SearchState, StudyResult
 
-__all__ = ["ParentRun", "destination"]
+__all__ = ["ParentRun", "closing_words", "destination"]
+
+#: Seconds that exporting and registering a network takes on two slow cores (benchmarks/own_time.py).
+REGISTRATION_SECONDS: Final = 10
 
 
 def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) -> Destination:
@@ -26,6 +30,16 @@ def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) ->
         metric=space.metric.name,
         maximize=space.metric.mode == "max",
         artifacts=None if tracking_uri else folder.mlflow_artifacts,
+    )
+
+
+def closing_words(champion: Champion | None, options: RunOptions) -> str:
+    """What is still to be done once the result is shown, how long it takes, and how to go without it."""
+    if champion is None:
+        return "Writing the report and completing MLflow"
+    return (
+        f"Writing the report and registering the model of trial_{champion.number:04d} in MLflow: about"
+        f" {REGISTRATION_SECONDS} s. Ctrl-C puts MLflow off until: {sync_command(options)}"
     )
 
 
@@ -78,24 +92,23 @@ class ParentRun:
         if self._uploads:
             self._show(champion_is_near=True)
 
-    def end(self, result: StudyResult, files: Sequence[Path], note: str) -> Champion | None:
-        """Show how the search ended; whose network is registered, if one is."""
-        champion = self._champion(result)
+    def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
+        """Show how the search ended, and have its :meth:`champion` registered."""
         self._show(
             state=result.state.value,
             note=_placed(self._identity, note),
             closing={f"best_{result.metric}": result.best.value} if result.best else {},
-            champion=champion,
+            champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
             ended_ms=now_ms(),
         )
-        return champion
 
     def _show(self, **changes: Any) -> None:
         self._view = dataclasses.replace(self._view, **changes)
         self._writer.show(self._view)
 
-    def _champion(self, result: StudyResult) -> Champion | None:
+    def champion(self, result: StudyResult) -> Champion | None:
+        """Whose network is registered at the end; None: no trial's."""
         best = result.best
         over = result.state is SearchState.FINISHED
         checkpoint = result.kept_checkpoint(best) if best else None

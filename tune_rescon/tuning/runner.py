@@ -41,7 +41,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ownership.lease import LeaseKeeper
 from tune_rescon.tuning.ownership.search_lease import search_lease
 from tune_rescon.tuning.packing import packed
-from tune_rescon.tuning.parent_run import ParentRun, destination
+from tune_rescon.tuning.parent_run import ParentRun, closing_words, destination
 from tune_rescon.tuning.preparation import Prepared, anchored, check_same_images, note_images, prepare_data
 from tune_rescon.tuning.presentation import Presentation
 from tune_rescon.tuning.pricing import datasets_of
@@ -70,6 +70,10 @@ TRACKING_PATIENCE: Final = 60.0
 STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
 
+#: Seconds for which MLflow's process is not started, unless an epoch is reported before: the trials' workers
+#: import their libraries meanwhile, on the same processors.
+TRACKING_DELAY: Final = 20.0
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -82,6 +86,7 @@ def run_search(
     presentation: Presentation | None = None,
     say: Callable[[str], object] = _LOGGER.info,
     attend: Callable[[Gauges], object] | None = None,
+    on_result: Callable[[StudyResult], object] | None = None,
 ) -> StudyResult:
     """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
 
@@ -93,6 +98,11 @@ def run_search(
         presentation: draws the search while it runs and when it ends; None: its tables are all there is.
         say: tells the user what keeps the search waiting, or ends it.
         attend: given, before the first trial begins, what can be read while the search runs.
+        on_result: called with the result as soon as the trials have ended: before the report is written and
+            before MLflow has the rest. Not called if the search raises.
+
+    Returns:
+        The result, with what MLflow and a storage at a URL did not take.
 
     Raises:
         UserError: something given is wrong, or another driver has the search; nothing is left behind.
@@ -124,51 +134,56 @@ def run_search(
         check_weights(space, weights, _facts(prepared))
         with (
             diverted(store.folder.log) if options.divert_output else nullcontext(),
-            # Before Ray: its process imports MLflow meanwhile.
-            mlflow_writer(destination(space, store.folder, options.tracking_uri), say) as writer,
-            ray_session(options.address, say) as ray,
-            sampled_cluster(ray.gone) as cluster,
+            mlflow_writer(
+                destination(space, store.folder, options.tracking_uri),
+                say,
+                # A cluster's workers import on other machines.
+                delay=TRACKING_DELAY if options.address is None else 0.0,
+            ) as writer,
         ):
-            slots = _slots(space, ray)
-            if options.address is not None:
-                stage_data(
-                    datasets_of(space),
-                    data_root=options.data_root.resolve(),
-                    cache_root=options.cache_root.resolve(),
-                    need=space.resources_per_trial.by_name(),
-                    say=say,
-                )
-            if space.resources_per_trial.gpu == "auto":
-                measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-                space, words = packed(space, _facts(prepared), measure)
-                say(words)
+            with ray_session(options.address, say) as ray, sampled_cluster(ray.gone) as cluster:
                 slots = _slots(space, ray)
-            record, before = resumed or (create_record(space, options, store.folder, say), None)
-            lease = lease or held.enter_context(_lease(options, store, say))
-            own_study = options.study_url is None
-            identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
-            if options.tensorboard:
-                files = event_files(store.folder.tensorboard, space)
-                listeners = [held.enter_context(files), *listeners]
-            versions = note_space(record, before, space)
-            search = _Search(
-                versions,
-                options,
-                store,
-                prepared,
-                listeners,
-                presentation,
-                record,
-                identity,
-                lease,
-                ray,
-                writer,
-            )
-            watch = search.watch(interruption, ray, say)
-            if attend is not None:
-                attend(search.gauges(slots, cluster))
-            interruption.deferred = True
-            result = search.run(trainable, slots, watch, say)
+                if options.address is not None:
+                    stage_data(
+                        datasets_of(space),
+                        data_root=options.data_root.resolve(),
+                        cache_root=options.cache_root.resolve(),
+                        need=space.resources_per_trial.by_name(),
+                        say=say,
+                    )
+                if space.resources_per_trial.gpu == "auto":
+                    measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
+                    space, words = packed(space, _facts(prepared), measure)
+                    say(words)
+                    slots = _slots(space, ray)
+                record, before = resumed or (create_record(space, options, store.folder, say), None)
+                lease = lease or held.enter_context(_lease(options, store, say))
+                own_study = options.study_url is None
+                identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
+                if options.tensorboard:
+                    files = event_files(store.folder.tensorboard, space)
+                    listeners = [held.enter_context(files), *listeners]
+                versions = note_space(record, before, space)
+                search = _Search(
+                    versions,
+                    options,
+                    store,
+                    prepared,
+                    listeners,
+                    presentation,
+                    record,
+                    identity,
+                    lease,
+                    ray,
+                    writer,
+                )
+                watch = search.watch(interruption, ray, say)
+                if attend is not None:
+                    attend(search.gauges(slots, cluster))
+                interruption.deferred = True
+                result = search.run(trainable, slots, watch, say, on_result)
+            # Ray has ended by now: its processors are free for what MLflow is still to be given.
+            result = search.hand_over(result, watch)
         spent = _spent_words(space, options, lease, result)
         if spent is not None:
             say(spent)
@@ -285,8 +300,9 @@ class _Search:
         slots: int,
         watch: Watch,
         say: Callable[[str], object],
+        on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
-        """Run the trials; whatever ends them, leave the files and MLflow as the record is."""
+        """Run the trials; whatever ends them, leave the files as the record is. :meth:`hand_over` follows."""
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
         note_images(self._record, self._digests)
         with usable_directory(self._folder.storage):
@@ -295,21 +311,34 @@ class _Search:
         turns = Turns(self._lease.assure)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)
-            with self._drawing:
-                run_aside(work, leave=watch.leave, turns=turns)
+            run_aside(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordError):
             # The record is not this driver's to write to, or takes nothing.
+            self._drawing.close()
             self._store.abandon()
             self._writer.close(HURRIED_PATIENCE)
             raise
         except Exception:
             # A Ray that dies makes Tune raise anything; what died is said instead.
             if not watch.ray_is_gone:
-                self._conclude(SearchState.FAILED, watch, say)
+                self.hand_over(self._conclude(SearchState.FAILED, watch, say, None), watch)
                 raise
         state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
         failed = watch.failure or self._coordinator.failure
-        return self._conclude(SearchState.FAILED if failed else state, watch, say)
+        return self._conclude(SearchState.FAILED if failed else state, watch, say, on_result)
+
+    def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
+        """Wait for MLflow, and a storage at a URL, to take the rest; the result with what they did not."""
+        unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        self._tracking.note_runs()
+        unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        return dataclasses.replace(
+            result,
+            trials=self._record.trials(),
+            unsent=unsent,
+            unsent_reason=hide_passwords(self._writer.reason) if unsent else "",
+            unkept=unkept,
+        )
 
     def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
         execute(
@@ -322,27 +351,30 @@ class _Search:
             turns=turns,
         )
 
-    def _conclude(self, state: SearchState, watch: Watch, say: Callable[[str], object]) -> StudyResult:
+    def _conclude(
+        self,
+        state: SearchState,
+        watch: Watch,
+        say: Callable[[str], object],
+        on_result: Callable[[StudyResult], object] | None,
+    ) -> StudyResult:
+        """Show the result first, then draw the pages and give MLflow's writer what is left."""
+        watch.trials_ended()
         self._coordinator.settle()
         result = self._result(state, watch.failure or self._coordinator.failure)
         note_outcome(self._record, state, result.failure)
         files = self._write_tables(result, say)
-        note, drawn = self._drawn(result, say)
-        champion = self._parent.end(result, [*files, *drawn], note)
-        if champion is not None and not watch.interrupted:
-            say(f"MLflow is given the rest, and the network of trial_{champion.number:04d}")
+        if on_result is not None:
+            on_result(result)
         if (missing := missing_winner(result)) is not None:
             say(missing)
-        unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
-        self._tracking.note_runs()
-        unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
-        return dataclasses.replace(
-            result,
-            trials=self._record.trials(),
-            unsent=unsent,
-            unsent_reason=hide_passwords(self._writer.reason) if unsent else "",
-            unkept=unkept,
-        )
+        say(closing_words(self._parent.champion(result), self._options))
+        self._drawing.close()
+        note, drawn = self._drawn(result, say)
+        self._parent.end(result, [*files, *drawn], note)
+        # From now on nothing is held back; the wait for it comes when Ray has ended.
+        self._writer.hurry()
+        return result
 
     def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
         """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""

@@ -71,6 +71,8 @@ class TrackingListener:
     def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """One more epoch."""
         del metrics, verdict
+        # The workers have imported what they need: MLflow's process no longer delays the first epochs.
+        self._writer.wake()
         self._show(trial)
         if self._near_end and trial.checkpoint and len(self._record) >= self._space.budget.trials:
             self._near_end()

@@ -9,7 +9,6 @@ from torch import nn
 
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage import StorageUrl, local_file
-from tune_rescon.tracking.champion import registered_checkpoint
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.exported import load_exported
 from tune_rescon.tuning import Place, SearchFolder, StudyResult, read_search
@@ -29,6 +28,9 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
         StorageError: there is no such model, or its file is damaged or something else's.
     """
     if model.startswith("models:/"):
+        # Imported here: it brings MLflow, which no other model needs.
+        from tune_rescon.tracking.champion import registered_checkpoint
+
         with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
             return load_trained(file)
     path = Path(model)

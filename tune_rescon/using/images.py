@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from tune_rescon.data import decode_image
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.data.layout import SUFFIXES
 from tune_rescon.errors import DataError, explain
-from tune_rescon.training import TrainedNetwork
+
+if TYPE_CHECKING:
+    from tune_rescon.training import TrainedNetwork
 
 __all__ = ["Pictures", "batches_of", "find_pictures"]
 

@@ -211,3 +211,13 @@ def test_the_redraws_are_bounded(
         time.sleep(0.3)
     drawn = screen.getvalue().count("trials ended")
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
+
+
+def test_what_is_said_once_the_table_is_gone_is_printed_at_once(
+    console: Console, screen: Screen, space: Space
+) -> None:
+    with LiveView(console, space, name="s") as view:
+        view.say("before")
+    assert screen.words == "before\n"
+    view.say("after")
+    assert screen.words == "before\nafter\n"

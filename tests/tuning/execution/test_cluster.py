@@ -14,8 +14,8 @@ from tune_rescon.tuning.execution.cluster import prepare_environment
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
-        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
 
 
 @pytest.mark.usefixtures("_environment")
@@ -24,12 +24,14 @@ def test_a_ray_of_its_own_gets_a_token_of_its_own() -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_prestart_worker_first_driver"] == "0"  # noqa: SIM112  # Ray's own spelling
 
 
 @pytest.mark.usefixtures("_environment")
 def test_a_cluster_keeps_its_own_mode() -> None:
     prepare_environment(own_ray=False)
     assert "RAY_AUTH_MODE" not in os.environ
+    assert "RAY_prestart_worker_first_driver" not in os.environ
 
 
 @pytest.mark.usefixtures("_environment")

@@ -117,6 +117,14 @@ def test_how_long_a_slow_server_is_waited_for(
     assert scene.watch.hurried(lambda seconds: round(10 * seconds), 60.0, 2.0) == 10 * waits
 
 
+def test_a_signal_after_the_last_trial_cuts_the_next_wait_short(scene: Scene) -> None:
+    scene.signals.receive(signal.SIGINT)
+    scene.watch.trials_ended()
+    assert scene.watch.hurried(round, 60.0, 2.0) == 60
+    scene.signals.receive(signal.SIGINT)
+    assert scene.watch.hurried(round, 60.0, 2.0) == 2
+
+
 def test_a_signal_ends_the_waiting(scene: Scene) -> None:
     waited: list[float] = []
 

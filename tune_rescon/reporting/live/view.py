@@ -91,8 +91,10 @@ class LiveView(SearchListener):
         self._print_lines()
 
     def say(self, text: str) -> None:
-        """Print ``text`` above the table."""
+        """Print ``text`` above the table; once that has been taken away, where it was."""
         self._lines.append(Text(text))
+        if self._closing.is_set() and not self._thread.is_alive():
+            self._print_lines()
 
     def attend(self, gauges: Gauges) -> None:
         """Show what ``gauges`` say from now on."""

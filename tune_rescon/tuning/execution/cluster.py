@@ -41,6 +41,12 @@ _ENVIRONMENT: Final = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
 
+#: For a Ray of this machine's own.
+_OWN_RAY_ENVIRONMENT: Final = {
+    # It would start a worker for each core. Trials need other ones, for Tune gives them an environment.
+    "RAY_prestart_worker_first_driver": "0",
+}
+
 #: For the workers alone.
 _WORKERS_ENVIRONMENT: Final = {
     # One heap for all threads. By default glibc has up to eight a core, and Ray trains each trial on a new
@@ -179,7 +185,7 @@ def prepare_environment(*, own_ray: bool) -> None:
     without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the
     mode it found then.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT | (_OWN_RAY_ENVIRONMENT if own_ray else {})).items():
         os.environ.setdefault(name, value)
     if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -45,6 +45,10 @@ class Member:
         """Train a trial to whatever end it has."""
         import ray
 
+        from tune_rescon.training.lean import import_lean_torchmetrics
+
+        # First, as Lightning would otherwise bring all of torchmetrics.
+        import_lean_torchmetrics()
         from tune_rescon.tuning.execution.meeting import met
         from tune_rescon.tuning.execution.training import train_task
 

@@ -57,6 +57,11 @@ class Interruption:
             raise KeyboardInterrupt
 
     @property
+    def count(self) -> int:
+        """How many signals came so far."""
+        return len(self._came)
+
+    @property
     def urgency(self) -> Urgency:
         """What is asked of the search now."""
         if not self._came:

@@ -100,6 +100,10 @@ def _run(task: TrialTask) -> None:
 
 
 def _train(task: TrialTask) -> Left | None:
+    from tune_rescon.training.lean import import_lean_torchmetrics
+
+    # First, as Lightning would otherwise bring all of torchmetrics.
+    import_lean_torchmetrics()
     from ray import tune
 
     from tune_rescon.training import recorded_epochs

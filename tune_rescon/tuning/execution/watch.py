@@ -38,6 +38,7 @@ class Watch:
         self._say = say
         self._heard = Urgency.NONE
         self._gone = ""
+        self._signals_before_end: int | None = None
 
     def leave(self) -> bool:
         """Whether to leave the trials now.
@@ -51,6 +52,10 @@ class Watch:
         gone_before, self._gone = self._gone, self._ray_gone()
         return self._heard is Urgency.STOP or bool(gone_before)
 
+    def trials_ended(self) -> None:
+        """From now on each signal cuts the remaining waits short: no epoch is left to be finished."""
+        self._signals_before_end = self._interruption.count
+
     @property
     def interrupted(self) -> bool:
         """Whether somebody asked for the end."""
@@ -62,7 +67,7 @@ class Watch:
         A signal that comes meanwhile ends the wait: nobody waits twice for the same thing.
         """
         left = self._interruption.seconds_left
-        if self._interruption.urgency is Urgency.STOP:
+        if self._interruption.urgency is Urgency.STOP or self._interrupted_at_the_end:
             patience = hurried
         elif left is not None:
             patience = min(patience, max(left, hurried))
@@ -74,6 +79,11 @@ class Watch:
             return call(hurried)
         finally:
             self._interruption.deferred = True
+
+    @property
+    def _interrupted_at_the_end(self) -> bool:
+        before = self._signals_before_end
+        return before is not None and self._interruption.count > before
 
     @property
     def ray_is_gone(self) -> bool:

@@ -1,0 +1,126 @@
+"""What the commands import: nothing slow before their first line, and nothing that they do not use.
+
+Both are held by what is in ``sys.modules``, not by a clock: a clock would measure the machine's other work.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+#: Each takes from a third of a second to five.
+SLOW = {
+    "lightning_fabric",
+    "matplotlib",
+    "mlflow",
+    "pandas",
+    "plotly",
+    "pytorch_lightning",
+    "ray",
+    "scipy",
+    "sklearn",
+    "sqlalchemy",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+}
+
+#: Runs a command up to its first output, and prints what is imported by then.
+FIRST_OUTPUT = """
+import importlib, json, os, sys
+
+class FirstWrite:
+    encoding = "utf-8"
+
+    def write(self, text):
+        text = text.decode() if isinstance(text, bytes) else text  # click tries which one is taken
+        if text.strip():
+            print(json.dumps([text.strip(), sorted(sys.modules)]), file=sys.__stdout__, flush=True)
+            os._exit(0)
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+sys.stdout = sys.stderr = FirstWrite()
+module, *arguments = sys.argv[1:]
+importlib.import_module(f"tune_rescon.{module}").main(arguments)
+"""
+
+#: Executes a statement, and prints what is imported then.
+AFTER = "import json, sys; exec(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def _run(script: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.timeout(30)  # an interpreter
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        pytest.param("search --space digits", "digits: preparing the data, then starting a Ray", id="search"),
+        pytest.param("search --resume s", "Resuming s from", id="resume"),
+        pytest.param("train --from s", "Preparing the training of s", id="train"),
+        pytest.param("train --preset attention56", "Preparing the training of attention56", id="preset"),
+        pytest.param("predict s PICTURE", "Loading s", id="predict"),
+        pytest.param("export s --format onnx --output a.onnx", "Loading s", id="export"),
+        pytest.param("report s", "Reading s", id="report"),
+        pytest.param("report s --sync", "Reading s, to send MLflow what it lacks", id="sync"),
+        pytest.param("report --list", "Reading the storage", id="list"),
+    ],
+)
+def test_the_first_line_waits_for_nothing_slow(command: str, says: str, picture: Path) -> None:
+    module, *arguments = (str(picture) if word == "PICTURE" else word for word in command.split())
+    text, modules = json.loads(_run(FIRST_OUTPUT, module, *arguments))
+    assert text.startswith(says)
+    assert SLOW.intersection(modules) == set()
+
+
+#: What a part of the package needs of them.
+NEEDED = {
+    "search, before Ray": ("from tune_rescon.reporting import run_shown", set()),
+    "the digits": (
+        "import pathlib, tune_rescon.data.builtin as b; b.load_arrays('digits', pathlib.Path('data'))",
+        set(),
+    ),
+    "a checkpoint's reader": ("from tune_rescon.training import load_trained", {"torch"}),
+    "predict, export": (
+        "from tune_rescon.using import batches_of, export_model, find_pictures, load_model, predictions",
+        {"torch"},
+    ),
+    "report": (
+        "from tune_rescon.reporting import print_result; from tune_rescon.tuning import read_search",
+        set(),
+    ),
+    "report --html": ("from tune_rescon.reporting import write_report", {"plotly"}),
+    "reproduce": ("from tune_rescon.finals import PUBLISHED, find_rows", set()),
+    "report --sync": ("from tune_rescon.tuning import sync_tracking", set()),
+    "networks": ("from tune_rescon.models import build_network", {"torch"}),
+}
+
+
+@pytest.mark.timeout(60)  # an interpreter, some of them with torch
+@pytest.mark.parametrize("part", NEEDED)
+def test_nothing_imports_what_it_does_not_use(part: str) -> None:
+    statement, needed = NEEDED[part]
+    # torch's compiler: as long as torch itself once more.
+    slow = {*SLOW, "torch._dynamo"}
+    assert slow.intersection(json.loads(_run(AFTER, statement))) == needed

@@ -1,0 +1,32 @@
+"""What is said of the work that is left once a search's result is shown."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from tune_rescon.report import report
+from tune_rescon.tracking import Champion
+from tune_rescon.tuning import RunOptions, sync_command
+from tune_rescon.tuning.parent_run import closing_words
+
+OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
+
+
+def test_the_command_that_sends_the_rest_can_be_pasted() -> None:
+    words = shlex.split(sync_command(OPTIONS))
+    assert words[:3] == ["python", "-m", "tune_rescon.report"]
+    read = report.make_context("report", words[3:]).params
+    assert (read["name"], read["storage"], read["study"], read["sync"]) == (
+        "s",
+        "/a b/runs",
+        "sqlite:///x?y",
+        True,
+    )
+
+
+def test_a_registration_is_named_with_its_seconds_and_how_to_put_it_off() -> None:
+    words = closing_words(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
+    assert "registering the model of trial_0003 in MLflow: about 10 s" in words
+    assert words.endswith(f"Ctrl-C puts MLflow off until: {sync_command(OPTIONS)}")
+    assert closing_words(None, OPTIONS) == "Writing the report and completing MLflow"
