@@ -113,6 +113,6 @@ def test_a_cluster_that_cannot_be_reached_is_one_paragraph(monkeypatch: pytest.M
     with pytest.raises(ClusterError) as caught:
         _join("head:6379")
     said = str(caught.value)
-    assert said.startswith("--address: must be the address of a Ray cluster that can be reached, but got head:")
+    assert said.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
     assert "(Ray is not at head:6379)" in said
     assert "\n" not in said
