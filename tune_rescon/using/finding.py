@@ -51,12 +51,12 @@ def _best_checkpoint(result: StudyResult) -> str:
     Raises:
         StorageError: no trial has one yet, or the file is missing.
     """
-    checkpoint = result.checkpoint(result.best) if result.best else None
-    if checkpoint is None:
+    best = result.best
+    checkpoint = result.checkpoint(best) if best else None
+    if best is None or checkpoint is None:
         rule = "a search must have a best trial with its checkpoint"
         raise StorageError(explain(rule, got=f"{result.name}, which has none yet", where="MODEL"))
-    assert result.best is not None, "it has a checkpoint"
-    if result.kept_checkpoint(result.best) is None:
+    if result.kept_checkpoint(best) is None:
         rule = "the best trial's checkpoint must be in the search's folder"
         hint = "Copy the folder's `checkpoints` from where the search ran."
         got = f"{result.name}, where {checkpoint} is missing"

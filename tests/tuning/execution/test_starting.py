@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tune_rescon.errors import ClusterError, ConfigError
+from tune_rescon.tuning.execution.cluster import _join
 from tune_rescon.tuning.execution.starting import LONGER_START, check_temp_dir, start_or_retry
 
 (SETTING,) = LONGER_START
@@ -100,3 +103,16 @@ def test_an_interruption_is_no_failure(error: type[BaseException]) -> None:
     with pytest.raises(error):
         start_or_retry(start, ray.clean_up, ray.say)
     assert ray.events == []
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **_: object) -> None:
+        raise ConnectionError(f"Ray is not at {address}.\nTraceback of another process")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(ClusterError) as caught:
+        _join("head:6379")
+    said = str(caught.value)
+    assert said.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
+    assert "(Ray is not at head:6379)" in said
+    assert "\n" not in said

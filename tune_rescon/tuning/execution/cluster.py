@@ -90,7 +90,7 @@ def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info
     own = RayProcesses.ahead()
     try:
         with _own_signal_handlers():
-            if address is not None:
+            if address:
                 _join(address)
             else:
                 check_temp_dir(os.environ, pid=os.getpid())
@@ -113,20 +113,21 @@ def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
     )
 
 
-#: What both a Ray of this machine's own and a cluster's are told.
-_SETTINGS: Final[dict[str, Any]] = {
-    "log_to_driver": False,
-    # Its log records go where everybody's go, not to the terminal.
-    "configure_logging": False,
-    "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
-}
+def _settings() -> dict[str, Any]:
+    """What a Ray of this machine's own and a cluster's are told."""
+    return {
+        "log_to_driver": False,
+        # Its log records go where everybody's go, not to the terminal.
+        "configure_logging": False,
+        "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
+    }
 
 
 def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **_SETTINGS)
+        ray.init(address=address, **_settings())
     # Of many types: an address that is none, a cluster that is gone, one of another version.
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
@@ -144,7 +145,7 @@ def _start() -> None:
             address="local",
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE,
-            **_SETTINGS,
+            **_settings(),
         )
 
 

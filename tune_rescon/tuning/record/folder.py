@@ -145,7 +145,7 @@ class SearchFolder:
         for path in (self.path, self.study_db, self.log):
             if path.exists() and not os.access(path, os.W_OK):
                 rule = "a resumed search must be one that this user can write to"
-                hint = "To go on with its trials elsewhere, copy its folder to a storage of your own."
+                hint = "To continue its trials, copy its folder to a storage of your own."
                 got = f"{path}, which cannot be written"
                 raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
 
