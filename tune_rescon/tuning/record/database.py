@@ -13,7 +13,7 @@ def open_database(url: str, *, busy_seconds: float) -> optuna.storages.RDBStorag
     """Connect; a writer waits ``busy_seconds`` for another one's transaction on a SQLite file.
 
     Raises:
-        StorageError: it cannot be reached, is none, or another Optuna has made its tables.
+        StorageError: it cannot be reached, is not a database, or another Optuna created its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
     from sqlalchemy.exc import SQLAlchemyError
