@@ -1,7 +1,7 @@
 """Passwords in URLs: what is printed, logged, recorded or sent elsewhere shows none.
 
-The password of a tracking server or of a study's database may stand in its URL. Error messages of libraries
-hold such URLs amid other text, so text is searched, and no URL needs to be sound to be found.
+The URL of a tracking server or of a study's database may contain its password. Libraries quote such URLs in
+their error messages, so whole texts are searched, and a URL is found even if it is malformed.
 """
 
 from __future__ import annotations

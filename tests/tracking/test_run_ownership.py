@@ -240,7 +240,7 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
 
 
 @pytest.mark.usefixtures("exports")
-def test_a_champion_nobody_knows_the_search_of_is_kept_by_its_version(
+def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
     make_book: Books, client: mlflow.MlflowClient
 ) -> None:
     client.create_registered_model("s")

@@ -25,8 +25,8 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         create: make the SQLite file and the tables if they are missing, for a new search.
 
     Raises:
-        StorageError: it cannot be reached, it is no database, it is missing and not to be made, or another
-            Optuna has made its tables.
+        StorageError: it cannot be reached, it is not a database, it is missing and not to be made, or another
+            Optuna created its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
     from sqlalchemy.exc import SQLAlchemyError
