@@ -17,7 +17,7 @@ from tune_rescon.errors import TuneResconError, UserError
 from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
 
-__all__ = ["INTERRUPTED", "run_command"]
+__all__ = ["INTERRUPTED", "print_line", "run_command"]
 
 #: The exit code of a command that was interrupted, as shells give it.
 INTERRUPTED = 130
@@ -75,6 +75,11 @@ def run_command(
     return code
 
 
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print a line to standard output or, with ``err``, to standard error; passwords in URLs are hidden."""
+    click.echo(hide_passwords(text), err=err)
+
+
 def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> int:
     # Not `command.main`, which ends the process with exit code 1 when a reader closes the pipe.
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -89,7 +94,7 @@ def _say(text: str) -> None:
     # Standard error may be closed or full as well; the exit code says the rest.
     with suppress(OSError):
         if text:
-            click.echo(hide_passwords(text), err=True)
+            print_line(text, err=True)
 
 
 def _open_closed_streams() -> None:

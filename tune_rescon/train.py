@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
 from tune_rescon.config import DatasetConfig
 from tune_rescon.errors import StorageError, explain
 
@@ -129,7 +129,7 @@ def train(
     if budget is not None and (source is None or epochs is not None):
         raise click.UsageError("--budget goes with --from, and instead of --epochs.")
     if not dry_run:
-        click.echo(f"Preparing the training of {resume or source or preset}")
+        print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
     place = Place(
         storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data

@@ -27,15 +27,12 @@ from tune_rescon.tuning.execution.measuring import measured_on_gpu
 from tune_rescon.tuning.execution.staging import stage_data
 from tune_rescon.tuning.packing import largest_trial
 
-GIVEN: dict[str, Any] = json.loads(sys.argv[1])
-FOLDER = Path(GIVEN["folder"])
+
+def options(name: str, folder: Path) -> RunOptions:
+    return RunOptions(name=name, storage=folder / "runs", data_root=folder, cache_root=folder / "cache")
 
 
-def options(name: str) -> RunOptions:
-    return RunOptions(name=name, storage=FOLDER / "runs", data_root=FOLDER, cache_root=FOLDER / "cache")
-
-
-def staging() -> dict[str, Any]:
+def staging(folder: Path) -> dict[str, Any]:
     """What is said of images that are there, of images that are not, and of machines too small for a trial.
 
     And of measuring on a GPU that only Ray believes in.
@@ -43,12 +40,12 @@ def staging() -> dict[str, Any]:
 
     def stage(path: str, need: dict[str, float]) -> list[str]:
         lines: list[str] = []
-        dataset = DatasetConfig(name="folder", path=str(FOLDER / path), val_fraction=0.5)
+        dataset = DatasetConfig(name="folder", path=str(folder / path), val_fraction=0.5)
         try:
             stage_data(
                 [dataset],
-                data_root=FOLDER / "data",
-                cache_root=FOLDER / "images-cache",
+                data_root=folder / "data",
+                cache_root=folder / "images-cache",
                 need=need,
                 say=lines.append,
             )
@@ -59,15 +56,15 @@ def staging() -> dict[str, Any]:
     def measure() -> str | None:
         space = load_space("digits", ["resources_per_trial.gpu=auto"])
         try:
-            facts = {"digits": describe(space.dataset, data_root=FOLDER)}
-            measured_on_gpu(*largest_trial(space, facts), cache_root=FOLDER / "cache")
+            facts = {"digits": describe(space.dataset, data_root=folder)}
+            measured_on_gpu(*largest_trial(space, facts), cache_root=folder / "cache")
         except TuneResconError as error:
             return str(error)
         return None
 
     return {
         "images": stage("images", {"CPU": 1.0, "GPU": 0.0}),
-        "cached": [path.name for path in (FOLDER / "images-cache").iterdir()],
+        "cached": [path.name for path in (folder / "images-cache").iterdir()],
         "nowhere": stage("nowhere", {"CPU": 1.0}),
         "too small": stage("nowhere", {"CPU": 8.0}),
         "measured": measure(),
@@ -103,10 +100,10 @@ class Blow(SearchListener):
             one.kill()
 
 
-def pairs() -> dict[str, Any]:
+def pairs(folder: Path, victims: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
     """A search of trials of two processes, each of which loses one."""
-    blow = Blow(GIVEN["victims"])
-    result = run_search(load_space("digits", GIVEN["pairs"]), options("pairs"), listeners=[blow])
+    blow = Blow(victims)
+    result = run_search(load_space("digits", overrides), options("pairs", folder), listeners=[blow])
     return {
         "state": result.state.value,
         "trials": [[trial.state.value, trial.epochs, *trial.values] for trial in result.trials],
@@ -114,15 +111,13 @@ def pairs() -> dict[str, Any]:
     }
 
 
-def steps_of(name: str) -> list[list[str]]:
+def steps_of(ledger: Path) -> list[list[str]]:
     """Of each training step so far: the process that took it, and its node."""
-    ledger = FOLDER / f"{name}.steps"
     return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
 
-def trainable(name: str, pace: float) -> Callable[[dict[str, Any]], None]:
+def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, Any]], None]:
     """A trial that writes a line for each step, ``pace`` seconds each, and gets a spot notice as a file."""
-    folder, ledger = FOLDER, FOLDER / f"{name}.steps"
 
     def train(config: dict[str, Any]) -> None:
         import functools
@@ -157,35 +152,38 @@ def trainable(name: str, pace: float) -> Callable[[dict[str, Any]], None]:
     return train
 
 
-def spot() -> dict[str, Any]:
+def spot(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The same search twice. The second time its trial is preempted in each of three epochs.
 
     First its process gets a SIGTERM; then the machine it is on is drained; then it hears, from EC2, that its
     machine will be taken away.
     """
     control = ray._private.worker.global_worker.gcs_client
-    space = load_space("digits", GIVEN["alone"])
+    space = load_space("digits", overrides)
 
     def search(name: str, pace: float) -> dict[str, Any]:
-        (trial,) = run_search(space, options(name), trainable=trainable(name, pace)).trials
+        ledger = folder / f"{name}.steps"
+        train = trainable(folder, ledger, pace)
+        (trial,) = run_search(space, options(name, folder), trainable=train).trials
         return {
             "state": trial.state.value,
             "error": trial.error,
             "values": list(trial.values),
             "notes": list(trial.notes),
-            "steps": steps_of(name),
+            "steps": steps_of(ledger),
         }
 
     def taken(steps: float) -> list[str]:
-        while len(steps_of("struck")) < steps:
+        ledger = folder / "struck.steps"
+        while len(steps_of(ledger)) < steps:
             time.sleep(0.05)
-        return steps_of("struck")[-1]
+        return steps_of(ledger)[-1]
 
     def strike(batches: float) -> None:
         os.kill(int(taken(0.5 * batches)[0]), signal.SIGTERM)
         deadline = int(1000 * (time.time() + 600))
         control.drain_node(taken(1.2 * batches)[1], 2, "a spot notice", deadline)
-        (FOLDER / taken(2.2 * batches)[1]).touch()
+        (folder / taken(2.2 * batches)[1]).touch()
 
     whole = search("whole", 0.0)
     blows = functools.partial(strike, len(whole["steps"]) / 3)
@@ -199,6 +197,8 @@ def spot() -> dict[str, Any]:
 
 def main() -> None:
     """Start the cluster, do everything on it, print what was found."""
+    given: dict[str, Any] = json.loads(sys.argv[1])
+    folder = Path(given["folder"])
     prepare_environment(own_ray=True)
     small: dict[str, Any] = {"object_store_memory": 80 << 20}
     head = {"num_cpus": 0, "include_dashboard": False, **small}
@@ -207,7 +207,11 @@ def main() -> None:
         cluster.add_node(num_cpus=1, num_gpus=gpus, **small)
     ray.init(address=cluster.address, log_to_driver=False)
     # Preemption comes last: it drains two of the machines.
-    found = {"staging": staging(), "pairs": pairs(), "spot": spot()}
+    found = {
+        "staging": staging(folder),
+        "pairs": pairs(folder, given["victims"], given["pairs"]),
+        "spot": spot(folder, given["alone"]),
+    }
     print(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()

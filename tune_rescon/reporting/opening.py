@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.options import RunOptions
@@ -24,7 +25,7 @@ def opening_line(space: Space, options: RunOptions) -> str:
 
 def print_opening(space: Space, options: RunOptions, console: Console) -> None:
     """Print :func:`opening_line`, as one line on any terminal."""
-    console.print(opening_line(space, options), markup=False, soft_wrap=True)
+    console.print(hide_passwords(opening_line(space, options)), markup=False, soft_wrap=True)
 
 
 def _mlflow(options: RunOptions) -> str:

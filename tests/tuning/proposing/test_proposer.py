@@ -122,8 +122,8 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
 class Watching(optuna.samplers.RandomSampler):
     """A sampler that keeps what it was shown of the study when it was asked last."""
 
-    def __init__(self, seen: list[FrozenTrial]) -> None:
-        super().__init__(seed=0)
+    def __init__(self, seen: list[FrozenTrial], seed: int) -> None:
+        super().__init__(seed=seed)
         self._seen = seen
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -134,7 +134,9 @@ class Watching(optuna.samplers.RandomSampler):
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
     """What the sampler of a proposer that is made now was shown when it was asked last."""
     seen: list[FrozenTrial] = []
-    monkeypatch.setattr(proposer, "make_sampler", lambda *_, **__: Watching(seen))
+    monkeypatch.setattr(
+        proposer, "make_sampler", lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt)
+    )
     return seen
 
 
