@@ -18,7 +18,7 @@ from tune_rescon.tuning import RunOptions
         (
             [],
             RunOptions(name="s", storage=Path("/r")),
-            "s: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at sqlite:////r/mlflow.db",
+            "s: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at /r/mlflow.db",
         ),
         (
             ["budget.concurrent=1"],

@@ -33,4 +33,5 @@ def _mlflow(options: RunOptions) -> str:
         return options.tracking_uri
     if isinstance(options.storage, StorageUrl):
         return f"{options.storage}/{options.name}"
-    return SearchFolder(storage=options.storage.resolve(), name=options.name).mlflow_uri
+    # The file, not its URL: SQLAlchemy, which quotes URLs, takes long to import.
+    return str(SearchFolder(storage=options.storage.resolve(), name=options.name).mlflow_db)

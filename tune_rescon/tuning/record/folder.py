@@ -95,12 +95,17 @@ class SearchFolder:
         return self.path / "tensorboard"
 
     @property
+    def mlflow_db(self) -> Path:
+        """The file of the storage's own MLflow store."""
+        return self.storage / "mlflow.db"
+
+    @property
     def mlflow_uri(self) -> str:
         """The tracking store shared by all searches of this storage."""
-        plain = sqlite_url(self.storage / "mlflow.db")
+        plain = sqlite_url(self.mlflow_db)
         # MLflow 3.17 makes the directory of a `sqlite:///` URI without unquoting it: an empty one beside a
         # storage whose name has to be quoted. It leaves a URI that names the driver as it is.
-        return plain if "%" not in plain else sqlite_url(self.storage / "mlflow.db", driver="sqlite+pysqlite")
+        return plain if "%" not in plain else sqlite_url(self.mlflow_db, driver="sqlite+pysqlite")
 
     @property
     def mlflow_artifacts(self) -> Path:
