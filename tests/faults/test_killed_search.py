@@ -14,7 +14,18 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-pytestmark = pytest.mark.ray
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.timeout(600)
+
+#: The command, whose trials run in the driver's own process.
+WITHOUT_RAY = """
+import sys
+from tests.without_ray import search_without_ray
+from tune_rescon.search import main
+with search_without_ray():
+    sys.exit(main(sys.argv[1:]))
+"""
 
 #: Three trials, one at a time, on the embedded digits: small networks, rungs at 1 and 2 of 4 epochs.
 SEARCH = [
@@ -36,14 +47,16 @@ CLOCKS = {"compute_hours", "epoch_seconds", "images_per_second", "mean_images_pe
 
 
 class Command:
-    """Runs ``python -m tune_rescon.search`` on one storage."""
+    """Runs ``python -m tune_rescon.search`` on one storage, its trials on Ray or in its own process."""
 
-    def __init__(self, storage: Path, ray_tmp: Path) -> None:
+    def __init__(self, storage: Path, ray_tmp: Path, *, on_ray: bool) -> None:
         self.storage = storage
+        self._python = [sys.executable, *(["-m", "tune_rescon.search"] if on_ray else ["-c", WITHOUT_RAY])]
         self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "TUNE_RESCON_STORAGE": str(storage)}
+        self._env["PYTHONPATH"] = str(ROOT)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tune_rescon.search", *arguments]
+        command = [*self._python, *arguments]
         return subprocess.Popen(
             command, env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -89,11 +102,12 @@ class Command:
         }
 
 
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.nightly])])
 def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
-    tmp_path: Path, short_tmp: Path
+    tmp_path: Path, short_tmp: Path, *, on_ray: bool
 ) -> None:
     """Also, the two are side by side on one storage, and do not touch each other."""
-    command = Command(tmp_path, short_tmp)
+    command = Command(tmp_path, short_tmp, on_ray=on_ray)
     undisturbed = command.start("--space=digits", "--name=whole", *SEARCH)
 
     arguments = ["--space=digits", "--name=killed", *SEARCH]

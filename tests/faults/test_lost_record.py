@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.faults.conftest import SlowSearches
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
 def test_a_record_that_is_deleted_ends_the_search_in_one_paragraph(slow_searches: SlowSearches) -> None:

@@ -84,15 +84,15 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
 
 def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:
     assert search.code == 0, search.output
-    mlflow_uri = f"sqlite:///{search.storage / 'mlflow.db'}"
+    store = search.storage / "mlflow.db"
     assert search.output.startswith(
-        f"a: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at {mlflow_uri}\n"
+        f"a: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at {store}\n"
     )
     assert search.output.index("\nBest: ") < search.output.index("\nWriting the report and registering")
     for name in ("space.yaml", "study.db", "trials.csv", "best.yaml", "report.html"):
         assert (search.folder / name).is_file(), name
     assert f"Report: {search.folder / 'report.html'}" in search.output
-    assert f"--backend-store-uri {mlflow_uri}" in search.output
+    assert f"--backend-store-uri sqlite:///{store}" in search.output
     assert "Traceback" not in search.output
     assert "WARNING" not in search.output
 

@@ -108,8 +108,8 @@ def test_a_winner_whose_checkpoint_was_left_behind_is_said(
     assert json.loads(capsys.readouterr().out)["best"]["checkpoint"] is None
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.torch
+@pytest.mark.usefixtures("without_ray")
 def test_it_is_resumed_where_it_is(
     old: SearchFolder, cache_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,7 +123,7 @@ def test_it_is_resumed_where_it_is(
     assert checkpoints(old) == best_five(old)
     best = YAML(typ="safe").load(old.best_yaml)
     assert (old.path / best["checkpoint"]).is_file()
-    assert f"MLflow is given the rest, and the network of trial_{best['trial']:04d}" in said
+    assert f"registering the model of trial_{best['trial']:04d} in MLflow" in said
     # On a machine that is busy MLflow may not take it in a minute; then that is printed.
     with closing(sqlite3.connect(old.storage / "mlflow.db")) as database:
         (registered,) = database.execute("SELECT COUNT(*) FROM model_versions").fetchone()

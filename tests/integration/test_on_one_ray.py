@@ -123,7 +123,7 @@ def test_a_trial_whose_process_ends_each_time_fails_and_keeps_what_it_reported(m
 GANG = [
     *("fixed.width=0.25", "scheduler.reduction_factor=2", "sampler.type=random"),
     "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
-    *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "dataset.limit=1000"),
+    *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "dataset.limit=600"),
 ]
 
 
@@ -134,13 +134,12 @@ def gang_search(options: RunOptions, *, workers: int, trials: int, epochs: int) 
 
 
 def test_trials_of_two_are_trials_like_others(options: RunOptions) -> None:
-    result = gang_search(options, workers=2, trials=2, epochs=2)
+    result = gang_search(options, workers=2, trials=1, epochs=2)
     assert result.state.value == "finished"
-    assert all(trial.state in (TrialState.FINISHED, TrialState.STOPPED) for trial in result.trials)
-    assert result.trials[0].epochs == 2
+    assert [(trial.state, trial.epochs) for trial in result.trials] == [(TrialState.FINISHED, 2)]
     assert result.devices_per_trial == 2
     runs = mlflow.MlflowClient(result.tracking_uri).search_runs(["1"])
-    assert sum(run.info.run_name.startswith("trial_") for run in runs) == 2
+    assert sum(run.info.run_name.startswith("trial_") for run in runs) == 1
 
 
 @pytest.mark.nightly

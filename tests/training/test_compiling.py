@@ -31,6 +31,9 @@ from tune_rescon.training.compiling import (
 )
 from tune_rescon.training.placement import place
 
+#: Compiling takes most of a minute, and is off unless a space asks for it.
+nightly = pytest.mark.nightly
+
 pytestmark = [
     pytest.mark.torch,
     # Dynamo asks every input for its gradient; the answer's warning is hidden from all but an "error" filter.
@@ -96,6 +99,7 @@ def compiled() -> Iterator[nn.Module]:
         yield network
 
 
+@nightly
 def test_it_computes_the_same(compiled: nn.Module) -> None:
     (logits_BK, gradient), (expected_BK, expected) = _outcome(compiled), _outcome(_network())
     torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-4)
@@ -103,6 +107,7 @@ def test_it_computes_the_same(compiled: nn.Module) -> None:
     assert (gradient - expected).norm() < 0.15 * expected.norm()
 
 
+@nightly
 @pytest.mark.usefixtures("compiled")
 def test_the_next_network_of_its_shapes_is_compiled_already() -> None:
     graphs = _graphs()
@@ -113,6 +118,7 @@ def test_the_next_network_of_its_shapes_is_compiled_already() -> None:
     assert _graphs() == graphs
 
 
+@nightly
 def test_names_copies_and_exports_are_the_plain_networks(compiled: nn.Module) -> None:
     plain = _network()
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -126,6 +132,7 @@ def test_names_copies_and_exports_are_the_plain_networks(compiled: nn.Module) ->
     assert _graphs() == graphs
 
 
+@nightly
 def test_an_epochs_end_compiles_nothing(compiled: nn.Module) -> None:
     graphs = _graphs()
     compiled.eval()
@@ -167,6 +174,7 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["
 """
 
 
+@nightly
 def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
     if (trouble := compiler_trouble(CPU)) is not None:
         pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
@@ -195,6 +203,7 @@ def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list
     assert note.endswith("); training goes on without it")
 
 
+@nightly
 @pytest.mark.usefixtures("compiled")
 def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
     digits: ImageDataset, train: Callable[..., list[EpochReport]], tmp_path: Path
