@@ -209,10 +209,18 @@ def test_a_recorded_step_casts_all_weights_at_once_and_all_gradients(
     with torch.profiler.profile(record_shapes=True) as profile:
         module.backward(module.training_step(batch))
     weights = {tuple(part.weight.shape) for part in module.modules() if isinstance(part, nn.Conv2d)}
-    events = [(event.name, (event.input_shapes or [[]])[0]) for event in profile.events() or ()]
-    assert sum(name == "aten::_foreach_copy_" for name, _ in events) == (2 if recorded else 0)
-    alone = [shape for name, shape in events if name == "aten::_to_copy" and tuple(shape) in weights]
+    events = list(profile.events() or ())
+    assert sum(event.name == "aten::_foreach_copy_" for event in events) == (2 if recorded else 0)
+    copied = [event for event in events if event.name == "aten::_to_copy" and not _within_convolution(event)]
+    alone = [event for event in copied if tuple((event.input_shapes or [[]])[0]) in weights]
     assert bool(alone) != recorded
+
+
+def _within_convolution(event: Any) -> bool:
+    """Whether a convolution did it by itself: on a CPU with bf16 instructions some cast their weights."""
+    while event is not None and event.name != "aten::convolution_backward":
+        event = event.cpu_parent
+    return event is not None
 
 
 @NEEDS_GPU
