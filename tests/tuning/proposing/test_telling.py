@@ -48,6 +48,7 @@ def test_a_trial_with_a_value(ended: TrialSummary, sampler: str, expected: Told)
     [
         ("stopped", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
         ("finished", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
+        ("finished", (math.nan, math.nan, math.nan, 0.9), Told(state=COMPLETE, values=(0.9,))),
         ("running", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
         ("interrupted", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
         ("paused", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),

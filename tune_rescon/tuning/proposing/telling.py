@@ -62,7 +62,10 @@ def told(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int |
     if not math.isfinite(trial.last_value) or trial.state is TrialState.FAILED:
         return Told(state=OptunaState.FAIL) if trial.state.is_final else None
     if epoch is not None and trial.epochs >= epoch:
-        return Told(state=OptunaState.COMPLETE, values=(trial.values[epoch - 1],))
+        then = trial.values[epoch - 1]
+        # Of a trial of an earlier search an older record holds the last value only.
+        value = then if math.isfinite(then) else trial.last_value
+        return Told(state=OptunaState.COMPLETE, values=(value,))
     if epoch is not None and (trial.state.is_final or trial.state is TrialState.PAUSED):
         last = trial.last_value
         return Told(state=OptunaState.PRUNED, values=(last,), steps=((trial.epochs, last),))

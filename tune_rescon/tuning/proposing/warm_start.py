@@ -73,20 +73,23 @@ def _noted(trial: TrialSummary) -> dict[str, Any]:
         "state": trial.state.value,
         "parameters": dict(trial.parameters),
         "metric": trial.metric,
-        "epochs": trial.epochs,
-        "value": trial.value,
+        "values": list(trial.values),
         "cost": trial.cost,
     }
 
 
 def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialSummary:
-    earlier = (math.nan,) * (value["epochs"] - 1)
+    if "values" in value:
+        values = tuple(value["values"])
+    else:
+        # An earlier version of this package noted the last one alone.
+        values = (*((math.nan,) * (value["epochs"] - 1)), value["value"]) if value["epochs"] else ()
     return TrialSummary(
         number=value["number"],
         state=TrialState(value["state"]),
         parameters=value["parameters"],
         metric=value["metric"],
         maximize=maximize,
-        values=(*earlier, value["value"]) if value["epochs"] else (),
+        values=values,
         cost=value["cost"],
     )
