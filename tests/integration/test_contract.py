@@ -77,6 +77,7 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
     command += ["--name", "a", "--storage", str(storage), "--plain"]
     # Three epochs instead of nine, and a narrow network: what is checked does not depend on the length.
     command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.25"]
+    command += ["--set", "dataset.limit=600"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
     done = subprocess.run(command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False)
     return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)

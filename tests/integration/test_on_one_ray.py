@@ -133,6 +133,7 @@ def gang_search(options: RunOptions, *, workers: int, trials: int, epochs: int) 
     return run_search(load_space("digits", [*GANG, *more]), named)
 
 
+@pytest.mark.nightly
 def test_trials_of_two_are_trials_like_others(options: RunOptions) -> None:
     result = gang_search(options, workers=2, trials=1, epochs=2)
     assert result.state.value == "finished"

@@ -150,6 +150,7 @@ def assert_one_run_each(machines: Machines) -> None:
         assert sorted(steps) == list(range(1, 10))
 
 
+@pytest.mark.nightly
 def test_a_bucket_with_a_bad_time_costs_nothing(machines: Machines, s3: S3Server) -> None:
     copies: list[str] = []
 

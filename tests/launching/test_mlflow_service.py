@@ -117,6 +117,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.mark.server
+@pytest.mark.nightly
 def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
     start: Callable[..., Service],
 ) -> None:

@@ -77,6 +77,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
 def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> None:
     small = "--device cpu --cases cifar_attention56:4 --rounds 2 --seconds 0.05 --matrix 64 --copy 0.01"
     small += " --ways checkpointed"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from tune_rescon.storage import sqlite_url
+from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.relocation import follow_artifacts
 
 pytestmark = pytest.mark.timeout(60)  # an MLflow store is made once
@@ -68,3 +71,16 @@ def test_a_store_that_cannot_be_looked_at_is_left_alone(tmp_path: Path) -> None:
     follow_artifacts(tmp_path / "mlflow.db", tmp_path / "mlartifacts")
     follow_artifacts(tmp_path / "none.db", tmp_path / "mlartifacts")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"no database"]
+
+
+def test_a_locked_store_is_tried_again_later(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this step the search would write artifacts to where the storage was before."""
+    monkeypatch.setattr("tune_rescon.tracking.relocation._BUSY_SECONDS", 0.0)
+    file = Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CallError, match="locked") as caught:
+            follow_artifacts(file, tmp_path / "mlartifacts")
+    assert caught.value.remedy is Remedy.AGAIN

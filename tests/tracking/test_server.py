@@ -59,6 +59,7 @@ def test_one_that_is_killed_amid_the_search_gets_it_all(
     assert_complete(server.uri)
 
 
+@pytest.mark.nightly
 def test_one_that_hangs_for_a_while_gets_it_all(
     server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
 ) -> None:
@@ -73,6 +74,7 @@ def test_one_that_hangs_for_a_while_gets_it_all(
     assert_complete(server.uri)
 
 
+@pytest.mark.nightly
 def test_one_that_does_not_know_this_host_gets_it_all_once_it_does(
     server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
 ) -> None:

@@ -85,7 +85,22 @@ def whole(train: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **STEADY)]
 
 
-@pytest.mark.parametrize("name", FAULTS)
+#: Rows that others come near to: for the night.
+NEARLY = {
+    "preempted, its checkpoint damaged",
+    "preempted on a full disk",
+    "an older checkpoint empty",
+    "a checkpoint cut off",
+    "the best network scratched",
+    "all cut off",
+}
+
+
+def _rows() -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.nightly] if name in NEARLY else []) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", _rows())
 def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     name: str,
     train: Run,
@@ -116,10 +131,10 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     ("settings", "options", "at"),
     [
         ({"optimizer": "adamw"}, {}, 3),
-        ({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3),
         # A finalist is evaluated once, after its last epoch.
-        ({}, {"metric": "test_accuracy", "mode": "max"}, 2),
         ({}, {"metric": "test_accuracy", "mode": "max"}, BATCHES + 2),
+        pytest.param({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3, marks=pytest.mark.nightly),
+        pytest.param({}, {"metric": "test_accuracy", "mode": "max"}, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_so_does_one_of_another_kind_that_was_preempted(

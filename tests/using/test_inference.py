@@ -10,7 +10,7 @@ import pytest
 import torch
 from inference import COMPARED, forms, real_pixels, same, trained
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from tune_rescon.tracking.calls import CallError, Remedy
+
 __all__ = ["follow_artifacts"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-#: Seconds to wait for another writer.
-_BUSY_SECONDS: Final = 60.0
+#: Seconds to wait for another writer; the call is repeated after that.
+_BUSY_SECONDS: Final = 5.0
 
 #: Where MLflow keeps places of artifacts (its tables since 3.0).
 _PLACES: Final = (
@@ -41,7 +43,11 @@ def follow_artifacts(file: Path, artifacts: Path) -> None:
     """Have the SQLite store ``file`` find its searches' artifacts in ``artifacts``, the directory beside it.
 
     Only experiments that a search made in a storage's own directory are changed; others keep their places. A
-    store that does not take it is left as it is, with a line in the log.
+    store whose tables are others is left as it is, with a line in the log.
+
+    Raises:
+        CallError: another process has the store locked. Without this step, artifacts would be written where
+            the storage was before.
     """
     here = artifacts.resolve().as_uri()
     uri = f"{file.absolute().as_uri()}?mode=rw"
@@ -55,4 +61,6 @@ def follow_artifacts(file: Path, artifacts: Path) -> None:
                         {"here": here, "there": there},
                     )
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise CallError(str(error), Remedy.AGAIN) from error
         _LOGGER.warning("the places of artifacts in %s could not be looked at: %s", file, error)
