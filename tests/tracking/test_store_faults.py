@@ -75,6 +75,7 @@ def test_a_store_that_is_locked_at_first_gets_it_all_once_it_is_free(
     assert_complete(store)
 
 
+@pytest.mark.nightly
 def test_a_store_that_is_locked_half_way_gets_it_all_once_it_is_free(
     store: str, tmp_path: Path, make_sender: Sender, play: Play, assert_complete: Complete
 ) -> None:
