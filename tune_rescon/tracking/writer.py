@@ -169,12 +169,12 @@ class MlflowWriter:
             if waiting is None:
                 return
             view, updates = waiting
-            began = time.monotonic()
+            began, was_ending = time.monotonic(), self._hurry.is_set()
             try:
                 self._send(view)
             except CallError as error:
                 if error.remedy is Remedy.AGAIN:
-                    pause = self._pause(pause, error)
+                    pause = self._pause(pause, error, was_ending=was_ending)
                     continue
                 if error.remedy is Remedy.GIVE_UP:
                     self._trouble = error.words
@@ -200,12 +200,16 @@ class MlflowWriter:
             # A terminal that is gone is no reason to stop sending.
             _LOGGER.exception("this could not be printed: %s", text)
 
-    def _pause(self, seconds: float, error: CallError) -> float:
-        """Wait before the next try; how long to wait after that."""
+    def _pause(self, seconds: float, error: CallError, *, was_ending: bool) -> float:
+        """Wait before the next try; how long to wait after that.
+
+        ``was_ending``: whether the search was over when the call was made. If it ended since, the call is
+        repeated at once.
+        """
         self._trouble = error.words
         _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.words)
         # The end of the search is worth a try at once; after that, only its own end cuts a pause short.
-        (self._give_up if self._hurry.is_set() else self._hurry).wait(seconds)
+        (self._give_up if was_ending else self._hurry).wait(seconds)
         return min(2 * seconds, LONGEST_PAUSE)
 
     def _send(self, view: View) -> None:
