@@ -108,7 +108,7 @@ def _open_closed_streams() -> None:
         except OSError:
             # The lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
-            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 

@@ -31,7 +31,7 @@ def home_directory(variable: str) -> Path:
         variable: the environment variable that names what is looked for in it.
 
     Raises:
-        ConfigError: there is none; says to set the variable.
+        ConfigError: the user has no home directory; the error names the variable to set.
     """
     try:
         return Path.home()

@@ -23,7 +23,7 @@ def test_a_record_that_is_deleted_ends_the_search_in_one_paragraph(slow_searches
     assert "Traceback" not in output
     assert not record.exists()
 
-    # Put back, as the paragraph says: what it held goes on.
+    # The user restores the file, as the error says, and resumes the search.
     record.write_bytes(kept)
     before = slow_searches.values()
     driver = slow_searches.start("resume", "pace=0.05", "lease=5")

@@ -85,7 +85,7 @@ def whole(train: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **STEADY)]
 
 
-#: Rows that others come near to: for the night.
+#: Nightly rows: another row covers the same kind of fault.
 NEARLY = {
     "preempted, its checkpoint damaged",
     "preempted on a full disk",

@@ -129,7 +129,7 @@ def test_no_key_of_the_file_is_without_a_rule() -> None:
         "budget": Budget,
         "resources_per_trial": Resources,
     }
-    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118
+    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118 - a class's method
     keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}
     assert keys - OTHER.keys() == IN_PAIRS
     ruled = {key.partition(".")[0] for key in (*FREE, *FROZEN)} | {"fixed"}

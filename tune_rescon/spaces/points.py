@@ -51,7 +51,7 @@ def free_points(
 ) -> list[dict[str, Any]]:
     """The first ``most`` points of a space whose keys are not ``taken``.
 
-    Empty if there are none, and if the values of the space cannot be listed.
+    Empty if all points have run, or if the values of the space cannot be listed.
     """
     if not all(map(is_finite, parameters.values())):
         return []

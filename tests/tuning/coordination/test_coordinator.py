@@ -184,7 +184,7 @@ def test_checkpoints_of_the_five_best_are_kept_one_each() -> None:
 
 
 def test_a_winner_that_names_no_checkpoint_keeps_what_it_has() -> None:
-    """It could not write or send its best network: the state it would go on from may be all there is."""
+    """Its best network could not be written or sent, so its last checkpoint may be all that is left."""
     of, shelf = study(), Shelf()
     search = coordinator(of, total=7, shelf=shelf)
     for value in (0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.01):

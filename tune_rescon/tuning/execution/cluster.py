@@ -128,7 +128,7 @@ def _join(address: str) -> None:
 
     try:
         ray.init(address=address, **_settings())
-    # Of many types: an address that is none, a cluster that is gone, one of another version.
+    # Ray raises many types: for a malformed address, a cluster that is gone, or another Ray version.
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"

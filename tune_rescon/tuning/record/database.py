@@ -107,7 +107,7 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
     that was renamed is still the search's, but a copy of one must not write to the original's runs.
 
     Raises:
-        StorageError: there is none of that name; says which there are.
+        StorageError: no study has that name; the error lists the names that exist.
     """
     try:
         return storage.get_study_id_from_name(name)

@@ -132,7 +132,7 @@ class SearchFolder:
         """Check that there is a search of this name; ``where`` is the flag that names it.
 
         Raises:
-            StorageError: there is none (the names there are, are listed), or it cannot be a name.
+            StorageError: no search has that name (the error lists the names that exist), or it is not valid.
         """
         check_name(self.name, where=where)
         with usable_directory(self.storage):
