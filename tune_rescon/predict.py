@@ -80,6 +80,13 @@ def predict(
 
     where = Place(storage=parse_storage(storage) if storage else default_storage())
     network, about = load_model(model, where)
+    if about.stored_side is None:
+        side = about.spec.image_size
+        click.echo(
+            "An earlier version saved this network without its preprocessing: pictures are scaled straight to"
+            f" {side} pixels, which may differ a little from validation.",
+            err=True,
+        )
     placement = place_on(device, precision=about.config.precision)
     bad: list[Path] = []
 
@@ -143,7 +150,7 @@ def _drawing(
     drawn: list[tuple[str, str]] = []
     for batch in batches:
         device = next(network.parameters()).device
-        maps = attention_maps(Classifier(network, about).eval().to(device), pixels(batch).to(device))
+        maps = attention_maps(Classifier(network, about).eval().to(device), pixels(batch, about, device))
         for row, path in enumerate(batch.paths):
             file = f"{len(drawn):04d}-{path.stem}.png"
             draw_maps(folder / file, batch.images_BHWC[row], maps, row)

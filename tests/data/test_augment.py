@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
-from tune_rescon.data.module import resized
+from tune_rescon.data.pixels import resized
 from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import struct
 import warnings
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tune_rescon.data.decode import BadImageError, SizesDifferError, decode_block, decode_image, probe_size
+from tune_rescon.data.formats import FORMATS
 
 RED = (200, 30, 40)
 
@@ -171,3 +174,105 @@ def _encoded_noise(kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return encode(_noise(24), kind, exif=exif)
+
+
+def exif_block(*entries: bytes) -> bytes:
+    """An EXIF block of raw directory entries, little-endian: Pillow writes none of the odd ones."""
+    count = struct.pack("<H", len(entries))
+    return b"Exif\0\0II*\0\x08\0\0\0" + count + b"".join(entries) + struct.pack("<I", 0)
+
+
+def orientation_entry(kind: int, value: bytes) -> bytes:
+    """One value of EXIF type ``kind`` for the orientation's tag."""
+    return struct.pack("<HHI", 0x0112, kind, 1) + value.ljust(4, b"\0")
+
+
+ODD_EXIF = {
+    # A resolution as a signed rational, which lies beyond the block's end, beside a right orientation.
+    "signed rational": (
+        exif_block(orientation_entry(3, b"\x06\0"), struct.pack("<HHII", 0x011A, 10, 1, 38), b"\xff" * 8),
+        None,
+    ),
+    "orientation 0/0": (exif_block(struct.pack("<HHII", 0x0112, 5, 1, 38)) + b"\0" * 8, 1),
+    "orientation undefined": (exif_block(orientation_entry(7, b"\x06")), 1),
+    "orientation as bytes": (exif_block(orientation_entry(1, b"\x06")), None),
+    "orientation 9": (exif_block(orientation_entry(3, b"\x09\0")), 1),
+    "no TIFF": (b"Exif\0\0this is no TIFF", 1),
+    "empty": (b"", 1),
+    "cut short": (exif_block(orientation_entry(3, b"\x06\0"))[:20], 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("odd", ODD_EXIF)
+def test_odd_exif_never_costs_a_whole_picture(odd: str, kind: str) -> None:
+    block, orientation = ODD_EXIF[odd]
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    plain = encode(gradient(), kind, **settings)
+    found = decode_image(encode(gradient(), kind, exif=block, **settings), 16)
+    if orientation == 1:
+        assert np.array_equal(found, decode_image(plain, 16))
+    assert found.shape == (16, 16, 3)
+
+
+def test_the_orientation_is_read_beside_what_cannot_be() -> None:
+    """A negative rational, which Pillow cannot write again: turning must not need to."""
+    resolution = struct.pack("<HHII", 0x011A, 5, 1, 38)
+    block = exif_block(orientation_entry(3, b"\x03\0"), resolution) + struct.pack("<ii", -72, 1)
+    turned = gradient().transpose(Image.Transpose.ROTATE_180)
+    found = decode_image(encode(turned, "PNG", exif=block), 16)
+    assert np.array_equal(found, decode_image(encode(gradient(), "PNG"), 16))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_tiff_is_turned_once(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    back = {
+        1: None,
+        3: Image.Transpose.ROTATE_180,
+        6: Image.Transpose.ROTATE_90,
+        8: Image.Transpose.ROTATE_270,
+    }
+    turn = back[orientation]
+    stored = gradient() if turn is None else gradient().transpose(turn)
+    (tmp_path / "x.tif").write_bytes(encode(stored, "TIFF", exif=exif))
+    assert probe_size(tmp_path, "x.tif") == gradient().size
+    found = decode_image((tmp_path / "x.tif").read_bytes(), 16)
+    assert np.array_equal(found, decode_image(encode(gradient(), "PNG"), 16))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_decoded(kind: str) -> None:
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    found = decode_image(encode(Image.new("RGB", (16, 16), RED), kind, **settings), 16).astype(int)
+    assert np.abs(found - RED).max() <= 8
+
+
+def test_no_other_program_is_ever_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would have Ghostscript draw an EPS, whatever its name ends in."""
+    told = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {told}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(BadImageError, match="not an image in a format that is read"):
+        decode_image(encode(Image.new("RGB", (16, 16), RED), "EPS"), 16)
+    assert not told.exists()
+
+
+def test_a_message_holds_no_address() -> None:
+    with pytest.raises(BadImageError) as caught:
+        decode_image(b"no image", 16)
+    assert " at 0x" not in str(caught.value)
+
+
+def test_a_large_photograph_is_decoded_where_pillow_sees_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode_image(encode(gradient(40, 40), "PNG"), 16).shape == (16, 16, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100, "the bound of the process's other users"
+
+
+def test_a_picture_too_large_for_the_memory_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.data.decode.most_pixels", lambda: 1000)
+    with pytest.raises(BadImageError, match="40 x 40 pixels; this machine's memory allows"):
+        decode_image(encode(gradient(40, 40), "PNG"), 16)

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tune_rescon.config import DatasetConfig
+from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data.building import ensure_cache
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.catalog import split_rule
 from tune_rescon.data.layout import PARTS
+from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.data.progress import Progress
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_cut, draw_subset, mislabelled
@@ -71,6 +72,16 @@ class ImageDataset:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     digest: str
+
+    def preprocessing(self, config: TrialConfig, image_size: int) -> Preprocessing:
+        """The preprocessing of this dataset's pictures for a network that sees ``image_size`` pixels."""
+        return Preprocessing.of(
+            stored_side=self.train.images_NHWC.shape[1],
+            image_size=image_size,
+            mean=self.mean,
+            std=self.std,
+            normalize=config.normalize,
+        )
 
 
 def open_dataset(

@@ -5,7 +5,6 @@ Shape legend: B batch, C channels, H = W side (stored before, image_size after r
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -13,27 +12,22 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
 from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augmentation_rng
 from tune_rescon.data.dataset import ImageDataset
+from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.resident import Part, choose_supply
 from tune_rescon.data.shares import WHOLE, Share
 
-__all__ = ["ImageDataModule", "resized"]
+__all__ = ["ImageDataModule"]
 
 #: Validation keeps no activations for a backward pass, so its batches may be larger: on a GPU so large that
 #: the device sets the pace, not the host that launches its kernels (benchmarks/NOTES.md).
 _VALIDATION_BATCH_FACTOR: Final = 2
 _VALIDATION_BATCH_FACTOR_ON_GPU: Final = 8
-
-_BYTE = 255.0
-
-#: Processors, by Python's name, for which torch's resizing of bytes is vectorised whatever it says it can do.
-_ARM: Final = ("aarch64", "arm64")
 
 
 class ImageDataModule(LightningDataModule):
@@ -77,7 +71,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.share = share
         self._done = done
-        self._scaling: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._to_input = Normalization(dataset.preprocessing(config, image_size))
 
     def train_dataloader(self) -> ShuffledBatches:
         """Training batches of the Trainer's current epoch, raw; Lightning hands them to :meth:`prepare`."""
@@ -133,26 +127,6 @@ class ImageDataModule(LightningDataModule):
             images_BCHW = augment(images_BCHW, rng, POLICIES[self.config.augment])
         return self._mix(self._to_input(images_BCHW), batch.labels_B, rng)
 
-    def _to_input(self, images_BCHW: Tensor) -> Tensor:
-        """Resize stored bytes, rounded to bytes as an image library would; then floats, normalised."""
-        side = self.image_size
-        if images_BCHW.shape[-2:] != (side, side):
-            images_BCHW = resized(images_BCHW, side)
-        images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
-        if not self.config.normalize:
-            return images_BCHW.div_(_BYTE)
-        mean_C11, std_C11 = self._scale(images_BCHW.device)
-        return images_BCHW.sub_(mean_C11).div_(std_C11)
-
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each channel's bytes. Made once: copying Python's numbers waits for a GPU."""
-        if device not in self._scaling:
-            # A channel that never varies has nothing to scale.
-            known = (self.dataset.mean, [std or 1.0 for std in self.dataset.std])
-            mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in known)
-            self._scaling[device] = (mean_C[:, None, None].to(device), std_C[:, None, None].to(device))
-        return self._scaling[device]
-
     def _mix(self, images_BCHW: Tensor, labels_B: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         mixes = [
             (mix, alpha) for mix, alpha in ((mixup, self.config.mixup), (cutmix, self.config.cutmix)) if alpha
@@ -186,20 +160,3 @@ class ImageDataModule(LightningDataModule):
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-
-def resized(images_BCHW: Tensor, side: int) -> Tensor:
-    """Bytes resized to ``side`` x ``side``, bilinear with antialiasing, rounded to bytes.
-
-    To the bit what ``torchvision.transforms.v2.functional.resize`` makes of them, without torchvision, which
-    takes seconds to import.
-    """
-    # torch's kernel for bytes is the faster one where it is vectorised; a GPU has none.
-    in_bytes = images_BCHW.device.type == "cpu" and (
-        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
-    )
-    source_BCHW = images_BCHW if in_bytes else images_BCHW.float()
-    resized_BCHW = F.interpolate(
-        source_BCHW, size=(side, side), mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized_BCHW if in_bytes else resized_BCHW.round_().to(images_BCHW.dtype)

@@ -19,13 +19,10 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, about: TrainedNetwork) -> None:
         """Wrap ``network``, which is in eval mode."""
         super().__init__()
-        channels = len(about.mean)
-        applied = about.config.normalize
-        mean = about.mean if applied else (0.0,) * channels
-        std = about.std if applied else (1.0,) * channels
+        preprocessing = about.preprocessing
         self.network = network
-        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("mean_C11", torch.tensor(preprocessing.mean).view(-1, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Probabilities, B x classes, of images in 0..1 at the size the network was trained with."""

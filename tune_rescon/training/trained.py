@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.models import NetworkSpec, build_from_spec
 from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
@@ -40,6 +41,22 @@ class TrainedNetwork:
     """Epochs trained when these weights were validated."""
     metrics: Mapping[str, float]
     """That epoch's."""
+    stored_side: int | None = None
+    """Side of the squares that pictures are decoded to, pixels; None: an earlier version did not note it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to a picture before this network sees it.
+
+        Where the stored side is not known, pictures are decoded to the network's own image size.
+        """
+        return Preprocessing.of(
+            stored_side=self.stored_side or self.spec.image_size,
+            image_size=self.spec.image_size,
+            mean=self.mean,
+            std=self.std,
+            normalize=self.config.normalize,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -47,7 +47,8 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
     try:
         loaded = FORMATS[form](classifier, about, scratch)
         difference = _difference(classifier, loaded, about)
-        if difference > TOLERANCE:
+        # Not `difference > TOLERANCE`, which a NaN would pass.
+        if not difference <= TOLERANCE:
             rule = f"an exported file must give the network's probabilities within {TOLERANCE:g}"
             raise StorageError(explain(rule, got=f"a difference of {difference:.2g}", where=str(output)))
         scratch.replace(output)
@@ -81,6 +82,7 @@ def _facts(about: TrainedNetwork) -> dict[str, str]:
     return {
         "class_names": json.dumps(about.class_names),
         "image_size": json.dumps(about.spec.image_size),
+        "preprocessing": json.dumps(about.preprocessing.to_dict()),
         "tune_rescon": json.dumps(about.to_dict()),
     }
 

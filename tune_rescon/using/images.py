@@ -1,6 +1,6 @@
 """Pictures of a person's own, as the network was shown its training images.
 
-Shape legend: B images of a batch, H = W the network's image size, C its channels.
+Shape legend: B images of a batch, H = W the stored side, C the network's channels.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def batches_of(
     batch_size: int,
     on_bad: Callable[[Path, str], object],
 ) -> Iterator[Pictures]:
-    """Decoded, upright, the shorter side at the network's image size, and cropped to the square.
+    """Decode to the squares that validation starts from: the first step of the network's preprocessing.
 
     Args:
         files: to be read.
@@ -94,9 +94,9 @@ def batches_of(
 def _decoded(path: Path, about: TrainedNetwork) -> ByteArray | str:
     """The picture, or what is wrong with it."""
     try:
-        image_HWC = decode_image(path.read_bytes(), about.spec.image_size)
+        image_HWC = decode_image(path.read_bytes(), about.preprocessing.stored_side)
     except (BadImageError, OSError) as error:
         return str(error)
-    if len(about.mean) == 1:
+    if about.preprocessing.channel_order == "L":
         return np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
     return image_HWC

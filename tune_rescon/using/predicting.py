@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tune_rescon.data.pixels import to_unit
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.classifier import Classifier
 from tune_rescon.training.placement import Placement
@@ -33,9 +34,13 @@ class Prediction:
         return self.classes[0]
 
 
-def pixels(batch: Pictures) -> Tensor:
-    """B x C x H x W, in 0..1."""
-    return torch.from_numpy(batch.images_BHWC).permute(0, 3, 1, 2).float() / 255
+def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = "cpu") -> Tensor:
+    """The network's input before normalisation: B x C x H x W, in 0..1, on ``device``.
+
+    The bytes travel, and are resized there as validation's are.
+    """
+    images_BCHW = torch.from_numpy(batch.images_BHWC).to(device).permute(0, 3, 1, 2)
+    return to_unit(images_BCHW, about.preprocessing.image_size)
 
 
 def predictions(
@@ -47,7 +52,8 @@ def predictions(
     with torch.inference_mode():
         for batch in batches:
             with placement.active(), placement.autocast():
-                probabilities_BK = classifier(placement.images(pixels(batch))).float()
+                pixels_BCHW = placement.images(pixels(batch, about, placement.device))
+                probabilities_BK = classifier(pixels_BCHW).float()
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):
                 named = tuple((about.class_names[k], value) for k, value in zip(places, values, strict=True))

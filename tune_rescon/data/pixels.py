@@ -1,0 +1,70 @@
+"""Stored bytes -> a network's input, on the device: the second half of the preprocessing.
+
+Shape legend: B images of a batch, C channels, H = W side.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tune_rescon.data.preprocessing import Preprocessing
+
+__all__ = ["Normalization", "resized", "to_unit"]
+
+_BYTE: Final = 255.0
+
+#: Processors, by Python's name, for which torch's resizing of bytes is vectorised whatever it says it can do.
+_ARM: Final = ("aarch64", "arm64")
+
+
+class Normalization:
+    """Resizes bytes to the network's input size and normalises them; keeps its constants on each device."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        """Store the description."""
+        self._preprocessing = preprocessing
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised float32 images in channels_last memory format, of bytes at any size."""
+        images_BCHW = resized(images_BCHW, self._preprocessing.image_size)
+        images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
+        mean_C11, std_C11 = self._on(images_BCHW.device)
+        return images_BCHW.sub_(mean_C11).div_(std_C11)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel's bytes. Made once: copying Python's numbers waits for a GPU."""
+        if device not in self._constants:
+            known = (self._preprocessing.mean, self._preprocessing.std)
+            mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in known)
+            self._constants[device] = (mean_C[:, None, None].to(device), std_C[:, None, None].to(device))
+        return self._constants[device]
+
+
+def to_unit(images_BCHW: Tensor, side: int) -> Tensor:
+    """Stored bytes as the pixels in 0..1, ``side`` x ``side``, that an exported network takes."""
+    return resized(images_BCHW, side).float() / _BYTE
+
+
+def resized(images_BCHW: Tensor, side: int) -> Tensor:
+    """Bytes resized to ``side`` x ``side``, bilinear with antialiasing, rounded to bytes.
+
+    To the bit what ``torchvision.transforms.v2.functional.resize`` makes of them, without torchvision, which
+    takes seconds to import.
+    """
+    if images_BCHW.shape[-2:] == (side, side):
+        return images_BCHW
+    # torch's kernel for bytes is the faster one where it is vectorised; a GPU has none.
+    in_bytes = images_BCHW.device.type == "cpu" and (
+        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
+    )
+    source_BCHW = images_BCHW if in_bytes else images_BCHW.float()
+    resized_BCHW = F.interpolate(
+        source_BCHW, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized_BCHW if in_bytes else resized_BCHW.round_().to(images_BCHW.dtype)
