@@ -142,12 +142,12 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
         def noticed(_: object) -> bool:
             return bool((folder / node).exists())
 
-        TrialModule.training_step = training_step  # type: ignore[method-assign]
-        SpotNotice.came = noticed  # type: ignore[assignment,method-assign]
+        TrialModule.training_step = training_step  # type: ignore[method-assign]  # in this process only
+        SpotNotice.came = noticed  # type: ignore[assignment,method-assign]  # in this process only
         try:
             run_trial(config)
         finally:
-            TrialModule.training_step = whole  # type: ignore[method-assign]
+            TrialModule.training_step = whole  # type: ignore[method-assign]  # in this process only
 
     return train
 

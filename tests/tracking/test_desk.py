@@ -132,12 +132,17 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
         assert desks() == [], "what is closed stays closed"
 
 
+def lowest_priority() -> int:
+    """The niceness of a child that has asked for 19 more than this process has."""
+    return min(19, psutil.Process().nice() + 19)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
 def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> None:
     desk = open_desk(store)
     desk.show(SearchView(id="1a"))
     (process,) = desks()
-    assert process.nice() == 19
+    assert process.nice() == lowest_priority()
     desk.hurry()
     assert process.nice() == psutil.Process().nice()
 
@@ -160,7 +165,7 @@ def test_it_ends_with_its_driver(store: str) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"shown\n"
         (desk,) = psutil.Process(driver.pid).children()
-        assert desk.nice() == 19
+        assert desk.nice() == lowest_priority()
         driver.kill()
     _, alive = psutil.wait_procs([desk], 10)
     assert not alive

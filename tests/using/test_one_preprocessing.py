@@ -74,7 +74,7 @@ def trained_on(dataset: ImageDataset, config: TrialConfig) -> tuple[nn.Module, T
         class_names=dataset.class_names,
         mean=dataset.mean,
         std=dataset.std,
-        stored_side=dataset.train.images_NHWC.shape[1],
+        stored_side=dataset.stored_side,
         dataset=dataset.digest,
         seed=0,
         epoch=1,

@@ -73,10 +73,16 @@ class ImageDataset:
     class_names: tuple[str, ...]
     digest: str
 
+    @property
+    def stored_side(self) -> int:
+        """Side of the squares that the cache keeps, pixels."""
+        side: int = self.train.images_NHWC.shape[1]
+        return side
+
     def preprocessing(self, config: TrialConfig, image_size: int) -> Preprocessing:
         """The preprocessing of this dataset's pictures for a network that sees ``image_size`` pixels."""
         return Preprocessing.of(
-            stored_side=self.train.images_NHWC.shape[1],
+            stored_side=self.stored_side,
             image_size=image_size,
             mean=self.mean,
             std=self.std,

@@ -71,5 +71,5 @@ class Preprocessing:
         return "L" if len(self.mean) == 1 else "RGB"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the files that leave this package."""
+        """Plain values, as exported files carry them."""
         return {**dataclasses.asdict(self), "channel_order": self.channel_order}

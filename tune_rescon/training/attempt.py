@@ -226,7 +226,7 @@ class Attempt:
             class_names=self.dataset.class_names,
             mean=self.dataset.mean,
             std=self.dataset.std,
-            stored_side=self.dataset.train.images_NHWC.shape[1],
+            stored_side=self.dataset.stored_side,
             dataset=self.dataset.digest,
             seed=record.seed,
             epoch=epoch,
