@@ -38,10 +38,20 @@ _MODULES: Final = {
     getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED): "",
 }
 
-#: Names of the others: zipfile's, and newer ones as APPNOTE.TXT gives them.
+#: Names of methods, as APPNOTE.TXT gives them.
 _METHODS: Final = {
-    **zipfile.compressor_names,
-    20: "zstd", 93: "zstd", 94: "mp3", 95: "xz", 96: "jpeg",
+    1: "shrink",
+    6: "implode",
+    9: "deflate64",
+    12: "bzip2",
+    14: "lzma",
+    20: "zstd",
+    93: "zstd",
+    94: "mp3",
+    95: "xz",
+    96: "jpeg",
+    97: "wavpack",
+    98: "ppmd",
 }
 
 #: A member may take this share of the memory, divided by the cores, which decode one image each.

@@ -130,7 +130,7 @@ class _Usual:
         return {part: (self._path(name),) for part, name in found.items()}
 
     def _classes(self) -> Parts:
-        """One folder of classes. CIFAR-100 has a class called ``train``; the other usual names are doubtful."""
+        """One folder of classes. CIFAR-100 has a class called ``train``; other usual names are doubtful."""
         if self._flat and not self._others:
             self._refuse_unsorted()
         doubtful = [name for name in self._flat if name.lower() != "train" or len(self._flat) > 1]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
+from tune_rescon.data import DatasetFacts, describe, is_url, local_path, open_dataset
 from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.initial_weights import with_absolute_weights
@@ -36,7 +35,7 @@ def anchored(space: Space) -> Space:
     space = with_absolute_weights(space)
     if space.dataset.path is None or is_url(space.dataset.path):
         return space
-    absolute = dataclasses.replace(space.dataset, path=str(Path(space.dataset.path).resolve()))
+    absolute = dataclasses.replace(space.dataset, path=str(local_path(space.dataset.path)))
     return space.model_copy(update={"dataset": absolute})
 
 

@@ -34,6 +34,8 @@ ByteArray = npt.NDArray[np.uint8]
 #: Threads that decode; Pillow works beside Python's lock.
 _THREADS: Final = 4
 
+_PRINT: Final = partial(print_line, err=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
@@ -43,16 +45,14 @@ class Pictures:
     images_BHWC: ByteArray
 
 
-def find_pictures(
-    paths: Sequence[Path], *, say: Callable[[str], object] = partial(print_line, err=True)
-) -> list[Path]:
+def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRINT) -> list[Path]:
     """The files, and the pictures in the folders, in order and each once.
 
     Folders are searched by the rules by which a data set is listed, links followed.
 
     Args:
         paths: files, which are taken as they are, and folders.
-        say: told what is left out of the folders, a line for each kind.
+        say: told what is left out of the folders, a line for each kind; on standard error unless given.
 
     Raises:
         DataError: a path does not exist, a folder cannot be read, or there is no picture at all.
