@@ -128,4 +128,5 @@ class Space(Section):
         if name == "folder":
             return dataclasses.replace(self.dataset, name=name)
         # A dataset known by name has no folders to choose from.
-        return dataclasses.replace(self.dataset, name=name, **dict.fromkeys(FOLDER_ONLY))
+        unset: dict[str, Any] = dict.fromkeys(FOLDER_ONLY)
+        return dataclasses.replace(self.dataset, name=name, **unset)

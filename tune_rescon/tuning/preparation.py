@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,21 +39,28 @@ def anchored(space: Space) -> Space:
     return space.model_copy(update={"dataset": absolute})
 
 
-def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
+def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]) -> dict[str, Prepared]:
     """Decode what this machine's cache does not hold yet; each dataset, by its name.
+
+    Args:
+        space: whose datasets.
+        options: where they are kept.
+        say: told, before the first image is decoded, what is read of a folder and what is left out.
 
     Raises:
         DataError: images are missing, unreadable or too few.
     """
     prepared = {}
     for dataset in datasets_of(space):
+        facts = describe(dataset, data_root=options.data_root)
+        for line in facts.account.lines() if facts.account else ():
+            say(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
             data_root=options.data_root,
             cache_root=options.cache_root,
             progress=options.show_progress,
         )
-        facts = describe(dataset, data_root=options.data_root)
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/."
