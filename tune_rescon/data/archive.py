@@ -6,6 +6,7 @@ there twice, and a small member may inflate to gigabytes.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.data.account import Kind, Tally
+from tune_rescon.data.inflating import inflated
 from tune_rescon.data.walk import readable
 from tune_rescon.errors import DataError, explain
 
@@ -28,14 +30,13 @@ _PATCHED: Final = 0x20
 _AES: Final = 99
 _UNIX: Final = 3
 
-#: Methods that zipfile knows, and the module that each needs; a Python may be built without one.
+#: Methods that are read, and the module that each needs; a Python may be built without one. Zstandard is not
+#: among them: of the Pythons that this package runs on, only the newest know it.
 _MODULES: Final = {
     zipfile.ZIP_STORED: "",
     zipfile.ZIP_DEFLATED: "zlib",
     zipfile.ZIP_BZIP2: "_bz2",
     zipfile.ZIP_LZMA: "_lzma",
-    # From Python 3.14 on.
-    getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED): "",
 }
 
 #: Names of methods, as APPNOTE.TXT gives them.
@@ -58,10 +59,8 @@ _METHODS: Final = {
 _SHARE: Final = 1 / 8
 _LEAST_BOUND: Final = 128 << 20
 
-#: Bytes asked for at once. zipfile inflates no more than that by deflate; by the other methods it inflates
-#: that many compressed bytes whole.
+#: Bytes inflated at once.
 _PIECE: Final = 1 << 20
-_SMALL_PIECE: Final = 4096
 
 
 class Archive:
@@ -104,20 +103,18 @@ class Archive:
         """The bytes of a member.
 
         Raises:
-            ValueError: it is larger than this machine's memory allows, by what it declares or as it inflates.
+            ValueError: it declares to be larger than this machine's memory allows.
+            BadZipFile: it is damaged, or inflates to another size than it declares.
         """
         info = self.members[path]
         bound = largest_member()
         if info.file_size > bound:
-            raise ValueError(_too_large(path, f"{_megabytes(info.file_size)} MB", bound))
-        inflates_bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        pieces, size = [], 0
+            raise ValueError(_too_large(path, info.file_size, bound))
+        if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            return inflated(self.path, info, memory=bound)
+        # zipfile gives no more than the declared size, but reading all at once it inflates more first.
         with self._zip.open(info) as member:
-            while piece := member.read(_PIECE if inflates_bounded else _SMALL_PIECE):
-                pieces.append(piece)
-                size += len(piece)
-                if size > bound:
-                    raise ValueError(_too_large(path, "more", bound))
+            pieces = list(iter(functools.partial(member.read, _PIECE), b""))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -152,7 +149,7 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
     """Check that this Python can read the members, before the first of them is read.
 
     Raises:
-        DataError: one is encrypted, or compressed by a method that zipfile does not know.
+        DataError: one is encrypted, or compressed by a method that Python does not know.
     """
     for path in paths:
         info = archive.members[path]
@@ -169,10 +166,10 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
             method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
             raise DataError(
                 explain(
-                    "the members of a zip must be stored or deflated",
+                    "the images of a zip must be stored, or compressed by deflate, bzip2 or LZMA",
                     got=f"{path}, which is compressed by {method}",
                     where=str(archive.path),
-                    hint="Python cannot read it. Unpack it and give the folder, or zip that again, for"
+                    hint="Unpack it and give the folder, or zip that again, for"
                     " example with `python -m zipfile -c images.zip FOLDER`.",
                 )
             )
@@ -257,10 +254,10 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
     return info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
 
 
-def _too_large(path: str, got: str, bound: int) -> str:
+def _too_large(path: str, size: int, bound: int) -> str:
     return (
-        f"{path} inflates to {got}, and a member of a zip may have at most {_megabytes(bound)} MB, by this"
-        " machine's memory"
+        f"{path} inflates to {_megabytes(size)} MB, and a member of a zip may have at most"
+        f" {_megabytes(bound)} MB, by this machine's memory"
     )
 
 

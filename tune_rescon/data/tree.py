@@ -118,15 +118,12 @@ def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
         folder, _, name = entry.rpartition("/")
         if not _is_entered(folder, known, selection, tally):
             continue
-        if not name:
-            tree.add_folder(folder)
-        elif kind := sort_file(entry, selection):
+        tree.add_folder(folder)
+        kind = sort_file(entry, selection) if name else None
+        if kind:
             tally.add(kind, entry)
-        elif is_image_name(name):
-            tree.add_folder(folder)
+        elif name and is_image_name(name):
             tree.add_image(entry)
-        else:
-            tree.add_folder(folder)
     return tree
 
 
