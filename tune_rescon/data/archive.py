@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -87,12 +88,10 @@ class Archive:
 
     def entries(self, tally: Tally) -> Iterator[str]:
         """The paths of files and folders; the tally gets links and repeated entries."""
-        seen: set[str] = set()
-        for info in self._zip.infolist():
-            path = _plain(info.filename, self.path)
-            if path in seen and not path.endswith("/"):
-                tally.add(Kind.REPEATED, path)
-            seen.add(path)
+        if len(self.members) < len(self._zip.infolist()):
+            counts = Counter(_plain(info.filename, self.path) for info in self._zip.infolist())
+            repeated = (path for path, count in counts.items() if count > 1 and not path.endswith("/"))
+            tally.add(Kind.REPEATED, *repeated)
         for path, info in self.members.items():
             if _is_link(info):
                 tally.add(Kind.ZIP_LINK, path)

@@ -57,7 +57,7 @@ class Selection:
         >>> Selection(ignore="*_mask.png, extra/*").ignores("train/cat/1_mask.png")
         True
         """
-        return any(
+        return bool(self._ignored) and any(
             matches(path, pattern.lstrip("/"))
             if "/" in pattern
             else fnmatchcase(path.rpartition("/")[2], pattern)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -20,15 +19,7 @@ _UNREAD: Final = (
 )
 
 #: What systems write into folders of images. They are no user's files, so the account does not name them.
-_SYSTEM_FILES: Final = (
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    ".ds_store",
-    ".directory",
-    ".gitignore",
-    ".gitkeep",
-)
+_SYSTEM_FILES: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
 class Tree:
@@ -38,7 +29,7 @@ class Tree:
         """Plant the source's own folder."""
         self.images: dict[str, list[str]] = {"": []}
         self._inside: dict[str, set[str]] = {"": set()}
-        self._below: dict[str, int] = defaultdict(int)
+        self._below: dict[str, int] = {}
 
     @property
     def folders(self) -> Iterable[str]:
@@ -59,13 +50,16 @@ class Tree:
         folder = path.rpartition("/")[0]
         self.add_folder(folder)
         self.images[folder].append(path)
-        while folder:
-            self._below[folder] += 1
-            folder = folder.rpartition("/")[0]
-        self._below[""] += 1
+        self._below = {}
 
     def count(self, folder: str) -> int:
         """Images in a folder, at any depth."""
+        if not self._below:
+            for inner, images in self.images.items():
+                while inner:
+                    self._below[inner] = self._below.get(inner, 0) + len(images)
+                    inner = inner.rpartition("/")[0]
+                self._below[""] = self._below.get("", 0) + len(images)
         return self._below.get(folder, 0)
 
     def filled(self, folder: str) -> set[str]:
@@ -133,13 +127,11 @@ def sort_file(path: str, selection: Selection) -> Kind | None:
     The folders above it are the caller's question.
     """
     name = path.rpartition("/")[2]
-    if name.lower() in _SYSTEM_FILES:
-        return None
     if selection.ignores(path):
         return Kind.IGNORED
     if is_image_name(name):
         return Kind.HIDDEN if is_hidden(name) else None
-    if is_hidden(name):
+    if is_hidden(name) or name.lower() in _SYSTEM_FILES:
         return None
     return Kind.FORMAT if name.lower().endswith(_UNREAD) else Kind.OTHER
 

@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.formats import is_image_name
@@ -21,8 +21,7 @@ from tune_rescon.errors import DataError, explain
 __all__ = ["Entry", "find_images", "readable", "walk"]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A file or folder, by its path below the directory with ``/``; a folder's path ends in ``/``."""
 
     path: str
