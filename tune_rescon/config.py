@@ -223,6 +223,15 @@ class DatasetConfig:
     on_bad_image: str = _word("error", "error", "skip")
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
     """Side of the decoded square the cache keeps of a ``folder``; None: native if all are alike, else 256."""
+    train: str | None = _field(None, str, _NONE)
+    """``folder`` only: the folder inside it that holds the training part's class folders, or a glob of such
+    folders; ``.``: the folder itself. None: the usual names decide. docs/images.md has the rules."""
+    val: str | None = _field(None, str, _NONE)
+    """``folder`` only: likewise, of the validation part."""
+    test: str | None = _field(None, str, _NONE)
+    """``folder`` only: likewise, of the test part."""
+    ignore: str | None = _field(None, str, _NONE)
+    """``folder`` only: globs of files and folders that are left out, separated by commas."""
 
     def __post_init__(self) -> None:
         """Judge every field."""

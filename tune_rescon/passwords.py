@@ -21,9 +21,11 @@ _USER: Final = re.compile(
     r"(?P<password>[^\s]*)@"
 )
 
-#: ``?password=...``, as database drivers take it.
+#: ``?password=...``, as database drivers take it, and the signatures of presigned URLs.
 _QUERY: Final = re.compile(
-    r"(?P<before>[?&](?:password|passwd|pwd|sslpassword|passfile|token|access_token|secret)=)"
+    r"(?P<before>[?&](?:password|passwd|pwd|sslpassword|passfile|token|access_token|secret|api_?key"
+    r"|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
+    r"|signature|sig|awsaccesskeyid|googleaccessid|key-pair-id|policy)=)"
     r"(?P<password>[^&\s\"'`)]+)",
     re.IGNORECASE,
 )
@@ -40,6 +42,8 @@ def hide_passwords(text: str) -> str:
     'postgresql+psycopg://ann:***@db/studies?sslmode=require'
     >>> hide_passwords("http://localhost:5000/models/a@champion")
     'http://localhost:5000/models/a@champion'
+    >>> hide_passwords("https://host/a.zip?X-Amz-Date=20260101&X-Amz-Signature=5e1f")
+    'https://host/a.zip?X-Amz-Date=20260101&X-Amz-Signature=***'
     """
     return _QUERY.sub(rf"\g<before>{_SHOWN}", _USER.sub(rf"\g<before>{_SHOWN}@", text))
 

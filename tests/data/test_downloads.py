@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -81,6 +82,53 @@ def test_what_is_no_archive_is_said(url: str, said: str, tmp_path: Path) -> None
         fetched(url, tmp_path / "data")
     assert said in str(caught.value)
     assert not list(tmp_path.rglob("*.zip"))
+
+
+class _Server(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A web server that has one file, and tells what ``facts`` holds of it."""
+
+    protocol = "lender"
+    cachable = False
+    facts: ClassVar[dict[str, object]] = {}
+
+    def info(self, path: str, **_: object) -> dict[str, object]:
+        return {"name": path, "type": "file", **self.facts}
+
+    def get_file(self, rpath: str, lpath: str, **_: object) -> None:
+        if "denied" in rpath:
+            raise OSError(f"403, url={rpath}")
+        Path(lpath).write_bytes(b"zip")
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path
+
+
+SIGNED = "lender://host/photos.zip?X-Amz-Date={0}&X-Amz-Signature={0}abc&versionId=3"
+
+
+@pytest.mark.parametrize(
+    ("facts", "files"), [({"size": 3, "ETag": "e"}, 1), ({"size": 3}, 1), ({"size": None}, 2)]
+)
+def test_a_url_signed_anew_is_the_same_file(
+    facts: dict[str, object], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("lender", _Server, clobber=True)
+    monkeypatch.setattr(_Server, "facts", facts)
+    found = {fetched(SIGNED.format(day), tmp_path / "data") for day in (1, 2)}
+    assert len(found) == files
+    assert all(path.suffix == ".zip" and path.name.startswith("photos-") for path in found)
+    other = SIGNED.format(1).replace("versionId=3", "versionId=4")
+    assert fetched(other, tmp_path / "data") not in found
+
+
+def test_no_message_has_a_signature(tmp_path: Path) -> None:
+    fsspec.register_implementation("lender", _Server, clobber=True)
+    for url in (SIGNED.replace("photos", "denied"), SIGNED.replace(".zip", ".tar")):
+        with pytest.raises(DataError) as caught:
+            fetched(url.format("s3cret"), tmp_path / "data")
+        assert "X-Amz-Signature=***" in str(caught.value)
+        assert "s3cretabc" not in str(caught.value)
 
 
 def test_half_a_download_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

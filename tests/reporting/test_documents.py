@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
+from tune_rescon.data import Account
+from tune_rescon.data.account import LeftOut
 from tune_rescon.reporting import (
     csv_text,
     json_text,
@@ -19,6 +22,7 @@ from tune_rescon.reporting import (
     print_comparison,
     print_overviews,
 )
+from tune_rescon.reporting.page.document import render_page
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]
@@ -67,6 +71,21 @@ def test_csv_has_a_line_for_each_trial_of_each_search(make_result: MakeResult, m
     assert [(row["search"], row["trial"]) for row in rows] == [("s", "0"), ("s", "1"), ("other", "0")]
     assert (rows[0]["drop_path"], rows[2]["drop_path"], rows[2]["learning_rate"]) == ("", "0.1", "")
     assert (rows[0]["value"], rows[1]["value"], rows[1]["best_epoch"]) == ("0.5", "", "")
+
+
+def test_every_form_accounts_for_the_images(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    account = Account(
+        class_names=("a", "<b>"),
+        per_class={"train": (2, 3), "val": (1, 1), "test": (0, 0)},
+        left_out=(LeftOut(kind="hidden files", count=1, names=(".<x>.png",)),),
+    )
+    result = make_result(make_trial(0), accounts={"folder": account})
+    assert Account.from_json(json.loads(json_text(result))["images"]["folder"]) == account
+    lines = [f"folder: {line}" for line in account.lines()]
+    assert all(f"- {line}\n" in markdown_text(result) for line in lines)
+    page = render_page(result, written=datetime(2026, 1, 1))
+    assert all(f"<li>{html.escape(line)}</li>" in page for line in lines)
+    assert "<h2>Images</h2>" not in render_page(make_result(make_trial(0)), written=datetime(2026, 1, 1))
 
 
 def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeTrial) -> None:

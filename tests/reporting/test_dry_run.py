@@ -53,6 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / label).mkdir()
         for index in range(8):
             Image.new("RGB", (40, 30)).save(folder / label / f"{index}.png")
+    (folder / "notes.txt").write_text("of the photographer")
     return folder
 
 
@@ -111,6 +112,12 @@ def test_what_is_shown_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> Non
     text, _, _ = dry_runs.text("digits").partition("rungs (epochs):")
     (tmp_path / "shown.yaml").write_text(text)
     assert load_space(str(tmp_path / "shown.yaml")) == load_space("digits")
+
+
+def test_the_images_of_a_folder_are_accounted_for(dry_runs: DryRuns) -> None:
+    text = dry_runs.text("folder")
+    assert "folder: found 2 classes; images: train 16 (cat 8, dog 8), val 0, test 0\n" in text
+    assert "folder: left out, files that are no images: 1 (notes.txt)\n" in text
 
 
 def test_the_first_comes_soon(dry_runs: DryRuns) -> None:

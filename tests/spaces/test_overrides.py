@@ -85,3 +85,52 @@ def test_an_override_mends_the_file(bent: Bent) -> None:
 def test_what_an_override_breaks_elsewhere_stands_at_its_own_line(complaint: Complaint) -> None:
     told = complaint({}, ("parameters.depth.choices=[56]",))
     assert told == ["s.yaml:15: parameters.drop_path.when.in[0]: must be one of the choices 56, but got 92."]
+
+
+FOLDER = "dataset={name: folder, path: x}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("my photos #1", "my photos #1"),
+        ("2024", "2024"),
+        ("007", "007"),
+        ("true", "true"),
+        ("[old]", "[old]"),
+        ("~/photos", "~/photos"),
+        ("a: b", "a: b"),
+        ("'my photos #1'", "my photos #1"),
+        ('"photos"', "photos"),
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(bent: Bent, typed: str, meant: str) -> None:
+    assert bent({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
+
+
+def test_null_is_null_where_a_text_may_be_none(bent: Bent) -> None:
+    for null in ("null", ""):
+        assert bent({}, (FOLDER, "dataset.ignore=*.gif", f"dataset.ignore={null}")).dataset.ignore is None
+    assert bent({}, ("description=null",)).description == "null"
+
+
+def test_other_sections_hold_texts_too(bent: Bent) -> None:
+    space = bent({}, ("name=2024", "fixed.init_from=1.0"))
+    assert (space.name, space.fixed["init_from"]) == ("2024", "1.0")
+
+
+@pytest.mark.parametrize("given", ["2024", "007", "true", "[old]"])
+def test_a_text_in_a_file_that_yaml_reads_as_another_kind(complaint: Complaint, given: str) -> None:
+    told = complaint({3: f"dataset: {{name: folder, path: {given}}}"})
+    assert any('goes in quotes: `path: "..."`.' in line for line in told)
+
+
+def test_a_name_in_a_file_that_yaml_reads_as_a_number(complaint: Complaint) -> None:
+    assert any('goes in quotes: `name: "..."`.' in line for line in complaint({2: "name: 2024"}))
+
+
+def test_only_a_folder_is_listed(complaint: Complaint) -> None:
+    told = complaint({}, ("dataset.ignore=*.gif",))
+    assert told == [
+        "--set dataset.ignore: dataset.ignore: only the dataset `folder` has `ignore`, but got '*.gif'."
+    ]

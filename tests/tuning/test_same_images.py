@@ -7,18 +7,73 @@ from pathlib import Path
 
 import optuna
 import pytest
+from PIL import Image
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data import describe
+from tune_rescon.data import Account, describe
+from tune_rescon.data.account import LeftOut
+from tune_rescon.data.catalog import dataset_path
 from tune_rescon.errors import DataError
-from tune_rescon.tuning import StudyRecord
-from tune_rescon.tuning.preparation import Prepared, check_same_images, note_images
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import RunOptions, StudyRecord
+from tune_rescon.tuning.preparation import Prepared, anchored, check_same_images, note_images, prepare_data
+from tune_rescon.tuning.run_notes import note_run, read_notes
 
 
 @pytest.fixture
 def record() -> StudyRecord:
     study = optuna.create_study()
     return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
+
+
+def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: Prepared) -> None:
+    account = Account(
+        class_names=("a", "b"),
+        per_class={"train": (2, 3), "val": (0, 0), "test": (0, 0)},
+        left_out=(LeftOut(kind="hidden files", count=1, names=(".x.png",)),),
+    )
+    facts = {"digits": digits.facts, "folder": dataclasses.replace(digits.facts, account=account)}
+    note_run(record, facts, None)
+    assert read_notes(record).datasets == facts
+    assert list(record.attribute("dataset_account")) == ["folder"]
+    assert "account" not in record.attribute("datasets")["folder"]
+
+
+def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    space = load_space("folder", ["dataset.path=~/my photos #1", "fixed.init_from=~/best.ckpt"])
+    found = anchored(space)
+    assert found.dataset.path == str(dataset_path(space.dataset, tmp_path)) == str(tmp_path / "my photos #1")
+    assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
+
+
+def test_a_home_folder_that_is_not_there() -> None:
+    with pytest.raises(DataError, match="home folder that this machine has, but got ~nosuchuser/x"):
+        anchored(load_space("folder", ["dataset.path=~nosuchuser/x"]))
+
+
+def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "x" / label).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (16, 16)).save(tmp_path / "x" / label / f"{number}.png")
+    (tmp_path / "x/stray.png").write_bytes(b"left out, so not decoded")
+    space = load_space("folder", [f"dataset.path={tmp_path / 'x'}", "dataset.val_fraction=0.25"])
+    said: list[str] = []
+    options = RunOptions(
+        name="s",
+        storage=tmp_path,
+        data_root=tmp_path / "data",
+        cache_root=tmp_path / "cache",
+        show_progress=False,
+    )
+    prepare_data(space, options, said.append)
+    assert said == [
+        "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
+        "folder: left out, images without a class folder: 1 (stray.png)",
+    ]
 
 
 @pytest.fixture

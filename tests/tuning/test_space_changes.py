@@ -76,6 +76,10 @@ OTHER = {
 #: Keys that one override cannot change: another must come with it, so they have tests of their own.
 IN_PAIRS = {
     "dataset.path",
+    "dataset.train",
+    "dataset.val",
+    "dataset.test",
+    "dataset.ignore",
     "dataset.hold_out",
     "metric.name",
     "metric.mode",

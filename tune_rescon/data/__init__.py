@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.data.account import Account
     from tune_rescon.data.batches import RawBatch
-    from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets
+    from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets, local_path
     from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
     from tune_rescon.data.decode import decode_image
     from tune_rescon.data.downloads import is_url
     from tune_rescon.data.module import ImageDataModule
 
 __all__ = [
+    "Account",
     "DatasetFacts",
     "ImageDataModule",
     "ImageDataset",
@@ -35,12 +37,14 @@ __all__ = [
     "describe",
     "is_url",
     "list_datasets",
+    "local_path",
     "open_dataset",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "Account": "account",
         "DatasetFacts": "catalog",
         "ImageDataModule": "module",
         "ImageDataset": "dataset",
@@ -50,6 +54,7 @@ __getattr__ = lazy_names(
         "describe": "catalog",
         "is_url": "downloads",
         "list_datasets": "catalog",
+        "local_path": "catalog",
         "open_dataset": "dataset",
     },
 )

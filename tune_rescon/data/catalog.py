@@ -11,13 +11,24 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.config import DatasetConfig
+from tune_rescon.data.account import Account
 from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.folder import list_folder
+from tune_rescon.data.selection import Selection
 from tune_rescon.data.sizes import common_size, stored_size
 from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes
 from tune_rescon.errors import DataError, explain, unknown_name
 
-__all__ = ["BUILTIN", "BuiltIn", "DatasetFacts", "dataset_path", "describe", "list_datasets", "split_rule"]
+__all__ = [
+    "BUILTIN",
+    "BuiltIn",
+    "DatasetFacts",
+    "dataset_path",
+    "describe",
+    "list_datasets",
+    "local_path",
+    "split_rule",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class DatasetFacts:
         val_images: likewise.
         test_images: after ``limit``; 0 if the source has no test part.
         class_names: in the order of the labels.
+        account: what a listing of the folder or zip found and left out; None: a dataset known by name.
     """
 
     name: str
@@ -40,6 +52,7 @@ class DatasetFacts:
     val_images: int
     test_images: int
     class_names: tuple[str, ...]
+    account: Account | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +215,21 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
         )
     if is_url(dataset.path):
         return fetched(dataset.path, data_root.resolve())
-    return Path(dataset.path).expanduser().resolve()
+    return local_path(dataset.path)
+
+
+def local_path(path: str) -> Path:
+    """The absolute path that a person's ``path`` means on this machine, with ``~`` as the home folder.
+
+    Raises:
+        DataError: ``~NAME`` of a user that this machine does not have.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError as error:
+        rule = "dataset.path must begin with a user's home folder that this machine has"
+        hint = "A folder of such a name is given as ./~NAME."
+        raise DataError(explain(rule, got=path, where="dataset.path", hint=hint)) from error
 
 
 def split_rule(dataset: DatasetConfig, *, own_validation: bool) -> SplitRule:
@@ -231,7 +258,7 @@ def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
 
 
 def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
-    listing = list_folder(path)
+    listing = list_folder(path, Selection.of(dataset))
     classes = len(listing.class_names)
     rule = split_rule(dataset, own_validation=bool(listing.val.names))
     check_counts(listing.train.counts(classes), listing.class_names, rule)
@@ -248,6 +275,7 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
         val_images=(val or own) if dataset.hold_out else 0,
         test_images=_at_most(dataset.limit, len(listing.test.names)),
         class_names=listing.class_names,
+        account=listing.account,
     )
 
 

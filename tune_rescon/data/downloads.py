@@ -7,6 +7,7 @@ import os
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -15,7 +16,10 @@ from tune_rescon.errors import DataError, explain
 __all__ = ["fetched", "is_url"]
 
 #: What file systems call the version of a file, the more telling first.
-_VERSIONS: Final = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "mtime", "last_modified")
+_VERSIONS: Final = (
+    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "LastModified", "Last-Modified"),
+    *("mtime", "last_modified"),
+)
 
 
 def is_url(path: str) -> bool:
@@ -25,6 +29,16 @@ def is_url(path: str) -> bool:
     (True, False)
     """
     return "://" in path
+
+
+#: Keys of a signed URL's query: CloudFront's, S3's and Google's earlier ones, Azure's, tokens.
+_SIGNATURES: Final = frozenset(
+    {
+        *("expires", "signature", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"),
+        *("sig", "se", "sp", "st", "sv", "sr", "spr", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+        *("token", "access_token"),
+    }
+)
 
 
 @functools.cache
@@ -44,10 +58,11 @@ def fetched(url: str, folder: Path) -> Path:
         facts = filesystem.info(path)
     except Exception as error:  # an open set: each file system has errors of its own
         raise _unreadable(url, error) from error
-    if facts.get("type") == "directory" or PurePosixPath(path).suffix.lower() != ".zip":
+    # What follows a `?` is no part of a file's name on a web server; elsewhere it may be.
+    name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
+    if facts.get("type") == "directory" or name.suffix.lower() != ".zip":
         rule = "a dataset.path that is a URL must be that of a .zip of images"
         raise DataError(explain(rule, got=url, where="dataset.path"))
-    name = PurePosixPath(path)
     target = folder / f"{name.stem}-{_version(url, facts)}{name.suffix}"
     if target.exists():
         return target
@@ -66,7 +81,25 @@ def fetched(url: str, folder: Path) -> Path:
 
 def _version(url: str, facts: dict[str, Any]) -> str:
     told = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
-    return blake2b(f"{url}\0{facts.get('size')}\0{told}".encode(), digest_size=8).hexdigest()
+    size = facts.get("size")
+    # Signed anew, a URL is that of the same file, if the server tells anything by which a file is known.
+    known = _unsigned(url) if told or size is not None else url
+    return blake2b(f"{known}\0{size}\0{told}".encode(), digest_size=8).hexdigest()
+
+
+def _unsigned(url: str) -> str:
+    """A URL without the part of its query that says who may read it, and until when.
+
+    >>> _unsigned("https://host/a.zip?id=3&X-Amz-Date=20260101&X-Amz-Signature=5e1f")
+    'https://host/a.zip?id=3'
+    """
+    address, _, query = url.partition("?")
+    kept = [part for part in query.split("&") if part and not _is_signature(part.partition("=")[0].lower())]
+    return f"{address}?{'&'.join(kept)}" if kept else address
+
+
+def _is_signature(key: str) -> bool:
+    return key in _SIGNATURES or key.startswith(("x-amz-", "x-goog-"))
 
 
 def _unreadable(url: str, error: Exception) -> DataError:

@@ -3,124 +3,95 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import Final
 
+from tune_rescon.data.account import Tally
+from tune_rescon.data.archive import directory_bytes, open_zip, refuse_unreadable
+from tune_rescon.data.formats import is_image_name
 from tune_rescon.data.layout import Listing, arrange
-from tune_rescon.errors import DataError, explain
+from tune_rescon.data.selection import Selection
+from tune_rescon.data.walk import readable, walk
 
-__all__ = ["fingerprint", "list_folder", "open_zip", "read_bytes"]
+__all__ = ["fingerprint", "list_folder", "read_bytes"]
 
-#: A zip ends with its directory, which holds every entry's CRC: this much of it tells two archives apart.
-_ZIP_TAIL_BYTES = 1 << 20
-_ENCRYPTED = 0x1
+_EVERYTHING: Final = Selection()
 
 
-def list_folder(path: Path) -> Listing:
+def list_folder(path: Path, selection: Selection = _EVERYTHING) -> Listing:
     """List a directory or .zip.
 
+    Args:
+        path: of the directory or archive.
+        selection: what the dataset's ``train``, ``val``, ``test`` and ``ignore`` ask for.
+
     Raises:
-        DataError: no such path, not a zip, no images, an empty class, one class only, or parts that
-            do not fit together.
+        DataError: no such path, not a zip, a member that Python cannot read, no images, a layout that may
+            mean two things, or what :func:`arrange` refuses.
     """
+    tally = Tally()
     if path.is_dir():
-        with _readable(path):
-            return arrange((name for name, _ in _walk(path)), where=str(path))
+        with readable(path):
+            paths = (entry.path for entry in walk(path, selection, tally))
+            return arrange(paths, where=str(path), selection=selection, tally=tally)
     archive = open_zip(path)
-    locked = next((entry.filename for entry in archive.infolist() if entry.flag_bits & _ENCRYPTED), None)
-    if locked:
-        raise DataError(
-            explain("the zip must not be encrypted", got=f"an encrypted {locked}", where=str(path))
-        )
-    return arrange(archive.namelist(), where=str(path))
+    listing = arrange(archive.entries(tally), where=str(path), selection=selection, tally=tally)
+    refuse_unreadable(archive, listing.names)
+    return listing
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """An archive open for reading, shared by the whole process: leave it open. Reading is thread-safe.
+def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
+    """Changes when an image or a folder is added, removed, renamed, resized, rewritten or exchanged.
 
-    Raises:
-        DataError: no such file, not readable, or not a zip.
-    """
-    with _readable(path):
-        status = path.stat()
-    try:
-        return _archive(path, status.st_size, status.st_mtime_ns)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            explain(
-                "a file given as dataset.path must be a readable zip archive",
-                got=f"{path} ({error})",
-                where="dataset",
-                hint="If it was downloaded or copied, it may be cut short: fetch it again.",
-            )
-        ) from error
-
-
-@lru_cache(maxsize=1)
-def _archive(path: Path, _size: int, _mtime_ns: int) -> zipfile.ZipFile:
-    # Reading a 60,000-entry directory takes 0.3 s: once per process and archive, not once per image.
-    return zipfile.ZipFile(path)
-
-
-def fingerprint(path: Path) -> str:
-    """Changes when a file is added, removed, renamed, resized or rewritten. Reads no image.
+    Reads no image. Of a directory only images and folders count: a note or a ``.DS_Store`` changes nothing.
+    A zip is one file, and counts as a whole.
 
     Raises:
-        DataError: no such path.
+        DataError: no such path, or not a zip.
     """
-    with _readable(path):
-        stamps = _folder_stamps(path) if path.is_dir() else _file_stamps(path)
-        return blake2b(stamps, digest_size=16).hexdigest()
+    with readable(path):
+        stamps = _folder_stamps(path, selection) if path.is_dir() else _zip_stamps(path)
+    return blake2b(stamps + selection.key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def read_bytes(source: Path, name: str) -> bytes:
-    """Bytes of one file of a directory or .zip."""
+    """Bytes of one file of a directory or .zip.
+
+    Raises:
+        ValueError: a zip's member inflates to more than this machine's memory allows.
+    """
     return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every file and folder below a directory, by its path from there with ``/``; folders end in ``/``.
+def _folder_stamps(root: Path, selection: Selection) -> bytes:
+    return "\n".join(sorted(_stamps(root, selection))).encode(errors="surrogateescape")
 
-    Not ``os.walk``: it passes over folders it cannot read, and says nothing of a file's size and time.
+
+def _stamps(root: Path, selection: Selection) -> Iterator[str]:
+    for entry in walk(root, selection, Tally()):
+        path = entry.path.removesuffix("/")
+        if path != entry.path:
+            if not selection.keeps_out(path):
+                yield path
+        elif is_image_name(path) and not selection.ignores(path):
+            status = entry.found.stat()
+            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{_identity(status)}"
+
+
+def _identity(status: os.stat_result) -> str:
+    """What changes when two files of equal size and time of writing are exchanged.
+
+    The time of change does, in place or by renaming. It also changes with a file's mode, which costs decoding
+    again. If a whole folder is renamed, its files keep it: then the inode tells. Only file systems on a
+    device of their own keep inodes; network and FUSE mounts may number a file anew each time, and every trial
+    would decode again.
     """
-    below = [("", str(root))]
-    while below:
-        prefix, folder = below.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    below.append((f"{prefix}{entry.name}/", entry.path))
-                    yield f"{prefix}{entry.name}/", entry
-                else:
-                    yield f"{prefix}{entry.name}", entry
+    inode = status.st_ino if os.major(status.st_dev) else 0
+    return f"{status.st_ctime_ns}\0{inode}"
 
 
-def _folder_stamps(root: Path) -> bytes:
-    stamps = []
-    for name, entry in _walk(root):
-        status = entry.stat()
-        stamps.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
-    return "\n".join(sorted(stamps)).encode(errors="surrogateescape")
-
-
-def _file_stamps(path: Path) -> bytes:
+def _zip_stamps(path: Path) -> bytes:
     status = path.stat()
-    with path.open("rb") as file:
-        file.seek(max(0, status.st_size - _ZIP_TAIL_BYTES))
-        return f"{status.st_size}\0{status.st_mtime_ns}\n".encode() + file.read()
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if not path.exists():
-            rule = "dataset.path must be an existing directory or .zip"
-            raise DataError(explain(rule, got=str(path), where="dataset")) from error
-        rule = "every file and folder must be readable"
-        raise DataError(explain(rule, got=str(error), where=str(path))) from error
+    return f"{status.st_size}\0{status.st_mtime_ns}\n".encode() + directory_bytes(path)

@@ -1,30 +1,29 @@
 """Which classes and parts the paths of an image folder stand for.
 
 Two layouts: ``train/<class>/*`` with ``val/`` and ``test/`` beside it under their usual names, or one folder
-of classes. Either may lie inside a single top folder, as zips of folders do.
+of classes. Either may lie inside a single top folder, as zips of folders do. docs/images.md has the table of
+what is read, left out and refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import glob
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from tune_rescon.data.account import Account, Kind, Tally
+from tune_rescon.data.formats import SUFFIXES
+from tune_rescon.data.junk import is_hidden
+from tune_rescon.data.parts import find_parts, is_usual_name
+from tune_rescon.data.selection import PARTS, Selection, as_pattern, settling
+from tune_rescon.data.tree import Tree, is_inside, join, plant
 from tune_rescon.errors import DataError, explain
 
-__all__ = ["PARTS", "SUFFIXES", "Listing", "Part", "arrange"]
+__all__ = ["PARTS", "Listing", "Part", "arrange"]
 
-PARTS = ("train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-_USUAL_NAMES: Mapping[str, str] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_EVERYTHING: Final = Selection()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,7 @@ class Listing:
     train: Part
     val: Part
     test: Part
+    account: Account
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,140 +57,166 @@ class Listing:
         return self.train.names + self.val.names + self.test.names
 
 
-def arrange(entries: Iterable[str], *, where: str) -> Listing:
-    """Find classes and parts among the paths of a source (folders end in ``/``).
+def arrange(
+    entries: Iterable[str],
+    *,
+    where: str,
+    selection: Selection = _EVERYTHING,
+    tally: Tally | None = None,
+) -> Listing:
+    """Find classes and parts among the paths of a source.
 
     >>> found = arrange(["pets/cat/1.jpg", "pets/cat/2.jpg", "pets/dog/1.PNG"], where="pets.zip")
     >>> found.class_names, found.train.names, found.test.names
     (('cat', 'dog'), ('pets/cat/1.jpg', 'pets/cat/2.jpg', 'pets/dog/1.PNG'), ())
 
+    Args:
+        entries: the paths; folders end in ``/``.
+        where: what errors call the source.
+        selection: which folders are which part, where the dataset says so.
+        tally: what is left out already; the rest is added.
+
     Raises:
-        DataError: no images, an empty class, one class only, or parts that do not fit together.
+        DataError: no images, one class only, a class without training images, parts that do not fit together,
+            or a layout that may mean two things.
     """
-    tree = _Tree(entries)
-    if not any(tree.images.values()):
-        raise DataError(explain(f"no images found (looked for {', '.join(SUFFIXES)})", where=where))
-    top = tree.top()
-    folders = _parts(tree, top, where)
-    names = tuple(sorted(tree.children(folders["train"])))
+    tally = Tally() if tally is None else tally
+    tree = plant(entries, selection, tally)
+    if not tree.count(""):
+        found = [f"{one.count} {one.kind} ({', '.join(one.names)})" for one in tally.left_out()]
+        raise DataError(
+            explain(
+                f"no images found (looked for {', '.join(SUFFIXES)})",
+                got=", ".join(found) or None,
+                where=where,
+            )
+        )
+    parts = find_parts(tree, selection, where)
+    trees = {part: _tree_of(part, tree, parts) for part in parts}
+    names = _class_names(trees["train"], parts["train"], where)
+    _check_empty_classes(trees, parts, names, where)
+    found_parts = {part: _read_part(trees[part], parts[part], names, where) for part in parts}
+    for part, folders in parts.items():
+        tally.add(Kind.EMPTY, *_empty(trees[part], folders))
+    tally.add(Kind.EMPTY, *_empty(tree, _down_to(tree.top())))
+    _tally_rest(tree, parts, found_parts, tally)
+    listed = {part: found_parts.get(part, Part()) for part in PARTS}
+    account = Account(
+        class_names=names,
+        per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
+        left_out=tally.left_out(),
+    )
+    return Listing(class_names=names, **listed, account=account)
+
+
+def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
+    """What may belong to a part: not the other parts' folders inside its own, as with ``train: .``."""
+    others = [folder for other, folders in parts.items() if other != part for folder in folders]
+    return tree.without([f for f in others if any(is_inside(f, own) for own in parts[part])])
+
+
+def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, ...]:
+    """The training part's classes. Two spellings of one name in Unicode are one class."""
+    spellings = sorted({name for folder in folders for name in _images_by_name(tree, folder)})
+    names = tuple(sorted({_same(name): name for name in reversed(spellings)}.values()))
     if len(names) < 2:
+        empty = sorted({name for folder in folders for name in tree.empty(folder)})
         raise DataError(
             explain(
                 "an image folder needs 2 or more classes, each a folder of images",
-                got=f"{len(names)}" + (f" ({names[0]})" if names else ""),
-                where=_join(where, folders["train"]),
+                got=f"{len(names)}"
+                + (f" ({names[0]})" if names else "")
+                + (f"; without images: {', '.join(empty[:5])}" if empty else ""),
+                where=join(where, folders[0]),
+                hint="If the class folders lie elsewhere, name the folder that holds them, for example"
+                f" {settling('train', 'images/train')}.",
             )
         )
-    found = {part: _read_part(tree, folders[part], names, where) for part in PARTS if part in folders}
-    return Listing(
-        class_names=names,
-        train=found["train"],
-        val=found.get("val", Part()),
-        test=found.get("test", Part()),
-    )
+    return names
 
 
-class _Tree:
-    """Folders of a source: which lie in which, and the images directly in each. "" is the root."""
-
-    def __init__(self, entries: Iterable[str]) -> None:
-        self.images: dict[str, list[str]] = {"": []}
-        self._inside: dict[str, set[str]] = {"": set()}
-        for entry in entries:
-            folder, _, name = entry.rpartition("/")
-            if folder not in self.images and not self._add_folder(folder):
-                continue
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                self.images[folder].append(entry)
-
-    def _add_folder(self, folder: str) -> bool:
-        """Register a folder and those above it; False for what tools leave behind (.git, __MACOSX)."""
-        steps = folder.split("/")
-        if any(step.startswith(".") or step in ("__MACOSX", "") for step in steps):
-            return False
-        for depth, step in enumerate(steps):
-            above, here = "/".join(steps[:depth]), "/".join(steps[: depth + 1])
-            self._inside[above].add(step)
-            self.images.setdefault(here, [])
-            self._inside.setdefault(here, set())
-        return True
-
-    def children(self, folder: str) -> set[str]:
-        """Names of the folders directly inside."""
-        return self._inside[folder]
-
-    def below(self, folder: str) -> list[str]:
-        """Images in a folder, at any depth, sorted."""
-        inner = (self.below(_join(folder, name)) for name in self.children(folder))
-        return sorted([*self.images[folder], *(image for images in inner for image in images)])
-
-    def top(self) -> str:
-        """The folder whose children are classes or parts: below single folders that only wrap."""
-        folder = ""
-        while len(self.children(folder)) == 1 and not self.images[folder]:
-            inner = _join(folder, next(iter(self.children(folder))))
-            if not self.children(inner):
-                break
-            folder = inner
-        return folder
+def _check_empty_classes(
+    trees: Mapping[str, Tree], parts: Mapping[str, Sequence[str]], names: Sequence[str], where: str
+) -> None:
+    """A class folder of the training part is empty, and another part has images of the class."""
+    train = {
+        _same(name): join(folder, name) for folder in parts["train"] for name in trees["train"].empty(folder)
+    }
+    known = set(map(_same, names))
+    for part, folders in parts.items():
+        for name in sorted({name for folder in folders for name in trees[part].filled(folder)}):
+            if part != "train" and _same(name) in train.keys() - known:
+                raise DataError(
+                    explain(
+                        "a class folder must hold at least one image",
+                        got=f"none of {name!r} to train, and some in {part}",
+                        where=join(where, train[_same(name)]),
+                        hint="Add images to it, or leave the class out:"
+                        f" {settling('ignore', glob.escape(name))}.",
+                    )
+                )
 
 
-def _parts(tree: _Tree, top: str, where: str) -> dict[str, str]:
-    """Folder of each part the source has. A usual name counts only if it holds folders and no images itself:
-    a class may be called ``train`` (CIFAR-100 has one).
-    """
-    found: dict[str, str] = {}
-    for name in sorted(tree.children(top)):
-        part, folder = _USUAL_NAMES.get(name.lower()), _join(top, name)
-        if part is None or tree.images[folder] or not tree.children(folder):
-            continue
-        if part in found:
+def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where: str) -> Part:
+    labels = {_same(name): label for label, name in enumerate(classes)}
+    images: dict[int, list[str]] = {label: [] for label in labels.values()}
+    for folder in folders:
+        found = _images_by_name(tree, folder)
+        strangers = sorted(name for name in found if _same(name) not in labels)
+        if strangers:
             raise DataError(
                 explain(
-                    f"one folder may hold the {part} part", got=f"{found[part]} and {folder}", where=where
+                    "every class must also be in the training part",
+                    got=", ".join(map(repr, strangers)),
+                    where=join(where, folder),
+                    hint=f"To leave it out: {settling('ignore', as_pattern(join(folder, strangers[0])))}.",
                 )
             )
-        found[part] = folder
-    if found and "train" not in found:
-        raise DataError(
-            explain(
-                "a folder with validation or test images needs train/ beside them",
-                got=", ".join(sorted(tree.children(top))),
-                where=_join(where, top),
-            )
-        )
-    return found or {"train": top}
+        for name, inside in found.items():
+            images[labels[_same(name)]] += inside
+    names = [name for label in sorted(images) for name in sorted(images[label])]
+    return Part(names=tuple(names), labels=tuple(label for label in sorted(images) for _ in images[label]))
 
 
-def _read_part(tree: _Tree, folder: str, classes: tuple[str, ...], where: str) -> Part:
-    names: list[str] = []
-    labels: list[int] = []
-    strangers = tree.children(folder) - set(classes)
-    if strangers:
-        raise DataError(
-            explain(
-                "every class must also be in the training part",
-                got=", ".join(map(repr, sorted(strangers))),
-                where=_join(where, folder),
-            )
-        )
-    for label, name in enumerate(classes):
-        if name not in tree.children(folder):
+def _images_by_name(tree: Tree, folder: str) -> dict[str, list[str]]:
+    """The images of each class folder that has any. Inside a class a hidden folder is some program's."""
+    inside = {
+        name: tree.below(join(folder, name), lambda _folder, inner: not is_hidden(inner))
+        for name in tree.filled(folder)
+    }
+    return {name: images for name, images in inside.items() if images}
+
+
+def _down_to(top: str) -> list[str]:
+    """The folders from the source to where classes or parts lie."""
+    steps = top.split("/") if top else []
+    return ["/".join(steps[:depth]) for depth in range(len(steps) + 1)]
+
+
+def _empty(tree: Tree, folders: Sequence[str]) -> Iterator[str]:
+    return (join(folder, name) for folder in folders for name in tree.empty(folder))
+
+
+def _tally_rest(
+    tree: Tree, parts: Mapping[str, Sequence[str]], found: Mapping[str, Part], tally: Tally
+) -> None:
+    """Note every image that no part has."""
+    read = {name for part in found.values() for name in part.names}
+    own = {folder for folders in parts.values() for folder in folders}
+    top = tree.top()
+    for folder, images in tree.images.items():
+        left = [image for image in images if image not in read]
+        if not left:
             continue
-        images = tree.below(_join(folder, name))
-        if not images:
-            raise DataError(
-                explain(
-                    "a class folder must hold at least one image",
-                    got=f"none that ends in {', '.join(SUFFIXES)}",
-                    where=_join(_join(where, folder), name),
-                    hint="Add images to it, or remove the folder.",
-                )
-            )
-        names += images
-        labels += [label] * len(images)
-    return Part(names=tuple(names), labels=tuple(labels))
+        above, _, name = folder.rpartition("/")
+        if folder in own or folder == top or (above == top and is_usual_name(name)):
+            tally.add(Kind.NO_CLASS, *left)
+        elif any(is_inside(folder, part) for part in own):
+            tally.add(Kind.IN_HIDDEN, *left)
+        else:
+            tally.add(Kind.OUTSIDE, *left)
 
 
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder and name else folder or name
+def _same(name: str) -> str:
+    """A class's name as it is compared: macOS writes accents as letters of their own, others do not."""
+    return unicodedata.normalize("NFC", name)

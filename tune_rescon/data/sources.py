@@ -25,6 +25,7 @@ from tune_rescon.data.catalog import BUILTIN, dataset_path
 from tune_rescon.data.decode import Block, decode_block
 from tune_rescon.data.folder import fingerprint, list_folder
 from tune_rescon.data.layout import PARTS
+from tune_rescon.data.selection import Selection
 from tune_rescon.data.sizes import common_size, stored_size
 
 __all__ = ["Plan", "Source", "find_source"]
@@ -83,17 +84,18 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     path = dataset_path(dataset, data_root)
     if path is None:
         return _BuiltInSource(name=dataset.name, data_root=data_root)
-    return _FolderSource(path=path, store_size=dataset.store_size)
+    return _FolderSource(path=path, store_size=dataset.store_size, selection=Selection.of(dataset))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _FolderSource:
     path: Path
     store_size: int | None
+    selection: Selection
 
     @property
     def key(self) -> str:
-        place = f"{self.path}\0{self.store_size}".encode(errors="surrogateescape")
+        place = f"{self.path}\0{self.store_size}{self.selection.key}".encode(errors="surrogateescape")
         return f"folder-v{FORMAT}-{blake2b(place, digest_size=8).hexdigest()}"
 
     @property
@@ -101,10 +103,10 @@ class _FolderSource:
         return str(self.path)
 
     def fingerprint(self) -> str:
-        return fingerprint(self.path)
+        return fingerprint(self.path, self.selection)
 
     def plan(self, *, alike: bool) -> Plan:
-        listing = list_folder(self.path)
+        listing = list_folder(self.path, self.selection)
         parts = [getattr(listing, part) for part in PARTS]
         names = listing.names
         side, size = stored_size(common_size(self.path, names) if alike else None, self.store_size)

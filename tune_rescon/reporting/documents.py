@@ -73,6 +73,8 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
         lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
     if result.space_history:
         lines += ["", "## Changes of the space", "", *(f"- {line}" for line in result.space_history)]
+    found = [f"- {name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
+    lines += ["", "## Images", "", *found] if found else []
     command = best_command(result)
     lines += ["", "```", command, "```"] if command else []
     return "\n".join(lines) + "\n"
@@ -173,6 +175,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "best": None if result.best is None else _trial(result, result.best),
         "best_command": best_command(result),
         "space_history": list(result.space_history),
+        "images": {name: account.to_json() for name, account in result.accounts.items()},
         "front": [trial.number for trial in result.front],
         "failures": [
             {"state": one.state.value, "cause": one.cause, "trials": list(one.numbers)}

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.models import Cost, count, resolve_network
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.words import figure
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
-from tune_rescon.tuning import ladder_levels
+from tune_rescon.tuning import datasets_of, ladder_levels
 
 __all__ = ["print_dry_run"]
 
@@ -26,12 +27,13 @@ FORWARD_AND_BACKWARD: Final = 3
 
 
 def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
-    """The resolved space, its rungs and what happens there, and the first samples with their cost.
+    """The resolved space, its rungs, its images, and the first samples with their cost.
 
     Raises:
         UserError: the dataset is not there, or a sample is no network.
     """
-    console.print(dump_space(space), markup=False, soft_wrap=True)
+    # The URL of an archive may be signed.
+    console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
     console.print(f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}")
     console.print(_stopping(space), soft_wrap=True)
     if space.metric.against:
@@ -39,7 +41,11 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     points = count_points(space.parameters, most=space.budget.trials)
     if points is not None and points < space.budget.trials and not space.sampler.repeats:
         console.print(f"the space has {points} points: the search ends when all have run", soft_wrap=True)
-    console.print(_samples(space, data_root))
+    facts = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
+    for name, known in facts.items():
+        for line in known.account.lines() if known.account else ():
+            console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_samples(space, facts))
 
 
 def _stopping(space: Space) -> str:
@@ -58,24 +64,24 @@ def _stopping(space: Space) -> str:
     return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
-def _samples(space: Space, data_root: Path) -> Table:
+def _samples(space: Space, facts: Mapping[str, DatasetFacts]) -> Table:
     table = Table(title="First samples, each with its cost if it is never stopped", title_justify="left")
     for heading in (*space.parameters, "params M", "GMACs", "worst-case PMACs"):
         table.add_column(heading, justify="right", overflow="fold")
     for sample in preview(space, min(SAMPLES, space.budget.trials)):
-        table.add_row(*_row(space, sample, data_root))
+        table.add_row(*_row(space, sample, facts))
     return table
 
 
-def _row(space: Space, sample: Mapping[str, Any], data_root: Path) -> list[str]:
+def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetFacts]) -> list[str]:
     config = trial_config(space, sample)
-    facts = describe(space.dataset_config(config.dataset), data_root=data_root)
-    cost = count(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+    known = facts[space.dataset_config(config.dataset).name]
+    cost = count(resolve_network(config, classes=known.classes, in_channels=known.channels))
     return [
         *(escape(figure(sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.macs / 1e9:.3f}",
-        figure(_training_macs(cost, facts, space.fidelity.max) / 1e15),
+        figure(_training_macs(cost, known, space.fidelity.max) / 1e15),
     ]
 
 

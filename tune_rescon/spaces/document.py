@@ -58,8 +58,15 @@ class Document:
 
     def override(self, key: str, text: str) -> None:
         """Put the YAML ``text`` at the dotted ``key``, as ``--set KEY=VALUE`` asks."""
+        self._put(key, read_document(text, Place(0, f"--set {key}")))
+
+    def override_text(self, key: str, value: str | None) -> None:
+        """Put ``value`` at the dotted ``key``, where a text is wanted and YAML might read another."""
         place = Place(0, f"--set {key}")
-        given = read_document(text, place)
+        self._put(key, Document(top=place, value=value, places={(): place}))
+
+    def _put(self, key: str, given: Document) -> None:
+        place = given.top
         *above, last = key.split(".")
         section = self._section(tuple(above), place)
         self.problems += given.problems

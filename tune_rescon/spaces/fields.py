@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from tune_rescon.config import check_field, field_names
+from tune_rescon.config import TrialConfig, check_field, field_names, field_rule
 from tune_rescon.errors import explain, unknown_name
 from tune_rescon.spaces.combinations import is_among
 from tune_rescon.spaces.parameters import CategoricalParameter, Parameter
-from tune_rescon.spaces.problems import Path, Problem, shown
+from tune_rescon.spaces.problems import Path, Problem, quoting, shown
 
-__all__ = ["broken_conditions", "broken_fields", "field_problem", "unknown_fields"]
+__all__ = ["broken_conditions", "broken_fields", "field_problem", "holds_text", "unknown_fields"]
 
 #: Other names people have for our fields.
 _FOREIGN: Final[Mapping[str, str]] = {
@@ -56,7 +56,16 @@ def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
 def field_problem(path: Path, name: str, value: Any) -> Problem | None:
     """The problem at ``path`` with ``value`` as TrialConfig's field ``name``, which must exist."""
     rule = check_field(name, value)
-    return Problem(path=path, text=explain(rule, got=shown(value))) if rule else None
+    if rule is None:
+        return None
+    hint = quoting(path[-1], value) if holds_text(name) and path[-1] == name else ""
+    return Problem(path=path, text=explain(rule, got=shown(value), hint=hint))
+
+
+def holds_text(name: str, kind: type = TrialConfig) -> bool:
+    """Whether a configuration's field holds a text of a person's own, not one of a few words."""
+    rule = field_rule(name, kind)
+    return not rule.choices and set(rule.kinds) <= {str, type(None)}
 
 
 def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Problem]:

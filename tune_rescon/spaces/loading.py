@@ -17,6 +17,7 @@ from tune_rescon.spaces.rules import Draft, broken_rules
 from tune_rescon.spaces.section import Section, Value
 from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Resources, Sampler, Scheduler
 from tune_rescon.spaces.space import Space, read_dataset
+from tune_rescon.spaces.texts import typed_text
 
 __all__ = ["load_goal", "load_space", "parse_space"]
 
@@ -48,7 +49,8 @@ def load_space(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Space
 
     Args:
         name_or_path: a name such as ``att92``; a path ends in .yaml or .yml, or holds a separator.
-        overrides: ``KEY=VALUE`` each, as ``--set`` takes them: a dotted key of the file, a YAML value.
+        overrides: ``KEY=VALUE`` each, as ``--set`` takes them: a dotted key of the file, a YAML value. Where
+            the key holds nothing but text, the value is that text.
 
     Raises:
         SpaceError: no such space, or rules that it breaks: each with file, line, rule and what came.
@@ -121,7 +123,10 @@ def _shortest(path: Path) -> str:
 def _override(document: Document, override: str) -> None:
     key, equals, value = override.partition("=")
     if equals and all(key.split(".")):
-        document.override(key, value)
+        try:
+            document.override_text(key, typed_text(key, value))
+        except LookupError:
+            document.override(key, value)
     else:
         hint = "An example: --set fidelity.max=27."
         text = explain("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)

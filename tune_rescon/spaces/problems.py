@@ -15,7 +15,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from tune_rescon.errors import explain
 
-__all__ = ["A_SECTION", "Path", "Problem", "dotted", "problems_in", "raise_problems", "shown"]
+__all__ = ["A_SECTION", "Path", "Problem", "dotted", "problems_in", "quoting", "raise_problems", "shown"]
 
 #: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
 Path = tuple[str | int, ...]
@@ -110,6 +110,17 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
+def quoting(key: object, value: object) -> str:
+    """What to do where YAML has read a text as another kind; empty for a text.
+
+    >>> quoting("path", 2024)
+    'A text that YAML takes for another kind goes in quotes: `path: "..."`.'
+    """
+    if isinstance(value, str | None):
+        return ""
+    return f'A text that YAML takes for another kind goes in quotes: `{key}: "..."`.'
+
+
 def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
     """Raise ``problems`` (and those of ``then``) as one ValidationError; return if there are none."""
     found = [*problems, *(problems_in(then) if then else ())]
@@ -131,7 +142,9 @@ def problems_in(error: ValidationError) -> Iterator[Problem]:
             yield Problem(path=path, text=context["text"])
         else:
             path = (*path, "type") if kind.startswith("union_tag_") else path
-            yield Problem(path=path, text=_in_our_words(kind, context, line["input"], line["msg"]))
+            text = _in_our_words(kind, context, line["input"], line["msg"])
+            hint = quoting(path[-1], line["input"]) if kind == "string_type" and path else ""
+            yield Problem(path=path, text=f"{text} {hint}" if hint else text)
 
 
 def _in_our_words(kind: str, context: Mapping[str, Any], value: Any, fallback: str) -> str:

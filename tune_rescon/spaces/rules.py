@@ -24,7 +24,10 @@ from tune_rescon.spaces.rows import broken_rows
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
 from tune_rescon.spaces.shares import broken_shares
 
-__all__ = ["Draft", "broken_rules"]
+__all__ = ["FOLDER_ONLY", "Draft", "broken_rules"]
+
+#: Fields of a dataset that only a person's own images have.
+FOLDER_ONLY: Final = ("path", "train", "val", "test", "ignore")
 
 #: Points of a grid: a larger one is a mistake, not a plan.
 _LARGEST_GRID: Final = 10_000
@@ -99,9 +102,12 @@ def _broken_dataset(draft: Draft) -> Iterator[Problem]:
             hint = "Give it with --set dataset.path=DIR, or the URL of a .zip."
             rule = "`dataset.path`, a directory or .zip of images, is missing"
             yield Problem(path=("dataset",), text=explain(rule, hint=hint))
-    elif draft.dataset.path is not None:
-        rule = "only the dataset `folder` has a path"
-        yield Problem(path=("dataset", "path"), text=explain(rule, got=shown(draft.dataset.path)))
+        return
+    for key in FOLDER_ONLY:
+        given = getattr(draft.dataset, key)
+        if given is not None:
+            rule = f"only the dataset `folder` has {'a path' if key == 'path' else f'`{key}`'}"
+            yield Problem(path=("dataset", key), text=explain(rule, got=shown(given)))
 
 
 def _broken_judging(draft: Draft) -> Iterator[Problem]:

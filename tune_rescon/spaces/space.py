@@ -10,9 +10,10 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import explain, unknown_name
+from tune_rescon.spaces.fields import holds_text
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.problems import A_SECTION, Problem, raise_problems, shown
-from tune_rescon.spaces.rules import Draft, broken_rules
+from tune_rescon.spaces.problems import A_SECTION, Problem, quoting, raise_problems, shown
+from tune_rescon.spaces.rules import FOLDER_ONLY, Draft, broken_rules
 from tune_rescon.spaces.section import FROM_LIST, Section, Value
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
 
@@ -41,7 +42,8 @@ def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if key not in known:
             yield Problem(path=(key,), text=unknown_name("key", key, known))
         elif rule := check_field(key, value, DatasetConfig):
-            yield Problem(path=(key,), text=explain(rule, got=shown(value)))
+            hint = quoting(key, value) if holds_text(key, DatasetConfig) else ""
+            yield Problem(path=(key,), text=explain(rule, got=shown(value), hint=hint))
 
 
 class Space(Section):
@@ -123,5 +125,8 @@ class Space(Section):
         """The images of a trial: ``dataset``, or the named one where ``parameters.dataset`` is searched."""
         if name is None or name == self.dataset.name:
             return self.dataset
-        path = self.dataset.path if name == "folder" else None
-        return dataclasses.replace(self.dataset, name=name, path=path)
+        if name == "folder":
+            return dataclasses.replace(self.dataset, name=name)
+        # A dataset known by name has no folders to choose from.
+        unset: dict[str, Any] = dict.fromkeys(FOLDER_ONLY)
+        return dataclasses.replace(self.dataset, name=name, **unset)

@@ -44,7 +44,7 @@ def _absolute_choices(name: str, parameter: Any) -> Any:
 
 
 def _absolute(source: str | None) -> str | None:
-    return source if source is None or is_url(source) else str(Path(source).resolve())
+    return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
 
 
 def read_weights(space: Space) -> dict[str, InitialWeights]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from tune_rescon.data import DatasetFacts, describe, is_url, open_dataset
+from tune_rescon.data import DatasetFacts, describe, is_url, local_path, open_dataset
 from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.initial_weights import with_absolute_weights
@@ -36,25 +35,32 @@ def anchored(space: Space) -> Space:
     space = with_absolute_weights(space)
     if space.dataset.path is None or is_url(space.dataset.path):
         return space
-    absolute = dataclasses.replace(space.dataset, path=str(Path(space.dataset.path).resolve()))
+    absolute = dataclasses.replace(space.dataset, path=str(local_path(space.dataset.path)))
     return space.model_copy(update={"dataset": absolute})
 
 
-def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
+def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]) -> dict[str, Prepared]:
     """Decode what this machine's cache does not hold yet; each dataset, by its name.
+
+    Args:
+        space: whose datasets.
+        options: where they are kept.
+        say: told, before the first image is decoded, what is read of a folder and what is left out.
 
     Raises:
         DataError: images are missing, unreadable or too few.
     """
     prepared = {}
     for dataset in datasets_of(space):
+        facts = describe(dataset, data_root=options.data_root)
+        for line in facts.account.lines() if facts.account else ():
+            say(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
             data_root=options.data_root,
             cache_root=options.cache_root,
             progress=options.show_progress,
         )
-        facts = describe(dataset, data_root=options.data_root)
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import TrialState
+from tune_rescon.data import Account
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.record.summary import TrialSummary
 
@@ -86,6 +87,8 @@ class StudyResult:
     """Why the search ended before its time, and what the trials that failed share; None: it did not."""
     space_history: tuple[str, ...] = ()
     """What resumes have changed of the space, a line for each version after the first."""
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    """What was found and left out of each folder or zip of images, by the dataset's name."""
 
     @property
     def interrupted(self) -> bool:

@@ -1,7 +1,8 @@
 """What a run notes about itself in the record, so that the record alone makes a report.
 
-Three attributes of the study: ``datasets`` (what the networks' costs follow from, which a machine without the
-images cannot find out), ``tracking_uri``, and ``outcome``, which is empty while a run lasts.
+Attributes of the study: ``datasets`` (what the networks' costs follow from, which a machine without the
+images cannot find out), ``dataset_account`` (what a listing of each folder found and left out),
+``tracking_uri``, and ``outcome``, which is empty while a run lasts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tune_rescon.data import DatasetFacts
+from tune_rescon.data import Account, DatasetFacts
 from tune_rescon.passwords import without_password
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState
@@ -33,7 +34,9 @@ class RunNotes:
 
 def note_run(record: StudyRecord, datasets: Mapping[str, DatasetFacts], tracking_uri: str | None) -> None:
     """A run begins."""
-    record.set_attribute("datasets", {name: dataclasses.asdict(facts) for name, facts in datasets.items()})
+    record.set_attribute("datasets", {name: _plain(facts) for name, facts in datasets.items()})
+    accounts = {name: facts.account.to_json() for name, facts in datasets.items() if facts.account}
+    record.set_attribute("dataset_account", accounts)
     record.set_attribute("tracking_uri", None if tracking_uri is None else without_password(tracking_uri))
     record.set_attribute("outcome", None)
 
@@ -46,13 +49,25 @@ def note_outcome(record: StudyRecord, state: SearchState, failure: str | None) -
 def read_notes(record: StudyRecord) -> RunNotes:
     """What the last run noted."""
     outcome = record.attribute("outcome") or {}
+    accounts = record.attribute("dataset_account") or {}
     return RunNotes(
-        datasets={name: _facts(values) for name, values in (record.attribute("datasets") or {}).items()},
+        datasets={
+            name: _facts(values, accounts.get(name))
+            for name, values in (record.attribute("datasets") or {}).items()
+        },
         tracking_uri=record.attribute("tracking_uri"),
         outcome=SearchState(outcome["state"]) if outcome else None,
         failure=outcome.get("failure"),
     )
 
 
-def _facts(values: Mapping[str, Any]) -> DatasetFacts:
-    return DatasetFacts(**{**values, "class_names": tuple(values["class_names"])})
+def _plain(facts: DatasetFacts) -> dict[str, Any]:
+    """The facts but for the account, which earlier versions of this package do not know."""
+    values = dataclasses.asdict(dataclasses.replace(facts, account=None))
+    del values["account"]
+    return values
+
+
+def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetFacts:
+    found = Account.from_json(account) if account else None
+    return DatasetFacts(**{**values, "class_names": tuple(values["class_names"]), "account": found})

@@ -128,7 +128,7 @@ def run_search(
         store.fetch()
         # Before anything is paid for: a change that is refused leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if options.resume else None
-        prepared = prepare_data(space, options)
+        prepared = prepare_data(space, options, say)
         if resumed is not None:
             check_same_images(resumed[0], prepared)
         check_weights(space, weights, _facts(prepared))

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
 from tune_rescon.errors import SpaceError
+from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.record.space_versions import SpaceVersions
 from tune_rescon.tuning.record.summary import TrialSummary
@@ -165,4 +166,5 @@ def _shown(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {_shown(v)}' for key, v in value.items() if v is not None)}}}"
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else str(value)
+    # The URL of an archive may be signed.
+    return "null" if value is None else hide_passwords(str(value))

@@ -63,4 +63,5 @@ def sum_up(
         failure=None if failure is None else hide_passwords(failure),
         foreign=foreign,
         space_history=space_history,
+        accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},
     )

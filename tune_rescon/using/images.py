@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tune_rescon.command import print_line
 from tune_rescon.data import decode_image
+from tune_rescon.data.account import Tally, left_out_lines
 from tune_rescon.data.decode import BadImageError
-from tune_rescon.data.layout import SUFFIXES
+from tune_rescon.data.formats import SUFFIXES
+from tune_rescon.data.walk import find_images
 from tune_rescon.errors import DataError, explain
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ ByteArray = npt.NDArray[np.uint8]
 #: Threads that decode; Pillow works beside Python's lock.
 _THREADS: Final = 4
 
+_PRINT: Final = partial(print_line, err=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
@@ -39,21 +45,29 @@ class Pictures:
     images_BHWC: ByteArray
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRINT) -> list[Path]:
     """The files, and the pictures in the folders, in order and each once.
 
+    Folders are searched by the rules by which a data set is listed, links followed.
+
+    Args:
+        paths: files, which are taken as they are, and folders.
+        say: told what is left out of the folders, a line for each kind; on standard error unless given.
+
     Raises:
-        DataError: a path does not exist, or there is no picture at all.
+        DataError: a path does not exist, a folder cannot be read, or there is no picture at all.
     """
     found: dict[Path, None] = {}
+    tally = Tally()
     for path in paths:
         if path.is_dir():
-            inside = (one for one in path.rglob("*") if one.name.lower().endswith(SUFFIXES))
-            found |= dict.fromkeys(sorted(one for one in inside if not one.name.startswith(".")))
+            found |= dict.fromkeys(find_images(path, tally))
         elif path.exists():
             found[path] = None
         else:
             raise DataError(explain("a picture or a folder of them must exist", got=str(path), where="PATH"))
+    for line in left_out_lines(tally.left_out()):
+        say(line)
     if not found:
         rule = f"there must be pictures ({', '.join(SUFFIXES)})"
         raise DataError(explain(rule, got="none", where=" ".join(map(str, paths))))

@@ -50,6 +50,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         *map(sections.panel, shown[1:]),
         sections.failure_table(result),
         sections.space_history(result),
+        sections.images(result),
         "</div>",
     ]
     body = f"<main>{''.join(parts)}</main>{''.join(_scripts([*beside, *shown]))}"

@@ -13,7 +13,17 @@ from tune_rescon.reporting.rows import comparison_headings, comparison_row, head
 from tune_rescon.reporting.words import duration, figure, pairs, value_words
 from tune_rescon.tuning import StudyResult, TrialSummary
 
-__all__ = ["best", "cards", "comparison_table", "failure_table", "panel", "space_history", "title", "trials"]
+__all__ = [
+    "best",
+    "cards",
+    "comparison_table",
+    "failure_table",
+    "images",
+    "panel",
+    "space_history",
+    "title",
+    "trials",
+]
 
 #: Numbers of trials that one line names.
 NAMED = 20
@@ -151,6 +161,16 @@ def space_history(result: StudyResult) -> str:
     items = "".join(f"<li>{_text(line)}</li>" for line in result.space_history)
     note = "Each trial keeps the configuration that it ran with."
     return f'<section><h2>Changes of the space</h2><p class="soft">{note}</p><ul>{items}</ul></section>'
+
+
+def images(result: StudyResult) -> str:
+    """What was found and left out of each folder or zip of images; nothing for datasets known by name."""
+    items = "".join(
+        f"<li>{_text(f'{name}: {line}')}</li>"
+        for name, account in result.accounts.items()
+        for line in account.lines()
+    )
+    return f"<section><h2>Images</h2><ul>{items}</ul></section>" if items else ""
 
 
 def comparison_table(results: Sequence[StudyResult]) -> str:

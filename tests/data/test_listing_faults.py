@@ -1,0 +1,466 @@
+"""What is read, left out and refused of folders and zips as people and other tools make them."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import tracemalloc
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.data import archive
+from tune_rescon.data.account import Account, Kind
+from tune_rescon.data.archive import open_zip
+from tune_rescon.data.decode import BadImageError, probe_size
+from tune_rescon.data.folder import fingerprint, list_folder, read_bytes
+from tune_rescon.data.formats import SUFFIXES
+from tune_rescon.data.layout import Listing, arrange
+from tune_rescon.data.selection import Selection
+from tune_rescon.errors import DataError
+from tune_rescon.using import find_pictures
+
+from .conftest import picture
+
+PAIR = ["train/a/1.png", "train/b/1.png"]
+CLASSES = ["a/1.png", "b/1.png"]
+
+
+def left_out(listing: Listing) -> dict[str, tuple[int, tuple[str, ...]]]:
+    return {one.kind: (one.count, one.names) for one in listing.account.left_out}
+
+
+def write(root: Path, paths: Iterable[str]) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    return root
+
+
+def write_zip(path: Path, entries: Mapping[str, bytes] | Iterable[str], method: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w", method) as made:
+        for name in entries:
+            made.writestr(name, entries[name] if isinstance(entries, Mapping) else name.encode())
+    return path
+
+
+#: paths -> what is read, and what is left out by kind.
+READ = {
+    "a stray picture in val": (
+        [*PAIR, "val/a/2.png", "val/x.png", "test/b/3.png", "test/y.png"],
+        [*PAIR, "val/a/2.png", "test/b/3.png"],
+        {Kind.NO_CLASS: (2, ("test/y.png", "val/x.png"))},
+    ),
+    "a stray picture in train": (
+        [*PAIR, "train/x.png", "test/a/1.png"],
+        [*PAIR, "test/a/1.png"],
+        {Kind.NO_CLASS: (1, ("train/x.png",))},
+    ),
+    "test images without classes": (
+        [*PAIR, "test/1.png", "test/2.png", "test/3.png", "test/4.png"],
+        PAIR,
+        {Kind.NO_CLASS: (4, ("test/1.png", "test/2.png", "test/3.png"))},
+    ),
+    "dev is val": ([*PAIR, "dev/a/1.png"], [*PAIR, "dev/a/1.png"], {}),
+    "eval is val": ([*PAIR, "Eval/a/1.png"], [*PAIR, "Eval/a/1.png"], {}),
+    "a folder beside the parts": (
+        [*PAIR, "unlabelled/1.png"],
+        PAIR,
+        {Kind.OUTSIDE: (1, ("unlabelled/1.png",))},
+    ),
+    "folders without images": (
+        [*CLASSES, "docs/readme.txt", "c/"],
+        CLASSES,
+        {Kind.OTHER: (1, ("docs/readme.txt",)), Kind.EMPTY: (2, ("c", "docs"))},
+    ),
+    "a part without images": ([*PAIR, "test/a/"], PAIR, {Kind.EMPTY: (1, ("test",))}),
+    "folders beside the only one": (
+        ["photos/a/1.png", "photos/b/1.png", "docs/"],
+        ["photos/a/1.png", "photos/b/1.png"],
+        {Kind.EMPTY: (1, ("docs",))},
+    ),
+    "what other programs leave": (
+        [
+            *CLASSES,
+            "a/@eaDir/1.png",
+            "__MACOSX/a/1.png",
+            "b/.ipynb_checkpoints/1.png",
+            "$RECYCLE.BIN/c/1.png",
+        ],
+        CLASSES,
+        {Kind.TOOLS: (4, ("$RECYCLE.BIN", "__MACOSX", "a/@eaDir"))},
+    ),
+    "a hidden class": (
+        [".net/1.png", "java/1.png", "java/._1.png", "java/.thumbs/1.png"],
+        [".net/1.png", "java/1.png"],
+        {Kind.IN_HIDDEN: (1, ("java/.thumbs/1.png",)), Kind.HIDDEN: (1, ("java/._1.png",))},
+    ),
+    "formats that are not read": (
+        [*CLASSES, "a/2.heic", "Thumbs.db", ".DS_Store"],
+        CLASSES,
+        {Kind.FORMAT: (1, ("a/2.heic",))},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_is_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> None:
+    paths, names, left = READ[case]
+    if zipped:
+        root = write_zip(tmp_path / "x.zip", paths)
+    else:
+        root = write(tmp_path / "x", [path for path in paths if not path.endswith("/")])
+        for path in paths:
+            (root / path.rpartition("/")[0]).mkdir(parents=True, exist_ok=True)
+    listing = list_folder(root)
+    assert sorted(listing.names) == sorted(names)
+    assert left_out(listing) == left
+
+
+#: paths -> words of the refusal, the line that settles it, and the images that are read with that line.
+SETTLED = {
+    "Kaggle's layout": (
+        ["train/1.png", "test/2.png"],
+        "images directly in test/ and train/, which do not say their class",
+        {"train": "."},
+        ["test/2.png", "train/1.png"],
+    ),
+    "a flat val": (
+        [*PAIR, "val/1.png"],
+        "val/ must hold class folders to be the validation part",
+        {"ignore": "/val"},
+        PAIR,
+    ),
+    "a flat test beside classes": (
+        [*CLASSES, "test/1.png"],
+        "test/ must be a part of the data set or a class",
+        {"ignore": "/test"},
+        CLASSES,
+    ),
+    "a class called test": (
+        [*CLASSES, "test/1.png"],
+        "If it is a class",
+        {"train": "."},
+        [*CLASSES, "test/1.png"],
+    ),
+    "train, or a class called train": (
+        ["bus/1.png", "train/1.png", "train/a/1.png", "train/b/1.png"],
+        "train/ must be the training part or a class",
+        {"train": "train"},
+        ["train/a/1.png", "train/b/1.png"],
+    ),
+    "two validation parts": (
+        [*PAIR, "dev/a/2.png", "val/b/3.png"],
+        "one folder may hold the val part, but got dev and val",
+        {"val": "dev"},
+        [*PAIR, "dev/a/2.png"],
+    ),
+    "a class in val alone": (
+        [*PAIR, "val/c/1.png", "val/a/1.png"],
+        "also be in the training part, but got 'c'",
+        {"ignore": "val/c"},
+        [*PAIR, "val/a/1.png"],
+    ),
+    "classes beside val": (
+        [*CLASSES, "val/a/2.png"],
+        "needs train/ beside them",
+        {"train": ".", "val": "val"},
+        [*CLASSES, "val/a/2.png"],
+    ),
+    "an empty class of train": (
+        [*PAIR, "train/c/", "val/c/1.png"],
+        "train/c.*none of 'c' to train, and some in val",
+        {"ignore": "c"},
+        PAIR,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTLED)
+def test_what_may_mean_two_things_is_refused_with_the_line_that_settles_it(case: str) -> None:
+    paths, words, lines, names = SETTLED[case]
+    with pytest.raises(DataError, match=words) as caught:
+        arrange(paths, where="x")
+    for field, value in lines.items():
+        assert f"--set dataset.{field}={value}`" in str(caught.value)
+    assert sorted(arrange(paths, where="x", selection=Selection(**lines)).names) == sorted(names)
+
+
+def test_parts_are_named_by_folders_and_globs() -> None:
+    paths = [f"top/fold{fold}/{name}/1.png" for fold in (1, 2, 3) for name in "ab"]
+    found = arrange(paths, where="x", selection=Selection(train="fold[12]", val="top/fold3"))
+    assert (len(found.train.names), found.val.names) == (4, ("top/fold3/a/1.png", "top/fold3/b/1.png"))
+    assert found.class_names == ("a", "b")
+
+
+def test_a_part_inside_another_is_not_read_twice() -> None:
+    paths = ["train/a/1.png", "train/b/1.png", "train/held/a/2.png", "train/held/b/2.png"]
+    found = arrange(paths, where="x", selection=Selection(train="train", val="train/held"))
+    assert set(found.train.names).isdisjoint(found.val.names)
+    assert found.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        (Selection(val="holdout"), r"dataset.val must name a folder.*Folders there: a, b, c"),
+        (Selection(val="c"), r"a folder that holds class folders, but got c, .*dataset.val=\.`"),
+        (Selection(train="c", val="c"), "holds class folders"),
+        (Selection(train=".", val="."), "different folders"),
+    ],
+)
+def test_a_part_that_is_not_there(selection: Selection, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        arrange(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
+
+
+def test_what_is_ignored_is_counted() -> None:
+    paths = [*CLASSES, "a/1_mask.png", "b/1_mask.png", "raw/c/1.png"]
+    found = arrange(paths, where="x", selection=Selection(ignore="*_mask.png, /raw"))
+    assert sorted(found.names) == CLASSES
+    assert left_out(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
+
+
+def test_every_format_counts(tmp_path: Path) -> None:
+    names = [f"a/1{suffix}" for suffix in SUFFIXES] + [f"b/1{suffix.upper()}" for suffix in SUFFIXES]
+    root = write(tmp_path / "x", names)
+    assert sorted(list_folder(root).names) == sorted(names)
+    assert find_pictures([root]) == sorted(root / name for name in names)
+
+
+def test_one_class_in_two_spellings_of_unicode() -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    found = arrange([f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/2.png"], where="x")
+    assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
+    merged = arrange([f"{composed}/1.png", f"{apart}/2.png", "tea/1.png"], where="x")
+    assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
+
+
+def test_the_account_is_told_and_kept() -> None:
+    found = arrange([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
+    assert found.lines() == [
+        "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
+        "left out, files that are no images: 1 (notes.txt)",
+    ]
+    assert Account.from_json(found.to_json()) == found
+
+
+# Zips
+
+
+@pytest.mark.parametrize("form", ["./{}", "/{}", "a//../{}", ".//{}", "{}"])
+def test_names_in_zips(form: str, tmp_path: Path) -> None:
+    if ".." in form:
+        path = write_zip(tmp_path / "x.zip", [form.format(name) for name in CLASSES])
+        with pytest.raises(DataError, match=r"must lie inside it, but got 'a//\.\./a/1\.png'"):
+            list_folder(path)
+        return
+    path = write_zip(tmp_path / "x.zip", {form.format(name): name.encode() for name in CLASSES})
+    assert list_folder(path).names == tuple(CLASSES)
+    assert read_bytes(path, "b/1.png") == b"b/1.png"
+
+
+def test_backslashes_in_zips(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {"a\\1.png": b"1", "b\\c\\2.png": b"2"})
+    assert list_folder(path).names == ("a/1.png", "b/c/2.png")
+    assert read_bytes(path, "b/c/2.png") == b"2"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_is_there_twice_counts_once_and_the_last_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as made:
+        for name, data in (
+            ("a/1.png", b"old"),
+            ("b/1.png", b"b"),
+            ("./a/1.png", b"mid"),
+            ("a/1.png", b"new"),
+        ):
+            made.writestr(name, data)
+    listing = list_folder(tmp_path / "x.zip")
+    assert listing.names == ("a/1.png", "b/1.png")
+    assert left_out(listing) == {Kind.REPEATED: (1, ("a/1.png",))}
+    assert read_bytes(tmp_path / "x.zip", "a/1.png") == b"new"
+
+
+def test_links_in_zips(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("a/2.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    path = write_zip(tmp_path / "x.zip", CLASSES)
+    with zipfile.ZipFile(path, "a") as made:
+        made.writestr(link, "1.png")
+    listing = list_folder(path)
+    assert listing.names == tuple(CLASSES)
+    assert left_out(listing) == {Kind.ZIP_LINK: (1, ("a/2.png",))}
+
+
+def patched(path: Path, name: str, offset: int, value: bytes) -> Path:
+    """Overwrite bytes of an entry's record in the zip's directory."""
+    data = bytearray(path.read_bytes())
+    start = data.rindex(name.encode()) - 46
+    data[start + offset : start + offset + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [(9, "deflate64"), (95, "xz"), (77, "method 77"), (99, "not be encrypted")]
+)
+def test_a_method_that_python_cannot_read(method: int, words: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", [*CLASSES, "notes.txt"])
+    patched(path, "notes.txt", 10, bytes([method]))
+    assert list_folder(path).names == tuple(CLASSES), "a file that is not read may be compressed by anything"
+    patched(path, "b/1.png", 10, bytes([method]))
+    with pytest.raises(DataError, match=rf"b/1\.png.*{words}|{words}.*b/1\.png") as caught:
+        list_folder(path)
+    assert "npack it" in str(caught.value)
+
+
+def test_a_member_that_inflates_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "largest_member", lambda: 3_000_000)
+    path = write_zip(tmp_path / "x.zip", {"a/1.png": bytes(4_000_000)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"a/1\.png inflates to 4 MB, .* at most 3 MB"):
+        read_bytes(path, "a/1.png")
+    with pytest.raises(BadImageError, match="inflates to 4 MB"):
+        probe_size(path, "a/1.png")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_says_it_is_small_is_not_inflated_whole(method: int, tmp_path: Path) -> None:
+    size = 30_000_000
+    source = io.BytesIO()
+    with zipfile.ZipFile(source, "w", method) as made, made.open("a/1.png", "w") as member:
+        for _ in range(10):
+            member.write(bytes(size // 10))
+    (tmp_path / "x.zip").write_bytes(source.getvalue())
+    path = patched(tmp_path / "x.zip", "a/1.png", 24, (10).to_bytes(4, "little"))
+    open_zip(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile):
+            read_bytes(path, "a/1.png")
+        assert tracemalloc.get_traced_memory()[1] < size // 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_allowed_is_read_whole(tmp_path: Path) -> None:
+    data = os.urandom(1_500_000)
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = write_zip(tmp_path / f"{method}.zip", {"a/1.png": data}, method)
+        assert read_bytes(path, "a/1.png") == data
+    assert archive.largest_member() >= 128 << 20
+
+
+# Links and changes
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
+    root = write(tmp_path / "x", ["a/1.png"])
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a/back").symlink_to(root)
+    (root / "a/self.png").symlink_to("self.png")
+    names = ("a/1.png", "b/1.png", "b/deep/2.png")
+    listing = list_folder(root)
+    assert listing.names == names
+    assert left_out(listing) == {Kind.DANGLING: (1, ("a/self.png",)), Kind.LOOP: (1, ("a/back",))}
+    assert find_pictures([root]) == [root / name for name in names]
+
+
+def test_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
+    root = write(tmp_path / "x", CLASSES)
+    before = fingerprint(root)
+    (root / "notes").symlink_to("none")
+    (root / ".#lock").symlink_to("user@host.1234")
+    assert fingerprint(root) == before
+    (root / "a/gone.png").symlink_to("none.png")
+    os.mkfifo(root / "a/pipe.png")
+    listing = list_folder(root)
+    assert listing.names == tuple(CLASSES)
+    found = left_out(listing)
+    assert found[Kind.DANGLING] == (1, ("a/gone.png",))
+    assert found[Kind.SPECIAL] == (1, ("a/pipe.png",))
+    assert fingerprint(root) == before
+
+
+def exchanged(one: Path, other: Path) -> None:
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+def rewritten(one: Path, _other: Path) -> None:
+    before = one.stat()
+    one.write_bytes(bytes(before.st_size))
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "images exchanged": lambda root: exchanged(root / "a/1.png", root / "b/1.png"),
+    "classes exchanged": lambda root: exchanged(root / "a", root / "b"),
+    "rewritten": lambda root: rewritten(root / "a/1.png", root),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_equal_size_and_time_is_seen(change: str, tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    for path in CLASSES:
+        write(root, [path])
+        os.utime(root / path, ns=(0, 0))
+        # Where inodes do not count, the time of change must differ: the kernel's clock ticks every 4 ms.
+        time.sleep(0.02)
+    before = fingerprint(root)
+    CHANGES[change](root)
+    assert fingerprint(root) != before
+
+
+def test_what_is_no_image_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+    root = write(tmp_path / "x", CLASSES)
+    before = fingerprint(root)
+    write(root, [".DS_Store", "a/notes.txt", "a/@eaDir/1.png", "__MACOSX/a/._1.png"])
+    assert fingerprint(root) == before
+    assert fingerprint(root, Selection(ignore="*.gif")) != before, "another selection lists other images"
+
+
+def test_entries_of_a_large_zip_moved_to_another_class_are_seen(tmp_path: Path) -> None:
+    def made(moved: bool) -> Path:
+        path = tmp_path / "x.zip"
+        names = [f"{'ab'[number % 2]}/{number:05}-{'x' * 100}.png" for number in range(12_000)]
+        if moved:
+            names[:2] = [f"b/{names[0][2:]}", f"a/{names[1][2:]}"]
+        write_zip(path, dict.fromkeys(names, b""))
+        os.utime(path, ns=(0, 0))
+        return path
+
+    before, size = fingerprint(made(False)), (tmp_path / "x.zip").stat().st_size
+    after = fingerprint(made(True))
+    assert (tmp_path / "x.zip").stat().st_size == size
+    assert after != before
+
+
+def test_predict_and_training_see_the_same(tmp_path: Path) -> None:
+    paths = [*CLASSES, "a/@eaDir/1.png", "b/.ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/._1.png"]
+    root = write(tmp_path / "x", [*paths, ".net/1.png", "a/.thumbs/1.png", "a/1.txt"])
+    said: list[str] = []
+    found = find_pictures([root], say=said.append)
+    assert [str(path.relative_to(root)) for path in found] == sorted(list_folder(root).names)
+    assert said == [
+        "left out, images in hidden folders beside images: 1 (a/.thumbs/1.png)",
+        "left out, hidden files: 1 (a/._1.png)",
+        "left out, files that are no images: 1 (a/1.txt)",
+        "left out, folders of other programs: 3 (__MACOSX, a/@eaDir, b/.ipynb_checkpoints)",
+    ]
+
+
+def test_a_picture_of_a_zip_with_odd_names_is_decoded(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {f"./{name}": picture(1, (20, 10)) for name in CLASSES})
+    assert [probe_size(path, name) for name in list_folder(path).names] == [(20, 10)] * 2

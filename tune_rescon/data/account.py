@@ -1,0 +1,155 @@
+"""The account of a listing: what a source holds, what is read of it, and what is left out and why.
+
+Nothing is left out in silence. A dry run, the start of a search, its report and its record show the account.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+__all__ = ["Account", "Kind", "LeftOut", "Tally", "left_out_lines"]
+
+#: Names that the account gives for each kind.
+_NAMED: Final = 3
+
+#: Classes whose images a line counts one by one; of more, the smallest and the largest.
+_FEW_CLASSES: Final = 10
+
+
+class Kind(StrEnum):
+    """Why something is left out, in words. docs/images.md explains each."""
+
+    OUTSIDE = "images outside train, val and test"
+    NO_CLASS = "images without a class folder"
+    IN_HIDDEN = "images in hidden folders beside images"
+    HIDDEN = "hidden files"
+    IGNORED = "ignored by dataset.ignore"
+    FORMAT = "images of formats that are not read"
+    OTHER = "files that are no images"
+    EMPTY = "folders without images"
+    TOOLS = "folders of other programs"
+    DANGLING = "links that lead nowhere"
+    LOOP = "links back to a folder above"
+    SPECIAL = "neither files nor folders"
+    ZIP_LINK = "links inside the zip"
+    REPEATED = "earlier entries of the same name in the zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What is left out for one reason.
+
+    Attributes:
+        kind: the reason, one of :class:`Kind`.
+        count: how many.
+        names: the first of them by name.
+    """
+
+    kind: str
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a listing found.
+
+    Attributes:
+        class_names: in the order of the labels.
+        per_class: images of each class, for each part (train, val, test).
+        left_out: everything else, by kind.
+    """
+
+    class_names: tuple[str, ...]
+    per_class: Mapping[str, tuple[int, ...]]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images of each part."""
+        return {part: sum(counts) for part, counts in self.per_class.items()}
+
+    def lines(self) -> list[str]:
+        """The account for people: one line of what is read, and one for each kind of what is not.
+
+        >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 0)}).lines()
+        ['found 2 classes; images: train 7 (cat 3, dog 4), val 0']
+        """
+        parts = [
+            f"{part} {count}" + (f" ({self._spread(part)})" if part == "train" else "")
+            for part, count in self.images.items()
+        ]
+        found = f"found {len(self.class_names)} classes; images: {', '.join(parts)}"
+        hidden = [name for name in self.class_names if name.startswith(".")]
+        as_classes = (
+            [f"hidden folders read as classes: {_first(hidden[:_NAMED], len(hidden))}"] if hidden else []
+        )
+        return [found, *as_classes, *left_out_lines(self.left_out)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the record and for :meth:`from_json`."""
+        return {
+            "class_names": list(self.class_names),
+            "images": self.images,
+            "per_class": {part: list(counts) for part, counts in self.per_class.items()},
+            "left_out": [
+                {"kind": one.kind, "count": one.count, "names": list(one.names)} for one in self.left_out
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Account:
+        """The account that :meth:`to_json` wrote."""
+        return cls(
+            class_names=tuple(values["class_names"]),
+            per_class={part: tuple(counts) for part, counts in values["per_class"].items()},
+            left_out=tuple(
+                LeftOut(kind=one["kind"], count=one["count"], names=tuple(one["names"]))
+                for one in values["left_out"]
+            ),
+        )
+
+    def _spread(self, part: str) -> str:
+        counts = dict(zip(self.class_names, self.per_class[part], strict=True))
+        if len(counts) <= _FEW_CLASSES:
+            return ", ".join(f"{name} {count}" for name, count in counts.items())
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        return f"{counts[least]} of {least} to {counts[most]} of {most}"
+
+
+@dataclass
+class Tally:
+    """Collects what is left out while a source is listed."""
+
+    _names: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: Kind, *names: str) -> None:
+        """Note that these are left out."""
+        self._names[kind] += names
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What was noted, in the order of :class:`Kind`; a name that was noted twice counts once."""
+        found = ((kind, sorted(set(self._names[kind]))) for kind in Kind if self._names.get(kind))
+        return tuple(
+            LeftOut(kind=kind.value, count=len(names), names=tuple(names[:_NAMED])) for kind, names in found
+        )
+
+
+def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
+    """A line of text for each kind.
+
+    >>> left_out_lines([LeftOut(kind="hidden files", count=5, names=("a/._1.png", "a/._2.png"))])
+    ['left out, hidden files: 5 (a/._1.png, a/._2.png, ...)']
+    """
+    return [f"left out, {one.kind}: {one.count} ({_first(one.names, one.count)})" for one in left_out]
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    # A name may hold a line break, or bytes that no terminal can print.
+    shown = [name.encode(errors="backslashreplace").decode() for name in names]
+    shown = [name if name.isprintable() else repr(name) for name in shown]
+    return ", ".join(shown + (["..."] if count > len(names) else []))

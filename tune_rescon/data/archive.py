@@ -1,0 +1,264 @@
+"""Reading a .zip of images: its entries under one spelling, each member within a bound.
+
+Zips come from many tools. Their names may begin with ``./`` or ``/`` or use backslashes, an entry may be
+there twice, and a small member may inflate to gigabytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import stat
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Final
+
+from tune_rescon.data.account import Kind, Tally
+from tune_rescon.data.inflating import inflated
+from tune_rescon.data.walk import readable
+from tune_rescon.errors import DataError, explain
+
+__all__ = ["Archive", "directory_bytes", "largest_member", "open_zip", "refuse_unreadable"]
+
+_ENCRYPTED: Final = 0x1 | 0x40
+_PATCHED: Final = 0x20
+_AES: Final = 99
+_UNIX: Final = 3
+
+#: Methods that are read, and the module that each needs; a Python may be built without one. Zstandard is not
+#: among them: of the Pythons that this package runs on, only the newest know it.
+_MODULES: Final = {
+    zipfile.ZIP_STORED: "",
+    zipfile.ZIP_DEFLATED: "zlib",
+    zipfile.ZIP_BZIP2: "_bz2",
+    zipfile.ZIP_LZMA: "_lzma",
+}
+
+#: Names of methods, as APPNOTE.TXT gives them.
+_METHODS: Final = {
+    1: "shrink",
+    6: "implode",
+    9: "deflate64",
+    12: "bzip2",
+    14: "lzma",
+    20: "zstd",
+    93: "zstd",
+    94: "mp3",
+    95: "xz",
+    96: "jpeg",
+    97: "wavpack",
+    98: "ppmd",
+}
+
+#: A member may take this share of the memory, divided by the cores, which decode one image each.
+_SHARE: Final = 1 / 8
+_LEAST_BOUND: Final = 128 << 20
+
+#: Bytes inflated at once.
+_PIECE: Final = 1 << 20
+
+
+class Archive:
+    """A zip that is open for reading. Threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and read its directory."""
+        self.path = path
+        self._zip = zipfile.ZipFile(path)
+
+    @cached_property
+    def members(self) -> dict[str, zipfile.ZipInfo]:
+        """The entries by their paths; of several of one path the last counts, as in other zip tools.
+
+        Raises:
+            DataError: a path leads out of the archive.
+        """
+        return {_plain(info.filename, self.path): info for info in self._zip.infolist()}
+
+    @property
+    def directory_start(self) -> int:
+        """Position in the file at which the directory of entries begins."""
+        return self._zip.start_dir
+
+    def entries(self, tally: Tally) -> Iterator[str]:
+        """The paths of files and folders; the tally gets links and repeated entries."""
+        if len(self.members) < len(self._zip.infolist()):
+            counts = Counter(_plain(info.filename, self.path) for info in self._zip.infolist())
+            repeated = (path for path, count in counts.items() if count > 1 and not path.endswith("/"))
+            tally.add(Kind.REPEATED, *repeated)
+        for path, info in self.members.items():
+            if _is_link(info):
+                tally.add(Kind.ZIP_LINK, path)
+            elif path.strip("/"):
+                yield path
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a member.
+
+        Raises:
+            ValueError: it declares to be larger than this machine's memory allows.
+            BadZipFile: it is damaged, or inflates to another size than it declares.
+        """
+        info = self.members[path]
+        bound = largest_member()
+        if info.file_size > bound:
+            raise ValueError(_too_large(path, info.file_size, bound))
+        if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            return inflated(self.path, info, memory=bound)
+        # zipfile gives no more than the declared size, but reading all at once it inflates more first.
+        with self._zip.open(info) as member:
+            pieces = list(iter(functools.partial(member.read, _PIECE), b""))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def open_zip(path: Path) -> Archive:
+    """An archive, shared by the whole process: leave it open.
+
+    Raises:
+        DataError: no such file, not readable, or not a zip.
+    """
+    with readable(path):
+        status = path.stat()
+    try:
+        return _archive(path, status.st_size, status.st_mtime_ns)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(
+            explain(
+                "a file given as dataset.path must be a readable zip archive",
+                got=f"{path} ({error})",
+                where="dataset",
+                hint="If it was downloaded or copied, it may be cut short: fetch it again.",
+            )
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _archive(path: Path, _size: int, _mtime_ns: int) -> Archive:
+    # Reading a 60,000-entry directory takes 0.3 s: once per process and archive, not once per image.
+    return Archive(path)
+
+
+def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
+    """Check that this Python can read the members, before the first of them is read.
+
+    Raises:
+        DataError: one is encrypted, or compressed by a method that Python does not know.
+    """
+    for path in paths:
+        info = archive.members[path]
+        if info.flag_bits & _ENCRYPTED or info.compress_type == _AES:
+            raise DataError(
+                explain(
+                    "the zip must not be encrypted",
+                    got=f"an encrypted {path}",
+                    where=str(archive.path),
+                    hint="Unpack it with its password, and give the folder.",
+                )
+            )
+        if info.compress_type not in _readable_methods() or info.flag_bits & _PATCHED:
+            method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
+            raise DataError(
+                explain(
+                    "the images of a zip must be stored, or compressed by deflate, bzip2 or LZMA",
+                    got=f"{path}, which is compressed by {method}",
+                    where=str(archive.path),
+                    hint="Unpack it and give the folder, or zip that again, for"
+                    " example with `python -m zipfile -c images.zip FOLDER`.",
+                )
+            )
+
+
+def directory_bytes(path: Path) -> bytes:
+    """The bytes of a zip's directory, which holds every entry's name, CRC, sizes and position.
+
+    They are found by the record at the file's end, without parsing the entries, because every trial asks.
+
+    Raises:
+        DataError: not a zip.
+        OSError: not readable.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail_start = max(0, size - _LONGEST_END)
+        file.seek(tail_start)
+        tail = file.read()
+        length = _directory_length(tail)
+        end = tail_start + tail.rfind(_END)
+        start = end - _ZIP64_BYTES - length if length is not None else -1
+        file.seek(start if start >= 0 else open_zip(path).directory_start)
+        return file.read()
+
+
+#: The end record, the most bytes it can have with its comment, and the two records of zip64 before it.
+_END: Final = b"PK\x05\x06"
+_LONGEST_END: Final = (1 << 16) + 22 + 20 + 56
+_ZIP64_BYTES: Final = 20 + 56
+_ZIP64_END: Final = b"PK\x06\x06"
+
+
+def _directory_length(tail: bytes) -> int | None:
+    """Bytes of the directory by the records at a zip's end; None where they are not as usual."""
+    end = tail.rfind(_END)
+    if end < 0 or len(tail) < end + 16:
+        return None
+    (length,) = struct.unpack_from("<I", tail, end + 12)
+    if length != 0xFFFFFFFF:
+        return int(length)
+    start = end - _ZIP64_BYTES
+    if start < 0 or tail[start : start + 4] != _ZIP64_END:
+        return None
+    return int(struct.unpack_from("<Q", tail, start + 40)[0])
+
+
+@lru_cache(maxsize=1)
+def largest_member() -> int:
+    """The most bytes that one member may inflate to on this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(_LEAST_BOUND, int(memory * _SHARE) // (os.cpu_count() or 1))
+
+
+@lru_cache(maxsize=1)
+def _readable_methods() -> frozenset[int]:
+    return frozenset(
+        method for method, module in _MODULES.items() if not module or importlib.util.find_spec(module)
+    )
+
+
+#: A step that is empty, ``.`` or ``..``.
+_ODD_STEP: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+
+
+def _plain(name: str, path: Path) -> str:
+    """An entry's path with single slashes and no dots; a folder's ends in a slash."""
+    # As unzip does: a backslash is a separator where the name has no slash.
+    if "/" not in name:
+        name = name.replace("\\", "/")
+    if not _ODD_STEP.search(name):
+        return name
+    steps = [step for step in name.split("/") if step not in ("", ".")]
+    if ".." in steps:
+        rule = "the entries of a zip must lie inside it"
+        hint = "Make the archive again from inside the folder."
+        raise DataError(explain(rule, got=repr(name), where=str(path), hint=hint))
+    return "/".join(steps) + ("/" if name.endswith("/") else "")
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
+
+
+def _too_large(path: str, size: int, bound: int) -> str:
+    return (
+        f"{path} inflates to {_megabytes(size)} MB, and a member of a zip may have at most"
+        f" {_megabytes(bound)} MB, by this machine's memory"
+    )
+
+
+def _megabytes(size: int) -> int:
+    return size // 1_000_000

@@ -1,0 +1,208 @@
+"""Which folders of an image source are its training, validation and test part.
+
+A usual name may also be a class's. Where a layout may mean two things it is refused, with the line that
+settles it.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final, NoReturn
+
+from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, settling
+from tune_rescon.data.tree import Tree, join
+from tune_rescon.errors import DataError, explain
+
+__all__ = ["find_parts", "is_usual_name"]
+
+Parts = dict[str, tuple[str, ...]]
+
+_USUAL_NAMES: Final[Mapping[str, str]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def find_parts(tree: Tree, selection: Selection, where: str) -> Parts:
+    """The folders of each part that the source has; each holds class folders.
+
+    Parts that the selection names are those folders. If it names ``train``, there are no others; else usual
+    names decide about the rest of the source.
+
+    Raises:
+        DataError: a selected folder is not there, or what usual names say may mean two things.
+    """
+    chosen = dict(_chosen(tree, selection, where))
+    if "train" not in chosen:
+        rest = tree.without([folder for folders in chosen.values() for folder in folders])
+        chosen |= _Usual(rest, chosen, where).parts()
+    return {part: chosen[part] for part in PARTS if part in chosen}
+
+
+def _chosen(tree: Tree, selection: Selection, where: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    taken: dict[str, str] = {}
+    for part in PARTS:
+        pattern = selection.chosen(part)
+        if pattern is None:
+            continue
+        folders = _matching(tree, pattern, part, where)
+        for folder in folders:
+            if folder in taken:
+                rule = f"dataset.{taken[folder]} and dataset.{part} must name different folders"
+                raise DataError(explain(rule, got=folder or ".", where=where))
+            taken[folder] = part
+        yield part, folders
+
+
+def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...]:
+    """The folders that a part's pattern names: from the source on, or below what wraps the whole of it."""
+    plain = "/".join(step for step in pattern.split("/") if step not in ("", "."))
+    top = tree.top()
+    if not plain:
+        return (top,)
+    found: list[str] = []
+    for start in dict.fromkeys(("", top)):
+        found = found or [f for f in tree.folders if f and matches(f, join(glob.escape(start), plain))]
+    folders = tuple(sorted(found))
+    if not folders:
+        rule = f"dataset.{part} must name a folder inside the source, or be a glob of such folders"
+        there = ", ".join(sorted(tree.filled(top))[:8]) or "none"
+        raise DataError(explain(rule, got=repr(pattern), where=where, hint=f"Folders there: {there}."))
+    bare = [folder for folder in folders if not tree.filled(folder)]
+    if bare:
+        rule = f"dataset.{part} must name a folder that holds class folders"
+        above = bare[0].rpartition("/")[0] or "."
+        hint = f"If the class folders lie in {above}, write {settling(part, above)}."
+        raise DataError(explain(rule, got=f"{bare[0]}, which holds none with images", where=where, hint=hint))
+    return folders
+
+
+def is_usual_name(name: str) -> bool:
+    """Whether a folder of this name is usually a part.
+
+    >>> is_usual_name("Dev"), is_usual_name("dog")
+    (True, False)
+    """
+    return name.lower() in _USUAL_NAMES
+
+
+class _Usual:
+    """The parts that usual names make, of what no selected part has."""
+
+    def __init__(self, tree: Tree, chosen: Collection[str], where: str) -> None:
+        self._tree = tree
+        self._chosen = chosen
+        self._where = where
+        self._top = tree.top()
+        folders = tree.filled(self._top)
+        named = sorted(filter(is_usual_name, folders))
+        self._split = [name for name in named if tree.filled(self._path(name))]
+        self._flat = [name for name in named if name not in self._split]
+        self._others = sorted(folders - set(named))
+
+    def parts(self) -> Parts:
+        """Each part that was found, and that is not selected."""
+        found: dict[str, str] = {}
+        for name in self._split:
+            part = _USUAL_NAMES[name.lower()]
+            if part in self._chosen:
+                continue
+            if part in found:
+                self._refuse_two(part, found[part], name)
+            found[part] = name
+        if not found:
+            return self._classes()
+        if "train" not in found:
+            self._refuse_no_train(found)
+        if self._tree.images[self._path(found["train"])] and self._others and len(found) == 1:
+            self._refuse_train_or_class(found["train"])
+        for name in self._flat:
+            if _USUAL_NAMES[name.lower()] == "val" and "val" not in {*found, *self._chosen}:
+                self._refuse_flat_val(name)
+        return {part: (self._path(name),) for part, name in found.items()}
+
+    def _classes(self) -> Parts:
+        """One folder of classes. CIFAR-100 has a class called ``train``; other usual names are doubtful."""
+        if self._flat and not self._others:
+            self._refuse_unsorted()
+        doubtful = [name for name in self._flat if name.lower() != "train" or len(self._flat) > 1]
+        if doubtful:
+            self._refuse_part_or_class(doubtful)
+        return {"train": (self._top,)}
+
+    def _path(self, name: str) -> str:
+        return join(self._top, name)
+
+    def _refuse_two(self, part: str, first: str, second: str) -> NoReturn:
+        got = f"{self._path(first)} and {self._path(second)}"
+        lines = " or ".join(settling(part, self._path(name)) for name in (second, first))
+        self._refuse(f"one folder may hold the {part} part", got, f"Choose one: {lines}.")
+
+    def _refuse_no_train(self, found: Mapping[str, str]) -> NoReturn:
+        flat = [name for name in self._flat if _USUAL_NAMES[name.lower()] == "train"]
+        if flat:
+            rule = f"{flat[0]}/ must hold class folders, as {next(iter(found.values()))}/ does"
+            hint = f"Sort its images into {flat[0]}/CLASS/."
+            self._refuse(rule, "images without class folders", hint)
+        parts = " ".join(settling(part, self._path(name)) for part, name in found.items())
+        if self._others:
+            hint = (
+                f"If the other folders are the classes to train on: {settling('train', '.')} {parts}."
+                f" If all of them are classes: {settling('train', '.')}."
+            )
+        else:
+            hint = (
+                f"Name the folder that trains: {settling('train', self._path(next(iter(found.values()))))}."
+            )
+        rule = "a folder with validation or test images needs train/ beside them"
+        self._refuse(rule, ", ".join(sorted(self._tree.filled(self._top))), hint)
+
+    def _refuse_train_or_class(self, name: str) -> NoReturn:
+        self._refuse(
+            f"{name}/ must be the training part or a class",
+            f"images directly in it, class folders in it, and {', '.join(self._others[:5])} beside it",
+            f"If it is the training part: {settling('train', self._path(name))}."
+            f" If it is a class: {settling('train', '.')}.",
+        )
+
+    def _refuse_flat_val(self, name: str) -> NoReturn:
+        self._refuse(
+            f"{name}/ must hold class folders to be the validation part",
+            "images without class folders",
+            f"Sort them into {name}/CLASS/. Or do without them, and hold out a share of the training images:"
+            f" {settling('ignore', as_pattern(self._path(name)))}.",
+        )
+
+    def _refuse_unsorted(self) -> NoReturn:
+        classes = (
+            f" If these folders are the classes: {settling('train', '.')}." if len(self._flat) > 1 else ""
+        )
+        self._refuse(
+            "images must lie in class folders; an image folder needs 2 or more classes",
+            f"images directly in {_folders(self._flat)}, which do not say their class",
+            f"Sort the images into {self._flat[0]}/CLASS/.{classes}",
+        )
+
+    def _refuse_part_or_class(self, doubtful: list[str]) -> NoReturn:
+        ignored = ",".join(as_pattern(self._path(name)) for name in doubtful)
+        self._refuse(
+            f"{_folders(doubtful)} must be a part of the data set or a class",
+            f"images without class folders, beside {', '.join(self._others[:5])}",
+            f"If it is a class: {settling('train', '.')}."
+            f" If it is to be left out: {settling('ignore', ignored)}.",
+        )
+
+    def _refuse(self, rule: str, got: str, hint: str) -> NoReturn:
+        raise DataError(explain(rule, got=got, where=join(self._where, self._top), hint=hint))
+
+
+def _folders(names: Sequence[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)

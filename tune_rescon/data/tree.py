@@ -1,0 +1,161 @@
+"""The folders of an image source: which lie in which, and the images of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from tune_rescon.data.account import Kind, Tally
+from tune_rescon.data.formats import is_image_name
+from tune_rescon.data.junk import is_hidden, is_junk_folder
+from tune_rescon.data.selection import Selection
+
+__all__ = ["Tree", "is_inside", "join", "plant", "sort_file"]
+
+#: Formats of images that are not read. Their files are counted apart from text and tables.
+_UNREAD: Final = (
+    *(".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".npy"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+
+#: What systems write into folders of images. They are no user's files, so the account does not name them.
+_SYSTEM_FILES: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini")
+
+
+class Tree:
+    """Folders by their path inside the source; "" is the source itself."""
+
+    def __init__(self) -> None:
+        """Plant the source's own folder."""
+        self.images: dict[str, list[str]] = {"": []}
+        self._inside: dict[str, set[str]] = {"": set()}
+        self._below: dict[str, int] = {}
+
+    @property
+    def folders(self) -> Iterable[str]:
+        """Every folder."""
+        return self.images
+
+    def add_folder(self, folder: str) -> None:
+        """Add a folder and those above it."""
+        while folder not in self.images:
+            above, _, name = folder.rpartition("/")
+            self.images[folder] = []
+            self._inside.setdefault(folder, set())
+            self._inside.setdefault(above, set()).add(name)
+            folder = above
+
+    def add_image(self, path: str) -> None:
+        """Add an image, and the folders above it."""
+        folder = path.rpartition("/")[0]
+        self.add_folder(folder)
+        self.images[folder].append(path)
+        self._below = {}
+
+    def count(self, folder: str) -> int:
+        """Images in a folder, at any depth."""
+        if not self._below:
+            for inner, images in self.images.items():
+                while inner:
+                    self._below[inner] = self._below.get(inner, 0) + len(images)
+                    inner = inner.rpartition("/")[0]
+                self._below[""] = self._below.get("", 0) + len(images)
+        return self._below.get(folder, 0)
+
+    def filled(self, folder: str) -> set[str]:
+        """Names of the folders directly inside that hold images, at any depth."""
+        return {name for name in self._inside[folder] if self.count(join(folder, name))}
+
+    def empty(self, folder: str) -> set[str]:
+        """Names of the folders directly inside that hold no image."""
+        return self._inside[folder] - self.filled(folder)
+
+    def below(
+        self, folder: str, enters: Callable[[str, str], bool] = lambda _folder, _name: True
+    ) -> list[str]:
+        """Images in a folder, at any depth, sorted; ``enters`` may keep out of an inner folder."""
+        found, todo = [], [folder]
+        while todo:
+            here = todo.pop()
+            found += self.images[here]
+            todo += [join(here, name) for name in self._inside[here] if enters(here, name)]
+        return sorted(found)
+
+    def top(self) -> str:
+        """The folder whose children are classes or parts: below single folders that only wrap."""
+        folder = ""
+        while not self.images[folder] and len(inner := self.filled(folder)) == 1:
+            below = join(folder, inner.pop())
+            if not self.filled(below):
+                break
+            folder = below
+        return folder
+
+    def without(self, folders: Sequence[str]) -> Tree:
+        """A tree of everything that does not lie in these folders."""
+        if not folders:
+            return self
+        rest = Tree()
+        for folder, images in self.images.items():
+            if not any(is_inside(folder, out) for out in folders):
+                rest.add_folder(folder)
+                for image in images:
+                    rest.add_image(image)
+        return rest
+
+
+def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
+    """A tree of the images among the paths of a source (folders end in ``/``); the tally gets all else."""
+    tree = Tree()
+    known: dict[str, bool] = {"": True}
+    for entry in entries:
+        folder, _, name = entry.rpartition("/")
+        if not _is_entered(folder, known, selection, tally):
+            continue
+        tree.add_folder(folder)
+        kind = sort_file(entry, selection) if name else None
+        if kind:
+            tally.add(kind, entry)
+        elif name and is_image_name(name):
+            tree.add_image(entry)
+    return tree
+
+
+def sort_file(path: str, selection: Selection) -> Kind | None:
+    """Why a file is left out by its path alone; None: it is an image, or a system's file that counts nowhere.
+
+    The folders above it are the caller's question.
+    """
+    name = path.rpartition("/")[2]
+    if selection.ignores(path):
+        return Kind.IGNORED
+    if is_image_name(name):
+        return Kind.HIDDEN if is_hidden(name) else None
+    if is_hidden(name) or name.lower() in _SYSTEM_FILES:
+        return None
+    return Kind.FORMAT if name.lower().endswith(_UNREAD) else Kind.OTHER
+
+
+def is_inside(folder: str, above: str) -> bool:
+    """Whether a folder is another one, or lies in it."""
+    return not above or folder == above or folder.startswith(f"{above}/")
+
+
+def join(folder: str, name: str) -> str:
+    """The path of what lies in a folder; "" is the source itself."""
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+def _is_entered(folder: str, known: dict[str, bool], selection: Selection, tally: Tally) -> bool:
+    """Whether images in a folder count; the outermost folder that is kept out is noted, once."""
+    if folder in known:
+        return known[folder]
+    path, is_open = "", True
+    for step in folder.split("/"):
+        path = join(path, step)
+        if is_open and path not in known and selection.keeps_out(path):
+            tally.add(Kind.TOOLS if is_junk_folder(step) else Kind.IGNORED, path)
+            known[path] = False
+        is_open = known.setdefault(path, is_open) and is_open
+    known[folder] = is_open
+    return is_open
