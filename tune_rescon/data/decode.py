@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tune_rescon.data.folder import read_bytes
 from tune_rescon.errors import UserError
@@ -131,6 +131,9 @@ def _blaming_the_image() -> Iterator[None]:
         yield
     except (SizesDifferError, UserError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        # Pillow names the stream by its address in memory.
+        raise BadImageError("not an image in any format that is read") from error
     except Exception as error:
         raise BadImageError(str(error) or type(error).__name__) from error
 
