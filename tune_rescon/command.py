@@ -75,7 +75,7 @@ def run_command(
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """Print a line to standard output or, with ``err``, to standard error; without passwords and addresses."""
+    """Print a line, as :func:`presentable`, to standard output or, with ``err``, to standard error."""
     click.echo(presentable(text), err=err)
 
 
