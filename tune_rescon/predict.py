@@ -77,19 +77,19 @@ def predict(
     MODEL is a search's name, models:/NAME@ALIAS, or a checkpoint.
     """
     from tune_rescon.storage import parse_storage
-    from tune_rescon.using import batches_of, find_pictures, make_gallery
+    from tune_rescon.using import batches_of, find_pictures
 
     if as_json and as_csv:
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
-    if masks is not None:
-        make_gallery(masks)
     print_line(f"Loading {model}", err=True)
     # Imported after the first line: they bring torch and Optuna.
     from tune_rescon.training.placement import place as place_on
     from tune_rescon.tuning import Place, default_storage
-    from tune_rescon.using import load_model, predictions
+    from tune_rescon.using import load_model, make_gallery, predictions
 
+    if masks is not None:
+        make_gallery(masks)
     where = Place(storage=parse_storage(storage) if storage else default_storage())
     network, about = load_model(model, where)
     placement = place_on(device, precision=about.config.precision)
