@@ -13,9 +13,8 @@ from typing import Final
 
 import click
 
-from tune_rescon.errors import TuneResconError, UserError
+from tune_rescon.errors import TuneResconError, UserError, presentable
 from tune_rescon.home import ensure_home
-from tune_rescon.passwords import hide_passwords
 
 __all__ = ["INTERRUPTED", "print_line", "run_command"]
 
@@ -76,8 +75,8 @@ def run_command(
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """Print a line to standard output or, with ``err``, to standard error; passwords in URLs are hidden."""
-    click.echo(hide_passwords(text), err=err)
+    """Print a line, as :func:`presentable`, to standard output or, with ``err``, to standard error."""
+    click.echo(presentable(text), err=err)
 
 
 def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> int:

@@ -25,7 +25,9 @@ then what came, then where, then what to do: see :func:`explain`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from tune_rescon.passwords import hide_passwords
 
@@ -46,8 +48,12 @@ __all__ = [
     "TuneResconError",
     "UserError",
     "explain",
+    "presentable",
     "unknown_name",
 ]
+
+#: The end of an object's default repr, of which libraries' messages are full: a number that nobody can use.
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class TuneResconError(Exception):
@@ -111,7 +117,7 @@ class RecordBusyError(RecordError):
 
 
 def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
-    """Put an error in this package's words: where, the rule, what came, what to do. Passwords are hidden.
+    """Put an error in this package's words: where, the rule, what came, what to do, as :func:`presentable`.
 
     >>> explain("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
     'parameters.learning_rate: `low <= high` must hold, but got low=1.0, high=0.1.'
@@ -120,7 +126,16 @@ def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -
     if got is not None:
         text += f", but got {got}"
     text += "."
-    return hide_passwords(f"{text} {hint}" if hint else text)
+    return presentable(f"{text} {hint}" if hint else text)
+
+
+def presentable(text: str) -> str:
+    """``text`` as a user may see it: no passwords in URLs, and no addresses of objects in memory.
+
+    >>> presentable("<urllib3.connection.HTTPConnection object at 0x7fc1a0>: http://ann:s3cret@mlflow")
+    '<urllib3.connection.HTTPConnection object>: http://ann:***@mlflow'
+    """
+    return _ADDRESS.sub("", hide_passwords(text))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:
@@ -133,4 +148,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
     close = difflib.get_close_matches(str(name), names, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
     text = f"unknown {kind} {name!r}{guess}; known: {', '.join(names)}."
-    return f"{where}: {text}" if where else text
+    return presentable(f"{where}: {text}" if where else text)

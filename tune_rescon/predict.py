@@ -6,32 +6,42 @@ Exit: 0 done; 2 no such model or path, or a file that is no picture (the others 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.errors import StorageError, explain
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tune_rescon.training import TrainedNetwork
-    from tune_rescon.using import Pictures, Prediction
+    from tune_rescon.using import Prediction
 
 __all__ = ["main"]
+
+#: Pictures whose masks are held at a time.
+_DRAWN_AT_ONCE: Final = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    return run_command(predict, argv, name="tune_rescon.predict", what="The prediction")
+    return run_command(
+        predict,
+        argv,
+        name="tune_rescon.predict",
+        what="The prediction",
+        interrupted="Interrupted. The predictions that were printed and the masks that were drawn are kept.",
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--masks",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Also draw what each attention module attends to: a PNG for each picture, and index.html.",
+    help="Then draw what each attention module attends to: panels, overlays on the picture, and index.html.",
 )
 def predict(
     model: str,
@@ -76,8 +86,10 @@ def predict(
     # Imported after the first line: they bring torch and Optuna.
     from tune_rescon.training.placement import place as place_on
     from tune_rescon.tuning import Place, default_storage
-    from tune_rescon.using import load_model, predictions
+    from tune_rescon.using import load_model, make_gallery, predictions
 
+    if masks is not None:
+        make_gallery(masks)
     where = Place(storage=parse_storage(storage) if storage else default_storage())
     network, about = load_model(model, where)
     if about.stored_side is None:
@@ -92,71 +104,117 @@ def predict(
 
     def on_bad(path: Path, why: str) -> None:
         bad.append(path)
-        click.echo(f"{path}: no picture ({why})", err=True)
+        print_line(f"{path}: no picture ({why})", err=True)
 
-    batches: Iterable[Pictures] = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
+    batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
+    classified: list[Path] = []
+    with _bar("pictures", len(files)) as (follow, echo):
+        found = _noted(follow(predictions(network, about, batches, placement, top=top)), classified)
+        for line in _lines(found, "json" if as_json else "csv" if as_csv else "table", files, about):
+            echo(line)
     if masks is not None:
-        batches = _drawing(batches, network, about, masks)
-    found = predictions(network, about, batches, placement, top=top)
-    form = "json" if as_json else "csv" if as_csv else "table"
-    _print(_shown(found, len(files)), form)
-    if masks is not None:
-        click.echo(f"Masks: {masks / 'index.html'}", err=True)
+        _draw(network, about, classified, masks)
     return 2 if bad else 0
 
 
-def _shown(found: Iterator[Prediction], total: int) -> Iterator[Prediction]:
-    """With a bar, where somebody looks at one."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(found, total=total, description="pictures")
+#: Follows an iterator on a bar; prints a line beside it.
+Follow = Callable[[Iterable[Any]], Iterator[Any]]
+Echo = Callable[[str], object]
 
 
-def _print(found: Iterator[Prediction], form: str) -> None:
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
+    """A bar where somebody looks at one, and a way to print lines of the output that leaves it whole.
+
+    Lines go to standard output in any case, each at once. Where that is a terminal the bar is there too: one
+    console must write both, or they would overwrite each other.
+    """
+    screen = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(stderr=True)
+    shared = sys.stdout.isatty() and screen.is_terminal
+    with Progress(
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+        # Never: it would send the output to where the bar is.
+        redirect_stdout=False,
+        redirect_stderr=sys.stderr.isatty(),
+    ) as progress:
+
+        def follow(items: Iterable[Any]) -> Iterator[Any]:
+            yield from progress.track(items, total=total, description=what)
+
+        def echo(line: str) -> None:
+            if shared:
+                screen.print(line, markup=False, emoji=False)
+            else:
+                click.echo(line)
+
+        yield follow, echo
+
+
+def _noted(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
+    """The same, and each one's path in ``classified``."""
+    for one in found:
+        classified.append(one.path)
+        yield one
+
+
+def _lines(
+    found: Iterable[Prediction], form: str, files: Sequence[Path], about: TrainedNetwork
+) -> Iterator[str]:
+    """The output, line by line as the predictions come."""
     if form == "json":
-        for one in found:
-            name, probability = one.best
-            line = {"path": str(one.path), "class": name, "probability": probability}
-            if len(one.classes) > 1:
-                line["top"] = [{"class": name, "probability": value} for name, value in one.classes]
-            click.echo(json.dumps(line))
+        yield from map(_json, found)
         return
-    rows = ((str(one.path), name, value) for one in found for name, value in one.classes)
-    if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("path", "class", "probability"))
-        writer.writerows(rows)
-        return
-    table = Table()
-    for column in ("path", "class", "probability"):
-        table.add_column(column, justify="right" if column == "probability" else "left", overflow="fold")
-    for path, name, value in rows:
-        table.add_row(path, name, f"{value:.4f}")
-    Console(highlight=False).print(table)
+    row = _csv_row if form == "csv" else _table_row(files, about)
+    yield row("path", "class", "probability")
+    for one in found:
+        for name, value in one.classes:
+            yield row(str(one.path), name, str(value) if form == "csv" else f"{value:.4f}")
 
 
-def _drawing(
-    batches: Iterable[Pictures], network: nn.Module, about: TrainedNetwork, folder: Path
-) -> Iterator[Pictures]:
-    """The same batches, each of whose pictures is drawn with its masks first."""
-    from tune_rescon.training.classifier import Classifier
-    from tune_rescon.using import attention_maps, draw_maps, index_page, pixels
+def _json(one: Prediction) -> str:
+    name, probability = one.best
+    line = {"path": str(one.path), "class": name, "probability": probability}
+    if len(one.classes) > 1:
+        line["top"] = [{"class": name, "probability": value} for name, value in one.classes]
+    return json.dumps(line)
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        rule = "must be a folder that can be written"
-        raise StorageError(explain(rule, got=f"{folder} ({error.strerror})", where="--masks")) from error
-    drawn: list[tuple[str, str]] = []
-    for batch in batches:
-        device = next(network.parameters()).device
-        maps = attention_maps(Classifier(network, about).eval().to(device), pixels(batch, about, device))
-        for row, path in enumerate(batch.paths):
-            file = f"{len(drawn):04d}-{path.stem}.png"
-            draw_maps(folder / file, batch.images_BHWC[row], maps, row)
-            drawn.append((file, str(path)))
-        yield batch
-    (folder / "index.html").write_text(index_page(drawn), encoding="utf-8")
+
+def _csv_row(*cells: str) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _table_row(files: Sequence[Path], about: TrainedNetwork) -> Callable[[str, str, str], str]:
+    """Writes rows of one width, which is known before the first prediction."""
+    paths = max(cell_len(str(path)) for path in files)
+    classes = max(cell_len(name) for name in (*about.class_names, "class"))
+
+    def row(path: str, name: str, probability: str) -> str:
+        return f"{_padded(path, paths)}  {_padded(name, classes)}  {probability}"
+
+    return row
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def _draw(network: nn.Module, about: TrainedNetwork, files: Sequence[Path], folder: Path) -> None:
+    """Draw the masks of the pictures that were classified."""
+    from tune_rescon.using import PAGE, batches_of, draw_gallery
+
+    print_line(f"Drawing the masks of {len(files)} pictures: {folder / PAGE}", err=True)
+    # What is no picture has been told of.
+    batches = batches_of(files, about, batch_size=_DRAWN_AT_ONCE, on_bad=lambda *_: None)
+    with (
+        _bar("masks", len(files)) as (follow, _),
+        closing(draw_gallery(network, about, batches, folder)) as drawn,
+    ):
+        for _path in follow(drawn):
+            pass
 
 
 if __name__ == "__main__":

@@ -11,15 +11,25 @@
 The name has an underscore because timm refuses one with a slash, as a repository's or a folder's (1.0.31).
 The weights' names are those of the package's own networks, so that what ``export --format safetensors`` has
 written loads as it is. There are no pretrained weights.
+
+What timm offers for its own networks works here too: ``features_only``, ``forward_intermediates``, gradient
+checkpointing, layer-wise decay, TorchScript and torch.fx.
+
+Shapes in names: B images, C channels, H and W height and width in pixels, K classes.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+# Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +42,8 @@ from tune_rescon.models import (
     resolve_network,
     walk,
 )
+from tune_rescon.models.network import check_sides
+from tune_rescon.training.recomputing import activations_recomputed
 
 __all__ = ["TimmNetwork", "default_cfgs"]
 
@@ -42,6 +54,9 @@ _CLASSES, _SMALL_CLASSES, _SMALL_SIDE = 1000, 10, 32
 
 #: Of the feature maps, B x C x H x W: averaged over H and W, or left as they are.
 _POOLS: Final = ("avg", "")
+
+#: timm's sign in a matcher: these parameters belong to the layer before them.
+_SAME_LAYER: Final = (99999,)
 
 
 class TimmNetwork(ResidualAttentionNetwork):
@@ -56,6 +71,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        img_size: int | tuple[int, int] | None = None,
     ) -> None:
         """Build ``preset``.
 
@@ -66,23 +82,28 @@ class TimmNetwork(ResidualAttentionNetwork):
             global_pool: "avg", or "" for the feature maps themselves (then without classifier).
             drop_rate: probability of dropping a feature before the classifier.
             drop_path_rate: probability of dropping the last unit's branch.
+            img_size: pixels, a side or (height, width), that the images are meant to have; None: the
+                preset's. It changes no weight, and the network takes other sizes as well.
 
         Raises:
             ConfigError, NetworkError: there is no such network.
         """
         _check_head(num_classes, global_pool)
-        config = TrialConfig(preset=preset, drop_path=drop_path_rate)
+        side = img_size if isinstance(img_size, int | None) else min(img_size)
+        config = TrialConfig(preset=preset, drop_path=drop_path_rate, image_size=side)
         super().__init__(resolve_network(config, classes=max(num_classes, 1), in_channels=in_chans))
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.spec.out_channels
+        self.feature_info = _feature_info(self.spec)
+        self.grad_checkpointing = False
         self.drop_rate = drop_rate
         self.num_classes, self.global_pool = num_classes, global_pool
         if not num_classes:
             self.add_module("classifier", nn.Identity())
 
-    def get_classifier(self) -> nn.Module:
-        """What makes logits of features."""
-        return self.classifier
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """What makes logits of features; ``name_only``: its name."""
+        return "classifier" if name_only else self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier of ``num_classes`` (0: none); ``global_pool``: None keeps it.
@@ -97,13 +118,110 @@ class TimmNetwork(ResidualAttentionNetwork):
         self.num_classes, self.global_pool = num_classes, pool
         self.add_module("classifier", head.to(device=like.device, dtype=like.dtype))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep each unit's input only for the gradient, and compute the rest again; ``False``: keep all.
+
+        Outputs, gradients, running statistics and random numbers stay the same.
+        """
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort the parameters into layers, from the stem to the last unit.
+
+        Args:
+            coarse: a layer is a whole stage; otherwise a stage's opening units, an attention module, or a
+                final unit.
+        """
+        fine_blocks = [(r"^stages\.(\d+)\.opening", None), (r"^stages\.(\d+)\.attention\.(\d+)", None)]
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)" if coarse else fine_blocks,
+            "final": [(r"^final" if coarse else r"^final\.(\d+)", None), (r"^norm", _SAME_LAYER)],
+        }
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps of images, and those on the way to them.
+
+        Args:
+            x: images, B x C x H x W.
+            indices: of ``feature_info``; a number: the last so many; None: all.
+            norm: apply the final normalisation and ReLU to the last of them, where it is among them.
+            stop_early: compute nothing behind the last that is wanted; the feature maps are then its own.
+            output_fmt: "NCHW", the only one.
+            intermediates_only: return the list alone.
+
+        Returns:
+            The feature maps, as of :meth:`forward_features`, and the list; or the list.
+
+        Raises:
+            ConfigError: another ``output_fmt``, or no such index.
+            NetworkError: an image side is below 16 pixels.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(explain('output_fmt must be "NCHW"', got=repr(output_fmt)))
+        wanted = _taken(len(self.feature_info), indices)
+        furthest = max(wanted)
+        found: list[Tensor] = []
+        with self._kept_for_gradients():
+            for index, x_BCHW in enumerate(self._taps(x)):
+                is_last = index == len(self.feature_info) - 1
+                if index in wanted:
+                    found.append(self.relu(self.norm(x_BCHW)) if norm and is_last else x_BCHW)
+                if stop_early and index == furthest:
+                    break
+        if intermediates_only:
+            return found
+        return (self.relu(self.norm(x_BCHW)) if is_last else x_BCHW), found
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what none of the wanted feature maps needs; the network then ends in the last of them.
+
+        Args:
+            indices: of ``feature_info``; a number: the last so many.
+            prune_norm: also remove the final normalisation and ReLU.
+            prune_head: also remove the classifier and the pooling, which go in any case with the last map.
+
+        Returns:
+            The indices, counted from the first.
+
+        Raises:
+            ConfigError: there is no such index.
+        """
+        wanted = _taken(len(self.feature_info), indices)
+        furthest = max(wanted)
+        ends_early = furthest < len(self.feature_info) - 1
+        self.stages = self.stages[:furthest]
+        if furthest == 0 and self.spec.stem_pool:
+            self.stem.add_module("pool", nn.Identity())
+        if ends_early:
+            self.final = nn.Sequential()
+            self.num_features = self.head_hidden_size = self.feature_info[furthest]["num_chs"]
+        if ends_early or prune_norm:
+            self.norm, self.relu = nn.Identity(), nn.Identity()
+        if ends_early or prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """Feature maps of images."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            with activations_recomputed(self):
+                return self.features(x_BCHW)
         return self.features(x_BCHW)
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of feature maps; ``pre_logits``: what the classifier would see."""
-        if self.global_pool:
+        if self.global_pool == "avg":
             x_BCHW = F.dropout(x_BCHW.mean(dim=(2, 3)), self.drop_rate, self.training)
         logits: Tensor = x_BCHW if pre_logits else self.classifier(x_BCHW)
         return logits
@@ -112,11 +230,62 @@ class TimmNetwork(ResidualAttentionNetwork):
         """Logits of images."""
         return self.forward_head(self.forward_features(images_BCHW))
 
+    def _taps(self, x_BCHW: Tensor) -> Iterator[Tensor]:
+        """The feature maps of ``feature_info``; each is computed when it is asked for."""
+        check_sides(x_BCHW, self.least_side)
+        for name, layer in self.stem.named_children():
+            if name == "pool":
+                yield x_BCHW
+            x_BCHW = layer(x_BCHW)
+        if not self.spec.stem_pool:
+            yield x_BCHW
+        for stage in self.stages:
+            x_BCHW = stage(x_BCHW)
+            yield x_BCHW
+        if len(self.final):
+            yield self.final(x_BCHW)
+
+    def _kept_for_gradients(self) -> contextlib.AbstractContextManager[None]:
+        return activations_recomputed(self) if self.grad_checkpointing else contextlib.nullcontext()
+
 
 def _check_head(num_classes: int, global_pool: str) -> None:
     if global_pool not in _POOLS or (num_classes and not global_pool):
         rule = 'global_pool must be "avg", or "" with num_classes=0'
         raise ConfigError(explain(rule, got=f"{global_pool!r} with num_classes={num_classes}"))
+
+
+def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Indices of ``count`` feature maps, from the first: all, the last so many, or those that are named.
+
+    >>> _taken(4, None), _taken(4, 2), _taken(4, (0, -1))
+    ([0, 1, 2, 3], [2, 3], [0, 3])
+    """
+    named = range(count)[-indices:] if isinstance(indices, int) and 0 < indices <= count else indices
+    chosen = range(count) if named is None else named
+    if isinstance(chosen, int) or not chosen or not all(-count <= index < count for index in chosen):
+        rule = f"must be a number from 1 to {count}, or indices from {-count} to {count - 1}"
+        raise ConfigError(explain(rule, got=repr(indices), where="indices"))
+    return [index % count for index in chosen]
+
+
+def _feature_info(spec: NetworkSpec) -> list[dict[str, Any]]:
+    """What timm knows of the feature maps: the stem's, each stage's, and the final units' before the norm.
+
+    ``reduction`` is the image's side over the map's.
+    """
+    tap = "stem.relu" if spec.stem_norm else "stem.conv"
+    reduction = spec.stem_stride
+    table: list[dict[str, Any]] = [{"num_chs": spec.stem_channels, "reduction": reduction, "module": tap}]
+    reduction *= 2 if spec.stem_pool else 1
+    for index, stage in enumerate(spec.stages):
+        reduction *= stage.stride
+        table.append({"num_chs": stage.channels, "reduction": reduction, "module": f"stages.{index}"})
+    if spec.final_units:
+        reduction *= spec.final_stride
+        tap = f"final.{spec.final_units - 1}"
+        table.append({"num_chs": spec.final_channels, "reduction": reduction, "module": tap})
+    return table
 
 
 def _spec(preset: str) -> NetworkSpec:
@@ -147,9 +316,17 @@ default_cfgs = generate_default_cfgs(
 
 
 def _entry(preset: str) -> Callable[..., TimmNetwork]:
+    taps = len(_feature_info(_spec(preset)))
+
     def build(pretrained: bool = False, **options: Any) -> TimmNetwork:
         network: TimmNetwork = build_model_with_cfg(
-            TimmNetwork, f"{_PREFIX}{preset}", pretrained, preset=preset, **options
+            TimmNetwork,
+            f"{_PREFIX}{preset}",
+            pretrained,
+            # Stem, stages and final units are sequences of layers, from within which timm takes the maps.
+            feature_cfg={"out_indices": tuple(range(taps)), "flatten_sequential": True},
+            preset=preset,
+            **options,
         )
         return network
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from scipy.stats import ttest_ind
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.finals import (
@@ -22,7 +23,7 @@ from tune_rescon.finals import (
     print_published,
     print_reproduction,
 )
-from tune_rescon.finals.judging import judgement_document
+from tune_rescon.finals.judging import Figure, Lead, judgement_document
 from tune_rescon.finals.reproduction import measured
 from tune_rescon.spaces import Resources
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
@@ -107,11 +108,34 @@ def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) ->
     text = said(result)
     assert "0.81 ± 0.014" in text
     assert "The first of 2 was chosen by these very images" in text
-    assert "Its lead on the second is within what the seed alone changes." in text
+    assert "Mean ± standard deviation over 2 trainings." in text
+    assert "Its lead on the second, 0.01 ± " in text
+    assert "(95% interval), is within what the seed alone changes." in text
     ahead = dataclasses.replace(
         result, trials=(*(t for t in result.trials if t.number != 2), trial(2, 0.1, 0.71))
     )
     assert "Its lead" not in said(ahead)
+
+
+def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
+    for trials in (result.trials[:2], result.trials[:3]):
+        text = said(dataclasses.replace(result, trials=trials))
+        assert "One training of a network cannot tell its lead from what another seed changes" in text
+        assert "`--seeds 3`" in text
+        assert "within what the seed alone changes" not in text
+    assert "over 1 to 2 trainings" in text
+
+
+def test_the_interval_is_welchs() -> None:
+    first, second = Figure.of([0.80, 0.82, 0.81]), Figure.of([0.78, 0.79])
+    lead = Lead.of(first, second, maximize=True)
+    wanted = ttest_ind(first.values, second.values, equal_var=False).confidence_interval(0.95)
+    assert lead.difference - lead.margin == pytest.approx(wanted.low)
+    assert lead.difference + lead.margin == pytest.approx(wanted.high)
+    assert lead.is_beyond_seeds == (wanted.low > 0)
+    assert Lead.of(second, first, maximize=False).difference == pytest.approx(lead.difference)
+    same = Lead.of(Figure.of([0.5, 0.5]), Figure.of([0.5, 0.5]), maximize=True)
+    assert (same.is_known, same.is_beyond_seeds) == (True, False)
 
 
 def test_one_finalist_was_chosen_by_nothing(result: StudyResult) -> None:

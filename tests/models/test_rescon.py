@@ -135,6 +135,75 @@ def test_wrappings(wrapping: str, checkpoint: StateDict) -> None:
     assert network.spec.layout == "rescon"
 
 
+def _module(weights: StateDict) -> torch.nn.Module:
+    """One whose state dict has these names."""
+    root = torch.nn.Module()
+    for name, tensor in weights.items():
+        *path, last = name.split(".")
+        place = root
+        for part in path:
+            if part not in dict(place.named_children()):
+                place.add_module(part, torch.nn.Module())
+            place = place.get_submodule(part)
+        place.register_buffer(last, tensor)
+    return root
+
+
+#: What training scripts save, and holds one network.
+HOLDERS: dict[str, Callable[[StateDict], Any]] = {
+    "net": lambda weights: {"net": weights, "acc": 91.5, "epoch": 3},
+    "model_state_dict": lambda weights: {
+        "epoch": 3,
+        "model_state_dict": weights,
+        "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "nested": lambda weights: {"trainer": {"model": {"module": weights}}, "loss": {"weight": torch.ones(3)}},
+    "beside tensors": lambda weights: {"mean": torch.ones(3), "net": weights},
+    "a module": _module,
+    "a module inside": lambda weights: {"model": _module(weights)},
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_the_one_network_is_found_where_it_lies(holder: str, checkpoint: StateDict) -> None:
+    network = load_rescon(HOLDERS[holder](checkpoint))
+    assert torch.equal(network.classifier.weight, checkpoint["fc.weight"])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "state_dict: must be a state dict, or hold one, but got None, without tensors."),
+        ([1], "but got a list, without tensors."),
+        ({"epoch": 9, "arch": "x"}, "but got a dict of epoch, arch, without tensors."),
+        ({"net": None}, "but got a dict of net, without tensors."),
+        ({3: torch.ones(1)}, "but got a dict of 3, without tensors."),
+        ({"net": {"a.weight": torch.ones(1)}}, "net: must hold the weights of"),
+        ({"net": {"a.weight": torch.ones(1)}}, "unexpected a.weight. Tensors were found in net (1)."),
+        (torch.nn.Linear(2, 2), "unexpected weight, bias"),
+        (torch.nn.ReLU(), "but got a ReLU, without tensors."),
+    ],
+)
+def test_what_holds_no_network_is_said(value: Any, said: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        load_rescon(value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.torch
+def test_two_networks_are_refused_by_their_places(checkpoint: StateDict) -> None:
+    prefixed = {f"{who}.{key}": one for who in ("student", "teacher") for key, one in checkpoint.items()}
+    for value in ({"student": checkpoint, "teacher": checkpoint}, prefixed):
+        with pytest.raises(NetworkError, match="must hold one network, but got 2, in student, teacher"):
+            load_rescon(value)
+    broken = {key: one for key, one in checkpoint.items() if key != "fc.bias"}
+    assert load_rescon({"student": broken, "teacher": checkpoint}).spec.layout == "rescon"
+    with pytest.raises(NetworkError, match=r"^b: .*missing fc.bias.* found in a \(1\), b \(\d+\)"):
+        load_rescon({"a": {"w": torch.ones(1)}, "b": broken})
+
+
 def test_missing_and_unexpected_names_are_told(checkpoint: StateDict) -> None:
     wrong = {**checkpoint, "fc2.weight": torch.ones(1)}
     del wrong["residual_block6.bn1.bias"]

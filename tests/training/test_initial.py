@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
@@ -19,6 +21,7 @@ from tune_rescon.errors import NetworkError, StorageError
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
 from tune_rescon.training import EpochReport, load_trained, train_trial
+from tune_rescon.training.exported import load_exported
 from tune_rescon.training.initial import read_initial
 from tune_rescon.using import export_model
 
@@ -175,6 +178,29 @@ def test_files_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises((StorageError, NetworkError), match=said):
             read_initial(str(path))
+
+
+def test_safetensors_of_other_programs(
+    checkpoint: Path, rescon: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    theirs = torch.load(rescon[0], weights_only=True)["state_dict"]
+    save_file(theirs, file)
+    assert read_initial(str(file)).choice == {"preset": "rescon_attention92_32"}
+    for metadata in (None, {"format": "pt"}):
+        save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)
+        with pytest.raises(NetworkError, match=r"^init_from: must hold .*unexpected a\.weight"):
+            read_initial(str(file))
+        with pytest.raises(StorageError, match=r"MODEL: a .*1 tensors: a\.weight, .*metadata: "):
+            load_exported(file, where="MODEL")
+    for ours in ("[]", "{}", "null", "{", '{"spec": 3, "config": {}}', '{"spec": {}, "config": {}}'):
+        save_file({"a.weight": torch.ones(1)}, file, metadata={"tune_rescon": ours})
+        with pytest.raises(StorageError, match="whose `tune_rescon` does not describe these tensors: "):
+            load_exported(file, where="MODEL")
+    about = json.dumps(load_trained(checkpoint)[1].to_dict())
+    save_file({"a.weight": torch.ones(1)}, file, metadata={"tune_rescon": about})
+    with pytest.raises(StorageError, match="does not describe these tensors: Error"):
+        load_exported(file, where="MODEL")
 
 
 def test_a_trial_begins_with_them_and_goes_on_with_its_own(

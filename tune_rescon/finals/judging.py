@@ -6,12 +6,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tune_rescon.config import TEST_METRICS, is_test_metric
 from tune_rescon.tuning import StudyResult, TrialSummary, repeated
 
-__all__ = ["Figure", "Finalist", "judgement", "judgement_document"]
+__all__ = ["Figure", "Finalist", "Lead", "judgement", "judgement_document"]
+
+#: Of intervals: how often such an interval holds the true difference.
+CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,52 @@ class Finalist:
     """Multiply-adds of one image's forward pass, billions."""
     hours: float
     """Device-hours of all trainings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How far one configuration's mean is ahead of another's."""
+
+    difference: float
+    """Positive where it is ahead."""
+    margin: float
+    """Half the interval of :data:`CONFIDENCE` around it, over the seeds; infinite where the seed's effect is
+    unknown, for one of the two was trained once."""
+
+    @classmethod
+    def of(cls, first: Figure, second: Figure, *, maximize: bool) -> Lead:
+        """The lead of ``first`` on ``second``, by Welch's t interval (Biometrika, 1947).
+
+        Two or three trainings each are few: the interval is several standard errors wide.
+
+        >>> Lead.of(Figure.of([0.8, 0.82]), Figure.of([0.7, 0.71]), maximize=True).margin > 0.03
+        True
+        >>> Lead.of(Figure.of([0.8]), Figure.of([0.7, 0.71]), maximize=True).margin
+        inf
+        """
+        difference = first.mean - second.mean if maximize else second.mean - first.mean
+        parts = [(one.spread**2 / len(one.values), len(one.values) - 1) for one in (first, second)]
+        variance = sum(part for part, _ in parts)
+        if not math.isfinite(variance):
+            return cls(difference=difference, margin=math.inf)
+        if variance == 0:
+            return cls(difference=difference, margin=0.0)
+        # Imported here: it takes a second, and only the end of finals needs it.
+        from scipy.stats import t
+
+        freedom = variance**2 / sum(part**2 / free for part, free in parts)
+        quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+        return cls(difference=difference, margin=quantile * math.sqrt(variance))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both were trained with several seeds."""
+        return math.isfinite(self.margin)
+
+    @property
+    def is_beyond_seeds(self) -> bool:
+        """Whether the interval lies above zero."""
+        return self.difference > self.margin
 
 
 def judgement(result: StudyResult) -> tuple[Finalist, ...]:

@@ -11,7 +11,14 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tune_rescon.finals.judging import Figure, Finalist, judgement, judgement_document
+from tune_rescon.finals.judging import (
+    CONFIDENCE,
+    Figure,
+    Finalist,
+    Lead,
+    judgement,
+    judgement_document,
+)
 from tune_rescon.finals.published import PUBLISHED, PublishedRow
 from tune_rescon.finals.reproduction import Shares, measured, scaled
 from tune_rescon.reporting import SearchPresentation, markdown_table
@@ -82,18 +89,17 @@ def print_judgement(result: StudyResult, console: Console) -> None:
     found = judgement(result)
     if not found:
         return
-    seeds = max(len(one.trials) for one in found)
     table = Table(title=f"{result.name}: {len(found)} finalists on the test images", title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
     for row in judgement_rows(found):
         table.add_row(*row)
     console.print(table)
-    console.print(f"Mean ± standard deviation over {seeds} trainings." if seeds > 1 else "One training each.")
+    console.print(_trainings(found))
     for place, one in enumerate(found, start=1):
         console.print(f"{place}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
     _print_classes(found[0], console)
-    _print_caution(found, console)
+    _print_caution(result, found, console)
 
 
 def print_published(console: Console) -> None:
@@ -136,22 +142,36 @@ def _print_classes(winner: Finalist, console: Console) -> None:
     console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
 
 
-def _print_caution(found: Sequence[Finalist], console: Console) -> None:
+def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Console) -> None:
     if len(found) < 2:
         return
-    first, second = (one.figures["test_accuracy"] for one in found[:2])
     console.print(
         f"The first of {len(found)} was chosen by these very images: expect slightly less of it.",
         soft_wrap=True,
     )
-    if not first.mean - second.mean > _standard_error(first, second):
-        console.print("Its lead on the second is within what the seed alone changes.")
+    first, second = (one.figures[result.metric] for one in found[:2])
+    lead = Lead.of(first, second, maximize=result.maximize)
+    if not lead.is_known:
+        console.print(
+            "One training of a network cannot tell its lead from what another seed changes:"
+            " train each several times (`--seeds 3`).",
+            soft_wrap=True,
+        )
+    elif not lead.is_beyond_seeds:
+        interval = f"{figure(lead.difference)} ± {lead.margin:.2g} ({CONFIDENCE:.0%} interval)"
+        console.print(
+            f"Its lead on the second, {interval}, is within what the seed alone changes.",
+            soft_wrap=True,
+        )
 
 
-def _standard_error(first: Figure, second: Figure) -> float:
-    """Of the difference of two means; infinite where a single training says nothing of the seed."""
-    squares = [one.spread**2 / len(one.values) for one in (first, second)]
-    return math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.inf
+def _trainings(found: Sequence[Finalist]) -> str:
+    """Over how many trainings the means are; a configuration has fewer where some failed."""
+    counts = sorted({len(one.trials) for one in found})
+    if counts == [1]:
+        return "One training each."
+    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"Mean ± standard deviation over {several} trainings."
 
 
 def _spread(value: Figure) -> str:

@@ -26,15 +26,17 @@ def channel_attention(x_BCHW: Tensor) -> Tensor:
     return F.normalize(x_BCHW, dim=1)
 
 
-def spatial_attention(x_BCHW: Tensor) -> Tensor:
+def spatial_attention(x_BCHW: Tensor, eps: float = SPATIAL_EPS) -> Tensor:
     """Equation 6: f3(x) = sigmoid((x - mean_c) / std_c), both over each channel's own map.
+
+    ``eps`` is added to the variance. It is an argument because TorchScript reads no global number.
 
     >>> spatial_attention(torch.zeros(1, 1, 1, 1)).item()
     0.5
     """
     # Not instance_norm: in training it refuses the map of one pixel that small images end in.
     variance_BC11, mean_BC11 = torch.var_mean(x_BCHW, dim=(2, 3), correction=0, keepdim=True)
-    return torch.sigmoid((x_BCHW - mean_BC11) * torch.rsqrt(variance_BC11 + SPATIAL_EPS))
+    return torch.sigmoid((x_BCHW - mean_BC11) * torch.rsqrt(variance_BC11 + eps))
 
 
 #: Attention types by TrialConfig's word; mixed is equation 4, f1(x) = sigmoid(x).
@@ -83,14 +85,17 @@ class Mask(nn.Module):
             x_BCHW = down(self.pool(x_BCHW))
             levels.append(x_BCHW)
         x_BCHW = self.middle(self.pool(x_BCHW))
-        for index in reversed(range(len(levels))):
-            x_BCHW = self._interpolate(x_BCHW, levels[index]) + self.skip[index](levels[index])
-            x_BCHW = self.up[index](x_BCHW)
+        for deepest in range(len(levels) - 1, -1, -1):
+            # TorchScript can neither index a list of modules by a variable nor walk it from its end.
+            for index, (skip, up) in enumerate(zip(self.skip, self.up)):  # noqa: B905 - it has no `strict`
+                if index == deepest:
+                    level_BCHW = levels[index]
+                    x_BCHW = up(self._interpolate(x_BCHW, level_BCHW) + skip(level_BCHW))
         return x_BCHW
 
     def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
         """To the reference's real size, whatever the image's was."""
-        x_BCHW = enlarged(x_BCHW, reference_BCHW.shape[-2:])
+        x_BCHW = enlarged(x_BCHW, reference_BCHW)
         return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
 
 
@@ -121,13 +126,16 @@ class AttentionModule(nn.Module):
         return y_BCHW
 
 
-def enlarged(x_BCHW: Tensor, size: torch.Size) -> Tensor:
-    """Interpolated to a map of ``size``, (height, width), in its own format."""
-    if x_BCHW.dtype not in (torch.bfloat16, torch.float16):
-        return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
+# A leaf of torch.fx's graphs: what it does depends on the type of the numbers, which a trace does not know.
+@torch.fx.wrap
+def enlarged(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """Interpolated to the height and width of ``reference_BCHW``, in its own format."""
+    # TorchScript has no autocast for a device that is named at run time.
+    if torch.jit.is_scripting() or x_BCHW.dtype not in (torch.bfloat16, torch.float16):
+        return F.interpolate(x_BCHW, size=reference_BCHW.shape[-2:], mode="bilinear", align_corners=True)
     # Autocast would have it, and the sums that follow, in fp32: twice the bytes. Inside it adds in fp32.
     with torch.autocast(x_BCHW.device.type, enabled=False):
-        return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=True)
+        return F.interpolate(x_BCHW, size=reference_BCHW.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def _head(channels: int, *, preactivation: bool) -> nn.Sequential:

@@ -3,10 +3,10 @@
 Shapes in names: B images, C channels, H and W height and width in pixels, K classes.
 """
 
-from __future__ import annotations
-
+# Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
@@ -16,7 +16,14 @@ from tune_rescon.models.resolve import resolve_network
 from tune_rescon.models.spec import MINIMUM_IMAGE_SIZE, NetworkSpec, StageSpec
 from tune_rescon.models.units import chain, conv
 
-__all__ = ["ResidualAttentionNetwork", "Stage", "build_from_spec", "build_network", "drop_path_rates"]
+__all__ = [
+    "ResidualAttentionNetwork",
+    "Stage",
+    "build_from_spec",
+    "build_network",
+    "check_sides",
+    "drop_path_rates",
+]
 
 
 class Stage(nn.Module):
@@ -46,6 +53,7 @@ class ResidualAttentionNetwork(nn.Module):
         """Weights as He et al. 2015 initialise them, from torch's global generator."""
         super().__init__()
         self.spec = spec
+        self.least_side = MINIMUM_IMAGE_SIZE
         drop_paths = iter(drop_path_rates(spec))
         self.stem = _stem(spec)
         self.stages = nn.Sequential(
@@ -72,9 +80,7 @@ class ResidualAttentionNetwork(nn.Module):
         Raises:
             NetworkError: an image side is below 16 pixels.
         """
-        if min(images_BCHW.shape[-2:]) < MINIMUM_IMAGE_SIZE:
-            rule = f"images must be at least {MINIMUM_IMAGE_SIZE} pixels a side"
-            raise NetworkError(explain(rule, got="{}x{}".format(*images_BCHW.shape[-2:])))
+        check_sides(images_BCHW, self.least_side)
         x_BCHW = self.final(self.stages(self.stem(images_BCHW)))
         features_BCHW: Tensor = self.relu(self.norm(x_BCHW))
         return features_BCHW
@@ -103,6 +109,23 @@ def drop_path_rates(spec: NetworkSpec) -> tuple[float, ...]:
     """
     units = spec.trunk_path
     return tuple(spec.drop_path * index / units for index in range(1, units + 1))
+
+
+# A leaf of torch.fx's graphs: the size of the images is not known when a graph is traced.
+@torch.fx.wrap
+def check_sides(images_BCHW: Tensor, least: int) -> None:
+    """Check that no side of the images is below ``least`` pixels.
+
+    Raises:
+        NetworkError: one is.
+    """
+    if min(images_BCHW.shape[-2], images_BCHW.shape[-1]) >= least:
+        return
+    if torch.jit.is_scripting():
+        # TorchScript knows Python's own exceptions only.
+        raise ValueError(f"images must be at least {least} pixels a side")
+    rule = f"images must be at least {least} pixels a side"
+    raise NetworkError(explain(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
 
 
 def _stem(spec: NetworkSpec) -> nn.Sequential:

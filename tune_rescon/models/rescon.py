@@ -7,11 +7,11 @@ add to each interpolation the tensor whose size it takes, which no checkpoint sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, explain
@@ -19,6 +19,7 @@ from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.plan import walk
 from tune_rescon.models.resolve import resolve_network
 from tune_rescon.models.spec import NetworkSpec
+from tune_rescon.models.state_dicts import StateDict, describe_value, find_state_dicts
 
 __all__ = ["load_rescon", "rescon_names"]
 
@@ -65,18 +66,21 @@ class _Candidate:
         return len(self.missing(keys)) + len(self.unexpected(keys))
 
 
-def load_rescon(state_dict: Mapping[str, Any]) -> ResidualAttentionNetwork:
+def load_rescon(state_dict: Mapping[str, Any] | nn.Module) -> ResidualAttentionNetwork:
     """The network a ResCon or port checkpoint holds, with its weights, in eval mode.
 
-    Takes a plain state dict or a Lightning checkpoint (what lies under ``state_dict``), its names plain or
-    under a prefix such as ``model.`` or ``module.``. Which network it is, its classes and its input channels
-    are read from names and shapes.
+    Which network it is, its classes and its input channels are read from names and shapes.
+
+    Args:
+        state_dict: a state dict, or what holds one network's at any depth, as a Lightning checkpoint does
+            under ``state_dict`` and others under ``net`` or ``model_state_dict``; or a module. Names are
+            plain or under a prefix such as ``model.`` or ``module.``.
 
     Raises:
-        NetworkError: no known network has these names and shapes; says what is missing or unexpected.
+        NetworkError: no known network has these names and shapes, or several networks have; says what is
+            missing or unexpected, and where tensors were found.
     """
-    weights = _weights(state_dict)
-    found = _recognise(weights)
+    weights, found = _only_network(state_dict)
     network = build_from_spec(found.spec)
     own = network.state_dict()
     for theirs, ours in found.names.items():
@@ -87,23 +91,63 @@ def load_rescon(state_dict: Mapping[str, Any]) -> ResidualAttentionNetwork:
     return network.eval()
 
 
-def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors without Lightning's wrapping or a prefix; outside the prefix lies no weight of it."""
-    values = state_dict.get("state_dict", state_dict)
-    prefix = next((key.removesuffix(STEM) for key in values if f".{key}".endswith(f".{STEM}")), "")
-    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
+    """The tensors of the one network in ``value``, by its own names, and which network it is."""
+    parts = [part for held in find_state_dicts(value) for part in _by_prefix(held)]
+    if not parts and value != {}:
+        rule = "must be a state dict, or hold one"
+        raise NetworkError(explain(rule, got=f"{describe_value(value)}, without tensors", where="state_dict"))
+    judged = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
+    fitting = [(part, found) for part, found in judged if not found.distance(part.tensors.keys())]
+    if not fitting:
+        raise NetworkError(_misfit(*min(judged, key=_misfits), parts))
+    if len(fitting) > 1:
+        places = [part.place or "the outermost dict" for part, _ in fitting]
+        got = f"{len(places)}, in {_some(places)}"
+        hint = "Give the state dict of one of them."
+        raise NetworkError(explain("must hold one network", got=got, where="state_dict", hint=hint))
+    ((part, found),) = fitting
+    return part.tensors, found
 
 
-def _recognise(weights: Mapping[str, Tensor]) -> _Candidate:
+def _by_prefix(held: StateDict) -> Iterator[StateDict]:
+    """Each network's tensors in one dict, without the prefix that its names have there.
+
+    Outside a prefix lies no weight of the network; without any stem, all may be one's.
+    """
+    prefixes = [key.removesuffix(STEM) for key in held.tensors if f".{key}".endswith(f".{STEM}")] or [""]
+    for prefix in prefixes:
+        others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        yield StateDict(
+            place=".".join(filter(None, (held.place, prefix.removesuffix(".")))),
+            tensors={
+                key.removeprefix(prefix): tensor
+                for key, tensor in held.tensors.items()
+                if key.startswith(prefix) and not (others and key.startswith(others))
+            },
+        )
+
+
+def _nearest(weights: Mapping[str, Tensor]) -> _Candidate:
     classes, in_channels = _axis(weights, CLASSIFIER, 0), _axis(weights, STEM, 1)
     candidates = (_candidate(preset, classes=classes, in_channels=in_channels) for preset in KNOWN)
-    nearest = min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
-    if nearest.distance(weights.keys()):
-        wrong = [("missing", nearest.missing(weights.keys())), ("unexpected", nearest.unexpected(weights))]
-        got = "; ".join(f"{word} {_some(names)}" for word, names in wrong if names)
-        rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
-        raise NetworkError(explain(rule, got=got, where="state_dict"))
-    return nearest
+    return min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
+
+
+def _misfits(judged: tuple[StateDict, _Candidate]) -> int:
+    part, nearest = judged
+    return nearest.distance(part.tensors.keys())
+
+
+def _misfit(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) -> str:
+    """Why the dict that comes nearest is no known network, and which others there are."""
+    keys = part.tensors.keys()
+    wrong = [("missing", nearest.missing(keys)), ("unexpected", nearest.unexpected(keys))]
+    got = "; ".join(f"{word} {_some(names)}" for word, names in wrong if names)
+    rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
+    found = [f"{one.place or 'the outermost dict'} ({len(one.tensors)})" for one in parts]
+    hint = f"Tensors were found in {_some(found)}." if len(found) > 1 or part.place else ""
+    return explain(rule, got=got, where=part.place or "state_dict", hint=hint)
 
 
 def _axis(weights: Mapping[str, Tensor], key: str, axis: int) -> int:

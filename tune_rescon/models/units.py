@@ -111,7 +111,7 @@ class DropPath(nn.Module):
         if not self.training:
             return branch_BCHW
         kept = 1 - self.probability
-        scale_B111 = branch_BCHW.new_empty(len(branch_BCHW), 1, 1, 1).bernoulli_(kept).div_(kept)
+        scale_B111 = branch_BCHW.new_empty((branch_BCHW.shape[0], 1, 1, 1)).bernoulli_(kept).div_(kept)
         return branch_BCHW * scale_B111
 
     @override

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import INTERRUPTED
-from tune_rescon.errors import ClusterError, SearchError
-from tune_rescon.passwords import hide_passwords, shell_command
+from tune_rescon.errors import ClusterError, SearchError, presentable
+from tune_rescon.passwords import shell_command
 from tune_rescon.reporting.presentation import SearchPresentation
 from tune_rescon.reporting.table import print_left_over, print_result
 from tune_rescon.spaces import Space
@@ -55,7 +55,7 @@ def run_shown(
     """
 
     def say(text: str) -> None:
-        console.print(hide_passwords(text), markup=False, soft_wrap=True)
+        console.print(presentable(text), markup=False, soft_wrap=True)
 
     begun = options.resume
     try:
@@ -77,14 +77,14 @@ def run_shown(
                 options,
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
-                say=lambda text: view.say(hide_passwords(text)),
+                say=lambda text: view.say(presentable(text)),
                 attend=attend,
                 on_result=show,
             )
     except (SearchError, ClusterError) as error:
         if not begun:
             raise
-        click.echo(hide_passwords(f"The search failed: {error}"), err=True)
+        click.echo(presentable(f"The search failed: {error}"), err=True)
         say(f"Go on with: {resume}")
         return 1
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, explain, presentable
 from tune_rescon.storage.location import StorageUrl
 
 __all__ = ["RemoteError", "RemoteFolder"]
@@ -236,4 +236,4 @@ def _asking(what: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].strip(" .") or type(error).__name__
+    return presentable(str(error)).partition("\n")[0].strip(" .") or type(error).__name__

@@ -23,7 +23,7 @@ from tune_rescon.models import NetworkSpec, load_rescon, resolve_network
 from tune_rescon.models.rescon import KNOWN
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
-from tune_rescon.training.exported import load_exported
+from tune_rescon.training.exported import build_exported, read_safetensors
 from tune_rescon.training.randomness import own_generator
 from tune_rescon.training.trained import load_trained
 
@@ -94,10 +94,14 @@ def read_initial(source: str) -> InitialWeights:
             rule = "must be a file that exists"
             raise StorageError(explain(rule, got=source, where="init_from"))
         if path.suffix == ".safetensors":
-            network, about = load_exported(path, where="init_from")
-            return _of(source, network, _choice(about.config, about.spec))
+            file = read_safetensors(path, where="init_from")
+            if file.is_ours:
+                network, about = build_exported(file, where="init_from")
+                return _of(source, network, _choice(about.config, about.spec))
+            network = _rescon(file.tensors, source)
+            return _of(source, network, {"preset": _preset(network.spec)})
         values = _values(path, source)
-        if "about" in values or "trial" in values:
+        if isinstance(values, Mapping) and ("about" in values or "trial" in values):
             network, about = load_trained(path)
             return _of(source, network, _choice(about.config, about.spec))
         network = _rescon(values, source)
@@ -109,25 +113,21 @@ def _of(source: str, network: nn.Module, choice: Mapping[str, Any]) -> InitialWe
     return InitialWeights(source=source, spec=network.spec, choice=choice, weights=network.state_dict())
 
 
-def _values(path: Path, source: str) -> Mapping[str, Any]:
+def _values(path: Path, source: str) -> Any:
     # A file of torch before 1.6, as the port's are, is no archive and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         # Whatever another kind of file makes of the unpickler; torch's words advise to run its code.
         rule = "must be a whole file that torch wrote, of tensors and plain values; code in it is never run"
         hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
         raise StorageError(explain(rule, got=source, where="init_from", hint=hint)) from error
-    return values if isinstance(values, Mapping) else {}
 
 
-def _rescon(values: Mapping[str, Any], source: str) -> nn.Module:
-    state = values.get("state_dict", values)
-    named = state.items() if isinstance(state, Mapping) else ()
-    tensors = {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
+def _rescon(values: Any, source: str) -> nn.Module:
     try:
-        return load_rescon(tensors)
+        return load_rescon(values)
     except NetworkError as error:
         rule = "must hold a network of this package, or of ResCon or the port it follows"
         raise NetworkError(f"{explain(rule, got=source, where='init_from')} {error}") from error

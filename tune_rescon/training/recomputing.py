@@ -18,30 +18,45 @@ from torch.utils.checkpoint import checkpoint
 from tune_rescon.models.attention import Mask
 from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
 
-__all__ = ["recompute_activations"]
+__all__ = ["activations_recomputed", "recompute_activations"]
 
 
 def recompute_activations(network: nn.Module) -> None:
     """Have every residual unit, and the end of every mask, computed again for its gradient.
 
-    Only in training mode and where gradients are wanted. Names stay as they are, and so does what a copy or
-    an export of the weights holds.
+    Only where gradients are wanted. Names stay as they are, and so does what a copy or an export of the
+    weights holds.
     """
+    for module in _recomputed(network):
+        # A bound method, not a closure: it comes along in a deep copy, bound to the copy.
+        module.forward = types.MethodType(_forward, module)
+
+
+@contextlib.contextmanager
+def activations_recomputed(network: nn.Module) -> Iterator[None]:
+    """Within it ``network`` runs as after :func:`recompute_activations`; afterwards it is as it was.
+
+    The gradient may be computed outside. A network can be scripted, copied and pickled between its runs.
+    """
+    recompute_activations(network)
+    try:
+        yield
+    finally:
+        for module in _recomputed(network):
+            del module.forward
+
+
+def _recomputed(network: nn.Module) -> Iterator[nn.Module]:
     for module in network.modules():
         if isinstance(module, PreActivationUnit | ResNeXtUnit):
-            _recompute(module)
+            yield module
         elif isinstance(module, Mask):
-            _recompute(module.head)
-
-
-def _recompute(module: nn.Module) -> None:
-    # A bound method, not a closure: it comes along in a deep copy, bound to the copy.
-    module.forward = types.MethodType(_forward, module)
+            yield module.head
 
 
 def _forward(self: nn.Module, x_BCHW: Tensor) -> Tensor:
     plain = types.MethodType(type(self).forward, self)
-    if not (self.training and torch.is_grad_enabled()):
+    if not torch.is_grad_enabled():
         unchanged_BCHW: Tensor = plain(x_BCHW)
         return unchanged_BCHW
     # torch keeps the state of the random numbers by itself: dropped paths are the same ones again.

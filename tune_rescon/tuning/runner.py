@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts
-from tune_rescon.errors import LeaseLostError, RecordError
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
@@ -336,7 +336,7 @@ class _Search:
             result,
             trials=self._record.trials(),
             unsent=unsent,
-            unsent_reason=hide_passwords(self._writer.reason) if unsent else "",
+            unsent_reason=presentable(self._writer.reason) if unsent else "",
             unkept=unkept,
         )
 

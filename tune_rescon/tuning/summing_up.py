@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tune_rescon.errors import presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.pricing import Pricing
 from tune_rescon.tuning.record.summary import TrialSummary
@@ -60,7 +61,7 @@ def sum_up(
         tracking_uri=hide_passwords(tracking_uri),
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
-        failure=None if failure is None else hide_passwords(failure),
+        failure=None if failure is None else presentable(failure),
         foreign=foreign,
         space_history=space_history,
         accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},

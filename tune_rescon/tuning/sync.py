@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tune_rescon.errors import presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.options import RunOptions
@@ -127,5 +128,5 @@ def _send(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),
             unsent=unsent,
-            trouble=hide_passwords(writer.reason),
+            trouble=presentable(writer.reason),
         )

@@ -1,6 +1,7 @@
 """What a network attends to: for each attention module the trunk's feature, the soft mask, and their product.
 
-The paper's figure 1 shows single channels; here a map is the mean over its channels.
+The paper's figure 1 shows single channels; here a map is the mean over its channels. A mask is also drawn
+over the photograph itself, at its own size, where the network saw it.
 
 Shape legend: B images of a batch, C channels, H and W a map's height and width.
 """
@@ -8,24 +9,65 @@ Shape legend: B images of a batch, C channels, H and W a map's height and width.
 from __future__ import annotations
 
 import html
+import urllib.parse
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
+from tune_rescon.data.formats import FORMATS
+from tune_rescon.errors import ConfigError, unknown_name
 from tune_rescon.models.attention import AttentionModule
 
-__all__ = ["ModuleMaps", "attention_maps", "draw_maps", "index_page"]
+__all__ = [
+    "DrawnPicture",
+    "ModuleMaps",
+    "attention_maps",
+    "draw_maps",
+    "draw_overlay",
+    "index_page",
+    "load_photograph",
+    "seen_box",
+]
 
 FloatArray = npt.NDArray[np.float32]
+
+#: Left, top, right, bottom, pixels.
+Box = tuple[float, float, float, float]
+
+#: By EXIF's orientation.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+#: Share of a mask's colour in what is drawn over a photograph.
+_OPACITY: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnPicture:
+    """What was drawn of a picture: names of files beside the page, and the caption."""
+
+    panels: str
+    overlays: tuple[str, ...]
+    caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +141,132 @@ def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[Modul
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(module.name, fontsize=8)
-    figure.savefig(path, dpi=110)
+    with _written_whole(path) as scratch:
+        figure.savefig(scratch, dpi=110, format="png")
 
 
-def index_page(pictures: Sequence[tuple[str, str]]) -> str:
-    """A page of pictures: (file beside the page, caption) each."""
+def load_photograph(path: Path) -> Image.Image:
+    """A picture as it is shown, RGB at its own size, upright by its EXIF; only ``data.formats`` are tried.
+
+    Raises:
+        OSError: the file cannot be read, or is no picture.
+    """
+    with warnings.catch_warnings():
+        # Pillow's remarks on odd EXIF would fill the terminal.
+        warnings.filterwarnings("ignore", module="PIL")
+        with Image.open(path, formats=tuple(FORMATS)) as image:
+            turn = _turn(image)
+            return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Transparent parts come out white, deep and float pixels over their own range."""
+    if image.mode[0] in "IF":
+        # Pillow would clip them at 255.
+        levels = np.asarray(image, dtype=np.float32)
+        return Image.fromarray(_bytes(_normalised(levels))).convert("RGB")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", pixels.size, "white")
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; nothing where its EXIF cannot be read, for the pixels are whole."""
+    try:
+        # Not `exif_transpose`, which also writes the EXIF again, and fails where that is odd.
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Pillow documents no list of what odd EXIF raises; SyntaxError and struct.error are among it.
+        return None
+
+
+def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
+    """The part of a photograph that the network saw as its square.
+
+    Args:
+        size: the photograph's width and height.
+        resize: "crop": the centre square; "squash": all of it; "pad": the square around it, which reaches
+            beyond its borders.
+
+    Raises:
+        ConfigError: another ``resize``.
+
+    >>> seen_box((30, 20)), seen_box((30, 20), "squash"), seen_box((30, 20), "pad")
+    ((5.0, 0.0, 25.0, 20.0), (0.0, 0.0, 30.0, 20.0), (0.0, -5.0, 30.0, 25.0))
+    """
+    width, height = size
+    if resize not in ("crop", "squash", "pad"):
+        raise ConfigError(unknown_name("resize", resize, ("crop", "pad", "squash")))
+    if resize == "squash":
+        return (0.0, 0.0, float(width), float(height))
+    edge = min(size) if resize == "crop" else max(size)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    return (left, top, left + edge, top + edge)
+
+
+def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: Box) -> None:
+    """Write a JPEG of the photograph's size, with the mask over the part in ``box``.
+
+    The mask's colours go from its least to its greatest value.
+    """
+    width, height = photograph.size
+    visible = (
+        max(round(box[0]), 0),
+        max(round(box[1]), 0),
+        min(round(box[2]), width),
+        min(round(box[3]), height),
+    )
+    # The visible part in the mask's own pixels.
+    across, down = mask_HW.shape[1] / (box[2] - box[0]), mask_HW.shape[0] / (box[3] - box[1])
+    part = (
+        max((visible[0] - box[0]) * across, 0),
+        max((visible[1] - box[1]) * down, 0),
+        min((visible[2] - box[0]) * across, mask_HW.shape[1]),
+        min((visible[3] - box[1]) * down, mask_HW.shape[0]),
+    )
+    grey = Image.fromarray(_bytes(_normalised(mask_HW)))
+    size = (visible[2] - visible[0], visible[3] - visible[1])
+    levels_HW = np.asarray(grey.resize(size, Image.Resampling.BILINEAR, box=part))
+    colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
+    drawn = photograph.copy()
+    drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
+    with _written_whole(path) as scratch:
+        drawn.save(scratch, format="JPEG", quality=90)
+
+
+def _bytes(values: FloatArray) -> npt.NDArray[np.uint8]:
+    return (255 * values).astype(np.uint8)
+
+
+def _normalised(values: FloatArray) -> FloatArray:
+    """To 0..1, by the least and the greatest finite value."""
+    finite = np.nan_to_num(values, posinf=np.nan, neginf=np.nan, nan=np.nan)
+    if not np.isfinite(finite).any():
+        return np.zeros_like(values)
+    low, high = np.nanmin(finite), np.nanmax(finite)
+    scaled: FloatArray = np.nan_to_num((finite - low) / (high - low or 1))
+    return scaled
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``path`` at the end: an interrupt leaves no half picture."""
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def index_page(pictures: Sequence[DrawnPicture]) -> str:
+    """A page of pictures, each with what was drawn of it."""
     figures = "\n".join(
-        f'<figure><img src="{html.escape(file, quote=True)}" alt=""><figcaption>{html.escape(words)}'
-        "</figcaption></figure>"
-        for file, words in pictures
+        f"<figure>{''.join(map(_image, (one.panels, *one.overlays)))}"
+        f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
+        for one in pictures
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -116,3 +275,7 @@ def index_page(pictures: Sequence[tuple[str, str]]) -> str:
         "figure{margin:0 0 2rem}img{max-width:100%}</style>"
         f"<h1>Attention masks</h1>\n{figures}\n</html>\n"
     )
+
+
+def _image(file: str) -> str:
+    return f'<img src="{urllib.parse.quote(file)}" alt="" loading="lazy">'

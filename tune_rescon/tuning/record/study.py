@@ -25,8 +25,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import MetricAt, TrialState
-from tune_rescon.errors import StorageError, explain
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import StorageError, explain, presentable
 from tune_rescon.tuning.record.database import find_study, open_database
 from tune_rescon.tuning.record.ledger import StudyLedger
 from tune_rescon.tuning.record.origin import TrialOrigin
@@ -287,7 +286,7 @@ class StudyRecord:
         The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
         """
         known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
-        error = None if error is None else hide_passwords(error)
+        error = None if error is None else presentable(error)
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
@@ -304,7 +303,7 @@ class StudyRecord:
 
     def note(self, number: int, text: str) -> TrialSummary:
         """Add to what the user should know about a trial."""
-        notes = (*self._trials[number].notes, hide_passwords(text))
+        notes = (*self._trials[number].notes, presentable(text))
         self._ledger.annotate(self._ids[number], {"notes": list(notes)})
         return self._update(number, notes=notes)
 

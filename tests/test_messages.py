@@ -1,0 +1,92 @@
+"""No message holds the address of an object: not our own, and not those of libraries that ours quote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tune_rescon.command import print_line
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import decode_image
+from tune_rescon.data.decode import BadImageError, decode_block
+from tune_rescon.errors import UserError, explain, presentable, unknown_name
+from tune_rescon.models import load_rescon
+from tune_rescon.storage import local_file
+from tune_rescon.storage.remote import RemoteError
+from tune_rescon.training import load_trained
+from tune_rescon.training.exported import load_exported
+from tune_rescon.training.initial import read_initial
+
+pytestmark = pytest.mark.torch
+
+#: An object whose repr is Python's own.
+THING: Any = object()
+
+
+def assert_no_address(text: str) -> None:
+    assert " at 0x" not in text, text
+
+
+def _file(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def _pickled(folder: Path, value: object) -> Path:
+    path = folder / "a.ckpt"
+    torch.save(value, path)
+    return path
+
+
+#: Each raises what a user reads.
+BAD: dict[str, Callable[[Path], object]] = {
+    "no image": lambda _: decode_image(b"no image at all", 16),
+    "an empty image": lambda _: decode_image(b"", 16),
+    "no checkpoint": lambda folder: load_trained(_file(folder, "a.ckpt", b"nothing")),
+    "no weights": lambda folder: read_initial(str(_file(folder, "a.ckpt", b"nothing"))),
+    "a list of weights": lambda folder: read_initial(str(_pickled(folder, [1]))),
+    "no safetensors": lambda folder: load_exported(_file(folder, "a.safetensors", b"nothing"), where="MODEL"),
+    "an object as state dict": lambda _: load_rescon(THING),
+    "an object in a state dict": lambda _: load_rescon({"net": THING, THING: 1}),
+    "an object as rate": lambda _: TrialConfig(learning_rate=THING),
+    "an object as attention": lambda _: TrialConfig(attention=THING),
+    "an object as dataset": lambda _: DatasetConfig(name=THING),
+    "an object as limit": lambda _: DatasetConfig(limit=THING),
+    "a storage of no kind": lambda _: local_file("nosuch://bucket/a.ckpt").__enter__(),
+    "no server": lambda _: local_file("http://127.0.0.1:9/a.ckpt").__enter__(),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_answered_without_an_address(kind: str, tmp_path: Path) -> None:
+    with pytest.raises((UserError, BadImageError, RemoteError)) as caught:
+        BAD[kind](tmp_path)
+    assert_no_address(str(caught.value))
+
+
+def test_images_that_are_left_out_are_named_without_one(tmp_path: Path) -> None:
+    _file(tmp_path, "a.png", b"no image")
+    (bad,) = decode_block(tmp_path, ("a.png",), first_row=0, side=16, size=None).bad
+    assert_no_address(bad.reason)
+    assert bad.reason == "not an image in any format that is read"
+
+
+def test_whatever_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    thing = repr(io.BytesIO())
+    assert " at 0x" in thing
+    print_line(f"failed: {thing}")
+    for text in (
+        explain("must be a number", got=thing, hint=thing),
+        unknown_name("metric", thing, ["a"]),
+        unknown_name("metric", THING, ["a"]),
+        presentable(f"HTTPConnectionPool(NewConnectionError('{thing}: refused'))"),
+        capsys.readouterr().out,
+    ):
+        assert_no_address(text)
+        assert "object" in text
