@@ -212,6 +212,12 @@ class DatasetConfig:
     """``folder`` only: a directory or a .zip."""
     val_fraction: float = _field(0.1, float, low=0, high=1, open_low=True, open_high=True)
     """Share of the training images held out for validation (unused where the folder brings its own val/)."""
+    test_fraction: float | None = _field(None, float, _NONE, low=0, high=1, open_low=True, open_high=True)
+    """Share of the training images held out as test images, before all else (unused where the source brings
+    its own); None: none are."""
+    without_test: str = _word("error", "error", "val")
+    """Where nothing is held out and there are no test images: ``error``: refused; ``val``: the validation
+    images stand in for them, and do not train. ``tune_rescon.train`` sets ``val``."""
     hold_out: bool = _field(True, bool)
     """False: nothing is, and a folder's own val/ trains too, as ``tune_rescon.train`` does; a trial is then
     judged once, on the test images."""
@@ -222,7 +228,11 @@ class DatasetConfig:
     """Use at most this many training images (stratified), and as many test images at most."""
     on_bad_image: str = _word("error", "error", "skip")
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
-    """Side of the decoded square the cache keeps of a ``folder``; None: native if all are alike, else 256."""
+    """Side of the decoded square the cache keeps of a ``folder``, at most; pictures all of one smaller size
+    stay as they are. None: the largest ``image_size`` of the search, and 256 at least."""
+    resize: str = _word("crop", "crop", "pad", "squash")
+    """How a picture of a ``folder`` becomes a square. ``crop``: its centre; ``pad``: all of it, black beside
+    it; ``squash``: all of it, with its sides scaled apart."""
     train: str | None = _field(None, str, _NONE)
     """``folder`` only: the folder inside it that holds the training part's class folders, or a glob of such
     folders; ``.``: the folder itself. None: the usual names decide. docs/images.md has the rules."""

@@ -273,6 +273,6 @@ def test_a_large_photograph_is_decoded_where_pillow_sees_an_attack(monkeypatch: 
 
 
 def test_a_picture_too_large_for_the_memory_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_rescon.data.decode.most_pixels", lambda: 1000)
+    monkeypatch.setattr("tune_rescon.data.opening.most_pixels", lambda: 1000)
     with pytest.raises(BadImageError, match="40 x 40 pixels; this machine's memory allows"):
         decode_image(encode(gradient(40, 40), "PNG"), 16)

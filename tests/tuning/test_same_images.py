@@ -73,6 +73,7 @@ def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
     assert said == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",
+        "folder: the cache keeps 8 squares of 16 pixels: 6.1 kB of disk on each node, mapped into memory",
     ]
 
 
@@ -84,9 +85,17 @@ def digits(tmp_path: Path) -> Prepared:
 def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: Prepared) -> None:
     note_images(record, {"digits": "0123"})
     check_same_images(record, {"digits": digits})
-    with pytest.raises(DataError, match="other images in digits") as caught:
+    with pytest.raises(DataError, match="as many as before, and not the same") as caught:
         check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
-    assert "--name" in str(caught.value)
+    assert "another --name with --warm-start" in str(caught.value)
+
+
+def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: Prepared) -> None:
+    note_images(record, {"digits": "0123"})
+    note_run(record, {"digits": digits.facts}, None)
+    fewer = dataclasses.replace(digits.facts, val_images=digits.facts.val_images - 30)
+    with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
+        check_same_images(record, {"digits": Prepared(facts=fewer, digest="4567")})
 
 
 def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from tune_rescon.data.decode import decode_image
     from tune_rescon.data.downloads import is_url
     from tune_rescon.data.module import ImageDataModule
+    from tune_rescon.data.sizes import USUAL_STORE_SIZE
 
 __all__ = [
+    "USUAL_STORE_SIZE",
     "Account",
     "DatasetFacts",
     "ImageDataModule",
@@ -45,6 +47,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Account": "account",
+        "USUAL_STORE_SIZE": "sizes",
         "DatasetFacts": "catalog",
         "ImageDataModule": "module",
         "ImageDataset": "dataset",

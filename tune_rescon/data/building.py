@@ -20,6 +20,7 @@ from filelock import FileLock
 from tune_rescon.data.cache import Cache, CacheError, open_cache
 from tune_rescon.data.decode import BadImage, SizesDifferError
 from tune_rescon.data.filling import fill
+from tune_rescon.data.levels import Levels
 from tune_rescon.data.progress import Progress, reporting
 from tune_rescon.data.sources import Source
 from tune_rescon.errors import DataError, StorageError, explain
@@ -101,21 +102,28 @@ def _open_or_build(order: _Order) -> Cache:
 
 
 def _build(order: _Order, scratch: Path) -> None:
+    """Decode, twice where the first pass finds what it could not know: unlike sizes, or deep pictures."""
+    alike = True
     try:
-        _decode(order, scratch, alike=True)
+        levels = _decode(order, scratch, alike=True)
     except SizesDifferError:
-        _decode(order, scratch, alike=False)
+        alike = False
+        levels = _decode(order, scratch, alike=False)
+    if levels is not None:
+        _decode(order, scratch, alike=alike, levels=levels)
 
 
-def _decode(order: _Order, scratch: Path, *, alike: bool) -> None:
+def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
+    """Fill the scratch folder; returns the range of values of deep training pictures, if there are any."""
+
     def judge(bad: BadImage) -> None:
         if not order.skip_bad:
             raise _bad_image(order.source, bad.name, bad.reason)
 
-    plan = order.source.plan(alike=alike)
+    plan = order.source.plan(alike=alike, levels=levels)
     title = f"decoding {Path(order.source.title).name}"
     with reporting(order.progress, title, plan.shape[0]) as advance:
-        fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=judge)
+        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=judge)
 
 
 def _publish(scratch: Path, folder: Path) -> None:

@@ -74,6 +74,7 @@ class Meta:
         counts: images of each part, in the order they are stored.
         mean: of each channel over the training images, in 0..1.
         std: likewise.
+        levels: the range of values that pictures of more than 8 bits were scaled by; None: there are none.
         skipped: rows that hold no image, with the image's name and why it could not be decoded.
         labels_digest: of labels.npy's bytes.
         chunk_digests: of the images' chunks, in order.
@@ -89,6 +90,7 @@ class Meta:
     skipped: tuple[tuple[int, str, str], ...]
     labels_digest: str
     chunk_digests: tuple[str, ...]
+    levels: tuple[float, float] | None = None
 
     @property
     def content(self) -> str:

@@ -16,7 +16,7 @@ from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.folder import list_folder
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.sizes import common_size, stored_size
-from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes
+from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts
 from tune_rescon.errors import DataError, explain, unknown_name
 
 __all__ = [
@@ -42,6 +42,9 @@ class DatasetFacts:
         test_images: after ``limit``; 0 if the source has no test part.
         class_names: in the order of the labels.
         account: what a listing of the folder or zip found and left out; None: a dataset known by name.
+        stored_side: side of the squares that the cache keeps of a folder, pixels.
+        stored_images: images that the cache keeps of a folder, of all parts.
+        validation_tests: whether the test images are validation images, for there are no others.
     """
 
     name: str
@@ -53,6 +56,16 @@ class DatasetFacts:
     test_images: int
     class_names: tuple[str, ...]
     account: Account | None = None
+    stored_side: int | None = None
+    stored_images: int | None = None
+    validation_tests: bool = False
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the images that the cache keeps of a folder; None: a dataset known by name."""
+        if self.stored_side is None or self.stored_images is None:
+            return None
+        return self.stored_images * self.stored_side**2 * self.channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,19 +245,37 @@ def local_path(path: str) -> Path:
         raise DataError(explain(rule, got=path, where="dataset.path", hint=hint)) from error
 
 
-def split_rule(dataset: DatasetConfig, *, own_validation: bool) -> SplitRule:
+def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) -> SplitRule:
     """How the dataset's training images are cut; a source's own validation part is used as it is."""
+    holds_out = dataset.hold_out or validation_tests(dataset, has_test=has_test)
     return SplitRule(
         limit=dataset.limit,
-        val_fraction=dataset.val_fraction if dataset.hold_out and not own_validation else None,
+        val_fraction=dataset.val_fraction if holds_out and not own_validation else None,
         seed=dataset.split_seed,
     )
+
+
+def held_out_test_rule(dataset: DatasetConfig, *, has_test: bool) -> SplitRule | None:
+    """How test images are drawn from the training images, as a rule whose validation part they are.
+
+    None: they are not drawn.
+    """
+    if has_test or dataset.test_fraction is None:
+        return None
+    return SplitRule(limit=None, val_fraction=dataset.test_fraction, seed=dataset.split_seed)
+
+
+def validation_tests(dataset: DatasetConfig, *, has_test: bool) -> bool:
+    """Whether the validation images stand in for test images."""
+    return not (dataset.hold_out or has_test) and dataset.without_test == "val"
 
 
 def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
     known = BUILTIN[dataset.name]
     classes = len(known.class_names)
-    train, val = cut_sizes(known.train_images, classes, split_rule(dataset, own_validation=False))
+    train, val = cut_sizes(
+        known.train_images, classes, split_rule(dataset, own_validation=False, has_test=True)
+    )
     return DatasetFacts(
         name=dataset.name,
         classes=classes,
@@ -260,22 +291,32 @@ def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
 def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
     listing = list_folder(path, Selection.of(dataset))
     classes = len(listing.class_names)
-    rule = split_rule(dataset, own_validation=bool(listing.val.names))
-    check_counts(listing.train.counts(classes), listing.class_names, rule)
-    train, val = cut_sizes(len(listing.train.names), classes, rule)
+    counts, test = listing.train.counts(classes), len(listing.test.names)
+    drawn = held_out_test_rule(dataset, has_test=bool(test))
+    if drawn is not None:
+        check_counts(counts, listing.class_names, drawn)
+        held = held_out_counts(counts, drawn)
+        counts, test = [count - out for count, out in zip(counts, held, strict=True)], sum(held)
+    rule = split_rule(dataset, own_validation=bool(listing.val.names), has_test=bool(test))
+    check_counts(counts, listing.class_names, rule)
+    train, val = cut_sizes(sum(counts), classes, rule)
+    val = val or _at_most(dataset.limit, len(listing.val.names))
+    stands_in = validation_tests(dataset, has_test=bool(test))
     common = common_size(path, listing.names)
-    side, _ = stored_size(common, dataset.store_size)
-    own = _at_most(dataset.limit, len(listing.val.names))
+    side, _ = stored_size(common, dataset.store_size, dataset.resize)
     return DatasetFacts(
         name=dataset.name,
         classes=classes,
         channels=3,
         image_size=side if common or dataset.store_size else None,
-        train_images=train if dataset.hold_out else train + own,
-        val_images=(val or own) if dataset.hold_out else 0,
-        test_images=_at_most(dataset.limit, len(listing.test.names)),
+        train_images=train if dataset.hold_out or stands_in else train + val,
+        val_images=val if dataset.hold_out else 0,
+        test_images=val if stands_in else _at_most(dataset.limit, test),
         class_names=listing.class_names,
         account=listing.account,
+        stored_side=side,
+        stored_images=len(listing.names),
+        validation_tests=stands_in,
     )
 
 

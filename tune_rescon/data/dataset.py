@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data.building import ensure_cache
 from tune_rescon.data.cache import Cache
-from tune_rescon.data.catalog import split_rule
+from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
 from tune_rescon.data.layout import PARTS
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.data.progress import Progress
@@ -60,6 +60,8 @@ class ImageDataset:
         test: empty if the source has no test part. A search never touches it.
         mean: of each channel over all the source's training images, in 0..1.
         std: likewise.
+        resize: how pictures became squares.
+        levels: the values that became 0 and 255 in pictures of more than 8 bits; None: there are none.
         digest: equal where images, labels and splits are: on every node, wherever the files lie.
     """
 
@@ -72,6 +74,8 @@ class ImageDataset:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     digest: str
+    resize: str = "crop"
+    levels: tuple[float, float] | None = None
 
     @property
     def stored_side(self) -> int:
@@ -87,6 +91,8 @@ class ImageDataset:
             mean=self.mean,
             std=self.std,
             normalize=config.normalize,
+            resize=self.resize,
+            levels=self.levels,
         )
 
 
@@ -109,9 +115,10 @@ def open_dataset(
     """
     source = find_source(dataset, data_root)
     cache = ensure_cache(source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress)
-    rows = _part_rows(cache)
     classes = len(cache.meta.class_names)
-    rule = split_rule(dataset, own_validation=bool(len(rows["val"])))
+    rows = _with_test(_part_rows(cache), cache, dataset)
+    has_test = bool(len(rows["test"]))
+    rule = split_rule(dataset, own_validation=bool(len(rows["val"])), has_test=has_test)
     train_labels_N = cache.labels_N[rows["train"]]
     check_counts(np.bincount(train_labels_N, minlength=classes).tolist(), cache.meta.class_names, rule)
     cut = draw_cut(train_labels_N, classes, rule)
@@ -124,7 +131,9 @@ def open_dataset(
         "val": held_out["val"] if len(rows["val"]) else rows["train"][cut.val_N],
         "test": held_out["test"],
     }
-    if not dataset.hold_out:
+    if validation_tests(dataset, has_test=has_test):
+        chosen |= {"val": chosen["val"][:0], "test": chosen["val"]}
+    elif not dataset.hold_out:
         chosen |= {"train": np.union1d(chosen["train"], chosen["val"]), "val": chosen["val"][:0]}
     splits = {part: _split(cache, chosen[part]) for part in PARTS}
     return ImageDataset(
@@ -135,7 +144,20 @@ def open_dataset(
         std=cache.meta.std,
         class_names=cache.meta.class_names,
         digest=_digest(cache.meta.content, [chosen[part] for part in PARTS], dataset),
+        resize=dataset.resize,
+        levels=cache.meta.levels,
     )
+
+
+def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) -> dict[str, IntArray]:
+    """The rows of each part, with test images drawn from the training ones where that is asked for."""
+    rule = held_out_test_rule(dataset, has_test=bool(len(rows["test"])))
+    if rule is None:
+        return rows
+    labels_N, names = cache.labels_N[rows["train"]], cache.meta.class_names
+    check_counts(np.bincount(labels_N, minlength=len(names)).tolist(), names, rule)
+    cut = draw_cut(labels_N, len(names), rule)
+    return {**rows, "train": rows["train"][cut.train_N], "test": rows["train"][cut.val_N]}
 
 
 def _part_rows(cache: Cache) -> dict[str, IntArray]:

@@ -5,16 +5,11 @@ Shape legend: B images of a run of rows, H = W side, C = 3 channels.
 
 from __future__ import annotations
 
-import io
-import os
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from tune_rescon.data.folder import read_bytes
 from tune_rescon.data.formats import FORMATS
+from tune_rescon.data.levels import Levels, is_deep, levels_of, to_bytes
+from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size
 from tune_rescon.errors import UserError
 
 __all__ = [
@@ -29,33 +26,15 @@ __all__ = [
     "BadImageError",
     "Block",
     "SizesDifferError",
+    "blaming_the_image",
     "decode_block",
     "decode_image",
     "probe_size",
+    "to_rgb",
+    "to_square",
 ]
 
 ByteArray = npt.NDArray[np.uint8]
-
-_EXIF_ORIENTATION = 0x0112
-_QUARTER_TURNS = (5, 6, 7, 8)
-
-#: What makes a picture upright, by its EXIF orientation; 1 is upright.
-_TRANSPOSED: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-#: Pillow needs up to this many bytes a pixel while it decodes and converts a picture.
-_BYTES_PER_PIXEL: Final = 16
-#: One picture may need one part in so many of the machine's memory.
-_MEMORY_PART: Final = 4
-
-_opening = threading.Lock()
 
 
 class BadImageError(Exception):
@@ -77,21 +56,28 @@ class BadImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Decoded images; rows of bad ones are zero."""
+    """Decoded images; rows of bad ones are zero.
+
+    Attributes:
+        deep: the range of values of each picture of more than 8 bits, by its row in the cache.
+    """
 
     images_BHWC: ByteArray
     bad: tuple[BadImage, ...]
+    deep: Mapping[int, Levels] = field(default_factory=dict)
 
 
-def decode_image(data: bytes, side: int) -> ByteArray:
-    """Decode to RGB, upright, shorter side scaled to ``side``, centre-cropped to the square.
+def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels | None = None) -> ByteArray:
+    """Decode to an upright RGB square.
 
-    Any Pillow mode; transparent parts come out white; 16-bit grey keeps its upper 8 bits; of an animation the
-    first frame. Scaling is bilinear and antialiased, as on the device.
+    Any Pillow mode; transparent parts come out white; of an animation the first frame. Scaling is bilinear
+    and antialiased, as on the device.
 
     Args:
         data: a file's bytes, in one of the formats of :mod:`tune_rescon.data.formats`.
         side: of the result, in pixels.
+        resize: how a picture becomes a square: see :func:`to_square`.
+        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.levels.to_bytes`.
 
     Returns:
         uint8 array ``side x side x 3``.
@@ -99,8 +85,8 @@ def decode_image(data: bytes, side: int) -> ByteArray:
     Raises:
         BadImageError: broken or cut short.
     """
-    with _blaming_the_image():
-        return _decode(data, side, None)
+    with blaming_the_image():
+        return _decode(data, _Form(side=side, size=None, resize=resize, levels=levels))[0]
 
 
 def probe_size(source: Path, name: str) -> tuple[int, int]:
@@ -109,12 +95,19 @@ def probe_size(source: Path, name: str) -> tuple[int, int]:
     Raises:
         BadImageError: unreadable, or no image.
     """
-    with _blaming_the_image(), _opened(read_bytes(source, name)) as image:
-        return _upright_size(image, _orientation(image))
+    with blaming_the_image(), open_picture(read_bytes(source, name)) as image:
+        return upright_size(image, orientation_of(image))
 
 
 def decode_block(
-    source: Path, names: tuple[str, ...], *, first_row: int, side: int, size: tuple[int, int] | None
+    source: Path,
+    names: tuple[str, ...],
+    *,
+    first_row: int,
+    side: int,
+    size: tuple[int, int] | None,
+    resize: str = "crop",
+    levels: Levels | None = None,
 ) -> Block:
     """Decode some images of a directory or .zip.
 
@@ -124,27 +117,72 @@ def decode_block(
         first_row: row of the cache that the first of them gets.
         side: of the squares, in pixels.
         size: upright (width, height) that every image must have; None: any.
+        resize: as of :func:`decode_image`.
+        levels: likewise.
 
     Raises:
         SizesDifferError: an image's size is not ``size``.
         DataError: the source itself is gone.
     """
+    form = _Form(side=side, size=size, resize=resize, levels=levels)
     images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)
     bad: list[BadImage] = []
+    deep: dict[int, Levels] = {}
     with warnings.catch_warnings():
         # Cameras write odd EXIF data; Pillow's remarks on it would fill the terminal.
         warnings.filterwarnings("ignore", module="PIL")
         for position, name in enumerate(names):
+            row = first_row + position
             try:
-                with _blaming_the_image():
-                    images_BHWC[position] = _decode(read_bytes(source, name), side, size)
+                with blaming_the_image():
+                    images_BHWC[position], found = _decode(read_bytes(source, name), form)
             except BadImageError as error:
-                bad.append(BadImage(row=first_row + position, name=name, reason=str(error)))
-    return Block(images_BHWC=images_BHWC, bad=tuple(bad))
+                bad.append(BadImage(row=row, name=name, reason=str(error)))
+            else:
+                deep |= {row: found} if found else {}
+    return Block(images_BHWC=images_BHWC, bad=tuple(bad), deep=deep)
+
+
+def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
+    """RGB of any Pillow mode; transparent parts come out white, deep pictures in grey by ``levels``."""
+    if is_deep(image):
+        return to_bytes(image, levels).convert("RGB")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", pixels.size, "white")
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
+    """Scale a picture to a square, bilinear and antialiased.
+
+    Args:
+        image: of any size.
+        side: of the square, pixels.
+        resize: ``crop``: the centre square of it; ``pad``: all of it, black beside it; ``squash``: all of it,
+            its two sides scaled by themselves.
+    """
+    width, height = image.size
+    if (width, height) == (side, side):
+        return image
+    if resize == "squash":
+        return image.resize((side, side), Image.Resampling.BILINEAR)
+    if resize == "pad":
+        scale = side / max(width, height)
+        scaled = (max(1, round(width * scale)), max(1, round(height * scale)))
+        square = Image.new(image.mode, (side, side))
+        corner = ((side - scaled[0]) // 2, (side - scaled[1]) // 2)
+        square.paste(image.resize(scaled, Image.Resampling.BILINEAR), corner)
+        return square
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
 @contextmanager
-def _blaming_the_image() -> Iterator[None]:
+def blaming_the_image() -> Iterator[None]:
     """Whatever the decoders raise means that the bytes are wrong.
 
     Pillow and zipfile document no list: among 40,000 damaged files were OSError, SyntaxError, ValueError,
@@ -161,84 +199,25 @@ def _blaming_the_image() -> Iterator[None]:
         raise BadImageError(str(error) or type(error).__name__) from error
 
 
-def _decode(data: bytes, side: int, size: tuple[int, int] | None) -> ByteArray:
-    with _opened(data) as image:
-        orientation = _orientation(image)
-        found = _upright_size(image, orientation)
-        if size is not None and found != size:
-            raise SizesDifferError(f"{found} is not {size}")
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """What the pictures of a cache become: see :func:`decode_block`."""
+
+    side: int
+    size: tuple[int, int] | None
+    resize: str
+    levels: Levels | None
+
+
+def _decode(data: bytes, form: _Form) -> tuple[ByteArray, Levels | None]:
+    """The square, and the range of values of a deep picture."""
+    with open_picture(data) as image:
+        orientation = orientation_of(image)
+        found = upright_size(image, orientation)
+        if form.size is not None and found != form.size:
+            raise SizesDifferError(f"{found} is not {form.size}")
         # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
-        image.draft(None, (2 * side, 2 * side))
-        upright = image if orientation == 1 else image.transpose(_TRANSPOSED[orientation])
-        return np.asarray(_square(_to_rgb(upright), side))
-
-
-def _opened(data: bytes) -> Image.Image:
-    """The image of these bytes, not decoded yet.
-
-    Only the formats of :data:`FORMATS` are tried: for EPS, Pillow would start another program.
-
-    Raises:
-        ValueError: the machine's memory is too small for so many pixels.
-    """
-    # Pillow refuses 179 million pixels as an attack. The bound here is the machine's memory. Pillow reads its
-    # own from a global, which is put back at once: this process may hold other users of Pillow.
-    with _opening, warnings.catch_warnings():
-        # Cameras write odd EXIF data, of which Pillow warns.
-        warnings.filterwarnings("ignore", module="PIL")
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
-        finally:
-            Image.MAX_IMAGE_PIXELS = usual
-    width, height = image.size
-    if width * height > most_pixels():
-        image.close()
-        raise ValueError(
-            f"{width} x {height} pixels; this machine's memory allows {most_pixels() / 1e6:.0f} million"
-        )
-    return image
-
-
-@lru_cache
-def most_pixels() -> int:
-    """Pixels of the largest picture that is decoded: a quarter of the machine's memory must hold them."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory // _MEMORY_PART // _BYTES_PER_PIXEL
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8. One that cannot be read counts as 1: the pixels are whole."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself
-    try:
-        found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow documents no list of what odd EXIF raises
-        return 1
-    return found if isinstance(found, int) and found in _TRANSPOSED else 1
-
-
-def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if orientation in _QUARTER_TURNS else (width, height)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        white = Image.new("RGBA", pixels.size, "white")
-        return Image.alpha_composite(white, pixels).convert("RGB")
-    return image.convert("RGB")
-
-
-def _square(image: Image.Image, side: int) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    width, height = image.size
-    edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    box = (left, top, left + edge, top + edge)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        image.draft(None, (2 * form.side, 2 * form.side))
+        levels = levels_of(image) if is_deep(image) else None
+        shown = to_rgb(upright(image, orientation), form.levels)
+        return np.asarray(to_square(shown, form.side, form.resize)), levels

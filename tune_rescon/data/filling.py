@@ -24,6 +24,7 @@ from tune_rescon.data.cache import (
     write_meta,
 )
 from tune_rescon.data.decode import BadImage, Block
+from tune_rescon.data.levels import Levels, widest
 from tune_rescon.data.sources import Plan
 from tune_rescon.errors import DataError, explain
 
@@ -43,7 +44,7 @@ def fill(
     fingerprint: str,
     advance: Callable[[int], None],
     on_bad: Callable[[BadImage], None],
-) -> None:
+) -> Levels | None:
     """Write the images, labels and metadata of a cache into an empty folder.
 
     Args:
@@ -52,6 +53,10 @@ def fill(
         fingerprint: of the source, for the metadata.
         advance: told how many more images are done.
         on_bad: told of each image that cannot be decoded; may raise to give up.
+
+    Returns:
+        The range of values of the training pictures of more than 8 bits; None: there are none. Where it is
+        not the plan's, they were not scaled by it.
 
     Raises:
         SizesDifferError: images that the plan takes for one size are not.
@@ -67,6 +72,7 @@ def fill(
         advance(chunk.images)
     ordered = [done[start] for start in sorted(done)]
     mean, std = _mean_std(ordered)
+    levels = widest([chunk.levels for chunk in ordered if chunk.levels])
     meta = Meta(
         source=fingerprint,
         shape=plan.shape,
@@ -77,13 +83,18 @@ def fill(
         skipped=tuple((bad.row, bad.name, bad.reason) for chunk in ordered for bad in chunk.bad),
         labels_digest=write_labels(folder, plan.labels_N),
         chunk_digests=tuple(chunk.digest for chunk in ordered),
+        levels=plan.levels,
     )
     write_meta(folder, meta)
+    return levels
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """What is kept of a stored chunk. Sums are over its training images' pixels: whole numbers, so exact."""
+    """What is kept of a stored chunk. Sums are over its training images' pixels: whole numbers, so exact.
+
+    Levels are those of its deep training pictures.
+    """
 
     start: int
     images: int
@@ -92,6 +103,7 @@ class _Chunk:
     pixels: int
     sums: tuple[int, ...]
     squares: tuple[int, ...]
+    levels: Levels | None
 
 
 def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
@@ -137,6 +149,7 @@ def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, tra
         pixels=pixels_BHWC.size // shape[-1],
         sums=_channel_sums(pixels_BHWC),
         squares=_channel_sums(pixels_BHWC.astype(np.uint16) ** 2),
+        levels=widest([block.deep[row] for row in training if row in block.deep]),
     )
 
 

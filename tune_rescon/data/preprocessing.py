@@ -26,7 +26,10 @@ class Preprocessing:
     Attributes:
         stored_side: side of the squares that the cache keeps, pixels.
         image_size: side of the squares that the network sees, pixels.
-        resize: ``crop``: the centre square of the picture.
+        resize: ``crop``: the centre square of the picture; ``pad``: all of it, black beside it; ``squash``:
+            all of it, its two sides scaled apart.
+        levels: the values that become 0 and 255 in pictures of more than 8 bits; None: the whole range of
+            their type. See :func:`tune_rescon.data.levels.to_bytes`.
         mean: of each channel, pixels in 0..1; zeros where images are not normalised.
         std: likewise, never 0; ones where images are not normalised.
     """
@@ -34,6 +37,7 @@ class Preprocessing:
     stored_side: int
     image_size: int
     resize: str = "crop"
+    levels: tuple[float, float] | None = None
     interpolation: str = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,6 +51,8 @@ class Preprocessing:
         mean: Sequence[float],
         std: Sequence[float],
         normalize: bool,
+        resize: str = "crop",
+        levels: tuple[float, float] | None = None,
     ) -> Preprocessing:
         """The preprocessing that follows from a dataset's statistics.
 
@@ -56,11 +62,15 @@ class Preprocessing:
             mean: of each channel over the training images, in 0..1.
             std: likewise; 0 for a channel that never varies, which is then only shifted.
             normalize: whether images are normalised at all.
+            resize: how pictures become squares.
+            levels: the values that become 0 and 255 in pictures of more than 8 bits.
         """
         channels = len(mean)
         return cls(
             stored_side=stored_side,
             image_size=image_size,
+            resize=resize,
+            levels=levels,
             mean=tuple(mean) if normalize else (0.0,) * channels,
             std=tuple(value or 1.0 for value in std) if normalize else (1.0,) * channels,
         )

@@ -8,10 +8,10 @@ from typing import Final
 
 from tune_rescon.data.decode import BadImageError, probe_size
 
-__all__ = ["LARGEST_NATIVE_SIDE", "common_size", "stored_size"]
+__all__ = ["USUAL_STORE_SIZE", "common_size", "stored_size"]
 
-#: Images all of one size are kept as they are up to this side, pixels; larger or mixed ones are scaled to it.
-LARGEST_NATIVE_SIDE: Final = 256
+#: Side of the cache's squares, pixels, where a dataset gives no ``store_size``.
+USUAL_STORE_SIZE: Final = 256
 
 _PROBED = 32
 
@@ -33,16 +33,25 @@ def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
     return sizes.pop() if sizes else None
 
 
-def stored_size(common: tuple[int, int] | None, store_size: int | None) -> tuple[int, tuple[int, int] | None]:
+def stored_size(
+    common: tuple[int, int] | None, store_size: int | None, resize: str = "crop"
+) -> tuple[int, tuple[int, int] | None]:
     """Side of the cache's squares, and the size every image must then have (None: any).
 
-    >>> stored_size((48, 32), None)
-    (32, (48, 32))
+    Images all of one smaller size are kept at it: enlarging them would add nothing.
+
+    Args:
+        common: width and height of all images, pixels; None: they differ.
+        store_size: the largest side, pixels; None: :data:`USUAL_STORE_SIZE`.
+        resize: how pictures become squares: a ``pad`` keeps the longer side, the others the shorter.
+
+    >>> stored_size((48, 32), None), stored_size((48, 32), None, "pad")
+    ((32, (48, 32)), (48, (48, 32)))
     >>> stored_size((1920, 1080), None), stored_size(None, None), stored_size((32, 32), 64)
-    ((256, None), (256, None), (64, None))
+    ((256, None), (256, None), (32, (32, 32)))
     """
-    if store_size is not None:
-        return store_size, None
-    if common is None or min(common) > LARGEST_NATIVE_SIDE:
-        return LARGEST_NATIVE_SIDE, None
-    return min(common), common
+    side = USUAL_STORE_SIZE if store_size is None else store_size
+    if common is None:
+        return side, None
+    native = max(common) if resize == "pad" else min(common)
+    return (native, common) if native <= side else (side, None)

@@ -25,6 +25,7 @@ from tune_rescon.data.catalog import BUILTIN, dataset_path
 from tune_rescon.data.decode import Block, decode_block
 from tune_rescon.data.folder import fingerprint, list_folder
 from tune_rescon.data.layout import PARTS
+from tune_rescon.data.levels import Levels
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.sizes import common_size, stored_size
 
@@ -39,6 +40,7 @@ class Plan:
         counts: images of each part.
         reader: gives what reads a run of rows; it is sent to decoding processes.
         decodes: False if reading only copies, which is not worth a process.
+        levels: the range of values by which pictures of more than 8 bits become bytes; None: not known yet.
     """
 
     shape: Shape
@@ -47,6 +49,7 @@ class Plan:
     labels_N: npt.NDArray[np.int64]
     reader: Callable[[slice], Callable[[], Block]]
     decodes: bool
+    levels: Levels | None = None
 
 
 class Source(Protocol):
@@ -67,8 +70,12 @@ class Source(Protocol):
             DataError: the source is gone.
         """
 
-    def plan(self, *, alike: bool) -> Plan:
-        """Lay out the cache. ``alike`` False: images taken for one size turned out to differ.
+    def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
+        """Lay out the cache.
+
+        Args:
+            alike: False: images taken for one size turned out to differ.
+            levels: the range of the pictures of more than 8 bits, where it is known.
 
         Raises:
             DataError: the source is not what it should be, or cannot be had.
@@ -84,19 +91,28 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     path = dataset_path(dataset, data_root)
     if path is None:
         return _BuiltInSource(name=dataset.name, data_root=data_root)
-    return _FolderSource(path=path, store_size=dataset.store_size, selection=Selection.of(dataset))
+    return _FolderSource(
+        path=path,
+        store_size=dataset.store_size,
+        resize=dataset.resize,
+        selection=Selection.of(dataset),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _FolderSource:
     path: Path
     store_size: int | None
+    resize: str
     selection: Selection
 
     @property
     def key(self) -> str:
-        place = f"{self.path}\0{self.store_size}{self.selection.key}".encode(errors="surrogateescape")
-        return f"folder-v{FORMAT}-{blake2b(place, digest_size=8).hexdigest()}"
+        resize = "" if self.resize == "crop" else self.resize  # whose caches older versions made
+        place = f"{self.path}\0{self.store_size}{resize}{self.selection.key}"
+        return (
+            f"folder-v{FORMAT}-{blake2b(place.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
+        )
 
     @property
     def title(self) -> str:
@@ -105,14 +121,16 @@ class _FolderSource:
     def fingerprint(self) -> str:
         return fingerprint(self.path, self.selection)
 
-    def plan(self, *, alike: bool) -> Plan:
+    def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
         listing = list_folder(self.path, self.selection)
         parts = [getattr(listing, part) for part in PARTS]
         names = listing.names
-        side, size = stored_size(common_size(self.path, names) if alike else None, self.store_size)
+        common = common_size(self.path, names) if alike else None
+        side, size = stored_size(common, self.store_size, self.resize)
+        decode = partial(decode_block, self.path, side=side, size=size, resize=self.resize, levels=levels)
 
         def reader(rows: slice) -> Callable[[], Block]:
-            return partial(decode_block, self.path, names[rows], first_row=rows.start, side=side, size=size)
+            return partial(decode, names[rows], first_row=rows.start)
 
         return Plan(
             shape=(len(names), side, side, 3),
@@ -121,6 +139,7 @@ class _FolderSource:
             labels_N=np.concatenate([np.array(found.labels, dtype=np.int64) for found in parts]),
             reader=reader,
             decodes=True,
+            levels=levels,
         )
 
 
@@ -141,8 +160,8 @@ class _BuiltInSource:
         # Published files never change (torchvision checks their MD5), and need not be kept once decoded.
         return self.name
 
-    def plan(self, *, alike: bool) -> Plan:
-        assert alike, "a dataset known by name has images of one size"
+    def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
+        assert alike and levels is None, "a dataset known by name has images of one size, of 8 bits"  # noqa: PT018
         (train_NHWC, train_N), (test_NHWC, test_N) = load_arrays(self.name, self.data_root)
         images_NHWC = np.concatenate([train_NHWC, test_NHWC])
         count, height, width, channels = images_NHWC.shape

@@ -22,6 +22,7 @@ __all__ = [
     "cut_sizes",
     "draw_cut",
     "draw_subset",
+    "held_out_counts",
     "mislabelled",
 ]
 
@@ -156,6 +157,15 @@ def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
         train_N=_join(order[h:u] for order, h, u in zip(orders, held, used, strict=True)),
         val_N=_join(order[:h] for order, h in zip(orders, held, strict=True)),
     )
+
+
+def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
+    """Images of each class that :func:`draw_cut` holds out of all of them, from the counts alone.
+
+    >>> held_out_counts([50, 30, 20], SplitRule(limit=None, val_fraction=0.1, seed=0))
+    [5, 3, 2]
+    """
+    return apportion(counts, cut_sizes(sum(counts), len(counts), rule)[1], leave=1)
 
 
 def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:

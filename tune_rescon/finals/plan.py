@@ -114,7 +114,8 @@ def finals_space(
     Args:
         name: of the search that the finals are.
         configs: different from each other.
-        dataset: what they were searched on; nothing of it is held out.
+        dataset: what they were searched on. Nothing of it is held out, but for validation images where there
+            are no test images for the networks to be judged by.
         epochs: of each training.
         seeds: trainings of each configuration, which differ by their seed.
         resources: of each training.
@@ -132,7 +133,7 @@ def finals_space(
         "version": 1,
         "name": name,
         "description": about,
-        "dataset": dataclasses.asdict(dataclasses.replace(dataset, hold_out=False)),
+        "dataset": dataclasses.asdict(dataclasses.replace(dataset, hold_out=False, without_test="val")),
         "metric": {"name": METRIC, "mode": "max"},
         "fidelity": {"min": epochs, "max": epochs},
         "sampler": {"type": "random", "seed": seed},

@@ -103,9 +103,9 @@ def _broken_dataset(draft: Draft) -> Iterator[Problem]:
             rule = "`dataset.path`, a directory or .zip of images, is missing"
             yield Problem(path=("dataset",), text=explain(rule, hint=hint))
         return
-    for key in FOLDER_ONLY:
+    for key in (*FOLDER_ONLY, "resize"):
         given = getattr(draft.dataset, key)
-        if given is not None:
+        if given not in (None, "crop"):
             rule = f"only the dataset `folder` has {'a path' if key == 'path' else f'`{key}`'}"
             yield Problem(path=("dataset", key), text=explain(rule, got=shown(given)))
 

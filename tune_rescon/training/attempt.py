@@ -227,6 +227,8 @@ class Attempt:
             mean=self.dataset.mean,
             std=self.dataset.std,
             stored_side=self.dataset.stored_side,
+            resize=self.dataset.resize,
+            levels=self.dataset.levels,
             dataset=self.dataset.digest,
             seed=record.seed,
             epoch=epoch,

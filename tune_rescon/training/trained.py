@@ -43,6 +43,10 @@ class TrainedNetwork:
     """That epoch's."""
     stored_side: int | None = None
     """Side of the squares that pictures are decoded to, pixels; None: an earlier version did not note it."""
+    resize: str = "crop"
+    """How pictures became squares."""
+    levels: tuple[float, float] | None = None
+    """The values that became 0 and 255 in pictures of more than 8 bits."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -56,6 +60,8 @@ class TrainedNetwork:
             mean=self.mean,
             std=self.std,
             normalize=self.config.normalize,
+            resize=self.resize,
+            levels=self.levels,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         default_data_root,
         sync_command,
     )
+    from tune_rescon.tuning.preparation import training_words
     from tune_rescon.tuning.presentation import Presentation
     from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.rules.stopping import Decision, Observation, StoppingRule, Verdict
     from tune_rescon.tuning.runner import run_search
     from tune_rescon.tuning.store.search_store import find_search
+    from tune_rescon.tuning.stored_side import cache_words, with_store_size
     from tune_rescon.tuning.summing_up import sum_up
     from tune_rescon.tuning.sync import sync_tracking
 
@@ -74,6 +76,7 @@ __all__ = [
     "Verdict",
     "absolute_storage",
     "best_trial",
+    "cache_words",
     "datasets_of",
     "default_cache_root",
     "default_data_root",
@@ -91,6 +94,8 @@ __all__ = [
     "sum_up",
     "sync_command",
     "sync_tracking",
+    "training_words",
+    "with_store_size",
     "write_atomically",
 ]
 
@@ -122,6 +127,7 @@ __getattr__ = lazy_names(
         "TrialTask": "execution.trial",
         "Verdict": "rules.stopping",
         "best_trial": "result",
+        "cache_words": "stored_side",
         "datasets_of": "pricing",
         "default_cache_root": "options",
         "default_data_root": "options",
@@ -140,6 +146,8 @@ __getattr__ = lazy_names(
         "absolute_storage": "options",
         "sync_command": "options",
         "sync_tracking": "sync",
+        "training_words": "preparation",
+        "with_store_size": "stored_side",
         "write_atomically": "record.folder",
     },
 )

@@ -11,6 +11,7 @@ from tune_rescon.tuning.record.folder import SearchFolder
 from tune_rescon.tuning.record.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.space_changes import check_changes
+from tune_rescon.tuning.stored_side import with_store_size
 
 __all__ = ["create_record", "resume_record"]
 
@@ -27,7 +28,7 @@ def resume_record(
     url = options.study_url or folder.study_url
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
-    check_changes(options.name, versions.newest, space, record.trials())
+    check_changes(options.name, versions.newest, with_store_size(space, versions.newest), record.trials())
     return record, versions
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts, describe, is_url, local_path, open_dataset
+from tune_rescon.data.levels import levels_words
 from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.initial_weights import with_absolute_weights
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.record.study import StudyRecord
+from tune_rescon.tuning.stored_side import cache_words
 
-__all__ = ["Prepared", "anchored", "check_same_images", "note_images", "prepare_data"]
+__all__ = ["Prepared", "anchored", "check_same_images", "note_images", "prepare_data", "training_words"]
 
 #: The study's attribute: the digest of each dataset's images and splits, by name.
 _IMAGES: Final = "image_digests"
+
+_STANDING_IN: Final = (
+    "there are no test images, so the {images} validation images judge the networks, and do not train;"
+    " networks that a search chose by these very images do slightly worse on others"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,8 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
     prepared = {}
     for dataset in datasets_of(space):
         facts = describe(dataset, data_root=options.data_root)
-        for line in facts.account.lines() if facts.account else ():
+        account = facts.account.lines() if facts.account else []
+        for line in (*account, *cache_words(space, facts)):
             say(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
@@ -61,12 +69,26 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
             cache_root=options.cache_root,
             progress=options.show_progress,
         )
+        if images.levels is not None:
+            say(f"{dataset.name}: {levels_words(images.levels)}")
+        if facts.validation_tests:
+            say(f"{dataset.name}: {_STANDING_IN.format(images=facts.test_images)}")
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
-            hint = "Put some into test/CLASS beside train/."
+            hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(explain(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
         prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
     return prepared
+
+
+def training_words(facts: DatasetFacts) -> str:
+    """What ``tune_rescon.train`` will judge the winners of a search by, so that it is known before."""
+    if facts.test_images:
+        return f"`tune_rescon.train` judges the winners by the {facts.test_images} test images"
+    return (
+        f"there are no test images: `tune_rescon.train` will judge the winners by the {facts.val_images}"
+        " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
+    )
 
 
 def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
@@ -78,11 +100,25 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
         DataError: a dataset differs.
     """
     noted = record.attribute(_IMAGES) or {}
+    known = record.attribute("datasets") or {}
     for name, dataset in prepared.items():
         if noted.get(name, dataset.digest) != dataset.digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"
-            hint = "Put back the images, or begin a search of another --name."
-            raise DataError(explain(rule, got=f"other images in {name}", where="dataset", hint=hint))
+            got = f"other images in {name} ({_counts(known.get(name), dataset.facts)})"
+            hint = (
+                "Put back the images, or begin a search of another --name with --warm-start and this one's"
+                " name, which learns from its trials."
+            )
+            raise DataError(explain(rule, got=got, where="dataset", hint=hint))
+
+
+def _counts(known: Mapping[str, Any] | None, facts: DatasetFacts) -> str:
+    """What differs, as far as counting tells."""
+    parts = ("train", "val", "test")
+    found = {part: getattr(facts, f"{part}_images") for part in parts}
+    had = {part: (known or {}).get(f"{part}_images") for part in parts}
+    changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
+    return "; ".join(changed) if known and changed else "as many as before, and not the same"
 
 
 def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tune_rescon.data import Account, DatasetFacts
 from tune_rescon.passwords import without_password
@@ -18,6 +18,10 @@ from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.result import SearchState
 
 __all__ = ["RunNotes", "note_outcome", "note_run", "read_notes"]
+
+
+#: Facts that the record of a search has elsewhere, or not at all.
+_LATER_FACTS: Final = ("account", "stored_side", "stored_images", "validation_tests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +66,9 @@ def read_notes(record: StudyRecord) -> RunNotes:
 
 
 def _plain(facts: DatasetFacts) -> dict[str, Any]:
-    """The facts but for the account, which earlier versions of this package do not know."""
+    """The facts but for those that earlier versions of this package, which may read them, do not know."""
     values = dataclasses.asdict(dataclasses.replace(facts, account=None))
-    del values["account"]
-    return values
+    return {name: value for name, value in values.items() if name not in _LATER_FACTS}
 
 
 def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetFacts:

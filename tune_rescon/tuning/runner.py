@@ -57,6 +57,7 @@ from tune_rescon.tuning.rules.ladder import make_rule
 from tune_rescon.tuning.run_notes import note_outcome, note_run, read_notes
 from tune_rescon.tuning.space_changes import history_words
 from tune_rescon.tuning.store.search_store import SearchStore, open_store
+from tune_rescon.tuning.stored_side import with_store_size
 from tune_rescon.tuning.summing_up import sum_up
 from tune_rescon.tuning.tasks import TaskMaker
 from tune_rescon.tuning.tensorboard_listener import check_tensorboard, event_files
@@ -128,6 +129,7 @@ def run_search(
         store.fetch()
         # Before anything is paid for: a change that is refused leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if options.resume else None
+        space = with_store_size(space, resumed[1].newest if resumed is not None else None)
         prepared = prepare_data(space, options, say)
         if resumed is not None:
             check_same_images(resumed[0], prepared)

@@ -68,21 +68,28 @@ def draw_gallery(
             device = next(network.parameters()).device
             maps = attention_maps(classifier.to(device), pixels(batch, about, device))
             for row, path in enumerate(batch.paths):
-                drawn.append(_draw(folder, len(drawn), batch, maps, row))
+                drawn.append(_draw(folder, len(drawn), batch, maps, row, about))
                 yield path
             _write_page(folder, drawn)
     finally:
         _write_page(folder, drawn)
 
 
-def _draw(folder: Path, number: int, batch: Pictures, maps: list[ModuleMaps], row: int) -> DrawnPicture:
+def _draw(
+    folder: Path,
+    number: int,
+    batch: Pictures,
+    maps: list[ModuleMaps],
+    row: int,
+    about: TrainedNetwork,
+) -> DrawnPicture:
     path = batch.paths[row]
     name = f"{number:04d}-{path.stem[:_LONGEST_STEM]}"
     draw_maps(folder / f"{name}.png", batch.images_BHWC[row], maps, row)
-    photograph = load_photograph(path)
+    photograph = load_photograph(path, about.levels)
     overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
     for file, module in zip(overlays, maps, strict=True):
-        draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size))
+        draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
     return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=str(path))
 
 

@@ -108,7 +108,8 @@ def batches_of(
 def _decoded(path: Path, about: TrainedNetwork) -> ByteArray | str:
     """The picture, or what is wrong with it."""
     try:
-        image_HWC = decode_image(path.read_bytes(), about.preprocessing.stored_side)
+        how = about.preprocessing
+        image_HWC = decode_image(path.read_bytes(), how.stored_side, resize=how.resize, levels=how.levels)
     except (BadImageError, OSError) as error:
         return str(error)
     if about.preprocessing.channel_order == "L":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import html
 import urllib.parse
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ import numpy.typing as npt
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor, nn
 
-from tune_rescon.data.formats import FORMATS
+from tune_rescon.data.decode import blaming_the_image, to_rgb
+from tune_rescon.data.levels import Levels
+from tune_rescon.data.opening import open_picture, orientation_of, upright
 from tune_rescon.errors import ConfigError, unknown_name
 from tune_rescon.models.attention import AttentionModule
 
@@ -45,17 +46,6 @@ FloatArray = npt.NDArray[np.float32]
 
 #: Left, top, right, bottom, pixels.
 Box = tuple[float, float, float, float]
-
-#: By EXIF's orientation.
-_TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 #: Share of a mask's colour in what is drawn over a photograph.
 _OPACITY: Final = 0.5
@@ -145,41 +135,20 @@ def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[Modul
         figure.savefig(scratch, dpi=110, format="png")
 
 
-def load_photograph(path: Path) -> Image.Image:
-    """A picture as it is shown, RGB at its own size, upright by its EXIF; only ``data.formats`` are tried.
+def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
+    """A picture as the network was shown it, RGB and upright, at its own size.
+
+    Args:
+        path: the picture.
+        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.levels.to_bytes`.
 
     Raises:
-        OSError: the file cannot be read, or is no picture.
+        OSError: the file cannot be read.
+        BadImageError: it is no picture.
     """
-    with warnings.catch_warnings():
-        # Pillow's remarks on odd EXIF would fill the terminal.
-        warnings.filterwarnings("ignore", module="PIL")
-        with Image.open(path, formats=tuple(FORMATS)) as image:
-            turn = _turn(image)
-            return _to_rgb(image if turn is None else image.transpose(turn))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Transparent parts come out white, deep and float pixels over their own range."""
-    if image.mode[0] in "IF":
-        # Pillow would clip them at 255.
-        levels = np.asarray(image, dtype=np.float32)
-        return Image.fromarray(_bytes(_normalised(levels))).convert("RGB")
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        white = Image.new("RGBA", pixels.size, "white")
-        return Image.alpha_composite(white, pixels).convert("RGB")
-    return image.convert("RGB")
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; nothing where its EXIF cannot be read, for the pixels are whole."""
-    try:
-        # Not `exif_transpose`, which also writes the EXIF again, and fails where that is odd.
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        # Pillow documents no list of what odd EXIF raises; SyntaxError and struct.error are among it.
-        return None
+    data = path.read_bytes()
+    with blaming_the_image(), open_picture(data) as image:
+        return to_rgb(upright(image, orientation_of(image)), levels)
 
 
 def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:

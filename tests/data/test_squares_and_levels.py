@@ -1,0 +1,141 @@
+"""How pictures become squares, and how those of more than 8 bits become bytes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import OpenFolder
+from tune_rescon.config import TrialConfig
+from tune_rescon.data.decode import BadImageError, decode_image
+from tune_rescon.data.levels import levels_of, to_bytes
+from tune_rescon.data.sizes import stored_size
+
+
+def encode(image: Image.Image, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
+
+
+def wide() -> Image.Image:
+    """60 x 20: a red, a green and a blue square, from the left."""
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    for channel in range(3):
+        pixels[:, 20 * channel : 20 * (channel + 1), channel] = 255
+    return Image.fromarray(pixels)
+
+
+def grey16(low: int, high: int, side: int = 16) -> Image.Image:
+    """A ramp of 16-bit values from the left to the right."""
+    row = np.linspace(low, high, side).round().astype(np.uint16)
+    return Image.fromarray(np.tile(row, (side, 1)))
+
+
+def save(root: Path, name: str, image: Image.Image) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def test_crop_keeps_the_centre() -> None:
+    assert (decode_image(encode(wide()), 20) == (0, 255, 0)).all()
+
+
+def test_pad_keeps_all_of_it_with_black_beside_it() -> None:
+    found = decode_image(encode(wide()), 60, resize="pad")
+    assert (found[:20] == 0).all()
+    assert (found[40:] == 0).all()
+    assert np.array_equal(found[20:40], np.asarray(wide()))
+
+
+def test_squash_keeps_all_of_it() -> None:
+    found = decode_image(encode(wide()), 21, resize="squash")
+    for channel, column in enumerate((2, 10, 18)):
+        assert (found[:, column, channel] == 255).all()
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_a_line_of_pixels_becomes_a_square(resize: str) -> None:
+    thin = Image.new("RGB", (400, 1), (10, 20, 30))
+    assert decode_image(encode(thin), 16, resize=resize).shape == (16, 16, 3)
+
+
+def test_a_stored_square_is_never_larger_than_its_pictures() -> None:
+    assert stored_size((300, 200), 448) == (200, (300, 200))
+    assert stored_size((300, 200), 448, "pad") == (300, (300, 200))
+    assert stored_size((900, 700), 448) == (448, None)
+    assert stored_size((300, 200), None, "pad") == (256, None)
+
+
+def test_twelve_bits_in_sixteen_are_scaled_by_their_own_range() -> None:
+    image = grey16(0, 4095)
+    assert levels_of(image) == (0, 4095)
+    found = np.asarray(to_bytes(image, (0, 4095)))
+    assert (found.min(), found.max()) == (0, 255)
+    assert np.abs(found[0].astype(int) - np.linspace(0, 255, 16)).max() <= 1
+
+
+def test_floats_that_are_missing_or_infinite_are_black_or_white() -> None:
+    values = np.array([[np.nan, np.inf], [-np.inf, 5.0]], dtype=np.float32)
+    image = Image.fromarray(values)
+    assert levels_of(image) == (5, 5)
+    assert np.asarray(to_bytes(image, (0.0, 10.0))).tolist() == [[0, 255], [0, 128]]
+
+
+def test_values_outside_the_range_are_clipped() -> None:
+    assert np.asarray(to_bytes(grey16(0, 65535), (1000, 2000)))[0].tolist() == [0] + [255] * 15
+
+
+def test_a_picture_without_a_finite_value_is_bad() -> None:
+    empty = Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32))
+    with pytest.raises(BadImageError, match="no finite value"):
+        decode_image(encode(empty, "TIFF"), 16)
+
+
+def test_without_a_range_it_is_that_of_the_type() -> None:
+    assert decode_image(encode(grey16(0, 65535)), 16).max() == 255
+    halves = Image.fromarray(np.full((16, 16), 0.5, dtype=np.float32))
+    assert (decode_image(encode(halves, "TIFF"), 16) == 128).all()
+
+
+def test_the_training_pictures_give_the_range(tmp_path: Path, open_folder: OpenFolder) -> None:
+    root = tmp_path / "cells"
+    for label, high in (("a", 1000), ("b", 4000)):
+        for number in range(4):
+            save(root, f"train/{label}/{number}.png", grey16(0, high))
+        save(root, f"val/{label}/0.png", grey16(0, 60_000))
+    found = open_folder(root)
+    assert found.levels == (0, 4000)
+    images_NHWC, labels_N = found.train.gather(np.arange(len(found.train)))
+    brightest = [images_NHWC[labels_N == label].max() for label in (0, 1)]
+    assert brightest == [64, 255]
+    assert (found.val.gather(np.arange(2))[0].max(axis=(1, 2, 3)) == 255).all()
+
+
+def test_pictures_of_8_bits_beside_deep_ones_stay_as_they_are(
+    tmp_path: Path, open_folder: OpenFolder
+) -> None:
+    root = tmp_path / "mixed"
+    for number in range(4):
+        save(root, f"a/{number}.png", Image.new("L", (16, 16), 100))
+        save(root, f"b/{number}.png", grey16(0, 200))
+    found = open_folder(root)
+    images_NHWC, labels_N = found.train.gather(np.arange(len(found.train)))
+    assert (images_NHWC[labels_N == 0] == 100).all()
+    assert images_NHWC[labels_N == 1].max() == 255
+
+
+def test_each_way_has_a_cache_of_its_own(tmp_path: Path, open_folder: OpenFolder) -> None:
+    root = tmp_path / "wide"
+    for label in "ab":
+        for number in range(4):
+            save(root, f"{label}/{number}.png", wide())
+    sides = {resize: open_folder(root, resize=resize).stored_side for resize in ("crop", "pad", "squash")}
+    assert sides == {"crop": 20, "pad": 60, "squash": 20}
+    assert open_folder(root).preprocessing(TrialConfig(), 32).resize == "crop"
+    assert open_folder(root, resize="pad").preprocessing(TrialConfig(), 32).resize == "pad"

@@ -1,0 +1,78 @@
+"""The cache keeps pictures as large as the largest network of the search sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tune_rescon.data import describe
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.tuning.space_changes import change_problems
+from tune_rescon.tuning.stored_side import cache_words, largest_image_size, with_store_size
+
+RATE = '"learning_rate": {"type": "float", "low": 0.01, "high": 0.1}'
+SIZES = f'parameters={{{RATE}, "image_size": {{"type": "categorical", "choices": [64, 320]}}}}'
+
+
+def folder_space(path: Path | str = "pictures", settings: Sequence[str] = ()) -> Space:
+    return load_space("folder", [f"dataset.path={path}", f"parameters={{{RATE}}}", "initial=[]", *settings])
+
+
+def sides(space: Space, recorded: Space | None = None) -> int | None:
+    return with_store_size(space, recorded).dataset.store_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (["fixed.image_size=48"], 48),
+        ([SIZES], 320),
+        (["fixed={preset: attention56}"], 224),
+        (["fixed={preset: port_attention_448}"], 448),
+    ],
+)
+def test_the_largest_network(settings: list[str], largest: int) -> None:
+    assert largest_image_size(folder_space(settings=settings)) == largest
+
+
+def test_a_new_search_keeps_what_its_largest_network_sees() -> None:
+    assert sides(folder_space(settings=[SIZES])) == 320
+
+
+def test_smaller_networks_leave_the_usual_side() -> None:
+    assert sides(folder_space(settings=["fixed.image_size=48"])) is None
+
+
+def test_a_given_side_stays() -> None:
+    assert sides(folder_space(settings=["dataset.store_size=100", "fixed.image_size=300"])) == 100
+
+
+def test_a_resumed_search_keeps_the_side_that_its_trials_had() -> None:
+    begun = with_store_size(folder_space(settings=["fixed.image_size=300"]), None)
+    again = folder_space(settings=["fixed.image_size=300"])
+    assert sides(again, begun) == 300
+    assert change_problems(begun, with_store_size(again, begun), []) == []
+
+
+def test_a_search_of_an_earlier_version_keeps_256() -> None:
+    old = folder_space(settings=["fixed.image_size=300"])
+    assert sides(folder_space(settings=["fixed.image_size=300"]), old) is None
+
+
+def test_the_cache_is_priced_and_enlarging_is_said(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("RGB", (400, 300 + number)).save(tmp_path / label / f"{number}.png")
+    space = folder_space(tmp_path, ["fixed.image_size=300"])
+    told = with_store_size(space, None)
+    (line,) = cache_words(told, describe(told.dataset, data_root=tmp_path))
+    assert line.startswith("the cache keeps 4 squares of 300 pixels: 1.1 MB of disk")
+    small = folder_space(tmp_path, ["fixed.image_size=300", "dataset.store_size=64"])
+    assert (
+        "see these squares enlarged: `--set dataset.store_size=300`"
+        in cache_words(small, describe(small.dataset, data_root=tmp_path))[-1]
+    )
