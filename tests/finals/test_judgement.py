@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy.stats import ttest_ind
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.data import Account
 from tune_rescon.finals import (
     FinalsPresentation,
     Shares,
@@ -115,6 +116,27 @@ def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) ->
         result, trials=(*(t for t in result.trials if t.number != 2), trial(2, 0.1, 0.71))
     )
     assert "Its lead" not in said(ahead)
+
+
+@pytest.mark.parametrize(
+    ("test_images", "fraction", "words"),
+    [
+        (5, None, "finalists on the test images"),
+        (0, 0.2, "finalists on the test images"),
+        (0, None, "finalists on the validation images, for there are no test images"),
+    ],
+)
+def test_what_judged_is_said(
+    result: StudyResult, test_images: int, fraction: float | None, words: str
+) -> None:
+    counts = {"train": (9, 9), "val": (2, 2), "test": (test_images, 0)}
+    dataset = dataclasses.replace(result.space.dataset, test_fraction=fraction)
+    told = dataclasses.replace(
+        result,
+        space=result.space.model_copy(update={"dataset": dataset}),
+        accounts={dataset.name: Account(class_names=("a", "b"), per_class=counts)},
+    )
+    assert words in said(told)
 
 
 def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:

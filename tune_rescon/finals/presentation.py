@@ -85,11 +85,12 @@ def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
 
 
 def print_judgement(result: StudyResult, console: Console) -> None:
-    """What the test images said: a table, the winner by class, and what was not chosen by what."""
+    """What the images that judge said: a table, the winner by class, and what was not chosen by what."""
     found = judgement(result)
     if not found:
         return
-    table = Table(title=f"{result.name}: {len(found)} finalists on the test images", title_justify="left")
+    title = f"{result.name}: {len(found)} finalists on the {_judging_images(result)}"
+    table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
     for row in judgement_rows(found):
@@ -163,6 +164,14 @@ def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Cons
             f"Its lead on the second, {interval}, is within what the seed alone changes.",
             soft_wrap=True,
         )
+
+
+def _judging_images(result: StudyResult) -> str:
+    """What judged the networks: validation images where the source has no test images."""
+    dataset = result.space.dataset
+    account = result.accounts.get(dataset.name)
+    has_test = account is None or account.images["test"] or dataset.test_fraction is not None
+    return "test images" if has_test else "validation images, for there are no test images"
 
 
 def _trainings(found: Sequence[Finalist]) -> str:
