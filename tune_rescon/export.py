@@ -28,14 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     "form",
     required=True,
     metavar="FORMAT",
-    help="safetensors (weights); torch-export, onnx or tensorflow (pixels in 0..1 in, probabilities out).",
+    help="safetensors (weights); timm (a folder for timm.create_model); torch-export, onnx or tensorflow"
+    " (pixels in 0..1 in, probabilities out).",
 )
 @click.option(
     "--output",
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The file to write; for tensorflow the SavedModel's folder.",
+    help="The file to write; for tensorflow and timm a folder.",
 )
 @click.option(
     "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."

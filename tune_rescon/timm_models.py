@@ -10,7 +10,11 @@
 
 The name has an underscore because timm refuses one with a slash, as a repository's or a folder's (1.0.31).
 The weights' names are those of the package's own networks, so that what ``export --format safetensors`` has
-written loads as it is. There are no pretrained weights.
+written loads as it is. There are no pretrained weights. What ``export --format timm`` has written is a folder
+with a network of any shape, its weights and its data config::
+
+    network = timm.create_model("local-dir:FOLDER", pretrained=True)
+    pixels = network.preprocess(PIL.Image.open("photo.jpg"))
 
 What timm offers for its own networks works here too: ``features_only``, ``forward_intermediates``, gradient
 checkpointing, layer-wise decay, TorchScript and torch.fx.
@@ -20,10 +24,13 @@ Shapes in names: B images, C channels, H and W height and width in pixels, K cla
 
 # Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
@@ -34,6 +41,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.data.decode import square_of
+from tune_rescon.data.pixels import Normalization
+from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, explain
 from tune_rescon.models import (
     NetworkSpec,
@@ -45,9 +55,15 @@ from tune_rescon.models import (
 from tune_rescon.models.network import check_sides
 from tune_rescon.training.recomputing import activations_recomputed
 
-__all__ = ["TimmNetwork", "default_cfgs"]
+__all__ = ["EXPORTED", "TimmNetwork", "data_config", "default_cfgs", "tune_rescon_network"]
 
 _PREFIX: Final = "tune_rescon_"
+
+#: The name of networks that are no preset.
+EXPORTED: Final = f"{_PREFIX}network"
+
+#: timm's words for ``Preprocessing.resize``.
+_CROP_MODES: Final = {"crop": "center", "pad": "border", "squash": "squash"}
 
 #: Classes unless asked otherwise: ImageNet's, and CIFAR-10's of the networks for its images.
 _CLASSES, _SMALL_CLASSES, _SMALL_SIDE = 1000, 10, 32
@@ -64,8 +80,10 @@ class TimmNetwork(ResidualAttentionNetwork):
 
     def __init__(
         self,
-        preset: str,
+        preset: str | None = None,
         *,
+        spec: Mapping[str, Any] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
         num_classes: int = _CLASSES,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -73,10 +91,12 @@ class TimmNetwork(ResidualAttentionNetwork):
         drop_path_rate: float = 0.0,
         img_size: int | tuple[int, int] | None = None,
     ) -> None:
-        """Build ``preset``.
+        """Build ``preset``, or the network of ``spec``.
 
         Args:
-            preset: a name of ``list_presets``.
+            preset: a name of ``list_presets``; None: ``spec`` is given.
+            spec: plain values of a ``NetworkSpec``, as an exported folder has them.
+            preprocessing: plain values of a ``Preprocessing``, likewise.
             num_classes: 0: features, pooled, and no classifier.
             in_chans: channels of the images.
             global_pool: "avg", or "" for the feature maps themselves (then without classifier).
@@ -90,8 +110,18 @@ class TimmNetwork(ResidualAttentionNetwork):
         """
         _check_head(num_classes, global_pool)
         side = img_size if isinstance(img_size, int | None) else min(img_size)
-        config = TrialConfig(preset=preset, drop_path=drop_path_rate, image_size=side)
-        super().__init__(resolve_network(config, classes=max(num_classes, 1), in_channels=in_chans))
+        classes = max(num_classes, 1)
+        if spec is not None:
+            known = NetworkSpec.from_dict(spec)
+            super().__init__(
+                dataclasses.replace(
+                    known, classes=classes, in_channels=in_chans, image_size=side or known.image_size
+                )
+            )
+        else:
+            config = TrialConfig(preset=preset, drop_path=drop_path_rate, image_size=side)
+            super().__init__(resolve_network(config, classes=classes, in_channels=in_chans))
+        self.preprocessing = None if preprocessing is None else Preprocessing.from_dict(preprocessing)
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.spec.out_channels
         self.feature_info = _feature_info(self.spec)
@@ -100,6 +130,28 @@ class TimmNetwork(ResidualAttentionNetwork):
         self.num_classes, self.global_pool = num_classes, global_pool
         if not num_classes:
             self.add_module("classifier", nn.Identity())
+
+    def preprocess(self, picture: Image.Image) -> Tensor:
+        """A picture as validation showed it to the network: normalised, C x H x W.
+
+        timm's own transform (``timm.data.create_transform``) comes near: it scales in one step, without the
+        squares of the search's cache in between.
+
+        Args:
+            picture: of any size and mode. A file's is best given as ``PIL.Image.open`` returns it, not
+                decoded, as training reads it.
+
+        Raises:
+            ConfigError: the network was not exported by this package.
+        """
+        how = self.preprocessing
+        if how is None:
+            hint = "`python -m tune_rescon.export --format timm` writes it beside the weights."
+            raise ConfigError(explain("the network must know its preprocessing", got="none", hint=hint))
+        square = square_of(picture, how.stored_side, resize=how.resize, levels=how.levels)
+        image_HWC = np.array(square.convert(how.channel_order)).reshape(how.stored_side, how.stored_side, -1)
+        image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
+        return Normalization(how)(image_CHW[None])[0].contiguous()
 
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         """What makes logits of features; ``name_only``: its name."""
@@ -311,28 +363,68 @@ def _default(spec: NetworkSpec) -> dict[str, Any]:
 
 #: timm reads this name when a function of this module is registered.
 default_cfgs = generate_default_cfgs(
-    {f"{_PREFIX}{preset}": _default(_spec(preset)) for preset in list_presets()}
+    {
+        **{f"{_PREFIX}{preset}": _default(_spec(preset)) for preset in list_presets()},
+        EXPORTED: {"first_conv": "stem.conv", "classifier": "classifier"},
+    }
 )
 
 
-def _entry(preset: str) -> Callable[..., TimmNetwork]:
-    taps = len(_feature_info(_spec(preset)))
+def data_config(
+    preprocessing: Preprocessing, spec: NetworkSpec, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What timm calls ``pretrained_cfg``, of a trained network: its transform and loaders read it."""
+    return {
+        **_default(spec),
+        "num_classes": len(class_names),
+        "label_names": list(class_names),
+        "crop_pct": 1.0,
+        "crop_mode": _CROP_MODES[preprocessing.resize],
+        "interpolation": preprocessing.interpolation,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+    }
 
+
+def _entry(preset: str) -> Callable[..., TimmNetwork]:
     def build(pretrained: bool = False, **options: Any) -> TimmNetwork:
-        network: TimmNetwork = build_model_with_cfg(
-            TimmNetwork,
-            f"{_PREFIX}{preset}",
-            pretrained,
-            # Stem, stages and final units are sequences of layers, from within which timm takes the maps.
-            feature_cfg={"out_indices": tuple(range(taps)), "flatten_sequential": True},
-            preset=preset,
-            **options,
-        )
-        return network
+        return _built(f"{_PREFIX}{preset}", _spec(preset), pretrained, preset=preset, **options)
 
     build.__name__ = build.__qualname__ = f"{_PREFIX}{preset}"
     build.__doc__ = f"The preset ``{preset}``."
     return build
+
+
+def _built(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
+    network: TimmNetwork = build_model_with_cfg(
+        TimmNetwork,
+        name,
+        pretrained,
+        # Stem, stages and final units are sequences of layers, from within which timm takes the maps.
+        feature_cfg={"out_indices": tuple(range(len(_feature_info(numbers)))), "flatten_sequential": True},
+        **options,
+    )
+    return network
+
+
+@register_model
+def tune_rescon_network(
+    pretrained: bool = False, *, spec: Mapping[str, Any] | None = None, **options: Any
+) -> TimmNetwork:
+    """The network of plain numbers: what a search found, whether or not it is a preset.
+
+    Args:
+        pretrained: load weights; timm says from where.
+        spec: plain values of a ``NetworkSpec``. ``export --format timm`` writes them.
+        options: of :class:`TimmNetwork`.
+
+    Raises:
+        ConfigError: no ``spec``.
+    """
+    if spec is None:
+        hint = "`timm.create_model('local-dir:FOLDER')` takes it from an exported folder."
+        raise ConfigError(explain(f"{EXPORTED} needs a `spec`", got="none", hint=hint))
+    return _built(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
 
 
 for _preset in list_presets():

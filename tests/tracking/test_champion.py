@@ -47,6 +47,7 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
         expected_BK = network((torch.from_numpy(images_BCHW) - mean_C11) / std_C11).softmax(1)
     np.testing.assert_allclose(model.predict(images_BCHW), expected_BK, rtol=1e-4, atol=1e-6)
     assert model.metadata.metadata["class_names"] == ["ant", "bee", "cat"]
+    assert model.metadata.metadata["preprocessing"]["mean"] == list(about.mean)
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
 
 

@@ -150,13 +150,15 @@ def test_a_checkpoint_of_an_earlier_version_decodes_to_the_networks_own_size(
     assert known.preprocessing.stored_side == known.preprocessing.image_size == 32
 
 
-@pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx"])
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx", "timm", "tensorflow"])
 def test_an_exported_form_is_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path],
     form: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if form == "tensorflow":
+        pytest.importorskip("tensorflow", reason="TensorFlow is not installed: tune_rescon[tensorflow]")
     network, about, validated_BK, path = winner
     made: list[Callable[[Tensor], Tensor]] = []
     write = exporting.FORMATS[form]
@@ -170,6 +172,59 @@ def test_an_exported_form_is_validation(
     _, pixels_BCHW = predicted(network, about, path)
     with torch.inference_mode():
         close(made[0](pixels_BCHW), validated_BK)
+
+
+def test_the_champion_is_validation(
+    winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
+) -> None:
+    """MLflow's model, by MLflow's own reader."""
+    import mlflow
+
+    from tune_rescon.tracking.champion import exported
+
+    network, about, validated_BK, path = winner
+    save_trained(network, about, tmp_path / "best.ckpt")
+    _, pixels_BCHW = predicted(network, about, path)
+    with exported(str(tmp_path / "best.ckpt")) as folder:
+        found_BK = mlflow.pyfunc.load_model(str(folder)).predict(pixels_BCHW.numpy())
+    close(torch.from_numpy(np.asarray(found_BK)), validated_BK)
+
+
+def test_timm_preprocesses_as_validation_does(
+    winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
+    network, about, validated_BK, path = winner
+    export_model(network, about, form="timm", output=tmp_path / "winner")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
+    files = sorted((path / "val").rglob("*.*"))
+    close(_shown(theirs, files, theirs.preprocess), validated_BK)
+
+
+def test_timms_own_transform_is_validation_where_pictures_are_stored_as_they_are(tmp_path: Path) -> None:
+    """It scales in one step what validation scales in two; a picture of the stored size is scaled by none."""
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
+    path = folder_of(tmp_path / "photographs", (32, 32))
+    dataset = opened(path, tmp_path)
+    config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=32, batch_size=4)
+    network, about, validated_BK = trained_on(dataset, config)
+    export_model(network, about, form="timm", output=tmp_path / "winner")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    files = sorted((path / "val").rglob("*.*"))
+    close(_shown(theirs, files, lambda picture: transform(picture.convert("RGB"))), validated_BK)
+    assert theirs.pretrained_cfg["label_names"] == ["ant", "bee"]
+
+
+def _shown(network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
+    """A network's probabilities of pictures."""
+    images = []
+    for file in files:
+        with Image.open(file) as picture:
+            images.append(preprocess(picture))
+    with torch.inference_mode():
+        probabilities_BK: Tensor = network(torch.stack(images)).softmax(1)
+    return probabilities_BK
 
 
 def test_an_exported_file_names_its_preprocessing(

@@ -30,6 +30,7 @@ __all__ = [
     "decode_block",
     "decode_image",
     "probe_size",
+    "square_of",
     "to_rgb",
     "to_square",
 ]
@@ -154,6 +155,15 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     return image.convert("RGB")
 
 
+def square_of(
+    image: Image.Image, side: int, *, resize: str = "crop", levels: Levels | None = None
+) -> Image.Image:
+    """The upright RGB square of a picture that is open and not decoded yet; see :func:`decode_image`."""
+    # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
+    image.draft(None, (2 * side, 2 * side))
+    return to_square(to_rgb(upright(image, orientation_of(image)), levels), side, resize)
+
+
 def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
     """Scale a picture to a square, bilinear and antialiased.
 
@@ -212,12 +222,8 @@ class _Form:
 def _decode(data: bytes, form: _Form) -> tuple[ByteArray, Levels | None]:
     """The square, and the range of values of a deep picture."""
     with open_picture(data) as image:
-        orientation = orientation_of(image)
-        found = upright_size(image, orientation)
+        found = upright_size(image, orientation_of(image))
         if form.size is not None and found != form.size:
             raise SizesDifferError(f"{found} is not {form.size}")
-        # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
-        image.draft(None, (2 * form.side, 2 * form.side))
         levels = levels_of(image) if is_deep(image) else None
-        shown = to_rgb(upright(image, orientation), form.levels)
-        return np.asarray(to_square(shown, form.side, form.resize)), levels
+        return np.asarray(square_of(image, form.side, resize=form.resize, levels=form.levels)), levels

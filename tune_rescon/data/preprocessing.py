@@ -7,7 +7,7 @@ it. Torch-free; :mod:`tune_rescon.data.pixels` carries the second half out on te
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,16 @@ class Preprocessing:
     def channel_order(self) -> str:
         """``RGB``, or ``L`` for one channel of luminance."""
         return "L" if len(self.mean) == 1 else "RGB"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Back from :meth:`to_dict`, also by way of JSON."""
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name != "channel_order"
+        }
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as exported files carry them."""

@@ -60,7 +60,11 @@ def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Pa
         serialization_format="pt2",
         # Given, for MLflow finds them out by loading the model in another process.
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
-        metadata={"class_names": list(about.class_names), "dataset": about.dataset},
+        metadata={
+            "class_names": list(about.class_names),
+            "dataset": about.dataset,
+            "preprocessing": about.preprocessing.to_dict(),
+        },
         # For whoever has this package: a network to export, and not its program alone.
         extra_files=[str(checkpoint)],
     )

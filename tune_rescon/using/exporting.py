@@ -1,7 +1,8 @@
 """A trained network as a file that other tools load without this package, and the proof that it is the same.
 
-In all but ``safetensors`` the normalisation and the softmax are inside: pixels in 0..1 go in, probabilities
-come out. ``tensorflow`` is a SavedModel, a folder, and wants its images as B x H x W x C.
+In all but ``safetensors`` and ``timm`` the normalisation and the softmax are inside: pixels in 0..1 go in,
+probabilities come out. ``tensorflow`` is a SavedModel, a folder, and wants its images as B x H x W x C.
+``timm`` is a folder that ``timm.create_model`` loads.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -152,9 +153,17 @@ def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
     return run
 
 
+def _timm(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    from tune_rescon.using.timm_folder import write_timm_folder
+
+    network: Any = classifier.network
+    return write_timm_folder(network, about, path)
+
+
 FORMATS: Final[Mapping[str, Writer]] = {
     "safetensors": _safetensors,
     "torch-export": _torch_export,
     "onnx": _onnx,
     "tensorflow": _saved_model,
+    "timm": _timm,
 }
