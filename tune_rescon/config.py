@@ -229,7 +229,7 @@ class DatasetConfig:
     on_bad_image: str = _word("error", "error", "skip")
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
     """Side of the decoded square the cache keeps of a ``folder``, at most; pictures all of one smaller size
-    stay as they are. None: the largest ``image_size`` of the search, and 256 at least."""
+    stay as they are. None: the largest ``image_size`` of the search, or 256 outside a search."""
     resize: str = _word("crop", "crop", "pad", "squash")
     """How a picture of a ``folder`` becomes a square. ``crop``: its centre; ``pad``: all of it, black beside
     it; ``squash``: all of it, with its sides scaled apart."""

@@ -229,6 +229,8 @@ def _from_search(place: Place, source: str, asked: _Asked, console: Console) -> 
     _print_length(result, found, asked, epochs, console)
     configs, dataset = of_dataset(found, result.space)
     if asked.image_size is not None:
+        # The search's own side may be too small for it.
+        dataset = dataclasses.replace(dataset, store_size=None)
         configs = tuple(dataclasses.replace(config, image_size=asked.image_size) for config in configs)
     return finals_space(
         asked.name or f"{source}{SUFFIX}",

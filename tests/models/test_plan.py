@@ -38,14 +38,14 @@ def met_in_order(network: nn.Module, images_BCHW: Tensor) -> list[Layer]:
         module.register_forward_hook(lambda module, _, output: met.append(layer(name, module, output)))
 
     for name, module in network.named_modules():
-        if type(module) in KINDS:
+        if isinstance(module, tuple(KINDS)):
             meet(name, module)
     network(images_BCHW)
     return met
 
 
 def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
-    kind = KINDS[type(module)]
+    (kind,) = (kind for known, kind in KINDS.items() if isinstance(module, known))
     side = output.shape[-1] if output.ndim == 4 else 1
     if isinstance(module, nn.Conv2d):
         assert module.bias is None

@@ -42,8 +42,8 @@ def test_a_new_search_keeps_what_its_largest_network_sees() -> None:
     assert sides(folder_space(settings=[SIZES])) == 320
 
 
-def test_smaller_networks_leave_the_usual_side() -> None:
-    assert sides(folder_space(settings=["fixed.image_size=48"])) is None
+def test_smaller_networks_need_no_more() -> None:
+    assert sides(folder_space(settings=["fixed.image_size=48"])) == 48
 
 
 def test_a_given_side_stays() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from tune_rescon.models.spec import UnitSpec
@@ -20,9 +21,29 @@ __all__ = ["DropPath", "PreActivationUnit", "ResNeXtUnit", "chain", "conv", "uni
 NEVER_DROPPED: Final[Iterator[float]] = itertools.repeat(0.0)
 
 
+#: fp32 numbers of an AVX-512 register.
+_VECTOR: Final = 16
+
+
+class _SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution as a convolution of every ``stride``-th pixel: the same numbers.
+
+    Its input channels are no multiple of 16. For those, the gradient of oneDNN's strided kernel (AVX-512,
+    channels_last; torch 2.11 to 2.15) writes beyond its memory, and the process dies or computes with what it
+    has overwritten.
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        """B x C x H x W to B x channels x H/stride x W/stride, rounded up."""
+        rows, columns = self.stride[0], self.stride[1]
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, None, 1, 0, 1, self.groups)
+
+
 def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias whose padding is half its kernel, so that a stride rounds sizes up."""
-    return nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    kind = _SubsampledConv2d if kernel == 1 and stride > 1 and cin % _VECTOR else nn.Conv2d
+    return kind(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PreActivationUnit(nn.Module):

@@ -29,12 +29,8 @@ def with_store_size(space: Space, recorded: Space | None) -> Space:
     dataset = space.dataset
     if dataset.path is None or dataset.store_size is not None:
         return space
-    if recorded is not None:
-        size = recorded.dataset.store_size
-    else:
-        largest = largest_image_size(space)
-        # None is the usual size, which searches of earlier versions have.
-        size = largest if largest > USUAL_STORE_SIZE else None
+    # The record of an earlier version has None, which is the side that its trials had.
+    size = largest_image_size(space) if recorded is None else recorded.dataset.store_size
     return space.model_copy(update={"dataset": dataclasses.replace(dataset, store_size=size)})
 
 
