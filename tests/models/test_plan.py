@@ -38,7 +38,7 @@ def met_in_order(network: nn.Module, images_BCHW: Tensor) -> list[Layer]:
         module.register_forward_hook(lambda module, _, output: met.append(layer(name, module, output)))
 
     for name, module in network.named_modules():
-        if isinstance(module, tuple(KINDS)):
+        if any(isinstance(module, known) for known in KINDS):
             meet(name, module)
     network(images_BCHW)
     return met

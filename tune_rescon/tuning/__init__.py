@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         default_data_root,
         sync_command,
     )
-    from tune_rescon.tuning.preparation import training_words
+    from tune_rescon.tuning.preparation import judging_words
     from tune_rescon.tuning.presentation import Presentation
     from tune_rescon.tuning.pricing import Pricing, datasets_of
     from tune_rescon.tuning.proposing.proposer import Proposer
@@ -82,6 +82,7 @@ __all__ = [
     "default_data_root",
     "default_storage",
     "find_search",
+    "judging_words",
     "ladder_levels",
     "list_searches",
     "make_rule",
@@ -94,7 +95,6 @@ __all__ = [
     "sum_up",
     "sync_command",
     "sync_tracking",
-    "training_words",
     "with_store_size",
     "write_atomically",
 ]
@@ -133,6 +133,7 @@ __getattr__ = lazy_names(
         "default_data_root": "options",
         "default_storage": "record.folder",
         "find_search": "store.search_store",
+        "judging_words": "preparation",
         "ladder_levels": "rules.ladder",
         "list_searches": "reading.overview",
         "make_rule": "rules.ladder",
@@ -146,7 +147,6 @@ __getattr__ = lazy_names(
         "absolute_storage": "options",
         "sync_command": "options",
         "sync_tracking": "sync",
-        "training_words": "preparation",
         "with_store_size": "stored_side",
         "write_atomically": "record.folder",
     },

@@ -17,15 +17,10 @@ from tune_rescon.tuning.pricing import datasets_of
 from tune_rescon.tuning.record.study import StudyRecord
 from tune_rescon.tuning.stored_side import cache_words
 
-__all__ = ["Prepared", "anchored", "check_same_images", "note_images", "prepare_data", "training_words"]
+__all__ = ["Prepared", "anchored", "check_same_images", "judging_words", "note_images", "prepare_data"]
 
 #: The study's attribute: the digest of each dataset's images and splits, by name.
 _IMAGES: Final = "image_digests"
-
-_STANDING_IN: Final = (
-    "there are no test images, so the {images} validation images judge the networks, and do not train;"
-    " networks that a search chose by these very images do slightly worse on others"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +56,8 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
     for dataset in datasets_of(space):
         facts = describe(dataset, data_root=options.data_root)
         account = facts.account.lines() if facts.account else []
-        for line in (*account, *cache_words(space, facts)):
+        judging = [] if facts.account is None else judging_words(space, facts)
+        for line in (*account, *cache_words(space, facts), *judging):
             say(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
@@ -71,8 +67,6 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
         )
         if images.levels is not None:
             say(f"{dataset.name}: {levels_words(images.levels)}")
-        if facts.validation_tests:
-            say(f"{dataset.name}: {_STANDING_IN.format(images=facts.test_images)}")
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
@@ -81,14 +75,21 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
     return prepared
 
 
-def training_words(facts: DatasetFacts) -> str:
-    """What ``tune_rescon.train`` will judge the winners of a search by, so that it is known before."""
+def judging_words(space: Space, facts: DatasetFacts) -> list[str]:
+    """Which images will judge the winners of a search, so that it is known before it is paid for."""
+    if space.metric.of_test_images:
+        words = (
+            f"there are no test images, so the {facts.test_images} validation images judge the networks, and"
+            " do not train; networks that a search chose by these very images do slightly worse on others"
+        )
+        return [words] if facts.validation_tests else []
     if facts.test_images:
-        return f"`tune_rescon.train` judges the winners by the {facts.test_images} test images"
-    return (
+        return [f"`tune_rescon.train` will judge the winners by the {facts.test_images} test images"]
+    words = (
         f"there are no test images: `tune_rescon.train` will judge the winners by the {facts.val_images}"
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
+    return [words]
 
 
 def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
