@@ -203,6 +203,7 @@ ODD_EXIF = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("odd", ODD_EXIF)
 def test_odd_exif_never_costs_a_whole_picture(odd: str, kind: str) -> None:

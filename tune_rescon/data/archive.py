@@ -113,8 +113,10 @@ class Archive:
             return inflated(self.path, info, memory=bound)
         # zipfile gives no more than the declared size, but reading all at once it inflates more first.
         with self._zip.open(info) as member:
-            pieces = list(iter(functools.partial(member.read, _PIECE), b""))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            first = member.read(_PIECE)
+            if len(first) < _PIECE:
+                return first  # all of it: a read ends early only at the end
+            return b"".join([first, *iter(functools.partial(member.read, _PIECE), b"")])
 
 
 def open_zip(path: Path) -> Archive:

@@ -5,7 +5,6 @@ Shape legend: B images of a run of rows, H = W side, C = 3 channels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from tune_rescon.data.folder import read_bytes
 from tune_rescon.data.formats import FORMATS
 from tune_rescon.data.levels import Levels, is_deep, levels_of, to_bytes
-from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size
+from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size, without_remarks
 from tune_rescon.errors import UserError
 
 __all__ = [
@@ -129,9 +128,7 @@ def decode_block(
     images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)
     bad: list[BadImage] = []
     deep: dict[int, Levels] = {}
-    with warnings.catch_warnings():
-        # Cameras write odd EXIF data; Pillow's remarks on it would fill the terminal.
-        warnings.filterwarnings("ignore", module="PIL")
+    with without_remarks():
         for position, name in enumerate(names):
             row = first_row + position
             try:

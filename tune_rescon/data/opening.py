@@ -9,6 +9,8 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from tune_rescon.data.formats import FORMATS
 
-__all__ = ["most_pixels", "open_picture", "orientation_of", "upright", "upright_size"]
+__all__ = ["most_pixels", "open_picture", "orientation_of", "upright", "upright_size", "without_remarks"]
 
 _EXIF_ORIENTATION: Final = 0x0112
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
@@ -37,6 +39,8 @@ _BYTES_PER_PIXEL: Final = 16
 #: One picture may need one part in so many of the machine's memory.
 _MEMORY_PART: Final = 4
 
+_FORMATS: Final = tuple(FORMATS)
+
 _opening = threading.Lock()
 
 
@@ -53,12 +57,10 @@ def open_picture(data: bytes) -> Image.Image:
     """
     # Pillow refuses 179 million pixels as an attack. The bound here is the machine's memory. Pillow reads its
     # own from a global, which is put back at once: this process may hold other users of Pillow.
-    with _opening, warnings.catch_warnings():
-        # Cameras write odd EXIF data, of which Pillow warns.
-        warnings.filterwarnings("ignore", module="PIL")
+    with _opening:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = usual
     width, height = image.size
@@ -68,6 +70,17 @@ def open_picture(data: bytes) -> Image.Image:
             f"{width} x {height} pixels; this machine's memory allows {most_pixels() / 1e6:.0f} million"
         )
     return image
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Keep Pillow's warnings of odd EXIF data, which cameras write, from the terminal.
+
+    Around many pictures, and in one thread: Python's filters are the process's.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 @lru_cache

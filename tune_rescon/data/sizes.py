@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.data.decode import BadImageError, probe_size
+from tune_rescon.data.opening import without_remarks
 
 __all__ = ["USUAL_STORE_SIZE", "common_size", "stored_size"]
 
@@ -23,13 +24,14 @@ def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
     """
     step = max(1, len(names) // _PROBED)
     sizes = set()
-    for name in names[::step]:
-        try:
-            sizes.add(probe_size(source, name))
-        except BadImageError:
-            continue
-        if len(sizes) > 1:
-            return None
+    with without_remarks():
+        for name in names[::step]:
+            try:
+                sizes.add(probe_size(source, name))
+            except BadImageError:
+                continue
+            if len(sizes) > 1:
+                return None
     return sizes.pop() if sizes else None
 
 

@@ -21,6 +21,7 @@ from tune_rescon.data import decode_image
 from tune_rescon.data.account import Tally, left_out_lines
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.data.formats import SUFFIXES
+from tune_rescon.data.opening import without_remarks
 from tune_rescon.data.walk import find_images
 from tune_rescon.errors import DataError, explain
 
@@ -89,7 +90,7 @@ def batches_of(
         batch_size: pictures of a batch, at most.
         on_bad: told of each that is no picture, and why; it is left out.
     """
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with without_remarks(), ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(files), batch_size):
             chosen = files[start : start + batch_size]
             paths, images = [], []

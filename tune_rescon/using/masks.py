@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tune_rescon.data.decode import blaming_the_image, to_rgb
 from tune_rescon.data.levels import Levels
-from tune_rescon.data.opening import open_picture, orientation_of, upright
+from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, unknown_name
 from tune_rescon.models.attention import AttentionModule
 
@@ -147,7 +147,7 @@ def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
         BadImageError: it is no picture.
     """
     data = path.read_bytes()
-    with blaming_the_image(), open_picture(data) as image:
+    with without_remarks(), blaming_the_image(), open_picture(data) as image:
         return to_rgb(upright(image, orientation_of(image)), levels)
 
 
