@@ -9,10 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_rescon.lazy import lazy_names
-from tune_rescon.models.plan import Cost, Layer, count, minimum_image_size, walk
-from tune_rescon.models.presets import list_presets
-from tune_rescon.models.resolve import resolve_network
-from tune_rescon.models.spec import MINIMUM_IMAGE_SIZE, NetworkSpec
+from tune_rescon.models.presets import list_presets, resolve_network
+from tune_rescon.models.spec import (
+    MINIMUM_IMAGE_SIZE,
+    Cost,
+    Layer,
+    NetworkSpec,
+    count,
+    minimum_image_size,
+    walk,
+)
 
 if TYPE_CHECKING:
     from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec, build_network

@@ -1,8 +1,9 @@
-"""ResCon's checkpoints, and those of the port it follows, on this package's network.
+"""Checkpoints of ResCon, and of the port it follows, loaded into this package's network.
 
 Both repositories (AlKun25/ResCon; tengshaofeng/ResidualAttentionNetwork-pytorch) write the same names. Both
 add to each interpolation the tensor whose size it takes, which no checkpoint shows. Their units carry a 1x1
-``conv4`` even where the shortcut is the identity: weights that never reach the output, dropped here.
+``conv4`` even where the shortcut is the identity: weights that never reach the output, dropped here. A
+training script may have saved the tensors in dicts of any depth; :func:`find_state_dicts` finds them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,70 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, explain
 from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
-from tune_rescon.models.plan import walk
-from tune_rescon.models.resolve import resolve_network
-from tune_rescon.models.spec import NetworkSpec
-from tune_rescon.models.state_dicts import StateDict, describe_value, find_state_dicts
+from tune_rescon.models.presets import resolve_network
+from tune_rescon.models.spec import NetworkSpec, walk
 
-__all__ = ["load_rescon", "rescon_names"]
+__all__ = [
+    "StateDict",
+    "describe_value",
+    "find_state_dicts",
+    "load_rescon",
+    "rescon_names",
+]
+
+
+#: Dicts in dicts that are looked through.
+_DEEPEST: Final = 5
+
+#: Keys that a message spells out before it only counts them.
+_NAMED: Final = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDict:
+    """Tensors by name. ``place`` is the path of keys to them, "" for the outermost dict."""
+
+    place: str
+    tensors: Mapping[str, Tensor]
+
+
+def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Iterator[StateDict]:
+    """The dicts in ``value``, itself included, that hold tensors by name; a module's is its state dict.
+
+    What else a dict holds (an epoch, an optimizer's numbered states) is left out.
+
+    >>> import torch
+    >>> saved = {"epoch": 9, "model": {"net": {"weight": torch.ones(1)}}}
+    >>> [(found.place, list(found.tensors)) for found in find_state_dicts(saved)]
+    [('model.net', ['weight'])]
+    """
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if not isinstance(value, Mapping) or depth > _DEEPEST:
+        return
+    tensors = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
+    if tensors:
+        yield StateDict(place=place, tensors=tensors)
+    for key, inner in value.items():
+        if isinstance(key, str):
+            yield from find_state_dicts(inner, place=f"{place}.{key}" if place else key, depth=depth + 1)
+
+
+def describe_value(value: object) -> str:
+    """What a value is, for a message: its type, and the keys of a dict.
+
+    >>> describe_value(None), describe_value({"epoch": 9, "arch": "a"}), describe_value([1])
+    ('None', 'a dict of epoch, arch', 'a list')
+    """
+    if value is None:
+        return "None"
+    if not isinstance(value, Mapping):
+        return f"a {type(value).__name__}"
+    if not value:
+        return "an empty dict"
+    more = f" and {len(value) - _NAMED} more" if len(value) > _NAMED else ""
+    return f"a dict of {', '.join(str(key) for key in list(value)[:_NAMED])}{more}"
+
 
 #: The networks these repositories define.
 KNOWN: Final = (

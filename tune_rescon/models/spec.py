@@ -1,19 +1,35 @@
-"""A network in numbers: what the builder builds, the plan counts and a checkpoint stores.
+"""A network as plain numbers, and what follows from them: its layers, parameters and multiply-adds.
 
-Nothing here knows torch. Every variant of the family (Wang et al., CVPR 2017, and what followed it) is a
+Nothing here imports torch. Every variant of the family (Wang et al., CVPR 2017, and its successors) is a
 :class:`NetworkSpec`; there is one network class, not one per row of a table.
+
+:func:`walk` lists every convolution, batch norm and linear layer in the order in which the forward pass runs
+them. That is the topological order of the authors' Caffe files. Names are the modules' paths in the network
+that :func:`tune_rescon.models.network.build_from_spec` builds from the same :class:`NetworkSpec`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.errors import NetworkError, explain
 
-__all__ = ["MINIMUM_IMAGE_SIZE", "NetworkSpec", "StageSpec", "UnitSpec"]
+__all__ = [
+    "MINIMUM_IMAGE_SIZE",
+    "Cost",
+    "Layer",
+    "NetworkSpec",
+    "StageSpec",
+    "UnitSpec",
+    "count",
+    "minimum_image_size",
+    "walk",
+]
+
 
 #: The least side of an image any of these networks takes, pixels.
 MINIMUM_IMAGE_SIZE: Final = 16
@@ -173,3 +189,186 @@ def _exactly(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
         rule = f"a stored {kind.__name__} must have exactly this version's fields"
         raise NetworkError(explain(rule, got=", ".join(wrong)))
     return dict(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """``parameters``: weights and biases that are learnt. ``macs``: multiply-adds of convolutions and linear
+    layers for one image.
+    """
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer with parameters; ``side`` is that of its output map, pixels."""
+
+    name: str
+    kind: str
+    """``conv`` (no bias), ``norm`` or ``linear`` (with bias)."""
+    in_channels: int
+    out_channels: int
+    side: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """A batch norm has a weight and a bias per channel."""
+        if self.kind == "norm":
+            return 2 * self.out_channels
+        weights = self.out_channels * self.in_channels // self.groups * self.kernel**2
+        return weights + (self.out_channels if self.kind == "linear" else 0)
+
+    @property
+    def macs(self) -> int:
+        """A bias and a batch norm count for nothing."""
+        if self.kind == "norm":
+            return 0
+        return self.side**2 * self.out_channels * self.in_channels // self.groups * self.kernel**2
+
+
+def count(spec: NetworkSpec, image_size: int | None = None) -> Cost:
+    """Parameters, and multiply-adds at ``image_size`` pixels (None: the spec's own), both exact."""
+    layers = list(walk(spec, image_size))
+    return Cost(parameters=sum(x.parameters for x in layers), macs=sum(x.macs for x in layers))
+
+
+def minimum_image_size(spec: NetworkSpec) -> int:
+    """The least side, from 16 pixels on, at which every pooling of a mask meets more than one pixel."""
+    return next(size for size in itertools.count(MINIMUM_IMAGE_SIZE) if _pools_more_than_a_pixel(spec, size))
+
+
+def _pools_more_than_a_pixel(spec: NetworkSpec, image_size: int) -> bool:
+    table = zip(spec.stages, _map_sides(spec, image_size)[1:], strict=True)
+    return all(before > 1 for stage, side in table for before in _mask_sides(side, stage.mask_poolings)[:-1])
+
+
+def walk(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
+    """Every layer with parameters, in forward order, for an image of ``image_size`` pixels a side."""
+    image_side = spec.image_size if image_size is None else image_size
+    side = _strided(image_side, spec.stem_stride)
+    yield _conv("stem.conv", spec.in_channels, spec.stem_channels, side, spec.stem_kernel, spec.stem_stride)
+    if spec.stem_norm:
+        yield _norm("stem.norm", spec.stem_channels, side)
+    sides = _map_sides(spec, image_side)
+    for index, (stage, entering) in enumerate(zip(spec.stages, spec.stage_inputs(), strict=True)):
+        yield from _stage(spec, stage, entering, f"stages.{index}", sides[index])
+    yield from _chain("final", spec.final_chain(), sides[-1])
+    if spec.preactivation:
+        side = _strided(sides[-1], spec.final_stride)
+        yield _norm("norm", spec.out_channels, side)
+    yield Layer(
+        name="classifier", kind="linear", in_channels=spec.out_channels, out_channels=spec.classes, side=1
+    )
+
+
+def _strided(side: int, stride: int) -> int:
+    """Every stride here rounds up, for every padding is half its kernel."""
+    return -(-side // stride)
+
+
+def _map_sides(spec: NetworkSpec, image_side: int) -> list[int]:
+    """The side of the map that enters the first stage, and of the one that leaves each stage."""
+    side = _strided(image_side, spec.stem_stride)
+    sides = [_strided(side, 2) if spec.stem_pool else side]
+    for stage in spec.stages:
+        sides.append(_strided(sides[-1], stage.stride))
+    return sides
+
+
+def _mask_sides(side: int, poolings: int) -> list[int]:
+    """The side of a mask's map at full resolution and after each pooling.
+
+    >>> _mask_sides(28, 2)
+    [28, 14, 7]
+    """
+    return list(itertools.accumulate([2] * poolings, _strided, initial=side))
+
+
+def _stage(spec: NetworkSpec, stage: StageSpec, entering: int, path: str, side: int) -> Iterator[Layer]:
+    opening = spec.chain(entering, stage.channels, units=stage.openings, stride=stage.stride)
+    yield from _chain(f"{path}.opening", opening, side)
+    for index in range(stage.modules):
+        yield from _attention(spec, stage, f"{path}.attention.{index}", _strided(side, stage.stride))
+
+
+def _attention(spec: NetworkSpec, stage: StageSpec, path: str, side: int) -> Iterator[Layer]:
+    outer = spec.plain(stage.channels, units=spec.outer_units)
+    yield from _chain(f"{path}.pre", outer, side)
+    yield from _chain(f"{path}.trunk", spec.plain(stage.channels, units=spec.trunk_units), side)
+    yield from _mask(spec, stage, f"{path}.mask", side)
+    yield from _chain(f"{path}.post", outer, side)
+
+
+def _mask(spec: NetworkSpec, stage: StageSpec, path: str, side: int) -> Iterator[Layer]:
+    level_units = spec.plain(stage.channels, units=spec.mask_units)
+    sides = _mask_sides(side, stage.mask_poolings)
+    levels = list(enumerate(sides[1:-1]))
+    for index, level_side in levels:
+        yield from _chain(f"{path}.down.{index}", level_units, level_side)
+    yield from _chain(f"{path}.middle", spec.plain(stage.channels, units=stage.mask_middle), sides[-1])
+    for index, level_side in reversed(levels):
+        yield from _unit(f"{path}.skip.{index}", level_units[0], level_side)
+        yield from _chain(f"{path}.up.{index}", level_units, level_side)
+    yield from _head(f"{path}.head", stage.channels, side, preactivation=spec.preactivation)
+
+
+def _head(path: str, channels: int, side: int, *, preactivation: bool) -> Iterator[Layer]:
+    if preactivation:
+        yield _norm(f"{path}.norm1", channels, side)
+    yield _conv(f"{path}.conv1", channels, channels, side)
+    yield _norm(f"{path}.norm2", channels, side)
+    yield _conv(f"{path}.conv2", channels, channels, side)
+
+
+def _chain(path: str, units: Iterable[UnitSpec], side: int) -> Iterator[Layer]:
+    """Units in a row; ``side`` is that of the map which enters the first."""
+    for index, unit in enumerate(units):
+        yield from _unit(f"{path}.{index}", unit, side)
+        side = _strided(side, unit.stride)
+
+
+def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
+    """A norm before each convolution (pre-activation) or after it (ResNeXt); the projection comes last."""
+    middle, out_side = unit.middle, _strided(side, unit.stride)
+    convs = (
+        _conv(f"{path}.conv1", unit.in_channels, middle, side),
+        _conv(f"{path}.conv2", middle, middle, out_side, 3, unit.stride, unit.groups),
+        _conv(f"{path}.conv3", middle, unit.channels, out_side),
+    )
+    entering = (side, side, out_side)
+    for number, (conv, conv_side) in enumerate(zip(convs, entering, strict=True), start=1):
+        norm = f"{path}.norm{number}"
+        if unit.preactivation:
+            yield _norm(norm, conv.in_channels, conv_side)
+            yield conv
+        else:
+            yield conv
+            yield _norm(norm, conv.out_channels, conv.side)
+    if unit.projects:
+        yield _conv(f"{path}.projection", unit.in_channels, unit.channels, out_side, 1, unit.stride)
+        if not unit.preactivation:
+            yield _norm(f"{path}.projection_norm", unit.channels, out_side)
+
+
+def _conv(
+    name: str, cin: int, cout: int, side: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> Layer:
+    return Layer(
+        name=name,
+        kind="conv",
+        in_channels=cin,
+        out_channels=cout,
+        side=side,
+        kernel=kernel,
+        stride=stride,
+        groups=groups,
+    )
+
+
+def _norm(name: str, channels: int, side: int) -> Layer:
+    return Layer(name=name, kind="norm", in_channels=channels, out_channels=channels, side=side)

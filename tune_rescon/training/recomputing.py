@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from tune_rescon.models.attention import Mask
-from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
+from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
 
 __all__ = ["activations_recomputed", "recompute_activations"]
 

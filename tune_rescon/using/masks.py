@@ -29,7 +29,7 @@ from tune_rescon.data.decode import blaming_the_image, to_rgb
 from tune_rescon.data.levels import Levels
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, unknown_name
-from tune_rescon.models.attention import AttentionModule
+from tune_rescon.models.network import AttentionModule
 
 __all__ = [
     "DrawnPicture",
