@@ -36,9 +36,9 @@ from waiting import Case, show_images
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import build_step
-from tune_rescon.training.compiling import compiler_trouble
+from tune_rescon.training.compile import compiler_trouble
+from tune_rescon.training.device import place
 from tune_rescon.training.memory import ran_out_of_memory
-from tune_rescon.training.placement import place
 
 #: Preset and batch size: the 32-pixel network and the 224-pixel ones, at batches that keep a GPU busy.
 CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")

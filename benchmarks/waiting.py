@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
-from tune_rescon.data.resident import release
+from tune_rescon.data.batch_sources import release
 from tune_rescon.models import resolve_network
 
 

@@ -144,7 +144,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.models import build_from_spec, resolve_network
-    from tune_rescon.training.trained import TrainedNetwork, save_trained
+    from tune_rescon.training.weights import TrainedNetwork, save_trained
 
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
     spec = resolve_network(config, classes=3, in_channels=3)

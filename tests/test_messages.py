@@ -19,8 +19,7 @@ from tune_rescon.models import load_rescon
 from tune_rescon.storage import local_file
 from tune_rescon.storage.remote import RemoteError
 from tune_rescon.training import load_trained
-from tune_rescon.training.exported import load_exported
-from tune_rescon.training.initial import read_initial
+from tune_rescon.training.weights import load_exported, read_initial
 
 pytestmark = pytest.mark.torch
 

@@ -277,7 +277,7 @@ class TrialConfig:
     """Probability that a residual branch of the last trunk unit is dropped; grows linearly with depth."""
     init_from: str | None = _field(None, str, _NONE)
     """A file of the weights to begin with, or its URL: a best.ckpt, an exported .safetensors, or a ResCon or
-    port checkpoint; None: they are drawn. See :mod:`tune_rescon.training.initial`."""
+    port checkpoint; None: they are drawn. See :mod:`tune_rescon.training.weights`."""
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)

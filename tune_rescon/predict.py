@@ -84,7 +84,7 @@ def predict(
     files = find_pictures(paths)
     print_line(f"Loading {model}", err=True)
     # Imported after the first line: they bring torch and Optuna.
-    from tune_rescon.training.placement import place as place_on
+    from tune_rescon.training.device import place as place_on
     from tune_rescon.tuning import Place, default_storage
     from tune_rescon.using import load_model, make_gallery, predictions
 

@@ -53,7 +53,7 @@ from tune_rescon.models import (
     walk,
 )
 from tune_rescon.models.network import check_sides
-from tune_rescon.training.recomputing import activations_recomputed
+from tune_rescon.training.memory import activations_recomputed
 
 __all__ = ["EXPORTED", "TimmNetwork", "data_config", "default_cfgs", "tune_rescon_network"]
 

@@ -12,9 +12,17 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
-from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.augment import (
+    OPERATIONS,
+    POLICIES,
+    augment,
+    crop_and_flip,
+    cutmix,
+    mixup,
+    one_hot,
+    strengths,
+)
 from tune_rescon.data.pixels import resized
-from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
-from tune_rescon.data.batches import Batches, ShuffledBatches, augmentation_rng, epoch_order
-from tune_rescon.data.supply import Mapped
+from tune_rescon.data.batch_sources import Mapped
+from tune_rescon.data.loader import Batches, ShuffledBatches, augmentation_rng, epoch_order
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -143,7 +143,7 @@ def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
     dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the GPU only the images' place is missing."""
-    monkeypatch.setattr("tune_rescon.data.module.choose_supply", lambda *_: numbered(9))
+    monkeypatch.setattr("tune_rescon.data.datamodule.choose_supply", lambda *_: numbered(9))
     data = ImageDataModule(dataset, TrialConfig(batch_size=2), image_size=16, seed=0)
     sizes = {device: data._in_order("val", torch.device(device)).batch_size for device in ("cpu", "cuda")}
     assert sizes == {"cpu": 4, "cuda": 16}
@@ -202,7 +202,7 @@ def test_each_batch_takes_one_of_the_mixes_asked_for(
             used.append(name)
             return images, targets
 
-        monkeypatch.setattr(f"tune_rescon.data.module.{name}", spy)
+        monkeypatch.setattr(f"tune_rescon.data.datamodule.{name}", spy)
     for epoch in range(5):
         list(module_of(dataset, **settings).train_batches(epoch=epoch))
     assert set(used) == mixes

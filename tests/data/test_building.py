@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data import ImageDataset, building, filling, open_dataset
+from tune_rescon.data import ImageDataset, cache_builder, open_dataset
 from tune_rescon.data.cache import CacheError, chunk_rows, open_cache, verify_all
 from tune_rescon.errors import DataError, StorageError
 
@@ -40,13 +40,13 @@ def pixels(dataset: ImageDataset) -> bytes:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each cache that is built."""
     built: list[str] = []
-    build = building._build
+    build = cache_builder._build
 
-    def counting(order: building._Order, scratch: Path) -> None:
+    def counting(order: cache_builder._Order, scratch: Path) -> None:
         built.append(scratch.name)
         build(order, scratch)
 
-    monkeypatch.setattr(building, "_build", counting)
+    monkeypatch.setattr(cache_builder, "_build", counting)
     return built
 
 
@@ -262,7 +262,7 @@ def _picture(size: tuple[int, int]) -> bytes:
 def test_one_odd_image_among_many_alike_is_found_while_decoding(
     make_folder: MakeFolder, open_folder: OpenFolder, worth_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "_WORTH_PROCESSES", worth_processes)
+    monkeypatch.setattr(cache_builder, "_WORTH_PROCESSES", worth_processes)
     root = make_folder({"a": 60, "b": 60})
     (root / "a/0001.png").write_bytes(_picture((16, 17)))
     assert open_folder(root, store_size=None).train.images_NHWC.shape == (120, 256, 256, 3)
@@ -366,7 +366,7 @@ def test_processes_decode_as_one_does(
     several = open_folder(root)
     shutil.rmtree(tmp_path / "cache")
     if why_one == "few images":
-        monkeypatch.setattr(filling, "_WORTH_PROCESSES", 1000)
+        monkeypatch.setattr(cache_builder, "_WORTH_PROCESSES", 1000)
     else:
         monkeypatch.setitem(sys.modules, "joblib", None)
     one = open_folder(root)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.data.folder import fingerprint, list_folder
+from tune_rescon.data.image_folder import fingerprint, list_folder
 from tune_rescon.errors import DataError
 
 MakeFolder = Callable[..., Path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.data.layout import arrange
+from tune_rescon.data.image_folder import arrange
 from tune_rescon.errors import DataError
 
 #: entries -> (train names, val names, test names, class names)

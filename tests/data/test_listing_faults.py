@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.data import archive
+from tune_rescon.data import zip_archive
 from tune_rescon.data.account import Account, Kind
-from tune_rescon.data.archive import open_zip
 from tune_rescon.data.decode import BadImageError, probe_size
-from tune_rescon.data.folder import fingerprint, list_folder, read_bytes
 from tune_rescon.data.formats import SUFFIXES
-from tune_rescon.data.layout import Listing, arrange
+from tune_rescon.data.image_folder import Listing, arrange, fingerprint, list_folder, read_bytes
 from tune_rescon.data.selection import Selection
+from tune_rescon.data.zip_archive import open_zip
 from tune_rescon.errors import DataError
 from tune_rescon.using import find_pictures
 
@@ -323,7 +322,7 @@ def test_a_method_that_python_cannot_read(method: int, words: str, tmp_path: Pat
 def test_a_member_that_inflates_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "largest_member", lambda: 3_000_000)
+    monkeypatch.setattr(zip_archive, "largest_member", lambda: 3_000_000)
     path = write_zip(tmp_path / "x.zip", {"a/1.png": bytes(4_000_000)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"a/1\.png inflates to 4 MB, .* at most 3 MB"):
         read_bytes(path, "a/1.png")
@@ -355,7 +354,7 @@ def test_what_is_allowed_is_read_whole(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path = write_zip(tmp_path / f"{method}.zip", {"a/1.png": data}, method)
         assert read_bytes(path, "a/1.png") == data
-    assert archive.largest_member() >= 128 << 20
+    assert zip_archive.largest_member() >= 128 << 20
 
 
 # Links and changes

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import ImageDataModule, ImageDataset, resident
-from tune_rescon.data.resident import choose_supply, fits, release
-from tune_rescon.data.supply import Ahead, Mapped, Resident
+from tune_rescon.data import ImageDataModule, ImageDataset, batch_sources
+from tune_rescon.data.batch_sources import Ahead, Mapped, Resident, choose_supply, fits, release
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -31,16 +30,16 @@ def dataset(make_folder: MakeFolder, open_folder: OpenFolder) -> ImageDataset:
 def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """``device["free"]`` is its memory."""
     memory = {"free": 8 * TRAIN_BYTES}
-    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
-    monkeypatch.setattr(resident, "free_memory", lambda _: memory["free"])
-    monkeypatch.setattr(resident, "_held", {})
+    monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(batch_sources, "free_memory", lambda _: memory["free"])
+    monkeypatch.setattr(batch_sources, "_held", {})
     return memory
 
 
 def test_a_cpu_reads_the_mapped_cache(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert choose_supply(dataset, "train", DEVICE) == Mapped(split=dataset.train)
-    assert resident._held == {}
+    assert batch_sources._held == {}
 
 
 def test_a_device_holds_what_fits_and_is_copied_to_ahead_otherwise(
@@ -48,7 +47,7 @@ def test_a_device_holds_what_fits_and_is_copied_to_ahead_otherwise(
 ) -> None:
     assert isinstance(choose_supply(dataset, "train", DEVICE), Resident)
     device["free"] -= 1
-    resident._held.clear()
+    batch_sources._held.clear()
     assert choose_supply(dataset, "train", DEVICE) == Ahead(split=dataset.train, device=DEVICE)
     assert isinstance(choose_supply(dataset, "val", DEVICE), Resident)  # smaller
 
@@ -81,7 +80,7 @@ def test_another_dataset_takes_the_place(
     first = choose_supply(dataset, "train", DEVICE)
     other = open_folder(tmp_path / "images", limit=8)
     choose_supply(other, "train", DEVICE)
-    assert [held.digest for held in resident._held.values()] == [other.digest]
+    assert [held.digest for held in batch_sources._held.values()] == [other.digest]
     assert choose_supply(dataset, "train", DEVICE) is not first
 
 
@@ -106,14 +105,14 @@ def test_a_memory_that_filled_meanwhile_is_not_tried_again(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     tried: list[int] = []
-    monkeypatch.setattr(resident, "_upload", full)
+    monkeypatch.setattr(batch_sources, "_upload", full)
     for _ in range(2):
         assert isinstance(choose_supply(dataset, "train", DEVICE), Ahead)
     assert tried == [1]
 
 
 def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(batch_sources, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
     held = choose_supply(dataset, "train", DEVICE)
     assert isinstance(held, Resident)
     assert torch.equal(held.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
@@ -134,7 +133,7 @@ def test_a_trials_batches_are_those_of_the_cpu_to_the_last_bit(
 
     device["free"] = free
     found = batches()
-    assert bool(resident._held[DEVICE].splits) is bool(free)
+    assert bool(batch_sources._held[DEVICE].splits) is bool(free)
     monkeypatch.undo()
     for mine, expected in zip(found, batches(), strict=True):
         assert torch.equal(mine, expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune_rescon.data.shares import WHOLE, Share
+from tune_rescon.data.loader import WHOLE, Share
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -11,9 +11,7 @@ from PIL import Image
 
 from tests.data.conftest import OpenFolder
 from tune_rescon.config import TrialConfig
-from tune_rescon.data.decode import BadImageError, decode_image
-from tune_rescon.data.levels import levels_of, to_bytes
-from tune_rescon.data.sizes import stored_size
+from tune_rescon.data.decode import BadImageError, decode_image, levels_of, stored_size, to_bytes
 
 
 def encode(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.data import Split
-from tune_rescon.data.supply import Ahead, Mapped, Resident, Supply, made_ahead
+from tune_rescon.data.batch_sources import Ahead, Mapped, Resident, Supply, made_ahead
 
 CPU = torch.device("cpu")
 

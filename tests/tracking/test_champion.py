@@ -14,8 +14,7 @@ import torch
 from tune_rescon.tracking import Champion, RunView, SearchView
 from tune_rescon.tracking.champion import exported
 from tune_rescon.tracking.runs import RunBook
-from tune_rescon.training.classifier import Classifier
-from tune_rescon.training.trained import TrainedNetwork, load_trained
+from tune_rescon.training.weights import Classifier, TrainedNetwork, load_trained
 
 pytestmark = pytest.mark.torch
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.data.shares import Share
+from tune_rescon.data.loader import Share
 from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training.distributed import Peers
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.peers import Peers
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tune_rescon.training import EpochReport, recorded_epochs
+from tune_rescon.training.callbacks import Left
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.leaving import Left
 
 __all__ = [
     "BATCHES",

@@ -7,7 +7,7 @@ from torch.optim.swa_utils import update_bn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.averaging import AveragedNetwork, ema_decay_at, reestimate_batch_norm
+from tune_rescon.training.optim import AveragedNetwork, ema_decay_at, reestimate_batch_norm
 
 
 def _norm_net() -> nn.Sequential:

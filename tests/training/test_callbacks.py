@@ -14,12 +14,11 @@ from torch import nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.callbacks import Diverged, FiniteLoss, PreciseBatchNorm
+from tune_rescon.training.callbacks import Diverged, EpochReporter, FiniteLoss, PreciseBatchNorm
+from tune_rescon.training.device import Placement
+from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.notes import ignore
-from tune_rescon.training.placement import Placement
-from tune_rescon.training.record import TrialRecord
-from tune_rescon.training.reporter import EpochReporter
+from tune_rescon.training.trial_files import TrialRecord
 
 CONFIG = TrialConfig(image_size=16)
 LABELS_B = torch.tensor([0, 1, 2, 0])

@@ -22,14 +22,14 @@ from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.compiling import (
+from tune_rescon.training.compile import (
     compile_units,
     compiler_trouble,
     doubled,
     many_shapes,
     uncompiled,
 )
-from tune_rescon.training.placement import place
+from tune_rescon.training.device import place
 
 #: Compiling takes most of a minute, and is off unless a space asks for it.
 nightly = pytest.mark.nightly
@@ -160,7 +160,7 @@ import sys
 from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
-from tune_rescon.training.compiling import compile_units, keep_compiled_code
+from tune_rescon.training.compile import compile_units, keep_compiled_code
 from tune_rescon.models.network import PreActivationUnit
 from tune_rescon.models.spec import UnitSpec
 

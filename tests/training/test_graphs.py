@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport, notes, train_trial
-from tune_rescon.training import attempt as attempts
-from tune_rescon.training.graphs import (
+from tune_rescon.training import EpochReport, messages, train_trial
+from tune_rescon.training.cuda_graphs import (
     CudaGraphs,
     Outputs,
     Recorded,
     RecordingError,
+    StallWatch,
     choose_recorder,
 )
+from tune_rescon.training.device import Placement, Precision
+from tune_rescon.training.memory import shape_key
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.overruns import shape_key
-from tune_rescon.training.placement import Placement, Precision
-from tune_rescon.training.stalls import StallWatch
 
 pytestmark = pytest.mark.torch
 
@@ -250,7 +249,7 @@ def test_a_cuda_graph_draws_by_the_seed_and_anew_at_each_step() -> None:
 
 @pytest.fixture
 def recorded_on_cpu(monkeypatch: pytest.MonkeyPatch, recorder: PlayedOnCpu) -> PlayedOnCpu:
-    monkeypatch.setattr(attempts, "choose_recorder", lambda *_, **__: recorder)
+    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: recorder)
     return recorder
 
 
@@ -318,7 +317,7 @@ def test_a_trial_that_cannot_be_recorded_trains_without(
     train: Callable[..., list[EpochReport]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
 ) -> None:
     expected = [_lasting(report) for report in train()]
-    monkeypatch.setattr(attempts, "choose_recorder", lambda *_, **__: Refuses(error))
+    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: Refuses(error))
     told: list[str] = []
     assert [_lasting(report) for report in train(on_note=told.append)] == expected
     assert told == [note]
@@ -336,7 +335,7 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
         train(stalls=tmp_path, on_note=told.append, epochs=1)
-    assert told == [notes.stalled(evidence)]
+    assert told == [messages.stalled(evidence)]
     assert recorded_on_cpu.recorded == 1
 
 

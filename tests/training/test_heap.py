@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from tune_rescon.training.heap import freed_memory_kept
+from tune_rescon.training.device import freed_memory_kept
 
 #: Makes and frees blocks as large as feature maps, and counts the pages the kernel had to clear for them. In
 #: a process of its own: what the heap holds already decides where a block comes from.
 PROGRAM = """
 import resource
-from tune_rescon.training.heap import freed_memory_kept
+from tune_rescon.training.device import freed_memory_kept
 
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

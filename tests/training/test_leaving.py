@@ -15,9 +15,9 @@ import pytest
 
 from tests.training.resuming import BATCHES, EPOCHS
 from tune_rescon.training import recorded_epochs
+from tune_rescon.training.callbacks import Left
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.leaving import Left
-from tune_rescon.training.start import trained_steps
+from tune_rescon.training.trial_files import trained_steps
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run

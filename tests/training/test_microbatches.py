@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.device import Placement
 from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, in_pieces, twice_as_many
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.placement import Placement
 
 CLASSES = 4
 IMAGES_BCHW = torch.randn(13, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.device import Placement
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.placement import Placement
 
 
 class _Linear(nn.Module):

@@ -17,9 +17,9 @@ from torch.optim import SGD
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.device import place
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.optimizer import decay_groups
-from tune_rescon.training.placement import place
+from tune_rescon.training.optim import decay_groups
 
 pytestmark = pytest.mark.torch
 

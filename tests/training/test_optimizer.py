@@ -6,7 +6,7 @@ from torch.optim import SGD, AdamW
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_network
-from tune_rescon.training.optimizer import decay_groups, make_optimizer
+from tune_rescon.training.optim import decay_groups, make_optimizer
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
+from tune_rescon.training.fit import make_trainer
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trainer import make_trainer
 
 pytestmark = pytest.mark.torch
 
@@ -149,7 +149,7 @@ def test_more_memory_than_it_failed_with_is_tried(
 ) -> None:
     notes: list[str] = []
     for available in (1000, 2000):
-        monkeypatch.setattr("tune_rescon.training.overruns.available_memory", lambda _, a=available: a)
+        monkeypatch.setattr("tune_rescon.training.memory.available_memory", lambda _, a=available: a)
         with memory(16 * available // 1000):
             train(on_note=notes.append, overruns=tmp_path / "found", epochs=1)
     assert notes == [TWO]
@@ -164,7 +164,7 @@ def test_the_datasets_images_leave_the_device_before_a_trial_fails(
         released.append(device)
         return len(released) == 1
 
-    monkeypatch.setattr("tune_rescon.training.attempt.release", release)
+    monkeypatch.setattr("tune_rescon.training.fit.release", release)
     notes: list[str] = []
     with memory(7, during=lambda: not released):
         assert len(train(on_note=notes.append, epochs=1)) == 1
@@ -305,7 +305,7 @@ def test_the_failed_attempt_is_freed_before_the_next(train: Run, monkeypatch: py
 
     monkeypatch.setattr(TrialModule, "__init__", remember_network)
     monkeypatch.setattr(TrialModule, "optimizer_and_scheduler", remember_optimizer)
-    monkeypatch.setattr("tune_rescon.training.attempt.make_trainer", remember_trainer)
+    monkeypatch.setattr("tune_rescon.training.fit.make_trainer", remember_trainer)
     gc.disable()
     try:
         with memory(8):
@@ -354,7 +354,7 @@ def _without_batch_norm(_: object) -> nn.Module:
 def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
     train: Run, small: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    monkeypatch.setattr("tune_rescon.training.attempt.build_from_spec", _without_batch_norm)
+    monkeypatch.setattr("tune_rescon.training.fit.build_from_spec", _without_batch_norm)
     changes = {"optimizer": optimizer, "learning_rate": 0.02, "cutmix": 0.5, "gradient_clip": 0.05}
     config = TrialConfig.from_dict(small.to_dict() | changes)
     notes: list[str] = []

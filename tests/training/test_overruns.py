@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec, resolve_network
+from tune_rescon.training.device import Placement
+from tune_rescon.training.memory import Overrun, OverrunFile, merged, shape_key, starting_pieces
 from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_piece
-from tune_rescon.training.overruns import Overrun, OverrunFile, merged, shape_key, starting_pieces
-from tune_rescon.training.placement import Placement
 
 OVERRUNS = st.builds(Overrun, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
 
@@ -114,7 +114,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
-from tune_rescon.training.overruns import Overrun, OverrunFile
+from tune_rescon.training.memory import Overrun, OverrunFile
 waits, begins = os.pipe()
 writers = []
 for mine in range(3):

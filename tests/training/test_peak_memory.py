@@ -10,7 +10,7 @@ import torch
 
 from tune_rescon.config import PEAK_MEMORY, TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.training import EpochReport, attempt, recorded_epochs, reporter, train_trial
+from tune_rescon.training import EpochReport, callbacks, fit, recorded_epochs, train_trial
 from tune_rescon.training.memory import count_peak, peak_memory_mb
 
 pytestmark = pytest.mark.torch
@@ -29,8 +29,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append("peak")
         return 10.0 * asked[::-1].index("begin")
 
-    monkeypatch.setattr(attempt, "count_peak", lambda _device: asked.append("begin"))
-    monkeypatch.setattr(reporter, "peak_memory_mb", peak)
+    monkeypatch.setattr(fit, "count_peak", lambda _device: asked.append("begin"))
+    monkeypatch.setattr(callbacks, "peak_memory_mb", peak)
     return asked
 
 

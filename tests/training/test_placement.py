@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tune_rescon.errors import ResourceError
-from tune_rescon.training.placement import Placement, Precision, choose_precision, place
+from tune_rescon.training.device import Placement, Precision, choose_precision, place
 
 CPU = torch.device("cpu")
 

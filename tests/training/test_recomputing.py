@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.averaging import reestimate_batch_norm
-from tune_rescon.training.recomputing import recompute_activations
+from tune_rescon.training.memory import recompute_activations
+from tune_rescon.training.optim import reestimate_batch_norm
 
 pytestmark = pytest.mark.torch
 

@@ -9,7 +9,7 @@ import pytest
 from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.errors import StorageError
 from tune_rescon.models import resolve_network
-from tune_rescon.training.record import TrialRecord
+from tune_rescon.training.trial_files import TrialRecord
 
 CONFIG = TrialConfig(image_size=16)
 RECORD = TrialRecord(

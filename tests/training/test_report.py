@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import METRICS, PEAK_MEMORY, TEST_METRICS
 from tune_rescon.training import EpochReport
-from tune_rescon.training.report import is_better
+from tune_rescon.training.messages import is_better
 
 
 @given(value=st.floats(), best=st.none() | st.floats(allow_nan=False, allow_infinity=False))

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.optimizer import make_scheduler
-from tune_rescon.training.schedule import constant, cosine, multistep, schedule_of, warmup_stable_decay
+from tune_rescon.training.optim import (
+    constant,
+    cosine,
+    make_scheduler,
+    multistep,
+    schedule_of,
+    warmup_stable_decay,
+)
 
 SCHEDULES = ("multistep", "cosine", "warmup_stable_decay", "constant")
 

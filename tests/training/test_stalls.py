@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.training.stalls import StallWatch
+from tune_rescon.training.cuda_graphs import StallWatch
 
 #: Stands still in C as a driver's call does: PyDLL keeps the interpreter's lock.
 STANDS_STILL = """
 import ctypes, sys
 from pathlib import Path
-from tune_rescon.training.stalls import StallWatch
+from tune_rescon.training.cuda_graphs import StallWatch
 
 with StallWatch(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])):
     ctypes.PyDLL(None).{call}

@@ -10,7 +10,7 @@ from tune_rescon.errors import StorageError
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.checkpoint import write_durably
-from tune_rescon.training.trained import save_trained
+from tune_rescon.training.weights import save_trained
 
 CONFIG = TrialConfig(width=0.25, image_size=16, step_fractions=(30, 70))
 ABOUT = TrainedNetwork(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tune_rescon.config import METRICS, TrialConfig
-from tune_rescon.data import ImageDataset
+from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
 from tune_rescon.training import EpochReport, load_trained, recorded_epochs, train_trial
 from tune_rescon.training.checkpoint import write_durably
@@ -130,14 +130,13 @@ def test_the_last_network_is_kept_where_the_last_epoch_counts(train: Run, tmp_pa
 def test_where_its_images_come_from_changes_nothing(
     train: Run, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
-    from tune_rescon.data import resident
 
     whole = train(epochs=3)
-    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
-    monkeypatch.setattr(resident, "free_memory", lambda _: free)
-    monkeypatch.setattr(resident, "_held", {})
+    monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(batch_sources, "free_memory", lambda _: free)
+    monkeypatch.setattr(batch_sources, "_held", {})
     assert values(train(epochs=3)) == values(whole)
-    (held,) = resident._held.values()
+    (held,) = batch_sources._held.values()
     assert set(held.splits) == ({"train", "val"} if free else set())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
@@ -145,7 +144,6 @@ def test_where_its_images_come_from_changes_nothing(
 def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
     train: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tune_rescon.data import resident
 
     class StopError(Exception):
         pass
@@ -155,9 +153,9 @@ def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
         raise StopError
 
     seen: list[str] = []
-    monkeypatch.setattr(resident, "has_own_memory", lambda _: True)
-    monkeypatch.setattr(resident, "free_memory", lambda _: 0)
-    monkeypatch.setattr(resident, "_held", {})
+    monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
+    monkeypatch.setattr(batch_sources, "free_memory", lambda _: 0)
+    monkeypatch.setattr(batch_sources, "_held", {})
     monkeypatch.setattr(TrialModule, "training_step", stop)
     with pytest.raises(StopError):
         train()

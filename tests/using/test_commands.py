@@ -20,7 +20,7 @@ from tune_rescon.data import decode_image
 from tune_rescon.export import main as export
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
-from tune_rescon.training.classifier import Classifier
+from tune_rescon.training.weights import Classifier
 
 pytestmark = pytest.mark.torch
 

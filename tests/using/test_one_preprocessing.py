@@ -19,8 +19,8 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.errors import StorageError
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.placement import place
-from tune_rescon.training.trained import TrainedNetwork, load_trained, save_trained
+from tune_rescon.training.device import place
+from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
 from tune_rescon.using import batches_of, export_model, exporting, pixels, predictions
 
 pytestmark = pytest.mark.torch

@@ -16,7 +16,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.export import main as export
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.classifier import Classifier
+from tune_rescon.training.weights import Classifier
 from tune_rescon.using import export_model
 
 tf: Any = pytest.importorskip(

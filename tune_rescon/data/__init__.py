@@ -19,13 +19,12 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.data.account import Account
-    from tune_rescon.data.batches import RawBatch
     from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets, local_path
+    from tune_rescon.data.datamodule import ImageDataModule
     from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
-    from tune_rescon.data.decode import decode_image
+    from tune_rescon.data.decode import USUAL_STORE_SIZE, decode_image
     from tune_rescon.data.downloads import is_url
-    from tune_rescon.data.module import ImageDataModule
-    from tune_rescon.data.sizes import USUAL_STORE_SIZE
+    from tune_rescon.data.loader import RawBatch
 
 __all__ = [
     "USUAL_STORE_SIZE",
@@ -47,11 +46,11 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Account": "account",
-        "USUAL_STORE_SIZE": "sizes",
+        "USUAL_STORE_SIZE": "decode",
         "DatasetFacts": "catalog",
-        "ImageDataModule": "module",
+        "ImageDataModule": "datamodule",
         "ImageDataset": "dataset",
-        "RawBatch": "batches",
+        "RawBatch": "loader",
         "Split": "dataset",
         "decode_image": "decode",
         "describe": "catalog",

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig, TrialConfig
-from tune_rescon.data.building import ensure_cache
 from tune_rescon.data.cache import Cache
+from tune_rescon.data.cache_builder import Progress, ensure_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
-from tune_rescon.data.layout import PARTS
+from tune_rescon.data.image_folder import PARTS
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.data.progress import Progress
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_cut, draw_subset, mislabelled
 

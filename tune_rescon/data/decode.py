@@ -1,38 +1,121 @@
-"""One encoded picture -> one uint8 square of the cache. Pillow only: decoding processes start without torch.
+"""Decode one encoded picture into one uint8 square of the cache.
+
+Only Pillow and numpy are imported: decoding processes start without torch.
+
+Pictures of more than 8 bits (a microscope's 12-bit values in 16-bit files, heights in metres in a float TIFF)
+have no scale of their own. They are scaled to bytes by the range of the training pictures. Colour pictures of
+16 bits are not deep here: Pillow itself reads their upper 8 bits.
 
 Shape legend: B images of a run of rows, H = W side, C = 3 channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from tune_rescon.data.folder import read_bytes
 from tune_rescon.data.formats import FORMATS
-from tune_rescon.data.levels import Levels, is_deep, levels_of, to_bytes
+from tune_rescon.data.image_folder import read_bytes
 from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size, without_remarks
 from tune_rescon.errors import UserError
 
 __all__ = [
+    "USUAL_STORE_SIZE",
     "BadImage",
     "BadImageError",
     "Block",
+    "Levels",
     "SizesDifferError",
     "blaming_the_image",
+    "common_size",
     "decode_block",
     "decode_image",
+    "is_deep",
+    "levels_of",
+    "levels_words",
     "probe_size",
     "square_of",
+    "stored_size",
+    "to_bytes",
     "to_rgb",
     "to_square",
+    "widest",
 ]
+
+
+#: The least and the greatest value of some deep pictures.
+Levels = tuple[float, float]
+
+#: Pillow's modes with more than 8 bits a value.
+_DEEP_MODES: Final = ("I", "F")
+
+#: Where the training pictures have no range, for they are not deep: the whole of 16 bits, and of 0..1.
+_WHOLE: Final[dict[str, Levels]] = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture has one channel of more than 8 bits (Pillow's modes ``I``, ``I;16`` and ``F``)."""
+    return image.mode.startswith(_DEEP_MODES)
+
+
+def levels_of(image: Image.Image) -> Levels:
+    """The least and the greatest finite value of a deep picture.
+
+    Raises:
+        ValueError: it has none.
+    """
+    values_HW = _values(image)
+    finite = values_HW[np.isfinite(values_HW)]
+    if not finite.size:
+        raise ValueError("no finite value")
+    return float(finite.min()), float(finite.max())
+
+
+def widest(ranges: list[Levels]) -> Levels | None:
+    """The range that holds all ranges; None of none."""
+    if not ranges:
+        return None
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
+    """A deep picture in 8 bits of grey.
+
+    Args:
+        image: deep.
+        levels: the values that become 0 and 255; values outside are clipped, infinite and missing ones become
+            0 or 255 by their sign, NaN 0. None: 0 and 65535 for whole numbers, 0 and 1 for floats.
+    """
+    low, high = levels or _WHOLE[image.mode[0]]
+    scale = 255 / (high - low) if high > low else 0.0
+    values_HW = np.nan_to_num(_values(image), nan=low, posinf=high, neginf=low)
+    scaled_HW = (values_HW.clip(low, high) - low) * scale
+    return Image.fromarray(scaled_HW.round().astype(np.uint8))
+
+
+def levels_words(levels: Levels) -> str:
+    """A line for people.
+
+    >>> levels_words((0.0, 4095.0))
+    'pictures of more than 8 bits: values from 0 to 4095, the training pictures\' range, become 0 to 255'
+    """
+    low, high = (f"{value:g}" for value in levels)
+    return (
+        f"pictures of more than 8 bits: values from {low} to {high}, the training pictures' range, become"
+        " 0 to 255"
+    )
+
+
+def _values(image: Image.Image) -> npt.NDArray[np.float32]:
+    return np.asarray(image).astype(np.float32)
+
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -77,7 +160,7 @@ def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels
         data: a file's bytes, in one of the formats of :mod:`tune_rescon.data.formats`.
         side: of the result, in pixels.
         resize: how a picture becomes a square: see :func:`to_square`.
-        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.levels.to_bytes`.
+        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.decode.to_bytes`.
 
     Returns:
         uint8 array ``side x side x 3``.
@@ -224,3 +307,51 @@ def _decode(data: bytes, form: _Form) -> tuple[ByteArray, Levels | None]:
             raise SizesDifferError(f"{found} is not {form.size}")
         levels = levels_of(image) if is_deep(image) else None
         return np.asarray(square_of(image, form.side, resize=form.resize, levels=form.levels)), levels
+
+
+#: Side of the cache's squares, pixels, where a dataset gives no ``store_size``.
+USUAL_STORE_SIZE: Final = 256
+
+_PROBED = 32
+
+
+def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
+    """(width, height) that images spread over the listing share; None if they differ or none can be read.
+
+    A judgement from 32 headers: the decoder checks every image.
+    """
+    step = max(1, len(names) // _PROBED)
+    sizes = set()
+    with without_remarks():
+        for name in names[::step]:
+            try:
+                sizes.add(probe_size(source, name))
+            except BadImageError:
+                continue
+            if len(sizes) > 1:
+                return None
+    return sizes.pop() if sizes else None
+
+
+def stored_size(
+    common: tuple[int, int] | None, store_size: int | None, resize: str = "crop"
+) -> tuple[int, tuple[int, int] | None]:
+    """Side of the cache's squares, and the size every image must then have (None: any).
+
+    Images all of one smaller size are kept at it: enlarging them would add nothing.
+
+    Args:
+        common: width and height of all images, pixels; None: they differ.
+        store_size: the largest side, pixels; None: :data:`USUAL_STORE_SIZE`.
+        resize: how pictures become squares: a ``pad`` keeps the longer side, the others the shorter.
+
+    >>> stored_size((48, 32), None), stored_size((48, 32), None, "pad")
+    ((32, (48, 32)), (48, (48, 32)))
+    >>> stored_size((1920, 1080), None), stored_size(None, None), stored_size((32, 32), 64)
+    ((256, None), (256, None), (32, (32, 32)))
+    """
+    side = USUAL_STORE_SIZE if store_size is None else store_size
+    if common is None:
+        return side, None
+    native = max(common) if resize == "pad" else min(common)
+    return (native, common) if native <= side else (side, None)

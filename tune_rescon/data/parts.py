@@ -10,8 +10,8 @@ import glob
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
+from tune_rescon.data.image_tree import Tree, join
 from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, settling
-from tune_rescon.data.tree import Tree, join
 from tune_rescon.errors import DataError, explain
 
 __all__ = ["find_parts", "is_usual_name"]

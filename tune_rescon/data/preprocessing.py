@@ -29,7 +29,7 @@ class Preprocessing:
         resize: ``crop``: the centre square of the picture; ``pad``: all of it, black beside it; ``squash``:
             all of it, its two sides scaled apart.
         levels: the values that become 0 and 255 in pictures of more than 8 bits; None: the whole range of
-            their type. See :func:`tune_rescon.data.levels.to_bytes`.
+            their type. See :func:`tune_rescon.data.decode.to_bytes`.
         mean: of each channel, pixels in 0..1; zeros where images are not normalised.
         std: likewise, never 0; ones where images are not normalised.
     """

@@ -19,15 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data.builtin import load_arrays
 from tune_rescon.data.cache import FORMAT, Shape
-from tune_rescon.data.catalog import BUILTIN, dataset_path
-from tune_rescon.data.decode import Block, decode_block
-from tune_rescon.data.folder import fingerprint, list_folder
-from tune_rescon.data.layout import PARTS
-from tune_rescon.data.levels import Levels
+from tune_rescon.data.catalog import BUILTIN, dataset_path, load_arrays
+from tune_rescon.data.decode import Block, Levels, common_size, decode_block, stored_size
+from tune_rescon.data.image_folder import PARTS, fingerprint, list_folder
 from tune_rescon.data.selection import Selection
-from tune_rescon.data.sizes import common_size, stored_size
 
 __all__ = ["Plan", "Source", "find_source"]
 

@@ -21,7 +21,7 @@ from torch import nn
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.classifier import Classifier
+from tune_rescon.training.weights import Classifier
 
 __all__ = ["exported", "registered_checkpoint"]
 

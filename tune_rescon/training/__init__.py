@@ -15,13 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_rescon.lazy import lazy_names
-from tune_rescon.training.report import EpochReport
+from tune_rescon.training.messages import EpochReport
 
 if TYPE_CHECKING:
-    from tune_rescon.training.start import recorded_epochs
-    from tune_rescon.training.step import build_step
-    from tune_rescon.training.trained import TrainedNetwork, load_trained
+    from tune_rescon.training.gpu_probe import build_step
     from tune_rescon.training.trial import train_trial
+    from tune_rescon.training.trial_files import recorded_epochs
+    from tune_rescon.training.weights import TrainedNetwork, load_trained
 
 __all__ = [
     "EpochReport",
@@ -35,10 +35,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "TrainedNetwork": "trained",
-        "build_step": "step",
-        "load_trained": "trained",
-        "recorded_epochs": "start",
+        "TrainedNetwork": "weights",
+        "build_step": "gpu_probe",
+        "load_trained": "weights",
+        "recorded_epochs": "trial_files",
         "train_trial": "trial",
     },
 )

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from typing_extensions import override
 
-from tune_rescon.training.peers import ALONE, Peers
+from tune_rescon.training.distributed import ALONE, Peers
 
 __all__ = ["EpochMetrics", "FinalMetrics"]
 

@@ -19,18 +19,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
-from tune_rescon.training.casting import CastTogether
-from tune_rescon.training.compiling import compile_units, many_shapes, uncompiled
-from tune_rescon.training.graphs import Outputs, Recorded, Recorder
-from tune_rescon.training.memory import ran_out_of_memory
+from tune_rescon.training.compile import compile_units, many_shapes, uncompiled
+from tune_rescon.training.cuda_graphs import CastTogether, Outputs, Recorded, Recorder
+from tune_rescon.training.device import Placement
+from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.memory import ran_out_of_memory, recompute_activations
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import Piece, in_pieces
-from tune_rescon.training.optimizer import make_optimizer, make_scheduler
-from tune_rescon.training.peers import ALONE, Peers
-from tune_rescon.training.placement import Placement
-from tune_rescon.training.recomputing import recompute_activations
-from tune_rescon.training.schedule import schedule_of
+from tune_rescon.training.optim import (
+    AveragedNetwork,
+    batch_norm_statistics,
+    make_optimizer,
+    make_scheduler,
+    reestimate_batch_norm,
+    schedule_of,
+)
 
 __all__ = ["TrialModule"]
 

@@ -6,28 +6,72 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, explain, unknown_name
 from tune_rescon.models import resolve_network
-from tune_rescon.training import notes
-from tune_rescon.training.attempt import Attempt
+from tune_rescon.training import messages
+from tune_rescon.training.callbacks import never
 from tune_rescon.training.checkpoint import CheckpointFolder
-from tune_rescon.training.leaving import never
-from tune_rescon.training.memory import release_memory
-from tune_rescon.training.notes import OnNote
-from tune_rescon.training.overruns import Shape
-from tune_rescon.training.peers import ALONE, Peers
-from tune_rescon.training.placement import place
-from tune_rescon.training.randomness import own_generator
-from tune_rescon.training.record import TrialRecord
-from tune_rescon.training.report import EpochReport
-from tune_rescon.training.stalls import StallWatch
-from tune_rescon.training.start import Start
-from tune_rescon.training.together import check_shares, find_start_together
+from tune_rescon.training.cuda_graphs import StallWatch
+from tune_rescon.training.device import own_generator, place
+from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.fit import Attempt
+from tune_rescon.training.memory import Shape, release_memory
+from tune_rescon.training.messages import EpochReport, OnNote
+from tune_rescon.training.trial_files import Start, TrialRecord, find_start
 
-__all__ = ["train_trial"]
+__all__ = [
+    "check_shares",
+    "find_start_together",
+    "train_trial",
+]
+
+
+#: Images of a training batch that each process must have: batch norm's variance of one is none.
+_LEAST: Final = 2
+
+
+def check_shares(peers: Peers, config: TrialConfig, dataset: ImageDataset) -> None:
+    """Check that there is something of every batch for each process.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if peers.alone:
+        return
+    batch, count = min(config.batch_size, len(dataset.train)), peers.share.count
+    if batch < _LEAST * count:
+        rule = f"a batch must have {_LEAST} images for each of {count} workers"
+        raise ConfigError(explain(rule, got=str(batch)))
+    judged = dataset.val if len(dataset.val) else dataset.test
+    if len(judged) < count:
+        rule = f"there must be an image to judge by for each of {count} workers"
+        raise ConfigError(explain(rule, got=str(len(judged))))
+
+
+def find_start_together(
+    record: TrialRecord, folder: CheckpointFolder | None, on_note: OnNote, peers: Peers
+) -> Start:
+    """:func:`.find_start` by the first process; the others are sent the checkpoint it has found.
+
+    Their folders need not be on its machine. A folder of theirs that has files loses them.
+
+    Raises:
+        StorageError: as :func:`.find_start`.
+    """
+    if peers.alone or folder is None:
+        return find_start(record, folder, on_note)
+    if not peers.first:
+        folder.create()
+        peers.share_file(folder.last)
+        return find_start(record, folder, on_note)
+    start = find_start(record, folder, on_note)
+    peers.share_file(folder.last)
+    return start
+
 
 OnEpoch = Callable[[EpochReport], None]
 
@@ -40,7 +84,7 @@ def train_trial(
     seed: int,
     checkpoint_dir: Path | None,
     on_epoch: OnEpoch,
-    on_note: OnNote = notes.ignore,
+    on_note: OnNote = messages.ignore,
     device: str = "auto",
     threads: int | None = None,
     metric: str = "val_accuracy",
@@ -62,8 +106,8 @@ def train_trial(
 
     - The device's memory is too small for a step: the trial goes on from its last checkpoint without CUDA
       graphs, whose memory is their own; then with activations computed twice
-      (:mod:`tune_rescon.training.recomputing`); then with half the micro-batch and the gradients of two
-      added up (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a
+      (:mod:`tune_rescon.training.memory`); then with half the micro-batch and the gradients of two
+      added up (:mod:`tune_rescon.training.memory`), and half of that, down to 8 images. Without a
       checkpoint it trains the epochs again, but reports none twice. With a file of ``overruns``, the next
       trial of that network on that device starts with what did fit.
     - A file cannot be written: the one before stays, and the next epoch tries again.
@@ -88,8 +132,9 @@ def train_trial(
         stalls: a folder, made if absent, that the trials of this node share, for where a recording stood
             that did not come back within minutes. It ends this process (code 1), and later trials of
             that network on that device do without. None: a recording may take for ever.
-        peers: this process among those that train the trial together (:mod:`tune_rescon.training.peers`);
-            they call this function alike, each with a folder of its own, of which the first one's counts.
+        peers: this process among those that train the trial together
+            (:mod:`tune_rescon.training.distributed`); all call
+            this function, each with its own folder; the first one's counts.
         leave: asked after each training batch and each epoch's report; True has the trial written to
             ``last.ckpt`` as it is, amid the epoch, and ended: whoever calls this function again goes on with
             the next batch. A trial of several processes must not be asked to.
@@ -116,7 +161,7 @@ def train_trial(
     watch = None if stalls is None else StallWatch(folder=stalls, key=shape.key)
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
-        on_note(notes.stalled(stalled))
+        on_note(messages.stalled(stalled))
     record_steps = not peers.most(stalled is not None or shape.when(recorded=True).pieces(images) > 1)
     if start.checkpoint is None:
         # One that goes on keeps its micro-batches: batch norm would see the difference.
@@ -159,9 +204,9 @@ def _as_known(start: Start, shape: Shape, images: int, peers: Peers, on_note: On
         recomputes = True
         pieces = int(peers.most(shape.when(recomputes=True).pieces(images)))
         if pieces == 1:
-            on_note(notes.known_to_recompute(images))
+            on_note(messages.known_to_recompute(images))
     if pieces > 1:
-        on_note(notes.known_too_large(images, pieces=pieces))
+        on_note(messages.known_too_large(images, pieces=pieces))
     return _with(start, micro_batches=pieces, recomputes=recomputes)
 
 

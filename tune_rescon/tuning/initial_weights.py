@@ -12,7 +12,7 @@ from tune_rescon.models import resolve_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
 
 if TYPE_CHECKING:
-    from tune_rescon.training.initial import InitialWeights
+    from tune_rescon.training.weights import InitialWeights
 
 __all__ = ["check_weights", "read_weights", "with_absolute_weights"]
 
@@ -59,7 +59,7 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
     if not sources:
         return {}
     # Imported here: it takes torch, which the driver of most searches does without.
-    from tune_rescon.training.initial import read_initial
+    from tune_rescon.training.weights import read_initial
 
     return {source: read_initial(source) for source in sources}
 

@@ -16,7 +16,7 @@ from tune_rescon.models import count, resolve_network
 from tune_rescon.spaces import Space, corners
 
 if TYPE_CHECKING:
-    from tune_rescon.training.occupancy import Occupancy
+    from tune_rescon.training.gpu_probe import Occupancy
 
 __all__ = ["Measure", "largest_trial", "packed", "trials_per_gpu"]
 
@@ -34,7 +34,7 @@ _FIELDS: Final = (
 MOST: Final = 8
 
 #: Share of a GPU's memory that is planned with; fragmentation needs the rest, and the images
-#: (:mod:`tune_rescon.data.resident` takes an eighth of what is free).
+#: (:mod:`tune_rescon.data.batch_sources` takes an eighth of what is free).
 _PLANNED: Final = 0.75
 
 

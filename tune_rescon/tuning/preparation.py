@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.data import DatasetFacts, describe, is_url, local_path, open_dataset
-from tune_rescon.data.levels import levels_words
+from tune_rescon.data.decode import levels_words
 from tune_rescon.errors import DataError, explain
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.initial_weights import with_absolute_weights

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
 from tune_rescon.training import TrainedNetwork
-from tune_rescon.training.classifier import Classifier
+from tune_rescon.training.weights import Classifier
 
 __all__ = ["FORMATS", "export_model"]
 

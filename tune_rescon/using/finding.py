@@ -10,7 +10,7 @@ from torch import nn
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.exported import load_exported
+from tune_rescon.training.weights import load_exported
 from tune_rescon.tuning import Place, SearchFolder, StudyResult, read_search
 
 __all__ = ["load_model"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from tune_rescon.errors import StorageError, explain
 from tune_rescon.training import TrainedNetwork
-from tune_rescon.training.classifier import Classifier
+from tune_rescon.training.weights import Classifier
 from tune_rescon.tuning import write_atomically
 from tune_rescon.using.images import Pictures
 from tune_rescon.using.masks import (

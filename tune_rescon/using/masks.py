@@ -25,8 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from tune_rescon.data.decode import blaming_the_image, to_rgb
-from tune_rescon.data.levels import Levels
+from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, unknown_name
 from tune_rescon.models.network import AttentionModule
@@ -140,7 +139,7 @@ def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
 
     Args:
         path: the picture.
-        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.levels.to_bytes`.
+        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.decode.to_bytes`.
 
     Raises:
         OSError: the file cannot be read.

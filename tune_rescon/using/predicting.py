@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tune_rescon.data.pixels import to_unit
 from tune_rescon.training import TrainedNetwork
-from tune_rescon.training.classifier import Classifier
-from tune_rescon.training.placement import Placement
+from tune_rescon.training.device import Placement
+from tune_rescon.training.weights import Classifier
 from tune_rescon.using.images import Pictures
 
 __all__ = ["Prediction", "pixels", "predictions"]

@@ -11,9 +11,8 @@ import torch
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.spaces import load_space
-from tune_rescon.training.graphs import RecordingError
-from tune_rescon.training.placement import Placement
-from tune_rescon.training.stalls import StallWatch
+from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
+from tune_rescon.training.device import Placement
 from tune_rescon.tuning.execution.measuring import _measure
 
 pytestmark = pytest.mark.torch
@@ -36,9 +35,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, StallWatch]]:
         return config.cuda_graphs
 
     on_cpu = Placement(device=torch.device("cpu"), precision="fp32")
-    monkeypatch.setattr("tune_rescon.training.placement.place", lambda *_, **__: on_cpu)
-    monkeypatch.setattr("tune_rescon.training.step.step_of", step_of)
-    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", lambda step, _: step)
+    monkeypatch.setattr("tune_rescon.training.device.place", lambda *_, **__: on_cpu)
+    monkeypatch.setattr("tune_rescon.training.gpu_probe.step_of", step_of)
+    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", lambda step, _: step)
     return seen
 
 
@@ -66,7 +65,7 @@ def test_so_is_what_cannot_be_recorded(
             raise RecordingError("not permitted")
         return step
 
-    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", occupancy)
+    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
     found: Any = _measure(CONFIG, facts, tmp_path)
     assert found == "off"
     assert [word for word, _ in measured] == ["auto", "off"]
@@ -81,6 +80,6 @@ def test_a_batch_that_does_not_fit_has_no_figures(
     def occupancy(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("tune_rescon.training.occupancy.measure_occupancy", occupancy)
+    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
     assert _measure(CONFIG, facts, tmp_path) is None
     assert len(measured) == 1

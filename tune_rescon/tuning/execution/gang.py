@@ -5,9 +5,9 @@ into the first. That one starts the others, in the other bundles, and keeps them
 keeps it: to begin a trial costs milliseconds. Ray Train within Tune starts a controller and new processes for
 each trial (26 s against 0.04 s from one to the next, on two busy cores), in places it asks for beside Tune's.
 
-Only the first process speaks to Tune. Whatever ends a trial in one of them ends it in all
-(:mod:`tune_rescon.training.peers`); where one has died, the first one ends itself, so that Tune sees what it
-sees when a trial's only process dies, and with it Ray ends the others.
+Only the first process reports to Tune. What ends a trial in one process ends it in all of them
+(:mod:`tune_rescon.training.distributed`). Where a process has died, the first one ends itself: Tune then sees
+what it sees when a trial's only process dies, and Ray ends the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.peers import Peers
+    from tune_rescon.training.distributed import Peers
     from tune_rescon.tuning.execution.meeting import Meeting
     from tune_rescon.tuning.execution.trial import TrialTask
 
@@ -70,7 +70,7 @@ def gathered(task: TrialTask) -> Iterator[Peers]:
 
     Ends this process if another one dies.
     """
-    from tune_rescon.training.peers import ALONE
+    from tune_rescon.training.distributed import ALONE
 
     if task.workers == 1:
         yield ALONE
@@ -159,7 +159,7 @@ def _cause(error: Exception, work: Sequence[Any]) -> Exception:
     """Of an error here that another process is behind: what was raised there."""
     import ray
 
-    from tune_rescon.training.peers import PeerFailedError, PeerLostError
+    from tune_rescon.training.distributed import PeerFailedError, PeerLostError
 
     if isinstance(error, PeerLostError):
         # A process or its machine has died; of a machine Ray learns it only half a minute later.

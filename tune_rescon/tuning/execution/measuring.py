@@ -11,7 +11,7 @@ from tune_rescon.data import DatasetFacts
 from tune_rescon.tuning.execution.training import STALLS
 
 if TYPE_CHECKING:
-    from tune_rescon.training.occupancy import Occupancy
+    from tune_rescon.training.gpu_probe import Occupancy
 
 __all__ = ["measured_on_gpu"]
 
@@ -39,13 +39,10 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetFacts, *, cache_root: Pat
 
 def _measure(config: TrialConfig, facts: DatasetFacts, stalls: Path) -> Occupancy | None:
     from tune_rescon.models import resolve_network
-    from tune_rescon.training.graphs import RecordingError
-    from tune_rescon.training.memory import ran_out_of_memory
-    from tune_rescon.training.occupancy import measure_occupancy
-    from tune_rescon.training.overruns import Shape
-    from tune_rescon.training.placement import place
-    from tune_rescon.training.stalls import StallWatch
-    from tune_rescon.training.step import step_of
+    from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
+    from tune_rescon.training.device import place
+    from tune_rescon.training.gpu_probe import measure_occupancy, step_of
+    from tune_rescon.training.memory import Shape, ran_out_of_memory
 
     placement = place("cuda", precision=config.precision)
     images = {"classes": facts.classes, "in_channels": facts.channels}

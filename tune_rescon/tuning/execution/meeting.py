@@ -16,8 +16,8 @@ from typing import Any, Final
 import psutil
 import torch.distributed as dist
 
-from tune_rescon.data.shares import Share
-from tune_rescon.training.peers import Peers
+from tune_rescon.data.loader import Share
+from tune_rescon.training.distributed import Peers
 
 __all__ = ["Meeting", "met", "opened"]
 

@@ -14,7 +14,7 @@ from tune_rescon.tuning.execution.notice import never
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.peers import Peers
+    from tune_rescon.training.distributed import Peers
     from tune_rescon.tuning.execution.trial import TrialTask
 
 __all__ = ["STALLS", "train_task"]
@@ -44,7 +44,7 @@ def train_task(
         Left: ``leave`` said so, and the trial is to go on in another process.
     """
     from tune_rescon.training import train_trial
-    from tune_rescon.training.compiling import keep_compiled_code
+    from tune_rescon.training.compile import keep_compiled_code
 
     freeze_imports()
     if task.config.compile != "off":

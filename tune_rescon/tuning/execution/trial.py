@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
+from tune_rescon.training import messages
 from tune_rescon.tuning.execution.notice import NOTICE, never, node_is_drained
 from tune_rescon.tuning.execution.one_thread import on_one_thread
 from tune_rescon.tuning.store.checkpoint_sync import synchronised
 
 if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.leaving import Left
+    from tune_rescon.training.callbacks import Left
 
 __all__ = ["TrialTask", "run_trial"]
 
@@ -107,9 +108,9 @@ def _train(task: TrialTask) -> Left | None:
     from ray import tune
 
     from tune_rescon.training import recorded_epochs
-    from tune_rescon.training.device_name import device_name
-    from tune_rescon.training.leaving import Left
-    from tune_rescon.training.start import trained_steps
+    from tune_rescon.training.callbacks import Left
+    from tune_rescon.training.device import device_name
+    from tune_rescon.training.trial_files import trained_steps
     from tune_rescon.tuning.execution.gang import gathered
     from tune_rescon.tuning.execution.training import train_task
 
@@ -165,13 +166,11 @@ def _go(task: TrialTask, left: Left) -> None:
     """End this process, and with it what Tune takes for the trial; the coordinator knows better."""
     from ray import tune
 
-    from tune_rescon.training import notes
-
     # A report waits for the driver, which may be gone.
     patience = threading.Timer(_FAREWELL, os._exit, [1])
     patience.daemon = True
     patience.start()
-    tune.report({"number": task.number, "note": notes.left(left.epoch, left.batches), "leaving": True})
+    tune.report({"number": task.number, "note": messages.left(left.epoch, left.batches), "leaving": True})
     os._exit(1)
 
 

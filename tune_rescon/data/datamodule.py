@@ -14,15 +14,16 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
-from tune_rescon.data.batches import Batches, RawBatch, ShuffledBatches, augmentation_rng
+from tune_rescon.data.augment import POLICIES, augment, crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.batch_sources import Part, choose_supply
 from tune_rescon.data.dataset import ImageDataset
+from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Share, ShuffledBatches, augmentation_rng
 from tune_rescon.data.pixels import Normalization
-from tune_rescon.data.policies import POLICIES, augment
-from tune_rescon.data.resident import Part, choose_supply
-from tune_rescon.data.shares import WHOLE, Share
 
-__all__ = ["ImageDataModule"]
+__all__ = [
+    "ImageDataModule",
+]
+
 
 #: Validation keeps no activations for a backward pass, so its batches may be larger: on a GPU so large that
 #: the device sets the pace, not the host that launches its kernels (benchmarks/NOTES.md).

@@ -1,21 +1,31 @@
-"""One training step on its own, on synthetic images: what the benchmarks time."""
+"""What a network's training leaves of a GPU: how busy a step keeps it, and how much memory it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.compiling import choose_compiling
-from tune_rescon.training.graphs import choose_recorder
+from tune_rescon.training.compile import choose_compiling
+from tune_rescon.training.cuda_graphs import StallWatch, choose_recorder
+from tune_rescon.training.device import Placement, place
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.placement import Placement, place
-from tune_rescon.training.stalls import StallWatch
 
-__all__ = ["build_step", "step_of"]
+__all__ = [
+    "Occupancy",
+    "build_step",
+    "busy_seconds",
+    "measure_occupancy",
+    "step_of",
+]
+
 
 #: The published tables of these networks at 32 pixels are CIFAR-10's.
 CLASSES = 10
@@ -96,3 +106,69 @@ def step_of(
         return loss.detach()
 
     return step
+
+
+#: Steps before the measurement (cuDNN tries its algorithms, the allocator grows, a recording's first replays
+#: are waited for), and in it.
+_WARM: Final = 5
+_MEASURED: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occupancy:
+    """A GPU while one process trains on it and no other does."""
+
+    device: str
+    """Its name."""
+    busy: float
+    """Share of a step's time in which something ran on it, at most 1."""
+    used: int
+    """Bytes: weights, activations, the allocator's reserve and the process's CUDA context."""
+    total: int
+    """Bytes it has."""
+
+
+def measure_occupancy(step: Callable[[], object], placement: Placement) -> Occupancy:
+    """Run ``step`` some times on a CUDA device that nobody else uses.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
+    """
+    for _ in range(_WARM):
+        step()
+    torch.cuda.synchronize(placement.device)
+    # Timed without the profiler, which makes the host slower and so the device idler.
+    began = time.perf_counter()
+    for _ in range(_MEASURED):
+        step()
+    torch.cuda.synchronize(placement.device)
+    seconds = time.perf_counter() - began
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(_MEASURED):
+            step()
+        torch.cuda.synchronize(placement.device)
+    spans = (
+        (event.time_range.start / 1e6, event.time_range.end / 1e6)
+        for event in profiler.events() or ()
+        if event.device_type.name == "CUDA"
+    )
+    free, total = torch.cuda.mem_get_info(placement.device)
+    return Occupancy(
+        device=torch.cuda.get_device_name(placement.device),
+        busy=min(1.0, busy_seconds(spans) / seconds),
+        used=total - free,
+        total=total,
+    )
+
+
+def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds covered by at least one span (start, end).
+
+    >>> busy_seconds([(0.0, 1.0), (0.5, 2.0), (3.0, 4.0)])
+    3.0
+    """
+    covered, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered

@@ -2,45 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import Callback
+from typing_extensions import override
 
 from tune_rescon.config import MetricAt, is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.data.resident import release
+from tune_rescon.data.batch_sources import release
 from tune_rescon.models import build_from_spec
-from tune_rescon.training import notes
+from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
     AverageWeights,
     Diverged,
+    EpochReporter,
     FiniteLoss,
+    LeaveWhenAsked,
     PreciseBatchNorm,
     SeedEpochs,
+    never,
 )
-from tune_rescon.training.checkpoint import CheckpointFolder
-from tune_rescon.training.compiling import choose_compiling
-from tune_rescon.training.graphs import Recorder, RecordingError, choose_recorder
-from tune_rescon.training.initial import read_initial
-from tune_rescon.training.keeper import Keeper
-from tune_rescon.training.leaving import LeaveWhenAsked, never
+from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
+from tune_rescon.training.compile import choose_compiling
+from tune_rescon.training.cuda_graphs import Recorder, RecordingError, StallWatch, choose_recorder
+from tune_rescon.training.device import Placement, seed_epoch
+from tune_rescon.training.distributed import ALONE, Peers
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
+from tune_rescon.training.messages import EpochReport, OnNote
 from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.notes import OnNote
-from tune_rescon.training.peers import ALONE, Peers
-from tune_rescon.training.placement import Placement
-from tune_rescon.training.randomness import seed_epoch
-from tune_rescon.training.report import EpochReport
-from tune_rescon.training.reporter import EpochReporter
-from tune_rescon.training.stalls import StallWatch
-from tune_rescon.training.start import Start
-from tune_rescon.training.trained import TrainedNetwork
-from tune_rescon.training.trainer import fit, make_trainer
+from tune_rescon.training.trial_files import Keeper, Start
+from tune_rescon.training.weights import TrainedNetwork, read_initial
 
-__all__ = ["Attempt", "Retry"]
+__all__ = [
+    "Attempt",
+    "Retry",
+    "fit",
+    "make_trainer",
+]
+
+
+def make_trainer(
+    *,
+    epochs: int,
+    placement: Placement,
+    gradient_clip: float,
+    callbacks: Sequence[Callback],
+    validate_every: int = 1,
+) -> pl.Trainer:
+    """A Trainer of one device that only trains, validates, and calls ``callbacks`` in order."""
+    with _quiet():
+        return pl.Trainer(
+            accelerator="gpu" if placement.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=epochs,
+            check_val_every_n_epoch=validate_every,
+            gradient_clip_val=gradient_clip or None,
+            callbacks=list(callbacks),
+            # Precision is the module's (Placement.autocast), so that the benchmarks' step has it too.
+            precision="32-true",
+            # Named, lest Lightning find SLURM around a Ray worker, take over its signals and wait for peers.
+            plugins=[LightningEnvironment(), DurableCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
+) -> None:
+    """``trainer.fit``, from ``checkpoint`` if there is one, with Ctrl-C as Python means it.
+
+    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored; a command must be able
+    to answer it its own way.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise error.__context__ from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes on devices, limits and its makers' services, which come with every trial."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks torch's pytrees in a way torch 2.13 and later deprecate.
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
+            # The data module knows by itself which batches come next.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,21 +248,21 @@ class Attempt:
         record, images = self.start.record, self.batch_images
         count, recomputes = record.micro_batches, record.recomputes
         if isinstance(error, RecordingError):
-            return Retry(micro_batches=count, recomputes=recomputes, note=notes.unrecorded(str(error)))
+            return Retry(micro_batches=count, recomputes=recomputes, note=messages.unrecorded(str(error)))
         if not ran_out_of_memory(error):
             raise error
         if self.recorder is not None:
-            note = notes.too_large_to_record(images)
+            note = messages.too_large_to_record(images)
             return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
         if not recomputes and record.config.checkpoint_activations == "auto":
-            note = notes.recomputing(images, pieces=count)
+            note = messages.recomputing(images, pieces=count)
             return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
         more = twice_as_many(count, images=images)
         if more is not None:
-            note = notes.smaller(images, before=count, after=more)
+            note = messages.smaller(images, before=count, after=more)
             return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
         if self.peers.most(release(self.placement.device)):
-            note = notes.without_images(images, pieces=count)
+            note = messages.without_images(images, pieces=count)
             return Retry(micro_batches=count, recomputes=recomputes, note=note)
         tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
@@ -234,3 +312,14 @@ class Attempt:
             epoch=epoch,
             metrics=metrics,
         )
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes through :func:`.write_durably`, and keeps the checkpoint before."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``; what was there gets the suffix ``.previous.ckpt``."""
+        assert storage_options is None
+        path = Path(path)
+        write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))

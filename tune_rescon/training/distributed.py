@@ -1,6 +1,6 @@
 """The processes that train one trial together, and what they say to each other.
 
-Each has the whole network and its share of every batch (:mod:`tune_rescon.data.shares`). The gradient of a
+Each has the whole network and its share of every batch (:mod:`tune_rescon.data.loader`). The gradient of a
 step is the sum over the shares, each weighted by its images, so that all of them take the same step; the sums
 of the metrics run over all images. Batch norm alone sees a difference: each process normalises by its own
 share's statistics, as micro-batches do (Goyal et al. 2017, section 2.3); before a validation their means are
@@ -26,10 +26,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tune_rescon.data.shares import WHOLE, Share
+from tune_rescon.data.loader import WHOLE, Share
 from tune_rescon.training.memory import ran_out_of_memory
 
-__all__ = ["ALONE", "PeerFailedError", "PeerLostError", "PeerOutOfMemoryError", "Peers"]
+__all__ = [
+    "ALONE",
+    "PeerFailedError",
+    "PeerLostError",
+    "PeerOutOfMemoryError",
+    "Peers",
+]
+
 
 #: Bytes of a file sent at a time.
 _CHUNK: Final = 64 << 20

@@ -9,27 +9,110 @@ last ones did.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import gc
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.device import Placement
 from tune_rescon.training.memory import ran_out_of_memory
-from tune_rescon.training.placement import Placement
-from tune_rescon.training.stalls import StallWatch
 
 __all__ = [
+    "CastTogether",
     "CudaGraphs",
     "Outputs",
     "Recorded",
     "Recorder",
     "RecordingError",
+    "StallWatch",
     "choose_recorder",
 ]
+
+
+class CastTogether:
+    """The weights of a network that autocast would cast: its convolutions' and linear layers'."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """``network`` stays as it is."""
+        self._weights = {
+            f"{name}.weight": module.weight
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        }
+
+    def copies(self) -> dict[str, Tensor]:
+        """Of each weight as it is now, by its name in the network; their gradients are wanted."""
+        copies = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in self._weights.values()]
+        with torch.no_grad():
+            torch._foreach_copy_(copies, list(self._weights.values()))
+        return {name: copy.requires_grad_() for name, copy in zip(self._weights, copies, strict=True)}
+
+    def hand_over(self, copies: Mapping[str, Tensor]) -> None:
+        """Give the weights the gradients of their ``copies``."""
+        pairs = [(self._weights[name], copy.grad) for name, copy in copies.items() if copy.grad is not None]
+        gradients = [torch.empty_like(weight) for weight, _ in pairs]
+        torch._foreach_copy_(gradients, [gradient for _, gradient in pairs])
+        for (weight, _), gradient in zip(pairs, gradients, strict=True):
+            weight.grad = gradient
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallWatch:
+    """Watches over one kind of thing, in a folder that the processes of a node share.
+
+    The file of a process that was ended here holds where it stood; that of one that died otherwise is empty,
+    and says nothing.
+    """
+
+    folder: Path
+    key: str
+    """Of what is watched; equal where it would stand still again."""
+
+    def found(self) -> Path | None:
+        """Where it is written that an earlier process stood still, if one did."""
+        for file in self.folder.glob(f"{self._stem}.*"):
+            # Another process may just have come back, and taken its file away.
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_size:
+                    return file
+        return None
+
+    @contextlib.contextmanager
+    def watching(self, seconds: float) -> Iterator[None]:
+        """End this process if the block is not left within ``seconds``. One block of a process at a time."""
+        evidence = self.folder / f"{self._stem}.{os.getpid()}.txt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = evidence.open("w")
+        except OSError as error:
+            _log.warning("nobody watches whether a recording comes back: %s", error)
+            yield
+            return
+        with file:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+                evidence.unlink(missing_ok=True)
+
+    @property
+    def _stem(self) -> str:
+        return blake2b(self.key.encode(), digest_size=12).hexdigest()
+
 
 Outputs = tuple[Tensor, ...]
 

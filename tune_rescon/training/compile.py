@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.models.network import PreActivationUnit, ResNeXtUnit
-from tune_rescon.training import notes
+from tune_rescon.training import messages
 
 __all__ = [
     "choose_compiling",
@@ -29,6 +29,7 @@ __all__ = [
     "many_shapes",
     "uncompiled",
 ]
+
 
 #: Where inductor, and Triton below it, keep compiled code; read at each compilation.
 _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
@@ -46,7 +47,7 @@ def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) 
     if requested == "off":
         return False, None
     trouble = "it recomputes its activations" if recomputes else compiler_trouble(device)
-    return trouble is None, None if trouble is None else notes.uncompiled(trouble)
+    return trouble is None, None if trouble is None else messages.uncompiled(trouble)
 
 
 def compile_units(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Which classes and parts the paths of an image folder stand for.
+"""Reading an image directory or .zip: its classes and parts, every image, and whether it has changed.
 
 Two layouts: ``train/<class>/*`` with ``val/`` and ``test/`` beside it under their usual names, or one folder
 of classes. Either may lie inside a single top folder, as zips of folders do. docs/images.md has the table of
@@ -8,20 +8,24 @@ what is read, left out and refused.
 from __future__ import annotations
 
 import glob
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
 from typing import Final
 
 from tune_rescon.data.account import Account, Kind, Tally
-from tune_rescon.data.formats import SUFFIXES
-from tune_rescon.data.junk import is_hidden
+from tune_rescon.data.formats import SUFFIXES, is_image_name
+from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
 from tune_rescon.data.parts import find_parts, is_usual_name
-from tune_rescon.data.selection import PARTS, Selection, as_pattern, settling
-from tune_rescon.data.tree import Tree, is_inside, join, plant
+from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, settling
+from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, explain
 
-__all__ = ["PARTS", "Listing", "Part", "arrange"]
+__all__ = ["PARTS", "Listing", "Part", "arrange", "fingerprint", "list_folder", "read_bytes"]
+
 
 _EVERYTHING: Final = Selection()
 
@@ -220,3 +224,80 @@ def _tally_rest(
 def _same(name: str) -> str:
     """A class's name as it is compared: macOS writes accents as letters of their own, others do not."""
     return unicodedata.normalize("NFC", name)
+
+
+def list_folder(path: Path, selection: Selection = _EVERYTHING) -> Listing:
+    """List a directory or .zip.
+
+    Args:
+        path: of the directory or archive.
+        selection: what the dataset's ``train``, ``val``, ``test`` and ``ignore`` ask for.
+
+    Raises:
+        DataError: no such path, not a zip, a member that Python cannot read, no images, a layout that may
+            mean two things, or what :func:`arrange` refuses.
+    """
+    tally = Tally()
+    if path.is_dir():
+        with readable(path):
+            paths = (entry.path for entry in walk(path, selection, tally))
+            return arrange(paths, where=str(path), selection=selection, tally=tally)
+    archive = open_zip(path)
+    listing = arrange(archive.entries(tally), where=str(path), selection=selection, tally=tally)
+    refuse_unreadable(archive, listing.names)
+    return listing
+
+
+def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
+    """Changes when an image or a folder is added, removed, renamed, resized, rewritten or exchanged.
+
+    Reads no image. Of a directory only images and folders count: a note or a ``.DS_Store`` changes nothing.
+    A zip is one file, and counts as a whole.
+
+    Raises:
+        DataError: no such path, or not a zip.
+    """
+    with readable(path):
+        stamps = _folder_stamps(path, selection) if path.is_dir() else _zip_stamps(path)
+    return blake2b(stamps + selection.key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def read_bytes(source: Path, name: str) -> bytes:
+    """Bytes of one file of a directory or .zip.
+
+    Raises:
+        ValueError: a zip's member inflates to more than this machine's memory allows.
+    """
+    return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
+
+
+def _folder_stamps(root: Path, selection: Selection) -> bytes:
+    return "\n".join(sorted(_stamps(root, selection))).encode(errors="surrogateescape")
+
+
+def _stamps(root: Path, selection: Selection) -> Iterator[str]:
+    for entry in walk(root, selection, Tally()):
+        path = entry.path.removesuffix("/")
+        if path != entry.path:
+            if not selection.keeps_out(path):
+                yield path
+        elif is_image_name(path) and not selection.ignores(path):
+            status = entry.found.stat()
+            yield f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{_identity(status)}"
+
+
+def _identity(status: os.stat_result) -> str:
+    """What changes when two files of equal size and time of writing are exchanged.
+
+    The time of change does, in place or by renaming. It also changes with a file's mode, which costs decoding
+    again. If a whole folder is renamed, its files keep it: then the inode tells. Only file systems on a
+    device of their own keep inodes; network and FUSE mounts may number a file anew each time, and every trial
+    would decode again.
+    """
+    inode = status.st_ino if os.major(status.st_dev) else 0
+    return f"{status.st_ctime_ns}\0{inode}"
+
+
+def _zip_stamps(path: Path) -> bytes:
+    status = path.stat()
+    return f"{status.st_size}\0{status.st_mtime_ns}\n".encode() + directory_bytes(path)

@@ -7,17 +7,69 @@ turns the process's switches (TF32, cuDNN's autotuner, threads, the heap), and i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tune_rescon.errors import ResourceError, explain, unknown_name
-from tune_rescon.training.heap import freed_memory_kept
 
-__all__ = ["Placement", "Precision", "choose_precision", "place"]
+__all__ = [
+    "Placement",
+    "Precision",
+    "choose_precision",
+    "device_name",
+    "epoch_seed",
+    "freed_memory_kept",
+    "generator_states",
+    "own_generator",
+    "place",
+    "restore_generators",
+    "seed_epoch",
+]
+
+
+def device_name(device: str) -> str:
+    """The kind of ``device`` ("cpu", "cuda") of this process; GPUs of one kind have one name.
+
+    >>> device_name("cpu")
+    'CPU'
+    """
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+#: mallopt's numbers, from glibc's malloc.h.
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+
+#: Blocks up to here (bytes, an int's largest) come from the heap.
+_LARGEST: Final = 2**31 - 1
+
+#: glibc adjusts both as blocks are freed, and cannot be asked; these are the ends it adjusts them to.
+_ADJUSTED: Final = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within it, what the process frees stays its own. For all threads; blocks in use are not touched."""
+    # glibc's alone.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, -1)  # mallopt(3): -1 never trims
+    try:
+        yield
+    finally:
+        for option, size in _ADJUSTED.items():
+            mallopt(option, size)
+
 
 Precision = Literal["fp32", "tf32", "bf16"]
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -108,3 +160,48 @@ def place(device: str, *, precision: str) -> Placement:
     bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_precision(precision, device_type=kind, bf16=bf16)
     return Placement(device=torch.device(kind), precision=chosen)
+
+
+# The data module's streams are 2 and 3: one seed, but no two uses of it alike.
+_NETWORK_STREAM = 4
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """64 bits from ``seed`` and ``epoch``: far apart for neighbours, where ``seed + epoch`` would collide.
+
+    >>> len({epoch_seed(seed, epoch) for seed in range(10) for epoch in range(10)})
+    100
+    >>> epoch_seed(0, 1) == epoch_seed(0, 1, 0), epoch_seed(0, 1) == epoch_seed(0, 1, 1)
+    (True, False)
+    """
+    # numpy seeds (s, e) and (s, e, 0) alike: the first of several processes draws what the only one would.
+    return int(np.random.SeedSequence((_NETWORK_STREAM, seed, epoch, rank)).generate_state(1, np.uint64)[0])
+
+
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed torch, on every device, for ``epoch`` (from 1; 0 is the network's initialisation).
+
+    ``rank``: of a process that trains the trial with others.
+    """
+    torch.manual_seed(epoch_seed(seed, epoch, rank))
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Where the generators are that a network on ``device`` draws from, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Back from :func:`generator_states`. Who goes on on another kind of device draws other numbers there."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextlib.contextmanager
+def own_generator(device: torch.device) -> Iterator[None]:
+    """Leave the caller's generators, a notebook's say, as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

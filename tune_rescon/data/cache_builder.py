@@ -1,0 +1,386 @@
+"""Making the cache: decode into a scratch folder, then put it in place with one rename.
+
+Any number of processes may ask at once: one builds under a file lock, the others wait and map its result.
+The lock belongs to the process that holds it: a killed builder frees it, and the next one sweeps up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from tune_rescon.data.cache import (
+    Cache,
+    CacheError,
+    Meta,
+    Shape,
+    chunk_digest,
+    chunks,
+    create_images,
+    map_chunk,
+    open_cache,
+    write_labels,
+    write_meta,
+)
+from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, widest
+from tune_rescon.data.sources import Plan, Source
+from tune_rescon.errors import DataError, StorageError, explain
+
+__all__ = [
+    "Progress",
+    "ensure_cache",
+    "fill",
+    "reporting",
+]
+
+
+#: True: draw a bar; a callable: gets (images done, images in all) from time to time; False: silence.
+Progress = bool | Callable[[int, int], None]
+
+
+@contextmanager
+def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how many more are done."""
+    if callable(progress):
+        yield _counting(progress, total)
+    elif progress:
+        with _bar(title, total) as advance:
+            yield advance
+    else:
+        yield lambda _: None
+
+
+def _counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return advance
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+#: Fewer images than this are decoded in the calling process: starting others takes longer.
+_WORTH_PROCESSES = 256
+
+#: Decoding processes that find nothing to do leave after this many seconds.
+_IDLE_SECONDS = 10
+
+
+def fill(
+    plan: Plan,
+    folder: Path,
+    *,
+    fingerprint: str,
+    advance: Callable[[int], None],
+    on_bad: Callable[[BadImage], None],
+) -> Levels | None:
+    """Write the images, labels and metadata of a cache into an empty folder.
+
+    Args:
+        plan: every row.
+        folder: to write into.
+        fingerprint: of the source, for the metadata.
+        advance: told how many more images are done.
+        on_bad: told of each image that cannot be decoded; may raise to give up.
+
+    Returns:
+        The range of values of the training pictures of more than 8 bits; None: there are none. Where it is
+        not the plan's, they were not scaled by it.
+
+    Raises:
+        SizesDifferError: images that the plan takes for one size are not.
+        DataError: no training image can be decoded.
+        OSError: the folder cannot be written.
+    """
+    path = create_images(folder, plan.shape)
+    done: dict[int, _Chunk] = {}
+    for chunk in _stored(plan, path):
+        for bad in chunk.bad:
+            on_bad(bad)
+        done[chunk.start] = chunk
+        advance(chunk.images)
+    ordered = [done[start] for start in sorted(done)]
+    mean, std = _mean_std(ordered)
+    levels = widest([chunk.levels for chunk in ordered if chunk.levels])
+    meta = Meta(
+        source=fingerprint,
+        shape=plan.shape,
+        counts=plan.counts,
+        class_names=plan.class_names,
+        mean=mean,
+        std=std,
+        skipped=tuple((bad.row, bad.name, bad.reason) for chunk in ordered for bad in chunk.bad),
+        labels_digest=write_labels(folder, plan.labels_N),
+        chunk_digests=tuple(chunk.digest for chunk in ordered),
+        levels=plan.levels,
+    )
+    write_meta(folder, meta)
+    return levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """What is kept of a stored chunk. Sums are over its training images' pixels: whole numbers, so exact.
+
+    Levels are those of its deep training pictures.
+    """
+
+    start: int
+    images: int
+    digest: str
+    bad: tuple[BadImage, ...]
+    pixels: int
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+    levels: Levels | None
+
+
+def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
+    """Store every chunk; they come as they are finished.
+
+    joblib's loky processes need no ``__main__`` guard in the user's script and start from any thread or Ray
+    worker. Threads would not do: a small jpeg is mostly Python, and two threads were slower than one.
+    """
+    tasks = ((plan.reader(rows), path, plan.shape, rows, plan.counts["train"]) for rows in chunks(plan.shape))
+    joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
+    if joblib is None or joblib.cpu_count() == 1:
+        yield from (_store(*task) for task in tasks)
+        return
+    parallel = joblib.Parallel(
+        n_jobs=joblib.cpu_count(),
+        backend="loky",
+        return_as="generator_unordered",
+        idle_worker_timeout=_IDLE_SECONDS,
+    )
+    yield from parallel(joblib.delayed(_store)(*task) for task in tasks)
+
+
+def _joblib() -> Any:
+    """None where only torch and Lightning are (`make gpu-check`): one process decodes there."""
+    try:
+        import joblib
+    except ModuleNotFoundError:
+        return None
+    return joblib
+
+
+def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, train_images: int) -> _Chunk:
+    block = read()
+    map_chunk(path, shape, rows)[:] = block.images_BHWC
+    lost = {bad.row for bad in block.bad}
+    training = [row for row in range(rows.start, min(rows.stop, train_images)) if row not in lost]
+    pixels_BHWC = block.images_BHWC[np.array(training, dtype=np.int64) - rows.start]
+    return _Chunk(
+        start=rows.start,
+        images=len(block.images_BHWC),
+        digest=chunk_digest(block.images_BHWC),
+        bad=block.bad,
+        pixels=pixels_BHWC.size // shape[-1],
+        sums=_channel_sums(pixels_BHWC),
+        squares=_channel_sums(pixels_BHWC.astype(np.uint16) ** 2),
+        levels=widest([block.deep[row] for row in training if row in block.deep]),
+    )
+
+
+def _channel_sums(values_BHWC: npt.NDArray[np.unsignedinteger]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values_BHWC.sum(axis=(0, 1, 2), dtype=np.uint64))
+
+
+def _mean_std(done: list[_Chunk]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel over the training pixels, in 0..1."""
+    pixels = sum(chunk.pixels for chunk in done)
+    if not pixels:
+        raise DataError(explain("no training image can be decoded", where="dataset"))
+    sums = np.array([chunk.sums for chunk in done], dtype=np.float64).sum(axis=0)
+    squares = np.array([chunk.squares for chunk in done], dtype=np.float64).sum(axis=0)
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+_log = logging.getLogger(__name__)
+
+_SCRATCH = ".building-"
+
+
+def ensure_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
+    """Map the source's cache, building it first where there is none that is whole and current.
+
+    Args:
+        source: what to decode.
+        root: folder that holds the caches of this node.
+        skip_bad: leave out images that cannot be decoded, instead of raising.
+        progress: True draws a bar; a callable gets (images done, images in all).
+
+    Raises:
+        DataError: the source is not what it should be, or holds a broken image and ``skip_bad`` is off.
+        StorageError: the cache cannot be written.
+    """
+    folder = root / source.key
+    order = _Order(source, folder, source.fingerprint(), skip_bad, progress)
+    try:
+        cache = open_cache(folder, order.fingerprint)
+    except CacheError:
+        with _lock(folder):
+            cache = _open_or_build(order)
+    _judge_skipped(cache, source, skip_bad=skip_bad)
+    return cache
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One cache to be made."""
+
+    source: Source
+    folder: Path
+    fingerprint: str
+    skip_bad: bool
+    progress: Progress
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open_or_build(order: _Order) -> Cache:
+    try:
+        # Another process may have built it while this one waited for the lock.
+        return open_cache(order.folder, order.fingerprint)
+    except CacheError as reason:
+        if order.folder.exists():
+            _log.warning("decoding %s again: its cache: %s", order.source.title, reason)
+    scratch = order.folder.with_name(f"{order.folder.name}{_SCRATCH}{uuid.uuid4().hex}")
+    try:
+        _sweep(order.folder)
+        scratch.mkdir()
+        _build(order, scratch)
+        _publish(scratch, order.folder)
+    except OSError as error:
+        raise _unwritable(order.folder, error) from error
+    finally:
+        _remove(scratch)
+    return open_cache(order.folder, order.fingerprint)
+
+
+def _build(order: _Order, scratch: Path) -> None:
+    """Decode, twice where the first pass finds what it could not know: unlike sizes, or deep pictures."""
+    alike = True
+    try:
+        levels = _decode(order, scratch, alike=True)
+    except SizesDifferError:
+        alike = False
+        levels = _decode(order, scratch, alike=False)
+    if levels is not None:
+        _decode(order, scratch, alike=alike, levels=levels)
+
+
+def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
+    """Fill the scratch folder; returns the range of values of deep training pictures, if there are any."""
+
+    def judge(bad: BadImage) -> None:
+        if not order.skip_bad:
+            raise _bad_image(order.source, bad.name, bad.reason)
+
+    plan = order.source.plan(alike=alike, levels=levels)
+    title = f"decoding {Path(order.source.title).name}"
+    with reporting(order.progress, title, plan.shape[0]) as advance:
+        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=judge)
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Make the finished cache durable, then visible all at once. Readers of an older one keep their pages."""
+    for path in (*scratch.iterdir(), scratch):
+        _fsync(path)
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}{_SCRATCH}old-{uuid.uuid4().hex}"))
+    scratch.rename(folder)
+    _fsync(folder.parent)
+    _sweep(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed builders left. The lock is held, so no living one owns any of it."""
+    for path in folder.parent.glob(f"{folder.name}{_SCRATCH}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        # A killed builder's processes may still be writing here for a moment: the next sweep gets the rest.
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _judge_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
+    """One cache serves those who skip and those who mind."""
+    skipped = cache.meta.skipped
+    if not skipped:
+        return
+    _, name, reason = skipped[0]
+    if not skip_bad:
+        raise _bad_image(source, name, reason)
+    _log.warning("%s: left out %d broken images, the first is %s", source.title, len(skipped), name)
+
+
+def _bad_image(source: Source, name: str, reason: str) -> DataError:
+    return DataError(
+        explain(
+            "every image must be whole",
+            got=f"{name}, which cannot be decoded ({reason})",
+            where=source.title,
+            hint="Repair or remove it, or set dataset.on_bad_image to skip.",
+        )
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        explain(
+            "the folder for decoded images must be writable and have room",
+            got=f"{error.strerror or error}",
+            where=str(folder.parent),
+        )
+    )

@@ -1,0 +1,233 @@
+"""Optimizers, learning-rate schedules and the moving average of weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from tune_rescon.config import TrialConfig
+
+__all__ = [
+    "AveragedNetwork",
+    "batch_norm_statistics",
+    "constant",
+    "cosine",
+    "decay_groups",
+    "ema_decay_at",
+    "make_optimizer",
+    "make_scheduler",
+    "multistep",
+    "reestimate_batch_norm",
+    "schedule_of",
+    "warmup_stable_decay",
+]
+
+
+def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """The multiplier ``config`` asks for, as a function of the step alone.
+
+    >>> rate = schedule_of(TrialConfig(schedule="cosine", warmup_epochs=1), total_steps=9, steps_per_epoch=1)
+    >>> [rate(step) for step in (0, 1, 5, 9)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    match config.schedule:
+        case "multistep":
+            return lambda step: multistep(step, total_steps, warmup_steps, fractions=config.step_fractions)
+        case "cosine":
+            return lambda step: cosine(step, total_steps, warmup_steps)
+        case "warmup_stable_decay":
+            return lambda step: warmup_stable_decay(
+                step, total_steps, warmup_steps, decay_fraction=config.decay_fraction
+            )
+        case _:
+            return lambda step: constant(step, warmup_steps)
+
+
+def constant(step: int, warmup_steps: int = 0) -> float:
+    """1 once warm.
+
+    >>> [constant(step, 4) for step in (0, 3, 4, 100)]
+    [0.25, 1.0, 1.0, 1.0]
+    """
+    return _warmup(step, warmup_steps)
+
+
+def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: Sequence[int]) -> float:
+    """Divided by 10 at each of ``fractions``, per cent of ``total_steps``.
+
+    Wang et al. 2017, section 4.1: 160k iterations, divided at 64k and 96k.
+
+    >>> [multistep(step, 160_000, fractions=(40, 60)) for step in (0, 63_999, 64_000, 95_999, 96_000)]
+    [1.0, 1.0, 0.1, 0.1, 0.01]
+    """
+    drops = sum(100 * step >= fraction * total_steps for fraction in fractions)
+    return float(_warmup(step, warmup_steps) / 10**drops)
+
+
+def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """Half a cosine from 1, where warm-up ends, to 0 at ``total_steps`` (Loshchilov & Hutter 2017, eq. 5).
+
+    >>> [round(cosine(step, 110, 10), 3) for step in (0, 9, 10, 35, 60, 110)]
+    [0.1, 1.0, 1.0, 0.854, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * _progress(step, warmup_steps, total_steps)))
+
+
+def warmup_stable_decay(
+    step: int, total_steps: int, warmup_steps: int = 0, *, decay_fraction: float = 0.2
+) -> float:
+    """1 until the last ``decay_fraction`` of ``total_steps``, then linearly to 0 (Hu et al. 2024, section 4).
+
+    Where warm-up and decay overlap, the lower of the two holds.
+
+    >>> [warmup_stable_decay(step, 100, 10, decay_fraction=0.2) for step in (0, 9, 80, 90, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    decay_start = (1.0 - decay_fraction) * total_steps
+    return min(_warmup(step, warmup_steps), 1.0 - _progress(step, decay_start, total_steps))
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def _progress(step: float, start: float, end: float) -> float:
+    """Share of the way from ``start`` to ``end``, held to [0, 1]; 1 where there is no way to go."""
+    return min(1.0, max(0.0, (step - start) / (end - start))) if end > start else 1.0
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weights of convolutions and linear layers decay; 1-d parameters do not.
+
+    The authors' Caffe solver decays every convolution and the classifier. Its batch norms keep scale and
+    shift apart; decaying them, or biases, only pulls on what the next normalisation undoes (He et al. 2019,
+    section 3.1), so they are left out here. 1-d is exactly those: batch norm's scale and shift, and biases.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.device) -> Optimizer:
+    """SGD or AdamW over ``network``'s parameters, which must already be on ``device``.
+
+    The fused kernels are used where ``device`` has them (one launch instead of one per tensor or list).
+    """
+    groups = decay_groups(network, config.weight_decay)
+    fused = True if device.type in ("cuda", "cpu") else None
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
+    return SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        # Nesterov's look-ahead is along the momentum: torch refuses it where there is none.
+        nesterov=config.nesterov and config.momentum > 0,
+        fused=fused,
+    )
+
+
+def make_scheduler(optimizer: Optimizer, multiplier: Callable[[int], float]) -> LambdaLR:
+    """``multiplier`` of the step over ``optimizer``'s learning rate; step it once per training step."""
+    return LambdaLR(optimizer, multiplier)
+
+
+def ema_decay_at(step: int, decay: float) -> float:
+    """Decay of the average at its ``step``-th update, from 0: short memory first, ``decay`` in the end.
+
+    ``min(decay, (1 + step) / (10 + step))``, as in Tan & Le 2019's training code: with a fixed 0.999 the
+    random first weights would still hold a third of the average after 1000 steps.
+
+    >>> [round(ema_decay_at(step, 0.99), 3) for step in (0, 90, 10_000)]
+    [0.1, 0.91, 0.99]
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+class AveragedNetwork(nn.Module):
+    """An exponential moving average of a network's weights and batch-norm statistics.
+
+    torch's own ``AveragedModel`` counts its updates in a tensor and reads it back at each one, which makes
+    a GPU wait every step; here the step is handed in. The arithmetic is torch's.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Start as a copy of ``network``; ``decay`` is per training step."""
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._decay = decay
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) of the averaged network."""
+        logits_BK: Tensor = self.network(images_BCHW)
+        return logits_BK
+
+    @torch.no_grad()
+    def update(self, live: nn.Module, step: int) -> None:
+        """Move towards ``live`` after its ``step``-th training step (from 0). Counters are copied."""
+        pairs = list(zip(_tensors(self.network), _tensors(live), strict=True))
+        floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        decay = ema_decay_at(step, self._decay)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        average([mine for mine, _ in floats], [theirs for _, theirs in floats], step)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from (parameter.detach() for parameter in network.parameters())
+    yield from network.buffers()
+
+
+def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of ``network``."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    return [statistic for statistic in kept if statistic is not None]
+
+
+@torch.no_grad()
+def reestimate_batch_norm(network: nn.Module, batches_BCHW: Iterable[Tensor]) -> None:
+    """Replace batch norm's running statistics by their plain average over ``batches_BCHW``.
+
+    Training's own running statistics lag behind the weights: on 21 steps an epoch, the first two epochs
+    validate at chance although training goes well. The network is left in eval mode.
+
+    torch's ``swa_utils.update_bn`` does the same in full training mode; here only batch norm trains, so that
+    the statistics are those of the network that is judged (no drop path) and no random number is drawn.
+    No batches: nothing changes.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for count, images_BCHW in enumerate(batches_BCHW):
+            if count == 0:
+                _start_plain_average(norms)
+            network(images_BCHW)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
+
+
+def _start_plain_average(norms: Iterable[_BatchNorm]) -> None:
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the plain average over all batches since the reset
+        norm.train()

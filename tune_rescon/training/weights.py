@@ -1,0 +1,376 @@
+"""Weights in files: a trained network and what goes with it, exported networks, and weights to begin with.
+
+Shape legend: B images of a batch, C channels, H = W the image size, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data.preprocessing import Preprocessing
+from tune_rescon.errors import NetworkError, StorageError, UserError, explain
+from tune_rescon.models import NetworkSpec, build_from_spec, load_rescon, resolve_network
+from tune_rescon.models.rescon import KNOWN
+from tune_rescon.models.spec import StageSpec
+from tune_rescon.storage import local_file
+from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
+from tune_rescon.training.device import own_generator
+
+__all__ = [
+    "Classifier",
+    "InitialWeights",
+    "Safetensors",
+    "TrainedNetwork",
+    "build_exported",
+    "describe_trained",
+    "load_exported",
+    "load_trained",
+    "read_initial",
+    "read_safetensors",
+    "save_trained",
+]
+
+
+class Classifier(nn.Module):
+    """A trained network with what belongs before and behind it: pixels in, probabilities out."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, network: nn.Module, about: TrainedNetwork) -> None:
+        """Wrap ``network``, which is in eval mode."""
+        super().__init__()
+        preprocessing = about.preprocessing
+        self.network = network
+        self.register_buffer("mean_C11", torch.tensor(preprocessing.mean).view(-1, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(preprocessing.std).view(-1, 1, 1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Probabilities, B x classes, of images in 0..1 at the size the network was trained with."""
+        logits_BK: Tensor = self.network((images_BCHW - self.mean_C11) / self.std_C11)
+        return logits_BK.softmax(1)
+
+
+#: Version of the file; a reader refuses those it does not know.
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """What goes with a trained network's weights."""
+
+    spec: NetworkSpec
+    config: TrialConfig
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Of each channel, pixels scaled to 0..1; applied only if ``config.normalize``."""
+    std: tuple[float, ...]
+    dataset: str
+    """Content key of the images it was trained on and their split."""
+    seed: int
+    epoch: int
+    """Epochs trained when these weights were validated."""
+    metrics: Mapping[str, float]
+    """That epoch's."""
+    stored_side: int | None = None
+    """Side of the squares that pictures are decoded to, pixels; None: an earlier version did not note it."""
+    resize: str = "crop"
+    """How pictures became squares."""
+    levels: tuple[float, float] | None = None
+    """The values that became 0 and 255 in pictures of more than 8 bits."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to a picture before this network sees it.
+
+        Where the stored side is not known, pictures are decoded to the network's own image size.
+        """
+        return Preprocessing.of(
+            stored_side=self.stored_side or self.spec.image_size,
+            image_size=self.spec.image_size,
+            mean=self.mean,
+            std=self.std,
+            normalize=self.config.normalize,
+            resize=self.resize,
+            levels=self.levels,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "spec": self.spec.to_dict(),
+            "config": self.config.to_dict(),
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainedNetwork:
+        """Back from :meth:`to_dict`."""
+        nested = {
+            "spec": NetworkSpec.from_dict(values["spec"]),
+            "config": TrialConfig.from_dict(values["config"]),
+        }
+        return cls(**{**values, **nested})
+
+
+def save_trained(network: nn.Module, about: TrainedNetwork, path: Path) -> None:
+    """Write ``network``'s weights and statistics, and ``about``, durably."""
+    write_durably({"format": FORMAT, "about": about.to_dict(), "weights": network.state_dict()}, path)
+
+
+def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
+    """The network of a ``best.ckpt``, on the CPU and in eval mode, and what goes with it.
+
+    Raises:
+        StorageError: there is no such file, it is damaged, or it is not a trained network's.
+        NetworkError: another version wrote its numbers.
+    """
+    values = _read(Path(path))
+    about = TrainedNetwork.from_dict(values["about"])
+    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+        network = build_from_spec(about.spec)
+    network.load_state_dict(values["weights"])
+    return network.eval(), about
+
+
+def describe_trained(path: Path) -> TrainedNetwork:
+    """What goes with the network of a ``best.ckpt``. Raises as :func:`load_trained`."""
+    return TrainedNetwork.from_dict(_read(path)["about"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = read_checkpoint(path)
+    if not is_intact(path):
+        raise StorageError(explain("a checkpoint's checksums must hold", got=f"{path}, which is damaged"))
+    if values.get("format") != FORMAT:
+        raise StorageError(
+            explain(
+                f"a trained network's file must have format {FORMAT}",
+                got=f"{values.get('format')!r}",
+                where=str(path),
+                hint="Training goes on from last.ckpt; best.ckpt is the file to use.",
+            )
+        )
+    return values
+
+
+_RULE: Final = "a .safetensors file must be one that `export` has written"
+
+#: Names of tensors that a message spells out.
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safetensors:
+    """A file's metadata, texts by name, and its tensors."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether `export` has written it, by its metadata."""
+        return "tune_rescon" in self.metadata
+
+    @property
+    def words(self) -> str:
+        """What it holds, for a message."""
+        names = ", ".join(list(self.tensors)[:_NAMED])
+        metadata = ", ".join(self.metadata) or "none"
+        return f"{self.path} ({len(self.tensors)} tensors: {names}, ...; metadata: {metadata})"
+
+
+def read_safetensors(path: Path, *, where: str) -> Safetensors:
+    """Any such file.
+
+    Raises:
+        StorageError: it is damaged, or of another kind; ``where`` says who asked for it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return Safetensors(path=path, metadata=file.metadata() or {}, tensors=tensors)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(explain(_RULE, got=f"{path} ({error})", where=where)) from error
+
+
+def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
+    """The network of an exported file, on the CPU and in eval mode, and what goes with it.
+
+    Raises:
+        StorageError: its metadata is another program's or another version's, or its tensors do not fit.
+    """
+    if not file.is_ours:
+        hint = "Classes and normalisation are read from its metadata."
+        raise StorageError(explain(_RULE, got=file.words, where=where, hint=hint))
+    try:
+        about = TrainedNetwork.from_dict(_plain(json.loads(file.metadata["tune_rescon"])))
+        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+            network = build_from_spec(about.spec)
+        network.load_state_dict(dict(file.tensors))
+    except (UserError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
+        got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {words.rstrip(':.')}"
+        raise StorageError(explain(_RULE, got=got, where=where)) from error
+    return network.eval(), about
+
+
+def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
+    """Read a file and build its network. Raises as :func:`read_safetensors` and :func:`build_exported`."""
+    return build_exported(read_safetensors(path, where=where), where=where)
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    """JSON has lists where a trained network has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+#: Numbers of a network that weights do not depend on.
+_FREE: Final = ("layout", "classes", "image_size", "drop_path")
+
+#: TrialConfig's fields beside layout and depth that choose a network.
+_VARIATIONS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
+
+#: Differences that an error spells out before it only counts them.
+_SHOWN_DIFFERENCES: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """A file's network and its weights, by our names."""
+
+    source: str
+    """Path or URL."""
+    spec: NetworkSpec
+    choice: Mapping[str, Any]
+    """TrialConfig's fields that ask for this network."""
+    weights: Mapping[str, Tensor]
+
+    def check_fits(self, spec: NetworkSpec, *, where: str = "init_from") -> None:
+        """Check that a trial's network ``spec`` can begin with these weights.
+
+        Raises:
+            NetworkError: it is another network; says in what, and what to choose.
+        """
+        mine, theirs = _numbers(self.spec), _numbers(spec)
+        other = [name for name in mine if mine[name] != theirs[name]]
+        if not other:
+            return
+        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other[:_SHOWN_DIFFERENCES]]
+        more = f" and {len(other) - _SHOWN_DIFFERENCES} more" if len(other) > _SHOWN_DIFFERENCES else ""
+        rule = f"a trial's network must be that of {self.source}"
+        hint = "They were trained on images of other channels."
+        if other != ["in_channels"]:
+            hint = f"Choose {', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.choice.items())}."
+        raise NetworkError(explain(rule, got=", ".join(words) + more, where=where, hint=hint))
+
+    def put_into(self, network: nn.Module) -> None:
+        """Replace ``network``'s weights and statistics; its classifier only where the classes are as many.
+
+        Raises:
+            NetworkError: it is another network.
+        """
+        spec = network.spec
+        assert isinstance(spec, NetworkSpec)
+        self.check_fits(spec)
+        anew = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
+        kept = {name: tensor for name, tensor in self.weights.items() if name not in anew}
+        network.load_state_dict({**network.state_dict(), **kept})
+
+
+def read_initial(source: str) -> InitialWeights:
+    """The weights at a path or a URL. No code that a file holds is run.
+
+    Raises:
+        StorageError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+        NetworkError: it holds no network of this family.
+    """
+    with local_file(source) as path, own_generator(torch.device("cpu")):
+        if not path.is_file():
+            rule = "must be a file that exists"
+            raise StorageError(explain(rule, got=source, where="init_from"))
+        if path.suffix == ".safetensors":
+            file = read_safetensors(path, where="init_from")
+            if file.is_ours:
+                network, about = build_exported(file, where="init_from")
+                return _of(source, network, _choice(about.config, about.spec))
+            network = _rescon(file.tensors, source)
+            return _of(source, network, {"preset": _preset(network.spec)})
+        values = _values(path, source)
+        if isinstance(values, Mapping) and ("about" in values or "trial" in values):
+            network, about = load_trained(path)
+            return _of(source, network, _choice(about.config, about.spec))
+        network = _rescon(values, source)
+        return _of(source, network, {"preset": _preset(network.spec)})
+
+
+def _of(source: str, network: nn.Module, choice: Mapping[str, Any]) -> InitialWeights:
+    assert isinstance(network.spec, NetworkSpec)
+    return InitialWeights(source=source, spec=network.spec, choice=choice, weights=network.state_dict())
+
+
+def _values(path: Path, source: str) -> Any:
+    # A file of torch before 1.6, as the port's are, is no archive and cannot be mapped.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        # Whatever another kind of file makes of the unpickler; torch's words advise to run its code.
+        rule = "must be a whole file that torch wrote, of tensors and plain values; code in it is never run"
+        hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
+        raise StorageError(explain(rule, got=source, where="init_from", hint=hint)) from error
+
+
+def _rescon(values: Any, source: str) -> nn.Module:
+    try:
+        return load_rescon(values)
+    except NetworkError as error:
+        rule = "must hold a network of this package, or of ResCon or the port it follows"
+        raise NetworkError(f"{explain(rule, got=source, where='init_from')} {error}") from error
+
+
+def _preset(spec: Any) -> str:
+    def resolved(preset: str) -> NetworkSpec:
+        return resolve_network(TrialConfig(preset=preset), classes=spec.classes, in_channels=spec.in_channels)
+
+    return next(preset for preset in KNOWN if resolved(preset) == spec)
+
+
+def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
+    """What of ``config`` has chosen its network ``spec``."""
+    plain = TrialConfig()
+    named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
+    varied = {name: getattr(config, name) for name in _VARIATIONS}
+    return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
+
+
+def _numbers(spec: NetworkSpec) -> dict[str, object]:
+    """All that weights depend on, by name."""
+    return dict(_named(spec))
+
+
+def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+    for field in dataclasses.fields(spec):
+        if field.name == "stages":
+            for number in dataclasses.fields(StageSpec):
+                yield f"{number.name} of stages", [getattr(stage, number.name) for stage in spec.stages]
+        elif field.name not in _FREE:
+            yield field.name, getattr(spec, field.name)
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
