@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport, messages, train_trial
+from tune_rescon.training import EpochReport, fit, messages, train_trial
 from tune_rescon.training.cuda_graphs import (
     CudaGraphs,
     Outputs,
