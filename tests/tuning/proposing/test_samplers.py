@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -52,3 +53,29 @@ def test_the_first_generation_is_what_others_draw_before_they_model() -> None:
     sampler = make_sampler(load_space("digits", ["sampler.type=nsga2"]), 0)
     assert isinstance(sampler, optuna.samplers.NSGAIISampler)
     assert sampler.population_size == load_space("digits").sampler.n_startup_trials
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_tpe_models_the_parameters_together_and_takes_running_trials_for_bad_ones() -> None:
+    of = space("tpe")
+    seed = int(np.random.SeedSequence((of.sampler.seed, 40, 0)).generate_state(1)[0])
+
+    def draw(sampler: optuna.samplers.BaseSampler) -> dict[str, Any]:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        for number in range(40):
+            trial = study.ask()
+            suggest(of, trial)
+            if number % 2:
+                study.tell(trial, trial.params["learning_rate"] * trial.params["weight_decay"])
+        study.sampler = sampler
+        trial = study.ask()
+        suggest(of, trial)
+        return trial.params
+
+    def tpe(**settings: bool) -> optuna.samplers.TPESampler:
+        wanted = {"multivariate": True, "group": True, "constant_liar": True, **settings}
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=of.sampler.n_startup_trials, **wanted)
+
+    assert draw(make_sampler(of, 40)) == draw(tpe())
+    assert draw(tpe()) != draw(tpe(constant_liar=False))
+    assert draw(tpe()) != draw(tpe(multivariate=False, group=False))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.tuning.rules.rungs import RungLadder, rungs
-from tune_rescon.tuning.rules.stopping import Decision, Observation
+from tune_rescon.tuning.rules.stopping import Decision, Observation, Verdict
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -54,7 +54,7 @@ def test_the_stopping_rule(arrivals: list[float], decisions: str) -> None:
 def test_between_rungs_nobody_is_judged_and_nothing_is_filed() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
-        assert rung.judge(seen(2, value, number)).decision is Decision.CONTINUE
+        assert rung.judge(seen(2, value, number)) == Verdict(decision=Decision.CONTINUE, rung=0, rank=0, of=0)
     assert rung.population() == {1: 0, 3: 0}
 
 
@@ -221,3 +221,5 @@ def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldes
     }
     waiting = sorted(rung.waiting(), key=lambda number: (ranks[number], number))
     assert [rung.promote(anyone=True) for _ in waiting] == waiting
+    assert rung.promote() is None
+    assert rung.promote(anyone=True) is None
