@@ -55,8 +55,10 @@ def test_the_file_before_is_kept(folder: CheckpointFolder) -> None:
 
 
 def test_a_file_whose_predecessor_is_not_kept_is_replaced(folder: CheckpointFolder) -> None:
-    for epoch in (1, 2):
-        write_durably({"epoch": epoch}, folder.best)
+    write_durably({"epoch": 1}, folder.best)
+    opened = sum(1 for _ in Path("/dev/fd").iterdir())
+    write_durably({"epoch": 2}, folder.best)
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) == opened, "no file stays open"
     assert _epoch(folder.best) == 2
     assert [path.name for path in folder.path.iterdir()] == ["best.ckpt"]
 
