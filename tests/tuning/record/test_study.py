@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,41 @@ def test_a_reader_takes_the_only_study_whatever_its_name_and_of_several_none(url
     for name in ("other", "another"):
         assert repr(name) in str(caught.value)
     assert len(StudyRecord.load(url, "other", metric="val_accuracy", any_name=True)) == 1
+
+
+def test_a_record_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with pytest.raises(StorageError, match=r"study\.db, which does not exist"):
+        load(f"sqlite:///{path}")
+    assert not path.exists()
+
+
+def test_a_database_without_studies_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match=r"study\.db \(no study is in it\)"):
+        load(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tmp_path: Path) -> None:
+    path = tmp_path / "renamed" / "study.db"
+    path.parent.mkdir()
+    create(f"sqlite:///{path}")
+    with pytest.raises(StorageError, match="Rename the folder to s, then give --resume s"):
+        load(f"sqlite:///{path}", "renamed")
+    with pytest.raises(StorageError, match=r"no study named 't' .* It holds: 's'\."):
+        load(f"sqlite:///{path}", "t")
+    # A database of several, and one that no search made.
+    create(f"sqlite:///{path}", "another")
+    with pytest.raises(StorageError, match=r"no study named 'renamed' .* It holds: "):
+        load(f"sqlite:///{path}", "renamed")
+    elsewhere = path.with_name("all.db")
+    create(f"sqlite:///{elsewhere}")
+    with pytest.raises(StorageError, match=r"no study named 'renamed' .* It holds: 's'\."):
+        load(f"sqlite:///{elsewhere}", "renamed")
 
 
 @pytest.mark.parametrize(
