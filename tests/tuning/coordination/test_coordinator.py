@@ -540,17 +540,23 @@ def test_a_worker_that_left_in_order_is_followed_by_another_however_often() -> N
     assert search.next_trial() is None, "it has ended"
 
 
-@pytest.mark.parametrize("ending", [TrialState.FINISHED, TrialState.DIVERGED])
-def test_a_trial_whose_last_epoch_comes_after_an_interrupt_has_ended(ending: TrialState) -> None:
-    of = study()
-    search = coordinator(of, total=1)
+@pytest.mark.parametrize(
+    ("value", "decision", "state"),
+    [(0.5, Decision.FINISH, "finished"), (math.nan, Decision.DIVERGED, "diverged")],
+)
+def test_a_trial_whose_last_epoch_comes_after_an_interrupt_has_ended(
+    value: float, decision: Decision, state: str
+) -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=1, listeners=(diary,))
     number = first(search)
     for epoch in range(1, EPOCHS):
         search.epoch_done(number, epoch, metrics(0.5), None)
     search.interrupt()
     assert search.interrupted
-    search.epoch_done(number, EPOCHS, metrics(0.5 if ending is TrialState.FINISHED else math.nan), None)
-    assert record(of).trial(number).state is ending
+    assert search.epoch_done(number, EPOCHS, metrics(value), None) is decision
+    assert diary.lines[-1] == f"0 {state}"
+    assert record(of).trial(number).state.value == state
 
 
 @pytest.mark.parametrize(
