@@ -270,6 +270,18 @@ def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> No
     assert later.trial(0).values == (0.5, 0.75)
 
 
+def test_people_see_the_checkpoint_of_an_interrupted_trial(url: str) -> None:
+    record = create(url)
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE, checkpoint="last.ckpt")
+    record.interrupt(0)
+    attributes = study(url).trials[0].user_attrs
+    assert (attributes["state"], attributes["checkpoint"]) == (
+        "interrupted",
+        "checkpoints/trial_0000/last.ckpt",
+    )
+
+
 def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is_closed(url: str) -> None:
     record = create(url)
     record.open(proposal())
