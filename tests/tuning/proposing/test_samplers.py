@@ -72,10 +72,15 @@ def test_tpe_models_the_parameters_together_and_takes_running_trials_for_bad_one
         suggest(of, trial)
         return trial.params
 
-    def tpe(**settings: bool) -> optuna.samplers.TPESampler:
-        wanted = {"multivariate": True, "group": True, "constant_liar": True, **settings}
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=of.sampler.n_startup_trials, **wanted)
+    def tpe(*, together: bool = True, liar: bool = True) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=of.sampler.n_startup_trials,
+            multivariate=together,
+            group=together,
+            constant_liar=liar,
+        )
 
     assert draw(make_sampler(of, 40)) == draw(tpe())
-    assert draw(tpe()) != draw(tpe(constant_liar=False))
-    assert draw(tpe()) != draw(tpe(multivariate=False, group=False))
+    assert draw(tpe()) != draw(tpe(liar=False))
+    assert draw(tpe()) != draw(tpe(together=False))
