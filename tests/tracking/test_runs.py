@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tune_rescon.tracking import MlflowWriter, RunView, SearchView, runs
+from tune_rescon.tracking import Images, MlflowWriter, RunView, SearchView, runs
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.views import View
 
@@ -174,6 +175,7 @@ def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     send(make_writer(), SearchView(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
     tags = seen.child(0).data.tags
     assert text.endswith(tags["tune_rescon.error"])
+    assert len(tags["tune_rescon.error"]) == 2000
     assert "last line" in tags["tune_rescon.error"]
     assert tags["tune_rescon.notes"] == "one\ntwo"
 
@@ -192,6 +194,34 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
     assert paths == {"space.yaml", "best.yaml"}
     (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
     assert kept.read_text() == "version: 1, and more\n"
+
+
+def test_a_file_that_has_not_changed_is_not_sent_again(
+    make_book: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *args: sent.append(Path(args[2]).name))
+    space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
+    for file in (space, best):
+        file.write_text("a: 1\n")
+    book = make_book()
+    for _ in range(2):
+        book.show(SearchView(id="1a", files=(space, best)))
+    best.write_text("a: 22\n")
+    book.show(SearchView(id="1a", files=(space, best)))
+    assert sent == ["space.yaml", "best.yaml", "best.yaml"]
+
+
+def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> None:
+    images = Images(name="digits", digest="0123", counts={"train": 30, "val": 15})
+    for _ in range(2):
+        book = make_book()
+        for state in ("running", "finished"):
+            book.show(SearchView(id="1a", images=(images,), state=state))
+    (given,) = seen.parent().inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("digits", "0123")
+    assert json.loads(given.dataset.profile) == {"train_images": 30, "val_images": 15}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
 
 
 def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store) -> None:
