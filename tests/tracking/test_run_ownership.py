@@ -234,6 +234,27 @@ def test_the_champion_of_another_search_keeps_an_alias_and_the_user_is_told(
 
 
 @pytest.mark.usefixtures("exports")
+def test_a_champion_whose_search_the_store_cannot_tell_now_is_not_displaced(
+    make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(make_book(), OURS)
+    client.delete_model_version_tag("s", "1", ID_TAG)
+    theirs = client.get_model_version("s", "1").run_id
+    get_run = mlflow.MlflowClient.get_run
+
+    def away(self: mlflow.MlflowClient, run_id: str) -> Run:
+        if run_id == theirs:
+            raise MlflowException("the store is away")
+        return get_run(self, run_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "get_run", away)
+        with pytest.raises(MlflowException, match="is away"):
+            crown(make_book(), THEIRS)
+    assert int(client.get_registered_model("s").aliases["champion"]) == 1
+
+
+@pytest.mark.usefixtures("exports")
 def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     make_book: Books, client: mlflow.MlflowClient
 ) -> None:

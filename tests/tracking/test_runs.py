@@ -141,6 +141,44 @@ def test_more_epochs_than_a_request_holds_are_several(
     assert seen.child(0).data.params == PARAMS
 
 
+def test_a_trials_parameters_are_there_before_its_first_epoch(make_book: Books, seen: Store) -> None:
+    book = make_book()
+    book.show(SearchView(id="1a"))
+    book.show(trial(0))
+    assert seen.child(0).data.params == PARAMS
+
+
+def test_a_run_says_that_it_is_over_in_its_last_request(
+    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that dies before leaves a run that the next one completes."""
+    monkeypatch.setattr(runs, "METRICS_A_REQUEST", 3)
+    log_batch = mlflow.MlflowClient.log_batch
+    book = make_book()
+    book.show(SearchView(id="1a"))
+    left = 1
+
+    def dying(client: mlflow.MlflowClient, *args: Any, **kwargs: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise ConnectionError("the driver dies")
+        left -= 1
+        log_batch(client, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", dying)
+        with pytest.raises(ConnectionError):
+            book.show(trial(3, "finished"))
+    assert seen.series(0, "val_accuracy") == SERIES[:1]
+    assert seen.child(0).data.tags["tune_rescon.state"] == "running"
+    again = make_book()
+    again.show(SearchView(id="1a"))
+    again.show(trial(3, "finished"))
+    assert seen.series(0, "val_accuracy") == SERIES
+    assert seen.series(0, "best_epoch") == [(3, 2.0)]
+    assert seen.child(0).info.status == "FINISHED"
+
+
 def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
     diverged = RunView(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
     send(make_writer(), SearchView(id="1a"), diverged)
