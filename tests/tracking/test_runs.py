@@ -256,9 +256,11 @@ def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> 
         book = make_book()
         for state in ("running", "finished"):
             book.show(SearchView(id="1a", images=(images,), state=state))
-    (given,) = seen.parent().inputs.dataset_inputs
+    inputs = seen.parent().inputs
+    assert inputs is not None
+    (given,) = inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("digits", "0123")
-    assert json.loads(given.dataset.profile) == {"train_images": 30, "val_images": 15}
+    assert json.loads(given.dataset.profile or "") == {"train_images": 30, "val_images": 15}
     assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
 
 
