@@ -285,6 +285,29 @@ def test_a_run_shows_the_trial_that_began_when_it_did(apart_ms: int, same: bool,
     assert (book.show(trial(0, started_ms=5000 + apart_ms)) == shown) is same
 
 
+def test_the_run_that_the_record_names_is_the_trials_whenever_it_began(make_book: Books) -> None:
+    dead = make_book()
+    dead.show(search())
+    shown = dead.show(trial(0, started_ms=5000))
+    book = make_book()
+    book.show(search())
+    assert book.show(trial(0, started_ms=90_000, run_id=shown)) == shown
+
+
+def test_a_run_without_an_id_that_a_search_of_another_name_made_is_left_to_it(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    old = make_book()
+    of_old = without_id(client, [old.show(search(THEIRS)), old.show(trial(0))])
+    for run_id in of_old:
+        client.set_tag(run_id, "tune_rescon.search", "another")
+    before = everything(client, of_old)
+    book = make_book()
+    shown = [book.show(search(known_runs=(of_old[1],))), book.show(trial(0, run_id=of_old[1]))]
+    assert not set(shown) & set(of_old)
+    assert everything(client, of_old) == before
+
+
 def test_of_several_parents_the_first_is_the_searchs(make_book: Books, client: mlflow.MlflowClient) -> None:
     first = make_book().show(search())
     tags = client.get_run(first).data.tags
