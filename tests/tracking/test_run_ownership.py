@@ -263,11 +263,12 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
 
 
 @pytest.mark.usefixtures("exports")
+@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "a run that is gone"])
 def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
-    make_book: Books, client: mlflow.MlflowClient
+    run_id: str | None, make_book: Books, client: mlflow.MlflowClient
 ) -> None:
     client.create_registered_model("s")
-    client.create_model_version("s", "file:///elsewhere")
+    client.create_model_version("s", "file:///elsewhere", run_id)
     client.set_registered_model_alias("s", "champion", "1")
     (remark,) = crown(make_book(), OURS)
     assert "champion-version-1" in remark
