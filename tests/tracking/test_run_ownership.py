@@ -93,7 +93,7 @@ def test_runs_carry_the_id_and_are_found_again_under_another_name_and_place(
 ) -> None:
     book = make_book()
     opened = [book.show(search()), book.show(trial(0))]
-    assert {run.data.tags[ID_TAG] for run in runs(client)} == {OURS}
+    assert {run.data.tags["tune_rescon.id"] for run in runs(client)} == {OURS}
     moved = make_book()
     moved._search = "renamed"
     assert [moved.show(search(place="host:/elsewhere/s")), moved.show(trial(0, 2))] == opened
