@@ -268,7 +268,7 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
     for trial in trials[:3]:
         search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
     search.opened(opened(4, proposed(search)))
-    search.reported(dataclasses.replace(trials[3], values=(0.3, 0.4, 0.7)))
+    search.reported(dataclasses.replace(trials[3], values=(0.1 * 3, 0.4, 0.7)))
     search.opened(opened(5, proposed(search)))
     assert words(shown)[:4] == [*[("COMPLETE", [0.6])] * 3, ("COMPLETE", [0.7])]
     # Behind the rest, with the value it had there.
