@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -16,7 +17,21 @@ import pytest
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, cache_builder, open_dataset
-from tune_rescon.data.cache import CacheError, chunk_rows, open_cache, verify_all
+from tune_rescon.data.cache import (
+    CHUNK_BYTES,
+    Cache,
+    CacheError,
+    Meta,
+    chunk_digest,
+    chunk_rows,
+    chunks,
+    create_images,
+    map_chunk,
+    open_cache,
+    verify_all,
+    write_labels,
+    write_meta,
+)
 from tune_rescon.errors import DataError, StorageError
 
 MakeFolder = Callable[..., Path]
@@ -174,6 +189,133 @@ def test_verify_all_reads_what_opening_does_not(
     assert chunk_rows(cache.meta.shape) == 1
     with pytest.raises(CacheError, match="damaged between images 5 and 6"):
         verify_all(cache)
+
+
+SHAPE = (45, 4, 4, 3)
+
+
+def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Meta:
+    """A cache of 45 small images of random pixels, ``chunk`` to a chunk."""
+    monkeypatch.setattr("tune_rescon.data.cache.CHUNK_BYTES", chunk * 4 * 4 * 3)
+    images_NHWC = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+    folder.mkdir(exist_ok=True)
+    path, digests = create_images(folder, SHAPE), []
+    for rows in chunks(SHAPE):
+        part_BHWC = map_chunk(path, SHAPE, rows)
+        part_BHWC[:] = images_NHWC[rows]
+        digests.append(chunk_digest(part_BHWC))
+    meta = Meta(
+        source="the source",
+        shape=SHAPE,
+        counts={"train": 30, "val": 15},
+        class_names=("cat", "dog"),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        skipped=((3, "a.png", "cannot be decoded"),),
+        labels_digest=write_labels(folder, np.arange(45)),
+        chunk_digests=tuple(digests),
+    )
+    write_meta(folder, meta)
+    return meta
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 45, 100])
+def test_what_was_stored_chunk_by_chunk_is_read_as_a_whole(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = made(tmp_path, monkeypatch, chunk=chunk)
+    cache = open_cache(tmp_path, "the source")
+    assert cache.meta == meta
+    assert cache.folder == tmp_path
+    assert len(meta.chunk_digests) == -(-45 // chunk)
+    assert np.array_equal(cache.images_NHWC, np.load(tmp_path / "images.npy"))
+    expected = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+    assert np.array_equal(cache.images_NHWC, expected)
+    assert not cache.images_NHWC.flags.writeable
+    assert cache.labels_N.tolist() == list(range(45))
+    verify_all(cache)
+
+
+def test_chunks_follow_each_other_and_hold_what_fits() -> None:
+    assert list(chunks((7, CHUNK_BYTES // 6, 2, 1))) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(chunks((2, CHUNK_BYTES, 2, 1))) == [slice(0, 1), slice(1, 2)], "one image at least"
+    assert list(chunks((0, 4, 4, 3))) == []
+
+
+def test_opening_reads_eight_chunks_spread_from_the_first_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, monkeypatch, chunk=1)
+    noticed: dict[int, str] = {}
+    for number in range(45):
+        flip = _flip("images.npy", 128 + number * 4 * 4 * 3 + 5)
+        flip(tmp_path)
+        try:
+            open_cache(tmp_path, "the source")
+        except CacheError as error:
+            noticed[number] = str(error)
+        flip(tmp_path)
+    assert list(noticed) == [0, 6, 13, 19, 25, 31, 38, 44]
+    assert all(f"between images {number} and {number + 1}" in said for number, said in noticed.items())
+
+
+def test_every_chunk_of_a_small_cache_is_read_on_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, monkeypatch, chunk=6)
+    for number in range(8):
+        flip = _flip("images.npy", 128 + number * 6 * 4 * 4 * 3)
+        flip(tmp_path)
+        with pytest.raises(CacheError, match="is damaged between"):
+            open_cache(tmp_path, "the source")
+        flip(tmp_path)
+    assert isinstance(open_cache(tmp_path, "the source"), Cache)
+
+
+def test_a_cache_of_another_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, monkeypatch)
+    with pytest.raises(CacheError, match="the source has changed"):
+        open_cache(tmp_path, "another source")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, monkeypatch)
+    (tmp_path / name).unlink()
+    with pytest.raises(CacheError, match=f"{name} is missing"):
+        open_cache(tmp_path, "the source")
+
+
+CONTENT: dict[str, object] = {
+    "shape": (15, 4, 12, 3),
+    "counts": {"train": 29, "val": 16},
+    "class_names": ("dog", "cat"),
+    "skipped": ((4, "a.png", "cannot be decoded"),),
+    "labels_digest": "0" * 32,
+    "chunk_digests": ("0" * 16,),
+}
+ORIGIN: dict[str, object] = {
+    "format": 99,
+    "source": "another",
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "skipped": ((3, "b.png", "is empty"),),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "same"),
+    [
+        *((field, value, False) for field, value in CONTENT.items()),
+        *((field, value, True) for field, value in ORIGIN.items()),
+    ],
+)
+def test_the_digest_of_the_content_is_of_images_labels_and_parts_wherever_they_came_from(
+    field: str, value: object, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = made(tmp_path, monkeypatch)
+    changed: Meta = dataclasses.replace(meta, **{field: value})  # type: ignore[arg-type]
+    assert (changed.content == meta.content) is same
 
 
 def break_image(root: Path) -> Path:

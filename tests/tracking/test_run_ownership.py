@@ -10,7 +10,9 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 
+from tune_rescon.errors import StorageError
 from tune_rescon.tracking import Champion, RunView, SearchView
 from tune_rescon.tracking import runs as tracking_runs
 from tune_rescon.tracking.runs import ID_TAG, PLACE_TAG, RunBook
@@ -91,7 +93,7 @@ def test_runs_carry_the_id_and_are_found_again_under_another_name_and_place(
 ) -> None:
     book = make_book()
     opened = [book.show(search()), book.show(trial(0))]
-    assert {run.data.tags[ID_TAG] for run in runs(client)} == {OURS}
+    assert {run.data.tags["tune_rescon.id"] for run in runs(client)} == {OURS}
     moved = make_book()
     moved._search = "renamed"
     assert [moved.show(search(place="host:/elsewhere/s")), moved.show(trial(0, 2))] == opened
@@ -232,6 +234,27 @@ def test_the_champion_of_another_search_keeps_an_alias_and_the_user_is_told(
 
 
 @pytest.mark.usefixtures("exports")
+def test_a_champion_whose_search_the_store_cannot_tell_now_is_not_displaced(
+    make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(make_book(), OURS)
+    client.delete_model_version_tag("s", "1", ID_TAG)
+    theirs = client.get_model_version("s", "1").run_id
+    get_run = mlflow.MlflowClient.get_run
+
+    def away(self: mlflow.MlflowClient, run_id: str) -> Run:
+        if run_id == theirs:
+            raise MlflowException("the store is away")
+        return get_run(self, run_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "get_run", away)
+        with pytest.raises(MlflowException, match="is away"):
+            crown(make_book(), THEIRS)
+    assert int(client.get_registered_model("s").aliases["champion"]) == 1
+
+
+@pytest.mark.usefixtures("exports")
 def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     make_book: Books, client: mlflow.MlflowClient
 ) -> None:
@@ -240,12 +263,149 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
 
 
 @pytest.mark.usefixtures("exports")
+@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "a run that is gone"])
 def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
-    make_book: Books, client: mlflow.MlflowClient
+    run_id: str | None, make_book: Books, client: mlflow.MlflowClient
 ) -> None:
     client.create_registered_model("s")
-    client.create_model_version("s", "file:///elsewhere")
+    client.create_model_version("s", "file:///elsewhere", run_id)
     client.set_registered_model_alias("s", "champion", "1")
     (remark,) = crown(make_book(), OURS)
     assert "champion-version-1" in remark
     assert int(client.get_registered_model("s").aliases["champion-version-1"]) == 1
+
+
+@pytest.mark.parametrize(("apart_ms", "same"), [(0, True), (1000, True), (-1000, True), (1001, False)])
+def test_a_run_shows_the_trial_that_began_when_it_did(apart_ms: int, same: bool, make_book: Books) -> None:
+    """Some databases keep whole seconds."""
+    dead = make_book()
+    dead.show(search())
+    shown = dead.show(trial(0, started_ms=5000))
+    book = make_book()
+    book.show(search())
+    assert (book.show(trial(0, started_ms=5000 + apart_ms)) == shown) is same
+
+
+def test_the_run_that_the_record_names_is_the_trials_whenever_it_began(make_book: Books) -> None:
+    dead = make_book()
+    dead.show(search())
+    shown = dead.show(trial(0, started_ms=5000))
+    book = make_book()
+    book.show(search())
+    assert book.show(trial(0, started_ms=90_000, run_id=shown)) == shown
+
+
+def test_a_run_without_an_id_that_a_search_of_another_name_made_is_left_to_it(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    old = make_book()
+    of_old = without_id(client, [old.show(search(THEIRS)), old.show(trial(0))])
+    for run_id in of_old:
+        client.set_tag(run_id, "tune_rescon.search", "another")
+    before = everything(client, of_old)
+    book = make_book()
+    shown = [book.show(search(known_runs=(of_old[1],))), book.show(trial(0, run_id=of_old[1]))]
+    assert not set(shown) & set(of_old)
+    assert everything(client, of_old) == before
+
+
+def test_of_several_parents_the_first_is_the_searchs(make_book: Books, client: mlflow.MlflowClient) -> None:
+    first = make_book().show(search())
+    tags = client.get_run(first).data.tags
+    experiment = client.get_run(first).info.experiment_id
+    later = client.create_run(experiment, start_time=9000, tags=dict(tags)).info.run_id
+    earlier = client.create_run(experiment, start_time=50, tags=dict(tags)).info.run_id
+    assert make_book().show(search()) == earlier != later
+
+
+@pytest.mark.usefixtures("exports")
+def test_a_champion_says_which_trial_and_epoch_it_is_of(
+    make_book: Books, client: mlflow.MlflowClient
+) -> None:
+    book = make_book()
+    book.show(search())
+    run_id = book.show(trial(0, state="finished"))
+    for epoch, value in ((1, "val_accuracy 0.5"), (2, "")):
+        champion = Champion(number=0, epoch=epoch, checkpoint="best.ckpt", value=value)
+        for _ in range(2):
+            parent = book.show(search(state="finished", champion=champion))
+    versions = sorted(client.search_model_versions("name = 's'"), key=lambda version: int(version.version))
+    assert [version.description for version in versions] == [
+        "trial_0000, epoch 1: val_accuracy 0.5",
+        "trial_0000, epoch 2",
+    ]
+    assert {(version.run_id, version.tags[ID_TAG]) for version in versions} == {(run_id, OURS)}
+    assert client.get_run(parent).data.tags["tune_rescon.champion"] == "trial_0000, epoch 2"
+
+
+def test_a_champion_whose_checkpoint_is_gone_is_said_and_not_registered(
+    make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def gone(_checkpoint: str) -> Iterator[Path]:
+        raise StorageError("best.ckpt is gone.")
+        yield
+
+    monkeypatch.setattr(tracking_runs, "_load_exporter", lambda: gone)
+    (remark,) = crown(make_book(), OURS)
+    assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
+    assert client.search_registered_models() == []
+
+
+@pytest.mark.usefixtures("exports")
+def test_a_registry_that_refuses_the_model_is_tried_again(
+    make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException("the registry is away")
+
+    book = make_book()
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
+        with pytest.raises(MlflowException, match="is away"):
+            crown(book, OURS)
+    assert crown(book, OURS) == ()
+    assert len(client.search_model_versions("name = 's'")) == 1
+
+
+def test_a_store_that_cannot_say_whose_a_run_is_is_asked_again(
+    make_book: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise MlflowException("the store is away")
+
+    dead = make_book()
+    dead.show(search())
+    shown = dead.show(trial(0))
+    book = make_book()
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "get_run", away)
+        with pytest.raises(MlflowException, match="is away"):
+            book.show(search(THEIRS, known_runs=(shown,)))
+
+
+def test_an_experiment_that_another_search_makes_at_the_same_moment_is_shared(
+    make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = mlflow.MlflowClient.create_experiment
+
+    def beaten(self: mlflow.MlflowClient, *args: Any) -> str:
+        create(self, *args)
+        return str(create(self, *args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "create_experiment", beaten)
+        book = make_book()
+    run = client.get_run(book.show(search()))
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    assert run.info.experiment_id == experiment.experiment_id
+
+
+def test_an_experiment_that_cannot_be_made_is_said(make_book: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException("no space left")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_experiment", refuse)
+    with pytest.raises(MlflowException, match="no space left"):
+        make_book()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tune_rescon.tracking import MlflowWriter, RunView, SearchView, runs
+from tune_rescon.tracking import Images, MlflowWriter, RunView, SearchView, runs
 from tune_rescon.tracking.runs import RunBook
 from tune_rescon.tracking.views import View
 
@@ -140,6 +141,44 @@ def test_more_epochs_than_a_request_holds_are_several(
     assert seen.child(0).data.params == PARAMS
 
 
+def test_a_trials_parameters_are_there_before_its_first_epoch(make_book: Books, seen: Store) -> None:
+    book = make_book()
+    book.show(SearchView(id="1a"))
+    book.show(trial(0))
+    assert seen.child(0).data.params == PARAMS
+
+
+def test_a_run_says_that_it_is_over_in_its_last_request(
+    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that dies before leaves a run that the next one completes."""
+    monkeypatch.setattr(runs, "METRICS_A_REQUEST", 3)
+    log_batch = mlflow.MlflowClient.log_batch
+    book = make_book()
+    book.show(SearchView(id="1a"))
+    left = 1
+
+    def dying(client: mlflow.MlflowClient, *args: Any, **kwargs: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise ConnectionError("the driver dies")
+        left -= 1
+        log_batch(client, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", dying)
+        with pytest.raises(ConnectionError):
+            book.show(trial(3, "finished"))
+    assert seen.series(0, "val_accuracy") == SERIES[:1]
+    assert seen.child(0).data.tags["tune_rescon.state"] == "running"
+    again = make_book()
+    again.show(SearchView(id="1a"))
+    again.show(trial(3, "finished"))
+    assert seen.series(0, "val_accuracy") == SERIES
+    assert seen.series(0, "best_epoch") == [(3, 2.0)]
+    assert seen.child(0).info.status == "FINISHED"
+
+
 def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
     diverged = RunView(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
     send(make_writer(), SearchView(id="1a"), diverged)
@@ -174,6 +213,7 @@ def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     send(make_writer(), SearchView(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
     tags = seen.child(0).data.tags
     assert text.endswith(tags["tune_rescon.error"])
+    assert len(tags["tune_rescon.error"]) == 2000
     assert "last line" in tags["tune_rescon.error"]
     assert tags["tune_rescon.notes"] == "one\ntwo"
 
@@ -192,6 +232,36 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
     assert paths == {"space.yaml", "best.yaml"}
     (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
     assert kept.read_text() == "version: 1, and more\n"
+
+
+def test_a_file_that_has_not_changed_is_not_sent_again(
+    make_book: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *args: sent.append(Path(args[2]).name))
+    space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
+    for file in (space, best):
+        file.write_text("a: 1\n")
+    book = make_book()
+    for _ in range(2):
+        book.show(SearchView(id="1a", files=(space, best)))
+    best.write_text("a: 22\n")
+    book.show(SearchView(id="1a", files=(space, best)))
+    assert sent == ["space.yaml", "best.yaml", "best.yaml"]
+
+
+def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> None:
+    images = Images(name="digits", digest="0123", counts={"train": 30, "val": 15})
+    for _ in range(2):
+        book = make_book()
+        for state in ("running", "finished"):
+            book.show(SearchView(id="1a", images=(images,), state=state))
+    inputs = seen.parent().inputs
+    assert inputs is not None
+    (given,) = inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("digits", "0123")
+    assert json.loads(given.dataset.profile or "") == {"train_images": 30, "val_images": 15}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
 
 
 def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store) -> None:

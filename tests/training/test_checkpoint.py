@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -51,6 +52,27 @@ def test_the_file_before_is_kept(folder: CheckpointFolder) -> None:
     for epoch in (1, 2, 3):
         write_durably({"epoch": epoch}, folder.last, previous=folder.previous)
     assert (_epoch(folder.last), _epoch(folder.previous)) == (3, 2)
+
+
+def test_a_file_whose_predecessor_is_not_kept_is_replaced(folder: CheckpointFolder) -> None:
+    write_durably({"epoch": 1}, folder.best)
+    opened = sum(1 for _ in Path("/dev/fd").iterdir())
+    write_durably({"epoch": 2}, folder.best)
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) == opened, "no file stays open"
+    assert _epoch(folder.best) == 2
+    assert [path.name for path in folder.path.iterdir()] == ["best.ckpt"]
+
+
+def test_all_of_a_file_is_on_disk_before_it_has_its_name(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: synced.append((os.fstat(handle).st_size, folder.last.exists()))
+    )
+    write_durably({"text": "x" * 1000}, folder.last)
+    assert synced[0] == (folder.last.stat().st_size, False)
+    assert synced[1:] == [(folder.path.stat().st_size, True)], "its name, too"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
@@ -146,6 +168,13 @@ def test_whoever_has_just_written_asks_for_no_checksums(folder: CheckpointFolder
     assert folder.written() == folder.previous
     folder.last.touch()
     assert folder.written() == folder.last
+
+
+def test_the_folder_of_a_resumed_trial_is_there_already(tmp_path: Path) -> None:
+    folder = CheckpointFolder(path=tmp_path / "checkpoints" / "trial_0000")
+    for _ in range(2):
+        folder.create()
+    assert folder.path.is_dir()
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_know(tmp_path: Path) -> None:

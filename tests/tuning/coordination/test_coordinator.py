@@ -508,3 +508,240 @@ def test_a_search_whose_space_is_exhausted_ends_when_its_last_trial_does() -> No
     assert search.exhausted
     assert sorted(trial.params["learning_rate"] for trial in of.trials) == [0.2, 0.4]
     assert all(trial.state.is_finished() for trial in of.trials)
+
+
+@pytest.mark.parametrize(
+    ("node_is_gone", "times", "what"), [(True, 20, "node"), (False, 3, "worker process")]
+)
+def test_a_lost_node_is_forgiven_more_often_than_a_dead_worker(
+    node_is_gone: bool, times: int, what: str
+) -> None:
+    of = study()
+    search = coordinator(of, total=1)
+    number = first(search)
+    for _ in range(times):
+        search.worker_died(number, node_is_gone=node_is_gone)
+        assert first(search) == number
+    search.worker_died(number, node_is_gone=node_is_gone)
+    assert of.trials[number].user_attrs["state"] == "failed"
+    error = of.trials[number].user_attrs["error"]
+    assert what in error
+    assert f"{times} times" in error
+
+
+def test_a_worker_that_left_in_order_is_followed_by_another_however_often() -> None:
+    search = coordinator(study(), total=1)
+    number = first(search)
+    for _ in range(30):
+        search.worker_left(number)
+        assert first(search) == number
+    search.close(number, TrialState.FAILED, error="died")
+    search.worker_left(number)
+    assert search.next_trial() is None, "it has ended"
+
+
+@pytest.mark.parametrize(
+    ("value", "decision", "state"),
+    [(0.5, Decision.FINISH, "finished"), (math.nan, Decision.DIVERGED, "diverged")],
+)
+def test_a_trial_whose_last_epoch_comes_after_an_interrupt_has_ended(
+    value: float, decision: Decision, state: str
+) -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=1, listeners=(diary,))
+    number = first(search)
+    for epoch in range(1, EPOCHS):
+        search.epoch_done(number, epoch, metrics(0.5), None)
+    search.interrupt()
+    assert search.interrupted
+    assert search.epoch_done(number, EPOCHS, metrics(value), None) is decision
+    assert diary.lines[-1] == f"0 {state}"
+    assert record(of).trial(number).state.value == state
+
+
+@pytest.mark.parametrize(
+    ("late", "interrupted", "state"),
+    [
+        (False, False, TrialState.PAUSED),
+        (True, False, TrialState.STOPPED),
+        (True, True, TrialState.PAUSED),
+        (False, True, TrialState.PAUSED),
+    ],
+)
+def test_what_pauses_when_the_trials_end_is_stopped_only_if_the_time_is_up(
+    late: bool, interrupted: bool, state: TrialState
+) -> None:
+    now = [0.0]
+    of, shelf = study(), Shelf()
+    search = coordinator(of, pauses=True, deadline=10.0, clock=lambda: now[0], shelf=shelf)
+    paused, running = first(search), first(search)
+    assert search.epoch_done(paused, 1, metrics(0.5), "best.ckpt") is Decision.PAUSE
+    now[0] = 10.0 if late else 9.0
+    if interrupted:
+        search.interrupt()
+    search.settle()
+    assert record(of).trial(paused).state is state
+    assert record(of).trial(paused).checkpoint == f"checkpoints/trial_{paused:04d}/best.ckpt"
+    assert record(of).trial(running).state is TrialState.INTERRUPTED
+
+
+def test_trials_that_were_cut_short_are_set_aside_by_number() -> None:
+    diary = Diary()
+    search = coordinator(study(), listeners=(diary,))
+    for _ in range(12):
+        search.next_trial()
+    search.settle()
+    assert diary.lines[-12:] == [f"{number} interrupted" for number in range(12)]
+
+
+class Pupil(Proposer):
+    """A proposer that remembers what it was taught."""
+
+    def __init__(self) -> None:
+        super().__init__(SPACE)
+        self.learnt: list[tuple[int, int, str]] = []
+
+    def reported(self, trial: TrialSummary) -> None:
+        self.learnt.append((trial.number, trial.epochs, trial.state.value))
+        super().reported(trial)
+
+
+def test_the_sampler_learns_from_each_epoch_and_from_each_end() -> None:
+    pupil = Pupil()
+    rule = RungLadder(levels=(1, 3), reduction_factor=3, maximize=True, pauses=True)
+    search = Coordinator(SearchPlan(total=2), record(study()), rule, pupil, prune=Shelf().prune)
+    number = first(search)
+    search.epoch_done(number, 1, metrics(0.5), None)
+    assert pupil.learnt == [(0, 1, "running"), (0, 1, "paused")]
+    second = first(search)
+    search.close(second, TrialState.FAILED, error="died")
+    assert pupil.learnt[2:] == [(1, 0, "failed")]
+
+
+def test_a_trial_that_still_runs_takes_no_checkpoint_from_those_that_ended() -> None:
+    """A resumed search counts the best few among those that have ended, as it did before."""
+    of = study()
+    search = coordinator(of, keep=1, total=5)
+    runs, ended = first(search), first(search)
+    for epoch in range(1, 4):
+        search.epoch_done(runs, epoch, metrics(0.9), f"last_{epoch}.ckpt")
+    search.epoch_done(ended, 1, metrics(0.1), "a.ckpt")
+    search.close(ended, TrialState.STOPPED, checkpoint="a.ckpt")
+    shelf = Shelf()
+    resumed = coordinator(of, keep=1, total=5, shelf=shelf)
+    assert first(resumed) == runs
+    better = first(resumed)
+    assert resumed.epoch_done(better, 1, metrics(0.2), "b.ckpt") is Decision.STOP
+    assert shelf.left == {ended: None, better: f"checkpoints/trial_{better:04d}/b.ckpt"}
+
+
+def test_a_resumed_search_knows_what_ran_out_of_memory_and_what_did_not() -> None:
+    of = study()
+    search = coordinator(of, total=4, same_memory=same_third)
+    kinds = set()
+    for _ in range(4):
+        trial = search.next_trial()
+        if trial is None:
+            break
+        kind = same_third(trial.parameters)
+        kinds.add(kind)
+        if kind:
+            search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
+        else:
+            search.epoch_done(trial.number, 1, metrics(math.nan), None)
+    assert kinds == {0, 1}, "one ran out of memory, others diverged"
+    resumed = coordinator(of, total=12, same_memory=same_third)
+    later = []
+    while (trial := resumed.next_trial()) is not None:
+        later.append(same_third(trial.parameters))
+        resumed.close(trial.number, TrialState.DIVERGED)
+    assert later
+    assert set(later) == {0}
+
+
+def test_where_nothing_is_known_of_memory_one_that_ran_out_of_it_rules_out_no_other() -> None:
+    of = study()
+    search = coordinator(of, total=3)
+    search.close(first(search), TrialState.OUT_OF_MEMORY, error="out of memory")
+    assert [first(search), first(search)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "decision", "state"),
+    [(0.5, Decision.FINISH, TrialState.FINISHED), (math.nan, Decision.DIVERGED, TrialState.DIVERGED)],
+)
+def test_after_the_deadline_a_last_epoch_is_judged_as_before_it(
+    value: float, decision: Decision, state: TrialState
+) -> None:
+    now = [0.0]
+    of = study()
+    search = coordinator(of, total=1, deadline=10.0, clock=lambda: now[0])
+    number = first(search)
+    for epoch in range(1, EPOCHS):
+        search.epoch_done(number, epoch, metrics(0.5), None)
+    now[0] = 10.0
+    assert search.epoch_done(number, EPOCHS, metrics(value), None) is decision
+    assert record(of).trial(number).state is state
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_trial_is_judged_at_a_rung_by_its_value_there(resumed: bool) -> None:
+    of = study()
+    search = coordinator(of, total=3)
+    curves = {first(search): values for values in ((0.5, 0.0, 0.5, 0.0), (0.5, 0.0, 0.5, 0.0), (0.9, 0.1))}
+    for number, values in curves.items():
+        for epoch, value in enumerate(values, 1):
+            assert search.epoch_done(number, epoch, metrics(value), None) is Decision.CONTINUE
+    if resumed:
+        search = coordinator(of, total=3)
+        assert {first(search) for _ in curves} == set(curves)
+    # Better than the others were after the second epoch and are after the fourth, but not at the rung.
+    assert search.epoch_done(2, 3, metrics(0.2), None) is Decision.STOP
+
+
+def test_listeners_hear_of_a_pause() -> None:
+    diary = Diary()
+    search = coordinator(study(), pauses=True, listeners=(diary,))
+    search.epoch_done(first(search), 1, metrics(0.5), None)
+    assert diary.lines[-2:] == ["0 epoch 1 pause", "0 paused"]
+
+
+def test_a_trial_that_ends_well_does_not_call_off_the_failure_of_the_search() -> None:
+    search = coordinator(study())
+    running = first(search)
+    for _ in range(5):
+        search.close(first(search), TrialState.FAILED, error="died")
+    said = search.failure
+    search.close(running, TrialState.STOPPED)
+    assert said is not None
+    assert search.failure == said
+
+
+def test_what_a_trial_reports_after_it_was_set_aside_is_left_to_the_resume() -> None:
+    of = study()
+    search = coordinator(of, total=1)
+    number = first(search)
+    search.interrupt()
+    for epoch in (1, 2):
+        assert search.epoch_done(number, epoch, metrics(0.5), None) is Decision.STOP
+    assert list(of.trials[number].intermediate_values) == [1]
+
+
+def test_one_of_the_best_that_failed_keeps_no_checkpoint() -> None:
+    of, shelf = study(), Shelf()
+    search = coordinator(of, shelf=shelf)
+    number = first(search)
+    search.epoch_done(number, 1, metrics(0.9), "best.ckpt")
+    search.close(number, TrialState.FAILED, error="died")
+    assert shelf.left == {number: None}
+    assert record(of).trial(number).checkpoint is None
+
+
+def test_the_record_forgets_a_checkpoint_that_a_better_trial_has_taken_the_place_of() -> None:
+    kept = record(study())
+    rule = RungLadder(levels=(1,), reduction_factor=3, maximize=True)
+    plan = SearchPlan(total=3, keep=1)
+    search = Coordinator(plan, kept, rule, Proposer(SPACE), prune=Shelf().prune)
+    for value in (0.5, 0.9, 0.7):
+        search.epoch_done(first(search), 1, metrics(value), "best.ckpt")
+    assert [trial.checkpoint for trial in kept.trials()] == [None, "checkpoints/trial_0001/best.ckpt", None]

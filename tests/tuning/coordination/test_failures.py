@@ -52,6 +52,15 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
             [trial(error=error, lr=error) for error in ("A: a", "B: b")],
             "2 trials in a row failed; the last said: B: b.",
         ),
+        (
+            [trial(error=error, lr=0.1) for error in ("A: a", "B: b", "C: c")],
+            "3 trials in a row failed; the last said: C: c. All had lr=0.1.",
+        ),
+        (
+            # Two had the depth and two the rate, but no value was all three's.
+            [trial(depth=92, lr=0.1), trial(depth=92), trial(lr=0.1)],
+            "3 trials in a row failed; all said: E.",
+        ),
         ([trial(error=None)], "1 trials in a row failed; all said: nothing."),
     ],
 )

@@ -14,7 +14,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import Proposer, TrialSummary
 from tune_rescon.tuning.proposing import proposer
-from tune_rescon.tuning.record.study import Proposal
+from tune_rescon.tuning.record.study import Enqueued, Proposal
 
 NUMBERS = (
     "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
@@ -119,6 +119,26 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
     assert len(kept) == 6
 
 
+def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KEEP_BEST", 1), ("KEEP_LATEST", 1)):
+        monkeypatch.setattr(proposer, name, value)
+    states = [TrialState.PAUSED, TrialState.RUNNING, TrialState.INTERRUPTED, *[TrialState.STOPPED] * 3]
+    values = (0.2, 0.1, 0.1, 0.9, 0.3, 0.4)
+    trials = [
+        dataclasses.replace(trial, state=state, values=(value,))
+        for trial, state, value in zip(run(space("random"), [], 6), states, values, strict=True)
+    ]
+    assert proposer.most_telling(trials) == {1, 2, 3, 5}
+
+
+@pytest.mark.parametrize(("kind", "noted"), [("tpe", {6, 12}), ("random", set())])
+def test_what_is_kept_is_noted_where_it_was_chosen_and_only_for_a_bounded_view(
+    kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposer, "RENEW_EVERY", 6)
+    assert {trial.number for trial in run(space(kind), [], 14) if trial.memory} == noted
+
+
 class Watching(optuna.samplers.RandomSampler):
     """A sampler that keeps what it was shown of the study when it was asked last."""
 
@@ -171,6 +191,140 @@ def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: l
     search.propose()
     told = shown[0]
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
+
+
+def fed(search: Proposer, *fates: tuple[TrialState, tuple[float, ...]]) -> list[TrialSummary]:
+    """Trials that are drawn one after the other, and what becomes of them."""
+    trials: list[TrialSummary] = []
+    for state, values in fates:
+        trial = opened(len(trials), proposed(search))
+        search.opened(trial)
+        trials.append(dataclasses.replace(trial, state=state, values=values))
+        (search.ended if state.is_final else search.reported)(trials[-1])
+    return trials
+
+
+def words(shown: list[FrozenTrial]) -> list[tuple[str, list[float] | None]]:
+    return [(trial.state.name, trial.values) for trial in shown]
+
+
+RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.DIVERGED
+
+
+@pytest.mark.parametrize("kind", ["random", "gp", "cmaes", "nsga2"])
+def test_other_samplers_learn_what_a_trial_ended_with(kind: str, shown: list[FrozenTrial]) -> None:
+    search = Proposer(space(kind))
+    fed(search, (RUNNING, (0.1, 0.2)), (STOPPED, (0.5, 0.7)))
+    search.propose()
+    assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7])]
+
+
+def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list[FrozenTrial]) -> None:
+    search = Proposer(space("tpe", *AGAINST))
+    first, second = fed(search, (RUNNING, (0.1, 0.2)), (RUNNING, (0.5, 0.7)))
+    search.ended(dataclasses.replace(second, state=STOPPED, cost=2.0))
+    search.propose()
+    assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7, 2.0])]
+    assert first.number == 0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("goal", "worst"), [((), 0.3), (("metric.name=val_loss", "metric.mode=min"), 0.5)], ids=["max", "min"]
+)
+def test_a_diverged_trial_counts_as_the_worst_that_ended(
+    goal: tuple[str, ...], worst: float, resumed: bool, shown: list[FrozenTrial]
+) -> None:
+    of = space("random", *goal)
+    search = Proposer(of)
+    maximize = of.metric.mode == "max"
+    fates = [(RUNNING, (0.1,)), (RUNNING, (0.9,)), (STOPPED, (0.4,)), (STOPPED, (0.3,)), (STOPPED, (0.5,))]
+    trials: list[TrialSummary] = []
+    for state, values in [*fates, (DIVERGED, (math.nan,))]:
+        trial = dataclasses.replace(opened(len(trials), proposed(search), of.metric.name), maximize=maximize)
+        search.opened(trial)
+        trials.append(dataclasses.replace(trial, state=state, values=values))
+        (search.ended if state.is_final else search.reported)(trials[-1])
+    (Proposer(of, known=trials) if resumed else search).propose()
+    assert words(shown)[-1] == ("COMPLETE", [worst])
+
+
+def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_it(
+    shown: list[FrozenTrial],
+) -> None:
+    search = Proposer(space("tpe"))
+    trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
+    for trial in trials[:3]:
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    # Finite before, and after: at the rung it is not.
+    search.reported(dataclasses.replace(trials[3], values=(0.1 * 3, 0.5, math.nan, 0.7)))
+    search.propose()
+    assert words(shown) == [("COMPLETE", [0.1 * number]) for number in range(4)]
+
+
+def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[FrozenTrial]) -> None:
+    search = Proposer(space("tpe"))
+    trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
+    for trial in trials[:3]:
+        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    search.opened(opened(4, proposed(search)))
+    search.reported(dataclasses.replace(trials[3], values=(0.1 * 3, 0.4, 0.7)))
+    search.opened(opened(5, proposed(search)))
+    assert words(shown)[:4] == [*[("COMPLETE", [0.6])] * 3, ("COMPLETE", [0.7])]
+    # Behind the rest, with the value it had there.
+    search.ended(dataclasses.replace(opened(4, proposed(search)), state=STOPPED, values=(0.9,)))
+    search.propose()
+    assert (shown[4].state.name, shown[4].intermediate_values) == ("PRUNED", {1: 0.9})
+
+
+def test_a_search_that_goes_on_compares_trials_where_it_did(shown: list[FrozenTrial]) -> None:
+    known = fed(Proposer(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
+    Proposer(space("tpe"), known=known).propose()
+    assert words(shown) == [("COMPLETE", [0.6])] * 4
+
+
+def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[FrozenTrial]) -> None:
+    search = Proposer(space("tpe"))
+    (trial,) = fed(search, (RUNNING, (0.9,)))
+    search.ended(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
+    proposal = search.propose(enqueued=Enqueued(number=7, params={"weight_decay": 0.0625}))
+    assert proposal is not None
+    assert proposal.params["weight_decay"] == 0.0625
+    assert shown[0].state.name == "PRUNED"
+
+
+def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTrial]) -> None:
+    search = Proposer(space("tpe"))
+    answers = iter((True, True, True, False))
+    proposed(search, lambda _: next(answers))
+    search.propose()
+    assert [trial.state.name for trial in shown] == ["FAIL", "FAIL", "FAIL", "RUNNING"]
+
+
+def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[FrozenTrial]) -> None:
+    (earlier,) = fed(Proposer(space("random")), (STOPPED, (0.9,)))
+    search = Proposer(space("random"), background=[earlier])
+    fed(search, (STOPPED, (0.9,)))
+    search.propose()
+    assert words(shown) == [("COMPLETE", [0.9])] * 2
+
+
+@pytest.mark.parametrize(("kind", "size"), [("tpe", 4 + 1), ("random", 13)])
+def test_a_bounded_view_has_what_was_kept_and_what_came_since(
+    kind: str, size: int, shown: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6)):
+        monkeypatch.setattr(proposer, name, value)
+    known = run(space(kind), [], 13)
+    Proposer(space(kind), known=known).propose()
+    assert len(shown) == size
+
+
+@pytest.mark.parametrize(("kind", "noted"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
+def test_only_a_sampler_that_needs_it_has_its_notes_kept(kind: str, noted: set[str]) -> None:
+    rows = [{"learning_rate": 0.5, "weight_decay": 0.05}]
+    trials = run(space(kind), [], 8, rows=rows)
+    assert {key for trial in trials for key in trial.memory} == noted
 
 
 def test_rows_come_first_and_are_not_drawn() -> None:

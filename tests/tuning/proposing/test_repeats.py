@@ -74,6 +74,10 @@ def test_a_space_may_ask_for_repeats(kind: str) -> None:
     assert len({trial.origin.seed for trial in trials if trial.origin}) == 24
 
 
+def test_where_repeats_are_asked_for_a_draw_is_taken_as_it_is() -> None:
+    assert len(set(points(run(space("sampler.repeats=true"), 6)))) < 6
+
+
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2", "grid"])
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_resumed_search_draws_what_it_would_have(kind: str, cut: int) -> None:
@@ -125,7 +129,7 @@ def test_a_grid_with_repeats_starts_over() -> None:
     of = space("sampler.repeats=true", kind="grid")
     rows = rows_of(of)
     whole = run(of, 15, rows=rows)
-    assert points(whole)[:6] == points(whole)[6:12]
+    assert points(whole)[:6] == points(whole)[6:12] == [tuple(row.values()) for row in rows]
     assert run(of, 7, whole[:8], rows=rows) == whole
 
 
@@ -154,6 +158,26 @@ def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
     seen = Proposer(fewer, known=before, versions=changed(old, fewer))._study.trials
     assert {trial.params["depth"] for trial in seen} == {56}
     assert len(seen) == 3
+
+
+def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> None:
+    old = space(kind="tpe")
+    earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
+    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
+    seen = Proposer(more, background=earlier, versions=changed(old, more))._study.trials
+    assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
+    fewer = space("parameters.depth.choices=[56]", kind="tpe")
+    seen = Proposer(fewer, background=earlier, versions=changed(old, fewer))._study.trials
+    assert [trial.params["depth"] for trial in seen] == [56] * 3
+
+
+def test_a_generation_of_another_space_is_forgotten() -> None:
+    old = space(kind="nsga2")
+    before = run(old, 6)
+    assert any(trial.memory for trial in before)
+    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
+    seen = Proposer(more, known=before, versions=changed(old, more))._study.trials
+    assert [trial.system_attrs for trial in seen] == [{}] * 6
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])

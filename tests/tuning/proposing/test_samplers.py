@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -52,3 +53,39 @@ def test_the_first_generation_is_what_others_draw_before_they_model() -> None:
     sampler = make_sampler(load_space("digits", ["sampler.type=nsga2"]), 0)
     assert isinstance(sampler, optuna.samplers.NSGAIISampler)
     assert sampler.population_size == load_space("digits").sampler.n_startup_trials
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_tpe_models_the_parameters_together_and_takes_running_trials_for_bad_ones() -> None:
+    drops = "parameters.drop_path={type: float, low: 0.0, high: 0.1, when: {parameter: depth, in: [92]}}"
+    depths = "parameters.depth={type: categorical, choices: [56, 92]}"
+    of = load_space(
+        "digits",
+        ["sampler.type=tpe", "initial=[]", "sampler.n_startup_trials=8", NO_CONDITIONS, depths, drops],
+    )
+    seed = int(np.random.SeedSequence((of.sampler.seed, 40, 0)).generate_state(1)[0])
+
+    def draw(sampler: optuna.samplers.BaseSampler) -> dict[str, Any]:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        for number in range(60):
+            trial = study.ask()
+            suggest(of, trial)
+            if number % 2:
+                study.tell(trial, trial.params["learning_rate"] - trial.params.get("drop_path", 0.0))
+        study.sampler = sampler
+        trial = study.ask()
+        suggest(of, trial)
+        return trial.params
+
+    def tpe(*, together: bool = True, liar: bool = True) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=of.sampler.n_startup_trials,
+            multivariate=together,
+            group=together,
+            constant_liar=liar,
+        )
+
+    assert draw(make_sampler(of, 40)) == draw(tpe())
+    assert draw(tpe()) != draw(tpe(liar=False))
+    assert draw(tpe()) != draw(tpe(together=False))

@@ -37,6 +37,8 @@ COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.F
         (trial("finished", 0.6, cost=2.0), "nsga2", Told(state=COMPLETE, values=(0.6, 2.0))),
         (trial("failed", 0.6), "tpe", Told(state=FAIL)),
         (trial("failed"), "gp", Told(state=FAIL)),
+        (trial("stopped"), "gp", Told(state=FAIL)),  # before its first epoch
+        (trial("stopped"), "tpe", Told(state=FAIL)),
     ],
 )
 def test_a_trial_with_a_value(ended: TrialSummary, sampler: str, expected: Told) -> None:
@@ -95,9 +97,15 @@ def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], ep
         ("tpe", None, Told(state=PRUNED)),
         ("gp", 0.1, Told(state=COMPLETE, values=(0.1,))),
         ("cmaes", None, Told(state=FAIL)),
+        ("nsga2", 0.1, Told(state=COMPLETE, values=(0.1,))),
     ],
 )
 def test_one_that_did_not_work_is_the_worst(
     state: str, sampler: str, worst: float | None, expected: Told
 ) -> None:
     assert told(trial(state, 0.5, math.nan), sampler, worst=worst) == expected
+
+
+@pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
+def test_with_two_objectives_there_is_no_worst(state: str) -> None:
+    assert told(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == Told(state=FAIL)

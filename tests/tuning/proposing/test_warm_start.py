@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import optuna
+import pytest
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import StudyRecord, TrialSummary
-from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier
+from tune_rescon.errors import StorageError
+from tune_rescon.spaces import Space, dump_space, load_space
+from tune_rescon.tuning import (
+    Decision,
+    Proposer,
+    RunOptions,
+    SearchFolder,
+    StudyRecord,
+    TrialSummary,
+    Verdict,
+)
+from tune_rescon.tuning.proposing import proposer
+from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
+
+# An earlier search is a database that is written trial by trial.
+pytestmark = pytest.mark.timeout(20)
 
 
 def record() -> StudyRecord:
@@ -40,3 +57,103 @@ def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:
     (trial,) = noted_earlier(kept)
     assert math.isnan(trial.values[0])
     assert trial.values[1:] == (0.4,)
+
+
+def test_a_search_that_learnt_from_no_other_has_noted_none() -> None:
+    assert noted_earlier(record()) == []
+
+
+PARAMETERS = "parameters={width: {type: float, low: 0.25, high: 1.0}}"
+
+
+def space(*more: str) -> Space:
+    return load_space("digits", ["initial=[]", "fixed={layout: cifar}", PARAMETERS, *more])
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> RunOptions:
+    return RunOptions(
+        name="next", storage=tmp_path / "runs", cache_root=tmp_path / "cache", warm_start="base"
+    )
+
+
+def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
+    """A search in ``folder`` whose record is at ``url``; the widths of its trials."""
+    folder.create()
+    folder.space_yaml.write_text(dump_space(space()))
+    kept = StudyRecord.create(
+        url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space())
+    )
+    search, widths = Proposer(space()), []
+    for state in states:
+        proposal = search.propose()
+        assert proposal is not None
+        trial = kept.open(proposal)
+        search.opened(trial)
+        kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
+        if state.is_final:
+            kept.close(trial.number, state, checkpoint=None)
+        widths.append(proposal.params["width"])
+    return widths
+
+
+STATES = (TrialState.STOPPED, TrialState.RUNNING, TrialState.FINISHED, TrialState.OUT_OF_MEMORY)
+
+
+def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(options: RunOptions) -> None:
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    widths = begun(folder, folder.study_url, *STATES)
+    said: list[str] = []
+    used = trials_of(space(), options, said.append)
+    assert [(trial.number, trial.state) for trial in used] == [(n, STATES[n]) for n in (0, 2, 3)]
+    assert [trial.parameters["width"] for trial in used] == [widths[n] for n in (0, 2, 3)]
+    assert said[0].startswith("used 3 of 3 trials of base")
+    middle = sorted(widths[n] for n in (0, 2, 3))[1]
+    narrower = space(f"parameters.width.high={middle}")
+    assert [trial.parameters["width"] for trial in trials_of(narrower, options, said.append)] == [
+        widths[n] for n in (0, 2, 3) if widths[n] <= middle
+    ]
+    assert said[1].startswith("used 2 of 3 trials of base")
+
+
+def test_of_many_the_most_telling_are_learnt_from(
+    options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEEP_BEST", "KEEP_LATEST"):
+        monkeypatch.setattr(proposer, name, 1)
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)
+    assert [trial.number for trial in trials_of(space(), options, lambda _: None)] == [0, 3]
+
+
+def test_a_search_whose_folder_was_renamed_is_learnt_from(options: RunOptions) -> None:
+    folder = SearchFolder(storage=Path(str(options.storage)), name="before")
+    begun(folder, folder.study_url, *STATES)
+    folder.path.rename(folder.storage / "base")
+    assert len(trials_of(space(), options, lambda _: None)) == 3
+
+
+def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'all.db'}"
+    for name, states in (("other", STATES), ("base", STATES[:1])):
+        begun(SearchFolder(storage=Path(str(options.storage)), name=name), url, *states)
+    shared = dataclasses.replace(options, study_url=url)
+    assert [trial.number for trial in trials_of(space(), shared, lambda _: None)] == [0]
+
+
+def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'all.db'}"
+    folder = SearchFolder(storage=Path(str(options.storage)), name="other")
+    begun(folder, url, *STATES)
+    folder.path.rename(folder.storage / "base")
+    with pytest.raises(StorageError, match="no study named 'base'"):
+        trials_of(space(), dataclasses.replace(options, study_url=url), lambda _: None)
+
+
+def test_a_search_that_is_not_there_is_refused_by_its_flag(options: RunOptions) -> None:
+    with pytest.raises(StorageError, match="--warm-start: no search named 'base'"):
+        trials_of(space(), options, lambda _: None)

@@ -53,6 +53,50 @@ def test_what_is_a_name_is_taken(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / name).is_dir()
 
 
+def test_each_file_is_where_the_documentation_says(folder: SearchFolder) -> None:
+    files = {
+        folder.space_yaml: "space.yaml",
+        folder.study_db: "study.db",
+        folder.trials_csv: "trials.csv",
+        folder.best_yaml: "best.yaml",
+        folder.report_html: "report.html",
+        folder.plots: "plots",
+        folder.log: "search.log",
+        folder.tensorboard: "tensorboard",
+        folder.checkpoints(7): "checkpoints/trial_0007",
+    }
+    assert {path: folder.path / name for path, name in files.items()} == {path: path for path in files}
+    assert folder.path == folder.storage / "s"
+    assert (folder.mlflow_db, folder.mlflow_artifacts) == (
+        folder.storage / "mlflow.db",
+        folder.storage / "mlartifacts",
+    )
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri"),
+    [
+        ("/data/runs", "sqlite:////data/runs/mlflow.db"),
+        ("/runs?", "sqlite+pysqlite:////runs%3F/mlflow.db"),
+    ],
+)
+def test_a_storage_that_has_to_be_quoted_names_its_driver(storage: str, uri: str) -> None:
+    assert SearchFolder(storage=Path(storage), name="s").mlflow_uri == uri
+
+
+def test_what_is_no_name_names_no_search(folder: SearchFolder) -> None:
+    (folder.storage.parent / "space.yaml").touch()
+    with pytest.raises(StorageError, match="--resume: must be letters, digits"):
+        dataclasses.replace(folder, name="..").require()
+
+
+def test_ones_own_search_is_resumed(folder: SearchFolder) -> None:
+    folder.check_writable()
+    for path in (folder.study_db, folder.log):
+        path.touch()
+        folder.check_writable()
+
+
 def test_a_taken_name_is_refused_with_both_ways_out(folder: SearchFolder) -> None:
     folder.space_yaml.write_text("version: 1\n")
     with pytest.raises(StorageError, match="--resume s, or give another --name"):
@@ -144,6 +188,11 @@ def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:
     assert (row["trial"], row["state"], row["epochs"], row["seconds"]) == ("3", "stopped", "2", "3.5")
     assert (row["depth"], row["drop_path"], row["step_fractions"]) == ("56", "none", "[40, 60]")
     assert row["checkpoint"] == ""
+    assert list(row) == [
+        *("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds", "values", "checkpoint"),
+        *("depth", "drop_path", "step_fractions"),
+    ]
+    assert (row["value"], row["best_value"], row["best_epoch"]) == (*["0.30000000000000004"] * 2, "2")
 
 
 def test_best_yaml_reads_back(folder: SearchFolder) -> None:

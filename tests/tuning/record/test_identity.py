@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,44 @@ def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path:
     assert second != first
     assert identify(record, copy) == second
     assert read_id(folder.space_yaml) == first
+
+
+@pytest.mark.parametrize("place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"])
+def test_a_search_whose_original_is_not_known_to_be_on_this_machine_is_the_same(
+    place: str, folder: SearchFolder, tmp_path: Path
+) -> None:
+    record = begun(folder)
+    first = identify(record, folder)
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    record.set_attribute("place", place.format(original=folder.path, host=socket.gethostname()))
+    assert identify(record, copy) == first
+    assert record.attribute("place") == f"{socket.gethostname()}:{copy.path}"
+
+
+def test_a_search_whose_original_became_another_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+    record = begun(folder)
+    first = identify(record, folder)
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    write_id(folder.space_yaml, "0" * 32)
+    assert identify(record, copy) == first
+
+
+def test_a_search_at_a_url_is_at_its_url_wherever_it_is_driven(folder: SearchFolder) -> None:
+    record, url = begun(folder), "s3://ann:s3cret@bucket/runs/s"
+    found = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].place == "s3://ann:***@bucket/runs/s"
+    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].place)
+
+
+def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.space_yaml.write_bytes(b"\xff\xfe# tune_rescon.id: \n")
+    assert read_id(folder.space_yaml) is None
+    folder.space_yaml.write_text(f"version: 1\n# tune_rescon.id: {'0' * 32}\n")
+    assert read_id(folder.space_yaml) is None, "it is the first line"
 
 
 def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolder, tmp_path: Path) -> None:

@@ -99,8 +99,7 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
         return opened[:2]
 
     assert take(waiting[1]) == (waiting[1], 1)
-    if isinstance(case.ledger, SqlLedger):
-        assert take(waiting[0])[1] == 2
+    assert take(waiting[0])[1] == 2
     taken = case.ledger.trials()[1]
     assert (taken.state, taken.params, taken.distributions) == (OptunaState.RUNNING, PARAMS, DISTRIBUTIONS)
     assert taken.user_attrs == {"state": "running", "why": "a guess"}

@@ -11,7 +11,8 @@ import pytest
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning import Decision, Proposer, StudyRecord, Verdict
-from tune_rescon.tuning.record.space_versions import note_space, read_versions
+from tune_rescon.tuning.record.origin import find_origin, make_origin
+from tune_rescon.tuning.record.space_versions import SpaceVersions, note_space, read_versions
 from tune_rescon.tuning.record.study import Proposal
 
 PARAMETERS = "parameters={depth: {type: categorical, choices: [56, 92]}}"
@@ -78,6 +79,43 @@ def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna
         config = trial.config(space("fixed.width=1.0"))
         assert config is not None
         assert (config.depth, config.width) == (trial.parameters["depth"], 0.5)
+
+
+def test_trials_of_two_versions_keep_their_own(study: optuna.Study) -> None:
+    first, second = space(), space("fixed.width=1.0")
+    versions = note_space(record(study), None, first)
+    fill(study, first)
+    note_space(record(study), versions, second)
+    kept, search = record(study), Proposer(second, versions=SpaceVersions(spaces=(first, second)))
+    proposal = search.propose()
+    assert proposal is not None
+    kept.open(proposal)
+    found = record(study)
+    read_versions(found, never)
+    origins = [trial.origin for trial in found.trials()]
+    assert [(o.space, o.config["width"]) for o in origins if o] == [(1, 0.5), (1, 0.5), (2, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        ("fixed.width=1.0", {1, 3}),
+        ("parameters.depth.choices=[56]", {1, 3}),
+        ("budget.trials=9", {1, 2, 3}),
+    ],
+)
+def test_versions_that_draw_and_fix_the_same_are_alike(other: str, alike: set[int]) -> None:
+    assert SpaceVersions(spaces=(space(), space(other), space())).alike == alike
+
+
+def test_what_a_trial_was_drawn_without_is_noted() -> None:
+    drops = "parameters.drop_path={type: float, low: 0.0, high: 0.1, when: {parameter: depth, in: [92]}}"
+    shallow = make_origin(space(drops), {"depth": 56}, version=2, number=7)
+    assert (shallow.inactive, shallow.space, shallow.config["depth"]) == (("drop_path",), 2, 56)
+    deep = make_origin(space(drops), {"depth": 92, "drop_path": 0.05}, version=1, number=7)
+    assert (deep.inactive, deep.config["drop_path"]) == ((), 0.05)
+    assert deep.seed == shallow.seed, "the same search's, and the same number"
+    assert find_origin(space(drops), {"depth": 128}, version=1, number=7) is None
 
 
 def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
+from tune_rescon.tuning.record.origin import TrialOrigin
 from tune_rescon.tuning.record.study import Proposal
 
 FINAL = [state for state in TrialState if state.is_final]
@@ -82,6 +86,52 @@ def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
 def test_a_missing_study_is_refused(url: str) -> None:
     with pytest.raises(StorageError, match="there is no study named 's' in the database"):
         load(url)
+
+
+def test_a_reader_takes_the_only_study_whatever_its_name_and_of_several_none(url: str) -> None:
+    load(url, "other").open(proposal())
+    assert len(StudyRecord.load(url, "s", metric="val_accuracy", any_name=True)) == 1
+    create(url, "another")
+    with pytest.raises(StorageError, match="no study named 's'") as caught:
+        StudyRecord.load(url, "s", metric="val_accuracy", any_name=True)
+    for name in ("other", "another"):
+        assert repr(name) in str(caught.value)
+    assert len(StudyRecord.load(url, "other", metric="val_accuracy", any_name=True)) == 1
+
+
+def test_a_record_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with pytest.raises(StorageError, match=r"study\.db, which does not exist"):
+        load(f"sqlite:///{path}")
+    assert not path.exists()
+
+
+def test_a_database_without_studies_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match=r"study\.db \(no study is in it\)"):
+        load(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tmp_path: Path) -> None:
+    path = tmp_path / "renamed" / "study.db"
+    path.parent.mkdir()
+    create(f"sqlite:///{path}")
+    with pytest.raises(StorageError, match="Rename the folder to s, then give --resume s"):
+        load(f"sqlite:///{path}", "renamed")
+    with pytest.raises(StorageError, match=r"no study named 't' .* It holds: 's'\."):
+        load(f"sqlite:///{path}", "t")
+    # A database of several, and one that no search made.
+    create(f"sqlite:///{path}", "another")
+    with pytest.raises(StorageError, match=r"no study named 'renamed' .* It holds: "):
+        load(f"sqlite:///{path}", "renamed")
+    elsewhere = path.with_name("all.db")
+    create(f"sqlite:///{elsewhere}")
+    with pytest.raises(StorageError, match=r"no study named 'renamed' .* It holds: 's'\."):
+        load(f"sqlite:///{elsewhere}", "renamed")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +270,18 @@ def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> No
     assert later.trial(0).values == (0.5, 0.75)
 
 
+def test_people_see_the_checkpoint_of_an_interrupted_trial(url: str) -> None:
+    record = create(url)
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), CONTINUE, checkpoint="last.ckpt")
+    record.interrupt(0)
+    attributes = study(url).trials[0].user_attrs
+    assert (attributes["state"], attributes["checkpoint"]) == (
+        "interrupted",
+        "checkpoints/trial_0000/last.ckpt",
+    )
+
+
 def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is_closed(url: str) -> None:
     record = create(url)
     record.open(proposal())
@@ -349,3 +411,116 @@ def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
     order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
     mixed = [order[index] for index in (3, 0, 4, 2, 1)]
     assert sorted(mixed, key=TrialSummary.rank_key) == order
+
+
+@pytest.mark.parametrize(
+    ("values", "at", "maximize", "epoch"),
+    [
+        ((), "best", True, 0),
+        ((), "last", True, 0),
+        ((0.5, 0.7, 0.6), "best", True, 2),
+        ((0.5, 0.7, 0.6), "best", False, 1),
+        ((0.5, 0.7, 0.6), "last", True, 3),
+        ((0.5, 0.7, math.nan), "best", True, 3),  # it has diverged
+        ((math.nan, 0.7, 0.6), "best", True, 2),
+    ],
+)
+def test_a_trials_value_is_that_of_the_epoch_that_the_search_counts(
+    values: tuple[float, ...], at: MetricAt, maximize: bool, epoch: int
+) -> None:
+    trial = dataclasses.replace(summary(*values, maximize=maximize), at=at)
+    assert trial.value_epoch == epoch
+    expected = values[epoch - 1] if epoch else math.nan
+    assert repr(trial.value) == repr(expected)
+    assert repr(trial.last_value) == repr(values[-1] if values else math.nan)
+
+
+def test_where_less_is_better_trials_rank_by_the_lower_value() -> None:
+    order = [
+        summary(0.1, 0.2, 0.9, maximize=False),
+        summary(0.9, 0.7, maximize=False),
+        summary(0.1, 0.8, maximize=False),
+        summary(0.3, math.nan, maximize=False),
+    ]
+    mixed = [order[index] for index in (3, 2, 0, 1)]
+    assert sorted(mixed, key=TrialSummary.rank_key) == order
+
+
+def test_a_hyperparameter_is_what_the_trial_ran_with() -> None:
+    origin = TrialOrigin(
+        config={"width": 0.5, "depth": 92, "drop_path": 0.0, "step_fractions": (40, 60)},
+        space=1,
+        seed=0,
+        inactive=("drop_path",),
+    )
+    trial = dataclasses.replace(summary(), parameters={"width": 0.5}, origin=origin)
+    names = ("width", "depth", "drop_path", "step_fractions", "unheard_of")
+    assert [trial.setting(name, "none") for name in names] == [0.5, 92, "none", "[40, 60]", "none"]
+    unknown = dataclasses.replace(trial, origin=None)
+    assert [unknown.setting(name, "none") for name in names] == [0.5, *["none"] * 4]
+    assert unknown.setting("depth") is None
+
+
+def test_one_more_epoch_is_the_next_of_every_series() -> None:
+    trial = summary().extended({"val_accuracy": 0.5, "epoch_seconds": 2.0})
+    trial = trial.extended({"val_accuracy": 0.7, "train_loss": 1.0})
+    trial = trial.extended({"epoch_seconds": 0.5})
+    assert repr(trial.values) == repr((0.5, 0.7, math.nan))
+    assert repr(dict(trial.history)) == repr(
+        {
+            "val_accuracy": (0.5, 0.7, math.nan),
+            "epoch_seconds": (2.0, math.nan, 0.5),
+            "train_loss": (math.nan, 1.0, math.nan),
+        }
+    )
+    assert (trial.seconds, trial.seconds_of(2), trial.seconds_of(0)) == (2.5, 2.0, 0.0)
+
+
+def test_an_epoch_that_is_not_the_next_is_not_recorded(url: str) -> None:
+    record = create(url)
+    record.open(proposal())
+    for epoch in (0, 2):
+        with pytest.raises(AssertionError, match="after 0"):
+            record.report(0, epoch, metrics(0.5), CONTINUE)
+    assert load(url).trial(0).epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("decision", "word"),
+    [
+        (Decision.CONTINUE, "continue"),
+        (Decision.STOP, "stop"),
+        (Decision.PAUSE, "pause"),
+        (Decision.FINISH, "finish"),
+        (Decision.DIVERGED, "diverged"),
+    ],
+)
+def test_a_decision_is_recorded_by_the_word_that_earlier_versions_wrote(
+    decision: Decision, word: str, url: str
+) -> None:
+    record = create(url)
+    record.open(proposal())
+    record.report(0, 1, metrics(0.5), Verdict(decision=decision))
+    assert load(url).trial(0).decision is decision
+    details = study(url).trials[0].system_attrs["tune_rescon:epoch:1"]
+    assert details["decision"] == word
+    assert details["metrics"] == metrics(0.5)
+
+
+def test_the_time_of_each_epoch_comes_back(url: str) -> None:
+    begun = time.time() * 1000
+    record = create(url)
+    record.open(proposal())
+    for epoch in (1, 2):
+        record.report(0, epoch, metrics(0.5), CONTINUE)
+    first, second = load(url).trial(0).times_ms
+    assert begun - 1 <= first <= second <= time.time() * 1000
+
+
+@pytest.mark.parametrize("state", [TrialState.FINISHED, TrialState.STOPPED])
+def test_a_trial_without_a_finite_value_has_none_in_optuna(state: TrialState, url: str) -> None:
+    record = create(url)
+    record.open(proposal())
+    record.close(0, state, checkpoint=None)
+    assert study(url).trials[0].values is None
+    assert load(url).trials() == record.trials()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tune_rescon.tuning import Decision, MedianRule, Observation
+from tune_rescon.tuning import Decision, MedianRule, Observation, Verdict
 
 
 def rule(*, first: int = 2, maximize: bool = True) -> MedianRule:
@@ -73,3 +73,20 @@ def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
         for epoch in (1, 2):
             resumed.recall(Observation(number=number, epoch=epoch, value=level))
     assert run(lived, 9, 0.1, 0.2) == run(resumed, 9, 0.1, 0.2) == [C, S]
+
+
+@pytest.mark.parametrize(("value", "rank"), [(0.4, 3), (0.3, 3), (0.2, 4)])
+def test_a_stopped_trial_is_told_its_rank_among_the_others_averages(value: float, rank: int) -> None:
+    of = rule()
+    others(of)
+    run(of, 9, 0.1)
+    verdict = of.judge(Observation(number=9, epoch=2, value=value))
+    assert verdict == Verdict(decision=S, rung=2, rank=rank, of=4)
+
+
+def test_nobody_waits() -> None:
+    of = rule()
+    others(of)
+    assert of.wait(0) is False
+    assert of.promote(anyone=True) is None
+    assert of.waiting() == ()

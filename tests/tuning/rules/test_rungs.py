@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.tuning.rules.rungs import RungLadder, rungs
-from tune_rescon.tuning.rules.stopping import Decision, Observation
+from tune_rescon.tuning.rules.stopping import Decision, Observation, Verdict
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -54,7 +54,7 @@ def test_the_stopping_rule(arrivals: list[float], decisions: str) -> None:
 def test_between_rungs_nobody_is_judged_and_nothing_is_filed() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
-        assert rung.judge(seen(2, value, number)).decision is Decision.CONTINUE
+        assert rung.judge(seen(2, value, number)) == Verdict(decision=Decision.CONTINUE, rung=0, rank=0, of=0)
     assert rung.population() == {1: 0, 3: 0}
 
 
@@ -115,6 +115,16 @@ def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float]
         resumed.recall(seen(1, value, number))
     for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
         assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
+
+
+def test_of_a_record_only_finite_values_at_rungs_below_the_last_are_counted() -> None:
+    rung = ladder()
+    for epoch in range(1, 10):
+        rung.recall(seen(epoch, 0.5, number=0))
+        rung.recall(seen(epoch, math.nan, number=1))
+    assert rung.population() == {1: 1, 3: 1}
+    assert rung.wait(0) is True
+    assert rung.wait(1) is False
 
 
 def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> RungLadder:
@@ -182,3 +192,34 @@ def test_with_two_objectives_nobody_on_the_pareto_front_is_stopped(arrivals: lis
         if not dominated:
             assert verdict.rank == 1
             assert verdict.decision is Decision.CONTINUE
+
+
+@given(points)
+def test_with_two_objectives_the_rank_counts_those_that_are_better_in_one_and_worse_in_none(
+    arrivals: list[tuple[int, int]],
+) -> None:
+    rung = ladder()
+    for number, (value, cost) in enumerate(arrivals):
+        verdict = rung.judge(seen(1, value, number, cost=cost))
+        before = arrivals[:number]
+        rank = 1 + sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in before)
+        assert (verdict.rank, verdict.of) == (rank, number + 1)
+        stops = number + 1 >= 3 and rank > (number + 1) // 3
+        assert verdict.decision is (Decision.STOP if stops else Decision.CONTINUE)
+
+
+@given(points)
+def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldest(
+    arrivals: list[tuple[int, int]],
+) -> None:
+    rung = pausing()
+    for number, (value, cost) in enumerate(arrivals):
+        rung.judge(seen(1, value, number, cost=cost))
+    ranks = {
+        number: sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals)
+        for number, (value, cost) in enumerate(arrivals)
+    }
+    waiting = sorted(rung.waiting(), key=lambda number: (ranks[number], number))
+    assert [rung.promote(anyone=True) for _ in waiting] == waiting
+    assert rung.promote() is None
+    assert rung.promote(anyone=True) is None

@@ -79,10 +79,11 @@ class RungLadder:
         rung = self._place[seen.number]
         rank, of = rung.rank(seen.number), len(rung)
         decision = Decision.CONTINUE
-        if self.pauses and rank > of // self.reduction_factor:
+        is_in_top = rank <= of // self.reduction_factor
+        if self.pauses and not is_in_top:
             rung.waiting.add(seen.number)
             decision = Decision.PAUSE
-        elif not self.pauses and of >= self._minimum and rank > of // self.reduction_factor:
+        elif not is_in_top and of >= self._minimum:
             decision = Decision.STOP
         return Verdict(decision=decision, rung=seen.epoch, rank=rank, of=of)
 
