@@ -159,7 +159,7 @@ def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
         on_result(result)
         return result
 
-    monkeypatch.setattr("tune_rescon.reporting.running.run_search", ended)
+    monkeypatch.setattr("tune_rescon.reporting.run.run_search", ended)
     assert main(["--space", "digits", "--plain", "--storage", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "5 trials failed in a row.\n" in said

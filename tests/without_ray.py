@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from tune_rescon.tracking import Destination, MlflowWriter
-from tune_rescon.tracking.desk import Desk
+from tune_rescon.tracking.worker import Desk
 from tune_rescon.tuning import Coordinator, TrialSummary, TrialTask
 from tune_rescon.tuning.execution.cluster import RaySession
 from tune_rescon.tuning.execution.room import Nodes

@@ -265,7 +265,7 @@ def _print_length(
 ) -> None:
     """What it will take, before it is paid for."""
     from tune_rescon.finals import finals_seconds
-    from tune_rescon.reporting.words import roughly
+    from tune_rescon.reporting.formatting import roughly
 
     trainings, slots = asked.seeds * len(found), _slots(result, asked)
     seconds = finals_seconds(

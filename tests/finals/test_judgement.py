@@ -25,7 +25,7 @@ from tune_rescon.finals import (
     print_reproduction,
 )
 from tune_rescon.finals.judging import Figure, Lead, judgement_document
-from tune_rescon.finals.reproduction import measured
+from tune_rescon.finals.published import measured
 from tune_rescon.spaces import Resources
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
 

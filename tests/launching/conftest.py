@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.launching import head, jobs, starting
+from tune_rescon.launching import cluster as starting
+from tune_rescon.launching import head, jobs
 from tune_rescon.launching.commands import Command, Done
 from tune_rescon.launching.head import HeadState, Job, Node
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tune_rescon.errors import ClusterError, ClusterFileError
+from tune_rescon.launching.cluster import find_keys
 from tune_rescon.launching.cluster_file import ClusterFile
 from tune_rescon.launching.commands import (
     Command,
@@ -31,7 +32,6 @@ from tune_rescon.launching.commands import (
     submission_id,
     where_is_head,
 )
-from tune_rescon.launching.tunnel import find_keys
 from tune_rescon.search import search
 
 AWS = ClusterFile(

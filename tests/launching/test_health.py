@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.launching.health import Care, CarePace, Do, Seen, answers
+from tune_rescon.launching.mlflow_service import Care, CarePace, Do, Seen, answers
 
 PACE = CarePace(interval=5, failures=3, patience=60, first_pause=1, longest_pause=4, calm=100)
 

@@ -359,7 +359,7 @@ def _models_read() -> None:
 @pytest.fixture(autouse=True)
 def _python_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever Python runs the tests."""
-    monkeypatch.setattr("tune_rescon.launching.images.our_python", lambda: "py311")
+    monkeypatch.setattr("tune_rescon.launching.lint.our_python", lambda: "py311")
 
 
 @pytest.fixture

@@ -26,8 +26,13 @@ from filelock import FileLock
 from tune_rescon.cluster import main
 from tune_rescon.errors import StorageError
 from tune_rescon.launching import mlflow_service
-from tune_rescon.launching.health import CarePace
-from tune_rescon.launching.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow, server_command
+from tune_rescon.launching.mlflow_service import (
+    CarePace,
+    MlflowSettings,
+    end_mlflow,
+    keep_mlflow,
+    server_command,
+)
 from tune_rescon.storage import RemoteError, RemoteFolder
 
 #: Keeps a server running as the command does, with less patience.
@@ -35,8 +40,8 @@ SCRIPT = """
 import logging, sys
 from pathlib import Path
 from tune_rescon.launching import mlflow_service
-from tune_rescon.launching.health import CarePace
-from tune_rescon.launching.health import CarePace
+from tune_rescon.launching.mlflow_service import CarePace
+from tune_rescon.launching.mlflow_service import CarePace
 logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
@@ -134,7 +139,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
 
     time.sleep(2)  # Its keeper has had an answer, too.
     for process in service.servers():
-        if "tune_rescon.launching.guard" not in process.cmdline():
+        if "tune_rescon.launching.cluster_file" not in process.cmdline():
             process.suspend()
     assert within(30, lambda: not second & {process.pid for process in service.servers()})
     assert service.has_answered()

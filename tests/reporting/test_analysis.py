@@ -28,7 +28,7 @@ from tune_rescon.reporting.analysis import (
     timeline,
     values_at,
 )
-from tune_rescon.reporting.analysis.axes import ABSENT
+from tune_rescon.reporting.analysis.parameters import ABSENT
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tune_rescon.reporting.analysis import device_hours, devices_of, throughput
-from tune_rescon.reporting.documents import csv_text, json_text, markdown_text
-from tune_rescon.reporting.page.charts import panels
+from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
+from tune_rescon.reporting.page.plots import panels
 from tune_rescon.reporting.rows import headings, row
 from tune_rescon.tuning import StudyResult, TrialSummary
 

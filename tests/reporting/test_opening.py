@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.reporting.opening import opening_line
+from tune_rescon.reporting.console import opening_line
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
 from tune_rescon.tuning import RunOptions

@@ -16,9 +16,8 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
-from tune_rescon.reporting.page.charts.curves import learning_curves
-from tune_rescon.reporting.page.charts.scatters import costs
+from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER
+from tune_rescon.reporting.page.plots import costs, learning_curves
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary
 
 MakeTrial = Callable[..., TrialSummary]

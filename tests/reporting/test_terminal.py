@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tune_rescon.reporting import open_console
-from tune_rescon.reporting.terminal import PIPE_WIDTH
+from tune_rescon.reporting.console import PIPE_WIDTH
 
 #: Standard input and error are no terminal; standard output is one, and goes elsewhere amid the program.
 PROGRAM = """

@@ -186,7 +186,7 @@ def test_a_database_that_follows_never_knows_more_than_the_first(
 
         return both
 
-    monkeypatch.setattr("tune_rescon.storage.sending.copy_database", then(copy_database))
+    monkeypatch.setattr("tune_rescon.storage.mirror.copy_database", then(copy_database))
     monkeypatch.setattr(RemoteFolder, "upload", then(RemoteFolder.upload))
     sender.send()
     sender.send()

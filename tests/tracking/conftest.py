@@ -11,8 +11,8 @@ import mlflow
 import pytest
 
 from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
-from tune_rescon.tracking.desk import Desk
-from tune_rescon.tracking.runs import RunBook
+from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.worker import Desk
 
 #: Of the small search.
 TRIALS, EPOCHS = 6, 5

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.tracking import RunView, SearchView
-from tune_rescon.tracking.backlog import Backlog
+from tune_rescon.tracking.writer import Backlog
 
 
 class Clock:

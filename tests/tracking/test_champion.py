@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tune_rescon.tracking import Champion, RunView, SearchView
-from tune_rescon.tracking.champion import exported
-from tune_rescon.tracking.runs import RunBook
+from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.registry import exported
 from tune_rescon.training.weights import Classifier, TrainedNetwork, load_trained
 
 pytestmark = pytest.mark.torch
@@ -53,7 +53,7 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
 def test_what_registers_it_is_loaded_when_it_is_near(
     make_book: Callable[[], RunBook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book, module = make_book(), "tune_rescon.tracking.champion"
+    book, module = make_book(), "tune_rescon.tracking.registry"
     monkeypatch.delitem(sys.modules, module)
     book.show(SearchView(id="1a"))
     assert module not in sys.modules

@@ -16,9 +16,8 @@ import mlflow
 import psutil
 import pytest
 
-from tune_rescon.tracking import Destination, RunView, SearchView, link, mlflow_writer, writer
-from tune_rescon.tracking.calls import CallError, Remedy
-from tune_rescon.tracking.link import DeskProcess
+from tune_rescon.tracking import Destination, RunView, SearchView, mlflow_writer, worker_client, writer
+from tune_rescon.tracking.worker_client import CallError, DeskProcess, Remedy
 
 pytestmark = pytest.mark.server
 
@@ -44,7 +43,7 @@ def open_desk() -> Iterator[Open]:
 def desks() -> list[psutil.Process]:
     """Those that this process has."""
     children = psutil.Process().children()
-    return [child for child in children if "tune_rescon.tracking.desk" in child.cmdline()]
+    return [child for child in children if "tune_rescon.tracking.worker" in child.cmdline()]
 
 
 def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
@@ -90,14 +89,14 @@ def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
 def test_a_process_that_could_not_be_started_is_started_later(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, refusals = link._started, iter([OSError("no memory"), OSError("no memory")])
+    started, refusals = worker_client._started, iter([OSError("no memory"), OSError("no memory")])
 
     def start() -> object:
         for error in refusals:
             raise error
         return started()
 
-    monkeypatch.setattr(link, "_started", start)
+    monkeypatch.setattr(worker_client, "_started", start)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
     with mlflow_writer(destination) as sender:
@@ -150,7 +149,7 @@ def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> 
 DRIVER = """
 import sys, time
 from tune_rescon.tracking import Destination, SearchView
-from tune_rescon.tracking.link import DeskProcess
+from tune_rescon.tracking.worker_client import DeskProcess
 
 desk = DeskProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
 desk.show(SearchView(id="1a"))

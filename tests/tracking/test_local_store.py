@@ -14,11 +14,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tune_rescon.tracking.local_store import make_local_store
+from tune_rescon.tracking.mlflow_store import make_local_store
 
-MAKE = (
-    "import sys; from tune_rescon.tracking.local_store import make_local_store; make_local_store(sys.argv[1])"
-)
+MAKE = """
+import sys
+from tune_rescon.tracking.mlflow_store import make_local_store
+make_local_store(sys.argv[1])
+"""
 
 
 @pytest.mark.timeout(60)

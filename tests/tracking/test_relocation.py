@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tune_rescon.storage import sqlite_url
-from tune_rescon.tracking.calls import CallError, Remedy
 from tune_rescon.tracking.relocation import follow_artifacts
+from tune_rescon.tracking.worker_client import CallError, Remedy
 
 pytestmark = pytest.mark.timeout(60)  # an MLflow store is made once
 

@@ -15,10 +15,10 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATE
 from sqlalchemy.exc import OperationalError
 
 from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView
-from tune_rescon.tracking.calls import Answer
-from tune_rescon.tracking.desk import Desk
-from tune_rescon.tracking.remedies import remedy_words
-from tune_rescon.tracking.views import View
+from tune_rescon.tracking.messages import View
+from tune_rescon.tracking.mlflow_store import remedy_words
+from tune_rescon.tracking.worker import Desk
+from tune_rescon.tracking.worker_client import Answer
 
 # MLflow is imported, and each call is a database's.
 pytestmark = pytest.mark.timeout(60)

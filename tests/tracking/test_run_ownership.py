@@ -13,9 +13,8 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from tune_rescon.errors import StorageError
-from tune_rescon.tracking import Champion, RunView, SearchView
-from tune_rescon.tracking import runs as tracking_runs
-from tune_rescon.tracking.runs import ID_TAG, PLACE_TAG, RunBook
+from tune_rescon.tracking import Champion, RunView, SearchView, mlflow_runs
+from tune_rescon.tracking.mlflow_runs import ID_TAG, PLACE_TAG, RunBook
 
 Books = Callable[[], RunBook]
 
@@ -203,7 +202,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(_checkpoint: str) -> Iterator[Path]:
         yield folder
 
-    monkeypatch.setattr(tracking_runs, "_load_exporter", lambda: exported)
+    monkeypatch.setattr(mlflow_runs, "_load_exporter", lambda: exported)
 
 
 def crown(book: RunBook, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
@@ -346,7 +345,7 @@ def test_a_champion_whose_checkpoint_is_gone_is_said_and_not_registered(
         raise StorageError("best.ckpt is gone.")
         yield
 
-    monkeypatch.setattr(tracking_runs, "_load_exporter", lambda: gone)
+    monkeypatch.setattr(mlflow_runs, "_load_exporter", lambda: gone)
     (remark,) = crown(make_book(), OURS)
     assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
     assert client.search_registered_models() == []

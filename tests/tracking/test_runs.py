@@ -12,9 +12,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tune_rescon.tracking import Images, MlflowWriter, RunView, SearchView, runs
-from tune_rescon.tracking.runs import RunBook
-from tune_rescon.tracking.views import View
+from tune_rescon.tracking import Images, MlflowWriter, RunView, SearchView, mlflow_runs
+from tune_rescon.tracking.messages import View
+from tune_rescon.tracking.mlflow_runs import RunBook
 
 Make = Callable[..., MlflowWriter]
 Books = Callable[[], RunBook]
@@ -124,7 +124,7 @@ def test_every_metric_is_there_once_whatever_came_together(make_book: Books, see
 def test_more_epochs_than_a_request_holds_are_several(
     make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "METRICS_A_REQUEST", 4)
+    monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 4)
     sizes = []
     log_batch = mlflow.MlflowClient.log_batch
 
@@ -152,7 +152,7 @@ def test_a_run_says_that_it_is_over_in_its_last_request(
     make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that dies before leaves a run that the next one completes."""
-    monkeypatch.setattr(runs, "METRICS_A_REQUEST", 3)
+    monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 3)
     log_batch = mlflow.MlflowClient.log_batch
     book = make_book()
     book.show(SearchView(id="1a"))

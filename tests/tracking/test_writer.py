@@ -19,10 +19,10 @@ from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
 from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
-from tune_rescon.tracking.calls import Answer, CallError, Remedy
-from tune_rescon.tracking.desk import is_final
-from tune_rescon.tracking.runs import RunBook
-from tune_rescon.tracking.views import View
+from tune_rescon.tracking.messages import View
+from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.worker import is_final
+from tune_rescon.tracking.worker_client import Answer, CallError, Remedy
 
 Make = Callable[..., MlflowWriter]
 

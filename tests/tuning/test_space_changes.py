@@ -11,8 +11,7 @@ import pytest
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.spaces.section import Section
-from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler, Section
 from tune_rescon.tuning import TrialSummary
 from tune_rescon.tuning.record.origin import make_origin
 from tune_rescon.tuning.record.space_versions import SpaceVersions

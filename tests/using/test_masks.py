@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.errors import ConfigError
 from tune_rescon.predict import main as predict
-from tune_rescon.using import Pictures, gallery
+from tune_rescon.using import Pictures, masks
 from tune_rescon.using.masks import draw_overlay, load_photograph, seen_box
 
 pytestmark = pytest.mark.torch
@@ -77,7 +77,7 @@ def test_an_interrupt_keeps_what_was_predicted_and_drawn(
     interrupted: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupted(gallery, "draw_overlay", 8)
+    interrupted(masks, "draw_overlay", 8)
     folder = tmp_path / "masks"
     assert predict([str(checkpoint), str(pictures), form, "--masks", str(folder)]) == 130
     said = capsys.readouterr()
@@ -94,7 +94,7 @@ def test_an_interrupt_in_the_second_batch_keeps_the_first(
     interrupted: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tune_rescon.using import predicting
+    from tune_rescon.using import predict as predicting
 
     interrupted(predicting, "pixels", 2)
     assert predict([str(checkpoint), str(pictures), "--json", "--batch-size", "2"]) == 130
@@ -110,7 +110,7 @@ def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_p
         Pictures(paths=(pictures / f"{n}.png",), images_BHWC=np.zeros((1, 16, 16, 3), np.uint8))
         for n in range(2)
     ]
-    drawing = gallery.draw_gallery(network, about, batches, tmp_path)
+    drawing = masks.draw_gallery(network, about, batches, tmp_path)
     seen = [next(drawing), next(drawing)]
     assert [one.name for one in seen] == ["0.png", "1.png"]
     assert (tmp_path / "index.html").read_text().count("<figure>") == 1

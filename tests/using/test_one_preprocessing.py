@@ -21,7 +21,7 @@ from tune_rescon.errors import StorageError
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import place
 from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
-from tune_rescon.using import batches_of, export_model, exporting, pixels, predictions
+from tune_rescon.using import batches_of, export, export_model, pixels, predictions
 
 pytestmark = pytest.mark.torch
 
@@ -161,13 +161,13 @@ def test_an_exported_form_is_validation(
         pytest.importorskip("tensorflow", reason="TensorFlow is not installed: tune_rescon[tensorflow]")
     network, about, validated_BK, path = winner
     made: list[Callable[[Tensor], Tensor]] = []
-    write = exporting.FORMATS[form]
+    write = export.FORMATS[form]
 
     def kept(classifier: nn.Module, known: TrainedNetwork, target: Path) -> Callable[[Tensor], Tensor]:
         made.append(write(classifier, known, target))
         return made[-1]
 
-    monkeypatch.setattr(exporting, "FORMATS", {form: kept})
+    monkeypatch.setattr(export, "FORMATS", {form: kept})
     export_model(network, about, form=form, output=tmp_path / "model")
     _, pixels_BCHW = predicted(network, about, path)
     with torch.inference_mode():
@@ -180,7 +180,7 @@ def test_the_champion_is_validation(
     """MLflow's model, by MLflow's own reader."""
     import mlflow
 
-    from tune_rescon.tracking.champion import exported
+    from tune_rescon.tracking.registry import exported
 
     network, about, validated_BK, path = winner
     save_trained(network, about, tmp_path / "best.ckpt")
@@ -272,7 +272,7 @@ def test_an_export_that_says_nan_is_refused(
         target.write_bytes(b"")
         return _Broken()
 
-    monkeypatch.setattr(exporting, "FORMATS", {"onnx": write})
+    monkeypatch.setattr(export, "FORMATS", {"onnx": write})
     with pytest.raises(StorageError, match="a difference of nan"):
         export_model(network, about, form="onnx", output=tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -16,13 +16,18 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.finals.judging import Figure, Finalist, judgement
-    from tune_rescon.finals.lengths import epochs_within, finals_seconds, read_duration
     from tune_rescon.finals.plan import (
+        RECIPES,
+        Recipe,
+        epochs_within,
         finalists,
+        finals_seconds,
         finals_space,
+        find_recipe,
         local_resources,
         of_dataset,
         preset_config,
+        read_duration,
         seconds_per_epoch,
     )
     from tune_rescon.finals.presentation import (
@@ -31,9 +36,7 @@ if TYPE_CHECKING:
         print_published,
         print_reproduction,
     )
-    from tune_rescon.finals.published import PUBLISHED, PublishedRow, find_rows
-    from tune_rescon.finals.recipes import RECIPES, Recipe, find_recipe
-    from tune_rescon.finals.reproduction import Shares, row_space
+    from tune_rescon.finals.published import PUBLISHED, PublishedRow, Shares, find_rows, row_space
 
 __all__ = [
     "PUBLISHED",
@@ -66,18 +69,18 @@ __getattr__ = lazy_names(
     __name__,
     {
         "PUBLISHED": "published",
-        "RECIPES": "recipes",
+        "RECIPES": "plan",
         "Figure": "judging",
         "Finalist": "judging",
         "FinalsPresentation": "presentation",
         "PublishedRow": "published",
-        "Recipe": "recipes",
-        "Shares": "reproduction",
-        "epochs_within": "lengths",
+        "Recipe": "plan",
+        "Shares": "published",
+        "epochs_within": "plan",
         "finalists": "plan",
-        "finals_seconds": "lengths",
+        "finals_seconds": "plan",
         "finals_space": "plan",
-        "find_recipe": "recipes",
+        "find_recipe": "plan",
         "find_rows": "published",
         "judgement": "judging",
         "local_resources": "plan",
@@ -86,8 +89,8 @@ __getattr__ = lazy_names(
         "print_judgement": "presentation",
         "print_published": "presentation",
         "print_reproduction": "presentation",
-        "read_duration": "lengths",
-        "row_space": "reproduction",
+        "read_duration": "plan",
+        "row_space": "published",
         "seconds_per_epoch": "plan",
     },
 )

@@ -10,24 +10,164 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.errors import StorageError, explain
-from tune_rescon.finals.recipes import Recipe
+from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = [
     "METRIC",
+    "RECIPES",
+    "Recipe",
+    "epochs_within",
     "finalists",
+    "finals_seconds",
     "finals_space",
+    "find_recipe",
     "local_resources",
     "of_dataset",
     "preset_config",
+    "read_duration",
     "seconds_per_epoch",
 ]
+
+
+_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+
+
+def read_duration(text: str) -> float:
+    """Seconds.
+
+    >>> read_duration("2h"), read_duration("1h30m"), read_duration("90s")
+    (7200.0, 5400.0, 90.0)
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _DURATION.fullmatch(text)
+    parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds > 0:
+        rule = "must be a time, such as 2h, 1h30m or 90s"
+        raise ConfigError(explain(rule, got=repr(text), where="--budget"))
+    return seconds
+
+
+def finals_seconds(epoch_seconds: float, *, epochs: int, trainings: int, slots: int) -> float:
+    """Wall time of ``trainings`` of ``epochs`` epochs, ``slots`` at once.
+
+    >>> finals_seconds(10, epochs=3, trainings=5, slots=2)
+    90
+    """
+    return math.ceil(trainings / slots) * epochs * epoch_seconds
+
+
+def epochs_within(
+    seconds: float, epoch_seconds: float, configs: Sequence[TrialConfig], *, trainings: int, slots: int
+) -> int:
+    """The most epochs for which :func:`finals_seconds` is at most ``seconds``.
+
+    Raises:
+        ConfigError: they do not reach past the warm-up.
+    """
+    epochs = int(seconds / finals_seconds(epoch_seconds, epochs=1, trainings=trainings, slots=slots))
+    least = max(1, math.ceil(max(config.warmup_epochs for config in configs)))
+    if epochs < least:
+        needed = finals_seconds(epoch_seconds, epochs=least, trainings=trainings, slots=slots)
+        rule = f"must be enough for {least} epochs of {trainings} trainings, about {needed:.0f} s"
+        hint = "Give more, or smaller --top or --seeds."
+        raise ConfigError(explain(rule, got=f"{seconds:.0f} s", where="--budget", hint=hint))
+    return epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long a network is trained, and with what."""
+
+    about: str
+    epochs: int
+    settings: Mapping[str, Any]
+    """TrialConfig's fields; those left out have its defaults."""
+
+
+#: The paper's 160,000 iterations on batches of 64 of CIFAR's 50,000 images are 204.8 epochs.
+_PAPER_EPOCHS: Final = 205
+
+RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
+    {
+        # Wang et al., section 4.1; the rate falls at 64k and 96k of 160k iterations.
+        "paper": Recipe(
+            about="Wang et al.: 160k iterations on batches of 64, Nesterov SGD, 0.1 divided by 10 twice",
+            epochs=_PAPER_EPOCHS,
+            settings={
+                "batch_size": 64,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 1e-4,
+                "schedule": "multistep",
+                "step_fractions": [40, 60],
+                "crop_padding": 4,
+                "flip": True,
+            },
+        ),
+        # Its README has no weight decay: the paper's is taken.
+        "rescon": Recipe(
+            about="ResCon: 10 epochs on batches of 16, Nesterov SGD at 0.1, images as they are",
+            epochs=10,
+            settings={
+                "batch_size": 16,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 1e-4,
+                "schedule": "constant",
+                "normalize": False,
+                "crop_padding": 0,
+                "flip": False,
+            },
+        ),
+        "modern": Recipe(
+            about="100 epochs on batches of 128, cosine, TrivialAugment, label smoothing, averaged weights",
+            epochs=100,
+            settings={
+                "batch_size": 128,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 5e-4,
+                "schedule": "cosine",
+                "warmup_epochs": 5,
+                "label_smoothing": 0.1,
+                "augment": "trivialaugment",
+                "ema_decay": 0.999,
+                "crop_padding": 4,
+                "flip": True,
+            },
+        ),
+    }
+)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ConfigError: there is none; the names there are, are listed.
+    """
+    if name not in RECIPES:
+        raise ConfigError(unknown_name("recipe", name, list(RECIPES), where="--recipe"))
+    return RECIPES[name]
+
 
 #: What finalists are compared by.
 METRIC: Final = "test_accuracy"

@@ -19,10 +19,9 @@ from tune_rescon.finals.judging import (
     judgement,
     judgement_document,
 )
-from tune_rescon.finals.published import PUBLISHED, PublishedRow
-from tune_rescon.finals.reproduction import Shares, measured, scaled
+from tune_rescon.finals.published import PUBLISHED, PublishedRow, Shares, measured, scaled
 from tune_rescon.reporting import SearchPresentation, markdown_table
-from tune_rescon.reporting.words import figure, pairs
+from tune_rescon.reporting.formatting import figure, pairs
 from tune_rescon.tuning import SearchFolder, StudyResult, write_atomically
 
 __all__ = [

@@ -21,15 +21,12 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.launching.cluster import bring_up, find_head, hold_tunnel, take_down
     from tune_rescon.launching.cluster_file import ClusterFile, read_cluster_file
-    from tune_rescon.launching.findings import Finding
-    from tune_rescon.launching.head import HeadState, ask_head, inspect_head
+    from tune_rescon.launching.head import HeadState, ask_head, inspect_head, print_state
     from tune_rescon.launching.jobs import send_search
-    from tune_rescon.launching.lint import check_file
+    from tune_rescon.launching.lint import Finding, check_file
     from tune_rescon.launching.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
-    from tune_rescon.launching.showing import print_state
-    from tune_rescon.launching.starting import bring_up, find_head, take_down
-    from tune_rescon.launching.tunnel import hold_tunnel
 
 __all__ = [
     "ClusterFile",
@@ -54,20 +51,20 @@ __getattr__ = lazy_names(
     __name__,
     {
         "ClusterFile": "cluster_file",
-        "Finding": "findings",
+        "Finding": "lint",
         "HeadState": "head",
         "MlflowSettings": "mlflow_service",
         "ask_head": "head",
-        "bring_up": "starting",
+        "bring_up": "cluster",
         "check_file": "lint",
         "end_mlflow": "mlflow_service",
-        "find_head": "starting",
-        "hold_tunnel": "tunnel",
+        "find_head": "cluster",
+        "hold_tunnel": "cluster",
         "inspect_head": "head",
         "keep_mlflow": "mlflow_service",
-        "print_state": "showing",
+        "print_state": "head",
         "read_cluster_file": "cluster_file",
         "send_search": "jobs",
-        "take_down": "starting",
+        "take_down": "cluster",
     },
 )

@@ -2,14 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.errors import ClusterFileError, explain, unknown_name
+from tune_rescon.launching.lint import Severity, Steps, dotted
 
-__all__ = ["ClusterFile", "parse_cluster", "read_cluster_file"]
+__all__ = [
+    "ClusterFile",
+    "instance_problems",
+    "main",
+    "parse_cluster",
+    "read_cluster_file",
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does not return."""
+    # Handlers, for what is ignored here would be ignored by the command as well.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    command = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_wait, args=(command,), daemon=True).start()
+    sys.stdin.buffer.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _wait(command: subprocess.Popen[bytes]) -> None:
+    code = command.wait()
+    print(f"mlflow server ended with code {code}", file=sys.stderr, flush=True)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+
+
+#: Not RunInstances's: Ray draws a SubnetId from it.
+_RAYS_OWN: Final = ("SubnetIds",)
+
+_SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "long": (int,),
+    "double": (int, float),
+    "float": (int, float),
+}
+
+
+def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, Severity]]:
+    """What RunInstances would not take: where, what to tell, how bad.
+
+    Args:
+        config: the ``node_config``.
+        steps: where it stands.
+    """
+    shapes = _shapes()
+    if shapes is None:
+        rule = "node_config is checked against botocore's description of EC2, which is not installed"
+        yield steps, explain(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
+        return
+    if isinstance(config, Mapping):
+        config = {key: value for key, value in config.items() if key not in _RAYS_OWN}
+    yield from _walk(config, "RunInstancesRequest", steps, shapes)
+
+
+def _walk(
+    value: Any, name: str, steps: Steps, shapes: Mapping[str, Any]
+) -> Iterator[tuple[Steps, str, Severity]]:
+    shape = shapes[name]
+    kind = shape["type"]
+    if kind == "structure":
+        if not isinstance(value, Mapping):
+            yield steps, explain("must be a mapping", got=repr(value), where=dotted(steps)), "error"
+            return
+        members = shape["members"]
+        for key, inner in value.items():
+            below = (*steps, key)
+            if key in members:
+                yield from _walk(inner, members[key]["shape"], below, shapes)
+            else:
+                yield below, unknown_name("key", key, members, where=dotted(below)), "error"
+    elif kind == "list":
+        if not isinstance(value, list):
+            yield steps, explain("must be a list", got=repr(value), where=dotted(steps)), "error"
+            return
+        for index, inner in enumerate(value):
+            yield from _walk(inner, shape["member"]["shape"], (*steps, index), shapes)
+    elif kind in _SCALARS:
+        if not isinstance(value, _SCALARS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            yield steps, explain(f"must be of type {kind}", got=repr(value), where=dotted(steps)), "error"
+        elif "enum" in shape and value not in shape["enum"]:
+            # EC2 may know more than the botocore that is installed.
+            close = difflib.get_close_matches(str(value), shape["enum"], n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else ""
+            rule = "should be a value that botocore knows"
+            yield steps, explain(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
+
+
+@functools.cache
+def _shapes() -> Mapping[str, Any] | None:
+    try:
+        # Imported here: it comes with the extra `cluster`.
+        from botocore.loaders import Loader
+    except ImportError:
+        return None
+    model: Mapping[str, Any] = Loader().load_service_model("ec2", "service-2")
+    shapes: Mapping[str, Any] = model["shapes"]
+    return shapes
+
 
 #: The providers of Ray's launcher.
 PROVIDERS: Final = (

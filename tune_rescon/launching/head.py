@@ -12,8 +12,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
 
 from tune_rescon.errors import ClusterError, explain
 from tune_rescon.launching.cluster_file import ClusterFile
@@ -25,18 +29,121 @@ from tune_rescon.launching.commands import (
     ray_status,
     run,
 )
-from tune_rescon.launching.health import answers
+from tune_rescon.launching.lint import (
+    ClusterDocument,
+    Severity,
+    Steps,
+    at,
+    check_image,
+    check_storage,
+    dotted,
+    texts_in,
+)
+from tune_rescon.launching.mlflow_service import answers
 
 __all__ = [
     "HeadState",
     "Job",
     "Node",
     "ask_head",
+    "check_manifest",
     "inspect_head",
     "parse_demands",
     "parse_jobs",
     "parse_nodes",
+    "print_state",
 ]
+
+
+def print_state(state: HeadState, console: Console) -> None:
+    """Print its nodes, its jobs that have not ended and the last that has, what waits, and MLflow."""
+    nodes = Table("node", "type", "resources", "", title="Nodes", title_justify="left")
+    for node in state.nodes:
+        resources = _resources(node.resources)
+        if node.accelerator:
+            resources = f"{resources} ({node.accelerator})"
+        nodes.add_row(node.name, node.type, resources, "alive" if node.alive else "gone")
+    console.print(nodes)
+    going = [job for job in state.jobs if job.goes_on]
+    for job in going:
+        console.print(f"Job {job.id}: {job.status.lower()}", markup=False)
+    ended = next((job for job in state.jobs if not job.goes_on), None)
+    if ended is not None:
+        console.print(f"Last ended: {ended.id}, {ended.status.lower()}", markup=False)
+    if not going:
+        console.print("No job runs.")
+    for demand in state.demands:
+        console.print(f"Waits for resources: {demand}", markup=False)
+    console.print(f"MLflow {'answers' if state.mlflow_answers else 'does not answer'}.")
+
+
+def _resources(resources: Mapping[str, float]) -> str:
+    """As one reads them.
+
+    >>> _resources({"GPU": 1.0, "CPU": 8.0})
+    '8 CPU, 1 GPU'
+    """
+    return ", ".join(f"{number:g} {name}" for name, number in sorted(resources.items())) or "none for trials"
+
+
+#: Where a manifest has its cluster, by its kind.
+_CLUSTERS: Final = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
+
+
+def check_manifest(document: ClusterDocument) -> None:
+    """Put every finding into ``document``, if it is a cluster or a job of KubeRay's."""
+    steps: Steps | None = _CLUSTERS.get(str(document.value.get("kind")))
+    if steps is None:
+        return
+    cluster = at(document.value, *steps)
+    if at(cluster, "authOptions", "mode") != "token":
+        rule = "must be {mode: token}"
+        where = (*steps, "authOptions")
+        got = str(at(cluster, "authOptions"))
+        document.complain("auth-mode", where, explain(rule, got=got, where=dotted(where)))
+    if (ray := at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
+        rule = f"must be the Ray of this environment, {version('ray')}"
+        where = (*steps, "rayVersion")
+        document.complain("image", where, explain(rule, got=ray, where=dotted(where)))
+    if (count := at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
+        rule = 'the head must be started with num-cpus: "0"'
+        where = (*steps, "headGroupSpec", "rayStartParams")
+        text = explain(rule, got=repr(count), where=dotted(where))
+        document.complain("head-resources", where, text)
+    groups: list[Steps] = [(*steps, "headGroupSpec")]
+    workers = at(cluster, "workerGroupSpecs")
+    for index, group in enumerate(workers if isinstance(workers, list) else ()):
+        below = (*steps, "workerGroupSpecs", index)
+        groups.append(below)
+        low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            rule = "`minReplicas <= maxReplicas` must hold"
+            text = explain(rule, got=f"{low} and {high}", where=dotted(below))
+            document.complain("workers", below, text)
+    for below in groups:
+        _check_container(document, below)
+    _check_storage(document)
+
+
+def _check_container(document: ClusterDocument, steps: Steps) -> None:
+    # The first container of a pod is Ray's; the others may be anything.
+    where = (*steps, "template", "spec", "containers", 0, "image")
+    image = at(document.value, *where)
+
+    def complain(text: str, severity: Severity) -> None:
+        document.complain("image", where, text, severity)
+
+    check_image(str(image), complain, where=dotted(where))
+
+
+def _check_storage(document: ClusterDocument) -> None:
+    given = [(dotted(steps), text) for steps, text in texts_in(document.value) if "--storage" in text]
+    for steps, text in texts_in(document.value):
+        if text == "TUNE_RESCON_STORAGE" and steps[-1] == "name":
+            value = at(document.value, *steps[:-1], "value")
+            given.append((dotted(steps[:-1]), f"TUNE_RESCON_STORAGE={value}"))
+    check_storage(given, lambda _where, text: document.complain("storage", (), text))
+
 
 #: Seconds the dashboard has to answer.
 DASHBOARD_PATIENCE: Final = 20.0

@@ -6,18 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.errors import explain, unknown_name
-from tune_rescon.launching.document import ClusterDocument, Steps, at, dotted, texts_in
-from tune_rescon.launching.findings import Severity
-from tune_rescon.launching.images import check_image
-from tune_rescon.launching.instances import instance_problems
-from tune_rescon.launching.schema import schema_problems
-from tune_rescon.launching.shell import (
+from tune_rescon.launching.cluster_file import instance_problems
+from tune_rescon.launching.lint import (
+    ClusterDocument,
     Complain,
+    Severity,
+    Steps,
+    at,
+    check_image,
     check_listening,
     check_ray_starts,
     check_storage,
+    dotted,
     option,
     ray_starts,
+    schema_problems,
+    texts_in,
 )
 
 __all__ = ["check_launcher"]

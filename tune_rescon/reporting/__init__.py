@@ -17,26 +17,23 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.reporting.documents import (
+    from tune_rescon.reporting.console import open_console, print_opening
+    from tune_rescon.reporting.dry_run import print_dry_run
+    from tune_rescon.reporting.events import EventLines
+    from tune_rescon.reporting.formats import (
         csv_text,
         json_text,
         markdown_table,
         markdown_text,
+        note_text,
         overviews_json,
     )
-    from tune_rescon.reporting.dry_run import print_dry_run
-    from tune_rescon.reporting.events import EventLines
     from tune_rescon.reporting.live.view import LiveView
-    from tune_rescon.reporting.live_report import LiveReport
-    from tune_rescon.reporting.note import note_text
-    from tune_rescon.reporting.opening import print_opening
     from tune_rescon.reporting.overview import print_comparison, print_overviews
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.plots import write_plots
-    from tune_rescon.reporting.presentation import SearchPresentation
-    from tune_rescon.reporting.running import resume_command, run_shown
+    from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_shown
     from tune_rescon.reporting.table import print_result, result_table
-    from tune_rescon.reporting.terminal import open_console
 
 __all__ = [
     "EventLines",
@@ -67,21 +64,21 @@ __getattr__ = lazy_names(
     __name__,
     {
         "EventLines": "events",
-        "LiveReport": "live_report",
+        "LiveReport": "run",
         "LiveView": "live.view",
-        "SearchPresentation": "presentation",
-        "resume_command": "running",
-        "run_shown": "running",
-        "csv_text": "documents",
-        "json_text": "documents",
-        "markdown_table": "documents",
-        "markdown_text": "documents",
-        "note_text": "note",
-        "open_console": "terminal",
-        "overviews_json": "documents",
+        "SearchPresentation": "run",
+        "resume_command": "run",
+        "run_shown": "run",
+        "csv_text": "formats",
+        "json_text": "formats",
+        "markdown_table": "formats",
+        "markdown_text": "formats",
+        "note_text": "formats",
+        "open_console": "console",
+        "overviews_json": "formats",
         "print_comparison": "overview",
         "print_dry_run": "dry_run",
-        "print_opening": "opening",
+        "print_opening": "console",
         "print_overviews": "overview",
         "print_result": "table",
         "render_page": "page",

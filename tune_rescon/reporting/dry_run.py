@@ -13,7 +13,7 @@ from rich.table import Table
 from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.models import Cost, count, resolve_network
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.reporting.words import figure
+from tune_rescon.reporting.formatting import figure
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import cache_words, datasets_of, judging_words, ladder_levels, with_store_size
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.words import duration, figure, pairs
+from tune_rescon.reporting.formatting import duration, figure, pairs
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import Gauges, TrialSummary, Verdict
 

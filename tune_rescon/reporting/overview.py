@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tune_rescon.reporting.formatting import duration, figure
 from tune_rescon.reporting.rows import comparison_headings, comparison_row
-from tune_rescon.reporting.words import duration, figure
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult
 
 __all__ = ["print_comparison", "print_overviews"]

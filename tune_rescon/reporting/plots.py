@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.fates import FATE_COLOUR, FATE_ORDER
+from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER
 from tune_rescon.tuning import StudyResult, parameter_importance
 
 __all__ = ["write_plots"]

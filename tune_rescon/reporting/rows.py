@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tune_rescon.reporting.analysis import devices_of, savings, timeline
-from tune_rescon.reporting.words import figure
+from tune_rescon.reporting.formatting import figure
 from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
+from tune_rescon.reporting.formatting import duration, figure, foreign_words, value_words
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.reporting.words import duration, figure, foreign_words, value_words
 from tune_rescon.tuning import StudyResult
 
 __all__ = ["print_left_over", "print_result", "result_table"]

@@ -14,18 +14,33 @@
     point_key, count_points, free_points, pending_rows    which points a space has, and which have run
 """
 
-from tune_rescon.spaces.combinations import is_active
-from tune_rescon.spaces.dumping import dump_space, yaml_text
-from tune_rescon.spaces.files import list_spaces, space_folder
-from tune_rescon.spaces.loading import load_goal, load_space, parse_space
+from tune_rescon.spaces.loading import (
+    dump_space,
+    list_spaces,
+    load_goal,
+    load_space,
+    parse_space,
+    space_folder,
+    yaml_text,
+)
 from tune_rescon.spaces.networks import corners
 from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words, place_config
-from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter, When
-from tune_rescon.spaces.points import count_points, free_points, pending_rows, point_key
+from tune_rescon.spaces.parameters import (
+    CategoricalParameter,
+    FloatParameter,
+    IntParameter,
+    Parameter,
+    When,
+    is_active,
+)
 from tune_rescon.spaces.sampling import (
+    count_points,
     distributions,
+    free_points,
     from_optuna,
     grid_points,
+    pending_rows,
+    point_key,
     preview,
     suggest,
     to_optuna,

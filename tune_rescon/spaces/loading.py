@@ -2,24 +2,217 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver
 
-from tune_rescon.errors import SpaceError, explain
-from tune_rescon.spaces.document import Document, Place, read_document
-from tune_rescon.spaces.files import find_space, read_space_file
+import tune_rescon
+from tune_rescon.config import DatasetConfig, TrialConfig, field_names, field_rule, plain_number
+from tune_rescon.errors import SpaceError, explain, unknown_name
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.problems import Problem, dotted, problems_in, shown
 from tune_rescon.spaces.rules import Draft, broken_rules
-from tune_rescon.spaces.section import Section, Value
-from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.sections import (
+    Budget,
+    Fidelity,
+    Goal,
+    Metric,
+    Resources,
+    Sampler,
+    Scheduler,
+    Section,
+    Value,
+)
 from tune_rescon.spaces.space import Space, read_dataset
-from tune_rescon.spaces.texts import typed_text
+from tune_rescon.spaces.yaml_document import (
+    Document,
+    Place,
+    Problem,
+    dotted,
+    problems_in,
+    read_document,
+    shown,
+)
 
-__all__ = ["load_goal", "load_space", "parse_space"]
+__all__ = [
+    "dump_space",
+    "find_space",
+    "list_spaces",
+    "load_goal",
+    "load_space",
+    "parse_space",
+    "read_space_file",
+    "space_folder",
+    "typed_text",
+    "yaml_text",
+]
+
+
+_SUFFIXES: Final = (".yaml", ".yml")
+
+
+def space_folder() -> Path:
+    """The folder of the spaces that come with the package.
+
+    A wheel carries it inside the package; in a checkout (also one installed editable) it lies beside it.
+    """
+    package = Path(tune_rescon.__file__).parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def list_spaces() -> tuple[str, ...]:
+    """Names of the spaces that come with the package, sorted."""
+    return tuple(sorted(path.stem for path in space_folder().glob("*.yaml")))
+
+
+def find_space(name_or_path: str | Path) -> Path:
+    """The file meant by a name, or by a path: what ends in .yaml or .yml, or holds a separator.
+
+    Raises:
+        SpaceError: no such space.
+    """
+    path = Path(name_or_path)
+    if path.suffix in _SUFFIXES or len(path.parts) > 1:
+        return path
+    if path.name not in list_spaces():
+        hint = "A file of your own is given by its path, ending in .yaml."
+        raise SpaceError(f"{unknown_name('space', path.name, list_spaces())} {hint}")
+    return space_folder() / f"{path.name}.yaml"
+
+
+def read_space_file(path: Path) -> str:
+    """The text of a space file.
+
+    Raises:
+        SpaceError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SpaceError(
+            explain("a space file must be readable", got=error.strerror, where=str(path))
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SpaceError(explain("a space file must be UTF-8", got=error.reason, where=str(path))) from error
+
+
+#: Sections whose keys are fields of a configuration.
+_CONFIGS: Final = {"dataset": DatasetConfig, "fixed": TrialConfig}
+
+_NULLS: Final = ("", "null", "Null", "NULL")
+
+
+def typed_text(key: str, typed: str) -> str | None:
+    """What ``--set KEY=TYPED`` means where the key holds nothing but text.
+
+    Raises:
+        LookupError: the key may hold something else, or the text is quoted: YAML's rules count.
+    """
+    kinds = set(_kinds(key.split(".")))
+    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
+    if is_quoted or str not in kinds or kinds - {str, type(None)}:
+        raise LookupError(key)
+    return None if type(None) in kinds and typed in _NULLS else typed
+
+
+def _kinds(steps: list[str]) -> Iterable[Any]:
+    """The types of a key's values; none for an unknown key."""
+    if len(steps) == 2 and steps[0] in _CONFIGS:
+        config = _CONFIGS[steps[0]]
+        return field_rule(steps[1], config).kinds if steps[1] in field_names(config) else ()
+    section: Any = Space
+    for step in steps:
+        is_section = isinstance(section, type) and issubclass(section, Section)
+        fields = section.model_fields if is_section else {}
+        if step not in fields:
+            return ()
+        section = fields[step].annotation
+    return _types(section)
+
+
+def _types(annotation: Any) -> Iterable[Any]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for inner in get_args(annotation) for kind in _types(inner)]
+    if get_origin(annotation) is Literal:
+        return [type(value) for value in get_args(annotation)]
+    # Annotated: its first argument is the type.
+    return _types(get_args(annotation)[0]) if hasattr(annotation, "__metadata__") else [annotation]
+
+
+_STRING: Final = "tag:yaml.org,2002:str"
+
+
+def dump_space(space: Space) -> str:
+    """The space as a file's text; :func:`load_space` reads it back equal."""
+    values = space.model_dump(by_alias=True)
+    # A parameter without step or `when` reads better without the words; every other null is a choice.
+    values["parameters"] = {
+        name: parameter.model_dump(by_alias=True, exclude_none=True)
+        for name, parameter in space.parameters.items()
+    }
+    return yaml_text(values)
+
+
+def yaml_text(values: Mapping[str, Any], *, block: bool = False) -> str:
+    """``values`` as YAML that tools for YAML 1.1 and for YAML 1.2 read alike.
+
+    Args:
+        values: plain values; a tuple is written as a list, a number of any real type as a number.
+        block: whether inner lists and mappings have a line for each item.
+
+    >>> print(yaml_text({"compile": "off", "learning_rate": 1e-05}), end="")
+    compile: "off"
+    learning_rate: 1.0e-05
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False if block else None
+    yaml.width = 1_000  # a section on a line, as people write them
+    yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.representer.ignore_aliases = lambda _: True  # the loader reads no anchors
+    text = StringIO()
+    yaml.dump(_plain(values), text)
+    return text.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Writes scalars so that YAML 1.1, which PyYAML reads, gives them the same type as YAML 1.2."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        """Quote what YAML 1.1 takes for another type: ``off``, ``yes``, ``1:30``."""
+        style = None if _YAML_1_1.resolve(ScalarNode, data, (True, False)) == _STRING else '"'
+        node: ScalarNode = self.represent_scalar(_STRING, data, style=style)
+        return node
+
+    def represent_float(self, data: float) -> ScalarNode:
+        """Write ``1.0e-05``: without the dot YAML 1.1 reads a string."""
+        node: ScalarNode = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e", 1)
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
+
+_YAML_1_1: Final = VersionedResolver(version=(1, 1))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return plain_number(value)
+
 
 _Section = TypeVar("_Section", bound=Section)
 

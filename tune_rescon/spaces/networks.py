@@ -13,9 +13,14 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig, check_field
 from tune_rescon.errors import NetworkError
 from tune_rescon.models import resolve_network
-from tune_rescon.spaces.combinations import combinations, values_of
-from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, Parameter
-from tune_rescon.spaces.problems import Path, Problem
+from tune_rescon.spaces.parameters import (
+    CategoricalParameter,
+    FloatParameter,
+    Parameter,
+    combinations,
+    values_of,
+)
+from tune_rescon.spaces.yaml_document import Path, Problem
 
 __all__ = ["corners", "missing_networks"]
 

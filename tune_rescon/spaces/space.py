@@ -10,12 +10,20 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import explain, unknown_name
-from tune_rescon.spaces.fields import holds_text
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.problems import A_SECTION, Problem, quoting, raise_problems, shown
-from tune_rescon.spaces.rules import FOLDER_ONLY, Draft, broken_rules
-from tune_rescon.spaces.section import FROM_LIST, Section, Value
-from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.rules import FOLDER_ONLY, Draft, broken_rules, holds_text
+from tune_rescon.spaces.sections import (
+    FROM_LIST,
+    Budget,
+    Fidelity,
+    Metric,
+    Resources,
+    Sampler,
+    Scheduler,
+    Section,
+    Value,
+)
+from tune_rescon.spaces.yaml_document import A_SECTION, Problem, quoting, raise_problems, shown
 
 __all__ = ["Space", "read_dataset"]
 

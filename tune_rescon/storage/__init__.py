@@ -24,18 +24,28 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.storage.checkpoints import CheckpointMirror
-    from tune_rescon.storage.choice import Copy, choose_copies, choose_copy
     from tune_rescon.storage.database import copy_database
-    from tune_rescon.storage.fetching import fetch_databases
-    from tune_rescon.storage.home import SearchHome, usable
-    from tune_rescon.storage.localising import local_file
-    from tune_rescon.storage.location import StorageUrl, parse_storage
-    from tune_rescon.storage.mirror import Mirror, Pace
-    from tune_rescon.storage.names import check_name, check_new_name, name_taken, no_such_search
-    from tune_rescon.storage.register import Register, RegisterEntry
-    from tune_rescon.storage.remote import RemoteError, RemoteFolder
-    from tune_rescon.storage.sending import Discard, Sender, SupersededError
-    from tune_rescon.storage.shared import SharedValue
+    from tune_rescon.storage.home import (
+        SearchHome,
+        check_name,
+        check_new_name,
+        name_taken,
+        no_such_search,
+        usable,
+    )
+    from tune_rescon.storage.mirror import (
+        Copy,
+        Discard,
+        Mirror,
+        Pace,
+        Sender,
+        SupersededError,
+        choose_copies,
+        choose_copy,
+        fetch_databases,
+    )
+    from tune_rescon.storage.register import Register, RegisterEntry, SharedValue
+    from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl, local_file, parse_storage
     from tune_rescon.storage.sqlite import sqlite_file, sqlite_url
 
 __all__ = [
@@ -72,8 +82,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "CheckpointMirror": "checkpoints",
-        "Copy": "choice",
-        "Discard": "sending",
+        "Copy": "mirror",
+        "Discard": "mirror",
         "Mirror": "mirror",
         "Pace": "mirror",
         "Register": "register",
@@ -81,20 +91,20 @@ __getattr__ = lazy_names(
         "RemoteError": "remote",
         "RemoteFolder": "remote",
         "SearchHome": "home",
-        "Sender": "sending",
-        "SharedValue": "shared",
-        "StorageUrl": "location",
-        "SupersededError": "sending",
-        "check_name": "names",
-        "check_new_name": "names",
-        "choose_copies": "choice",
-        "choose_copy": "choice",
+        "Sender": "mirror",
+        "SharedValue": "register",
+        "StorageUrl": "remote",
+        "SupersededError": "mirror",
+        "check_name": "home",
+        "check_new_name": "home",
+        "choose_copies": "mirror",
+        "choose_copy": "mirror",
         "copy_database": "database",
-        "fetch_databases": "fetching",
-        "local_file": "localising",
-        "name_taken": "names",
-        "no_such_search": "names",
-        "parse_storage": "location",
+        "fetch_databases": "mirror",
+        "local_file": "remote",
+        "name_taken": "home",
+        "no_such_search": "home",
+        "parse_storage": "remote",
         "sqlite_file": "sqlite",
         "sqlite_url": "sqlite",
         "usable": "home",

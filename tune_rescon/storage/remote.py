@@ -9,15 +9,96 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import re
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.errors import StorageError, explain, presentable
-from tune_rescon.storage.location import StorageUrl
 
-__all__ = ["RemoteError", "RemoteFolder"]
+__all__ = [
+    "RemoteError",
+    "RemoteFolder",
+    "StorageUrl",
+    "local_file",
+    "parse_storage",
+]
+
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+#: Schemes that name a directory of this machine: no mirror is needed there.
+_LOCAL: Final = ("file", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageUrl:
+    """A storage that is no directory, such as ``s3://bucket/prefix``.
+
+    Nothing can be run in it: SQLite needs a real file. A search works in a scratch directory of its machine
+    and keeps what matters at the URL.
+    """
+
+    url: str
+    """Without a slash at its end."""
+
+    def __str__(self) -> str:
+        """The URL."""
+        return self.url
+
+    @property
+    def scheme(self) -> str:
+        """What comes before ``://``."""
+        return self.url.partition("://")[0]
+
+    def of(self, name: str) -> str:
+        """The URL of something in it.
+
+        >>> StorageUrl(url="s3://bucket/runs").of("a/space.yaml")
+        's3://bucket/runs/a/space.yaml'
+        """
+        return f"{self.url}/{name}"
+
+
+def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
+    """What ``--storage`` names, or another flag that takes a place (``where``).
+
+    A leading ``~/`` is the home directory, also where no shell has expanded it (``--storage=~/runs``).
+
+    >>> parse_storage("s3://bucket/runs/")
+    StorageUrl(url='s3://bucket/runs')
+    >>> parse_storage("file:///mnt/shared") == parse_storage("/mnt/shared")
+    True
+
+    Raises:
+        StorageError: a URL of several file systems (``simplecache::s3://...``), or one that names no place.
+    """
+    if "::" in text and "://" in text:
+        rule = "must be a directory, or the URL of one file system"
+        hint = "Leave out what stands before the last `::`."
+        raise StorageError(explain(rule, got=repr(text), where=where, hint=hint))
+    if not _SCHEME.match(text):
+        return _expanded(text, where)
+    scheme, _, place = text.partition("://")
+    if not place.strip("/"):
+        rule = "must name a bucket or a directory after `://`"
+        raise StorageError(explain(rule, got=repr(text), where=where))
+    return Path(place) if scheme in _LOCAL else StorageUrl(url=text.rstrip("/"))
+
+
+def _expanded(text: str, where: str) -> Path:
+    if text != "~" and not text.startswith("~/"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        rule = "must be a directory, and `~` needs a home directory"
+        raise StorageError(explain(rule, got=repr(text), where=where, hint="Give its whole path.")) from None
+
 
 #: Object stores: one PUT replaces a key in one step, and a key can be made only if it is not there. On other
 #: file systems a file is written beside its place and renamed, and made with mode "x".
@@ -237,3 +318,21 @@ def _asking(what: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return presentable(str(error)).partition("\n")[0].strip(" .") or type(error).__name__
+
+
+@contextmanager
+def local_file(place: str) -> Iterator[Path]:
+    """The file at a path or a URL; a copy of the latter, for the block.
+
+    Raises:
+        StorageError: it is not at its URL.
+    """
+    folder, _, name = place.rpartition("/")
+    if "://" not in place:
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as scratch:
+        file = Path(scratch) / name
+        if not RemoteFolder.connect(StorageUrl(url=folder)).download(name, file):
+            raise StorageError(explain("a trial's checkpoint must be in the storage", got=place))
+        yield file

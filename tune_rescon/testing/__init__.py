@@ -20,13 +20,13 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.testing.conformance import RecordedSearch, SearchConformance
-    from tune_rescon.testing.curves import SyntheticCurve
-    from tune_rescon.testing.landscapes import LANDSCAPES, Landscape
-    from tune_rescon.testing.policy import Assignment, SearchPolicy
-    from tune_rescon.testing.search import SimulatedSearch
-    from tune_rescon.testing.simulation import Simulation, WorkerDeaths, simulate
-    from tune_rescon.testing.trace import EpochRun, Incumbent, Trace
+    from tune_rescon.testing.landscapes import LANDSCAPES, Landscape, SyntheticCurve
+    from tune_rescon.testing.policy import Assignment, SearchPolicy, TunePolicy, TuneTrial
+    from tune_rescon.testing.simulation import SimulatedSearch, Simulation, WorkerDeaths, simulate
     from tune_rescon.testing.trainables import (
+        EpochRun,
+        Incumbent,
+        Trace,
         die_once,
         die_variously,
         end_together,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         learn_nothing,
         learn_slowly,
     )
-    from tune_rescon.testing.tune_policy import TunePolicy, TuneTrial
 
 __all__ = [
     "LANDSCAPES",
@@ -65,19 +64,19 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Assignment": "policy",
-        "EpochRun": "trace",
-        "Incumbent": "trace",
+        "EpochRun": "trainables",
+        "Incumbent": "trainables",
         "LANDSCAPES": "landscapes",
         "Landscape": "landscapes",
         "RecordedSearch": "conformance",
         "SearchConformance": "conformance",
         "SearchPolicy": "policy",
-        "SimulatedSearch": "search",
+        "SimulatedSearch": "simulation",
         "Simulation": "simulation",
-        "SyntheticCurve": "curves",
-        "Trace": "trace",
-        "TunePolicy": "tune_policy",
-        "TuneTrial": "tune_policy",
+        "SyntheticCurve": "landscapes",
+        "Trace": "trainables",
+        "TunePolicy": "policy",
+        "TuneTrial": "policy",
         "WorkerDeaths": "simulation",
         "die_once": "trainables",
         "die_variously": "trainables",

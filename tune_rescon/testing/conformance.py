@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from tune_rescon.config import TrialState
-from tune_rescon.testing.curves import SyntheticCurve
+from tune_rescon.testing.landscapes import SyntheticCurve
 from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.simulation import Simulation, WorkerDeaths, Workload, simulate
-from tune_rescon.testing.trace import Trace
+from tune_rescon.testing.trainables import Trace
 from tune_rescon.tuning import Decision, TrialSummary
 
 __all__ = ["RecordedSearch", "SearchConformance"]

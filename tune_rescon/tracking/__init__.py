@@ -1,8 +1,14 @@
 """All that speaks to MLflow: the calls, the process that makes them, and the thread that hands them over."""
 
-from tune_rescon.tracking.destination import Destination
-from tune_rescon.tracking.uri import check_tracking_uri
-from tune_rescon.tracking.views import Champion, Images, RunView, SearchView, now_ms
+from tune_rescon.tracking.messages import (
+    Champion,
+    Destination,
+    Images,
+    RunView,
+    SearchView,
+    check_tracking_uri,
+    now_ms,
+)
 from tune_rescon.tracking.writer import MlflowWriter, mlflow_writer
 
 __all__ = [

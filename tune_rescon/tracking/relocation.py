@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.tracking.calls import CallError, Remedy
+from tune_rescon.tracking.worker_client import CallError, Remedy
 
 __all__ = ["follow_artifacts"]
 

@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.using.exporting import FORMATS, export_model
-    from tune_rescon.using.finding import load_model
-    from tune_rescon.using.gallery import PAGE, draw_gallery, make_gallery
-    from tune_rescon.using.images import Pictures, batches_of, find_pictures
-    from tune_rescon.using.masks import ModuleMaps, attention_maps, draw_maps, draw_overlay
-    from tune_rescon.using.predicting import Prediction, pixels, predictions
+    from tune_rescon.using.export import FORMATS, export_model
+    from tune_rescon.using.masks import (
+        PAGE,
+        ModuleMaps,
+        attention_maps,
+        draw_gallery,
+        draw_maps,
+        draw_overlay,
+        make_gallery,
+    )
+    from tune_rescon.using.pictures import Pictures, batches_of, find_pictures
+    from tune_rescon.using.predict import Prediction, pixels, predictions
+    from tune_rescon.using.resolve_model import load_model
 
 __all__ = [
     "FORMATS",
@@ -47,21 +54,21 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "FORMATS": "exporting",
+        "FORMATS": "export",
         "ModuleMaps": "masks",
-        "Pictures": "images",
-        "Prediction": "predicting",
+        "Pictures": "pictures",
+        "Prediction": "predict",
         "attention_maps": "masks",
-        "batches_of": "images",
-        "PAGE": "gallery",
-        "draw_gallery": "gallery",
+        "batches_of": "pictures",
+        "PAGE": "masks",
+        "draw_gallery": "masks",
         "draw_maps": "masks",
         "draw_overlay": "masks",
-        "export_model": "exporting",
-        "find_pictures": "images",
-        "load_model": "finding",
-        "make_gallery": "gallery",
-        "pixels": "predicting",
-        "predictions": "predicting",
+        "export_model": "export",
+        "find_pictures": "pictures",
+        "load_model": "resolve_model",
+        "make_gallery": "masks",
+        "pixels": "predict",
+        "predictions": "predict",
     },
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.reporting.live.sparkline import ASCII, BLOCKS, sparkline
+from tune_rescon.reporting.live.rendering import ASCII, BLOCKS, sparkline
 
 
 @pytest.mark.parametrize(

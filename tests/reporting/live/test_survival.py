@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.reporting.live.survival import Survival, seconds_left
+from tune_rescon.reporting.live.state import Survival, seconds_left
 
 
 def observe(survival: Survival, epochs: int, *, ended: bool) -> None:

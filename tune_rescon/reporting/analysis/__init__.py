@@ -16,18 +16,27 @@
     parameter_axes            where each trial is on each parameter's axis
 """
 
-from tune_rescon.reporting.analysis.axes import Axis, parameter_axes
-from tune_rescon.reporting.analysis.classes import RankClass, rank_classes
-from tune_rescon.reporting.analysis.command import best_command
-from tune_rescon.reporting.analysis.costs import CostFront, cost_fronts
-from tune_rescon.reporting.analysis.devices import device_hours, devices_of
-from tune_rescon.reporting.analysis.failures import Failure, failures
-from tune_rescon.reporting.analysis.fairness import shared_epoch, values_at
-from tune_rescon.reporting.analysis.incumbents import Incumbent, incumbents
-from tune_rescon.reporting.analysis.savings import Savings, savings
-from tune_rescon.reporting.analysis.survival import RungSurvival, rung_survival
-from tune_rescon.reporting.analysis.throughput import Throughput, throughput
-from tune_rescon.reporting.analysis.timeline import Stretch, Timeline, timeline
+from tune_rescon.reporting.analysis.parameters import Axis, parameter_axes
+from tune_rescon.reporting.analysis.summary import (
+    CostFront,
+    Failure,
+    Incumbent,
+    RankClass,
+    RungSurvival,
+    Savings,
+    best_command,
+    cost_fronts,
+    device_hours,
+    devices_of,
+    failures,
+    incumbents,
+    rank_classes,
+    rung_survival,
+    savings,
+    shared_epoch,
+    values_at,
+)
+from tune_rescon.reporting.analysis.timeline import Stretch, Throughput, Timeline, throughput, timeline
 
 __all__ = [
     "Axis",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from rich.cells import cell_len
@@ -14,13 +15,118 @@ from rich.text import Text
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.live.layout import GAP, Layout, fit
-from tune_rescon.reporting.live.sparkline import ASCII, BLOCKS, sparkline
+from tune_rescon.reporting.formatting import duration, figure, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
-from tune_rescon.reporting.words import duration, figure, pairs, roughly
 from tune_rescon.tuning import ClusterSize, TrialSummary
 
-__all__ = ["SearchTable"]
+__all__ = [
+    "ASCII",
+    "BLOCKS",
+    "Layout",
+    "SearchTable",
+    "fit",
+    "sparkline",
+]
+
+
+#: Running trials that are shown before any other line is.
+FIRST_ROWS: Final = 3
+
+#: Columns and their characters, those a narrow terminal keeps longest first; parameters take what is left.
+PARAMETERS_FROM: Final = 16
+CURVE: Final = 12
+SPEED: Final = 8
+GAP: Final = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Characters and lines."""
+
+    rows: int
+    """Running trials shown."""
+    facts: int
+    """Lines below them."""
+    curve: int
+    """Characters of a curve; 0: no such column. So for the other two."""
+    speed: int
+    parameters: int
+
+
+def fit(width: int, height: int, *, running: int, facts: int, always: int) -> Layout:
+    """What ``width`` x ``height`` characters have room for.
+
+    A line of title and one for the cursor are taken; so are one for the table's head and, where not all
+    trials are shown, one that says so.
+
+    Args:
+        width: of the terminal.
+        height: of the terminal.
+        running: trials there are to show.
+        facts: lines there are to show below, the most important first.
+        always: characters of the columns that are never left out.
+
+    >>> fit(80, 24, running=64, facts=5, always=30)
+    Layout(rows=15, facts=5, curve=12, speed=8, parameters=24)
+    >>> fit(40, 8, running=2, facts=5, always=30)
+    Layout(rows=2, facts=3, curve=0, speed=8, parameters=0)
+    """
+    lines = max(height - 2, 0)
+    if width < always:
+        return Layout(rows=0, facts=min(facts, lines), curve=0, speed=0, parameters=0)
+    first = min(running, FIRST_ROWS)
+    table = 1 + first + (running > first) if running else 0
+    shown = max(min(facts, lines - table), 0) if lines > table else min(facts, lines)
+    rows = min(max(lines - shown - 1, 0), running)
+    if rows < running:
+        rows = max(rows - 1, 0)
+    curve, speed, parameters = _columns(width - always)
+    return Layout(rows=rows, facts=shown, curve=curve, speed=speed, parameters=parameters)
+
+
+def _columns(left: int) -> tuple[int, int, int]:
+    curve = CURVE if left >= CURVE + GAP else 0
+    left -= curve + GAP if curve else 0
+    speed = SPEED if left >= SPEED + GAP else 0
+    left -= speed + GAP if speed else 0
+    return curve, speed, left - GAP if left >= PARAMETERS_FROM + GAP else 0
+
+
+#: What draws a value, the lowest first: eighths of a line, or what every terminal has.
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+ASCII: Final = "_.-~=+*#"
+
+
+def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str:
+    """At most ``width`` characters, from the lowest value's to the highest's; a gap where one is not finite.
+
+    More values than characters: each character is the last of its share, so the end is always there.
+
+    >>> sparkline([0.1, 0.5, 0.3, 0.9], 8), sparkline([1, 2, 3, 4, 5, 6, 7, 8], 4)
+    ('▁▅▃█', '▁▃▆█')
+    >>> sparkline([0.5, float("nan"), 0.5], 8), sparkline([], 8)
+    ('▅ ▅', '')
+    """
+    chosen = values if len(values) <= width else [values[_share(i, len(values), width)] for i in range(width)]
+    finite = [value for value in chosen if math.isfinite(value)]
+    if not finite:
+        return " " * len(chosen)
+    # Halves: the span of any two values is a number then, also that of the largest and the smallest.
+    low = min(finite) / 2
+    span = max(finite) / 2 - low
+
+    def character(value: float) -> str:
+        if not math.isfinite(value):
+            return " "
+        height = (value / 2 - low) / span if span else 0.5
+        return ramp[round(height * (len(ramp) - 1))]
+
+    return "".join(map(character, chosen))
+
+
+def _share(character: int, values: int, width: int) -> int:
+    return (character + 1) * values // width - 1
+
 
 #: Characters of the title without which a bar would be no bar.
 BAR_FROM: Final = 60

@@ -14,7 +14,8 @@ from typing import Final
 from plotly.offline import get_plotlyjs
 
 from tune_rescon.reporting.page import sections
-from tune_rescon.reporting.page.charts import Chart, Panel, comparison_panels, panels
+from tune_rescon.reporting.page.chart_parts import Chart
+from tune_rescon.reporting.page.plots import Panel, comparison_panels, panels
 from tune_rescon.tuning import SearchState, StudyResult, write_atomically
 
 __all__ = ["render_page", "write_report"]

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
-from tune_rescon.reporting.fates import FATE_COLOUR
-from tune_rescon.reporting.page.charts import Panel
+from tune_rescon.reporting.formatting import FATE_COLOUR, duration, figure, pairs, value_words
+from tune_rescon.reporting.page.plots import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.reporting.words import duration, figure, pairs, value_words
 from tune_rescon.tuning import StudyResult, TrialSummary
 
 __all__ = [

@@ -1,0 +1,143 @@
+"""Where each trial is on each parameter's axis: numbers for plots, labels for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tune_rescon.reporting.formatting import figure
+from tune_rescon.spaces import CategoricalParameter, Space
+from tune_rescon.tuning import StudyResult
+
+__all__ = [
+    "Axis",
+    "parameter_axes",
+]
+
+
+#: Where trials without the parameter are: below the axis.
+ABSENT: Final = -0.12
+
+_ABSENT: Final = object()
+
+#: Labels of an axis of numbers.
+LABELS: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One parameter, as a scale from 0 to 1."""
+
+    name: str
+    positions: Mapping[int, float]
+    """Of every trial, by number, 0..1; :data:`ABSENT` for one without the parameter."""
+    ticks: tuple[tuple[float, str], ...]
+    """Positions with labels, rising."""
+    log: bool = False
+    is_categorical: bool = False
+
+
+def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
+    """An axis for each parameter that any trial has and whose values differ, in the order of the space."""
+    sampled = dict.fromkeys(name for trial in result.trials for name in trial.parameters)
+    names = [*(name for name in result.space.parameters if name in sampled)]
+    names += [name for name in sampled if name not in names]
+    axes = (_axis(result, name) for name in names)
+    return tuple(axis for axis in axes if len(set(axis.positions.values())) > 1)
+
+
+def _axis(result: StudyResult, name: str) -> Axis:
+    # A trial that was drawn before the space had the parameter has a value of it all the same.
+    settings = {trial.number: trial.setting(name, _ABSENT) for trial in result.trials}
+    values = {number: value for number, value in settings.items() if value is not _ABSENT}
+    absent = len(values) < len(result.trials)
+    if _is_categorical(result.space, name, values.values()):
+        choices = _choices(result.space, name, list(values.values()))
+        places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
+        ticks = [(place, _short(choice)) for choice, place in places.items()]
+        positions = {number: places[str(value)] for number, value in values.items()}
+        return _whole(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
+    low, high = _range(result.space, name, values)
+    log = _is_log(result.space, name) and low > 0
+    positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
+    steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
+    ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
+    return _whole(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
+
+
+def _whole(
+    result: StudyResult,
+    name: str,
+    positions: Mapping[int, float],
+    ticks: Sequence[tuple[float, str]],
+    *,
+    absent: bool,
+    log: bool,
+    is_categorical: bool,
+) -> Axis:
+    """With a place for the trials that do not have the parameter."""
+    everywhere = {trial.number: positions.get(trial.number, ABSENT) for trial in result.trials}
+    labelled = [(ABSENT, "none"), *ticks] if absent else list(ticks)
+    return Axis(
+        name=name, positions=everywhere, ticks=tuple(labelled), log=log, is_categorical=is_categorical
+    )
+
+
+def _is_log(space: Space, name: str) -> bool:
+    return bool(getattr(space.parameters.get(name), "log", False))
+
+
+def _is_categorical(space: Space, name: str, values: Any) -> bool:
+    if isinstance(space.parameters.get(name), CategoricalParameter):
+        return True
+    return not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _choices(space: Space, name: str, values: Sequence[Any]) -> list[str]:
+    """The choices in the file's order, as Optuna holds them: a list is its text."""
+    parameter = space.parameters.get(name)
+    declared = parameter.choices if isinstance(parameter, CategoricalParameter) else ()
+    held = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
+    used = set(map(str, values))
+    return [choice for choice in held if choice in used] + sorted(used - set(held))
+
+
+def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
+    parameter = space.parameters.get(name)
+    bounds = [getattr(parameter, bound) for bound in ("low", "high") if hasattr(parameter, bound)]
+    # Trials of an earlier version of the space may lie outside the bounds of this one.
+    whole = [*bounds, *values.values()]
+    return float(min(whole)), float(max(whole))
+
+
+def _place(index: int, count: int) -> float:
+    return index / (count - 1) if count > 1 else 0.5
+
+
+def _share(value: float, low: float, high: float, *, log: bool) -> float:
+    """Where a value is between the bounds, 0..1.
+
+    >>> round(_share(0.01, 0.001, 0.1, log=True), 3), _share(5.0, 5.0, 5.0, log=False)
+    (0.5, 0.0)
+    """
+    if low == high:
+        return 0.0
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
+    value = low * (high / low) ** share if log else low + (high - low) * share
+    return figure(float(f"{value:.2g}")) if log else figure(round(value, 6))
+
+
+def _short(label: str, most: int = 14) -> str:
+    """A label that leaves room for its neighbours.
+
+    >>> _short("a very long name of a choice")
+    'a very long n…'
+    """
+    return label if len(label) <= most else f"{label[: most - 1]}…"

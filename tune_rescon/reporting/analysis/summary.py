@@ -1,0 +1,352 @@
+"""What a search found and what it cost: its figures, one function each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.spaces import place_config
+from tune_rescon.tuning import StudyResult, TrialSummary, pareto_front
+
+__all__ = [
+    "UNKNOWN",
+    "CostFront",
+    "Failure",
+    "Incumbent",
+    "RankClass",
+    "RungSurvival",
+    "Savings",
+    "best_command",
+    "cost_fronts",
+    "device_hours",
+    "devices_of",
+    "failures",
+    "incumbents",
+    "rank_classes",
+    "rung_survival",
+    "savings",
+    "shared_epoch",
+    "values_at",
+]
+
+
+#: Names of the classes, and the share of all trials up to which each goes.
+SHARES: Final = (("best tenth", 0.1), ("best quarter", 0.25), ("better half", 0.5), ("the rest", 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankClass:
+    """Some trials of about one quality."""
+
+    name: str
+    numbers: tuple[int, ...]
+    """The best first."""
+
+
+def rank_classes(values: Mapping[int, float], *, maximize: bool) -> tuple[RankClass, ...]:
+    """The classes that anybody is in, the best first.
+
+    >>> [c.numbers for c in rank_classes({0: 0.1, 1: 0.9, 2: 0.5}, maximize=True)]
+    [(1,), (2,), (0,)]
+    """
+    order = sorted(values, key=lambda number: (-values[number] if maximize else values[number], number))
+    ends = [math.ceil(share * len(order)) for _, share in SHARES]
+    begins = [0, *ends[:-1]]
+    classes = (
+        RankClass(name=name, numbers=tuple(order[begin:end]))
+        for (name, _), begin, end in zip(SHARES, begins, ends, strict=True)
+    )
+    return tuple(one for one in classes if one.numbers)
+
+
+#: The field that stays a parameter where all others are fixed: a space has one at least.
+_ALWAYS: Final = "learning_rate"
+
+
+def best_command(result: StudyResult) -> str | None:
+    """A search of one trial, the best one, to the last epoch; None where there is no best.
+
+    It begins with the space that the search left in its folder: the row of ``initial`` is run first. If a
+    resume has changed that space and it no longer contains the trial, every field but one is fixed instead.
+    """
+    config = None if result.best is None else result.best.config(result.space)
+    if config is None:
+        return None
+    row = place_config(result.space, config.to_dict()).sampled
+    settings = [] if row is not None else _fixed(config)
+    row = row or {_ALWAYS: config.learning_rate}
+    return shlex.join(
+        [
+            *("python", "-m", "tune_rescon.search"),
+            *("--space", str(result.folder / "space.yaml"), "--name", f"{result.name}-best"),
+            *settings,
+            # JSON is YAML, and has every digit.
+            *("--trials", "1", "--set", f"initial=[{json.dumps(row)}]", "--set", "sampler.type=random"),
+        ]
+    )
+
+
+def _fixed(config: TrialConfig) -> list[str]:
+    """Settings of a space that contains this configuration and no other."""
+    default = TrialConfig().to_dict()
+    fixed = {
+        name: value
+        for name, value in config.to_dict().items()
+        if value != default[name] and name not in (_ALWAYS, "dataset")
+    }
+    values: dict[str, Any] = {
+        "fixed": fixed,
+        "parameters": {_ALWAYS: {"type": "categorical", "choices": [config.learning_rate]}},
+        "scheduler.group_by": None,
+    }
+    if config.dataset is not None:
+        values["dataset.name"] = config.dataset
+    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostFront:
+    """The trials with a finite value, by one cost."""
+
+    title: str
+    points: tuple[tuple[TrialSummary, float], ...]
+    """Each trial and its cost."""
+    front: tuple[tuple[TrialSummary, float], ...]
+    """Those of the winner's epochs that no other of them dominates, the cheapest first."""
+
+
+def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
+    """By GMACs, parameters and compute; one that is known of no trial is left out."""
+    costs: list[tuple[str, Callable[[TrialSummary], float]]] = [
+        ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
+        ("million parameters", lambda trial: result.costs[trial.number].params_m),
+        (f"{result.device}-hours", result.compute_hours),
+    ]
+    fronts = (_front(result, title, cost) for title, cost in costs)
+    return tuple(front for front in fronts if front.points)
+
+
+def _front(result: StudyResult, title: str, cost: Callable[[TrialSummary], float]) -> CostFront:
+    # By the value that trials are ranked by, so that the front and the winner are where the table has them.
+    priced = {t.number: (t, cost(t)) for t in result.trials if math.isfinite(t.value)}
+    priced = {number: point for number, point in priced.items() if math.isfinite(point[1])}
+    furthest = result.best.epochs if result.best else 0
+    sign = 1 if result.maximize else -1
+    peers = {
+        n: (sign * trial.value, spent) for n, (trial, spent) in priced.items() if trial.epochs == furthest
+    }
+    front = tuple(priced[number] for number in pareto_front(peers))
+    return CostFront(title=title, points=tuple(priced.values()), front=front)
+
+
+#: The kind of an epoch whose record does not name one: an earlier version wrote it.
+UNKNOWN: Final = "unknown"
+
+
+def device_hours(result: StudyResult) -> dict[str, float]:
+    """Device-hours by kind, the most first; each epoch counts where it ran, also of a trial that moved."""
+    hours: defaultdict[str, float] = defaultdict(float)
+    for trial in result.trials:
+        for epoch, seconds in enumerate(trial.history.get("epoch_seconds", ())):
+            if math.isfinite(seconds):
+                kind = trial.devices[epoch] if epoch < len(trial.devices) else None
+                hours[kind or UNKNOWN] += seconds / 3600 * result.devices_per_trial
+    return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
+
+
+def devices_of(trial: TrialSummary) -> str:
+    """The kinds a trial ran on, in order and each once; "" if none is known."""
+    return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
+
+
+_BAD = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One cause."""
+
+    state: TrialState
+    cause: str
+    """In a line: the exception, as Python puts it last."""
+    numbers: tuple[int, ...]
+    details: str
+    """All that the first of them said, with its traceback."""
+
+
+def failures(result: StudyResult) -> tuple[Failure, ...]:
+    """Every cause, the most frequent first."""
+    groups: dict[tuple[TrialState, str], list[TrialSummary]] = defaultdict(list)
+    for trial in result.trials:
+        if trial.state in _BAD:
+            groups[trial.state, _cause(trial)].append(trial)
+    found = [
+        Failure(
+            state=state,
+            cause=cause,
+            numbers=tuple(trial.number for trial in trials),
+            details=(trials[0].error or "").strip(),
+        )
+        for (state, cause), trials in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda failure: (-len(failure.numbers), failure.numbers)))
+
+
+def _cause(trial: TrialSummary) -> str:
+    if trial.error and trial.error.strip():
+        return trial.error.strip().splitlines()[-1].strip()
+    if trial.state is TrialState.DIVERGED:
+        return f"{trial.metric} was not finite"
+    return "no reason was recorded"
+
+
+#: Trials that make a comparison worth drawing.
+ENOUGH: Final = 30
+
+
+def values_at(result: StudyResult, epoch: int) -> dict[int, float]:
+    """The finite values after ``epoch`` of the trials that came so far, by number."""
+    reached = {t.number: t.values[epoch - 1] for t in result.trials if t.epochs >= epoch > 0}
+    return {number: value for number, value in reached.items() if math.isfinite(value)}
+
+
+def shared_epoch(result: StudyResult) -> int:
+    """The highest rung that :data:`ENOUGH` trials have a value at, or else the one with most; 0: no value.
+
+    Values there say more the higher it is, and compare more trials the lower it is.
+    """
+    counts = {level: len(values_at(result, level)) for level in {1, *result.levels}}
+    populated = [level for level, count in counts.items() if count >= ENOUGH]
+    most = max(counts, key=lambda level: (counts[level], level))
+    return max(populated) if populated else most if counts[most] else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """Epochs that ran, and those that the stopped trials would have run to the last one."""
+
+    epochs: int
+    """That ran."""
+    epochs_saved: int
+    hours: float
+    """Device-hours that ran."""
+    hours_saved: float
+    """At each stopped trial's own mean epoch: an estimate."""
+
+    @property
+    def share(self) -> float:
+        """Saved epochs of all that would have run, 0..1."""
+        return self.epochs_saved / max(self.epochs + self.epochs_saved, 1)
+
+
+def savings(result: StudyResult) -> Savings:
+    """Of the trials that a rule stopped; what diverged or failed was no saving."""
+    stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
+    last = result.levels[-1]
+    return Savings(
+        epochs=sum(trial.epochs for trial in result.trials),
+        epochs_saved=sum(last - trial.epochs for trial in stopped),
+        hours=math.fsum(result.compute_hours(trial) for trial in result.trials),
+        hours_saved=math.fsum(_hours_saved(result, trial, last) for trial in stopped),
+    )
+
+
+def _hours_saved(result: StudyResult, trial: TrialSummary, last: int) -> float:
+    return result.compute_hours(trial) / trial.epochs * (last - trial.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungSurvival:
+    """The trials that have a value at one rung; the other counts add up to :attr:`reached`."""
+
+    epoch: int
+    reached: int
+    went_on: int
+    """Finished, at the last rung."""
+    stopped: int
+    """Right there."""
+    otherwise: int
+    """Diverged or failed there, or they wait or run."""
+
+
+def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
+    """Every rung, the lowest first."""
+    return tuple(_at(result, level) for level in result.levels)
+
+
+def _at(result: StudyResult, level: int) -> RungSurvival:
+    reached = [trial for trial in result.trials if trial.epochs >= level]
+    went_on = sum(_goes_on(trial, level) for trial in reached)
+    stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
+    return RungSurvival(
+        epoch=level,
+        reached=len(reached),
+        went_on=went_on,
+        stopped=stopped,
+        otherwise=len(reached) - went_on - stopped,
+    )
+
+
+def _goes_on(trial: TrialSummary, level: int) -> bool:
+    return trial.epochs > level or trial.state is TrialState.FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incumbent:
+    """The best trial from some moment on: furthest first, then the best value, as the winner is found."""
+
+    hours: float
+    """Device-hours that all trials had spent by then."""
+    number: int
+    epoch: int
+    value: float
+
+
+def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
+    """Each time the best trial changed or came further; one that came further may have a worse value."""
+    found: list[Incumbent] = []
+    best = (0, -math.inf)
+    spent = 0.0
+    for _, number, epoch, value, seconds in sorted(_epochs(result)):
+        spent += seconds / 3600 * result.devices_per_trial
+        score = value if result.maximize else -value
+        if math.isfinite(value) and (epoch, score) > best:
+            best = (epoch, score)
+            found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
+    return tuple(found)
+
+
+def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
+    """When each epoch ended, its trial and number, the trial's value by then and its seconds."""
+    return [
+        (when, trial.number, epoch, value, seconds if math.isfinite(seconds) else 0.0)
+        for trial in result.trials
+        for epoch, (when, value, seconds) in enumerate(
+            zip(
+                trial.times_ms,
+                _counted(trial),
+                itertools.chain(trial.history.get("epoch_seconds", ()), itertools.repeat(0.0)),
+                strict=False,
+            ),
+            1,
+        )
+    ]
+
+
+def _counted(trial: TrialSummary) -> Sequence[float]:
+    """A trial's value after each epoch, as ``metric.at`` counts it."""
+    if trial.at == "last":
+        return trial.values
+    better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)
+    finite = (value if math.isfinite(value) else worst for value in trial.values)
+    running = itertools.accumulate(finite, better)
+    return [
+        best if math.isfinite(value) else value for best, value in zip(running, trial.values, strict=True)
+    ]

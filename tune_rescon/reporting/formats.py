@@ -1,0 +1,261 @@
+"""A search as text for other programs and other pages: JSON, markdown, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tune_rescon.reporting.analysis import (
+    best_command,
+    device_hours,
+    devices_of,
+    failures,
+    rung_survival,
+    savings,
+    throughput,
+    timeline,
+)
+from tune_rescon.reporting.formatting import figure, foreign_words, pairs, value_words
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.tuning import SearchState, StudyResult
+
+if TYPE_CHECKING:
+    from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
+
+__all__ = [
+    "csv_text",
+    "json_text",
+    "markdown_table",
+    "markdown_text",
+    "note_text",
+    "overviews_json",
+]
+
+
+#: Trials that markdown names.
+BEST: Final = 5
+
+
+def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
+    """One document: the search, and under ``compared`` the others. What is not finite is null."""
+    document = {**_search(result), "compared": [_search(other) for other in compared]}
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def csv_text(results: Sequence[StudyResult]) -> str:
+    """The trials of every search, in the order of their numbers: a column names the search.
+
+    Parameters come last, those of all searches; an empty cell is none.
+    """
+    names = list(dict.fromkeys(name for result in results for t in result.trials for name in t.parameters))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*_FIGURES, *names], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        for trial in result.trials:
+            writer.writerow(_figures(result, trial) | {name: trial.setting(name) for name in names})
+    return text.getvalue()
+
+
+def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
+    """A summary to paste: how it stands, its best five, and how it compares."""
+    saved = savings(result)
+    summary = (
+        f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
+        f" {figure(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
+        f" ({saved.share:.0%}) spared by early stopping."
+    )
+    lines = [f"# {result.name}", "", summary]
+    lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
+    lines += ["", result.failure] if result.failure else []
+    lines += ["", foreign_words(result.foreign)] if result.foreign else []
+    if result.best is not None:
+        best = result.best
+        lines += ["", f"Best: trial {best.number}, {value_words(best)}: {pairs(best.parameters)}"]
+    lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
+    if compared:
+        rows = (comparison_row(each) for each in (result, *compared))
+        lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
+    if result.space_history:
+        lines += ["", "## Changes of the space", "", *(f"- {line}" for line in result.space_history)]
+    found = [f"- {name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
+    lines += ["", "## Images", "", *found] if found else []
+    command = best_command(result)
+    lines += ["", "```", command, "```"] if command else []
+    return "\n".join(lines) + "\n"
+
+
+def _by_device(result: StudyResult) -> str:
+    spent = device_hours(result)
+    parts = (f"{figure(round(hours, 3))} hours on {kind}" for kind, hours in spent.items())
+    return f"By kind of device: {', '.join(parts)}."
+
+
+def overviews_json(found: Sequence[SearchOverview]) -> str:
+    """Every search of a storage."""
+    return json.dumps(
+        [
+            _finite(
+                {
+                    "name": one.name,
+                    "state": one.state.value if one.state else None,
+                    "metric": one.metric,
+                    "best": one.best,
+                    "ended": one.ended,
+                    "total": one.total,
+                    "changed": one.changed.isoformat(timespec="seconds") if one.changed else None,
+                    "problem": one.problem or None,
+                }
+            )
+            for one in found
+        ],
+        indent=2,
+        allow_nan=False,
+    )
+
+
+_FIGURES: Final = (
+    "search",
+    "trial",
+    "state",
+    "epochs",
+    "value",
+    "best_value",
+    "best_epoch",
+    "seconds",
+    "compute_hours",
+    "device",
+    "params_m",
+    "gmacs",
+)
+
+
+def _figures(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+    cost = result.costs[trial.number]
+    values = {
+        "search": result.name,
+        "trial": trial.number,
+        "state": trial.state.value,
+        "epochs": trial.epochs,
+        "value": trial.value,
+        "best_value": trial.best_value,
+        "best_epoch": trial.best_epoch or None,
+        "seconds": round(trial.seconds, 3),
+        "compute_hours": result.compute_hours(trial),
+        "device": devices_of(trial) or None,
+        "params_m": cost.params_m,
+        "gmacs": cost.gmacs,
+    }
+    finite: dict[str, Any] = _finite(values)
+    return finite
+
+
+def _search(result: StudyResult) -> dict[str, Any]:
+    saved, found, trained = savings(result), timeline(result), throughput(result)
+    return {
+        "search": result.name,
+        "state": result.state.value,
+        "failure": result.failure,
+        "metric": result.metric,
+        "at": result.space.metric.at,
+        "mode": "max" if result.maximize else "min",
+        "folder": str(result.folder),
+        "url": result.url,
+        "tracking_uri": result.tracking_uri,
+        "total": result.space.budget.trials,
+        "foreign": list(result.foreign),
+        "device": result.device,
+        "compute_hours": saved.hours,
+        "compute_hours_by_device": device_hours(result),
+        "epochs": saved.epochs,
+        "epochs_saved": saved.epochs_saved,
+        "compute_hours_saved": saved.hours_saved,
+        "slots": found.slots,
+        "utilisation": found.utilisation,
+        "images_per_second_and_device": trained.per_device if trained else None,
+        "rungs": [
+            {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}
+            for rung in rung_survival(result)
+        ],
+        "best": None if result.best is None else _trial(result, result.best),
+        "best_command": best_command(result),
+        "space_history": list(result.space_history),
+        "images": {name: account.to_json() for name, account in result.accounts.items()},
+        "front": [trial.number for trial in result.front],
+        "failures": [
+            {"state": one.state.value, "cause": one.cause, "trials": list(one.numbers)}
+            for one in failures(result)
+        ],
+        "trials": [_trial(result, trial) for trial in result.trials],
+    }
+
+
+def _trial(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in _figures(result, trial).items() if name != "search"},
+        "parameters": dict(trial.parameters),
+        "config": dict(trial.origin.config) if trial.origin else None,
+        "space_version": trial.origin.space if trial.origin else None,
+        "value_epoch": trial.value_epoch or None,
+        "values": list(trial.values),
+        "checkpoint": result.kept_checkpoint(trial),
+        "mlflow_run_id": trial.mlflow_run_id,
+        "error": trial.error,
+        "notes": list(trial.notes),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """With None, which JSON has, where a number is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def markdown_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table."""
+    heads = [name.replace("_", " ") for name in names]
+    body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
+    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *body]
+
+
+#: Characters of a note at most: MLflow's limit of a tag is 8,000 bytes.
+LONGEST: Final = 5000
+
+
+def note_text(result: StudyResult) -> str:
+    """The best five, the rungs, the cost, and the commands to look closer and to go on."""
+    return "\n\n".join(_paragraphs(result))[:LONGEST]
+
+
+def _paragraphs(result: StudyResult) -> Iterator[str]:
+    saved = savings(result)
+    yield (
+        f"**{result.state.value}**: {len(result.trials)} trials, {saved.epochs} epochs,"
+        f" {figure(round(saved.hours, 3))} {result.device}-hours; early stopping spared"
+        f" {saved.epochs_saved} epochs ({saved.share:.0%})."
+    )
+    if result.failure:
+        yield result.failure
+    if result.best is not None:
+        best = result.best
+        yield f"Best: trial_{best.number:04d}, {value_words(best)}: {pairs(best.parameters)}"
+        yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))
+    if result.space_history:
+        yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])
+    rungs = (f"{rung.epoch}: {rung.reached} came, {rung.went_on} went on" for rung in rung_survival(result))
+    yield f"Rungs by epoch: {'; '.join(rungs)}."
+    storage = str(result.url or result.folder).rpartition("/")[0]
+    where = shlex.join([result.name, "--storage", storage])
+    yield f"Look closer: `python -m tune_rescon.report {where}`"
+    if result.state is not SearchState.FINISHED:
+        yield f"Go on, once nobody drives it: `python -m tune_rescon.search --resume {where}`"

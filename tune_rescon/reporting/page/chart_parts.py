@@ -1,0 +1,311 @@
+"""One plot, and the few things all plots share.
+
+The dictionaries are built without plotly's Python classes, which check each of a hundred thousand numbers.
+Colours of text and grid are not theirs: the page's script sets them by the reader's light or dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+from tune_rescon.config import TrialState
+from tune_rescon.reporting.analysis import (
+    Axis,
+    RankClass,
+    Stretch,
+    Timeline,
+    parameter_axes,
+    rank_classes,
+    rung_survival,
+)
+from tune_rescon.reporting.analysis.parameters import ABSENT
+from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, figure
+from tune_rescon.tuning import StudyResult
+
+__all__ = [
+    "ACCENT",
+    "MUTED",
+    "Chart",
+    "axis",
+    "clock",
+    "gantt",
+    "importance_bars",
+    "jitter",
+    "parallel_coordinates",
+    "rounded",
+    "survival_bars",
+]
+
+
+#: What stands out and what stays back, readable on white and on black.
+ACCENT: Final = "#e69f00"
+MUTED: Final = "#8a94a0"
+
+#: Significant digits of what is drawn: a pixel is a thousandth of a plot.
+DIGITS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A plot of the page."""
+
+    key: str
+    """Its element's id."""
+    label: str
+    """What a screen reader says."""
+    data: Sequence[dict[str, Any]]
+    layout: dict[str, Any]
+    height: int = 380
+    """Pixels."""
+    min_width: int = 0
+    """Pixels; on a narrower screen it scrolls in its box."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plotly.js takes it."""
+        layout = {
+            "height": self.height,
+            "margin": {"l": 56, "r": 16, "t": 8, "b": 44},
+            "hovermode": "closest",
+            # Above the plot: beside it, it would take half of a phone's width.
+            "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+            **self.layout,
+        }
+        return {"data": list(self.data), "layout": layout, "minWidth": self.min_width}
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis of numbers."""
+    return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
+
+
+def rounded(values: Iterable[float | None]) -> list[float | None]:
+    """Numbers as the page has them; None, which JSON has, for what is not finite.
+
+    >>> rounded([0.1234567, float("nan"), 12.0, None])
+    [0.12346, None, 12.0, None]
+    """
+    return [None if v is None or not math.isfinite(v) else float(f"{v:.{DIGITS}g}") for v in values]
+
+
+def jitter(number: int, width: float) -> float:
+    """A small step aside that is always the same for a trial: points of one choice lie beside each other.
+
+    >>> abs(jitter(7, 0.1)) <= 0.05, jitter(7, 0.1) == jitter(7, 0.1)
+    (True, True)
+    """
+    golden = (number * 0.6180339887498949) % 1.0
+    return (golden - 0.5) * width
+
+
+#: Of each class, the best first: colour, opacity, width.
+_LOOKS: Final = {
+    "best tenth": (ACCENT, 0.95, 1.8),
+    "best quarter": ("#009e73", 0.7, 1.3),
+    "better half": ("#56b4e9", 0.45, 1.0),
+    "the rest": (MUTED, 0.25, 0.8),
+}
+
+#: Pixels an axis needs with its labels.
+AXIS_WIDTH: Final = 105
+
+#: How far lines through one choice lie apart.
+SPREAD: Final = 0.05
+
+
+def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch: int) -> Chart:
+    """The trials that have a value, in classes by it; a click on a class hides it.
+
+    Lines of an ordinary plot and not plotly's own type for it, which needs WebGL: not every browser that a
+    person has on a remote machine draws that.
+    """
+    axes = [*parameter_axes(result), _value_axis(values, f"{result.metric} at epoch {epoch}")]
+    classes = rank_classes(values, maximize=result.maximize)
+    return Chart(
+        key="coordinates",
+        label=f"parameters of each trial and its {result.metric}",
+        # The best last: on top.
+        data=[_lines(axes, one) for one in reversed(classes)],
+        layout={
+            "xaxis": {
+                "tickvals": list(range(len(axes))),
+                "ticktext": [one.name.replace("_", " ") for one in axes],
+                "side": "bottom",
+                "showgrid": False,
+                "zeroline": False,
+                "range": [-0.25, len(axes) - 0.6],
+                "fixedrange": True,
+            },
+            "yaxis": {"visible": False, "range": [ABSENT - 0.06, 1.06], "fixedrange": True},
+            "shapes": [_rule(place) for place in range(len(axes))],
+            "annotations": list(chain.from_iterable(_labels(p, one) for p, one in enumerate(axes))),
+            "margin": {"l": 12, "r": 12, "t": 8, "b": 44},
+            "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "traceorder": "reversed"},
+        },
+        height=420,
+        min_width=AXIS_WIDTH * len(axes),
+    )
+
+
+def _value_axis(values: Mapping[int, float], name: str) -> Axis:
+    low, high = min(values.values()), max(values.values())
+    span = (high - low) or 1.0
+    ticks = [(share, figure(low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
+    positions = {number: (value - low) / span for number, value in values.items()}
+    return Axis(name=name, positions=positions, ticks=tuple(ticks) if high > low else tuple(ticks[:1]))
+
+
+def _lines(axes: Sequence[Axis], one: RankClass) -> dict[str, Any]:
+    colour, opacity, width = _LOOKS[one.name]
+    x = [*range(len(axes)), None] * len(one.numbers)
+    y = chain.from_iterable([*(_place(each, n) for each in axes), None] for n in one.numbers)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"{one.name} ({len(one.numbers)})",
+        "x": x,
+        "y": rounded(y),
+        "customdata": list(chain.from_iterable([n] * len(axes) + [None] for n in one.numbers)),
+        "hovertemplate": "trial %{customdata}<extra></extra>",
+        "line": {"color": colour, "width": width},
+        "opacity": opacity,
+    }
+
+
+def _place(one: Axis, number: int) -> float:
+    place = one.positions[number]
+    return place + jitter(number, SPREAD) if one.is_categorical or place == ABSENT else place
+
+
+def _rule(place: int) -> dict[str, Any]:
+    line = {"color": "#8888", "width": 1}
+    return {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "line": line, "layer": "below"}
+
+
+def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
+    return [
+        {
+            "x": place,
+            "y": at,
+            "text": text,
+            "showarrow": False,
+            "xanchor": "left",
+            "xshift": 3,
+            "font": {"size": 11},
+            "bgcolor": "page",
+        }
+        for at, text in one.ticks
+    ]
+
+
+#: Pixels: of a slot's bar at most and at least, of the frame around the slots, and of all at most.
+TALL: Final = 26
+FLAT: Final = 7
+FRAME: Final = 90
+HIGHEST: Final = 900
+
+
+def importance_bars(shares: Mapping[str, float]) -> Chart:
+    """The share of each parameter, the most important on top."""
+    names = list(shares)[::-1]
+    return Chart(
+        key="importance",
+        label="importance of each parameter",
+        data=[
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": rounded(shares[name] for name in names),
+                "y": names,
+                "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
+                "marker": {"color": "#0072b2", "opacity": 0.85},
+            }
+        ],
+        layout={
+            "xaxis": axis("importance", tickformat=".0%", rangemode="tozero"),
+            "yaxis": {"automargin": True},
+            "bargap": 0.45,
+        },
+        height=max(240, 70 + 34 * len(names)),
+    )
+
+
+def survival_bars(result: StudyResult) -> Chart:
+    """At each rung, the trials that came there, by what became of them."""
+    rungs = rung_survival(result)
+    parts = (
+        ("went on or finished", FATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
+        ("stopped there", FATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
+        ("failed, wait or run", MUTED, [rung.otherwise for rung in rungs]),
+    )
+    return Chart(
+        key="survival",
+        label="trials that reached each rung",
+        data=[
+            {
+                "type": "bar",
+                "name": name,
+                "x": [str(rung.epoch) for rung in rungs],
+                "y": counts,
+                "hovertemplate": f"epoch %{{x}}: %{{y}} {name}<extra></extra>",
+                "marker": {"color": colour, "opacity": 0.85},
+            }
+            for name, colour, counts in parts
+        ],
+        layout={
+            "barmode": "stack",
+            "bargap": 0.4,
+            "xaxis": axis("rung, epochs", type="category"),
+            "yaxis": axis("trials"),
+        },
+        height=max(240, 70 + 34 * 5),
+    )
+
+
+def gantt(found: Timeline) -> Chart:
+    """The slots, one above the other, and the trials that held them."""
+    tall = min(TALL, max(FLAT, (HIGHEST - FRAME) // max(found.slots, 1)))
+    begin, unit, seconds = clock(found)
+    data = [
+        _bars(state, stretches, begin, seconds)
+        for state in FATE_ORDER
+        if (stretches := [stretch for stretch in found.stretches if stretch.state is state])
+    ]
+    return Chart(
+        key="gantt",
+        label="which trial held which slot when",
+        data=data,
+        layout={
+            "barmode": "overlay",
+            "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
+            "yaxis": axis(
+                "slot", range=[found.slots + 0.5, 0.5], dtick=max(1, found.slots // 16), showgrid=False
+            ),
+        },
+        height=FRAME + tall * max(found.slots, 3),
+    )
+
+
+def clock(found: Timeline) -> tuple[float, str, float]:
+    """What the axis of the slots' time begins at, its unit, and the unit's seconds."""
+    begin = min((stretch.begun for stretch in found.stretches), default=0.0)
+    return (begin, "hours", 3600.0) if found.seconds > 5400 else (begin, "minutes", 60.0)
+
+
+def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds: float) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": state.value,
+        "y": [stretch.slot + 1 for stretch in stretches],
+        # Else the bars of a fate are as wide as the slots between two of its trials.
+        "width": 0.85,
+        "base": rounded((stretch.begun - begin) / seconds for stretch in stretches),
+        "x": rounded((stretch.ended - stretch.begun) / seconds for stretch in stretches),
+        "customdata": [[stretch.number, *stretch.epochs] for stretch in stretches],
+        "hovertemplate": "trial %{customdata[0]}, epochs %{customdata[1]} to %{customdata[2]}<extra></extra>",
+        "marker": {"color": FATE_COLOUR[state], "opacity": 0.85, "line": {"width": 0.5, "color": "page"}},
+    }

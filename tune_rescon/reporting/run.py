@@ -1,0 +1,291 @@
+"""A search with somebody in front of it: shown while it runs, summed up when it ends; its exit code."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+from typing_extensions import override
+
+from tune_rescon.command import INTERRUPTED
+from tune_rescon.errors import ClusterError, SearchError, presentable
+from tune_rescon.passwords import shell_command
+from tune_rescon.reporting.formats import note_text
+from tune_rescon.reporting.table import print_left_over, print_result
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import (
+    Gauges,
+    RunOptions,
+    SearchFolder,
+    SearchListener,
+    StudyResult,
+    TrialSummary,
+    Verdict,
+    absolute_storage,
+    run_search,
+    sync_command,
+)
+
+if TYPE_CHECKING:
+    from tune_rescon.reporting.events import EventLines
+    from tune_rescon.reporting.live.view import LiveView
+
+__all__ = [
+    "LiveReport",
+    "SearchPresentation",
+    "resume_command",
+    "run_shown",
+]
+
+
+class SearchPresentation:
+    """What a run of a search has drawn: see :class:`tune_rescon.tuning.Presentation`."""
+
+    def note(self, result: StudyResult) -> str:
+        """As :func:`.note_text`."""
+        return note_text(result)
+
+    @contextmanager
+    def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchListener]:
+        """A page a minute."""
+        live = LiveReport(snapshot, _write_page, folder.report_html)
+        try:
+            yield live
+        finally:
+            live.close()
+
+    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
+        """``report.html``, and the plots as images beside it."""
+        from tune_rescon.reporting.plots import write_plots
+
+        _write_page(result, folder.report_html)
+        return [folder.report_html, *write_plots(result, folder.plots)]
+
+
+def _write_page(result: StudyResult, path: Path) -> None:
+    # Imported here, and aside: what draws takes seconds, and the first trial need not wait for it.
+    from tune_rescon.reporting.page import write_report
+
+    write_report(result, path)
+
+
+#: Seconds from one page to the next.
+INTERVAL: Final = 60.0
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class LiveReport(SearchListener):
+    """Asks for the search as it stands, and writes its page aside, at most every ``interval`` seconds.
+
+    An event that comes too soon, or while a page is being written, writes none: there will be another, and
+    the search's end has a page of its own. :meth:`close` before that.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], StudyResult],
+        write: Callable[[StudyResult, Path], None],
+        path: Path,
+        *,
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare; the first event writes the first page.
+
+        Args:
+            snapshot: the search as it stands, running; called on the thread that brings the events.
+            write: writes a page, on the thread aside.
+            path: where.
+            interval: seconds from one page's begin to the next.
+            clock: monotonic seconds.
+        """
+        self._snapshot = snapshot
+        self._write = write
+        self._path = path
+        self._interval = interval
+        self._clock = clock
+        self._due = clock()
+        self._thread: threading.Thread | None = None
+
+    @override
+    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+        """Nothing: what there is to see is in the page of an earlier run."""
+
+    @override
+    def trial_started(self, trial: TrialSummary) -> None:
+        """A page, if it is time."""
+        self._tick()
+
+    @override
+    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        """A page, if it is time."""
+        self._tick()
+
+    @override
+    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+        """It can wait for the next page."""
+
+    @override
+    def trial_ended(self, trial: TrialSummary) -> None:
+        """A page, if it is time."""
+        self._tick()
+
+    def close(self, patience: float = INTERVAL) -> bool:
+        """Write no more; whether the page under way was done within ``patience`` seconds.
+
+        One that was not may yet replace the last page: its writer then writes that again, or leaves it.
+        """
+        self._due = float("inf")
+        if self._thread is not None:
+            self._thread.join(patience)
+        return not self._is_writing
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _tick(self) -> None:
+        now = self._clock()
+        if now < self._due or self._is_writing:
+            return
+        self._due = now + self._interval
+        try:
+            result = self._snapshot()
+        except Exception:
+            _LOGGER.exception("the search could not be looked at for %s", self._path)
+            return
+        self._thread = threading.Thread(target=self._draw, args=(result,), name="report", daemon=True)
+        self._thread.start()
+
+    def _draw(self, result: StudyResult) -> None:
+        try:
+            self._write(result, self._path)
+        except Exception:
+            # The search goes on, and the next minute has another page.
+            _LOGGER.exception("%s could not be written", self._path)
+
+
+def run_shown(
+    space: Space,
+    options: RunOptions,
+    console: Console,
+    *,
+    live: bool,
+    resume: str,
+    presentation: SearchPresentation | None = None,
+    tell: Callable[[StudyResult, Console], None] = print_result,
+) -> int:
+    """Run a search, and say how it ended.
+
+    Args:
+        space: what to search.
+        options: where.
+        console: what to print to.
+        live: whether it is drawn in place; else a line for each event.
+        resume: the command that goes on with it.
+        presentation: what draws its page.
+        tell: prints the result, as soon as the trials have ended.
+
+    Returns:
+        0: done; 1: it failed; 130: it was interrupted.
+
+    Raises:
+        UserError: something given is wrong.
+        SearchError, ClusterError: a new search failed before its first trial.
+        KeyboardInterrupt: before the first trial of a new search.
+    """
+
+    def say(text: str) -> None:
+        console.print(presentable(text), markup=False, soft_wrap=True)
+
+    begun = options.resume
+    try:
+        with ExitStack() as drawn:
+            view = drawn.enter_context(_shown(space, options, console, live=live))
+
+            def show(result: StudyResult) -> None:
+                # The live table leaves the screen before the result's is printed.
+                drawn.close()
+                tell(result, console)
+
+            def attend(gauges: Gauges) -> None:
+                nonlocal begun
+                begun = True
+                view.attend(gauges)
+
+            result = run_search(
+                space,
+                options,
+                listeners=[view],
+                presentation=presentation or SearchPresentation(),
+                say=lambda text: view.say(presentable(text)),
+                attend=attend,
+                on_result=show,
+            )
+    except (SearchError, ClusterError) as error:
+        if not begun:
+            raise
+        click.echo(presentable(f"The search failed: {error}"), err=True)
+        say(f"Go on with: {resume}")
+        return 1
+    except KeyboardInterrupt:
+        if not options.resume:
+            raise
+        say(f"Interrupted before a trial went on. Go on with: {resume}")
+        return INTERRUPTED
+    print_left_over(result, console, sync=sync_command(options))
+    if result.interrupted:
+        say(f"Interrupted. Go on with: {resume}")
+        return INTERRUPTED
+    if result.failure is not None:
+        say(f"Go on with: {resume}")
+        return 1
+    return 0 if result.best is not None else _nothing_finished(result)
+
+
+def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
+    """The shell command that resumes a search; it may be typed in another directory.
+
+    A URL that holds a password is not printed: its variable stands in its place, and has to be set.
+    """
+    line = shell_command(
+        ["python", "-m", module, "--resume", options.name],
+        [
+            ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
+            ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+            ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
+            ("--data-root", str(options.data_root.absolute()), None),
+            ("--address", options.address, None),
+        ],
+    )
+    return f"{line} --tensorboard" if options.tensorboard else line
+
+
+@contextmanager
+def _shown(
+    space: Space, options: RunOptions, console: Console, *, live: bool
+) -> Iterator[EventLines | LiveView]:
+    """Whoever shows the search while it runs."""
+    from tune_rescon.reporting.events import EventLines
+    from tune_rescon.reporting.live.view import LiveView
+
+    if not live:
+        yield EventLines(console, space)
+        return
+    with LiveView(console, space, name=options.name) as view:
+        yield view
+
+
+def _nothing_finished(result: StudyResult) -> int:
+    errors = [trial.error for trial in result.trials if trial.error]
+    last = f" The last one said:\n{errors[-1]}" if errors else ""
+    click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
+    return 1

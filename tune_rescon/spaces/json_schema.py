@@ -1,0 +1,117 @@
+"""The JSON schema by which an editor completes and checks a space file, made from the models.
+
+``python -m tune_rescon.spaces.json_schema`` writes it beside the space files, whose first lines name it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final
+
+from tune_rescon.config import (
+    METRICS,
+    TEST_METRICS,
+    DatasetConfig,
+    Rule,
+    TrialConfig,
+    field_names,
+    field_rule,
+    metric_mode,
+)
+from tune_rescon.data import list_datasets
+from tune_rescon.models import list_presets
+from tune_rescon.spaces.loading import space_folder
+from tune_rescon.spaces.space import Space
+
+__all__ = [
+    "editor_schema",
+    "main",
+    "schema_text",
+]
+
+
+_TYPES: Final = {
+    int: "integer",
+    float: "number",
+    str: "string",
+    bool: "boolean",
+    tuple: "array",
+    type(None): "null",
+}
+_PARAMETERS: Final = {int: ("IntParameter",), float: ("IntParameter", "FloatParameter")}
+
+
+def editor_schema() -> dict[str, Any]:
+    """The schema: the models', with every field's own rule where they admit any value."""
+    schema = Space.model_json_schema()
+    schema["$schema"] = "http://json-schema.org/draft-07/schema#"
+    properties = schema["properties"]
+    properties["dataset"] = _section(DatasetConfig, required=("name",))
+    properties["dataset"]["properties"]["name"]["enum"] = list(list_datasets())
+    objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
+    schema["$defs"]["Metric"]["properties"]["name"]["enum"] = objectives
+    values = _section(TrialConfig)
+    values["properties"]["dataset"]["enum"] = list(list_datasets())
+    values["properties"]["preset"]["enum"] = [None, *list_presets()]
+    schema["$defs"]["Values"] = values
+    properties["fixed"] |= {"$ref": "#/$defs/Values"}
+    properties["initial"]["items"] = {"$ref": "#/$defs/Values"}
+    properties["parameters"] |= {
+        "properties": _parameters(values["properties"]),
+        "additionalProperties": False,
+    }
+    return schema
+
+
+def schema_text() -> str:
+    """The text of ``schema.json``."""
+    return json.dumps(editor_schema(), indent=1, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Write ``schema.json`` beside the space files."""
+    path = space_folder() / "schema.json"
+    path.write_text(schema_text(), encoding="utf-8")
+    print(path)
+
+
+def _section(kind: type, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    properties = {name: _value(field_rule(name, kind)) for name in field_names(kind)}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _value(rule: Rule) -> dict[str, Any]:
+    """What a rule of config admits, as JSON schema says it."""
+    types = [_TYPES[kind] for kind in rule.kinds]
+    limits: dict[str, Any] = {}
+    if math.isfinite(rule.low):
+        limits["exclusiveMinimum" if rule.open_low else "minimum"] = rule.low
+    if math.isfinite(rule.high):
+        limits["exclusiveMaximum" if rule.open_high else "maximum"] = rule.high
+    if tuple in rule.kinds:
+        limits = {"items": {"type": "integer", **limits}}
+    if rule.choices:
+        limits["enum"] = list(rule.choices)
+    return {"type": types if len(types) > 1 else types[0], **limits}
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    """For each field the kinds of parameter that can be searched in it."""
+    return {name: {"oneOf": _kinds(name, value)} for name, value in values.items()}
+
+
+def _kinds(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+    numbers = [model for kind in field_rule(name).kinds for model in _PARAMETERS.get(kind, ())]
+    choices = {"properties": {"choices": {"items": value}}}
+    categorical = {"allOf": [{"$ref": "#/$defs/CategoricalParameter"}, choices]}
+    return [*({"$ref": f"#/$defs/{model}"} for model in numbers), categorical]
+
+
+if __name__ == "__main__":
+    main()

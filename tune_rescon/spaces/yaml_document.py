@@ -1,0 +1,326 @@
+"""A YAML 1.2 text read as plain values that remember where each of them stands.
+
+Nodes are composed, not constructed, so that every key keeps its line and a repeated one is seen. A space file
+is plain values: one document, no tags, and no anchors (a bomb of them would never end).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from tune_rescon.errors import explain
+
+__all__ = [
+    "A_SECTION",
+    "Document",
+    "Path",
+    "Place",
+    "Problem",
+    "dotted",
+    "problems_in",
+    "quoting",
+    "raise_problems",
+    "read_document",
+    "shown",
+]
+
+
+#: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
+Path = tuple[str | int, ...]
+
+#: The rule a value breaks that should hold keys.
+A_SECTION: Final = "must be a section (`key: value` lines)"
+
+_OURS: Final = "space_rule"
+_LONGEST_SHOWN: Final = 80
+
+#: Another tool's word where a value of ours belongs.
+_FOREIGN_VALUES: Final[Mapping[str, str]] = {
+    "maximize": "write `max`",
+    "minimize": "write `min`",
+    "uniform": "write `type: float`",
+    "quniform": "write `type: float` with `step`",
+    "q_uniform": "write `type: float` with `step`",
+    "loguniform": "write `type: float` with `log: true`",
+    "log_uniform": "write `type: float` with `log: true`",
+    "log_uniform_values": "write `type: float` with `log: true`",
+    "randint": "write `type: int`",
+    "int_uniform": "write `type: int`",
+    "lograndint": "write `type: int` with `log: true`",
+    "choice": "write `type: categorical`",
+    "constant": "a constant belongs in `fixed`",
+    "bayes": "write `type: tpe` or `type: gp`",
+    "optuna": "write `type: tpe`",
+    "grid_search": "write `type: grid`",
+    "hyperband": "write `type: asha`",
+    "async_hyperband": "write `type: asha`",
+    "asynchyperband": "write `type: asha`",
+    "fifo": "write `type: none`",
+    "median_stopping": "write `type: median`",
+    "medianstopping": "write `type: median`",
+    "stopping": "write `stop`",
+    "promotion": "write `promote`",
+    "macs": "write `gmacs`",
+    "flops": "write `gmacs`",
+    "gflops": "write `gmacs`",
+    "epochs": "write `epoch`",
+    "training_iteration": "write `epoch`",
+}
+
+#: Pydantic's error types -> our words; ``{...}`` are filled from the error's context.
+_RULES: Final[Mapping[str, str]] = {
+    "bool_type": "must be true or false",
+    "dict_type": A_SECTION,
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_type": "must be a whole number",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "model_attributes_type": A_SECTION,
+    "model_type": A_SECTION,
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_too_long": "must be at most {max_length} characters long",
+    "string_type": "must be a word",
+    "too_short": "must hold at least {min_length} item",
+    "tuple_type": "must be a list",
+    "union_tag_invalid": "must be {expected_tags}",
+    "union_tag_not_found": "is missing",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One broken rule: where it stands (``path``) and what to tell (``text``, without the place)."""
+
+    path: Path
+    text: str
+
+
+def dotted(path: Path) -> str:
+    """The path as people write it.
+
+    >>> dotted(("parameters", "depth", "choices", 1))
+    'parameters.depth.choices[1]'
+    """
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: its repr, cut where it grows long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def quoting(key: object, value: object) -> str:
+    """What to do where YAML has read a text as another kind; empty for a text.
+
+    >>> quoting("path", 2024)
+    'A text that YAML takes for another kind goes in quotes: `path: "..."`.'
+    """
+    if isinstance(value, str | None):
+        return ""
+    return f'A text that YAML takes for another kind goes in quotes: `{key}: "..."`.'
+
+
+def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
+    """Raise ``problems`` (and those of ``then``) as one ValidationError; return if there are none."""
+    found = [*problems, *(problems_in(then) if then else ())]
+    lines = [
+        InitErrorDetails(
+            type=PydanticCustomError(_OURS, "{text}", {"text": problem.text}), loc=problem.path, input=None
+        )
+        for problem in found
+    ]
+    if lines:
+        raise ValidationError.from_exception_data(title, lines)
+
+
+def problems_in(error: ValidationError) -> Iterator[Problem]:
+    """The problems of a ValidationError, pydantic's own put in our words."""
+    for line in error.errors(include_url=False):
+        kind, path, context = line["type"], line["loc"], line.get("ctx", {})
+        if kind == _OURS:
+            yield Problem(path=path, text=context["text"])
+        else:
+            path = (*path, "type") if kind.startswith("union_tag_") else path
+            text = _in_our_words(kind, context, line["input"], line["msg"])
+            hint = quoting(path[-1], line["input"]) if kind == "string_type" and path else ""
+            yield Problem(path=path, text=f"{text} {hint}" if hint else text)
+
+
+def _in_our_words(kind: str, context: Mapping[str, Any], value: Any, fallback: str) -> str:
+    rule = _RULES[kind].format(**context) if kind in _RULES else fallback
+    if kind in ("missing", "union_tag_not_found"):
+        return explain(rule)
+    got = context["tag"] if kind == "union_tag_invalid" else value
+    foreign = _FOREIGN_VALUES.get(got) if isinstance(got, str) else None
+    hint = f"That is another tool's word: {foreign}." if foreign else ""
+    return explain(rule, got=shown(got), hint=hint)
+
+
+_DEEPEST: Final = 16
+_TAG: Final = "tag:yaml.org,2002:"
+_TEXTS: Final = ("str", "timestamp")  # YAML 1.2's core schema has no timestamps
+_SCALARS: Final = ("null", "bool", "int", "float")
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where something stands: a file's line (counted from 1), or a command-line override (line 0)."""
+
+    line: int
+    source: str
+
+    def __str__(self) -> str:
+        """``FILE:LINE``, or ``--set KEY``."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@dataclass
+class Document:
+    """Plain values, the place of every path among them, and what was wrong in reading them."""
+
+    top: Place
+    value: Any = None
+    places: dict[Path, Place] = field(default_factory=dict)
+    problems: list[tuple[Place, Problem]] = field(default_factory=list)
+
+    def place(self, path: Path) -> Place:
+        """Where ``path`` stands; for a path that is not there, where the nearest one above it does."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, self.top)
+
+    def complain(self, place: Place, path: Path, text: str) -> None:
+        """Keep a problem that stands at ``place``."""
+        self.problems.append((place, Problem(path=path, text=text)))
+
+    def override(self, key: str, text: str) -> None:
+        """Put the YAML ``text`` at the dotted ``key``, as ``--set KEY=VALUE`` asks."""
+        self._put(key, read_document(text, Place(0, f"--set {key}")))
+
+    def override_text(self, key: str, value: str | None) -> None:
+        """Put ``value`` at the dotted ``key``, where a text is wanted and YAML might read another."""
+        place = Place(0, f"--set {key}")
+        self._put(key, Document(top=place, value=value, places={(): place}))
+
+    def _put(self, key: str, given: Document) -> None:
+        place = given.top
+        *above, last = key.split(".")
+        section = self._section(tuple(above), place)
+        self.problems += given.problems
+        if section is None:
+            return
+        path = (*above, last)
+        self._forget(path)
+        section[last] = given.value
+        self.places |= {(*path, *below): place for below in given.places} | {path: place}
+
+    def _forget(self, path: Path) -> None:
+        self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
+
+    def _section(self, path: tuple[str, ...], place: Place) -> dict[str, Any] | None:
+        """The mapping at ``path``, made where nothing stands; None, and a problem, where a value does."""
+        section: dict[str, Any] = self.value
+        for depth, step in enumerate(path, start=1):
+            if section.get(step) is None:
+                section[step] = {}
+                self.places[path[:depth]] = place
+            section = section[step]
+            if not isinstance(section, dict):
+                rule = f"{A_SECTION} to set a key in it"
+                self.complain(place, path[:depth], explain(rule, got=shown(section)))
+                return None
+        return section
+
+
+def read_document(text: str, place: Place) -> Document:
+    """Read ``text``; what is wrong in it is kept in the document's ``problems``.
+
+    Args:
+        text: YAML.
+        place: where the text starts. At line 0 (an override) everything in it stands there.
+    """
+    document = Document(top=place, places={(): place})
+    if re.search(r"^%", text, re.MULTILINE):
+        document.complain(place, (), explain("a space file is YAML 1.2 without directives", got="a `%` line"))
+        return document
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = _DEEPEST
+    try:
+        node = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = Place(mark.line + 1, place.source) if place.line and mark else place
+        document.complain(where, (), f"is not YAML: {error.problem}.")
+    except YAMLError as error:
+        document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}.")
+    else:
+        document.value = None if node is None else _Reader(yaml, document).value(node, ())
+    return document
+
+
+class _Reader:
+    """Turns composed nodes into plain values, noting places and problems in ``document``."""
+
+    def __init__(self, yaml: YAML, document: Document) -> None:
+        self._yaml = yaml
+        self._document = document
+
+    def value(self, node: Node, path: Path) -> Any:
+        self._document.places.setdefault(path, self._place(node))
+        if node.anchor:
+            # Not descended into: an anchored node may hold itself.
+            self._complain(node, path, explain("must be written out", got=f"the anchor `&{node.anchor}`"))
+            return None
+        kind = str(node.tag).removeprefix(_TAG)
+        if isinstance(node, MappingNode) and kind == "map":
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode) and kind in _TEXTS:
+            return node.value
+        if isinstance(node, ScalarNode) and kind in _SCALARS:
+            return self._yaml.constructor.construct_object(node)
+        self._complain(node, path, explain("must be a plain value", got=f"the tag `!{kind}`"))
+        return None
+
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, inner in node.value:
+            if not isinstance(key, ScalarNode) or str(key.tag).removeprefix(_TAG) not in _TEXTS:
+                self._complain(key, path, explain("a key must be a word", got=f"`{_source_of(key)}`"))
+            elif key.value in values:
+                first = self._document.places[(*path, key.value)]
+                self._complain(key, (*path, key.value), f"is repeated; it stands at {first} already.")
+            else:
+                self._document.places[(*path, key.value)] = self._place(key)
+                values[key.value] = self.value(inner, (*path, key.value))
+        return values
+
+    def _place(self, node: Node) -> Place:
+        top = self._document.top
+        return Place(node.start_mark.line + 1, top.source) if top.line else top
+
+    def _complain(self, node: Node, path: Path, text: str) -> None:
+        self._document.complain(self._place(node), path, text)
+
+
+def _source_of(node: Node) -> str:
+    return str(node.value) if isinstance(node, ScalarNode) else "a list or section"

@@ -1,0 +1,485 @@
+"""The MLflow calls: a parent run for the search, a child run for each trial, found again by the search's id.
+
+A name says nothing about whose a run is: two storages may share one MLflow and have searches of one name. So
+no run is opened, changed or deleted unless it carries this search's id, or the record of this search has its
+run id and no search has put an id on it (an earlier version put none on its searches).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+
+from tune_rescon.errors import StorageError
+from tune_rescon.tracking.messages import ACTIVE, Champion, Destination, Images, RunView, SearchView, View
+from tune_rescon.tracking.mlflow_store import deleted_experiment
+from tune_rescon.tracking.worker_client import CallError, Remedy
+from tune_rescon.training.lean import import_lean_torchmetrics
+
+__all__ = [
+    "RunBook",
+]
+
+
+ID_TAG: Final = "tune_rescon.id"
+#: Of a trial's run: where the search was that created it.
+PLACE_TAG: Final = "tune_rescon.place"
+SEARCH_TAG: Final = "tune_rescon.search"
+TRIAL_TAG: Final = "tune_rescon.trial"
+STATE_TAG: Final = "tune_rescon.state"
+NOTE_TAG: Final = "mlflow.note.content"
+CHAMPION_TAG: Final = "tune_rescon.champion"
+CHAMPION: Final = "champion"
+
+#: Longest text kept in a tag, characters (MLflow admits 8,000 bytes).
+TAG_CHARACTERS: Final = 2000
+
+#: Runs asked for at once, and metrics sent at once: MLflow's own limits.
+RUNS_A_PAGE: Final = 1000
+METRICS_A_REQUEST: Final = 1000
+
+#: A run shows a trial of its number only if both started within so many milliseconds: some databases keep
+#: whole seconds.
+SAME_START_MS: Final = 1000
+
+#: MLflow's word for how a run ended, by ours.
+_STATUS: Final = {
+    ACTIVE: "RUNNING",
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "interrupted": "KILLED",
+    "paused": "SCHEDULED",
+    "diverged": "FAILED",
+    "out_of_memory": "FAILED",
+    "failed": "FAILED",
+}
+
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class _Shown:
+    """What the server has of one run."""
+
+    run_id: str
+    state: str = ACTIVE
+    """Empty where the run's status says something else, so that it is sent again."""
+    params: set[str] = field(default_factory=set)
+    epochs: set[int] = field(default_factory=set)
+    asked: bool = True
+    """Whether ``epochs`` is known: of a run that was there already, the server has yet to be asked."""
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+
+class RunBook:
+    """One search's runs. Every call may raise what MLflow raises, and can be made again.
+
+    Of each run it is known what the server has, so a view is sent by what it adds; of a run that an earlier
+    driver opened, or that a request without an answer may have opened, the server is asked.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        """Remember where to write; nothing is sent yet."""
+        uri = destination.uri
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._destination = destination
+        self._search = destination.search
+        self._experiment_id = ""
+        self._id = self._place = ""
+        self._parent: _Shown | None = None
+        self._shown: dict[int, _Shown] = {}
+        self._found: dict[int, list[Run]] = {}
+        self._unsure: set[int] = set()
+        self._remarks: list[str] = []
+
+    def connect(self) -> None:
+        """Find or make the experiment, whose primary metric is the search's."""
+        name, artifacts = self._destination.experiment, self._destination.artifacts
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            location = artifacts.resolve().as_uri() if artifacts else None
+            try:
+                self._experiment_id = self._client.create_experiment(name, location)
+            except MlflowException:
+                # Another search on this storage made it between the two calls.
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found is not None:
+            self._check(found)
+            self._experiment_id = found.experiment_id
+        primary = {
+            "name": f"best_{self._destination.metric}",
+            "greaterIsBetter": str(self._destination.maximize),
+        }
+        for key, value in primary.items():
+            self._client.set_experiment_tag(
+                self._experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
+            )
+
+    def check(self) -> None:
+        """Check that the experiment still takes runs.
+
+        Raises:
+            CallError: it was deleted.
+        """
+        self._check(self._client.get_experiment(self._experiment_id))
+
+    def _check(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            words = deleted_experiment(experiment.name, experiment.experiment_id)
+            raise CallError(words, Remedy.GIVE_UP)
+
+    def show(self, view: View) -> str:
+        """Send what ``view`` adds to what the server has; the id of its run."""
+        return self._show_search(view) if isinstance(view, SearchView) else self._show_run(view)
+
+    def take_remarks(self) -> tuple[str, ...]:
+        """What the user should know of what was done since the last call."""
+        taken, self._remarks = tuple(self._remarks), []
+        return taken
+
+    def _show_search(self, view: SearchView) -> str:
+        parent = self._parent or self._open_parent(view)
+        if self._parent is None and view.images:
+            # As often as the search is begun: MLflow keeps the same input once.
+            self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in view.images])
+        self._parent = parent
+        words = {**view.tags, **({NOTE_TAG: view.note} if view.note else {})}
+        tags = {key: text for key, text in words.items() if parent.tags.get(key) != text}
+        if tags:
+            self._log(parent.run_id, tags=tags)
+            parent.tags |= tags
+        if view.state != parent.state:
+            points = _single_points(view.closing, 0, view.ended_ms)
+            self._log(parent.run_id, metrics=points, tags={STATE_TAG: view.state})
+            self._change(parent, view.state, view.ended_ms)
+        # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
+        for file in view.files:
+            self._upload(parent, file)
+        if view.champion_is_near:
+            _load_exporter()
+        if view.champion is not None:
+            self._crown(parent, view.champion)
+        return parent.run_id
+
+    def _show_run(self, view: RunView) -> str:
+        run = self._shown.get(view.number) or self._open_run(view)
+        self._shown[view.number] = run
+        if not run.asked:
+            run.epochs = self._epochs(run, view)
+            run.asked = True
+        changes = view.state != run.state
+        for params, points, last in _batches(view, run, closes=changes):
+            tags = _ending(view) if last and changes else {}
+            self._log(run.run_id, metrics=points, params=params, tags=tags)
+            run.params |= params.keys()
+            run.epochs.update(point.step for point in points)
+        if changes:
+            self._change(run, view.state, view.ended_ms)
+        return run.run_id
+
+    def _open_parent(self, view: SearchView) -> _Shown:
+        self._id, self._place = view.id, view.place
+        parents: list[Run] = []
+        self._found = {}
+        for run in self._search_runs():
+            number = run.data.tags.get(TRIAL_TAG)
+            (parents if number is None else self._found.setdefault(int(number), [])).append(run)
+        found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
+        if found is not None:
+            return self._taken_over(found)
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
+        run = self._client.create_run(
+            self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
+        )
+        return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
+
+    def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
+        """The parent of a search that began without an identity: that of the first child the record knows."""
+        for child in map(self._run_without_id, known_runs):
+            if child is not None:
+                return self._run_without_id(child.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
+        return None
+
+    def _run_without_id(self, run_id: str) -> Run | None:
+        """An active run of a search of this name that no identity has been put on."""
+        if not run_id:
+            return None
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        tags = run.data.tags
+        free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
+        return run if free and tags.get(SEARCH_TAG) == self._search else None
+
+    def _taken_over(self, run: Run, *, parent: _Shown | None = None) -> _Shown:
+        """A run that was there, with this search's tags, and below ``parent``."""
+        tags = {ID_TAG: self._id, **({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})}
+        missing = {key: text for key, text in tags.items() if run.data.tags.get(key) != text}
+        if missing:
+            self._log(run.info.run_id, tags=missing)
+        return _recalled(run)
+
+    def _open_run(self, view: RunView) -> _Shown:
+        assert self._parent is not None, "the search is shown before its trials"
+        number = view.number
+        known = self._found.get(number, [])
+        found = self._recorded_run(view, known) or _same_trial(view, known)
+        if found is None and number in self._unsure:
+            # A request that was not answered may have been carried out: one run a trial.
+            found = _same_trial(view, self._search_runs(number))
+        if found is not None:
+            run = self._taken_over(found, parent=self._parent)
+        else:
+            self._delete_superseded(known)
+            self._unsure.add(number)
+            run = _Shown(run_id=self._create_run(view, self._parent))
+        self._unsure.discard(number)
+        return run
+
+    def _recorded_run(self, view: RunView, known: Iterable[Run]) -> Run | None:
+        """The run that the record names, if it is there, in use and this search's."""
+        if view.run_id is None:
+            return None
+        named = (run for run in known if run.info.run_id == view.run_id)
+        return next(named, None) or self._run_without_id(view.run_id)
+
+    def _delete_superseded(self, known: Iterable[Run]) -> None:
+        """Delete the runs of a trial whose number is given out again.
+
+        A driver that dies before its record is anywhere safe leaves one. It carries this search's id and
+        place; what a copy of the search created carries another place and stays.
+        """
+        for run in known:
+            if self._place and run.data.tags.get(PLACE_TAG) == self._place:
+                self._client.delete_run(run.info.run_id)
+
+    def _create_run(self, view: RunView, parent: _Shown) -> str:
+        tags = {
+            MLFLOW_PARENT_RUN_ID: parent.run_id,
+            ID_TAG: self._id,
+            PLACE_TAG: self._place,
+            SEARCH_TAG: self._search,
+            TRIAL_TAG: str(view.number),
+            STATE_TAG: ACTIVE,
+        }
+        run = self._client.create_run(
+            self._experiment_id,
+            start_time=view.started_ms,
+            tags=tags,
+            run_name=f"trial_{view.number:04d}",
+        )
+        return str(run.info.run_id)
+
+    def _epochs(self, run: _Shown, view: RunView) -> set[int]:
+        """The epochs a run has; each was in one request, so one metric stands for all."""
+        if run.state == view.state and view.state != ACTIVE:
+            # The state is sent last.
+            return set(range(1, view.epochs + 1))
+        if not view.history:
+            return set()
+        history = self._client.get_metric_history(run.run_id, next(iter(view.history)))
+        return {point.step for point in history}
+
+    def _search_runs(self, number: int | None = None) -> Iterator[Run]:
+        """The runs with this search's id; those of one trial's number."""
+        query = f"tags.`{ID_TAG}` = '{self._id}'"
+        query += "" if number is None else f" AND tags.`{TRIAL_TAG}` = '{number}'"
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id], query, max_results=RUNS_A_PAGE, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _change(self, run: _Shown, state: str, time_ms: int) -> None:
+        """Bring a run into ``state``, of which its tag tells already."""
+        if state == ACTIVE:
+            self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
+        else:
+            self._client.set_terminated(run.run_id, _STATUS[state], time_ms)
+        run.state = state
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=[Param(key, value) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def _crown(self, parent: _Shown, champion: Champion) -> None:
+        """Register the winner's network under the search's name, unless that is done."""
+        label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
+        if parent.tags.get(CHAMPION_TAG) == label:
+            return
+        exported = _load_exporter()
+        run_id = self._shown[champion.number].run_id
+        try:
+            with exported(champion.checkpoint) as folder:
+                self._client.log_artifacts(run_id, str(folder), "model")
+        except StorageError as error:
+            # Deleted or damaged: no later try would find it.
+            self._remarks.append(f"The winner's network is not registered in MLflow: {error}")
+            return
+        try:
+            self._client.create_registered_model(self._search)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self._client.create_model_version(
+            self._search,
+            f"{self._client.get_run(run_id).info.artifact_uri}/model",
+            run_id,
+            tags={ID_TAG: self._id},
+            description=f"{label}: {champion.value}" if champion.value else label,
+        )
+        self._keep_other_champion(version.version)
+        self._client.set_registered_model_alias(self._search, CHAMPION, version.version)
+        self._log(parent.run_id, tags={CHAMPION_TAG: label})
+        parent.tags[CHAMPION_TAG] = label
+
+    def _keep_other_champion(self, new: str) -> None:
+        """Give another search's champion of this name an alias of its own, before the new one takes it."""
+        aliases = self._client.get_registered_model(self._search).aliases
+        standing = aliases.get(CHAMPION)
+        if standing is None or str(standing) == str(new):
+            return
+        version = self._client.get_model_version(self._search, str(standing))
+        owner = version.tags.get(ID_TAG) or self._id_of_run(version.run_id)
+        if owner == self._id:
+            return
+        alias = f"{CHAMPION}-{owner[:8]}" if owner else f"{CHAMPION}-version-{standing}"
+        self._client.set_registered_model_alias(self._search, alias, str(standing))
+        self._remarks.append(
+            f"models:/{self._search}@{CHAMPION} was version {standing}, which another search of this name"
+            f" registered. It is now version {new}; the other keeps the alias {alias}."
+        )
+
+    def _id_of_run(self, run_id: str | None) -> str:
+        """The id of the search that created a run; empty where none is known."""
+        try:
+            return self._client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return ""
+
+    def _upload(self, run: _Shown, file: Path) -> None:
+        stat = file.stat()
+        version = (stat.st_mtime_ns, stat.st_size)
+        if run.files.get(file) != version:
+            self._client.log_artifact(run.run_id, str(file))
+            run.files[file] = version
+
+
+def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
+    # Imported here: it takes torch, and seconds. MLflow imports Lightning for it, and that torchmetrics.
+    import_lean_torchmetrics()
+    from tune_rescon.tracking.registry import exported
+
+    return exported
+
+
+def _input(images: Images) -> DatasetInput:
+    counts = {f"{part}_images": count for part, count in images.counts.items()}
+    dataset = Dataset(
+        name=images.name,
+        digest=images.digest,
+        source_type="tune_rescon",
+        source=json.dumps({"name": images.name}),
+        profile=json.dumps(counts),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def _start(run: Run) -> int:
+    return int(run.info.start_time)
+
+
+def _same_trial(view: RunView, runs: Iterable[Run]) -> Run | None:
+    """Of the runs of one number, the one of this trial, which the record does not name."""
+    return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
+
+
+def _recalled(run: Run) -> _Shown:
+    state = run.data.tags.get(STATE_TAG, "")
+    return _Shown(
+        run_id=run.info.run_id,
+        state=state if _STATUS.get(state) == run.info.status else "",
+        params=set(run.data.params),
+        asked=False,
+        tags=dict(run.data.tags),
+    )
+
+
+def _batches(
+    view: RunView, run: _Shown, *, closes: bool
+) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
+    """What ``view`` adds, in requests, and whether it is the last: parameters with the first epochs.
+
+    A request holds as many epochs as it may. The last one has the closing figures of a run whose state
+    changes (``closes``), so a short trial is one request, with a status behind it.
+    """
+    # MLflow keeps a parameter as it first was; one that a resumed search has changed is left as it is.
+    params = {key: value for key, value in view.params.items() if key not in run.params}
+    fresh = [epoch for epoch in range(1, view.epochs + 1) if epoch not in run.epochs]
+    closing = _single_points(view.closing, view.epochs, view.ended_ms) if closes else []
+    room = max(1, (METRICS_A_REQUEST - len(closing)) // max(1, len(view.history)))
+    while len(fresh) > room:
+        yield params, [point for epoch in fresh[:room] for point in _points(view, epoch)], False
+        params, fresh = {}, fresh[room:]
+    points = [point for epoch in fresh for point in _points(view, epoch)] + closing
+    if params or points or closes:
+        yield params, points, True
+
+
+def _points(view: RunView, epoch: int) -> Iterator[Metric]:
+    for name, series in view.history.items():
+        yield Metric(name, series[epoch - 1], view.times_ms[epoch - 1], epoch)
+
+
+def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> list[Metric]:
+    return [Metric(key, value, time_ms, step) for key, value in figures.items()]
+
+
+def _ending(view: RunView) -> dict[str, str]:
+    """The tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
+    said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
+    return {**{key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}, STATE_TAG: view.state}

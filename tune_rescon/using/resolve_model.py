@@ -1,0 +1,76 @@
+"""From what a person calls a model to the network itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.storage import StorageUrl, local_file
+from tune_rescon.training import TrainedNetwork, load_trained
+from tune_rescon.training.weights import load_exported
+from tune_rescon.tuning import Place, SearchFolder, StudyResult, read_search
+
+__all__ = [
+    "load_model",
+]
+
+
+def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
+    """The network that ``model`` names, on the CPU and in eval mode, and what goes with it.
+
+    Args:
+        model: a search's name (its best trial), ``models:/NAME@ALIAS`` of MLflow, or a file: a ``best.ckpt``
+            or what ``export --format safetensors`` has written.
+        place: where searches are kept.
+
+    Raises:
+        StorageError: there is no such model, or its file is damaged or something else's.
+    """
+    if model.startswith("models:/"):
+        # Imported here: it brings MLflow, which no other model needs.
+        from tune_rescon.tracking.registry import registered_checkpoint
+
+        with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
+            return load_trained(file)
+    path = Path(model)
+    # Not `path.is_file()`, which raises where the text is too long for a name.
+    if os.path.isfile(path):  # noqa: PTH113
+        is_exported = path.suffix == ".safetensors"
+        return load_exported(path, where="MODEL") if is_exported else load_trained(path)
+    if path.suffix or len(path.parts) > 1:
+        rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
+        raise StorageError(explain(rule, got=model))
+    with local_file(_best_checkpoint(read_search(place, model, where="MODEL"))) as file:
+        return load_trained(file)
+
+
+def _best_checkpoint(result: StudyResult) -> str:
+    """The path or URL of a search's best network.
+
+    Raises:
+        StorageError: no trial has one yet, or the file is missing.
+    """
+    best = result.best
+    checkpoint = result.checkpoint(best) if best else None
+    if best is None or checkpoint is None:
+        rule = "a search must have a best trial with its checkpoint"
+        raise StorageError(explain(rule, got=f"{result.name}, which has none yet", where="MODEL"))
+    if result.kept_checkpoint(best) is None:
+        rule = "the best trial's checkpoint must be in the search's folder"
+        hint = "Copy the folder's `checkpoints` from where the search ran."
+        got = f"{result.name}, where {checkpoint} is missing"
+        raise StorageError(explain(rule, got=got, where="MODEL", hint=hint))
+    return checkpoint
+
+
+def _tracking_uri(place: Place) -> str:
+    """MLflow's own variable, or the store of the storage."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if isinstance(place.storage, StorageUrl):
+        rule = "MLflow must be named for a storage at a URL"
+        raise StorageError(explain(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
+    return SearchFolder(storage=place.storage.resolve(), name="any").mlflow_uri
