@@ -28,8 +28,8 @@ from tune_rescon.reporting import LiveView
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import Destination, SearchView, mlflow_writer
 from tune_rescon.tuning import Coordinator, Proposer, SearchPlan, StudyRecord, make_rule
-from tune_rescon.tuning.pricing import Pricing
-from tune_rescon.tuning.tracking_listener import TrackingListener
+from tune_rescon.tuning.mlflow_callback import TrackingListener
+from tune_rescon.tuning.result import Pricing
 
 #: Milliseconds; the issue's target.
 TARGET = 2.0

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
+from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import place
 from tune_rescon.training.weights import Classifier
-from tune_rescon.using import export_model
 
 Run = Callable[[Tensor], Tensor]
 

@@ -79,7 +79,7 @@ _IMPORTS: Final = {
     "the driver": "from tune_rescon.tuning import run_search; import ray, ray.tune",
     "a trial's worker": "import ray.tune; from tune_rescon.training import train_trial",
     "MLflow's process": "import tune_rescon.tracking.worker",
-    "predict": "from tune_rescon.using import load_model, predictions, batches_of",
+    "predict": "from tune_rescon.inference import load_model, predictions, batches_of",
 }
 
 

@@ -28,7 +28,7 @@ import psutil
 from tune_rescon.config import METRICS
 from tune_rescon.spaces import Space, load_space, suggest
 from tune_rescon.tuning import Coordinator, Decision, Proposer, SearchPlan, StudyRecord, make_rule
-from tune_rescon.tuning.proposing.samplers import make_sampler
+from tune_rescon.tuning.optuna_samplers import make_sampler
 
 #: Six parameters, one of them conditional, and ASHA with rungs at 1, 3 and 9.
 OVERRIDES = (

@@ -98,7 +98,7 @@ def _searched(folder: Path, trials: int, device: str) -> Iterator[list[dict[str,
         from ray import tune
 
         from tune_rescon.training.module import TrialModule
-        from tune_rescon.tuning.execution.trial import run_trial
+        from tune_rescon.tuning.ray.worker import run_trial
 
         def write(what: str) -> None:
             memory = psutil.Process().memory_info().rss / 2**20

@@ -103,7 +103,7 @@ NEEDED = {
     ),
     "a checkpoint's reader": ("from tune_rescon.training import load_trained", {"torch"}),
     "predict, export": (
-        "from tune_rescon.using import batches_of, export_model, find_pictures, load_model, predictions",
+        "from tune_rescon.inference import batches_of, export_model, find_pictures, load_model, predictions",
         {"torch"},
     ),
     "report": (

@@ -13,7 +13,7 @@ import tune_rescon
 
 PACKAGES = [m.name for m in pkgutil.iter_modules(tune_rescon.__path__, "tune_rescon.") if m.ispkg]
 #: Modules that need a package which is an extra, and that package.
-EXTRAS = {"tune_rescon.timm_models": "timm", "tune_rescon.using.saved_model": "tensorflow"}
+EXTRAS = {"tune_rescon.timm_models": "timm", "tune_rescon.inference.saved_model": "tensorflow"}
 
 MODULES = [m.name for m in pkgutil.walk_packages(tune_rescon.__path__, "tune_rescon.") if not m.ispkg]
 
@@ -28,7 +28,7 @@ def package(request: pytest.FixtureRequest) -> ModuleType:
 
 
 def test_the_packages_are_all_there() -> None:
-    rooms = "data finals launching models reporting spaces storage testing tracking training tuning"
+    rooms = "clusters data finals inference models reporting spaces storage testing tracking training tuning"
     assert {f"tune_rescon.{room}" for room in rooms.split()} <= set(PACKAGES)
 
 

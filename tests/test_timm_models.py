@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tune_rescon.errors import ConfigError
+from tune_rescon.inference import export_model
 from tune_rescon.models import build_network, list_presets, resolve_network
 from tune_rescon.training.weights import TrainedNetwork
-from tune_rescon.using import export_model
 
 timm: Any = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
 

@@ -22,11 +22,10 @@ from ray.tune.utils import flatten_dict
 from tune_rescon.tracking import Destination, MlflowWriter
 from tune_rescon.tracking.worker import Desk
 from tune_rescon.tuning import Coordinator, TrialSummary, TrialTask
-from tune_rescon.tuning.execution.cluster import RaySession
-from tune_rescon.tuning.execution.room import Nodes
-from tune_rescon.tuning.execution.scheduler import CoordinatorScheduler
-from tune_rescon.tuning.execution.searcher import CoordinatorSearcher
-from tune_rescon.tuning.execution.supervision import Turns
+from tune_rescon.tuning.ray.session import RaySession
+from tune_rescon.tuning.ray.shutdown import Turns
+from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
+from tune_rescon.tuning.resources import Nodes
 
 __all__ = ["search_without_ray"]
 
@@ -38,9 +37,9 @@ RESOURCES: Final = {"CPU": 2.0}
 def search_without_ray() -> Iterator[None]:
     """Within it ``run_search``, and the commands that call it, run their trials in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune_rescon.tuning.runner.ray_session", _one_machine)
-        patch.setattr("tune_rescon.tuning.runner.execute", _execute_here)
-        patch.setattr("tune_rescon.tuning.runner.mlflow_writer", _writer_in_this_process)
+        patch.setattr("tune_rescon.tuning.search.ray_session", _one_machine)
+        patch.setattr("tune_rescon.tuning.search.execute", _execute_here)
+        patch.setattr("tune_rescon.tuning.search.mlflow_writer", _writer_in_this_process)
         yield
 
 

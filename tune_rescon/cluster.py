@@ -49,7 +49,7 @@ def check(files: tuple[Path, ...]) -> int:
 )
 def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
     """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
-    from tune_rescon.launching import bring_up, read_cluster_file
+    from tune_rescon.clusters import bring_up, read_cluster_file
 
     read = read_cluster_file(file)
     if _check(file) != 0:
@@ -81,7 +81,7 @@ def submit(
     arguments: tuple[str, ...],
 ) -> int:
     """Run a search on the cluster of FILE; what follows `--` is tune_rescon.search's."""
-    from tune_rescon.launching import read_cluster_file, send_search
+    from tune_rescon.clusters import read_cluster_file, send_search
     from tune_rescon.storage import check_name
 
     if name is not None and resume is not None:
@@ -102,7 +102,7 @@ def status(file: Path, as_json: bool) -> int:
     """Show the nodes, jobs and MLflow of the cluster of FILE."""
     from rich.console import Console
 
-    from tune_rescon.launching import ask_head, print_state, read_cluster_file
+    from tune_rescon.clusters import ask_head, print_state, read_cluster_file
 
     state = ask_head(read_cluster_file(file))
     if as_json:
@@ -122,7 +122,7 @@ def status(file: Path, as_json: bool) -> int:
 )
 def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
     """Open MLflow and Ray's dashboard on this machine, until Ctrl-C."""
-    from tune_rescon.launching import hold_tunnel, read_cluster_file
+    from tune_rescon.clusters import hold_tunnel, read_cluster_file
 
     if mlflow_port == dashboard_port:
         raise click.UsageError("--mlflow-port and --dashboard-port must differ.")
@@ -134,7 +134,7 @@ def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
 @_FILE
 def down(file: Path) -> int:
     """End the cluster of FILE, and say what may be left."""
-    from tune_rescon.launching import read_cluster_file, take_down
+    from tune_rescon.clusters import read_cluster_file, take_down
 
     take_down(read_cluster_file(file), click.echo)
     return 0
@@ -172,7 +172,7 @@ def mlflow(
     end: bool,
 ) -> int:
     """Keep an MLflow server running on this machine: the head's."""
-    from tune_rescon.launching import MlflowSettings, end_mlflow, keep_mlflow
+    from tune_rescon.clusters import MlflowSettings, end_mlflow, keep_mlflow
 
     folder = folder.expanduser()
     if end:
@@ -198,7 +198,7 @@ def mlflow(
 @click.option("--json", "as_json", is_flag=True, required=True, help="Print one line of JSON.")
 def inspect(as_json: bool) -> int:
     """Say how things stand; to be run on the head."""
-    from tune_rescon.launching import inspect_head
+    from tune_rescon.clusters import inspect_head
 
     assert as_json
     click.echo(inspect_head().as_json())
@@ -207,7 +207,7 @@ def inspect(as_json: bool) -> int:
 
 def _check(path: Path) -> int:
     """Print what is found in a file; 2 if that is an error."""
-    from tune_rescon.launching.lint import check_file
+    from tune_rescon.clusters.lint import check_file
 
     found = check_file(path)
     for finding in found:

@@ -24,8 +24,8 @@ from tune_rescon.command import print_line, run_command
 if TYPE_CHECKING:
     from torch import nn
 
+    from tune_rescon.inference import Prediction
     from tune_rescon.training import TrainedNetwork
-    from tune_rescon.using import Prediction
 
 __all__ = ["main"]
 
@@ -76,17 +76,17 @@ def predict(
 
     MODEL is a search's name, models:/NAME@ALIAS, or a checkpoint.
     """
+    from tune_rescon.inference import batches_of, find_pictures
     from tune_rescon.storage import parse_storage
-    from tune_rescon.using import batches_of, find_pictures
 
     if as_json and as_csv:
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
     print_line(f"Loading {model}", err=True)
     # Imported after the first line: they bring torch and Optuna.
+    from tune_rescon.inference import load_model, make_gallery, predictions
     from tune_rescon.training.device import place as place_on
     from tune_rescon.tuning import Place, default_storage
-    from tune_rescon.using import load_model, make_gallery, predictions
 
     if masks is not None:
         make_gallery(masks)
@@ -204,7 +204,7 @@ def _padded(text: str, width: int) -> str:
 
 def _draw(network: nn.Module, about: TrainedNetwork, files: Sequence[Path], folder: Path) -> None:
     """Draw the masks of the pictures that were classified."""
-    from tune_rescon.using import PAGE, batches_of, draw_gallery
+    from tune_rescon.inference import PAGE, batches_of, draw_gallery
 
     print_line(f"Drawing the masks of {len(files)} pictures: {folder / PAGE}", err=True)
     # What is no picture has been told of.

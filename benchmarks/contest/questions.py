@@ -18,17 +18,16 @@ from contest.rivals import OneEpochThenTopK, Rival, changed, ours, plain_ray
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
-from tune_rescon.tuning import RungLadder, TrialSummary
-from tune_rescon.tuning.proposing import proposer
-from tune_rescon.tuning.proposing.telling import Told, told
-from tune_rescon.tuning.rules.ladder import ladder_levels
+from tune_rescon.tuning import RungLadder, TrialSummary, sampler
+from tune_rescon.tuning.optuna_samplers import Told, told
+from tune_rescon.tuning.schedulers import ladder_levels
 
 __all__ = ["PLAIN", "QUESTIONS", "Answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A rival, and what of :mod:`tune_rescon.tuning.proposing.proposer` is otherwise while it searches."""
+    """A rival, and what of :mod:`tune_rescon.tuning.sampler` is otherwise while it searches."""
 
     rival: Rival = ours
     otherwise: Mapping[str, Any] | None = None
@@ -36,7 +35,7 @@ class Answer:
     @contextmanager
     def search(self, space: Space) -> Iterator[SearchPolicy]:
         """The search, for as long as the change holds."""
-        with patch.multiple(proposer, **(self.otherwise or {"told": told})):
+        with patch.multiple(sampler, **(self.otherwise or {"told": told})):
             yield self.rival(space)
 
 

@@ -14,8 +14,9 @@ from overhead.load import Figures, Load
 from tune_rescon.config import METRICS
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tracking import Destination, MlflowWriter
-from tune_rescon.tuning import RunOptions, run_search, runner
-from tune_rescon.tuning.execution.cluster import LOCAL_OBJECT_STORE, prepare_environment
+from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.tuning import search as runner
+from tune_rescon.tuning.ray.session import LOCAL_OBJECT_STORE, prepare_environment
 
 __all__ = ["run"]
 

@@ -21,7 +21,7 @@ from tune_rescon.data.image_folder import Listing, arrange, fingerprint, list_fo
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.zip_archive import open_zip
 from tune_rescon.errors import DataError
-from tune_rescon.using import find_pictures
+from tune_rescon.inference import find_pictures
 
 from .conftest import picture
 

@@ -22,10 +22,9 @@ from tune_rescon.data import describe
 from tune_rescon.errors import TuneResconError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, SearchListener, TrialSummary, Verdict, run_search
-from tune_rescon.tuning.execution.cluster import prepare_environment
-from tune_rescon.tuning.execution.measuring import measured_on_gpu
-from tune_rescon.tuning.execution.staging import stage_data
-from tune_rescon.tuning.packing import largest_trial
+from tune_rescon.tuning.ray.session import prepare_environment
+from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
+from tune_rescon.tuning.resources import largest_trial
 
 
 def options(name: str, folder: Path) -> RunOptions:
@@ -127,8 +126,8 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
         import ray
 
         from tune_rescon.training.module import TrialModule
-        from tune_rescon.tuning.execution.spot import SpotNotice
-        from tune_rescon.tuning.execution.trial import run_trial
+        from tune_rescon.tuning.ray.preemption import SpotNotice
+        from tune_rescon.tuning.ray.worker import run_trial
 
         whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
 

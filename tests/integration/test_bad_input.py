@@ -59,7 +59,7 @@ CASES = {
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
     """What the command imports takes seconds, and is no part of what is timed."""
-    for module in ("tune_rescon.tuning.runner", "tune_rescon.reporting.run"):
+    for module in ("tune_rescon.tuning.search", "tune_rescon.reporting.run"):
         importlib.import_module(module)
 
 

@@ -24,7 +24,7 @@ from tune_rescon.search import main
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import die_once, die_variously, end_together, learn_nothing
 from tune_rescon.tuning import RunOptions, StudyResult, run_search
-from tune_rescon.tuning.execution.cluster import ray_session
+from tune_rescon.tuning.ray.session import ray_session
 
 pytestmark = pytest.mark.ray
 

@@ -23,7 +23,7 @@ from tune_rescon.search import main, search
 from tune_rescon.spaces import Space, dump_space, load_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, parameter_importance, read_search
-from tune_rescon.tuning.proposing.warm_start import trials_of
+from tune_rescon.tuning.warm_start import trials_of
 
 pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
 

@@ -15,11 +15,10 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
-from tune_rescon.tuning.coordination.coordinator import NODE_RETRIES, WORKER_RETRIES
-from tune_rescon.tuning.execution.scheduler import CoordinatorScheduler
-from tune_rescon.tuning.execution.searcher import CoordinatorSearcher
-from tune_rescon.tuning.store.search_store import LocalStore
-from tune_rescon.tuning.tasks import TaskMaker
+from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
+from tune_rescon.tuning.ray.task import TaskMaker
+from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
+from tune_rescon.tuning.search_storage import LocalStore
 
 SMALL = ("initial=[]", "budget.trials=20", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
 

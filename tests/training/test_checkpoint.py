@@ -17,7 +17,7 @@ from tune_rescon.training.checkpoint import (
     read_checkpoint,
     write_durably,
 )
-from tune_rescon.tuning.record.places import TRIAL_FILES
+from tune_rescon.tuning.folder import TRIAL_FILES
 
 LargestFile = Callable[[int], AbstractContextManager[None]]
 

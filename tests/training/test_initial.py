@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import NetworkError, StorageError
+from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
 from tune_rescon.training import EpochReport, load_trained, train_trial
 from tune_rescon.training.weights import load_exported, read_initial
-from tune_rescon.using import export_model
 
 pytestmark = pytest.mark.torch
 

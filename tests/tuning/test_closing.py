@@ -8,7 +8,7 @@ from pathlib import Path
 from tune_rescon.report import report
 from tune_rescon.tracking import Champion
 from tune_rescon.tuning import RunOptions, sync_command
-from tune_rescon.tuning.parent_run import closing_words
+from tune_rescon.tuning.mlflow_callback import closing_words
 
 OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
 

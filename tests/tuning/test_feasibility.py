@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.tuning.feasibility import memory_signature
+from tune_rescon.tuning.resources import memory_signature
 
 TRIAL = TrialConfig(batch_size=64)
 

@@ -10,7 +10,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetFacts
 from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
-from tune_rescon.tuning.packing import MOST, largest_trial, packed, trials_per_gpu
+from tune_rescon.tuning.resources import MOST, largest_trial, packed, trials_per_gpu
 
 FACTS = {
     "digits": DatasetFacts(

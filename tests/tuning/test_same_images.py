@@ -16,8 +16,8 @@ from tune_rescon.data.catalog import dataset_path
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, StudyRecord
-from tune_rescon.tuning.preparation import Prepared, anchored, check_same_images, note_images, prepare_data
-from tune_rescon.tuning.run_notes import note_run, read_notes
+from tune_rescon.tuning.prepare import Prepared, anchored, check_same_images, note_images, prepare_data
+from tune_rescon.tuning.study_attributes import note_run, read_notes
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.record.origin import trial_seed
+from tune_rescon.tuning.trial import trial_seed
 
 
 @given(seed=st.integers(0, 2**32 - 1), number=st.integers(0, 100_000))

@@ -13,9 +13,7 @@ from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler, Section
 from tune_rescon.tuning import TrialSummary
-from tune_rescon.tuning.record.origin import make_origin
-from tune_rescon.tuning.record.space_versions import SpaceVersions
-from tune_rescon.tuning.space_changes import (
+from tune_rescon.tuning.resume import (
     FREE,
     FROZEN,
     change_problems,
@@ -23,6 +21,8 @@ from tune_rescon.tuning.space_changes import (
     check_changes,
     history_words,
 )
+from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.trial import make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "resume.md"
 

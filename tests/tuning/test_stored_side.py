@@ -10,8 +10,8 @@ from PIL import Image
 
 from tune_rescon.data import describe
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning.space_changes import change_problems
-from tune_rescon.tuning.stored_side import cache_words, largest_image_size, with_store_size
+from tune_rescon.tuning.prepare import cache_words, largest_image_size, with_store_size
+from tune_rescon.tuning.resume import change_problems
 
 RATE = '"learning_rate": {"type": "float", "low": 0.01, "high": 0.1}'
 SIZES = f'parameters={{{RATE}, "image_size": {{"type": "categorical", "choices": [64, 320]}}}}'

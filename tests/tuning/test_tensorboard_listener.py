@@ -13,8 +13,8 @@ from tune_rescon.config import METRICS, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.search import main
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import Decision, TrialSummary, Verdict, tensorboard_listener
-from tune_rescon.tuning.tensorboard_listener import EventFiles, check_tensorboard, event_files
+from tune_rescon.tuning import Decision, TrialSummary, Verdict, tensorboard_callback
+from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard, event_files
 
 pytestmark = pytest.mark.torch  # imports it
 
@@ -131,14 +131,14 @@ def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> N
 def test_a_disk_that_fails_for_a_while_costs_no_point(
     tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write, calls = tensorboard_listener._TrialFiles.write, iter(range(100))
+    write, calls = tensorboard_callback._TrialFiles.write, iter(range(100))
 
-    def fail_second(files: tensorboard_listener._TrialFiles, trial: TrialSummary) -> None:
+    def fail_second(files: tensorboard_callback._TrialFiles, trial: TrialSummary) -> None:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         write(files, trial)
 
-    monkeypatch.setattr(tensorboard_listener._TrialFiles, "write", fail_second)
+    monkeypatch.setattr(tensorboard_callback._TrialFiles, "write", fail_second)
     with event_files(tmp_path, space) as files:
         run(files, 0, (0.25, 0.5, 0.75), state=TrialState.FINISHED)
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75)]
@@ -149,7 +149,7 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed: dict[str, object] = {}
-    monkeypatch.setattr(tensorboard_listener, "find_spec", installed.get)
+    monkeypatch.setattr(tensorboard_callback, "find_spec", installed.get)
     with pytest.raises(ConfigError, match=r"tune_rescon\[tensorboard\]"):
         check_tensorboard()
     storage = tmp_path / "runs"

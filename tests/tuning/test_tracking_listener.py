@@ -9,10 +9,10 @@ from optuna.study import StudyDirection
 
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
-from tune_rescon.tuning.pricing import Pricing
-from tune_rescon.tuning.record.study import Proposal, StudyRecord
-from tune_rescon.tuning.rules.stopping import Decision, Verdict
-from tune_rescon.tuning.tracking_listener import TrackingListener
+from tune_rescon.tuning.mlflow_callback import TrackingListener
+from tune_rescon.tuning.result import Pricing
+from tune_rescon.tuning.schedulers import Decision, Verdict
+from tune_rescon.tuning.study import Proposal, StudyRecord
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 

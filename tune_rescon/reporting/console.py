@@ -16,8 +16,8 @@ from typing_extensions import override
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
+from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.record.folder import SearchFolder
 
 __all__ = [
     "PIPE_WIDTH",
@@ -43,7 +43,7 @@ def open_console(*, plain: bool) -> Iterator[Console]:
     """A console on a descriptor of its own.
 
     Standard output itself goes to the search's log while the trials run
-    (:func:`tune_rescon.tuning.execution.noise.diverted`), so that what Ray's C++ writes there does not go
+    (:func:`tune_rescon.tuning.ray.log_redirect.diverted`), so that what Ray's C++ writes there does not go
     through the person's lines.
 
     Args:

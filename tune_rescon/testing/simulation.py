@@ -44,9 +44,9 @@ from tune_rescon.tuning import (
     sum_up,
     write_atomically,
 )
-from tune_rescon.tuning.record.space_versions import note_space, read_versions
-from tune_rescon.tuning.record.study import METRIC_AT
-from tune_rescon.tuning.space_changes import check_changes
+from tune_rescon.tuning.resume import check_changes
+from tune_rescon.tuning.space_versions import note_space, read_versions
+from tune_rescon.tuning.study import METRIC_AT
 
 __all__ = [
     "SimulatedSearch",

@@ -18,7 +18,7 @@ from typing import Any, Final
 from tune_rescon.config import METRICS
 from tune_rescon.testing.landscapes import SyntheticCurve
 from tune_rescon.tuning import Decision, TrialTask
-from tune_rescon.tuning.store.checkpoint_sync import synchronised
+from tune_rescon.tuning.ray.worker import synchronised
 
 __all__ = [
     "EpochRun",

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning.coordination.coordinator import Coordinator, SearchPlan
-    from tune_rescon.tuning.execution.trial import TrialTask
-    from tune_rescon.tuning.gauges import ClusterSize, Gauges
+    from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
+    from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+    from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
-    from tune_rescon.tuning.listener import SearchListener
+    from tune_rescon.tuning.mlflow_sync import sync_tracking
     from tune_rescon.tuning.options import (
         RunOptions,
         absolute_storage,
@@ -22,32 +22,37 @@ if TYPE_CHECKING:
         default_data_root,
         sync_command,
     )
-    from tune_rescon.tuning.preparation import judging_words
-    from tune_rescon.tuning.presentation import Presentation
-    from tune_rescon.tuning.pricing import Pricing, datasets_of
-    from tune_rescon.tuning.proposing.proposer import Proposer
-    from tune_rescon.tuning.reading.overview import SearchOverview, list_searches
-    from tune_rescon.tuning.reading.search import Place, read_search
-    from tune_rescon.tuning.record.folder import SearchFolder, default_storage, write_atomically
-    from tune_rescon.tuning.record.study import StudyRecord
-    from tune_rescon.tuning.record.summary import TrialSummary
+    from tune_rescon.tuning.overview import SearchOverview, list_searches
+    from tune_rescon.tuning.prepare import cache_words, judging_words, with_store_size
+    from tune_rescon.tuning.ray.worker import TrialTask
+    from tune_rescon.tuning.reader import Place, read_search
     from tune_rescon.tuning.result import (
+        Pricing,
         SearchState,
         StudyResult,
         TrialCost,
         best_trial,
+        datasets_of,
         pareto_front,
         repeated,
+        sum_up,
     )
-    from tune_rescon.tuning.rules.ladder import ladder_levels, make_rule
-    from tune_rescon.tuning.rules.median import MedianRule
-    from tune_rescon.tuning.rules.rungs import RungLadder, rungs
-    from tune_rescon.tuning.rules.stopping import Decision, Observation, StoppingRule, Verdict
-    from tune_rescon.tuning.runner import run_search
-    from tune_rescon.tuning.store.search_store import find_search
-    from tune_rescon.tuning.stored_side import cache_words, with_store_size
-    from tune_rescon.tuning.summing_up import sum_up
-    from tune_rescon.tuning.sync import sync_tracking
+    from tune_rescon.tuning.sampler import Proposer
+    from tune_rescon.tuning.schedulers import (
+        Decision,
+        MedianRule,
+        Observation,
+        RungLadder,
+        StoppingRule,
+        Verdict,
+        ladder_levels,
+        make_rule,
+        rungs,
+    )
+    from tune_rescon.tuning.search import run_search
+    from tune_rescon.tuning.search_storage import find_search
+    from tune_rescon.tuning.study import StudyRecord
+    from tune_rescon.tuning.trial import TrialSummary
 
 __all__ = [
     "ClusterSize",
@@ -102,52 +107,52 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "ClusterSize": "gauges",
-        "Coordinator": "coordination.coordinator",
-        "Decision": "rules.stopping",
-        "Gauges": "gauges",
-        "MedianRule": "rules.median",
-        "Observation": "rules.stopping",
-        "Place": "reading.search",
-        "Presentation": "presentation",
-        "Pricing": "pricing",
-        "Proposer": "proposing.proposer",
+        "ClusterSize": "callbacks",
+        "Coordinator": "coordinator",
+        "Decision": "schedulers",
+        "Gauges": "callbacks",
+        "MedianRule": "schedulers",
+        "Observation": "schedulers",
+        "Place": "reader",
+        "Presentation": "callbacks",
+        "Pricing": "result",
+        "Proposer": "sampler",
         "RunOptions": "options",
-        "RungLadder": "rules.rungs",
-        "SearchFolder": "record.folder",
-        "SearchListener": "listener",
-        "SearchOverview": "reading.overview",
-        "SearchPlan": "coordination.coordinator",
+        "RungLadder": "schedulers",
+        "SearchFolder": "folder",
+        "SearchListener": "callbacks",
+        "SearchOverview": "overview",
+        "SearchPlan": "coordinator",
         "SearchState": "result",
-        "StoppingRule": "rules.stopping",
-        "StudyRecord": "record.study",
+        "StoppingRule": "schedulers",
+        "StudyRecord": "study",
         "StudyResult": "result",
         "TrialCost": "result",
-        "TrialSummary": "record.summary",
-        "TrialTask": "execution.trial",
-        "Verdict": "rules.stopping",
+        "TrialSummary": "trial",
+        "TrialTask": "ray.worker",
+        "Verdict": "schedulers",
         "best_trial": "result",
-        "cache_words": "stored_side",
-        "datasets_of": "pricing",
+        "cache_words": "prepare",
+        "datasets_of": "result",
         "default_cache_root": "options",
         "default_data_root": "options",
-        "default_storage": "record.folder",
-        "find_search": "store.search_store",
-        "judging_words": "preparation",
-        "ladder_levels": "rules.ladder",
-        "list_searches": "reading.overview",
-        "make_rule": "rules.ladder",
+        "default_storage": "folder",
+        "find_search": "search_storage",
+        "judging_words": "prepare",
+        "ladder_levels": "schedulers",
+        "list_searches": "overview",
+        "make_rule": "schedulers",
         "parameter_importance": "importance",
         "pareto_front": "result",
-        "read_search": "reading.search",
+        "read_search": "reader",
         "repeated": "result",
-        "run_search": "runner",
-        "rungs": "rules.rungs",
-        "sum_up": "summing_up",
+        "run_search": "search",
+        "rungs": "schedulers",
+        "sum_up": "result",
         "absolute_storage": "options",
         "sync_command": "options",
-        "sync_tracking": "sync",
-        "with_store_size": "stored_side",
-        "write_atomically": "record.folder",
+        "sync_tracking": "mlflow_sync",
+        "with_store_size": "prepare",
+        "write_atomically": "folder",
     },
 )

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import create_trial
 
 from tune_rescon.spaces import Space, distributions, place_config, to_optuna
-from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.tuning.trial import TrialSummary
 
 __all__ = ["parameter_importance"]
 

@@ -12,8 +12,8 @@ from tune_rescon.errors import ConfigError, explain
 from tune_rescon.home import home_directory
 from tune_rescon.passwords import shell_command
 from tune_rescon.storage import StorageUrl
-from tune_rescon.tuning.ownership.lease import LEASE_SECONDS
-from tune_rescon.tuning.record.folder import default_storage
+from tune_rescon.tuning.folder import default_storage
+from tune_rescon.tuning.lease import LEASE_SECONDS
 
 __all__ = [
     "RunOptions",
@@ -98,7 +98,7 @@ class RunOptions:
     """Have standard output and error go to the search's log while the trials run: for a caller who prints
     elsewhere. Ray's C++ writes there."""
     tensorboard: bool = False
-    """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_listener`."""
+    """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_callback`."""
 
 
 def absolute_storage(options: RunOptions) -> str:

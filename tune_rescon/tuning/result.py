@@ -6,26 +6,33 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tune_rescon.config import TrialState
-from tune_rescon.data import Account
-from tune_rescon.spaces import Space
-from tune_rescon.tuning.record.summary import TrialSummary
+from tune_rescon.config import DatasetConfig, TrialState
+from tune_rescon.data import Account, DatasetFacts
+from tune_rescon.errors import presentable
+from tune_rescon.models import NetworkSpec, count, resolve_network
+from tune_rescon.passwords import hide_passwords
+from tune_rescon.spaces import CategoricalParameter, Space
+from tune_rescon.tuning.schedulers import ladder_levels
+from tune_rescon.tuning.trial import TrialSummary
 
 __all__ = [
+    "Pricing",
     "SearchState",
     "StudyResult",
     "TrialCost",
     "best_file",
     "best_trial",
     "compute_hours",
+    "datasets_of",
     "mean_value",
     "missing_winner",
     "pareto_front",
     "repeated",
+    "sum_up",
 ]
 
 
@@ -226,3 +233,109 @@ def _front(result: StudyResult) -> dict[str, Any]:
         for trial in result.front
     ]
     return {"against": result.against, "front": rows}
+
+
+_UNKNOWN = TrialCost(params_m=math.nan, gmacs=math.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """What follows from a space and its datasets alone."""
+
+    space: Space
+    facts: Mapping[str, DatasetFacts]
+    """By name, of every dataset a trial may train on; a reader of an old record may not know them all."""
+
+    @property
+    def devices(self) -> float:
+        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
+        return self.space.resources_per_trial.devices
+
+    @property
+    def device(self) -> str:
+        """``"GPU"``, ``"CPU"``, or the kind of GPU that was asked for: what :attr:`devices` counts."""
+        return self.space.resources_per_trial.device
+
+    def cost(self, trial: TrialSummary) -> TrialCost:
+        """Parameters and multiply-adds, counted, not built; nan where images or network are unknown."""
+        config = trial.config(self.space)
+        if config is None:
+            return _UNKNOWN
+        facts = self.facts.get(config.dataset or self.space.dataset.name)
+        if facts is None:
+            return _UNKNOWN
+        return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+
+    def second_objective(self, trial: TrialSummary, epochs: int) -> float:
+        """What ``metric.against`` names, of a trial after its first ``epochs``."""
+        if self.space.metric.against == "gmacs":
+            return self.cost(trial).gmacs
+        return trial.seconds_of(epochs) / 3600 * self.devices
+
+
+@lru_cache(maxsize=1024)
+def _counted(spec: NetworkSpec) -> TrialCost:
+    # Most trials share their network with others, and an epoch's report may ask again.
+    cost = count(spec)
+    return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
+
+
+def datasets_of(space: Space) -> tuple[DatasetConfig, ...]:
+    """Every dataset a trial of the space may train on."""
+    searched = space.parameters.get("dataset")
+    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
+    return tuple(space.dataset_config(name) for name in names)
+
+
+def sum_up(
+    pricing: Pricing,
+    trials: tuple[TrialSummary, ...],
+    *,
+    name: str,
+    folder: Path,
+    state: SearchState,
+    tracking_uri: str,
+    url: str | None = None,
+    failure: str | None = None,
+    foreign: tuple[int, ...] = (),
+    space_history: tuple[str, ...] = (),
+) -> StudyResult:
+    """The result of a search of ``pricing.space`` whose record holds ``trials``.
+
+    Args:
+        pricing: prices their networks.
+        trials: all of them, by number.
+        name: the search's.
+        folder: where its files are on this machine.
+        state: how it stands.
+        tracking_uri: MLflow; a password in it is hidden.
+        url: where the folder is kept, if the storage is a URL; a password in it is hidden.
+        failure: why it ended before its time.
+        foreign: numbers of the study's trials that another program made.
+        space_history: what resumes have changed of the space, a line each.
+    """
+    space = pricing.space
+    best = best_trial(trials, by_mean=space.metric.of_test_images)
+    config = best.config(space) if best else None
+    return StudyResult(
+        name=name,
+        space=space,
+        folder=folder,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        trials=trials,
+        costs={trial.number: pricing.cost(trial) for trial in trials},
+        devices_per_trial=pricing.devices,
+        device=pricing.device,
+        levels=ladder_levels(space),
+        best=best,
+        best_config=config.to_dict() if config else {},
+        state=state,
+        tracking_uri=hide_passwords(tracking_uri),
+        url=None if url is None else hide_passwords(url),
+        against=space.metric.against,
+        failure=None if failure is None else presentable(failure),
+        foreign=foreign,
+        space_history=space_history,
+        accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},
+    )

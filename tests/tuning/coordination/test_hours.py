@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.tuning.coordination.hours import deadline, spent_words
+from tune_rescon.tuning.budget import deadline, spent_words
 
 
 @pytest.mark.parametrize(

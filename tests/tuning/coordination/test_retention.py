@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialSummary
-from tune_rescon.tuning.coordination.retention import KEEP_BEST, keepers
+from tune_rescon.tuning.coordinator import KEEP_BEST, keepers
 
 
 def trial(number: int, *values: float) -> TrialSummary:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tune_rescon.tuning.execution.cluster import prepare_environment
+from tune_rescon.tuning.ray.session import prepare_environment
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from tune_rescon.tuning import ClusterSize
-from tune_rescon.tuning.execution import cluster_size
-from tune_rescon.tuning.execution.cluster_size import sampled_cluster
+from tune_rescon.tuning.ray import cluster_size
+from tune_rescon.tuning.ray.cluster_size import sampled_cluster
 
 SIZE = ClusterSize(nodes=2, gpus=8, cpus=64)
 

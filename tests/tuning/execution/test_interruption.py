@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import pytest
 
 from tune_rescon.errors import ConfigError
-from tune_rescon.tuning.execution.interruption import Interruption, Urgency, listening
 from tune_rescon.tuning.options import default_grace
+from tune_rescon.tuning.ray.shutdown import Interruption, Urgency, listening
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -85,7 +85,7 @@ def test_nohup_is_respected() -> None:
 #: Prints to its terminal after that was closed, on standard output and on a duplicate as a console has it.
 PRINTS_ON = """
 import os, time
-from tune_rescon.tuning.execution.interruption import Interruption, Urgency, listening
+from tune_rescon.tuning.ray.shutdown import Interruption, Urgency, listening
 
 interruption = Interruption(grace=20.0, clock=time.monotonic)
 interruption.deferred = True

@@ -9,7 +9,7 @@ import pytest
 from ray.tune.utils.object_cache import _ObjectCache
 
 from tune_rescon.tuning import Coordinator
-from tune_rescon.tuning.execution.kept_processes import KeptProcesses
+from tune_rescon.tuning.ray.tune_adapter import KeptProcesses
 
 PLACE = "a placement group factory"
 

@@ -13,7 +13,7 @@ from tune_rescon.data import DatasetFacts, describe
 from tune_rescon.spaces import load_space
 from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
 from tune_rescon.training.device import Placement
-from tune_rescon.tuning.execution.measuring import _measure
+from tune_rescon.tuning.ray.staging import _measure
 
 pytestmark = pytest.mark.torch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.tuning.execution.noise import diverted, library_log
+from tune_rescon.tuning.ray.log_redirect import diverted, library_log
 
 
 @pytest.mark.parametrize("name", ["ray.tune", "optuna", "mlflow.store", "pytorch_lightning", "tune_rescon.x"])
@@ -76,7 +76,7 @@ def test_what_is_written_to_the_descriptors_goes_there_too(
 PROGRAM = """
 import sys
 from pathlib import Path
-from tune_rescon.tuning.execution.noise import diverted
+from tune_rescon.tuning.ray.log_redirect import diverted
 sys.stdout.write("first ")
 with diverted(Path(sys.argv[1])):
     sys.stdout.write("amid")

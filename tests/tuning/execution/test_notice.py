@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.tuning.execution.notice import Hearing, Notice, node_is_drained
+from tune_rescon.tuning.ray.preemption import Hearing, Notice, node_is_drained
 
 
 def no() -> bool:
@@ -122,7 +122,7 @@ def test_without_ray_no_node_is_drained(ray: Any) -> None:
 
 def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     notice = Notice()
-    monkeypatch.setattr("tune_rescon.tuning.execution.notice.NOTICE", notice)
+    monkeypatch.setattr("tune_rescon.tuning.ray.preemption.NOTICE", notice)
     done: list[object] = []
 
     class Trainable:

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from tune_rescon.tuning.execution.one_thread import on_one_thread
+from tune_rescon.tuning.ray.worker import on_one_thread
 
 
 def test_it_is_the_same_thread_whoever_asks() -> None:
@@ -18,7 +18,7 @@ def test_it_is_the_same_thread_whoever_asks() -> None:
     program = (
         "import threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from tune_rescon.tuning.execution.one_thread import on_one_thread\n"
+        "from tune_rescon.tuning.ray.worker import on_one_thread\n"
         "both = threading.Barrier(2)\n"
         "def ask(): both.wait(); return on_one_thread(threading.get_ident)\n"
         "with ThreadPoolExecutor(2) as pool:\n"
@@ -61,7 +61,7 @@ def test_nothing_of_it_is_kept() -> None:
 def test_a_process_ends_whatever_it_is_at() -> None:
     program = (
         "import threading, time\n"
-        "from tune_rescon.tuning.execution.one_thread import on_one_thread\n"
+        "from tune_rescon.tuning.ray.worker import on_one_thread\n"
         "begun = threading.Event()\n"
         "def work(): begun.set(); time.sleep(60)\n"
         "threading.Thread(target=on_one_thread, args=(work,), daemon=True).start()\n"

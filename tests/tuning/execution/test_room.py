@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import ResourceError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning.execution.room import Nodes, fit_slots, growth, nodes_of
+from tune_rescon.tuning.resources import Nodes, fit_slots, growth, nodes_of
 
 ONE = {"CPU": 2.0, "GPU": 1.0}
 HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.training.module import TrialModule
-from tune_rescon.tuning.execution.notice import Notice
-from tune_rescon.tuning.execution.trial import TrialTask, run_trial
+from tune_rescon.tuning.ray.preemption import Notice
+from tune_rescon.tuning.ray.worker import TrialTask, run_trial
 
 pytestmark = pytest.mark.torch
 
@@ -163,7 +163,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     def at(step: int) -> list[int]:
         notice, steps = Notice(), list[int]()
         notice.hear()
-        monkeypatch.setattr("tune_rescon.tuning.execution.trial.NOTICE", notice)
+        monkeypatch.setattr("tune_rescon.tuning.ray.worker.NOTICE", notice)
 
         def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
             steps.append(len(steps) + 1)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tune_rescon.tuning.execution.spot import SpotNotice
+from tune_rescon.tuning.ray.preemption import SpotNotice
 
 NOTICE = '{"action": "terminate", "time": "2026-11-26T08:22:00Z"}'
 

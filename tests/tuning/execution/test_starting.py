@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tune_rescon.errors import ClusterError, ConfigError
-from tune_rescon.tuning.execution.cluster import _join
-from tune_rescon.tuning.execution.starting import LONGER_START, check_temp_dir, start_or_retry
+from tune_rescon.tuning.ray.session import LONGER_START, _join, check_temp_dir, start_or_retry
 
 (SETTING,) = LONGER_START
 

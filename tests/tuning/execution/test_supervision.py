@@ -7,14 +7,14 @@ import threading
 import pytest
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError
-from tune_rescon.tuning.execution import supervision
-from tune_rescon.tuning.execution.supervision import SearchIsOver, Turns, run_aside
+from tune_rescon.tuning.ray import shutdown
+from tune_rescon.tuning.ray.shutdown import SearchIsOver, Turns, run_aside
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "TICK", 0.01)
-    monkeypatch.setattr(supervision, "PARTING", 0.2)
+    monkeypatch.setattr(shutdown, "TICK", 0.01)
+    monkeypatch.setattr(shutdown, "PARTING", 0.2)
 
 
 def nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from tune_rescon.tuning.execution.waiting_trials import PATIENCE, PATIENCE_AGAIN, WaitingTrials
+from tune_rescon.tuning.ray.tune_adapter import PATIENCE, PATIENCE_AGAIN, WaitingTrials
 
 
 class Hall:

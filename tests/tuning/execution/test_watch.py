@@ -7,8 +7,7 @@ import signal
 import pytest
 
 from tune_rescon.errors import LeaseLostError
-from tune_rescon.tuning.execution.interruption import Interruption
-from tune_rescon.tuning.execution.watch import Watch
+from tune_rescon.tuning.ray.shutdown import Interruption, Watch
 
 
 class Scene:

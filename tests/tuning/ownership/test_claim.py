@@ -9,7 +9,7 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import SearchFolder
-from tune_rescon.tuning.ownership.claim import claimed
+from tune_rescon.tuning.folder import claimed
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_who_lost_the_directory_before_it_was_locked_does_not_begin(
         folder.create()
         return True
 
-    monkeypatch.setattr("tune_rescon.tuning.ownership.claim._lock", lose)
+    monkeypatch.setattr("tune_rescon.tuning.folder._lock", lose)
     with pytest.raises(StorageError, match="must be free"), claimed(folder):
         pass
     assert folder.path.is_dir(), "it is the other driver's"

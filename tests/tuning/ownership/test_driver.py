@@ -8,7 +8,7 @@ import sys
 
 import psutil
 
-from tune_rescon.tuning.ownership.driver import process_start, this_driver
+from tune_rescon.tuning.lease import process_start, this_driver
 
 
 def test_this_process_is_found_alive() -> None:

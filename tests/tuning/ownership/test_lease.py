@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
-from tune_rescon.tuning.ownership.driver import Driver, this_driver
-from tune_rescon.tuning.ownership.lease import SETTLE_SECONDS, Claim, Lease, LeaseKeeper, hold_lease, may_take
-from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
+from tune_rescon.tuning.lease import (
+    SETTLE_SECONDS,
+    Claim,
+    Driver,
+    Lease,
+    LeaseKeeper,
+    hold_lease,
+    may_take,
+    this_driver,
+)
+from tune_rescon.tuning.search_lease import StudyLeaseStore
 
 HERE = Driver(host="a", place="a boot-1 pid-1", pid=10, started=1000.0)
 BESIDE = dataclasses.replace(HERE, pid=11, started=1001.0)
@@ -303,7 +311,7 @@ def test_a_study_keeps_its_own_lease(url: str) -> None:
 
 @pytest.mark.timeout(60)  # real seconds of a real thread
 def test_a_held_lease_beats_and_is_given_back(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_rescon.tuning.ownership.lease.SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr("tune_rescon.tuning.lease.SETTLE_SECONDS", 0.02)
     beaten = threading.Event()
 
     class Store(StudyLeaseStore):

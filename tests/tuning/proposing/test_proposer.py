@@ -12,9 +12,8 @@ from optuna.trial import FrozenTrial
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import Proposer, TrialSummary
-from tune_rescon.tuning.proposing import proposer
-from tune_rescon.tuning.record.study import Enqueued, Proposal
+from tune_rescon.tuning import Proposer, TrialSummary, sampler
+from tune_rescon.tuning.study import Enqueued, Proposal
 
 NUMBERS = (
     "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
@@ -86,7 +85,7 @@ def test_a_search_that_goes_on_draws_what_it_would_have(kind: str, against: tupl
 
 def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("KEEP_BEST", 3), ("KEEP_LATEST", 5), ("RENEW_EVERY", 6)):
-        monkeypatch.setattr(proposer, name, value)
+        monkeypatch.setattr(sampler, name, value)
     of = space("tpe")
     whole = run(of, [], 26)
     for cut in (5, 6, 7, 18, 23):
@@ -95,11 +94,11 @@ def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.Monkey
 
 def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
-        monkeypatch.setattr(proposer, name, value)
+        monkeypatch.setattr(sampler, name, value)
     of = space("tpe")
     before = run(of, [], 13)  # The last choice was made before trial 12, by the ranks of then.
-    assert len(before[12].memory[proposer._KEPT]) == 4
-    dropped = next(t for t in before[:12] if t.number not in before[12].memory[proposer._KEPT])
+    assert len(before[12].memory[sampler._KEPT]) == 4
+    dropped = next(t for t in before[:12] if t.number not in before[12].memory[sampler._KEPT])
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
     search = Proposer(of, known=before)
     search.reported(promoted)
@@ -110,32 +109,32 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
 
 def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 3)):
-        monkeypatch.setattr(proposer, name, value)
+        monkeypatch.setattr(sampler, name, value)
     trials = run(space("random"), [], 12)
     trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
     best = sorted(trials[1:], key=TrialSummary.rank_key)[:2]
-    kept = proposer.most_telling(trials)
+    kept = sampler.most_telling(trials)
     assert {0, *(trial.number for trial in best), 11} <= kept
     assert len(kept) == 6
 
 
 def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("KEEP_BEST", 1), ("KEEP_LATEST", 1)):
-        monkeypatch.setattr(proposer, name, value)
+        monkeypatch.setattr(sampler, name, value)
     states = [TrialState.PAUSED, TrialState.RUNNING, TrialState.INTERRUPTED, *[TrialState.STOPPED] * 3]
     values = (0.2, 0.1, 0.1, 0.9, 0.3, 0.4)
     trials = [
         dataclasses.replace(trial, state=state, values=(value,))
         for trial, state, value in zip(run(space("random"), [], 6), states, values, strict=True)
     ]
-    assert proposer.most_telling(trials) == {1, 2, 3, 5}
+    assert sampler.most_telling(trials) == {1, 2, 3, 5}
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", {6, 12}), ("random", set())])
 def test_what_is_kept_is_noted_where_it_was_chosen_and_only_for_a_bounded_view(
     kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proposer, "RENEW_EVERY", 6)
+    monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
     assert {trial.number for trial in run(space(kind), [], 14) if trial.memory} == noted
 
 
@@ -155,7 +154,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
     """What the sampler of a proposer that is made now was shown when it was asked last."""
     seen: list[FrozenTrial] = []
     monkeypatch.setattr(
-        proposer, "make_sampler", lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt)
+        sampler, "make_sampler", lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt)
     )
     return seen
 
@@ -314,7 +313,7 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
     kind: str, size: int, shown: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6)):
-        monkeypatch.setattr(proposer, name, value)
+        monkeypatch.setattr(sampler, name, value)
     known = run(space(kind), [], 13)
     Proposer(space(kind), known=known).propose()
     assert len(shown) == size

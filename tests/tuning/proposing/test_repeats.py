@@ -10,7 +10,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, grid_points, load_space, to_optuna
 from tune_rescon.tuning import Proposer, TrialSummary
-from tune_rescon.tuning.record.space_versions import SpaceVersions
+from tune_rescon.tuning.space_versions import SpaceVersions
 
 SIX = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from tune_rescon.spaces import Space, load_space, suggest
-from tune_rescon.tuning.proposing.samplers import make_sampler
+from tune_rescon.tuning.optuna_samplers import make_sampler
 
 KINDS = {
     "tpe": optuna.samplers.TPESampler,

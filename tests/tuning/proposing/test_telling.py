@@ -9,7 +9,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialSummary
-from tune_rescon.tuning.proposing.telling import Told, common_epoch, told
+from tune_rescon.tuning.optuna_samplers import Told, common_epoch, told
 
 
 def trial(state: str, *values: float, cost: float | None = None) -> TrialSummary:

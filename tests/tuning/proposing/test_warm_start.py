@@ -20,9 +20,9 @@ from tune_rescon.tuning import (
     StudyRecord,
     TrialSummary,
     Verdict,
+    sampler,
 )
-from tune_rescon.tuning.proposing import proposer
-from tune_rescon.tuning.proposing.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.warm_start import note_earlier, noted_earlier, trials_of
 
 # An earlier search is a database that is written trial by trial.
 pytestmark = pytest.mark.timeout(20)
@@ -120,7 +120,7 @@ def test_of_many_the_most_telling_are_learnt_from(
     options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("KEEP_BEST", "KEEP_LATEST"):
-        monkeypatch.setattr(proposer, name, 1)
+        monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)
     assert [trial.number for trial in trials_of(space(), options, lambda _: None)] == [0, 3]

@@ -22,10 +22,9 @@ from tune_rescon.errors import StorageError
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.tuning import Place, SearchFolder, SearchState, StudyRecord, read_search
-from tune_rescon.tuning.ownership.driver import this_driver
-from tune_rescon.tuning.ownership.lease import LeaseKeeper
-from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
-from tune_rescon.tuning.run_notes import note_outcome, note_run, read_notes
+from tune_rescon.tuning.lease import LeaseKeeper, this_driver
+from tune_rescon.tuning.search_lease import StudyLeaseStore
+from tune_rescon.tuning.study_attributes import note_outcome, note_run, read_notes
 
 MakeSearch = Callable[..., SearchFolder]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.tuning.ownership.driver import Driver
-from tune_rescon.tuning.ownership.lease import Lease
-from tune_rescon.tuning.reading.standing import driver_lives, search_state
+from tune_rescon.tuning.lease import Driver, Lease
+from tune_rescon.tuning.reader import driver_lives, search_state
 from tune_rescon.tuning.result import SearchState
 
 ME = Driver(host="here", place="here 1", pid=1, started=0.0)

@@ -14,11 +14,11 @@ from mlflow.entities import Run
 from tune_rescon.errors import LeaseError
 from tune_rescon.tracking import writer
 from tune_rescon.tuning import Place, SearchFolder, StudyRecord, sync_tracking
-from tune_rescon.tuning.ownership.lease import hold_lease
-from tune_rescon.tuning.ownership.lease_store import StudyLeaseStore
-from tune_rescon.tuning.record.identity import read_id
-from tune_rescon.tuning.run_notes import note_run
-from tune_rescon.tuning.sync import Synced
+from tune_rescon.tuning.identity import read_id
+from tune_rescon.tuning.lease import hold_lease
+from tune_rescon.tuning.mlflow_sync import Synced
+from tune_rescon.tuning.search_lease import StudyLeaseStore
+from tune_rescon.tuning.study_attributes import note_run
 
 MakeSearch = Callable[..., SearchFolder]
 

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 
 from tune_rescon.spaces import dump_space, load_goal, load_space
 from tune_rescon.tuning import SearchFolder, StudyRecord
-from tune_rescon.tuning.record.identity import (
+from tune_rescon.tuning.identity import (
     Identity,
     decide_identity,
     ensure_identity,

@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.tuning.record.ledger import StudyLedger
-from tune_rescon.tuning.record.sql_ledger import SqlLedger
+from tune_rescon.tuning.sql_study_writer import SqlLedger
+from tune_rescon.tuning.study_writer import StudyLedger
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "learning_rate": FloatDistribution(1e-3, 1.0, log=True),

@@ -8,9 +8,9 @@ import pytest
 
 from tune_rescon.errors import RecordError
 from tune_rescon.tuning import Decision, SearchFolder, StudyRecord
-from tune_rescon.tuning.record.sql_ledger import SqlLedger
-from tune_rescon.tuning.record.study import Proposal
-from tune_rescon.tuning.rules.stopping import Verdict
+from tune_rescon.tuning.schedulers import Verdict
+from tune_rescon.tuning.sql_study_writer import SqlLedger
+from tune_rescon.tuning.study import Proposal
 
 CONTINUE = Verdict(decision=Decision.CONTINUE)
 

@@ -11,9 +11,9 @@ import pytest
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning import Decision, Proposer, StudyRecord, Verdict
-from tune_rescon.tuning.record.origin import find_origin, make_origin
-from tune_rescon.tuning.record.space_versions import SpaceVersions, note_space, read_versions
-from tune_rescon.tuning.record.study import Proposal
+from tune_rescon.tuning.space_versions import SpaceVersions, note_space, read_versions
+from tune_rescon.tuning.study import Proposal
+from tune_rescon.tuning.trial import find_origin, make_origin
 
 PARAMETERS = "parameters={depth: {type: categorical, choices: [56, 92]}}"
 

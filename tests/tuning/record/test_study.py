@@ -20,8 +20,8 @@ from optuna.trial import TrialState as OptunaState
 from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
-from tune_rescon.tuning.record.origin import TrialOrigin
-from tune_rescon.tuning.record.study import Proposal
+from tune_rescon.tuning.study import Proposal
+from tune_rescon.tuning.trial import TrialOrigin
 
 FINAL = [state for state in TrialState if state.is_final]
 

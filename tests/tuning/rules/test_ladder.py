@@ -6,10 +6,7 @@ import pytest
 
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import Decision, ladder_levels
-from tune_rescon.tuning.rules.ladder import make_rule
-from tune_rescon.tuning.rules.median import MedianRule
-from tune_rescon.tuning.rules.rungs import RungLadder
-from tune_rescon.tuning.rules.stopping import Observation
+from tune_rescon.tuning.schedulers import MedianRule, Observation, RungLadder, make_rule
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.rules.rungs import RungLadder, rungs
-from tune_rescon.tuning.rules.stopping import Decision, Observation, Verdict
+from tune_rescon.tuning.schedulers import Decision, Observation, RungLadder, Verdict, rungs
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)

@@ -15,9 +15,8 @@ import pytest
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 from tune_rescon.tuning import RunOptions, find_search
-from tune_rescon.tuning.store.checkpoint_sync import synchronised
-from tune_rescon.tuning.store.search_store import open_store
-from tune_rescon.tuning.store.url_store import UrlStore
+from tune_rescon.tuning.ray.worker import synchronised
+from tune_rescon.tuning.search_storage import UrlStore, open_store
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""A cluster that is played: what would be run on it is written down, and answered as a test says."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.clusters import cluster as starting
+from tune_rescon.clusters import head, jobs
+from tune_rescon.clusters.commands import Command, Done
+from tune_rescon.clusters.head import HeadState, Job, Node
+
+#: A list of two hosts.
+CLUSTER_YAML = """
+cluster_name: lab
+provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
+auth: {ssh_user: root, ssh_private_key: ~/.ssh/id}
+"""
+
+
+@dataclass
+class Played:
+    """Answers by the first words that are in a command: each list from its start, its last for ever."""
+
+    answers: dict[str, list[Done | BaseException]] = field(default_factory=dict)
+    ran: list[str] = field(default_factory=list)
+
+    def run(self, command: Command, *, listen: bool = False, timeout: float | None = None) -> Done:
+        assert timeout is None or listen
+        assert command.argv[2:4] == ("-m", "ray.scripts.scripts")
+        words = shlex.join(command.argv[4:])
+        self.ran.append(words)
+        for part, answers in self.answers.items():
+            if part in words:
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                if isinstance(answer, BaseException):
+                    raise answer
+                return answer
+        return Done(code=0)
+
+    def ran_with(self, part: str) -> list[str]:
+        return [words for words in self.ran if part in words]
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
+    made = Played()
+    for module in (head, jobs, starting):
+        monkeypatch.setattr(module, "run", made.run)
+    monkeypatch.setattr(starting, "PAUSE", 0.01)
+    monkeypatch.setattr(jobs, "PAUSE", 0.01)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    (tmp_path / "token").write_text("t")
+    return made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER_YAML)
+    return path
+
+
+@pytest.fixture
+def stands() -> Callable[..., Done]:
+    """Makes what `inspect` says through a login shell."""
+
+    def stands(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Done:
+        nodes = [Node(name="10.0.0.1", type="head", alive=True, is_head=True, resources={})]
+        nodes += [
+            Node(name=f"10.0.0.{2 + n}", type="worker", alive=True, is_head=False, resources={"GPU": 1.0})
+            for n in range(workers)
+        ]
+        nodes.append(Node(name="10.0.0.9", type="worker", alive=False, is_head=False, resources={}))
+        state = HeadState(
+            nodes=nodes, jobs=list(jobs), demands=["{'GPU': 1.0}: 3+ pending"], mlflow_answers=True
+        )
+        return Done(code=code, said=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
+
+    return stands

@@ -1,0 +1,173 @@
+"""What is run on this machine and on the head, word by word; nothing is run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tune_rescon.clusters.cluster import find_keys
+from tune_rescon.clusters.cluster_file import ClusterFile
+from tune_rescon.clusters.commands import (
+    Command,
+    Done,
+    end_mlflow_words,
+    follow_words,
+    inspect_words,
+    make_token,
+    ray_down,
+    ray_exec,
+    ray_up,
+    run,
+    search_job,
+    ssh_tunnel,
+    stop_words,
+    submission_id,
+    where_is_head,
+)
+from tune_rescon.errors import ClusterError, ClusterFileError
+from tune_rescon.search import search
+
+AWS = ClusterFile(
+    path=Path("c.yaml"), name="c", provider="aws", workers=0, region="us-west-2", ssh_user="ubuntu"
+)
+LOCAL = replace(AWS, provider="local", region=None, ssh_key="~/.ssh/id", ssh_user="root")
+
+JOBS = "--address http://127.0.0.1:8265"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (ray_up(AWS, restart=True), "up --log-style pretty -y --no-config-cache c.yaml"),
+        (ray_up(AWS, restart=False), "up --log-style pretty -y --no-config-cache --no-restart c.yaml"),
+        (ray_down(AWS), "down --log-style pretty -y c.yaml"),
+        (where_is_head(AWS), "get-head-ip c.yaml"),
+        (make_token(AWS), "get-auth-token --generate"),
+        (
+            ray_exec(AWS, "ray status"),
+            "exec --log-style pretty c.yaml 'export RAY_AUTH_MODE=token; ray status'",
+        ),
+    ],
+)
+def test_rays_command_lines(command: Command, words: str) -> None:
+    assert command.argv[:4] == (sys.executable, "-P", "-m", "ray.scripts.scripts")
+    assert shlex.join(command.argv[4:]) == words
+    assert command.env == {"RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize("command", [ray_up(LOCAL, restart=True), ray_exec(LOCAL, "w"), ray_down(LOCAL)])
+def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
+    assert command.env == {"RAY_AUTH_MODE": "token", "RAY_UP_enable_autoscaler_v2": "0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (follow_words("j-1"), f"ray job logs {JOBS} --follow j-1"),
+        (stop_words("j-1"), f"ray job stop {JOBS} j-1"),
+        (inspect_words(), "python -m tune_rescon.cluster inspect --json"),
+        (end_mlflow_words(), "python -m tune_rescon.cluster mlflow --end"),
+    ],
+)
+def test_lines_for_the_heads_shell(line: str, words: str) -> None:
+    assert line == words
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "arguments", "expected"),
+    [
+        (None, None, ["--space", "digits"], {"space_name": "digits", "name": None, "resume": None}),
+        ("--name", "a", ["--space", "digits"], {"name": "a", "resume": None}),
+        ("--resume", "a", [], {"name": None, "resume": "a"}),
+        # What a person gives goes before what is given here.
+        (None, None, ["--tracking-uri", "http://m"], {"tracking_uri": "http://m", "address": "auto"}),
+        (None, None, ["--space", "it's $HOME `x`"], {"space_name": "it's $HOME `x`"}),
+        (None, None, ["--set", "a=[1, 2]", "--set", "b=x y"], {"settings": ("a=[1, 2]", "b=x y")}),
+    ],
+)
+def test_a_search_arrives_as_it_was_given(
+    flag: str | None, name: str | None, arguments: list[str], expected: dict[str, object]
+) -> None:
+    words = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
+    here, there = words[: words.index("--")], words[words.index("--") + 1 :]
+    assert shlex.join(here) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
+    assert there[:3] == ["python", "-m", "tune_rescon.search"]
+    read = search.make_context("search", there[3:]).params
+    assert read["plain"]
+    assert {key: read[key] for key in expected} == expected
+    if "tracking_uri" not in expected:
+        assert read["tracking_uri"] == "http://127.0.0.1:5000"
+
+
+def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
+    with pytest.raises(ClusterFileError, match="must hold no password") as caught:
+        search_job("j-1", ["--study", "postgresql://ann:s3cret@db/x"], flag=None, name=None)
+    assert "s3cret" not in str(caught.value)
+    assert "TUNE_RESCON_STUDY" in str(caught.value)
+
+
+def test_every_job_has_an_identity_of_its_own() -> None:
+    assert submission_id(None, datetime(2026, 1, 2, 3, 4, 5)) == "search-20260102-030405"
+
+
+def test_a_tunnel_is_open_to_this_machine_only_and_asks_nothing() -> None:
+    cluster = replace(AWS, ssh_proxy_command="ssh -W %h:%p bastion")
+    command = ssh_tunnel(cluster, "10.0.0.1", {5001: 5000, 8265: 8265}, [Path("/k")])
+    words = shlex.join(command.argv)
+    assert words.startswith("ssh -N -T -i /k -o ")
+    assert words.endswith("-L 127.0.0.1:5001:127.0.0.1:5000 -L 127.0.0.1:8265:127.0.0.1:8265 ubuntu@10.0.0.1")
+    for option in ("BatchMode=yes", "ExitOnForwardFailure=yes", "IdentitiesOnly=yes"):
+        assert f"-o {option}" in words
+    assert "ProxyCommand=ssh -W %h:%p bastion" in command.argv
+
+
+def test_a_tunnel_without_a_key_leaves_that_to_ssh() -> None:
+    assert "IdentitiesOnly=yes" not in ssh_tunnel(AWS, "h", {1: 2}, []).argv
+
+
+def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
+    for name in ("ray-autoscaler_us-west-2.pem", "ray-autoscaler_1_eu-central-1.pem", "id"):
+        (tmp_path / name).touch()
+    assert find_keys(AWS, tmp_path) == [tmp_path / "ray-autoscaler_us-west-2.pem"]
+    assert find_keys(replace(AWS, region="us-east-1"), tmp_path) == []
+    assert find_keys(LOCAL, tmp_path) == [Path("~/.ssh/id").expanduser()]
+
+
+def test_what_is_said_is_heard_without_carriage_returns() -> None:
+    script = "import os, sys; print(os.environ['A'], end='\\r\\n'); sys.exit(3)"
+    done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), listen=True)
+    assert done == Done(code=3, said="x\n")
+    assert done.last_words == "x"
+
+
+def test_nothing_that_a_command_has_started_stays(tmp_path: Path) -> None:
+    script = "sleep 9 & echo $! > pid; wait"
+    command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
+    with pytest.raises(ClusterError, match=r"did not end within 0\.3 s"):
+        run(command, listen=True, timeout=0.3)
+    pid = int((tmp_path / "pid").read_text())
+    end = time.monotonic() + 1
+    while is_there(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_what_cannot_be_run_or_does_not_end_is_said() -> None:
+    with pytest.raises(ClusterError, match="`/no/such` cannot be run: No such file or directory"):
+        run(Command(argv=("/no/such",)))
+    with pytest.raises(ClusterError, match=r"`sleep 9` did not end within 0.1 s"):
+        run(Command(argv=("sleep", "9")), timeout=0.1)

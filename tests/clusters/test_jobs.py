@@ -1,0 +1,209 @@
+"""Submitting and following on a cluster that is played, and how it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.cluster import main
+from tune_rescon.clusters.commands import Done
+from tune_rescon.clusters.head import HeadState, Job, parse_demands, parse_jobs, parse_nodes
+
+Stands = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.clusters.jobs.submission_id", lambda *_: "j-1")
+
+
+def job(status: str, message: str = "") -> tuple[Job, ...]:
+    return (Job(id="j-0", status="FAILED"), Job(id="j-1", status=status, message=message))
+
+
+def test_a_search_is_submitted_followed_and_has_succeeded(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
+    assert main(["submit", str(file), "--name", "a", "--", "--space", "digits", "--trials", "3"]) == 0
+    assert len(played.ran) == 3
+    assert "--submission-id j-1 --no-wait -- python -m tune_rescon.search --address auto" in played.ran[0]
+    assert "--name a --space digits --trials 3" in played.ran[0]
+    assert "ray job logs --address http://127.0.0.1:8265 --follow j-1" in played.ran[1]
+    assert capsys.readouterr().out == "Job j-1 runs on lab\n"
+
+
+def test_so_are_its_finals(played: Any, stands: Stands, file: Path) -> None:
+    played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
+    assert main(["submit", str(file), "--train", "--", "--from", "a", "--top", "2"]) == 0
+    assert "-- python -m tune_rescon.train --address auto --plain" in played.ran[0]
+    assert "--from a --top 2" in played.ran[0]
+
+
+def test_one_that_failed_is_a_failure(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"inspect": [stands(jobs=job("FAILED", "It ended with code 2."))]}
+    assert main(["submit", str(file)]) == 1
+    assert "job j-1 has ended as FAILED. It ended with code 2." in capsys.readouterr().err
+
+
+def test_it_is_not_followed_where_that_is_not_asked(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(file), "--resume", "a", "--no-follow"]) == 0
+    assert len(played.ran) == 1
+    assert "--resume a" in played.ran[0]
+    said = capsys.readouterr().out
+    assert "Follow it: ray exec " in said
+    assert "ray job stop --address http://127.0.0.1:8265 j-1" in said
+
+
+def test_whoever_stops_following_is_told_how_to_follow_and_stop(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"job logs": [KeyboardInterrupt()]}
+    assert main(["submit", str(file)]) == 130
+    said = capsys.readouterr().out
+    assert "The job goes on.\nFollow it: ray exec" in said
+
+
+def test_a_log_whose_connection_broke_is_shown_again(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = Done(code=1, said="ssh: no route\n")
+    played.answers = {"inspect": [down, stands(jobs=job("RUNNING")), down, stands(jobs=job("SUCCEEDED"))]}
+    assert main(["submit", str(file)]) == 0
+    assert len(played.ran_with("job logs")) == 4
+    assert "the job goes on: its log again" in capsys.readouterr().out
+
+
+def test_a_head_that_is_gone_is_a_failure_that_says_how_to_go_on(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"inspect": [Done(code=1, said="ssh: no route\n")]}
+    assert main(["submit", str(file)]) == 1
+    said = capsys.readouterr()
+    assert "Follow it: " in said.out
+    assert "ssh: no route" in said.err
+
+
+def test_a_head_that_takes_no_job_is_a_failure(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"job submit": [Done(code=1, said="RuntimeError: 401\nSSH command failed.\n")]}
+    assert main(["submit", str(file)]) == 1
+    assert "did not take the job: RuntimeError: 401 / SSH command failed." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--name", "a", "--resume", "a"], "Give one of --name and --resume."),
+        (["--resume", "a b"], "--resume: must be letters, digits"),
+    ],
+)
+def test_bad_names(flags: list[str], said: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", str(file), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_status_shows_how_it_stands(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"inspect": [stands(1, jobs=job("RUNNING"))]}
+    assert main(["status", str(file)]) == 0
+    said = capsys.readouterr().out
+    for words in ("10.0.0.2", "1 GPU", "gone", "Job j-1: running", "Last ended: j-0, failed", "3+ pending"):
+        assert words in said
+    assert "MLflow answers." in said
+    assert main(["status", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mlflow_answers"] is True
+
+
+#: As Ray 2.60 answers.
+NODES = {
+    "data": {
+        "result": {
+            "result": [
+                {
+                    "node_ip": "10.0.0.2",
+                    "is_head_node": False,
+                    "state": "DEAD",
+                    "resources_total": {},
+                    "labels": {"ray.io/node-group": "gpu_a10g"},
+                },
+                {
+                    "node_ip": "10.0.0.3",
+                    "is_head_node": False,
+                    "state": "ALIVE",
+                    "resources_total": {
+                        "CPU": 8.0,
+                        "GPU": 1.0,
+                        "accelerator_type:A10G": 1.0,
+                        "memory": 3e10,
+                        "object_store_memory": 8e7,
+                        "node:10.0.0.3": 1.0,
+                    },
+                    "labels": {"ray.io/node-id": "6f"},
+                },
+                {
+                    "node_ip": "10.0.0.1",
+                    "is_head_node": True,
+                    "state": "ALIVE",
+                    "resources_total": {"node:__internal_head__": 1.0, "memory": 3e10},
+                    "labels": None,
+                },
+            ]
+        }
+    }
+}
+
+
+def test_nodes_as_the_dashboard_has_them() -> None:
+    head, alive, dead = parse_nodes(NODES)
+    assert (head.is_head, head.type, dict(head.resources)) == (True, "head", {})
+    assert (alive.name, alive.type, alive.accelerator) == ("10.0.0.3", "worker", "A10G")
+    assert alive.resources == {"CPU": 8.0, "GPU": 1.0}
+    assert (dead.alive, dead.type) == (False, "gpu_a10g")
+    state = HeadState(nodes=[head, alive, dead], jobs=[], demands=[], mlflow_answers=False)
+    assert state.workers == 1
+
+
+def test_jobs_are_those_that_were_submitted_the_newest_first() -> None:
+    answer = [
+        {"submission_id": "a", "status": "FAILED", "start_time": 1, "message": None, "entrypoint": "e"},
+        {"submission_id": None, "status": "RUNNING", "start_time": 3},
+        {"submission_id": "b", "status": "PENDING", "start_time": 2},
+    ]
+    found = parse_jobs(answer)
+    assert [(one.id, one.goes_on) for one in found] == [("b", True), ("a", False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "demands"),
+    [
+        ("", []),
+        ("No cluster status. It may take a few seconds.", []),
+        ("Total Demands:\n {'x': 1}\n", []),
+        (
+            "Demands:\n {'GPU': 1.0}: 3+ a\n {'CPU': 1.0}: 1+ b\n\n x\n",
+            ["{'GPU': 1.0}: 3+ a", "{'CPU': 1.0}: 1+ b"],
+        ),
+        ("Pending Demands:\n {'GPU': 1.0}: 3+ a", ["{'GPU': 1.0}: 3+ a"]),
+        ("Demands:\n (no resource demands)\n", []),
+    ],
+)
+def test_what_waits_in_either_autoscalers_words(text: str, demands: list[str]) -> None:
+    assert parse_demands(text) == demands
+
+
+@pytest.mark.parametrize(
+    "said", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
+)
+def test_an_answer_that_is_none(said: str) -> None:
+    assert HeadState.parse(said) is None

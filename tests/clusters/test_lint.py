@@ -1,0 +1,481 @@
+"""The shipped cluster files are sound; each, with one thing broken, is told so in the right words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.clusters import Finding, check_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = [
+    "cluster.yaml",
+    "cluster/gcp.yaml",
+    "cluster/kuberay.yaml",
+    "cluster/local.yaml",
+    "cluster/slurm.sh",
+]
+
+#: The file; what in it becomes what (once, at its first place); the rule; what must be told.
+ERRORS: list[tuple[str, str, str, str, str]] = [
+    # YAML.
+    ("cluster.yaml", "cluster_name: tune-rescon", "cluster_name: [x", "yaml", "is not YAML: "),
+    ("cluster.yaml", "upscaling_speed: 1.0", "max_workers: 9", "yaml", 'found duplicate key "max_workers"'),
+    # Ray's schema.
+    (
+        "cluster.yaml",
+        "upscaling_speed: 1.0",
+        "upscale_speed: 1.0",
+        "unknown-key",
+        "upscale_speed: unknown key 'upscale_speed' (did you mean 'upscaling_speed'?); known: auth, ",
+    ),
+    (
+        "cluster.yaml",
+        "min_workers: 0\n    max_workers: 8",
+        "min_worker: 0",
+        "unknown-key",
+        "available_node_types.a10g.min_worker: unknown key 'min_worker' (did you mean 'min_workers'?)",
+    ),
+    (
+        "cluster.yaml",
+        "container_name:",
+        "containername:",
+        "unknown-key",
+        "docker.containername: unknown key 'containername' (did you mean 'container_name'?)",
+    ),
+    ("cluster.yaml", "cluster_name: tune-rescon", "", "ray-schema", "cluster_name: is missing."),
+    (
+        "cluster.yaml",
+        "max_workers: 8 ",
+        "max_workers: many ",
+        "ray-schema",
+        "max_workers: must be of type integer, but got 'many'.",
+    ),
+    (
+        "cluster.yaml",
+        "head_node_type: head",
+        "head_node_type: haed",
+        "head-type",
+        "head_node_type: unknown node type 'haed' (did you mean 'head'?); known: a100x8, a10g,",
+    ),
+    ("cluster/local.yaml", "head_ip:", "head:", "head-type", "provider.head_ip: is missing."),
+    # How many.
+    (
+        "cluster.yaml",
+        "min_workers: 0\n    max_workers: 8",
+        "min_workers: 9\n    max_workers: 8",
+        "workers",
+        "available_node_types.a10g: `0 <= min_workers <= max_workers` must hold, but got 9 and 8.",
+    ),
+    (
+        "cluster.yaml",
+        "min_workers: 0\n    max_workers: 8",
+        "min_workers: -1\n    max_workers: 8",
+        "workers",
+        "must hold, but got -1 and 8.",
+    ),
+    ("cluster/local.yaml", "min_workers: 2", "min_workers: 3", "workers", "must hold, but got 3 and 2."),
+    # Who gets in.
+    (
+        "cluster.yaml",
+        "  type: aws",
+        "  type: aws\n  security_group: {IpPermissions: [{FromPort: 22, IpRanges: [{CidrIp: 0.0.0.0/0}]}]}",
+        "ingress",
+        "IpPermissions[0].IpRanges[0].CidrIp: nothing may be open to the whole internet, but got 0.0.0.0/0.",
+    ),
+    (
+        "cluster.yaml",
+        "  type: aws",
+        "  type: aws\n  security_group: {IpPermissions: [{Ipv6Ranges: [{CidrIpv6: '::/0'}]}]}",
+        "ingress",
+        "nothing may be open to the whole internet, but got ::/0. Name the addresses you come from.",
+    ),
+    (
+        "cluster.yaml",
+        "SecurityGroupIds: [sg-CHANGE] ",
+        "#",
+        "ingress",
+        "available_node_types.head.node_config: every node type must name your own SecurityGroupIds. A group",
+    ),
+    (
+        "cluster.yaml",
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-host=0.0.0.0",
+        "dashboard",
+        "[1]: the head must be started with `--dashboard-host=127.0.0.1`, but got 0.0.0.0.",
+    ),
+    ("cluster.yaml", "--dashboard-host=127.0.0.1", "", "dashboard", "but got none."),
+    ("cluster/slurm.sh", "--dashboard-host=127.0.0.1", "--dashboard-host ::", "dashboard", "but got ::."),
+    (
+        "cluster.yaml",
+        "tune_rescon.cluster mlflow",
+        "mlflow server --host 0.0.0.0",
+        "listens",
+        "[2]: a server must listen on 127.0.0.1, to be reached by a tunnel, but got `--host 0.0.0.0`.",
+    ),
+    # The token.
+    (
+        "cluster.yaml",
+        "RAY_AUTH_MODE=token ray start --head",
+        "ray start --head",
+        "auth-mode",
+        "head_start_ray_commands[1]: every `ray start` must have `RAY_AUTH_MODE=token` before it. Without",
+    ),
+    (
+        "cluster.yaml",
+        "RAY_AUTH_MODE=token ray start --address",
+        "RAY_AUTH_MODE=disabled ray start --address",
+        "auth-mode",
+        "worker_start_ray_commands[1]: every `ray start`",
+    ),
+    (
+        "cluster.yaml",
+        "worker_start_ray_commands:",
+        "worker_setup_commands:",
+        "auth-mode",
+        "worker_start_ray_commands: must start Ray, but got no `ray start`. Ray's defaults take no token",
+    ),
+    (
+        "cluster/kuberay.yaml",
+        "authOptions: {mode: token}",
+        "",
+        "auth-mode",
+        "authOptions: must be {mode: token}",
+    ),
+    ("cluster/slurm.sh", "RAY_AUTH_MODE=token srun", "srun", "auth-mode", "every `ray start` must have"),
+    (
+        "cluster.yaml",
+        "  ~/.ray/auth_token: ~/.ray/auth_token\n",
+        "",
+        "auth-token",
+        "file_mounts: must hold `~/.ray/auth_token: ~/.ray/auth_token`. Without the token no node may join.",
+    ),
+    # The head is no worker, and stays.
+    (
+        "cluster.yaml",
+        "{CPU: 0, GPU: 0}",
+        "{CPU: 2, GPU: 0}",
+        "head-resources",
+        "head.resources: the head's must be {CPU: 0, GPU: 0}, but got {'CPU': 2, 'GPU': 0}.",
+    ),
+    ("cluster.yaml", "{CPU: 0, GPU: 0}", "{}", "head-resources", "must be {CPU: 0, GPU: 0}, but got {}."),
+    (
+        "cluster/local.yaml",
+        "--num-cpus=0",
+        "",
+        "head-resources",
+        "head_start_ray_commands: the head must be started with `--num-cpus=0`, but got none.",
+    ),
+    ("cluster/local.yaml", "--num-gpus=0", "--num-gpus=1", "head-resources", "`--num-gpus=0`, but got 1."),
+    ("cluster/kuberay.yaml", 'num-cpus: "0"', 'num-cpus: "2"', "head-resources", "but got '2'."),
+    (
+        "cluster.yaml",
+        "InstanceType: m7i.large",
+        "InstanceType: m7i.large\n      InstanceMarketOptions: {MarketType: spot}",
+        "spot",
+        "available_node_types.head.node_config: the head must not be a spot instance.",
+    ),
+    (
+        "cluster/local.yaml",
+        "--node-ip-address=CHANGE-head",
+        "--node-ip-address=192.0.2.7",
+        "head-address",
+        "--node-ip-address must be provider.head_ip, but got 192.0.2.7 and CHANGE-head.",
+    ),
+    # The images.
+    (
+        "cluster.yaml",
+        "image: rayproject/ray:2.60.0-py311-gpu",
+        "image: rayproject/ray:2.59.0-py311-gpu",
+        "image",
+        "docker.image: the Ray of an image must be that of this environment, ",
+    ),
+    (
+        "cluster.yaml",
+        "image: rayproject/ray:2.60.0-py311-gpu",
+        "image: rayproject/ray:2.60.0-py39-gpu",
+        "image",
+        "docker.image: the Python of an image must be that of this environment, ",
+    ),
+    (
+        "cluster.yaml",
+        "image: rayproject/ray:2.60.0-py311-gpu",
+        "image: rayproject/ray:2.60.0-gpu",
+        "image",
+        "docker.image: an image's tag should say which Python is in it, but got rayproject/ray:2.60.0-gpu.",
+    ),
+    (
+        "cluster.yaml",
+        "head_image: rayproject/ray:2.60.0-py311-cpu",
+        "head_image: rayproject/ray:latest-cpu",
+        "image",
+        "docker.head_image: an image must be pinned to a version, the one of the Ray that is",
+    ),
+    ("cluster.yaml", "ray:2.60.0-py311-gpu", "ray", "image", "but got rayproject/ray."),
+    ("cluster.yaml", "rayproject/ray:2.60.0-py311-gpu", "host:5000/ray", "image", "but got host:5000/ray."),
+    (
+        "cluster/kuberay.yaml",
+        "tune_rescon:2.60.0-py311-gpu ",
+        "tune_rescon:2.0.0-py311-gpu ",
+        "image",
+        "spec.rayClusterSpec.headGroupSpec.template.spec.containers[0].image: the Ray of an image must be",
+    ),
+    (
+        "cluster/kuberay.yaml",
+        "rayVersion: 2.60.0",
+        "rayVersion: 2.9.0",
+        "image",
+        "spec.rayClusterSpec.rayVersion: must be the Ray of this environment, ",
+    ),
+    ("cluster/kuberay.yaml", "minReplicas: 0", "minReplicas: 9", "workers", "must hold, but got 9 and 8."),
+    # Where searches are kept.
+    (
+        "cluster.yaml",
+        "TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon",
+        "TUNE_RESCON_STORAGE=/home/ray/runs",
+        "storage",
+        "setup_commands[0]: the storage of a search on several nodes must be a URL, but got /home/ray/",
+    ),
+    (
+        "cluster.yaml",
+        "TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon",
+        "TUNE_RESCON_STORAGE=file:///runs",
+        "storage",
+        "must be a URL, but got file:///runs.",
+    ),
+    (
+        "cluster.yaml",
+        " TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon",
+        "",
+        "storage",
+        "TUNE_RESCON_STORAGE must be set on every node, but got nothing. A node's disk goes with",
+    ),
+    ("cluster/kuberay.yaml", "value: s3://", "value: /mnt/", "storage", "must be a URL, but got /mnt/CHANGE"),
+    ("cluster/slurm.sh", "STORAGE=s3://", "STORAGE=/scratch/", "storage", "must be a URL, but got /scratch/"),
+    # What is mounted.
+    (
+        "cluster.yaml",
+        "~/tune_rescon_source/README.md: ./README.md",
+        "~/all: .",
+        "mounts",
+        "file_mounts.~/all: a whole checkout must not be mounted",
+    ),
+    # What EC2 would refuse.
+    (
+        "cluster.yaml",
+        "IamInstanceProfile: {Name: CHANGE-worker}",
+        "IamInstancProfile: {Name: CHANGE-worker}",
+        "node-config",
+        "unknown key 'IamInstancProfile' (did you mean 'IamInstanceProfile'?); known: AdditionalInfo, ",
+    ),
+    (
+        "cluster.yaml",
+        "VolumeSize: 150",
+        "VolumSize: 150",
+        "node-config",
+        "BlockDeviceMappings[0].Ebs.VolumSize: unknown key 'VolumSize' (did you mean 'VolumeSize'?)",
+    ),
+    (
+        "cluster.yaml",
+        "VolumeSize: 150",
+        "VolumeSize: '150'",
+        "node-config",
+        "BlockDeviceMappings[0].Ebs.VolumeSize: must be of type integer, but got '150'.",
+    ),
+    (
+        "cluster.yaml",
+        "SecurityGroupIds: [sg-CHANGE]",
+        "SecurityGroupIds: sg-CHANGE",
+        "node-config",
+        "node_config.SecurityGroupIds: must be a list, but got 'sg-CHANGE'.",
+    ),
+    (
+        "cluster.yaml",
+        "MetadataOptions: {HttpTokens: required}",
+        "MetadataOptions: required",
+        "node-config",
+        "node_config.MetadataOptions: must be a mapping, but got 'required'.",
+    ),
+]
+
+WARNINGS: list[tuple[str, str, str, str, str]] = [
+    (
+        "cluster.yaml",
+        "InstanceMarketOptions: {MarketType: spot}",
+        "",
+        "spot",
+        "available_node_types.a10g.node_config: workers should be spot instances, which cost",
+    ),
+    (
+        "cluster/gcp.yaml",
+        "- preemptible: true",
+        "- preemptible: false",
+        "spot",
+        "l4.node_config: workers should",
+    ),
+    (
+        "cluster.yaml",
+        "MarketType: spot",
+        "MarketType: spott",
+        "node-config",
+        "MarketType: should be a value that botocore knows, but got 'spott'. Did you mean 'spot'?",
+    ),
+    (
+        "cluster.yaml",
+        "g5.2xlarge",
+        "g5.2xlargge",
+        "node-config",
+        "but got 'g5.2xlargge'. Did you mean 'g5.2xlarge'?",
+    ),
+    (
+        "cluster/kuberay.yaml",
+        "CHANGE-registry/tune_rescon:2.60.0-py311-gpu ",
+        "registry/mine:v7 ",
+        "image",
+        "an image's tag should say which Ray is in it, but got registry/mine:v7.",
+    ),
+    (
+        "cluster/local.yaml",
+        "$PATH RAY_AUTH_MODE=token",
+        "$PATH",
+        "auth-shells",
+        "setup_commands: the shells of the head should have RAY_AUTH_MODE=token",
+    ),
+]
+
+Broken = Callable[[str, str, str], list[Finding]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_read() -> None:
+    """The description of EC2 takes a while to read, which is no test's."""
+    check_file(ROOT / "cluster.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _python_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever Python runs the tests."""
+    monkeypatch.setattr("tune_rescon.clusters.lint.our_python", lambda: "py311")
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Broken:
+    """Checks a shipped file with one thing in it replaced."""
+
+    def check(name: str, old: str, new: str) -> list[Finding]:
+        text = (ROOT / name).read_text()
+        assert old in text
+        path = tmp_path / Path(name).name
+        path.write_text(text.replace(old, new, 1))
+        return check_file(path)
+
+    return check
+
+
+def told(found: list[Finding], rule: str, severity: str, text: str) -> bool:
+    return any(f.rule == rule and f.severity == severity and text in f.text for f in found)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_file_wants_nothing_but_what_is_to_be_changed(name: str) -> None:
+    found = check_file(ROOT / name)
+    assert [(finding.rule, finding.severity) for finding in found] == [("placeholder", "warning")]
+    assert "CHANGE-bucket" in found[0].text
+
+
+def test_no_more_is_to_be_changed_than_is_said() -> None:
+    marked = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if "# CHANGE" in line]
+    assert len(marked) == 5
+    (finding,) = check_file(ROOT / "cluster.yaml")
+    assert "sg-CHANGE, CHANGE-head, CHANGE-worker, CHANGE-bucket." in finding.text
+    assert f"{finding}".startswith(f"{finding.line}: warning: ")
+
+
+@pytest.mark.parametrize(("name", "old", "new", "rule", "text"), ERRORS)
+def test_a_broken_rule_is_an_error(
+    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+) -> None:
+    found = broken(name, old, new)
+    assert told(found, rule, "error", text), found
+
+
+@pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
+def test_what_its_owner_must_weigh_is_a_warning(
+    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+) -> None:
+    found = broken(name, old, new)
+    assert told(found, rule, "warning", text), found
+    assert not [finding for finding in found if finding.severity == "error"]
+
+
+def test_the_sum_of_the_least_is_at_most_the_most(broken: Broken) -> None:
+    found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 1 ")
+    assert not told(found, "workers", "error", "")
+    found = broken("cluster.yaml", "min_workers: 0\n    max_workers: 8", "min_workers: 9\n    max_workers: 9")
+    assert told(
+        found, "workers", "error", "sum of all `min_workers` must be at most `max_workers`, but got 9"
+    )
+
+
+def test_a_finding_stands_on_its_line(broken: Broken) -> None:
+    text = (ROOT / "cluster.yaml").read_text()
+    wanted = text[: text.index("MarketType")].count("\n") + 1
+    found = broken("cluster.yaml", "MarketType: spot", "MarketTyp: spot")
+    # The types that take it over by a merge key are not told of again.
+    assert [finding.line for finding in found if finding.rule == "node-config"] == [wanted]
+
+
+def test_one_node_keeps_searches_where_it_likes(broken: Broken) -> None:
+    found = broken("cluster.yaml", "s3://CHANGE-bucket/tune_rescon", "/runs")
+    assert told(found, "storage", "error", "/runs")
+    found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 0 ")
+    assert not told(found, "storage", "error", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "words"),
+    [
+        ("", "yaml", "must describe a cluster, but got nothing."),
+        ("- a\n", "yaml", "must be keys and values, but got ['a']."),
+        ("provider: aws\n", "ray-schema", "provider: must be of type object, but got 'aws'."),
+        (
+            "docker: 3\navailable_node_types: [1]\nsetup_commands: x\nfile_mounts: 7\n",
+            "ray-schema",
+            "file_mounts",
+        ),
+        ("apiVersion: ray.io/v1\nkind: RayCluster\n", "auth-mode", "spec.authOptions: must be {mode: token}"),
+    ],
+)
+def test_what_is_no_cluster_is_told_and_nothing_breaks(
+    tmp_path: Path, text: str, rule: str, words: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert told(check_file(path), rule, "error", words), check_file(path)
+
+
+def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+    (finding,) = check_file(tmp_path / "missing.yaml")
+    assert finding.rule == "readable"
+    assert "No such file" in finding.text
+
+
+@pytest.mark.timeout(60)  # it imports Ray
+def test_ray_takes_the_shipped_files_as_the_lint_reads_them() -> None:
+    program = """
+import sys
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+for path in sys.argv[1:]:
+    with open(path) as file:
+        config = prepare_config(yaml.safe_load(file))
+    validate_config(config)
+    assert config["head_start_ray_commands"][0] == "ray stop"
+"""
+    files = [name for name in SHIPPED if name.endswith(("cluster.yaml", "gcp.yaml", "local.yaml"))]
+    subprocess.run([sys.executable, "-c", program, *files], cwd=ROOT, check=True, capture_output=True)

@@ -1,0 +1,248 @@
+"""A head's MLflow server: one, killed, frozen and back; its database kept, and there on a new machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from tune_rescon.cluster import main
+from tune_rescon.clusters import mlflow_service
+from tune_rescon.clusters.mlflow_service import (
+    CarePace,
+    MlflowSettings,
+    end_mlflow,
+    keep_mlflow,
+    server_command,
+)
+from tune_rescon.errors import StorageError
+from tune_rescon.storage import RemoteError, RemoteFolder
+
+#: Keeps a server running as the command does, with less patience.
+SCRIPT = """
+import logging, sys
+from pathlib import Path
+from tune_rescon.clusters import mlflow_service
+from tune_rescon.clusters.mlflow_service import CarePace
+from tune_rescon.clusters.mlflow_service import CarePace
+logging.basicConfig(level=logging.INFO)
+mlflow_service.KEEP_INTERVAL = 0.5
+folder, port, keep = sys.argv[1:]
+settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
+pace = CarePace(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
+mlflow_service.keep_mlflow(settings, print, pace=pace)
+"""
+
+
+class Service:
+    """One head's process, and what it serves."""
+
+    def __init__(self, folder: Path, port: int, keep: str = "") -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self.folder = folder
+        self.process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(port), keep])
+
+    def has_answered(self, *, patience: float = 90.0) -> bool:
+        return within(patience, lambda: self.ask("/health", timeout=1) is not None)
+
+    def ask(self, path: str, data: dict[str, Any] | None = None, *, timeout: float = 20.0) -> bytes | None:
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(
+            f"{self.uri}{path}", data=body, headers={"Content-Type": "application/json"}
+        )
+        with suppress(OSError), urllib.request.urlopen(request, timeout=timeout) as answer:
+            return bytes(answer.read())
+        return None
+
+    def servers(self) -> list[psutil.Process]:
+        """The processes that serve, and those that watch them."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("TUNE_RESCON_MLFLOW_FOLDER") == str(self.folder):
+                    found.append(process)
+        return found
+
+    def has_no_servers(self) -> bool:
+        return not self.servers()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(90)
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    made: list[Service] = []
+
+    def start(folder: str = "head", port: int | None = None, keep: str = "") -> Service:
+        made.append(Service(tmp_path / folder, port or free_port(), keep))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        stays = not within(10, one.has_no_servers)
+        for process in one.servers():
+            process.kill()
+        assert not stays, "an orphan stays"
+
+
+@pytest.mark.server
+@pytest.mark.nightly
+def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
+    start: Callable[..., Service],
+) -> None:
+    service = start()
+    assert service.has_answered()
+    first = {process.pid for process in service.servers()}
+
+    for pid in first:  # All but the keeper, at once.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert service.has_answered()
+    second = {process.pid for process in service.servers()}
+    assert not first & second
+
+    time.sleep(2)  # Its keeper has had an answer, too.
+    for process in service.servers():
+        if "tune_rescon.clusters.cluster_file" not in process.cmdline():
+            process.suspend()
+    assert within(30, lambda: not second & {process.pid for process in service.servers()})
+    assert service.has_answered()
+
+    # Its keeper gone without a word: nothing stays, and the port is free for the next.
+    service.end(signal.SIGKILL)
+    assert within(10, service.has_no_servers)
+    again = start(port=int(service.uri.rpartition(":")[2]))
+    assert again.has_answered()
+    assert again.end() == 0
+    assert not again.servers()
+
+
+@pytest.mark.server
+def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_path: Path) -> None:
+    keep = f"file://{tmp_path / 'bucket'}"
+    first = start("first", keep=keep)
+    assert first.has_answered()
+    assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "before"}) is not None
+    copy = tmp_path / "bucket" / "mlflow.db"
+    # While it runs, for a head may be lost without notice.
+    assert within(20, lambda: "before" in experiments(copy))
+    assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "last"}) is not None
+    end_mlflow(first.folder, print)
+    assert first.process.wait(10) == 0
+
+    second = start("second", keep=keep)
+    assert second.has_answered()
+    found = second.ask("/api/2.0/mlflow/experiments/search", {"max_results": 10})
+    assert found is not None
+    assert {entry["name"] for entry in json.loads(found)["experiments"]} >= {"before", "last"}
+    assert second.end() == 0
+
+
+def experiments(database: Path) -> set[str]:
+    if not database.is_file():
+        return set()
+    with closing(sqlite3.connect(database)) as connection:
+        return {row[0] for row in connection.execute("SELECT name FROM experiments")}
+
+
+def test_the_command_has_one_worker_and_no_password() -> None:
+    settings = MlflowSettings(folder=Path("/m"), database="postgresql://u:secret@h/db", artifacts="s3://b/a")
+    argv, env = server_command(settings)
+    assert "secret" not in " ".join(argv)
+    assert env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:secret@h/db"
+    words = " ".join(argv[1:])
+    assert (
+        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a" in words
+    )
+    assert "--allowed-hosts" not in words
+
+
+def test_what_is_not_given_is_in_the_folder() -> None:
+    argv, env = server_command(MlflowSettings(folder=Path("/m"), allowed_hosts="head:5000"))
+    assert env["MLFLOW_BACKEND_STORE_URI"] == "sqlite:////m/mlflow.db"
+    assert argv[argv.index("--artifacts-destination") + 1] == "/m/artifacts"
+    assert argv[argv.index("--allowed-hosts") + 1] == "head:5000"
+
+
+def test_a_second_one_says_so_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "service.pid").write_text("123\n")
+    with FileLock(tmp_path / "service.lock"):
+        assert main(["mlflow", "--folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "MLflow is kept running already (process 123)\n"
+
+
+def test_there_may_be_none_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "MLflow is not kept running\n"
+
+
+def test_a_database_is_kept_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mlflow", "--database", "postgresql://h/db", "--keep", "s3://b/m"]) == 2
+    assert "--keep is for the folder's SQLite" in capsys.readouterr().err
+
+
+def test_an_impossible_place_to_keep_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mlflow", "--keep", "nope://b/m", "--folder", str(tmp_path)]) == 2
+    assert "Error: --keep: must be a directory, or a URL" in capsys.readouterr().err
+    assert not (tmp_path / "service.pid").exists()
+
+
+def test_a_damaged_copy_is_not_begun_from(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "mlflow.db").write_bytes(b"no database" * 100)
+    settings = MlflowSettings(folder=tmp_path / "head", keep=str(tmp_path / "kept"))
+    with pytest.raises(StorageError, match="--keep: the copy of a database must be one SQLite can read"):
+        keep_mlflow(settings, print)
+
+
+def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ending = threading.Event()
+
+    def refuse(*_: object, **__: object) -> None:
+        ending.set()
+        raise RemoteError("503")
+
+    monkeypatch.setattr(RemoteFolder, "read", refuse)
+    monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("it was started"))
+    settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
+    with caplog.at_level(logging.WARNING):
+        mlflow_service._keep(settings, ending, print, CarePace())
+    assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text

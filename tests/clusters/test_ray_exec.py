@@ -1,0 +1,69 @@
+"""Ray's own command line over an ssh that is played: what is meant for the head's shell arrives there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.clusters import find_head, read_cluster_file
+from tune_rescon.clusters.commands import ray_exec, run
+
+#: Hands the words after the address to a shell, as sshd does.
+SSH = f"""#!{sys.executable} -SE
+import os, sys
+words = iter(sys.argv[1:])
+for word in words:
+    if word in ("-o", "-i", "-L"):
+        next(words)
+    elif not word.startswith("-"):
+        break
+os.execvp("bash", ["bash", "-c", " ".join(words)])
+"""
+
+
+@pytest.fixture
+def cluster(short_tmp: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (short_tmp / "bin").mkdir(exist_ok=True)
+    ssh = short_tmp / "bin" / "ssh"
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    # Where Ray keeps what it knows of a list of hosts, and its cache.
+    monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
+    monkeypatch.setenv("TMPDIR", str(short_tmp))
+    monkeypatch.setenv("HOME", str(short_tmp))
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    return file
+
+
+def know_head(folder: Path, state: str) -> None:
+    tags = {"ray-node-type": "head", "ray-node-status": "up-to-date"}
+    nodes = {"10.0.0.1": {"tags": tags, "state": state}}
+    nodes |= {f"10.0.0.{n}": {"tags": {"ray-node-type": "worker"}, "state": "terminated"} for n in (2, 3)}
+    (folder / "ray").mkdir(exist_ok=True)
+    (folder / "ray" / "cluster-lab.state").write_text(json.dumps(nodes))
+
+
+@pytest.mark.ray
+def test_words_arrive_as_they_were_given(cluster: Path, short_tmp: Path) -> None:
+    read = read_cluster_file(cluster)
+    know_head(short_tmp, "terminated")
+    assert find_head(read) is None
+    know_head(short_tmp, "running")
+    assert find_head(read) == "10.0.0.1"
+
+    words = ["it's", "$HOME", "`x`", '"q"', "a b", "é"]
+    line = shlex.join(["printf", r"%s\n", *words])
+    done = run(ray_exec(read, f'{line}; echo "$RAY_AUTH_MODE"'), listen=True)
+    assert done.code == 0
+    assert done.said.splitlines()[-len(words) - 1 :] == [*words, "token"]
+    assert "printf" not in done.said
+
+    failed = run(ray_exec(read, "echo why; exit 3"), listen=True)
+    assert failed.code == 1
+    assert "why" in failed.last_words

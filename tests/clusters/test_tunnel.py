@@ -1,0 +1,123 @@
+"""The tunnel with an ssh that is played: it opens its ports, or fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.cluster import main
+from tune_rescon.clusters.commands import Done
+
+#: Listens where it is told to, and writes down who it is.
+SSH = f"""#!{sys.executable} -SE
+import os, socket, sys, time
+with open(os.path.join(os.path.dirname(__file__), "pid"), "w") as file:
+    print(os.getpid(), file=file)
+if os.environ["PLAY"] == "fails":
+    sys.exit("Permission denied (publickey).")
+ports = [int(sys.argv[n + 1].split(":")[1]) for n, word in enumerate(sys.argv) if word == "-L"]
+held = [socket.create_server(("127.0.0.1", port)) for port in ports]
+time.sleep(1 if os.environ["PLAY"] == "ends" else 60)
+"""
+
+
+def free_ports() -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return [str(one.getsockname()[1]), str(other.getsockname()[1])]
+
+
+@pytest.fixture
+def ssh(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    played.answers = {"get-head-ip": [Done(code=0, said="10.0.0.1\n")]}
+    (tmp_path / "bin").mkdir()
+    path = tmp_path / "bin" / "ssh"
+    path.write_text(SSH)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PLAY", "holds")
+    return path
+
+
+def arguments(file: Path) -> list[str]:
+    mlflow, dashboard = free_ports()
+    return ["tunnel", str(file), "--mlflow-port", mlflow, "--dashboard-port", dashboard]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.timeout(20)  # a process
+def test_both_addresses_are_said_and_it_ends_well(
+    number: signal.Signals, ssh: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+    monkeypatch.setattr("click.echo", say)
+    words = arguments(file)
+    assert main(words) == 0
+    assert said == [
+        f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\nCtrl-C ends it."
+    ]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((ssh.parent / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(("play", "code"), [("fails", 1), ("ends", 0)])
+@pytest.mark.timeout(20)  # a process
+def test_an_ssh_that_ends_is_a_failure(
+    play: str,
+    code: int,
+    ssh: Path,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ssh.is_file()
+    monkeypatch.setenv("PLAY", play)
+    assert main(arguments(file)) == 1
+    assert f"The command failed: ssh ended with code {code}; see above." in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert (
+            main(["tunnel", str(file), "--dashboard-port", str(port), "--mlflow-port", free_ports()[0]]) == 2
+        )
+    said = capsys.readouterr().err
+    assert f"--dashboard-port: must be a port that is free here, but got {port} (" in said
+    assert main(["tunnel", str(file), "--mlflow-port", "8265"]) == 2
+    assert played.ran == []
+
+
+def test_without_a_head_there_is_nowhere_to_go(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [Done(code=1, said="Head node of cluster (lab) not found!\n")]}
+    assert main(arguments(file)) == 1
+    assert "lab has no head that runs: start it by `up`." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("auth", "said"),
+    [
+        ("{ssh_private_key: k}", "auth.ssh_user: must name a user."),
+        ("{ssh_user: u, ssh_proxy_use_node_id: true}", "Use: ray attach -p 5000 -p 8265"),
+    ],
+)
+def test_a_file_that_says_too_little(
+    auth: str, said: str, played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(f"cluster_name: c\nprovider: {{type: aws}}\nauth: {auth}\n")
+    assert main(arguments(file)) == 2
+    assert said in capsys.readouterr().err
+    assert played.ran == []

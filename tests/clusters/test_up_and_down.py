@@ -1,0 +1,220 @@
+"""Up and down on a cluster that is played: what is run, and what is said."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tune_rescon.cluster import main
+from tune_rescon.clusters import Finding, lint
+from tune_rescon.clusters.commands import Done
+
+Stands = Callable[..., Done]
+
+HEAD = Done(code=0, said="Some words first.\n10.0.0.1\n")
+NO_HEAD = Done(code=1, said="Head node of cluster (lab) not found!\n")
+
+
+CHECK = lint.check_file
+
+
+@pytest.fixture(autouse=True)
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """What `check` finds."""
+    found: list[Finding] = []
+    monkeypatch.setattr(lint, "check_file", lambda _path: found)
+    return found
+
+
+def test_a_new_cluster_is_started_and_counted(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {
+        "get-head-ip": [NO_HEAD],
+        "inspect": [Done(code=1, said="ssh: refused"), stands(0), stands(1), stands(1), stands(2)],
+    }
+    assert main(["up", str(file), "--yes"]) == 0
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 2 workers are there",
+        "1 of 2 workers are there",
+        "2 of 2 workers are there",
+        "lab is up: its head, and 2 workers (at least 2 were to come)",
+    ]
+
+
+@pytest.mark.parametrize(("runs", "remembered"), [("yes", True), ("no", False)])
+def test_machines_that_are_started_anew_are_set_up_anew(
+    runs: str,
+    remembered: bool,
+    played: Any,
+    stands: Stands,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    state = tmp_path / "ray" / "cluster-lab.state"
+    state.parent.mkdir()
+    state.write_text("{}")
+    played.answers = {
+        "get-head-ip": [HEAD],
+        "inspect": [stands(2)],
+        "ray status": [Done(code=0, said=f"ray: {runs}\n")],
+    }
+    assert main(["up", str(file), "--yes"]) == 0
+    assert state.exists() == remembered
+
+
+def test_one_that_runs_is_not_started_anew(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {
+        "get-head-ip": [HEAD],
+        "gcs_server": [Done(code=0, said="motd\nray: yes\n")],
+        "inspect": [stands(2)],
+    }
+    assert main(["up", str(file), "--yes"]) == 0
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache --no-restart {file}"]
+    assert "its jobs go on" in capsys.readouterr().out
+
+
+def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) -> None:
+    played.answers = {
+        "get-head-ip": [HEAD],
+        "gcs_server": [Done(code=0, said="ray: no\n")],
+        "inspect": [stands(2)],
+    }
+    assert main(["up", str(file), "--yes"]) == 0
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
+
+
+def test_a_head_that_does_not_say_is_left_alone(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The error quotes the command, which has both answers in it.
+    played.answers = {
+        "get-head-ip": [HEAD],
+        "gcs_server": [Done(code=1, said="failed: ssh ... then echo ray: yes; else echo ray: no; fi\n")],
+        "inspect": [stands(2)],
+    }
+    assert main(["up", str(file), "--yes"]) == 1
+    assert played.ran_with("up --log") == []
+    assert "give --restart" in capsys.readouterr().err
+    assert main(["up", str(file), "--yes", "--restart"]) == 0
+    assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
+
+
+def test_too_few_workers_are_a_failure_that_says_how_many(
+    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [stands(1)]}
+    assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
+    assert "1 of 2 workers came within 0.05 s" in capsys.readouterr().err
+
+
+def test_a_head_that_never_answers_is_a_failure(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, said="ssh: no route\n")]}
+    assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
+    said = capsys.readouterr().err
+    assert "The head of lab does not say how it stands: ssh: no route" in said
+
+
+def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    played.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
+    assert main(["up", str(file), "--yes"]) == 1
+    assert f"The command failed: `ray up` of {file} ended with code 1" in capsys.readouterr().err
+
+
+def test_the_token_is_made_once_and_for_its_owner(
+    played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "new" / "token"
+    token.parent.mkdir()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [stands(2)]}
+    assert main(["up", str(file), "--yes"]) == 1
+    assert played.ran_with("get-auth-token --generate")
+    assert played.ran_with("up --log") == []
+    token.write_text("t")
+    token.chmod(0o644)
+    played.ran.clear()
+    assert main(["up", str(file), "--yes"]) == 0
+    assert not played.ran_with("get-auth-token")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_a_file_with_errors_starts_nothing(
+    played: Any, file: Path, found: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found += [
+        Finding(severity="warning", rule="w", text="may cost", line=3),
+        Finding(severity="error", rule="e", text="is open", line=7),
+    ]
+    assert main(["up", str(file), "--yes"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"{file}:3: warning: may cost [w]", f"{file}:7: error: is open [e]"]
+    assert f"Nothing was started: {file} has errors." in said.err
+    assert played.ran == []
+
+
+def test_nobody_is_asked_where_nobody_is(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", str(file)]) == 2
+    assert "Give --yes where nobody can be asked." in capsys.readouterr().err
+    assert played.ran == []
+
+
+def test_check_takes_several_and_warnings_are_no_error(
+    file: Path, found: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found.append(Finding(severity="warning", rule="w", text="may cost", line=3))
+    assert main(["check", str(file), str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}:3: warning: may cost [w]\n" * 2
+
+
+def test_check_tells_of_a_file_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lint, "check_file", CHECK)
+    assert main(["check", str(tmp_path / "nope.yaml")]) == 2
+    assert "nope.yaml:1: error: cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["up", "submit", "status", "tunnel", "down"])
+def test_a_file_that_is_none_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "nope.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said == "Error: FILE: must be a cluster's file, but got nope.yaml (No such file or directory).\n"
+
+
+def test_down_keeps_mlflows_database_first(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, said="MLflow has ended\n")]}
+    assert main(["down", str(file)]) == 0
+    assert [words.split()[0] for words in played.ran] == ["get-head-ip", "exec", "down"]
+    assert "ends by itself within a minute" in capsys.readouterr().out
+
+
+def test_down_goes_on_where_mlflow_cannot_be_ended(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=1, said="ssh: no route\n")]}
+    assert main(["down", str(file)]) == 0
+    assert "MLflow was not ended first, so its last changes may not be kept: ssh: no route" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_a_cloud_may_leave_is_said(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("cluster_name: c\nprovider: {type: aws, region: us-west-2}\n")
+    played.answers = {"get-head-ip": [NO_HEAD]}
+    assert main(["down", str(file)]) == 0
+    assert "stopped machines" in capsys.readouterr().out
+    assert not played.ran_with("exec")

@@ -1,0 +1,185 @@
+"""Masks over photographs: where the network saw them, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tune_rescon.data.decode import BadImageError
+from tune_rescon.errors import ConfigError
+from tune_rescon.inference import Pictures, masks
+from tune_rescon.inference.masks import draw_overlay, load_photograph, seen_box
+from tune_rescon.predict import main as predict
+
+pytestmark = pytest.mark.torch
+
+
+def test_predictions_come_first_then_the_masks_with_overlays_of_the_photographs_size(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "masks"
+    (pictures / "0.png").rename(pictures / "0 #1 50%.png")
+    assert predict([str(checkpoint), str(pictures), "--masks", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 6
+    assert "Drawing the masks of 5 pictures" in said.err
+    page = (folder / "index.html").read_text()
+    assert 'src="0000-0%20%231%2050%25.png"' in page
+    overlays = sorted(folder.glob("0001-1-*.jpg"))
+    assert [one.name for one in overlays] == [f"0001-1-stages.{n}.attention.0.jpg" for n in range(3)]
+    for overlay in overlays:
+        with Image.open(overlay) as image:
+            assert image.size == (30, 21)
+        assert f'src="{overlay.name}"' in page
+
+
+def test_rows_have_columns_of_one_width(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict([str(checkpoint), str(pictures), "--top", "3"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 15
+    assert {len(row) for row in rows} == {head.index("probability") + len("0.1234")}
+    assert rows[0].split()[0] == str(pictures / "0.png")
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int], None]:
+    """Has a function's n-th call interrupted."""
+
+    def interrupt(owner: Any, name: str, call: int) -> None:
+        plain, calls = getattr(owner, name), []
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            calls.append(1)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    return interrupt
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", "--top=1"])
+def test_an_interrupt_keeps_what_was_predicted_and_drawn(
+    form: str,
+    checkpoint: Path,
+    pictures: Path,
+    tmp_path: Path,
+    interrupted: Callable[[Any, str, int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(masks, "draw_overlay", 8)
+    folder = tmp_path / "masks"
+    assert predict([str(checkpoint), str(pictures), form, "--masks", str(folder)]) == 130
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == (5 if form == "--json" else 6)
+    assert "Interrupted. The predictions that were printed and the masks that were drawn are" in said.err
+    page = (folder / "index.html").read_text()
+    assert page.count("<figure>") == 2
+    assert not list(folder.glob(".*"))
+
+
+def test_an_interrupt_in_the_second_batch_keeps_the_first(
+    checkpoint: Path,
+    pictures: Path,
+    interrupted: Callable[[Any, str, int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tune_rescon.inference import predict as predicting
+
+    interrupted(predicting, "pixels", 2)
+    assert predict([str(checkpoint), str(pictures), "--json", "--batch-size", "2"]) == 130
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["0.png", "1.png"]
+
+
+def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    from tune_rescon.training import load_trained
+
+    network, about = load_trained(checkpoint)
+    batches = [
+        Pictures(paths=(pictures / f"{n}.png",), images_BHWC=np.zeros((1, 16, 16, 3), np.uint8))
+        for n in range(2)
+    ]
+    drawing = masks.draw_gallery(network, about, batches, tmp_path)
+    seen = [next(drawing), next(drawing)]
+    assert [one.name for one in seen] == ["0.png", "1.png"]
+    assert (tmp_path / "index.html").read_text().count("<figure>") == 1
+    drawing.close()
+    assert (tmp_path / "index.html").read_text().count("<figure>") == 2
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_the_overlay_lies_where_the_network_saw(resize: str, tmp_path: Path) -> None:
+    photograph = Image.new("RGB", (120, 80), (0, 0, 255))
+    mask_HW = np.zeros((3, 3), np.float32)
+    mask_HW[1, 1] = 1
+    path = tmp_path / "a.jpg"
+    draw_overlay(path, photograph, mask_HW, seen_box((120, 80), resize))
+    with Image.open(path) as image:
+        drawn = np.asarray(image).astype(int)
+    assert drawn.shape == (80, 120, 3)
+    red = drawn[..., 0]
+    assert np.unravel_index(red.argmax(), red.shape) == pytest.approx((40, 60), abs=12)
+    assert red[40, 60] > 100
+    outside = drawn[:, :18]
+    assert (abs(outside - (0, 0, 255)).max() < 20) == (resize == "crop")
+
+
+def test_seen_boxes() -> None:
+    assert seen_box((20, 30)) == (0, 5, 20, 25)
+    assert seen_box((20, 30), "pad") == (-5, 0, 25, 30)
+    assert seen_box((7, 7), "crop") == seen_box((7, 7), "pad") == seen_box((7, 7), "squash") == (0, 0, 7, 7)
+    with pytest.raises(ConfigError, match="unknown resize 'stretch'; known: crop, pad, squash"):
+        seen_box((7, 7), "stretch")
+
+
+def test_photographs_are_upright_and_of_their_own_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(path, exif=exif)
+    photograph = load_photograph(path)
+    assert (photograph.size, photograph.mode) == ((20, 40), "RGB")
+    for odd in (b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM"):
+        Image.new("RGB", (40, 20), "red").save(path, exif=odd)
+        assert load_photograph(path).size == (40, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.asarray(load_photograph(path)), wanted)
+
+
+def test_deep_and_transparent_pictures_are_shown(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(deep)
+    levels = np.asarray(load_photograph(deep, (0.0, 599.0)))
+    assert (levels.min(), levels.max()) == (0, 255)
+    clear = tmp_path / "clear.png"
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear)
+    assert np.asarray(load_photograph(clear)).min() == 255
+
+
+def test_no_other_format_is_tried(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.jpg", io.BytesIO()
+    Image.new("RGB", (4, 4)).save(data, format="EPS")
+    path.write_bytes(data.getvalue())
+    with pytest.raises(BadImageError, match="not an image in a format that is read"):
+        load_photograph(path)

@@ -1,0 +1,70 @@
+"""Clusters: the commands that start, feed, watch and end one, and the MLflow server on its head.
+
+::
+
+    check_file       every finding in a cluster file, a KubeRay manifest or a shell script
+    ClusterFile      what the commands need to know of a cluster.yaml
+    commands         Ray's command lines and their environment, as values; run() runs one
+    bring_up         up: the token, the start, and the nodes that really came
+    send_search      submit: the search as a Ray job, and its end
+    HeadState        status: nodes, jobs and MLflow, as the head sees them
+    hold_tunnel      tunnel: MLflow and the dashboard, by ssh
+    keep_mlflow      mlflow: one server, asked for its health, started again, its database kept
+
+It knows Ray and MLflow as programs that are run, and imports neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tune_rescon.clusters.cluster import bring_up, find_head, hold_tunnel, take_down
+    from tune_rescon.clusters.cluster_file import ClusterFile, read_cluster_file
+    from tune_rescon.clusters.head import HeadState, ask_head, inspect_head, print_state
+    from tune_rescon.clusters.jobs import send_search
+    from tune_rescon.clusters.lint import Finding, check_file
+    from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
+
+__all__ = [
+    "ClusterFile",
+    "Finding",
+    "HeadState",
+    "MlflowSettings",
+    "ask_head",
+    "bring_up",
+    "check_file",
+    "end_mlflow",
+    "find_head",
+    "hold_tunnel",
+    "inspect_head",
+    "keep_mlflow",
+    "print_state",
+    "read_cluster_file",
+    "send_search",
+    "take_down",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ClusterFile": "cluster_file",
+        "Finding": "lint",
+        "HeadState": "head",
+        "MlflowSettings": "mlflow_service",
+        "ask_head": "head",
+        "bring_up": "cluster",
+        "check_file": "lint",
+        "end_mlflow": "mlflow_service",
+        "find_head": "cluster",
+        "hold_tunnel": "cluster",
+        "inspect_head": "head",
+        "keep_mlflow": "mlflow_service",
+        "print_state": "head",
+        "read_cluster_file": "cluster_file",
+        "send_search": "jobs",
+        "take_down": "cluster",
+    },
+)

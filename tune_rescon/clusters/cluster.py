@@ -1,0 +1,276 @@
+"""Up and down: a start that ends no running job by mistake, and the count of what really came."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from tune_rescon.clusters.cluster_file import ClusterFile
+from tune_rescon.clusters.commands import (
+    DASHBOARD_PORT,
+    MLFLOW_PORT,
+    RAY_IS_HERE,
+    end_mlflow_words,
+    make_token,
+    ray_down,
+    ray_exec,
+    ray_up,
+    run,
+    ssh_tunnel,
+    where_is_head,
+)
+from tune_rescon.clusters.head import ask_head
+from tune_rescon.errors import ClusterError, ClusterFileError, UserError, explain
+
+__all__ = [
+    "bring_up",
+    "find_head",
+    "find_keys",
+    "hold_tunnel",
+    "take_down",
+]
+
+
+#: Seconds ssh has to open its ports.
+PATIENCE: Final = 60.0
+
+
+def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int, dashboard: int) -> None:
+    """Open both ports of this machine and hold them until Ctrl-C or SIGTERM.
+
+    Raises:
+        ClusterError: there is no head, or ssh ended by itself.
+        ClusterFileError: the file does not say how to reach it.
+        UserError: a port is taken here.
+    """
+    if cluster.ssh_user is None:
+        hint = "The tunnel is an ssh of its own."
+        raise ClusterFileError(explain("must name a user", where=f"{cluster.path}: auth.ssh_user", hint=hint))
+    if cluster.ssh_by_node_id:
+        hint = f"Use: ray attach -p {MLFLOW_PORT} -p {DASHBOARD_PORT} {cluster.path}"
+        rule = "a tunnel needs an address to go to"
+        got = "ssh_proxy_use_node_id"
+        raise ClusterFileError(explain(rule, got=got, where=f"{cluster.path}: auth", hint=hint))
+    for flag, port in (("--mlflow-port", mlflow), ("--dashboard-port", dashboard)):
+        _check_free(flag, port)
+    head = find_head(cluster)
+    if head is None:
+        raise ClusterError(f"{cluster.name} has no head that runs: start it by `up`.")
+    ports = {mlflow: MLFLOW_PORT, dashboard: DASHBOARD_PORT}
+    with _sigterm_as_interrupt(), suppress(KeyboardInterrupt):
+        _hold(cluster, head, ports, say)
+
+
+def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
+    """The keys to try: the file's, or those Ray has made for its region; none leaves it to ssh."""
+    if cluster.ssh_key is not None:
+        return [Path(cluster.ssh_key).expanduser()]
+    if cluster.region is None or not ssh_folder.is_dir():
+        return []
+    return [path for path in sorted(ssh_folder.glob("ray-autoscaler_*.pem")) if cluster.region in path.name]
+
+
+def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int], say: Callable[[str], None]) -> None:
+    command = ssh_tunnel(cluster, head, ports, find_keys(cluster, Path.home() / ".ssh"))
+    try:
+        # A group of its own: Ctrl-C is answered here.
+        process = subprocess.Popen(
+            command.argv, env={**os.environ, **command.env}, stdin=subprocess.DEVNULL, process_group=0
+        )
+    except OSError as error:
+        raise ClusterError(f"ssh cannot be run: {error.strerror}.") from None
+    try:
+        _wait_until_open(process, list(ports))
+        mlflow, dashboard = ports
+        say(f"MLflow:    http://127.0.0.1:{mlflow}\nDashboard: http://127.0.0.1:{dashboard}\nCtrl-C ends it.")
+        process.wait()
+        raise _ended(process.returncode)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_open(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    for port in ports:
+        while not _answers(port):
+            if process.poll() is not None:
+                raise _ended(process.returncode)
+            if time.monotonic() > deadline:
+                raise ClusterError(f"ssh did not open port {port} within {PATIENCE:g} s.")
+            time.sleep(0.1)
+
+
+def _ended(code: int) -> ClusterError:
+    return ClusterError(f"ssh ended with code {code}; see above.")
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _check_free(flag: str, port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        rule = "must be a port that is free here"
+        raise UserError(explain(rule, got=f"{port} ({error.strerror})", where=flag)) from None
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+#: Times a head that is there is asked whether Ray runs, and seconds between them.
+TRIES: Final = 3
+PAUSE: Final = 5.0
+
+#: Seconds an ssh to the head, and the answer, may take.
+_PATIENCE: Final = 180.0
+
+_ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
+
+
+def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool, wait: float) -> None:
+    """Start a cluster, or bring one that runs up to date, and wait for its workers.
+
+    Raises:
+        ClusterError: it did not start, or not all of it came within ``wait`` seconds.
+    """
+    _have_token(cluster)
+    is_up = not restart and _runs_already(cluster)
+    if is_up:
+        say(f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs go on")
+    elif cluster.provider == "local":
+        _forget(cluster)
+    done = run(ray_up(cluster, restart=not is_up))
+    if done.code != 0:
+        raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
+    came = _wait_for_workers(cluster, say, wait)
+    say(f"{cluster.name} is up: its head, and {came} workers (at least {cluster.workers} were to come)")
+
+
+def take_down(cluster: ClusterFile, say: Callable[[str], None]) -> None:
+    """End a cluster, after a last copy of what its MLflow server holds; say what may be left.
+
+    Raises:
+        ClusterError: it did not end.
+    """
+    if find_head(cluster) is not None:
+        ended = run(ray_exec(cluster, end_mlflow_words()), listen=True, timeout=_PATIENCE)
+        if ended.code != 0:
+            say(f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}")
+    done = run(ray_down(cluster))
+    if done.code != 0:
+        raise ClusterError(f"`ray down` of {cluster.path} ended with code {done.code}; see above.")
+    say(_what_is_left(cluster))
+
+
+def find_head(cluster: ClusterFile) -> str | None:
+    """The address of the head; None if there is none."""
+    done = run(where_is_head(cluster), listen=True, timeout=_PATIENCE)
+    lines = done.said.split()
+    if done.code != 0 or not lines or not _ADDRESS.fullmatch(lines[-1]):
+        return None
+    return lines[-1]
+
+
+def _runs_already(cluster: ClusterFile) -> bool:
+    if find_head(cluster) is None:
+        return False
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(PAUSE)
+        said = run(ray_exec(cluster, RAY_IS_HERE), listen=True, timeout=_PATIENCE).said
+        # Whole lines: an error may quote the command.
+        lines = [line.strip() for line in said.splitlines()]
+        if "ray: yes" in lines or "ray: no" in lines:
+            return "ray: yes" in lines
+    raise ClusterError(
+        f"The head of {cluster.name} is there and does not say whether Ray runs on it. Try again;"
+        " or give --restart, which starts Ray anew and ends the jobs that run."
+    )
+
+
+def _forget(cluster: ClusterFile) -> None:
+    """Delete what Ray remembers here of machines that it does not start itself.
+
+    It outlives `ray down`. A machine that was set up by it once is not set up again, also if its disk is a
+    new one: its files and its token are missing then.
+    """
+    remembered = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
+    remembered.unlink(missing_ok=True)
+
+
+def _wait_for_workers(cluster: ClusterFile, say: Callable[[str], None], wait: float) -> int:
+    deadline = time.monotonic() + wait
+    came: int | None = None
+    trouble = ""
+    while True:
+        try:
+            found = ask_head(cluster).workers
+        except ClusterError as error:
+            trouble = str(error)
+        else:
+            if found != came:
+                say(f"{found} of {cluster.workers} workers are there")
+            came = found
+            if found >= cluster.workers:
+                return found
+        if time.monotonic() + PAUSE >= deadline:
+            break
+        time.sleep(PAUSE)
+    if came is None:
+        raise ClusterError(trouble)
+    raise ClusterError(
+        f"{came} of {cluster.workers} workers came within {wait:g} s. Why the others did not, the head knows:"
+        f" ray exec {cluster.path} 'tail -n 100 /tmp/ray/session_latest/logs/monitor*'"
+    )
+
+
+def _have_token(cluster: ClusterFile) -> None:
+    """Make the secret there is to be, readable for its owner alone."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.is_file():
+        # Kept to itself: it prints the token.
+        done = run(make_token(cluster), listen=True, timeout=_PATIENCE)
+        if done.code != 0 or not path.is_file():
+            raise ClusterError(f"`ray get-auth-token --generate` made no {path} (code {done.code}).")
+    # Ray writes it for everybody to read, and rsync keeps its mode on the nodes.
+    path.chmod(0o600)
+
+
+def _what_is_left(cluster: ClusterFile) -> str:
+    if cluster.provider == "local":
+        return (
+            f"{cluster.name} is down. Ray was stopped on the head; what runs of it on the workers ends by"
+            " itself within a minute. Files stay on all of them."
+        )
+    return (
+        f"{cluster.name} is down. What may be left, and cost: stopped machines where the file says"
+        " `cache_stopped_nodes: true`, disks that are not deleted with their machine, the bucket. Key pairs,"
+        " security groups and roles that Ray made stay too, and cost nothing."
+    )

@@ -1,0 +1,235 @@
+"""What the commands need to know of a cluster's file; Ray's schema and our own rules are `check`'s."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.clusters.lint import Severity, Steps, dotted
+from tune_rescon.errors import ClusterFileError, explain, unknown_name
+
+__all__ = [
+    "ClusterFile",
+    "instance_problems",
+    "main",
+    "parse_cluster",
+    "read_cluster_file",
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does not return."""
+    # Handlers, for what is ignored here would be ignored by the command as well.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    command = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_wait, args=(command,), daemon=True).start()
+    sys.stdin.buffer.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _wait(command: subprocess.Popen[bytes]) -> None:
+    code = command.wait()
+    print(f"mlflow server ended with code {code}", file=sys.stderr, flush=True)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+
+
+#: Not RunInstances's: Ray draws a SubnetId from it.
+_RAYS_OWN: Final = ("SubnetIds",)
+
+_SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "long": (int,),
+    "double": (int, float),
+    "float": (int, float),
+}
+
+
+def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, Severity]]:
+    """What RunInstances would not take: where, what to tell, how bad.
+
+    Args:
+        config: the ``node_config``.
+        steps: where it stands.
+    """
+    shapes = _shapes()
+    if shapes is None:
+        rule = "node_config is checked against botocore's description of EC2, which is not installed"
+        yield steps, explain(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
+        return
+    if isinstance(config, Mapping):
+        config = {key: value for key, value in config.items() if key not in _RAYS_OWN}
+    yield from _walk(config, "RunInstancesRequest", steps, shapes)
+
+
+def _walk(
+    value: Any, name: str, steps: Steps, shapes: Mapping[str, Any]
+) -> Iterator[tuple[Steps, str, Severity]]:
+    shape = shapes[name]
+    kind = shape["type"]
+    if kind == "structure":
+        if not isinstance(value, Mapping):
+            yield steps, explain("must be a mapping", got=repr(value), where=dotted(steps)), "error"
+            return
+        members = shape["members"]
+        for key, inner in value.items():
+            below = (*steps, key)
+            if key in members:
+                yield from _walk(inner, members[key]["shape"], below, shapes)
+            else:
+                yield below, unknown_name("key", key, members, where=dotted(below)), "error"
+    elif kind == "list":
+        if not isinstance(value, list):
+            yield steps, explain("must be a list", got=repr(value), where=dotted(steps)), "error"
+            return
+        for index, inner in enumerate(value):
+            yield from _walk(inner, shape["member"]["shape"], (*steps, index), shapes)
+    elif kind in _SCALARS:
+        if not isinstance(value, _SCALARS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            yield steps, explain(f"must be of type {kind}", got=repr(value), where=dotted(steps)), "error"
+        elif "enum" in shape and value not in shape["enum"]:
+            # EC2 may know more than the botocore that is installed.
+            close = difflib.get_close_matches(str(value), shape["enum"], n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else ""
+            rule = "should be a value that botocore knows"
+            yield steps, explain(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
+
+
+@functools.cache
+def _shapes() -> Mapping[str, Any] | None:
+    try:
+        # Imported here: it comes with the extra `cluster`.
+        from botocore.loaders import Loader
+    except ImportError:
+        return None
+    model: Mapping[str, Any] = Loader().load_service_model("ec2", "service-2")
+    shapes: Mapping[str, Any] = model["shapes"]
+    return shapes
+
+
+#: The providers of Ray's launcher.
+PROVIDERS: Final = (
+    "aliyun",
+    "aws",
+    "azure",
+    "external",
+    "fake_multinode",
+    "gcp",
+    "kuberay",
+    "local",
+    "readonly",
+    "spark",
+    "vsphere",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFile:
+    """A cluster.yaml."""
+
+    path: Path
+    name: str
+    provider: str
+    workers: int
+    """That come without being asked for: the sum of `min_workers`."""
+    region: str | None = None
+    ssh_user: str | None = None
+    ssh_key: str | None = None
+    ssh_proxy_command: str | None = None
+    ssh_by_node_id: bool = False
+    """Its ssh reaches nodes by their identifiers, which Ray alone knows."""
+
+
+def read_cluster_file(path: Path) -> ClusterFile:
+    """Read FILE.
+
+    Raises:
+        ClusterFileError: there is none, it is no YAML, or no cluster of Ray's.
+    """
+    # Imported here: the server on the head needs no YAML.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe").load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        rule = "must be a cluster's file"
+        raise ClusterFileError(explain(rule, got=f"{path} ({why})", where="FILE")) from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ClusterFileError(explain("must be YAML", got=problem, where=where)) from None
+    return parse_cluster(path, content)
+
+
+def parse_cluster(path: Path, content: object) -> ClusterFile:
+    """What stands in a file whose YAML is loaded already.
+
+    Raises:
+        ClusterFileError: it is no cluster of Ray's.
+    """
+    top = _mapping(content, str(path), "must be a mapping with `cluster_name` and `provider`")
+    name = top.get("cluster_name", "default")
+    provider = _mapping(top.get("provider"), f"{path}: provider", "must be a mapping with a `type`")
+    kind = provider.get("type")
+    if kind not in PROVIDERS:
+        raise ClusterFileError(unknown_name("provider", kind, PROVIDERS, where=f"{path}: provider.type"))
+    auth = _mapping(top.get("auth") or {}, f"{path}: auth", "must be a mapping")
+    return ClusterFile(
+        path=path,
+        name=str(name),
+        provider=str(kind),
+        workers=_workers(path, top, provider),
+        region=_text(provider.get("region")),
+        ssh_user=_text(auth.get("ssh_user")),
+        ssh_key=_text(auth.get("ssh_private_key")),
+        ssh_proxy_command=_text(auth.get("ssh_proxy_command")),
+        ssh_by_node_id=bool(auth.get("ssh_proxy_use_node_id", False)),
+    )
+
+
+def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) -> int:
+    types = top.get("available_node_types")
+    if types is None:
+        hosts = provider.get("worker_ips")
+        # As Ray has it: the hosts of a list all come, unless it is told otherwise.
+        return _count(top.get("min_workers", len(hosts) if isinstance(hosts, list) else 0), path)
+    kinds = _mapping(types, f"{path}: available_node_types", "must be a mapping")
+    where = f"{path}: available_node_types"
+    every = (_mapping(kind or {}, f"{where}.{name}", "must be a mapping") for name, kind in kinds.items())
+    return sum(_count(kind.get("min_workers", 0), path) for kind in every)
+
+
+def _count(value: object, path: Path) -> int:
+    if not isinstance(value, int) or value < 0:
+        rule = "must be a whole number, 0 or more"
+        raise ClusterFileError(explain(rule, got=repr(value), where=f"{path}: min_workers"))
+    return value
+
+
+def _mapping(value: object, where: str, rule: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        got = "nothing" if value is None else repr(value)
+        raise ClusterFileError(explain(rule, got=got[:80], where=where))
+    return value
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,349 @@
+"""What a cluster's head knows: its nodes, what is asked of them, its jobs, and whether MLflow answers.
+
+It is asked by ``inspect``, which runs there and prints one line of JSON: there the dashboard and MLflow are
+reached without a tunnel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from tune_rescon.clusters.cluster_file import ClusterFile
+from tune_rescon.clusters.commands import (
+    DASHBOARD_PORT,
+    MLFLOW_PORT,
+    inspect_words,
+    ray_exec,
+    ray_status,
+    run,
+)
+from tune_rescon.clusters.lint import (
+    ClusterDocument,
+    Severity,
+    Steps,
+    at,
+    check_image,
+    check_storage,
+    dotted,
+    texts_in,
+)
+from tune_rescon.clusters.mlflow_service import answers
+from tune_rescon.errors import ClusterError, explain
+
+__all__ = [
+    "HeadState",
+    "Job",
+    "Node",
+    "ask_head",
+    "check_manifest",
+    "inspect_head",
+    "parse_demands",
+    "parse_jobs",
+    "parse_nodes",
+    "print_state",
+]
+
+
+def print_state(state: HeadState, console: Console) -> None:
+    """Print its nodes, its jobs that have not ended and the last that has, what waits, and MLflow."""
+    nodes = Table("node", "type", "resources", "", title="Nodes", title_justify="left")
+    for node in state.nodes:
+        resources = _resources(node.resources)
+        if node.accelerator:
+            resources = f"{resources} ({node.accelerator})"
+        nodes.add_row(node.name, node.type, resources, "alive" if node.alive else "gone")
+    console.print(nodes)
+    going = [job for job in state.jobs if job.goes_on]
+    for job in going:
+        console.print(f"Job {job.id}: {job.status.lower()}", markup=False)
+    ended = next((job for job in state.jobs if not job.goes_on), None)
+    if ended is not None:
+        console.print(f"Last ended: {ended.id}, {ended.status.lower()}", markup=False)
+    if not going:
+        console.print("No job runs.")
+    for demand in state.demands:
+        console.print(f"Waits for resources: {demand}", markup=False)
+    console.print(f"MLflow {'answers' if state.mlflow_answers else 'does not answer'}.")
+
+
+def _resources(resources: Mapping[str, float]) -> str:
+    """As one reads them.
+
+    >>> _resources({"GPU": 1.0, "CPU": 8.0})
+    '8 CPU, 1 GPU'
+    """
+    return ", ".join(f"{number:g} {name}" for name, number in sorted(resources.items())) or "none for trials"
+
+
+#: Where a manifest has its cluster, by its kind.
+_CLUSTERS: Final = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
+
+
+def check_manifest(document: ClusterDocument) -> None:
+    """Put every finding into ``document``, if it is a cluster or a job of KubeRay's."""
+    steps: Steps | None = _CLUSTERS.get(str(document.value.get("kind")))
+    if steps is None:
+        return
+    cluster = at(document.value, *steps)
+    if at(cluster, "authOptions", "mode") != "token":
+        rule = "must be {mode: token}"
+        where = (*steps, "authOptions")
+        got = str(at(cluster, "authOptions"))
+        document.complain("auth-mode", where, explain(rule, got=got, where=dotted(where)))
+    if (ray := at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
+        rule = f"must be the Ray of this environment, {version('ray')}"
+        where = (*steps, "rayVersion")
+        document.complain("image", where, explain(rule, got=ray, where=dotted(where)))
+    if (count := at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
+        rule = 'the head must be started with num-cpus: "0"'
+        where = (*steps, "headGroupSpec", "rayStartParams")
+        text = explain(rule, got=repr(count), where=dotted(where))
+        document.complain("head-resources", where, text)
+    groups: list[Steps] = [(*steps, "headGroupSpec")]
+    workers = at(cluster, "workerGroupSpecs")
+    for index, group in enumerate(workers if isinstance(workers, list) else ()):
+        below = (*steps, "workerGroupSpecs", index)
+        groups.append(below)
+        low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            rule = "`minReplicas <= maxReplicas` must hold"
+            text = explain(rule, got=f"{low} and {high}", where=dotted(below))
+            document.complain("workers", below, text)
+    for below in groups:
+        _check_container(document, below)
+    _check_storage(document)
+
+
+def _check_container(document: ClusterDocument, steps: Steps) -> None:
+    # The first container of a pod is Ray's; the others may be anything.
+    where = (*steps, "template", "spec", "containers", 0, "image")
+    image = at(document.value, *where)
+
+    def complain(text: str, severity: Severity) -> None:
+        document.complain("image", where, text, severity)
+
+    check_image(str(image), complain, where=dotted(where))
+
+
+def _check_storage(document: ClusterDocument) -> None:
+    given = [(dotted(steps), text) for steps, text in texts_in(document.value) if "--storage" in text]
+    for steps, text in texts_in(document.value):
+        if text == "TUNE_RESCON_STORAGE" and steps[-1] == "name":
+            value = at(document.value, *steps[:-1], "value")
+            given.append((dotted(steps[:-1]), f"TUNE_RESCON_STORAGE={value}"))
+    check_storage(given, lambda _where, text: document.complain("storage", (), text))
+
+
+#: Seconds the dashboard has to answer.
+DASHBOARD_PATIENCE: Final = 20.0
+
+#: Seconds an ssh to the head, and the answer, may take.
+HEAD_PATIENCE: Final = 120.0
+
+#: What every node has beside the resources anybody asks for.
+_OWN: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
+
+#: How a job stands that goes on.
+_GOES_ON: Final = ("PENDING", "RUNNING")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster."""
+
+    name: str
+    type: str
+    alive: bool
+    is_head: bool
+    resources: Mapping[str, float]
+    accelerator: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job that was submitted."""
+
+    id: str
+    status: str
+    """In Ray's words."""
+    entrypoint: str = ""
+    message: str = ""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in _GOES_ON
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadState:
+    """All that ``inspect`` says."""
+
+    nodes: Sequence[Node]
+    jobs: Sequence[Job]
+    demands: Sequence[str]
+    """What waits for resources, a line each, in Ray's words."""
+    mlflow_answers: bool
+
+    @property
+    def workers(self) -> int:
+        """Nodes that are there, without the head."""
+        return sum(node.alive and not node.is_head for node in self.nodes)
+
+    def job(self, identity: str) -> Job | None:
+        """A job by its identity; None if the head knows of none."""
+        return next((job for job in self.jobs if job.id == identity), None)
+
+    def as_json(self) -> str:
+        """As one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, said: str) -> HeadState | None:
+        """Find the line among what else a login shell has to say; None if it is not there.
+
+        >>> state = HeadState(nodes=[], jobs=[], demands=["{'GPU': 1.0}: 2+ pending"], mlflow_answers=True)
+        >>> HeadState.parse(f"Welcome! {{}}\\n{state.as_json()}\\nBye.") == state
+        True
+        """
+        for line in said.splitlines():
+            start = line.find('{"nodes": ')
+            if start < 0:
+                continue
+            try:
+                found = json.loads(line[start:])
+                return cls(
+                    nodes=[Node(**node) for node in found["nodes"]],
+                    jobs=[Job(**job) for job in found["jobs"]],
+                    demands=found["demands"],
+                    mlflow_answers=found["mlflow_answers"],
+                )
+            except (ValueError, KeyError, TypeError):
+                continue
+        return None
+
+
+def ask_head(cluster: ClusterFile) -> HeadState:
+    """Have the head of a cluster say how things stand.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    done = run(ray_exec(cluster, inspect_words()), listen=True, timeout=HEAD_PATIENCE)
+    state = HeadState.parse(done.said)
+    if state is None:
+        raise ClusterError(f"The head of {cluster.name} does not say how it stands: {done.last_words}")
+    return state
+
+
+def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadState:
+    """How things stand, on the head itself.
+
+    Raises:
+        ClusterError: Ray's dashboard does not answer here.
+    """
+    status = run(ray_status(), listen=True, timeout=HEAD_PATIENCE)
+    return HeadState(
+        nodes=parse_nodes(_ask(f"{dashboard}/api/v0/nodes?limit=10000")),
+        jobs=parse_jobs(_ask(f"{dashboard}/api/jobs/")),
+        demands=parse_demands(status.said),
+        mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
+    )
+
+
+def parse_nodes(answer: Any) -> list[Node]:
+    """The nodes in what the dashboard's state API answers, the head first."""
+    found = [_node(entry) for entry in answer["data"]["result"]["result"]]
+    return sorted(found, key=lambda node: (not node.is_head, not node.alive, node.type, node.name))
+
+
+def parse_jobs(answer: Any) -> list[Job]:
+    """The submitted jobs in what the jobs API answers, the newest first.
+
+    >>> parse_jobs([{"type": "DRIVER", "submission_id": None, "status": "RUNNING", "start_time": 1}])
+    []
+    """
+    submitted = [entry for entry in answer if entry.get("submission_id")]
+    submitted.sort(key=lambda entry: -(entry.get("start_time") or 0))
+    return [
+        Job(
+            id=entry["submission_id"],
+            status=entry["status"],
+            entrypoint=entry.get("entrypoint") or "",
+            message=entry.get("message") or "",
+        )
+        for entry in submitted
+    ]
+
+
+def parse_demands(status: str) -> list[str]:
+    """What waits for resources, from the text of ``ray status``, whichever autoscaler wrote it.
+
+    >>> parse_demands("Usage:\\n 1.0/1.0 CPU\\n\\nDemands:\\n {'GPU': 1.0}: 3+ pending tasks/actors\\n")
+    ["{'GPU': 1.0}: 3+ pending tasks/actors"]
+    >>> parse_demands("Pending Demands:\\n (no resource demands)")
+    []
+    """
+    lines = iter(status.splitlines())
+    for line in lines:
+        if line.strip() in ("Demands:", "Pending Demands:"):
+            break
+    demands = []
+    for line in lines:
+        if not line.startswith(" "):
+            break
+        if "(no resource demands)" not in line:
+            demands.append(line.strip())
+    return demands
+
+
+def _node(entry: Mapping[str, Any]) -> Node:
+    labels = entry.get("labels") or {}
+    total = entry.get("resources_total") or {}
+    is_head = bool(entry.get("is_head_node"))
+    kinds = [name.partition(":")[2] for name in total if name.startswith("accelerator_type:")]
+    return Node(
+        name=str(entry.get("node_ip") or entry.get("node_name")),
+        type=str(labels.get("ray.io/node-group") or ("head" if is_head else "worker")),
+        alive=entry.get("state") == "ALIVE",
+        is_head=is_head,
+        resources={name: float(number) for name, number in total.items() if not name.startswith(_OWN)},
+        accelerator=kinds[0] if kinds else None,
+    )
+
+
+def _ask(url: str) -> Any:
+    request = urllib.request.Request(url)
+    token = _token()
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=DASHBOARD_PATIENCE) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code in (401, 403) else ""
+        rule = "Ray's dashboard must take requests"
+        raise ClusterError(explain(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        raise ClusterError(explain("Ray's dashboard must answer", got=why, where=url)) from None
+
+
+def _token() -> str:
+    given = os.environ.get("RAY_AUTH_TOKEN")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return (given or path.read_text("utf-8")).strip()
+    except OSError:
+        return ""

@@ -1,0 +1,87 @@
+"""A search as a job of the cluster: submitted on its head, followed from here."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+from tune_rescon.clusters.cluster_file import ClusterFile
+from tune_rescon.clusters.commands import follow_words, ray_exec, run, search_job, stop_words, submission_id
+from tune_rescon.clusters.head import Job, ask_head
+from tune_rescon.command import INTERRUPTED
+from tune_rescon.errors import ClusterError
+
+__all__ = ["send_search"]
+
+#: Seconds between two looks at a job whose log came to an end, and how many that fail in a row are too many.
+PAUSE: Final = 5.0
+TRIES: Final = 5
+
+#: Seconds a submission may take.
+_PATIENCE: Final = 180.0
+
+
+def send_search(
+    cluster: ClusterFile,
+    arguments: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    flag: str | None,
+    name: str | None,
+    follow: bool,
+    module: str = "tune_rescon.search",
+) -> int:
+    """Submit a search, or another command of ours, and ``follow`` it to its end; the exit code.
+
+    Raises:
+        ClusterError: the head did not take it, or is out of reach.
+    """
+    identity = submission_id(name, datetime.now())
+    words = search_job(identity, arguments, flag=flag, name=name, module=module)
+    done = run(ray_exec(cluster, words), listen=True, timeout=_PATIENCE)
+    if done.code != 0:
+        raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")
+    say(f"Job {identity} runs on {cluster.name}")
+    if not follow:
+        say(_hints(cluster, identity))
+        return 0
+    try:
+        job = _follow(cluster, identity, say)
+    except KeyboardInterrupt:
+        say(f"\nThe job goes on.\n{_hints(cluster, identity)}")
+        return INTERRUPTED
+    if job.status == "SUCCEEDED":
+        return 0
+    raise ClusterError(f"job {identity} has ended as {job.status}. {job.message}".rstrip())
+
+
+def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> Job:
+    """Show the log until the job has ended. A log that ends before is shown again: its ssh broke."""
+    failures = 0
+    while True:
+        run(ray_exec(cluster, follow_words(identity)))
+        try:
+            job = ask_head(cluster).job(identity)
+        except ClusterError:
+            failures += 1
+            if failures >= TRIES:
+                say(_hints(cluster, identity))
+                raise
+        else:
+            if job is None:
+                raise ClusterError(f"the head of {cluster.name} knows of no job {identity} any more.")
+            if not job.goes_on:
+                return job
+            failures = 0
+            say(f"-- the connection ended and the job goes on: its log again, from the start, in {PAUSE:g} s")
+        time.sleep(PAUSE)
+
+
+def _hints(cluster: ClusterFile, identity: str) -> str:
+    def line(words: str) -> str:
+        return shlex.join(["ray", "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {words}"])
+
+    return f"Follow it: {line(follow_words(identity))}\nStop it:   {line(stop_words(identity))}"

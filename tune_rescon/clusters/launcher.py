@@ -1,0 +1,289 @@
+"""The rules for a file of Ray's cluster launcher (``ray up``), on top of Ray's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from tune_rescon.clusters.cluster_file import instance_problems
+from tune_rescon.clusters.lint import (
+    ClusterDocument,
+    Complain,
+    Severity,
+    Steps,
+    at,
+    check_image,
+    check_listening,
+    check_ray_starts,
+    check_storage,
+    dotted,
+    option,
+    ray_starts,
+    schema_problems,
+    texts_in,
+)
+from tune_rescon.errors import explain, unknown_name
+
+__all__ = ["check_launcher"]
+
+_HEAD_STARTS: Final = "head_start_ray_commands"
+_WORKER_STARTS: Final = "worker_start_ray_commands"
+
+
+def check_launcher(document: ClusterDocument) -> None:
+    """Put every finding into ``document``."""
+    shaped = dict(document.value)
+    if _provider(document) == "local":
+        # Ray takes it away before it looks at its schema.
+        shaped.pop("min_workers", None)
+    for rule, steps, text in schema_problems(shaped):
+        document.complain(rule, steps, text)
+    for check in (
+        _check_head_type,
+        _check_workers,
+        _check_addresses,
+        _check_starts,
+        _check_shells,
+        _check_token,
+        _check_head_resources,
+        _check_spot,
+        _check_images,
+        _check_storage,
+        _check_mounts,
+        _check_node_config,
+    ):
+        check(document)
+
+
+def _provider(document: ClusterDocument) -> str:
+    return str(at(document.value, "provider", "type"))
+
+
+def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, Any], Steps]]:
+    """Each node type that is a mapping: name, contents, place."""
+    types = document.value.get("available_node_types")
+    for name, node_type in types.items() if isinstance(types, Mapping) else ():
+        if isinstance(node_type, Mapping):
+            yield name, node_type, ("available_node_types", name)
+
+
+def _commands(document: ClusterDocument) -> Iterator[tuple[str, Steps]]:
+    """Every command, and docker's options, with its place."""
+    for steps, text in texts_in(document.value):
+        if any(str(step).endswith(("_commands", "run_options")) for step in steps):
+            yield text, steps
+
+
+def _at(document: ClusterDocument, steps: Steps) -> Complain:
+    def complain(rule: str, text: str, severity: Severity) -> None:
+        document.complain(rule, steps, text, severity)
+
+    return complain
+
+
+def _check_head_type(document: ClusterDocument) -> None:
+    if _provider(document) == "local":
+        for key in ("head_ip", "worker_ips"):
+            if at(document.value, "provider", key) is None:
+                document.complain("head-type", ("provider",), explain("is missing", where=f"provider.{key}"))
+        return
+    names = [name for name, _, _ in _node_types(document)]
+    head = document.value.get("head_node_type")
+    if head not in names:
+        text = unknown_name("node type", head, names, where="head_node_type")
+        document.complain("head-type", ("head_node_type",), text)
+
+
+def _check_workers(document: ClusterDocument) -> None:
+    most, sum_of_least = document.value.get("max_workers"), 0
+    local = _provider(document) == "local"
+    sections: list[tuple[Mapping[str, Any], Steps]] = [(t, steps) for _, t, steps in _node_types(document)]
+    for section, steps in [(document.value, ())] if local else sections:
+        low, high = section.get("min_workers", 0), section.get("max_workers", most)
+        if not isinstance(low, int) or not isinstance(high, int):
+            continue
+        sum_of_least += low
+        if not 0 <= low <= high:
+            rule, got = "`0 <= min_workers <= max_workers` must hold", f"{low} and {high}"
+            where = (*steps, "min_workers") if "min_workers" in section else steps
+            document.complain("workers", where, explain(rule, got=got, where=dotted(steps)))
+    if not local and isinstance(most, int) and sum_of_least > most:
+        rule = "the sum of all `min_workers` must be at most `max_workers`"
+        document.complain("workers", ("max_workers",), explain(rule, got=f"{sum_of_least} and {most}"))
+
+
+def _check_addresses(document: ClusterDocument) -> None:
+    """Nothing lets the whole internet in, and nothing but Ray listens to it."""
+    for steps, text in texts_in(document.value):
+        for everywhere in ("0.0.0.0/0", "::/0"):
+            if everywhere in text:
+                rule = "nothing may be open to the whole internet"
+                hint = "Name the addresses you come from."
+                where = dotted(steps)
+                document.complain("ingress", steps, explain(rule, got=everywhere, where=where, hint=hint))
+    for command, steps in _commands(document):
+        if not ray_starts(command):
+            check_listening(command, _at(document, steps), where=dotted(steps))
+    if _provider(document) != "aws":
+        return
+    for _, node_type, steps in _node_types(document):
+        config = node_type.get("node_config") or {}
+        if not at(config, "SecurityGroupIds") and not at(config, "NetworkInterfaces"):
+            rule = "every node type must name your own SecurityGroupIds"
+            hint = "A group that Ray makes lets the whole internet in to port 22."
+            steps = (*steps, "node_config")
+            document.complain("ingress", steps, explain(rule, where=dotted(steps), hint=hint))
+
+
+def _check_starts(document: ClusterDocument) -> None:
+    for key in (_HEAD_STARTS, _WORKER_STARTS):
+        commands = document.value.get(key)
+        started = False
+        for index, command in enumerate(commands if isinstance(commands, list) else ()):
+            steps: Steps = (key, index)
+            started |= bool(ray_starts(str(command)))
+            check_ray_starts(
+                str(command), _at(document, steps), where=dotted(steps), head=key == _HEAD_STARTS
+            )
+        if not started:
+            rule = "must start Ray"
+            hint = "Ray's defaults take no token, and on a cloud show the dashboard to everybody."
+            text = explain(rule, got="no `ray start`", where=key, hint=hint)
+            document.complain("auth-mode", (key,), text)
+    for address in _head_addresses(document):
+        if (head := at(document.value, "provider", "head_ip")) and address != head:
+            rule, where = "--node-ip-address must be provider.head_ip", _HEAD_STARTS
+            text = explain(rule, got=f"{address} and {head}", where=where)
+            document.complain("head-address", (_HEAD_STARTS,), text)
+
+
+def _head_starts(document: ClusterDocument) -> Iterator[str]:
+    commands = document.value.get(_HEAD_STARTS)
+    for command in commands if isinstance(commands, list) else ():
+        yield from ray_starts(str(command))
+
+
+def _head_addresses(document: ClusterDocument) -> Iterator[str]:
+    for start in _head_starts(document):
+        if (address := option(start, "node-ip-address")) is not None:
+            yield address
+
+
+def _check_shells(document: ClusterDocument) -> None:
+    """`ray status` through `ray exec`, and a job's entrypoint, have what a shell has."""
+    setting = "RAY_AUTH_MODE=token"
+    shells = ("setup_commands", "head_setup_commands", "run_options")
+    for command, steps in _commands(document):
+        if setting in command and any(str(step) in shells for step in steps):
+            return
+    rule = f"the shells of the head should have {setting}, or `ray exec ... 'ray status'` is refused"
+    document.complain(
+        "auth-shells", ("setup_commands",), explain(rule, where="setup_commands"), severity="warning"
+    )
+
+
+def _check_token(document: ClusterDocument) -> None:
+    mounts = document.value.get("file_mounts")
+    targets = mounts if isinstance(mounts, Mapping) else ()
+    if any(str(target).endswith("/.ray/auth_token") for target in targets):
+        return
+    rule = "must hold `~/.ray/auth_token: ~/.ray/auth_token`"
+    hint = "Without the token no node may join. `ray get-auth-token --generate` makes it."
+    document.complain("auth-token", ("file_mounts",), explain(rule, where="file_mounts", hint=hint))
+
+
+def _check_head_resources(document: ClusterDocument) -> None:
+    hint = "A trial on the head takes the driver's and MLflow's time, and dies with them."
+    if _provider(document) == "local":
+        for start in _head_starts(document):
+            for what in ("num-cpus", "num-gpus"):
+                if (count := option(start, what)) != "0":
+                    rule = f"the head must be started with `--{what}=0`"
+                    text = explain(rule, got=count or "none", where=_HEAD_STARTS, hint=hint)
+                    document.complain("head-resources", (_HEAD_STARTS,), text)
+        return
+    head = document.value.get("head_node_type")
+    for name, node_type, steps in _node_types(document):
+        resources = node_type.get("resources")
+        if name == head and (at(resources, "CPU") != 0 or at(resources, "GPU") != 0):
+            where = (*steps, "resources")
+            rule = "the head's must be {CPU: 0, GPU: 0}"
+            text = explain(rule, got=str(resources), where=dotted(where), hint=hint)
+            document.complain("head-resources", where, text)
+
+
+def _check_spot(document: ClusterDocument) -> None:
+    asked: Callable[[Any], bool] | None = {"aws": _is_spot, "gcp": _is_preemptible}.get(_provider(document))
+    head = document.value.get("head_node_type")
+    for name, node_type, steps in _node_types(document):
+        if asked is None or (asked(node_type.get("node_config")) == (name != head)):
+            continue
+        where = (*steps, "node_config")
+        if name == head:
+            rule, hint = "the head must not be a spot instance", "Its loss ends the driver of every search."
+            document.complain("spot", where, explain(rule, where=dotted(where), hint=hint))
+        else:
+            rule = "workers should be spot instances, which cost less"
+            hint = "A trial goes on elsewhere from its checkpoint."
+            text = explain(rule, where=dotted(where), hint=hint)
+            document.complain("spot", where, text, severity="warning")
+
+
+def _is_spot(config: Any) -> bool:
+    return bool(at(config, "InstanceMarketOptions", "MarketType") == "spot")
+
+
+def _is_preemptible(config: Any) -> bool:
+    scheduling = at(config, "scheduling")
+    for section in scheduling if isinstance(scheduling, list) else [scheduling]:
+        if at(section, "preemptible") is True or at(section, "provisioningModel") == "SPOT":
+            return True
+    return False
+
+
+def _check_images(document: ClusterDocument) -> None:
+    places: list[Steps] = [("docker", key) for key in ("image", "head_image", "worker_image")]
+    places += [(*steps, "docker", "worker_image") for _, _, steps in _node_types(document)]
+    for steps in places:
+        if image := at(document.value, *steps):
+
+            def complain(text: str, severity: Severity, steps: Steps = steps) -> None:
+                document.complain("image", steps, text, severity)
+
+            check_image(str(image), complain, where=dotted(steps))
+
+
+def _check_storage(document: ClusterDocument) -> None:
+    if document.value.get("max_workers") == 0:
+        return
+    places = {dotted(steps): steps for _, steps in _commands(document)}
+
+    def complain(where: str, text: str) -> None:
+        document.complain("storage", places.get(where, ("setup_commands",)), text)
+
+    check_storage([(dotted(steps), command) for command, steps in _commands(document)], complain)
+
+
+def _check_mounts(document: ClusterDocument) -> None:
+    mounts = document.value.get("file_mounts")
+    for target, source in mounts.items() if isinstance(mounts, Mapping) else ():
+        if str(source).rstrip("/") in (".", "..", "~", "$PWD"):
+            rule = "a whole checkout must not be mounted: Ray reads all of it each time, .venv/ too"
+            where = ("file_mounts", target)
+            hint = "Name the paths that the nodes need."
+            text = explain(rule, got=source, where=dotted(where), hint=hint)
+            document.complain("mounts", where, text)
+
+
+def _check_node_config(document: ClusterDocument) -> None:
+    if _provider(document) != "aws":
+        return
+    told: set[tuple[int, str]] = set()
+    for _, node_type, steps in _node_types(document):
+        where = (*steps, "node_config")
+        for below, text, severity in instance_problems(node_type.get("node_config"), where):
+            # What came by a merge key stands on one line, and is told once.
+            key = (document.line(below), str(below[len(where) :]))
+            if key not in told:
+                told.add(key)
+                document.complain("node-config", below, text, severity)

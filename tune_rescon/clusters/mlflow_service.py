@@ -1,0 +1,421 @@
+"""The MLflow server on a cluster's head: one, asked for its health, started again, gone when this is gone.
+
+The server is a process group behind a :mod:`.guard`. What to do with it is decided in :mod:`.health`; its
+database is copied to a URL by the same mirror that copies a search's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import psutil
+from filelock import FileLock, Timeout
+
+from tune_rescon.errors import ClusterError
+from tune_rescon.storage import (
+    Mirror,
+    Pace,
+    RemoteError,
+    RemoteFolder,
+    Sender,
+    StorageUrl,
+    fetch_databases,
+    parse_storage,
+)
+
+__all__ = [
+    "Care",
+    "CarePace",
+    "Do",
+    "MlflowSettings",
+    "Seen",
+    "answers",
+    "end_mlflow",
+    "keep_mlflow",
+    "server_command",
+]
+
+
+def answers(url: str, *, timeout: float) -> bool:
+    """Whether a server answers in time; one that fails (5xx) does not, one that refuses does."""
+    try:
+        urllib.request.urlopen(url, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Seen(Enum):
+    """How a server was found."""
+
+    ENDED = "ended"
+    """It has no process; at first, too."""
+    SILENT = "silent"
+    ANSWERS = "answers"
+
+
+class Do(Enum):
+    """What to do now."""
+
+    WAIT = "wait"
+    START = "start"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarePace:
+    """Seconds, and one number."""
+
+    interval: float = 5.0
+    """Between two looks."""
+    timeout: float = 5.0
+    """For an answer."""
+    failures: int = 4
+    """In a row, after which it is killed. A machine that is busy for a moment must not come to that."""
+    patience: float = 180.0
+    """From its start to its first answer: migrations of a large database take long."""
+    first_pause: float = 1.0
+    longest_pause: float = 60.0
+    """Before it is started again, doubling from the first to the longest."""
+    calm: float = 300.0
+    """Of answers, after which its next end is a first one again."""
+
+
+class Care:
+    """Decides; told how the server is found, and when: in seconds of one clock that never goes back."""
+
+    def __init__(self, pace: CarePace) -> None:
+        """Of a server that has not been started."""
+        self._pace = pace
+        self._started: float | None = None
+        self._first_answer: float | None = None
+        self._last_answer: float | None = None
+        self._misses = 0
+        self._pause = 0.0
+        self._due = float("-inf")
+
+    def decide(self, seen: Seen, now: float) -> Do:
+        """What to do; what is answered is taken as done."""
+        if seen is Seen.ENDED:
+            return self._start_again(now)
+        if seen is Seen.ANSWERS:
+            self._misses = 0
+            self._last_answer = now
+            if self._first_answer is None:
+                self._first_answer = now
+            return Do.WAIT
+        assert self._started is not None, "it was never started"
+        if self._first_answer is None:
+            return Do.KILL if now - self._started >= self._pace.patience else Do.WAIT
+        self._misses += 1
+        return Do.KILL if self._misses >= self._pace.failures else Do.WAIT
+
+    def rest(self, now: float) -> float:
+        """Seconds until the next look."""
+        if self._started is None:
+            return max(0.0, min(self._pace.interval, self._due - now))
+        return self._pace.interval
+
+    def _start_again(self, now: float) -> Do:
+        if self._started is not None:
+            calm = 0.0
+            if self._first_answer is not None and self._last_answer is not None:
+                calm = self._last_answer - self._first_answer
+            doubled = min(2 * self._pause, self._pace.longest_pause)
+            self._pause = self._pace.first_pause if calm >= self._pace.calm or not self._pause else doubled
+            self._started = self._first_answer = self._last_answer = None
+            self._due = now + self._pause
+        if now < self._due:
+            return Do.WAIT
+        self._started = now
+        self._misses = 0
+        return Do.START
+
+
+_log: Final = logging.getLogger(__name__)
+
+#: Seconds between two copies of the database.
+KEEP_INTERVAL: Final = 30.0
+
+#: Seconds, at the end, for the last copy.
+LAST_COPY_PATIENCE: Final = 60.0
+
+#: Seconds a server has to end by itself.
+END_PATIENCE: Final = 5.0
+
+#: Marks the server's processes, for one who finds what another left.
+_MARK: Final = "TUNE_RESCON_MLFLOW_FOLDER"
+
+_DATABASE: Final = "mlflow.db"
+_LOCK: Final = "service.lock"
+_PROCESS: Final = "service.pid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowSettings:
+    """What is served, and where."""
+
+    folder: Path
+    """Of this machine: the lock, and the database unless one is given."""
+    host: str = "127.0.0.1"
+    port: int = 5000
+    database: str | None = None
+    artifacts: str | None = None
+    keep: str | None = None
+    """A URL for copies of the folder's database."""
+    allowed_hosts: str | None = None
+
+    @property
+    def sqlite(self) -> Path:
+        """The folder's database."""
+        return self.folder / _DATABASE
+
+
+def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, str]]:
+    """The command line of the server, and what its environment has beside this process's."""
+    artifacts = settings.artifacts or str(settings.folder.absolute() / "artifacts")
+    argv = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
+    argv += ["--host", settings.host, "--port", str(settings.port)]
+    # Every search makes a line of a log for each request otherwise.
+    argv += ["--artifacts-destination", artifacts, "--uvicorn-opts=--no-access-log"]
+    if settings.allowed_hosts:
+        argv += ["--allowed-hosts", settings.allowed_hosts]
+    env = {
+        # Not an argument: it may hold a password, and everybody may list those.
+        "MLFLOW_BACKEND_STORE_URI": settings.database or f"sqlite:///{settings.sqlite.absolute()}",
+        # Its job runners are a dozen processes more, and no use here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        _MARK: str(settings.folder.absolute()),
+    }
+    return argv, env
+
+
+def keep_mlflow(
+    settings: MlflowSettings, say: Callable[[str], None], *, pace: CarePace | None = None
+) -> None:
+    """Keep the server running until SIGTERM or SIGINT; return at once if somebody does already.
+
+    Raises:
+        StorageError: the URL to keep the database at is none, or what is there is damaged.
+        ClusterError: the folder cannot be written.
+    """
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(settings.folder / _LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"MLflow is kept running already (process {_keeper(settings.folder) or 'unknown'})")
+        return
+    except OSError as error:
+        raise ClusterError(f"{settings.folder} cannot be written: {error.strerror}.") from None
+    process = settings.folder / _PROCESS
+    try:
+        process.write_text(f"{os.getpid()}\n")
+        with _ending() as ending:
+            _keep(settings, ending, say, pace or CarePace())
+    finally:
+        process.unlink(missing_ok=True)
+        lock.release()
+
+
+def end_mlflow(folder: Path, say: Callable[[str], None]) -> None:
+    """End whoever keeps MLflow running in ``folder``, and wait until its database is kept.
+
+    Raises:
+        ClusterError: it does not end.
+    """
+    if not (folder / _LOCK).is_file() or not (keeper := _keeper(folder)):
+        say("MLflow is not kept running")
+        return
+    with suppress(ProcessLookupError):
+        os.kill(keeper, signal.SIGTERM)
+    patience = END_PATIENCE + LAST_COPY_PATIENCE + CarePace().timeout + 10
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=patience):
+            say(f"MLflow has ended (process {keeper})")
+    except Timeout:
+        raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
+
+
+def _keeper(folder: Path) -> int | None:
+    """The process that has the lock, which it tells right after it has it."""
+    for _ in range(10):
+        with suppress(OSError, ValueError):
+            return int((folder / _PROCESS).read_text())
+        time.sleep(0.05)
+    return None
+
+
+def _keep(
+    settings: MlflowSettings, ending: threading.Event, say: Callable[[str], None], pace: CarePace
+) -> None:
+    mirror = _open_mirror(settings, ending)
+    if ending.is_set():
+        return
+    say(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
+    server = _Server(settings)
+    care = Care(pace)
+    kept: object = None
+    has_answered = False
+    try:
+        while not ending.is_set():
+            seen = server.look(pace.timeout)
+            do = care.decide(seen, time.monotonic())
+            if do is Do.START:
+                server.start()
+            elif do is Do.KILL:
+                _log.warning("MLflow does not answer, and is killed")
+                server.end(gently=False)
+            if mirror is not None and seen is Seen.ANSWERS and kept != (found := _version(settings.sqlite)):
+                # Not before it answers: a copy from amid its migrations would be of no use.
+                has_answered, kept = True, found
+                mirror.changed()
+            ending.wait(care.rest(time.monotonic()))
+    finally:
+        server.end(gently=True)
+        if mirror is not None:
+            if has_answered:
+                mirror.changed()
+            if mirror.close(LAST_COPY_PATIENCE):
+                _log.error("the database's last changes are not at %s", settings.keep)
+
+
+def _open_mirror(settings: MlflowSettings, ending: threading.Event) -> Mirror | None:
+    """Have the newest database here, and begin to keep it; None where it is not to be kept.
+
+    Without an answer from the URL nothing is begun: what came of an empty database would take the place of
+    the one that is there.
+    """
+    if settings.keep is None:
+        return None
+    place = parse_storage(settings.keep, where="--keep")
+    url = place if isinstance(place, StorageUrl) else StorageUrl(url=f"file://{place.absolute()}")
+    remote = RemoteFolder.connect(url, where="--keep")
+    databases = {_DATABASE: settings.sqlite}
+    pause = 1.0
+    while not ending.is_set():
+        try:
+            term = fetch_databases(remote, databases, where="--keep")
+        except RemoteError as error:
+            _log.warning("the kept database cannot be read; next try in %.0f s: %s", pause, error)
+            ending.wait(pause)
+            pause = min(2 * pause, 60.0)
+        else:
+            mirror = Mirror(
+                Sender(remote, databases=databases, files={}, term=term),
+                Pace(interval=KEEP_INTERVAL, first_pause=2.0, longest_pause=60.0),
+            )
+            mirror.start()
+            return mirror
+    return None
+
+
+def _version(database: Path) -> object:
+    """Another one whenever something was written."""
+    found = []
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+    return found or None
+
+
+class _Server:
+    """The processes of one server after the other."""
+
+    def __init__(self, settings: MlflowSettings) -> None:
+        self._settings = settings
+        # A server that listens everywhere is asked here.
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+        self._health = f"http://{host}:{settings.port}/health"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start one; what an earlier one left is ended first, for it would have the port."""
+        _end_leftovers(self._settings.folder)
+        argv, env = server_command(self._settings)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tune_rescon.clusters.cluster_file", *argv],
+            env={**os.environ, **env, "PYTHONPATH": _import_path()},
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        _log.info("MLflow is started (process %d)", self._process.pid)
+
+    def look(self, timeout: float) -> Seen:
+        """How it is now."""
+        if self._process is None or self._process.poll() is not None:
+            return Seen.ENDED
+        return Seen.ANSWERS if answers(self._health, timeout=timeout) else Seen.SILENT
+
+    def end(self, *, gently: bool) -> None:
+        """End it with all its processes; ``gently``: it may answer first what it was asked."""
+        if self._process is None:
+            return
+        if gently:
+            self._ask_to_end()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+
+    def _ask_to_end(self) -> None:
+        assert self._process is not None
+        with suppress(psutil.Error):
+            # The last in the chain: when one above it ends, the guard kills the rest.
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                if not process.children():
+                    process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_PATIENCE)
+
+
+def _end_leftovers(folder: Path) -> None:
+    """Kill what still runs of a server of this folder: found by its environment, for numbers come again."""
+    mark = str(folder.absolute())
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark and process.pid != os.getpid():
+                process.kill()
+                process.wait(END_PATIENCE)
+
+
+def _import_path() -> str:
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
+
+
+@contextmanager
+def _ending() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    event = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

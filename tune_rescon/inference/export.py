@@ -1,0 +1,217 @@
+"""A trained network as a file that other tools load without this package, and the proof that it is the same.
+
+In all but ``safetensors`` and ``timm`` the normalisation and the softmax are inside: pixels in 0..1 go in,
+probabilities come out. ``tensorflow`` is a SavedModel, a folder, and wants its images as B x H x W x C.
+``timm`` is a folder that ``timm.create_model`` loads.
+
+Shape legend: B images of a batch, C channels, H = W the image size, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.weights import Classifier
+
+__all__ = [
+    "FORMATS",
+    "export_model",
+    "write_timm_folder",
+]
+
+
+def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write the folder, and load it by timm.
+
+    Args:
+        network: whose weights are written.
+        about: what goes with it.
+        path: the folder; there is none of the name yet.
+
+    Returns:
+        Probabilities, B x K, of pixels in 0..1, B x C x H x W, by what timm has loaded and read.
+
+    Raises:
+        ImportError: timm is not installed.
+        OSError: the folder cannot be written.
+    """
+    import timm
+    from safetensors.torch import save_file
+
+    from tune_rescon.timm_models import EXPORTED, data_config
+
+    config = {
+        "architecture": EXPORTED,
+        "num_classes": about.spec.classes,
+        "model_args": {
+            "spec": about.spec.to_dict(),
+            "preprocessing": about.preprocessing.to_dict(),
+            "num_classes": about.spec.classes,
+            "in_chans": about.spec.in_channels,
+        },
+        "pretrained_cfg": data_config(about.preprocessing, about.spec, about.class_names),
+    }
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    loaded: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    mean_C11, std_C11 = (torch.tensor(loaded.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        probabilities_BK: Tensor = loaded((pixels_BCHW - mean_C11) / std_C11).softmax(1)
+        return probabilities_BK
+
+    return run
+
+
+#: Relative difference of probabilities that a file may have from the network (the largest, over its inputs).
+TOLERANCE: Final = 1e-4
+
+#: Images that are traced, and that the file is checked with: another number, for its batch may be any.
+_TRACED, _CHECKED = 2, 5
+
+Writer = Callable[[nn.Module, TrainedNetwork, Path], Callable[[Tensor], Tensor]]
+
+
+def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
+    """Write ``output`` whole, load it again, and compare; the largest relative difference of a probability.
+
+    Raises:
+        ConfigError: no such format, or its packages are not installed.
+        StorageError: the file cannot be written, or says something else than the network.
+    """
+    if form not in FORMATS:
+        raise ConfigError(unknown_name("format", form, sorted(FORMATS), where="--format"))
+    classifier = Classifier(network, about).eval()
+    scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        loaded = FORMATS[form](classifier, about, scratch)
+        difference = _difference(classifier, loaded, about)
+        # Not `difference > TOLERANCE`, which a NaN would pass.
+        if not difference <= TOLERANCE:
+            rule = f"an exported file must give the network's probabilities within {TOLERANCE:g}"
+            raise StorageError(explain(rule, got=f"a difference of {difference:.2g}", where=str(output)))
+        scratch.replace(output)
+    except ImportError as error:
+        hint = f"pip install 'tune_rescon[{form}]'"
+        rule = f"the format {form} needs its packages"
+        raise ConfigError(explain(rule, got=str(error), where="--format", hint=hint)) from error
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(explain(rule, got=f"{output} ({error.strerror})", where="--output")) from error
+    finally:
+        shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
+    return difference
+
+
+def _difference(classifier: nn.Module, loaded: Callable[[Tensor], Tensor], about: TrainedNetwork) -> float:
+    pixels_BCHW = _example(about, _CHECKED)
+    with torch.inference_mode():
+        wanted_BK, got_BK = classifier(pixels_BCHW), loaded(pixels_BCHW)
+    return float(((wanted_BK - got_BK).abs() / wanted_BK.abs().clamp_min(1e-6)).max())
+
+
+def _example(about: TrainedNetwork, images: int) -> Tensor:
+    side = about.spec.image_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(images, len(about.mean), side, side, generator=generator)
+
+
+def _facts(about: TrainedNetwork) -> dict[str, str]:
+    """What a file carries beside the network: JSON, by name."""
+    return {
+        "class_names": json.dumps(about.class_names),
+        "image_size": json.dumps(about.spec.image_size),
+        "preprocessing": json.dumps(about.preprocessing.to_dict()),
+        "tune_rescon": json.dumps(about.to_dict()),
+    }
+
+
+def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    from safetensors.torch import load_file, save_file
+
+    from tune_rescon.models import build_from_spec
+
+    network: Any = classifier.network
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, path, metadata=_facts(about))
+    again = build_from_spec(about.spec)
+    again.load_state_dict(load_file(path))
+    return Classifier(again.eval(), about).eval()
+
+
+def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    program = _program(classifier, about)
+    extra: dict[str, Any] = {f"{name}.json": text for name, text in _facts(about).items()}
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files=extra)
+    with path.open("rb") as file:
+        loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
+    return loaded
+
+
+def _saved_model(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    program = _program(classifier, about)
+    # Imported here, not only because most have no TensorFlow: what torch has loaded by now, Triton with its
+    # LLVM, ends the process if TensorFlow's (2.21) was there first.
+    from tune_rescon.inference.saved_model import load_saved_model, write_saved_model
+
+    write_saved_model(program, _example(about, _TRACED), _facts(about), path)
+    return load_saved_model(path)
+
+
+def _program(classifier: nn.Module, about: TrainedNetwork) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(classifier, (_example(about, _TRACED),), dynamic_shapes=({0: batch},))
+
+
+def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    import onnx
+    import onnxruntime
+
+    exported = torch.onnx.export(
+        classifier,
+        (_example(about, _TRACED),),
+        dynamo=True,
+        verbose=False,
+        input_names=["pixels"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert exported is not None
+    model = exported.model_proto
+    onnx.helper.set_model_props(model, _facts(about))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        (probabilities_BK,) = session.run(None, {"pixels": pixels_BCHW.numpy()})
+        return torch.from_numpy(probabilities_BK)
+
+    return run
+
+
+def _timm(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
+    network: Any = classifier.network
+    return write_timm_folder(network, about, path)
+
+
+FORMATS: Final[Mapping[str, Writer]] = {
+    "safetensors": _safetensors,
+    "torch-export": _torch_export,
+    "onnx": _onnx,
+    "tensorflow": _saved_model,
+    "timm": _timm,
+}

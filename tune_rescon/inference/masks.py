@@ -1,0 +1,328 @@
+"""What a network attends to: for each attention module the trunk's feature, the soft mask, and their product.
+
+The paper's figure 1 shows single channels; here a map is the mean over its channels. A mask is also drawn
+over the photograph itself, at its own size, where the network saw it.
+
+Shape legend: B images of a batch, C channels, H and W a map's height and width.
+"""
+
+from __future__ import annotations
+
+import html
+import urllib.parse
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
+from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
+from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.inference.pictures import Pictures
+from tune_rescon.inference.predict import pixels
+from tune_rescon.models.network import AttentionModule
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.weights import Classifier
+from tune_rescon.tuning import write_atomically
+
+__all__ = [
+    "PAGE",
+    "DrawnPicture",
+    "ModuleMaps",
+    "attention_maps",
+    "draw_gallery",
+    "draw_maps",
+    "draw_overlay",
+    "index_page",
+    "load_photograph",
+    "make_gallery",
+    "seen_box",
+]
+
+
+FloatArray = npt.NDArray[np.float32]
+
+#: Left, top, right, bottom, pixels.
+Box = tuple[float, float, float, float]
+
+#: Share of a mask's colour in what is drawn over a photograph.
+_OPACITY: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnPicture:
+    """What was drawn of a picture: names of files beside the page, and the caption."""
+
+    panels: str
+    overlays: tuple[str, ...]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleMaps:
+    """One module's, each B x H x W."""
+
+    name: str
+    trunk_BHW: FloatArray
+    mask_BHW: FloatArray
+    masked_BHW: FloatArray
+
+
+def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMaps]:
+    """The maps of every attention module of ``classifier``, in the order of the forward pass."""
+    modules = {
+        name.removeprefix("network."): module
+        for name, module in classifier.named_modules()
+        if isinstance(module, AttentionModule)
+    }
+    with torch.inference_mode(), ExitStack() as held:
+        seen = {name: held.enter_context(_watched(module)) for name, module in modules.items()}
+        classifier(pixels_BCHW)
+    return [_maps(name, modules[name], *found) for name, found in seen.items()]
+
+
+@contextmanager
+def _watched(module: AttentionModule) -> Iterator[list[Tensor]]:
+    """The trunk's output and the mask of the next forward pass."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
+    handles = [part.register_forward_hook(keep) for part in (module.trunk, module.mask)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _maps(name: str, module: AttentionModule, trunk_BCHW: Tensor, mask_BCHW: Tensor) -> ModuleMaps:
+    weight_BCHW = 1 + mask_BCHW if module.residual else mask_BCHW
+    return ModuleMaps(
+        name=name,
+        trunk_BHW=_mean(trunk_BCHW),
+        mask_BHW=_mean(mask_BCHW),
+        masked_BHW=_mean(weight_BCHW * trunk_BCHW),
+    )
+
+
+def _mean(maps_BCHW: Tensor) -> FloatArray:
+    mean: FloatArray = maps_BCHW.float().mean(1).cpu().numpy()
+    return mean
+
+
+def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[ModuleMaps], row: int) -> None:
+    """Write a PNG: a line for each module, with the input and its three maps; ``row`` of the batch."""
+    figure = Figure(figsize=(8, 2 * len(maps)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(maps), 4, squeeze=False)
+    for line, module in zip(axes, maps, strict=True):
+        mask = module.mask_BHW[row]
+        line[0].imshow(image_HWC.squeeze(), cmap="gray")
+        line[1].imshow(module.trunk_BHW[row], cmap="viridis")
+        line[2].imshow(mask, cmap="magma")
+        line[3].imshow(module.masked_BHW[row], cmap="viridis")
+        titles = ("input", "trunk", f"mask, {mask.min():.2f} to {mask.max():.2f}", "masked")
+        for axis, title in zip(line, titles, strict=True):
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(module.name, fontsize=8)
+    with _written_whole(path) as scratch:
+        figure.savefig(scratch, dpi=110, format="png")
+
+
+def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
+    """A picture as the network was shown it, RGB and upright, at its own size.
+
+    Args:
+        path: the picture.
+        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.decode.to_bytes`.
+
+    Raises:
+        OSError: the file cannot be read.
+        BadImageError: it is no picture.
+    """
+    data = path.read_bytes()
+    with without_remarks(), blaming_the_image(), open_picture(data) as image:
+        return to_rgb(upright(image, orientation_of(image)), levels)
+
+
+def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
+    """The part of a photograph that the network saw as its square.
+
+    Args:
+        size: the photograph's width and height.
+        resize: "crop": the centre square; "squash": all of it; "pad": the square around it, which reaches
+            beyond its borders.
+
+    Raises:
+        ConfigError: another ``resize``.
+
+    >>> seen_box((30, 20)), seen_box((30, 20), "squash"), seen_box((30, 20), "pad")
+    ((5.0, 0.0, 25.0, 20.0), (0.0, 0.0, 30.0, 20.0), (0.0, -5.0, 30.0, 25.0))
+    """
+    width, height = size
+    if resize not in ("crop", "squash", "pad"):
+        raise ConfigError(unknown_name("resize", resize, ("crop", "pad", "squash")))
+    if resize == "squash":
+        return (0.0, 0.0, float(width), float(height))
+    edge = min(size) if resize == "crop" else max(size)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    return (left, top, left + edge, top + edge)
+
+
+def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: Box) -> None:
+    """Write a JPEG of the photograph's size, with the mask over the part in ``box``.
+
+    The mask's colours go from its least to its greatest value.
+    """
+    width, height = photograph.size
+    visible = (
+        max(round(box[0]), 0),
+        max(round(box[1]), 0),
+        min(round(box[2]), width),
+        min(round(box[3]), height),
+    )
+    # The visible part in the mask's own pixels.
+    across, down = mask_HW.shape[1] / (box[2] - box[0]), mask_HW.shape[0] / (box[3] - box[1])
+    part = (
+        max((visible[0] - box[0]) * across, 0),
+        max((visible[1] - box[1]) * down, 0),
+        min((visible[2] - box[0]) * across, mask_HW.shape[1]),
+        min((visible[3] - box[1]) * down, mask_HW.shape[0]),
+    )
+    grey = Image.fromarray(_bytes(_normalised(mask_HW)))
+    size = (visible[2] - visible[0], visible[3] - visible[1])
+    levels_HW = np.asarray(grey.resize(size, Image.Resampling.BILINEAR, box=part))
+    colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
+    drawn = photograph.copy()
+    drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
+    with _written_whole(path) as scratch:
+        drawn.save(scratch, format="JPEG", quality=90)
+
+
+def _bytes(values: FloatArray) -> npt.NDArray[np.uint8]:
+    return (255 * values).astype(np.uint8)
+
+
+def _normalised(values: FloatArray) -> FloatArray:
+    """To 0..1, by the least and the greatest finite value."""
+    finite = np.nan_to_num(values, posinf=np.nan, neginf=np.nan, nan=np.nan)
+    if not np.isfinite(finite).any():
+        return np.zeros_like(values)
+    low, high = np.nanmin(finite), np.nanmax(finite)
+    scaled: FloatArray = np.nan_to_num((finite - low) / (high - low or 1))
+    return scaled
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A scratch file that becomes ``path`` at the end: an interrupt leaves no half picture."""
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def index_page(pictures: Sequence[DrawnPicture]) -> str:
+    """A page of pictures, each with what was drawn of it."""
+    figures = "\n".join(
+        f"<figure>{''.join(map(_image, (one.panels, *one.overlays)))}"
+        f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
+        for one in pictures
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>Attention masks</title>'
+        "<style>body{font:16px system-ui;margin:2rem;color-scheme:light dark}"
+        "figure{margin:0 0 2rem}img{max-width:100%}</style>"
+        f"<h1>Attention masks</h1>\n{figures}\n</html>\n"
+    )
+
+
+def _image(file: str) -> str:
+    return f'<img src="{urllib.parse.quote(file)}" alt="" loading="lazy">'
+
+
+#: The page's name in the folder.
+PAGE: Final = "index.html"
+
+#: Characters of a picture's name that its drawings keep: file names have an end.
+_LONGEST_STEM: Final = 100
+
+
+def make_gallery(folder: Path) -> None:
+    """Make the folder, before any picture is classified.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule = "must be a folder that can be written"
+        raise StorageError(explain(rule, got=f"{folder} ({error.strerror})", where="--masks")) from error
+
+
+def draw_gallery(
+    network: nn.Module, about: TrainedNetwork, batches: Iterable[Pictures], folder: Path
+) -> Generator[Path, None, None]:
+    """Draw every picture of the batches, and yield its path as soon as its files are there.
+
+    The page is written after each batch, and when the iterator is closed or interrupted: it names all files
+    that are there by then.
+
+    Args:
+        network: on any device, in eval mode.
+        about: what goes with it.
+        batches: the pictures.
+        folder: exists.
+    """
+    classifier = Classifier(network, about).eval()
+    drawn: list[DrawnPicture] = []
+    try:
+        for batch in batches:
+            device = next(network.parameters()).device
+            maps = attention_maps(classifier.to(device), pixels(batch, about, device))
+            for row, path in enumerate(batch.paths):
+                drawn.append(_draw(folder, len(drawn), batch, maps, row, about))
+                yield path
+            _write_page(folder, drawn)
+    finally:
+        _write_page(folder, drawn)
+
+
+def _draw(
+    folder: Path,
+    number: int,
+    batch: Pictures,
+    maps: list[ModuleMaps],
+    row: int,
+    about: TrainedNetwork,
+) -> DrawnPicture:
+    path = batch.paths[row]
+    name = f"{number:04d}-{path.stem[:_LONGEST_STEM]}"
+    draw_maps(folder / f"{name}.png", batch.images_BHWC[row], maps, row)
+    photograph = load_photograph(path, about.levels)
+    overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
+    for file, module in zip(overlays, maps, strict=True):
+        draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
+    return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=str(path))
+
+
+def _write_page(folder: Path, drawn: list[DrawnPicture]) -> None:
+    write_atomically(folder / PAGE, index_page(drawn))

@@ -1,0 +1,64 @@
+"""What a network says of pictures.
+
+Shape legend: B images of a batch, K classes, C channels, H = W the image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.data.pixels import to_unit
+from tune_rescon.inference.pictures import Pictures
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.device import Placement
+from tune_rescon.training.weights import Classifier
+
+__all__ = [
+    "Prediction",
+    "pixels",
+    "predictions",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The likeliest classes of a picture, the likeliest first, each with its probability."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...]
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The likeliest."""
+        return self.classes[0]
+
+
+def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = "cpu") -> Tensor:
+    """The network's input before normalisation: B x C x H x W, in 0..1, on ``device``.
+
+    The bytes travel, and are resized there as validation's are.
+    """
+    images_BCHW = torch.from_numpy(batch.images_BHWC).to(device).permute(0, 3, 1, 2)
+    return to_unit(images_BCHW, about.preprocessing.image_size)
+
+
+def predictions(
+    network: nn.Module, about: TrainedNetwork, batches: Iterable[Pictures], placement: Placement, *, top: int
+) -> Iterator[Prediction]:
+    """One for each picture; the network is moved to the placement's device."""
+    classifier = placement.network(Classifier(network, about).eval())
+    top = min(top, len(about.class_names))
+    with torch.inference_mode():
+        for batch in batches:
+            with placement.active(), placement.autocast():
+                pixels_BCHW = placement.images(pixels(batch, about, placement.device))
+                probabilities_BK = classifier(pixels_BCHW).float()
+            values_BT, places_BT = probabilities_BK.topk(top, dim=1)
+            for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):
+                named = tuple((about.class_names[k], value) for k, value in zip(places, values, strict=True))
+                yield Prediction(path=path, classes=named)

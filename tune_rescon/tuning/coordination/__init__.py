@@ -1,1 +1,0 @@
-"""What happens to trials, decided in one place; nothing here knows Ray."""

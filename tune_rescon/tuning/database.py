@@ -1,0 +1,145 @@
+"""The database that a study is kept in: opened, or what is wrong with it said."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from tune_rescon.errors import RecordError, StorageError, explain
+from tune_rescon.storage import sqlite_file
+
+__all__ = [
+    "find_study",
+    "holds_studies",
+    "missing_study",
+    "open_database",
+    "unwritable",
+]
+
+
+def open_database(url: str, *, busy_seconds: float, create: bool = False) -> optuna.storages.RDBStorage:
+    """Connect to a database; a writer waits ``busy_seconds`` for another's transaction on a SQLite file.
+
+    Args:
+        url: the database.
+        busy_seconds: how long a writer waits.
+        create: make the SQLite file and the tables if they are missing, for a new search.
+
+    Raises:
+        StorageError: it cannot be reached, it is not a database, it is missing and not to be made, or another
+            Optuna created its tables.
+    """
+    # Imported here: a dry run reads this module and opens no database.
+    from sqlalchemy.exc import SQLAlchemyError
+
+    file = sqlite_file(url)
+    if file is not None and not create and not holds_studies(file):
+        raise missing_study(file)
+    try:
+        if file is not None and create:
+            file.touch()
+        return optuna.storages.RDBStorage(url, engine_kwargs=_connecting(file, busy_seconds))
+    except (ImportError, OSError, SQLAlchemyError, ValueError) as error:
+        # The URL itself is not shown: it may hold a password.
+        rule = "must be the URL of a database that can be reached"
+        got = str(error).partition("\n")[0].strip(" .")
+        hint = "For a local file give sqlite:///PATH/study.db."
+        raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None
+    except RuntimeError as error:
+        raise _other_schema(url, str(error)) from None
+
+
+def _other_schema(url: str, said: str) -> StorageError:
+    """Another Optuna's tables; ``said`` is what Optuna says of them."""
+    import sqlalchemy
+    from optuna.storages._rdb.models import VersionInfoModel
+
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        writer = connection.execute(sqlalchemy.select(VersionInfoModel.library_version)).scalar()
+    if "storage upgrade" in said:
+        # The URL is left out: a report reads a copy.
+        hint = (
+            "Keep a copy, then run `optuna storage upgrade --storage URL`, where URL is the database's"
+            " (sqlite:///STORAGE/NAME/study.db unless --study names another)."
+        )
+    else:
+        hint = f"Install optuna {writer} or later."
+    rule = f"a study must have the tables of optuna {optuna.__version__}, which is installed here"
+    return StorageError(explain(rule, got=f"those of optuna {writer}", where="--study", hint=hint))
+
+
+def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
+    """How the engine connects to a SQLite file: it never makes one, also not if the file is deleted."""
+    if file is None:
+        return {}
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+    connect = functools.partial(sqlite3.connect, uri, uri=True, timeout=busy_seconds, check_same_thread=False)
+    return {"creator": connect}
+
+
+def unwritable(url: str, error: Exception) -> RecordError:
+    """What to say of a write to the record at ``url`` that failed with ``error``, while a search runs."""
+    file = sqlite_file(url)
+    said = str(error.__cause__ or error).partition("\n")[0].strip(" .")
+    if file is not None and not holds_studies(file):
+        rule = "the record must stay where it is while the search runs"
+        hint = "Put the file back: what it holds is what a resumed search has."
+        return RecordError(explain(rule, got=f"{file}, which is gone ({said})", hint=hint))
+    hint = "Every epoch before this one is recorded. Free space on the disk, or mend that; then resume."
+    got = f"{file or 'its database'}: {said}"
+    return RecordError(explain("the record must take each epoch of a trial", got=got, hint=hint))
+
+
+def missing_study(file: Path, why: str = "") -> StorageError:
+    """The record of a search, a SQLite file, is not there or is not one; ``why``: what SQLite said."""
+    if file.exists():
+        got, hint = f"{file} ({why or 'no study is in it'})", ""
+    else:
+        got, hint = f"{file}, which does not exist", "If the search was given a --study, give it here too. "
+    hint += "Otherwise restore the file from a copy: without its record a search cannot be resumed or read."
+    return StorageError(explain("a search's record must be a database that can be read", got=got, hint=hint))
+
+
+def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:
+    """The id of the study ``name``.
+
+    ``any_name``: if the database holds a single study, take it whatever its name. To read only: a folder
+    that was renamed is still the search's, but a copy of one must not write to the original's runs.
+
+    Raises:
+        StorageError: no study has that name; the error lists the names that exist.
+    """
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        studies = storage.get_all_studies()
+    if any_name and len(studies) == 1:
+        return studies[0]._study_id
+    known = ", ".join(repr(study.study_name) for study in studies) or "none"
+    file = sqlite_file(str(storage.url))
+    if file is not None and file.name == "study.db" and file.parent.name == name and len(studies) == 1:
+        other = studies[0].study_name
+        rule = "a search must be in the folder of its name"
+        got = f"{name}: {file.parent} holds the search {other!r}"
+        hint = f"Rename the folder to {other}, then give --resume {other}."
+        raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
+    rule = f"there is no study named {name!r} in the database"
+    raise StorageError(explain(rule, where="--study", hint=f"It holds: {known}."))
+
+
+def holds_studies(file: Path) -> bool:
+    """Whether a file has Optuna's tables. One that is no database is for Optuna to refuse."""
+    if not file.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
+            return bool(database.execute(query).fetchone()[0])
+    except sqlite3.Error:
+        return True

@@ -1,1 +1,0 @@
-"""Ray and Ray Tune: started, watched, given trials, ended."""

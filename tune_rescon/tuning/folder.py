@@ -1,0 +1,370 @@
+"""The files of one search: where each is, and how they are written without ever being half there."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.errors import StorageError, explain
+from tune_rescon.spaces import yaml_text
+from tune_rescon.storage import (
+    StorageUrl,
+    check_name,
+    check_new_name,
+    name_taken,
+    no_such_search,
+    parse_storage,
+    sqlite_url,
+)
+from tune_rescon.tuning.trial import TrialSummary
+
+__all__ = [
+    "CHECKPOINTS",
+    "TRIAL_FILES",
+    "SearchFolder",
+    "claimed",
+    "default_storage",
+    "recorded_checkpoint",
+    "trial_folder",
+    "usable_directory",
+    "write_atomically",
+]
+
+
+#: The directory of all trials' checkpoints.
+CHECKPOINTS: Final = "checkpoints"
+
+#: The files that a trial writes (:class:`tune_rescon.training.checkpoint.CheckpointFolder`). Only these are
+#: ever deleted: what else lies beside them is the user's.
+TRIAL_FILES: Final = frozenset(
+    {"best.ckpt", "best.partial", "last.ckpt", "last.partial", "last.previous.ckpt"}
+)
+
+
+def trial_folder(number: int) -> str:
+    """The directory of one trial's checkpoints.
+
+    >>> trial_folder(7)
+    'checkpoints/trial_0007'
+    """
+    return f"{CHECKPOINTS}/trial_{number:04d}"
+
+
+def recorded_checkpoint(number: int, place: str | None) -> str | None:
+    """The checkpoint of trial ``number`` as the record holds it; None if there is none.
+
+    ``place`` is a path or URL. Only the name of its file is taken: earlier versions recorded absolute
+    places, and the folder may have been moved or copied since.
+
+    >>> recorded_checkpoint(7, "/old/runs/a/checkpoints/trial_0007/best.ckpt")
+    'checkpoints/trial_0007/best.ckpt'
+    """
+    if place is None:
+        return None
+    return f"{trial_folder(number)}/{place.rpartition('/')[2]}"
+
+
+_ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
+
+
+def default_storage() -> Path | StorageUrl:
+    """``$TUNE_RESCON_STORAGE``, a directory or a URL; or ``./runs``."""
+    return parse_storage(os.environ.get(_ENVIRONMENT) or "runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFolder:
+    """``<storage>/<name>/`` and what is in it."""
+
+    storage: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The search's own directory."""
+        return self.storage / self.name
+
+    @property
+    def space_yaml(self) -> Path:
+        """The resolved space."""
+        return self.path / "space.yaml"
+
+    @property
+    def study_db(self) -> Path:
+        """The study's file, likewise."""
+        return self.path / "study.db"
+
+    @property
+    def study_url(self) -> str:
+        """Where the study is unless ``--study`` names a database."""
+        return sqlite_url(self.study_db)
+
+    @property
+    def trials_csv(self) -> Path:
+        """One row a trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def best_yaml(self) -> Path:
+        """The best trial's configuration and value."""
+        return self.path / "best.yaml"
+
+    @property
+    def report_html(self) -> Path:
+        """The report a browser opens."""
+        return self.path / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        """The report's plots as images."""
+        return self.path / "plots"
+
+    @property
+    def log(self) -> Path:
+        """What the libraries had to say."""
+        return self.path / "search.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, a directory for each trial, if anybody asked for them."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow_db(self) -> Path:
+        """The file of the storage's own MLflow store."""
+        return self.storage / "mlflow.db"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking store shared by all searches of this storage."""
+        plain = sqlite_url(self.mlflow_db)
+        # MLflow 3.17 makes the directory of a `sqlite:///` URI without unquoting it: an empty one beside a
+        # storage whose name has to be quoted. It leaves a URI that names the driver as it is.
+        return plain if "%" not in plain else sqlite_url(self.mlflow_db, driver="sqlite+pysqlite")
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where that store keeps its artifacts."""
+        return self.storage / "mlartifacts"
+
+    def checkpoints(self, number: int) -> Path:
+        """The directory of one trial's checkpoints."""
+        return self.path / trial_folder(number)
+
+    def create(self) -> None:
+        """Make the directory.
+
+        Raises:
+            StorageError: the name is no name or taken, or the storage cannot be written.
+        """
+        check_new_name(self.name)
+        with usable_directory(self.storage):
+            if self.path.exists():
+                raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
+            self.path.mkdir(parents=True)
+
+    def require(self, *, where: str = "--resume") -> None:
+        """Check that there is a search of this name; ``where`` is the flag that names it.
+
+        Raises:
+            StorageError: no search has that name (the error lists the names that exist), or it is not valid.
+        """
+        check_name(self.name, where=where)
+        with usable_directory(self.storage):
+            if self.space_yaml.is_file():
+                return
+            found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
+        raise no_such_search(self.name, self.storage, found, where=where)
+
+    def check_writable(self) -> None:
+        """Check that this process may write to the search, before anything is written.
+
+        Raises:
+            StorageError: its folder or its record cannot be written, as in another user's storage.
+        """
+        for path in (self.path, self.study_db, self.log):
+            if path.exists() and not os.access(path, os.W_OK):
+                rule = "a resumed search must be one that this user can write to"
+                hint = "To continue its trials, copy its folder to a storage of your own."
+                got = f"{path}, which cannot be written"
+                raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
+
+    def remove(self, *, with_storage: bool) -> None:
+        """Take back what a search that never began has made; an empty storage too if it made that."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if with_storage and not any(self.storage.iterdir()):
+            self.storage.rmdir()
+
+    def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
+        """Delete the files that a trial wrote but ``keep``; the directory too when nothing is left.
+
+        ``keep`` is a file's place; only its name counts. If that file is not there, nothing is deleted: the
+        trial is a winner, and the others are what is left of it.
+        """
+        directory = self.checkpoints(number)
+        if not directory.is_dir():
+            return
+        kept = None if keep is None else Path(keep).name
+        if kept is not None and not (directory / kept).is_file():
+            return
+        for name in TRIAL_FILES - {kept}:
+            (directory / name).unlink(missing_ok=True)
+        if not any(directory.iterdir()):
+            directory.rmdir()
+
+    def write_trials(
+        self, trials: Iterable[TrialSummary], parameters: Iterable[str], *, at_url: bool = False
+    ) -> None:
+        """``trials.csv``: state, values and parameters, by number.
+
+        A checkpoint is named if it is there. ``none`` stands where a trial does not have a parameter.
+
+        Args:
+            trials: all of the search.
+            parameters: the names of the space's; those that trials of its earlier versions have follow them.
+            at_url: checkpoints are kept at a URL. The record is believed: it forgets what is deleted there.
+        """
+        trials = tuple(trials)
+        names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*_COLUMNS, *names])
+        for trial in trials:
+            settings = [trial.setting(name, "none") for name in names]
+            checkpoint = trial.checkpoint or ""
+            is_there = at_url or (self.path / checkpoint).is_file()
+            writer.writerow([*_row(trial), checkpoint if is_there else "", *settings])
+        write_atomically(self.trials_csv, text.getvalue())
+
+    def write_best(self, best: Mapping[str, Any]) -> None:
+        """``best.yaml``."""
+        write_atomically(self.best_yaml, yaml_text(best, block=True))
+
+
+_COLUMNS: Final = (
+    "trial",
+    "state",
+    "epochs",
+    "value",
+    "best_value",
+    "best_epoch",
+    "seconds",
+    "values",
+    "checkpoint",
+)
+
+
+def _row(trial: TrialSummary) -> list[Any]:
+    return [
+        trial.number,
+        trial.state.value,
+        trial.epochs,
+        trial.value,
+        trial.best_value,
+        trial.best_epoch,
+        round(trial.seconds, 3),
+        " ".join(repr(value) for value in trial.values),
+    ]
+
+
+@contextmanager
+def usable_directory(storage: Path) -> Iterator[None]:
+    """What the system refuses in the block is the user's to mend: nothing has begun yet.
+
+    Raises:
+        StorageError: an OSError, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        rule = "the storage must be a directory that can be read and written"
+        got = f"{storage} ({error.strerror})"
+        raise StorageError(explain(rule, got=got, where="--storage")) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` in one step, so that a reader never sees half of it."""
+    # Two threads may write the same file; the later one's stays.
+    half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    finally:
+        # On a full disk; after the replacement there is nothing left to delete.
+        half.unlink(missing_ok=True)
+
+
+#: All that a driver writes before ``space.yaml``, by how the names begin.
+_REMAINS: Final = ("search.log", "study.db", ".space.yaml.")
+
+
+@contextmanager
+def claimed(folder: SearchFolder) -> Iterator[None]:
+    """Make the directory of a new search, and keep other drivers out of it.
+
+    Raises:
+        StorageError: the name is no name, taken, or being taken; or the storage cannot be written.
+    """
+    check_new_name(folder.name)
+    with usable_directory(folder.storage):
+        storage_is_new = not folder.storage.exists()
+        if _is_abandoned(folder):
+            folder.remove(with_storage=False)
+    folder.create()
+    lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(lock)
+        if not _is_there(lock, folder.path):
+            # Another driver found the directory before it was locked, and took it for abandoned.
+            raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
+        try:
+            yield
+        except BaseException:
+            # The space is the first file of a search that has begun.
+            if not folder.space_yaml.exists():
+                folder.remove(with_storage=storage_is_new)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _is_abandoned(folder: SearchFolder) -> bool:
+    """Whether there is nothing but what a driver left that died before its search began."""
+    if not folder.path.is_dir():
+        return False
+    if not all(path.name.startswith(_REMAINS) for path in folder.path.iterdir()):
+        return False
+    directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _lock(directory)
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int) -> bool:
+    """Lock an open directory until it is closed; False if another process has, or nobody can."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # Some network file systems lock no directory: there a name stays taken until somebody frees it.
+        return False
+    return True
+
+
+def _is_there(directory: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(directory), path.stat())
+    except FileNotFoundError:
+        return False

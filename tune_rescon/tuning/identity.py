@@ -1,0 +1,123 @@
+"""The identity of a search: a UUID that is made with its study, and where the study was when it last ran.
+
+A name is not an identity: a team's searches are all called after the space, and a folder that is deleted can
+be made again. The id is the study's user attribute ``id``, the first line of ``space.yaml`` (a comment, which
+no loader reads), and a tag of every MLflow run. A search that began before there were ids gets one when it is
+next resumed or synchronised.
+
+Moving a search changes its place and not its id. A copy is another search from then on: when it is resumed
+and the original is still where it was, the copy gets an id of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tune_rescon.passwords import hide_passwords
+from tune_rescon.tuning.folder import SearchFolder, write_atomically
+from tune_rescon.tuning.study import StudyRecord
+
+__all__ = [
+    "Identity",
+    "decide_identity",
+    "ensure_identity",
+    "place_of",
+    "read_id",
+    "with_id",
+    "write_id",
+]
+
+
+_LINE: Final = re.compile(r"# tune_rescon\.id: ([0-9a-f]{32})\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who a search is."""
+
+    id: str
+    place: str
+    """Where its record was when it last ran: see :func:`place_of`."""
+
+
+def place_of(folder: SearchFolder, url: str | None) -> str:
+    """A URL without its password, or ``HOST:FOLDER``: containers and machines share paths."""
+    return hide_passwords(url) if url else f"{socket.gethostname()}:{folder.path}"
+
+
+def decide_identity(
+    known: Identity | None, place: str, *, is_copy: bool, make: Callable[[], str]
+) -> Identity:
+    """The identity with which a search at ``place`` runs.
+
+    Args:
+        known: what its study holds.
+        place: where it is now.
+        is_copy: whether the search of ``known.id`` is still at ``known.place``.
+        make: makes an id.
+    """
+    if known is None or is_copy:
+        return Identity(id=make(), place=place)
+    return Identity(id=known.id, place=place)
+
+
+def ensure_identity(
+    record: StudyRecord, folder: SearchFolder, *, url: str | None, own_study: bool
+) -> Identity:
+    """The identity of a search that this process drives; written to its study where that lacks it.
+
+    Args:
+        record: the study, which this process may write.
+        folder: the search's files on this machine.
+        url: where they are kept, if that is elsewhere.
+        own_study: whether the study lies in the folder. A study in a database is not copied with a folder.
+    """
+    known_id = record.attribute("id")
+    known = Identity(id=known_id, place=record.attribute("place") or "") if known_id else None
+    place = place_of(folder, url)
+    is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
+    found = decide_identity(known, place, is_copy=is_copy, make=lambda: uuid.uuid4().hex)
+    if found != known:
+        record.set_attribute("id", found.id)
+        record.set_attribute("place", found.place)
+    return found
+
+
+def with_id(text: str, search_id: str) -> str:
+    """The text of a ``space.yaml`` with the id as its first line.
+
+    >>> with_id("version: 1\\n", "0" * 32)
+    '# tune_rescon.id: 00000000000000000000000000000000\\nversion: 1\\n'
+    """
+    return f"# tune_rescon.id: {search_id}\n{_LINE.sub('', text, count=1)}"
+
+
+def read_id(space_yaml: Path) -> str | None:
+    """The id in a ``space.yaml``; None if there is no such file, or it has none."""
+    try:
+        with space_yaml.open(encoding="utf-8") as file:
+            found = _LINE.match(file.readline())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found[1] if found else None
+
+
+def write_id(space_yaml: Path, search_id: str) -> None:
+    """Put the id into a ``space.yaml`` that has another one or none."""
+    if read_id(space_yaml) != search_id:
+        write_atomically(space_yaml, with_id(space_yaml.read_text(encoding="utf-8"), search_id))
+
+
+def _is_still_there(known: Identity, folder: SearchFolder) -> bool:
+    """Whether the search of this id is in the folder where it last ran, and that is not this folder."""
+    host, _, path = known.place.partition(":")
+    if host != socket.gethostname() or not path:
+        return False
+    other = SearchFolder(storage=Path(path).parent, name=Path(path).name)
+    return read_id(other.space_yaml) == known.id and not other.path.samefile(folder.path)

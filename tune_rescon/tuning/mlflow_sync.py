@@ -1,0 +1,133 @@
+"""What MLflow missed of a search, sent later: from its record, with the search's lease held meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tune_rescon.errors import presentable
+from tune_rescon.passwords import hide_passwords
+from tune_rescon.tracking import mlflow_writer
+from tune_rescon.tuning.identity import ensure_identity, write_id
+from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, destination
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.reader import Place, known_datasets, summed_up
+from tune_rescon.tuning.result import Pricing, StudyResult
+from tune_rescon.tuning.resume import history_words
+from tune_rescon.tuning.search_lease import search_lease
+from tune_rescon.tuning.search_storage import SearchStore, open_store
+from tune_rescon.tuning.space_versions import open_recorded
+from tune_rescon.tuning.study_attributes import read_notes
+
+__all__ = [
+    "Synced",
+    "sync_tracking",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """What came of it."""
+
+    uri: str
+    trials: int
+    unsent: int
+    """Updates that MLflow did not take in time."""
+    trouble: str
+    """What the last call that did not succeed failed with; empty if there was none."""
+
+
+def sync_tracking(
+    place: Place,
+    name: str,
+    *,
+    patience: float,
+    note: Callable[[StudyResult], str],
+    say: Callable[[str], object],
+) -> Synced:
+    """Have MLflow show all of the search ``name`` that it does not show yet.
+
+    Args:
+        place: where the search is.
+        name: the search's.
+        patience: seconds MLflow has to take it.
+        note: markdown for the search's page in MLflow.
+        say: tells what keeps it waiting.
+
+    Raises:
+        StorageError: there is no such search.
+        LeaseError: a driver has it, which sends by itself.
+    """
+    options = RunOptions(
+        name=name,
+        resume=True,
+        storage=place.storage,
+        study_url=place.study_url,
+        cache_root=place.cache_root,
+        data_root=place.data_root,
+    )
+    with open_store(options) as store, ExitStack() as held:
+        held.enter_context(
+            search_lease(
+                name,
+                study_url=place.study_url or store.folder.study_url,
+                at_url=store.lease,
+                seconds=options.lease_seconds,
+                say=say,
+            )
+        )
+        store.fetch()
+        synced = _send(options, place, store, note, patience, say)
+        store.close(patience)
+        return synced
+
+
+def _send(
+    options: RunOptions,
+    place: Place,
+    store: SearchStore,
+    note: Callable[[StudyResult], str],
+    patience: float,
+    say: Callable[[str], object],
+) -> Synced:
+    folder = store.folder
+    record, versions = open_recorded(options.study_url or folder.study_url, folder)
+    notes, space = read_notes(record), versions.newest
+    pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
+    result = summed_up(
+        pricing,
+        record.trials(),
+        notes,
+        name=options.name,
+        folder=folder,
+        url=store.url,
+        alive=False,
+        space_history=history_words(versions, record.trials()),
+    )
+    store.begin(trial.number for trial in result.trials)
+    identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
+    write_id(folder.space_yaml, identity.id)
+    own = notes.tracking_uri is None
+    with mlflow_writer(destination(space, folder, notes.tracking_uri), say) as writer:
+        parent = ParentRun(
+            writer,
+            identity=identity,
+            known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
+            tags={"tune_rescon.folder": hide_passwords(store.url or str(folder.path))},
+            datasets=(),
+            files=(),
+            uploads=store.url is None or not own,
+        )
+        listener = TrackingListener(writer, record, pricing)
+        listener.search_started(result.trials)
+        files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
+        parent.end(result, [file for file in files if file.is_file()], note(result))
+        unsent = writer.close(patience)
+        listener.note_runs()
+        return Synced(
+            uri=hide_passwords(writer.uri),
+            trials=len(result.trials),
+            unsent=unsent,
+            trouble=presentable(writer.reason),
+        )

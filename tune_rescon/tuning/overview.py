@@ -1,0 +1,278 @@
+"""Every search of a storage in a line each: a few small queries for each, no trial is read whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy
+from optuna.storages._rdb import models
+from sqlalchemy import Connection, Engine, NullPool, Table, case, func, select
+
+from tune_rescon.config import MetricAt, TrialState, metric_mode
+from tune_rescon.errors import StorageError, UserError
+from tune_rescon.spaces import Goal, load_goal
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
+from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.reader import Place, lives_by_file, lives_by_url, search_state
+from tune_rescon.tuning.result import SearchState
+from tune_rescon.tuning.search_storage import find_search
+from tune_rescon.tuning.study import METRIC, METRIC_AT
+
+__all__ = [
+    "SearchOverview",
+    "StudyConnections",
+    "list_searches",
+]
+
+
+class StudyConnections:
+    """Opens them, from any thread. All SQLite files have one engine, which has to compile each query once."""
+
+    def __init__(self) -> None:
+        """Nothing is opened yet."""
+        self._asked = threading.local()
+        self._files = sqlalchemy.create_engine("sqlite://", creator=self._open_file, poolclass=NullPool)
+        self._server = cache(_server)
+
+    @contextmanager
+    def connect(self, url: str) -> Iterator[Connection]:
+        """For the time of the block, a connection to the database at ``url``.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: there is none, or it cannot be opened. No file is made.
+        """
+        file = sqlite_file(url)
+        if file is not None:
+            # A URI, which makes no file where there is none.
+            self._asked.uri = f"{file.absolute().as_uri()}?mode=rw"
+        engine = self._server(url) if file is None else self._files
+        with engine.connect() as connection:
+            yield connection
+
+    def _open_file(self) -> sqlite3.Connection:
+        # The engine opens a connection where one is asked for, in that thread.
+        return sqlite3.connect(self._asked.uri, uri=True)
+
+
+def _server(url: str) -> Engine:
+    return sqlalchemy.create_engine(url, poolclass=NullPool)
+
+
+#: Searches at a URL that are fetched at once.
+CONNECTIONS: Final = 16
+
+_STUDIES: Final[Table] = models.StudyModel.__table__
+_STUDY_USER: Final[Table] = models.StudyUserAttributeModel.__table__
+_TRIALS: Final[Table] = models.TrialModel.__table__
+_USER: Final[Table] = models.TrialUserAttributeModel.__table__
+_SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
+_STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
+_FINITE: Final = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+#: The state of a trial of the search. Trials of other programs may have an attribute of this name too.
+_OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOverview:
+    """One search in a line."""
+
+    name: str
+    metric: str = ""
+    state: SearchState | None = None
+    """None: see :attr:`problem`."""
+    best: float = math.nan
+    """The winner's value; nan if no trial has one."""
+    ended: int = 0
+    """Trials that nothing more will happen to."""
+    total: int = 0
+    """Trials that there are to be."""
+    changed: datetime | None = None
+    """When something last happened to a trial; None: nothing ever did."""
+    problem: str = ""
+    """Why this is all that is known."""
+
+
+def list_searches(place: Place) -> tuple[SearchOverview, ...]:
+    """Every search that has begun, the one that changed last first. One that cannot be read says why.
+
+    Raises:
+        StorageError: the storage cannot be read at all.
+    """
+    found = _at_url(place, place.storage) if isinstance(place.storage, StorageUrl) else _here(place)
+    return tuple(sorted(found, key=lambda one: (one.changed is None, -_seconds(one.changed), one.name)))
+
+
+def _seconds(moment: datetime | None) -> float:
+    return moment.timestamp() if moment else 0.0
+
+
+def _here(place: Place) -> list[SearchOverview]:
+    assert isinstance(place.storage, Path)
+    storage = place.storage.resolve()
+    names = sorted(path.parent.name for path in storage.glob("*/space.yaml"))
+    studies = StudyConnections()
+    return [
+        _overview(SearchFolder(storage=storage, name=name), studies, place.study_url, None) for name in names
+    ]
+
+
+def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
+    root = RemoteFolder.connect(storage)
+    with usable(storage):
+        names = root.folders_with("space.yaml")
+    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+    studies = StudyConnections()
+
+    def look(name: str) -> SearchOverview:
+        try:
+            folder = find_search(storage, name, cache_root=place.cache_root, where="--list", files=files)
+            # With a database of its own, the lease is there too.
+            lease = None if place.study_url else root.folder(f"{name}/lease")
+            return _overview(folder, studies, place.study_url, lease)
+        except StorageError as error:
+            return SearchOverview(name=name, problem=str(error))
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(look, names))
+
+
+def _overview(
+    folder: SearchFolder, studies: StudyConnections, study_url: str | None, lease: RemoteFolder | None
+) -> SearchOverview:
+    """One search's line; ``lease`` is where its lease is kept, if that is not in the study."""
+    seen = SearchOverview(name=folder.name)
+    try:
+        goal = load_goal(folder.space_yaml)
+        seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
+        return _read(seen, goal, studies, folder, study_url or folder.study_url, lease)
+    except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        return replace(seen, problem=str(error).partition("\n")[0])
+
+
+def _read(
+    seen: SearchOverview,
+    goal: Goal,
+    studies: StudyConnections,
+    folder: SearchFolder,
+    url: str,
+    lease: RemoteFolder | None,
+) -> SearchOverview:
+    with studies.connect(url) as connection:
+        study = _study_id(connection, seen.name, any_name=url == folder.study_url)
+        attributes = _attributes(connection, study)
+        states = _states(connection, study)
+        # The file may have been edited since: the record says what its values are.
+        metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
+        maximize = metric_mode(metric) == "max"
+        best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
+        changed = _changed(connection, study)
+    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
+    ended = sum(state.is_final for state in states)
+    outcome = attributes.get("outcome") or {}
+    state = search_state(
+        alive=alive,
+        outcome=SearchState(outcome["state"]) if outcome else None,
+        ended=ended,
+        total=seen.total,
+    )
+    return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
+
+
+def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
+    rows = connection.execute(select(_STUDIES.c.study_name, _STUDIES.c.study_id)).all()
+    found = {study: int(number) for study, number in rows}
+    # A folder that was renamed holds its one study under the earlier name.
+    if name not in found and not (any_name and len(found) == 1):
+        raise StorageError(f"there is no study named {name!r} in its database.")
+    return found[name] if name in found else next(iter(found.values()))
+
+
+def _attributes(connection: Connection, study: int) -> dict[str, Any]:
+    columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
+    wanted = _STUDY_USER.c.key.in_(["lease", "outcome", METRIC, METRIC_AT])
+    rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
+    return {key: json.loads(value) for key, value in rows}
+
+
+def _states(connection: Connection, study: int) -> list[TrialState]:
+    joined = _USER.join(_TRIALS, _USER.c.trial_id == _TRIALS.c.trial_id)
+    query = select(_USER.c.value_json).select_from(joined)
+    rows = connection.execute(query.where(_TRIALS.c.study_id == study, _OURS))
+    return [TrialState(json.loads(value)) for (value,) in rows]
+
+
+def _values(
+    connection: Connection, study: int, *, at: MetricAt, maximize: bool
+) -> Iterator[tuple[int, float]]:
+    """The epoch that each trial of the search came to, and its value, if its last one is finite."""
+    finite = _STEPS.c.intermediate_value_type == _FINITE
+    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
+    better = func.max if maximize else func.min
+    ends = (
+        select(
+            _STEPS.c.trial_id,
+            func.max(_STEPS.c.step).label("step"),
+            better(case((finite, _STEPS.c.intermediate_value))).label("best"),
+        )
+        .select_from(_STEPS.join(_TRIALS, _STEPS.c.trial_id == _TRIALS.c.trial_id).join(_USER, ours))
+        .where(_TRIALS.c.study_id == study)
+        .group_by(_STEPS.c.trial_id)
+        .subquery()
+    )
+    same = (_STEPS.c.trial_id == ends.c.trial_id) & (_STEPS.c.step == ends.c.step)
+    columns = (_STEPS.c.step, _STEPS.c.intermediate_value, ends.c.best)
+    rows = connection.execute(select(*columns).select_from(_STEPS.join(ends, same)).where(finite))
+    for step, last, best in rows:
+        yield step, best if at == "best" else last
+
+
+def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
+    """The best value of those that came furthest, as :func:`.best_trial` ranks them.
+
+    >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
+    0.8
+    """
+    found: Sequence[tuple[int, float]] = list(values)
+    furthest = max((epoch for epoch, _ in found), default=0)
+    finalists = [value for epoch, value in found if epoch == furthest]
+    return (max if maximize else min)(finalists, default=math.nan)
+
+
+def _changed(connection: Connection, study: int) -> datetime | None:
+    """When a trial last began, ended an epoch, or ended."""
+    times = (func.max(_TRIALS.c.datetime_start), func.max(_TRIALS.c.datetime_complete))
+    ends = connection.execute(select(*times).where(_TRIALS.c.study_id == study)).one()
+    moments = [_read_time(moment) for moment in ends if moment is not None]
+    if (epoch := _last_epoch(connection, study)) is not None:
+        moments.append(datetime.fromtimestamp(epoch / 1000, UTC))
+    return max(moments, default=None)
+
+
+def _last_epoch(connection: Connection, study: int) -> int | None:
+    """When the epoch that was recorded last ended, milliseconds since 1970."""
+    query = (
+        select(_SYSTEM.c.value_json)
+        .select_from(_SYSTEM.join(_TRIALS, _SYSTEM.c.trial_id == _TRIALS.c.trial_id))
+        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like("tune_rescon:epoch:%"))
+        .order_by(_SYSTEM.c.trial_system_attribute_id.desc())
+        .limit(1)
+    )
+    value = connection.execute(query).scalar()
+    return None if value is None else int(json.loads(value)["time_ms"])
+
+
+def _read_time(moment: datetime) -> datetime:
+    """As Optuna's tables hold it: naive UTC."""
+    return moment.replace(tzinfo=UTC)

@@ -1,1 +1,0 @@
-"""One driver for each search: the lease on its record, the claim on its folder."""

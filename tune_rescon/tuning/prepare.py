@@ -1,0 +1,275 @@
+"""The data of a search, made ready before Ray starts: bad images end a search before it has begun."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import USUAL_STORE_SIZE, DatasetFacts, describe, is_url, local_path, open_dataset
+from tune_rescon.data.decode import levels_words
+from tune_rescon.errors import DataError, NetworkError, explain
+from tune_rescon.models import resolve_network
+from tune_rescon.spaces import CategoricalParameter, Space, corners
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.result import datasets_of
+from tune_rescon.tuning.study import StudyRecord
+
+if TYPE_CHECKING:
+    from tune_rescon.training.weights import InitialWeights
+
+__all__ = [
+    "Prepared",
+    "anchored",
+    "cache_words",
+    "check_same_images",
+    "check_weights",
+    "judging_words",
+    "largest_image_size",
+    "note_images",
+    "prepare_data",
+    "read_weights",
+    "with_absolute_weights",
+    "with_store_size",
+]
+
+
+#: Fields that decide the side of a network's input.
+_SIDE_FIELDS: Final = ("preset", "layout", "depth", "image_size")
+
+
+def with_store_size(space: Space, recorded: Space | None) -> Space:
+    """``space`` with ``dataset.store_size``, where it has a path and gives none itself.
+
+    Args:
+        space: what is searched.
+        recorded: the newest space in the record of a resumed search, whose images must stay as they were;
+            None: a new search.
+    """
+    dataset = space.dataset
+    if dataset.path is None or dataset.store_size is not None:
+        return space
+    # The record of an earlier version has None, which is the side that its trials had.
+    size = largest_image_size(space) if recorded is None else recorded.dataset.store_size
+    return space.model_copy(update={"dataset": dataclasses.replace(dataset, store_size=size)})
+
+
+def largest_image_size(space: Space) -> int:
+    """The largest side of a network's input that a trial of ``space`` may ask for, pixels."""
+    rows = [{}, *corners(space.parameters, _SIDE_FIELDS), *space.initial]
+    return max(_image_size({**space.fixed, **row}) for row in rows)
+
+
+def cache_words(space: Space, facts: DatasetFacts) -> list[str]:
+    """What people should know of a folder's cache: its size, and whether pictures will be enlarged."""
+    if facts.cache_bytes is None:
+        return []
+    squares = f"{facts.stored_images} squares of {facts.stored_side} pixels"
+    lines = [
+        f"the cache keeps {squares}: {_size(facts.cache_bytes)} of disk on each node, mapped into memory"
+    ]
+    kept = space.dataset.store_size or USUAL_STORE_SIZE
+    largest = largest_image_size(space)
+    if facts.stored_side == kept < largest:
+        lines.append(
+            f"networks of image_size {largest} will see these squares enlarged: `--set"
+            f" dataset.store_size={largest}` keeps the detail, in a new search"
+        )
+    return lines
+
+
+def _image_size(values: Mapping[str, Any]) -> int:
+    chosen = {name: value for name, value in values.items() if name in _SIDE_FIELDS}
+    try:
+        spec = resolve_network(TrialConfig.from_dict(chosen), classes=2, in_channels=3)
+    except NetworkError:
+        # A combination that no trial can have; what a space may ask for is judged where it is read.
+        return 0
+    return spec.image_size
+
+
+def _size(count: int) -> str:
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+_NAME: Final = "init_from"
+
+#: Fields that decide which weights a trial begins with, and of which network.
+_WEIGHT_FIELDS: Final = (
+    *("dataset", _NAME, "preset", "layout", "depth", "width", "image_size"),
+    *("attention", "attention_learning", "mask", "added_reference"),
+)
+
+
+def with_absolute_weights(space: Space) -> Space:
+    """``space`` with an absolute path wherever it says ``init_from``: workers run elsewhere."""
+    parameters = {name: _absolute_choices(name, parameter) for name, parameter in space.parameters.items()}
+    rows = tuple(_absolute_value(row) for row in space.initial)
+    changed = {"fixed": _absolute_value(space.fixed), "parameters": parameters, "initial": rows}
+    return space.model_copy(update=changed)
+
+
+def _absolute_value(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _absolute(value) if name == _NAME else value for name, value in values.items()}
+
+
+def _absolute_choices(name: str, parameter: Any) -> Any:
+    if name != _NAME:
+        return parameter
+    return parameter.model_copy(update={"choices": tuple(map(_absolute, parameter.choices))})
+
+
+def _absolute(source: str | None) -> str | None:
+    return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
+
+
+def read_weights(space: Space) -> dict[str, InitialWeights]:
+    """The files that trials of ``space`` begin with, by path or URL.
+
+    Raises:
+        StorageError, NetworkError: one is missing, damaged, or something else's.
+    """
+    searched = space.parameters.get(_NAME)
+    choices = searched.choices if isinstance(searched, CategoricalParameter) else (space.fixed.get(_NAME),)
+    sources = [source for source in choices if source is not None]
+    if not sources:
+        return {}
+    # Imported here: it takes torch, which the driver of most searches does without.
+    from tune_rescon.training.weights import read_initial
+
+    return {source: read_initial(source) for source in sources}
+
+
+def check_weights(
+    space: Space, weights: Mapping[str, InitialWeights], facts: Mapping[str, DatasetFacts]
+) -> None:
+    """Check that every network that ``space`` can ask for is that of its weights.
+
+    Raises:
+        NetworkError: one is another; says which trials', in what, and what to choose.
+    """
+    if not weights:
+        return
+    for chosen in corners(space.parameters, _WEIGHT_FIELDS):
+        config = TrialConfig.from_dict({**space.fixed, **chosen})
+        if config.init_from is None:
+            continue
+        images = facts[config.dataset or space.dataset.name]
+        spec = resolve_network(config, classes=images.classes, in_channels=images.channels)
+        words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _NAME)
+        where = f"{_NAME}, with {words}" if words else _NAME
+        weights[config.init_from].check_fits(spec, where=where)
+
+
+#: The study's attribute: the digest of each dataset's images and splits, by name.
+_IMAGES: Final = "image_digests"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A dataset that this machine's cache holds."""
+
+    facts: DatasetFacts
+    digest: str
+    """Equal where images, labels and splits are."""
+
+
+def anchored(space: Space) -> Space:
+    """``space`` with absolute paths: workers run elsewhere, and so may whoever resumes."""
+    space = with_absolute_weights(space)
+    if space.dataset.path is None or is_url(space.dataset.path):
+        return space
+    absolute = dataclasses.replace(space.dataset, path=str(local_path(space.dataset.path)))
+    return space.model_copy(update={"dataset": absolute})
+
+
+def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]) -> dict[str, Prepared]:
+    """Decode what this machine's cache does not hold yet; each dataset, by its name.
+
+    Args:
+        space: whose datasets.
+        options: where they are kept.
+        say: told, before the first image is decoded, what is read of a folder and what is left out.
+
+    Raises:
+        DataError: images are missing, unreadable or too few.
+    """
+    prepared = {}
+    for dataset in datasets_of(space):
+        facts = describe(dataset, data_root=options.data_root)
+        account = facts.account.lines() if facts.account else []
+        judging = [] if facts.account is None else judging_words(space, facts)
+        for line in (*account, *cache_words(space, facts), *judging):
+            say(f"{dataset.name}: {line}")
+        images = open_dataset(
+            dataset,
+            data_root=options.data_root,
+            cache_root=options.cache_root,
+            progress=options.show_progress,
+        )
+        if images.levels is not None:
+            say(f"{dataset.name}: {levels_words(images.levels)}")
+        if space.metric.of_test_images and not facts.test_images:
+            rule = "there must be test images for a network to be judged by"
+            hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
+            raise DataError(explain(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
+        prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
+    return prepared
+
+
+def judging_words(space: Space, facts: DatasetFacts) -> list[str]:
+    """Which images will judge the winners of a search, so that it is known before it is paid for."""
+    if space.metric.of_test_images:
+        words = (
+            f"there are no test images, so the {facts.test_images} validation images judge the networks, and"
+            " do not train; networks that a search chose by these very images do slightly worse on others"
+        )
+        return [words] if facts.validation_tests else []
+    if facts.test_images:
+        return [f"`tune_rescon.train` will judge the winners by the {facts.test_images} test images"]
+    words = (
+        f"there are no test images: `tune_rescon.train` will judge the winners by the {facts.val_images}"
+        " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
+    )
+    return [words]
+
+
+def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
+    """Check that a resumed search has the images and splits that its trials had, wherever they are now.
+
+    A record that an earlier version of this package wrote does not know them: nothing is checked.
+
+    Raises:
+        DataError: a dataset differs.
+    """
+    noted = record.attribute(_IMAGES) or {}
+    known = record.attribute("datasets") or {}
+    for name, dataset in prepared.items():
+        if noted.get(name, dataset.digest) != dataset.digest:
+            rule = "a resumed search must have the images that its trials were trained and validated on"
+            got = f"other images in {name} ({_counts(known.get(name), dataset.facts)})"
+            hint = (
+                "Put back the images, or begin a search of another --name with --warm-start and this one's"
+                " name, which learns from its trials."
+            )
+            raise DataError(explain(rule, got=got, where="dataset", hint=hint))
+
+
+def _counts(known: Mapping[str, Any] | None, facts: DatasetFacts) -> str:
+    """What differs, as far as counting tells."""
+    parts = ("train", "val", "test")
+    found = {part: getattr(facts, f"{part}_images") for part in parts}
+    had = {part: (known or {}).get(f"{part}_images") for part in parts}
+    changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
+    return "; ".join(changed) if known and changed else "as many as before, and not the same"
+
+
+def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
+    """Write down which images the trials have: a digest for each dataset."""
+    record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})

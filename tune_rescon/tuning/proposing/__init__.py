@@ -1,1 +1,0 @@
-"""Who draws the next trial, and what the sampler is told of those before."""

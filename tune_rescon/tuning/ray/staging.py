@@ -1,0 +1,132 @@
+"""The data on every machine of a cluster, before the first trial asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import DatasetFacts
+from tune_rescon.errors import DataError
+from tune_rescon.tuning.ray.worker import STALLS
+from tune_rescon.tuning.resources import nodes_of
+
+if TYPE_CHECKING:
+    from tune_rescon.training.gpu_probe import Occupancy
+
+__all__ = [
+    "measured_on_gpu",
+    "stage_data",
+]
+
+
+#: Seconds between two words that it is still going on.
+_WORD_EVERY: Final = 60.0
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def stage_data(
+    datasets: Collection[DatasetConfig],
+    *,
+    data_root: Path,
+    cache_root: Path,
+    need: Mapping[str, float],
+    say: Callable[[str], object],
+) -> None:
+    """Have each other machine that a trial may land on fetch and decode the datasets, all at once.
+
+    One that joins later does it when its first trial begins; one that is lost meanwhile is left out.
+
+    Raises:
+        DataError: a machine cannot have them; it says which.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    there = [
+        node
+        for node in ray.nodes()
+        if node["NodeID"] != here and sum(kind.room(need) for kind in nodes_of([node]))
+    ]
+    if not there:
+        return
+    say(f"The data is put on {len(there)} other machine{'s' * (len(there) > 1)}")
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(_open)
+    waiting = {}
+    for node in there:
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        on_it = task.options(scheduling_strategy=strategy)
+        waiting[on_it.remote(list(datasets), str(data_root), str(cache_root))] = node["NodeManagerAddress"]
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_WORD_EVERY)
+        if not done:
+            say(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
+        for reference in done:
+            address = waiting.pop(reference)
+            try:
+                ray.get(reference)
+            except RayTaskError as error:
+                cause = error.cause
+                raise (
+                    DataError(f"on {address}: {cause}") if isinstance(cause, DataError) else cause
+                ) from None
+            except RayError as error:
+                _LOGGER.warning("the machine %s was lost while it got the data: %s", address, error)
+
+
+def _open(datasets: list[DatasetConfig], data_root: str, cache_root: str) -> None:
+    from tune_rescon.data import open_dataset
+
+    for dataset in datasets:
+        open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
+
+
+def measured_on_gpu(config: TrialConfig, facts: DatasetFacts, *, cache_root: Path) -> Occupancy | None:
+    """Measure on a whole GPU, in a process that ends with it; None: the batch does not fit.
+
+    A CUDA graph whose recording never comes back is measured without, as trials there then train
+    (``cache_root`` is the GPU's node's).
+
+    Raises:
+        ResourceError: Ray has a GPU, torch cannot use it.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    # max_calls: the process goes, and with it what it holds of the GPU. A retry, for one that stood still.
+    task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
+    try:
+        found: Occupancy | None = ray.get(task.remote(config, facts, cache_root / STALLS))
+    except RayTaskError as error:
+        raise error.cause from None
+    return found
+
+
+def _measure(config: TrialConfig, facts: DatasetFacts, stalls: Path) -> Occupancy | None:
+    from tune_rescon.models import resolve_network
+    from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
+    from tune_rescon.training.device import place
+    from tune_rescon.training.gpu_probe import measure_occupancy, step_of
+    from tune_rescon.training.memory import Shape, ran_out_of_memory
+
+    placement = place("cuda", precision=config.precision)
+    images = {"classes": facts.classes, "in_channels": facts.channels}
+    shape = Shape.of(config, resolve_network(config, **images), placement, None)
+    watch = StallWatch(folder=stalls, key=shape.key)  # a trial's
+    if watch.found():
+        config = dataclasses.replace(config, cuda_graphs="off")
+    try:
+        step = step_of(config, placement, **images, watch=watch)
+        return measure_occupancy(step, placement)
+    except RecordingError:
+        return _measure(dataclasses.replace(config, cuda_graphs="off"), facts, stalls)
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            return None
+        raise

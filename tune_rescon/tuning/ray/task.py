@@ -1,0 +1,54 @@
+"""From a recorded trial to what a worker is told."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.ray.worker import TrialTask
+from tune_rescon.tuning.result import Pricing
+from tune_rescon.tuning.search_storage import SearchStore
+from tune_rescon.tuning.trial import TrialSummary
+
+__all__ = [
+    "TaskMaker",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMaker(Pricing):
+    """What all trials of one run of a search share, and with that what a worker is told."""
+
+    options: RunOptions
+    store: SearchStore
+
+    def group(self, trial: TrialSummary) -> Hashable:
+        """Equal for trials that a rung may compare."""
+        name, origin = self.space.scheduler.group_by, trial.origin
+        return None if name is None or origin is None else origin.config[name]
+
+    def task(self, trial: TrialSummary) -> TrialTask:
+        """What the worker is told."""
+        space, options, origin = self.space, self.options, trial.origin
+        assert origin is not None, "a resume is refused while an unfinished trial has no configuration"
+        config = TrialConfig.from_dict(origin.config)
+        return TrialTask(
+            number=trial.number,
+            config=config,
+            dataset=space.dataset_config(config.dataset),
+            epochs=space.fidelity.max,
+            seed=origin.seed,
+            metric=space.metric.name,
+            mode=space.metric.mode,
+            keep=space.metric.at,
+            recorded=trial.epochs,
+            checkpoint_dir=str(self.store.checkpoint_dir(trial.number)),
+            checkpoint_url=self.store.checkpoint_url(trial.number),
+            data_root=str(options.data_root.resolve()),
+            cache_root=str(options.cache_root.resolve()),
+            threads=space.resources_per_trial.cpu,
+            workers=space.resources_per_trial.workers,
+            device="cuda" if space.resources_per_trial.gpus else "cpu",
+        )

@@ -1,0 +1,229 @@
+"""A search from its record alone: while it runs, after it was killed, on another machine."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.config import TrialState
+from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.errors import DataError
+from tune_rescon.spaces import Space
+from tune_rescon.storage import (
+    RemoteFolder,
+    SearchHome,
+    SharedValue,
+    StorageUrl,
+    copy_database,
+    sqlite_file,
+    sqlite_url,
+    usable,
+)
+from tune_rescon.tuning.database import holds_studies, missing_study
+from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.lease import Claim, Driver, Lease, ProcessTable, may_take, process_start, this_driver
+from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
+from tune_rescon.tuning.result import Pricing, SearchState, StudyResult, datasets_of, sum_up
+from tune_rescon.tuning.resume import history_words
+from tune_rescon.tuning.search_storage import find_search
+from tune_rescon.tuning.space_versions import open_recorded
+from tune_rescon.tuning.study_attributes import RunNotes, read_notes
+from tune_rescon.tuning.trial import TrialSummary
+
+__all__ = [
+    "Place",
+    "driver_lives",
+    "known_datasets",
+    "lives_by_file",
+    "lives_by_url",
+    "read_search",
+    "search_state",
+    "snapshot",
+    "summed_up",
+]
+
+
+#: A lease has four beats; a driver on another machine that was silent for two leases is taken for dead. This
+#: is for people who look: who takes a search over watches the beat itself, and believes no clock.
+SILENT_LEASES: Final = 2.0
+
+
+def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
+    """Whether a search has a driver.
+
+    Args:
+        lease: the search's.
+        me: the process that asks.
+        processes: the process table of ``me``'s place.
+        silent: seconds since the lease was last written, by clocks that may differ; 0 if nobody knows.
+    """
+    claim = may_take(lease, me, processes)
+    if claim is not Claim.WATCH:
+        return claim is Claim.REFUSE
+    assert lease is not None, "there is nothing to watch"
+    return silent < SILENT_LEASES * lease.seconds
+
+
+def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total: int) -> SearchState:
+    """How a search stands whose driver is ``alive``, or noted ``outcome`` when it ended.
+
+    Of one that was killed the trials tell: ``ended`` of ``total``.
+
+    >>> search_state(alive=False, outcome=None, ended=3, total=12).value
+    'interrupted'
+    """
+    if alive:
+        return SearchState.RUNNING
+    if outcome is not None:
+        return outcome
+    return SearchState.FINISHED if ended >= total else SearchState.INTERRUPTED
+
+
+@contextmanager
+def snapshot(url: str) -> Iterator[str]:
+    """For the time of the block, the URL of a copy of the database at ``url``; a server's own URL.
+
+    Reading a long study takes seconds, for which SQLite would keep its driver from writing; copying the file
+    takes milliseconds. What a driver that was killed left half written is undone on the way, as SQLite does
+    for every reader.
+
+    Raises:
+        StorageError: there is no such file, or it is no database.
+    """
+    source = sqlite_file(url)
+    if source is None:
+        yield url
+        return
+    if not holds_studies(source):
+        raise missing_study(source)
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+        copy = Path(folder) / "study.db"
+        try:
+            copy_database(source, copy, term=0)
+        except (sqlite3.Error, OSError) as error:
+            raise missing_study(source, str(error)) from None
+        yield sqlite_url(copy)
+
+
+def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> bool:
+    """Whether the driver lives whose lease, ``value``, is in the study.
+
+    A driver elsewhere shows by its beat, with which the ``database`` changes; on a server (None), its lease
+    is believed.
+    """
+    silent = 0.0 if database is None else time.time() - database.stat().st_mtime
+    return _lives(value, silent)
+
+
+def lives_by_url(folder: RemoteFolder) -> bool:
+    """Whether the driver lives whose lease is in ``folder`` of the search's URL."""
+    value = SharedValue(folder).read()
+    beats = folder.names()
+    beat = folder.modified(beats[-1]) if beats else None
+    return _lives(value, 0.0 if beat is None else time.time() - beat)
+
+
+def _lives(value: Mapping[str, Any] | None, silent: float) -> bool:
+    lease = None if value is None else Lease.from_dict(value)
+    return driver_lives(lease, this_driver(), process_start, silent=silent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where searches are to be read."""
+
+    storage: Path | StorageUrl
+    study_url: str | None = field(default_factory=default_study)
+    """The studies' database; None: SQLite in each search's folder."""
+    cache_root: Path = field(default_factory=default_cache_root)
+    data_root: Path = field(default_factory=default_data_root)
+
+
+def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
+    """The search ``name`` as it stands now; ``where`` says in errors what names it.
+
+    Its record is only read, from a copy made in one moment, so that a running driver does not notice.
+
+    Raises:
+        StorageError: there is no such search, or its record cannot be read.
+    """
+    folder = _fetched(place, name, where)
+    url = place.study_url or folder.study_url
+    with snapshot(url) as readable:
+        record, versions = open_recorded(readable, folder, any_name=place.study_url is None)
+        trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
+        foreign = record.foreign
+    at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
+    if at_url is not None and place.study_url is None:
+        with usable(at_url.storage):
+            alive = lives_by_url(at_url.remote.folder("lease"))
+    else:
+        alive = lives_by_file(lease, sqlite_file(url))
+    return summed_up(
+        Pricing(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
+        trials,
+        notes,
+        name=name,
+        folder=folder,
+        url=at_url.remote.url if at_url else None,
+        alive=alive,
+        foreign=foreign,
+        space_history=history_words(versions, trials),
+    )
+
+
+def summed_up(
+    pricing: Pricing,
+    trials: tuple[TrialSummary, ...],
+    notes: RunNotes,
+    *,
+    name: str,
+    folder: SearchFolder,
+    url: str | None,
+    alive: bool,
+    foreign: tuple[int, ...] = (),
+    space_history: tuple[str, ...] = (),
+) -> StudyResult:
+    """A search as its record has it, whose driver is ``alive`` or not."""
+    ended = sum(trial.state.is_final for trial in trials)
+    total = pricing.space.budget.trials
+    return sum_up(
+        pricing,
+        trials if alive else tuple(map(_left, trials)),
+        name=name,
+        folder=folder.path,
+        state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
+        tracking_uri=notes.tracking_uri or folder.mlflow_uri,
+        url=url,
+        failure=None if alive else notes.failure,
+        foreign=foreign,
+        space_history=space_history,
+    )
+
+
+def _left(trial: TrialSummary) -> TrialSummary:
+    """A trial that no driver runs any more: a killed one had no time to say so."""
+    running = trial.state is TrialState.RUNNING
+    return replace(trial, state=TrialState.INTERRUPTED) if running else trial
+
+
+def _fetched(place: Place, name: str, where: str) -> SearchFolder:
+    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+    return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
+
+
+def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetFacts]:
+    """What was noted; of a record that does not say, what this machine has."""
+    if notes.datasets:
+        return notes.datasets
+    facts = {}
+    for dataset in datasets_of(space):
+        with suppress(DataError):
+            facts[dataset.name] = describe(dataset, data_root=data_root)
+    return facts

@@ -1,1 +1,0 @@
-"""What a search leaves behind: the study in its database, and its files."""

@@ -1,0 +1,223 @@
+"""What a resumed search may change of its space: one table, and a pure decision. docs/resume.md explains it.
+
+The trials that a search has stay as they were: each keeps the configuration it ran with. What may change is
+what only later trials and later decisions depend on. What would make recorded values mean something else is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from tune_rescon.config import TrialConfig, field_names
+from tune_rescon.errors import SpaceError
+from tune_rescon.passwords import hide_passwords
+from tune_rescon.spaces import Space, dump_space, load_space
+from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.prepare import with_store_size
+from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
+from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.warm_start import note_earlier, trials_of
+
+__all__ = [
+    "FREE",
+    "FROZEN",
+    "change_problems",
+    "change_words",
+    "check_changes",
+    "create_record",
+    "history_words",
+    "resume_record",
+]
+
+
+#: What may always change: sections, or keys of a section.
+FREE: Final = (
+    "name",
+    "description",
+    "dataset.path",
+    "fidelity.min",
+    "sampler",
+    "scheduler",
+    "budget",
+    "resources_per_trial",
+    "parameters",
+    "initial",
+)
+
+#: What may never change, and why.
+FROZEN: Final[Mapping[str, str]] = {
+    "version": "it is the version of the file format",
+    "dataset": "the trials were trained and validated on those images",
+    "metric": "the trials were ranked by it, and kept the network that it chose",
+    "fidelity": "the learning-rate schedules of the trials were laid over it",
+}
+
+
+def change_problems(old: Space, new: Space, trials: Iterable[TrialSummary]) -> list[str]:
+    """Everything that a search of ``old`` with these trials cannot change to ``new``, one sentence each.
+
+    A key of ``fixed`` may change if no trial ran with another value, and if it was searched before: then the
+    trials are ones of other choices.
+
+    Args:
+        old: the newest version in the record.
+        new: what the search is to be resumed with.
+        trials: all recorded ones.
+    """
+    recorded = tuple(trials)
+    return [
+        *_frozen_problems(old, new),
+        *_fixed_problems(old, new, recorded),
+        *_unknown_problems(recorded),
+    ]
+
+
+def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialSummary]) -> None:
+    """Check that the search ``name`` can be resumed with ``new``.
+
+    Raises:
+        SpaceError: it cannot; every reason is named.
+    """
+    problems = change_problems(old, new, trials)
+    if problems:
+        raise SpaceError(
+            f"--resume {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
+            f" Leave that as it was, or begin a search of another --name with --warm-start {name}, which"
+            " learns from the trials that it could have run itself. docs/resume.md lists what may change."
+        )
+
+
+def change_words(old: Space, new: Space) -> list[str]:
+    """What differs between two versions of a space, a line for each key; ``-`` where one has no such key."""
+    # A parameter that only one of them has is one change.
+    whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
+    before, after = dict(_leaves(old, whole)), dict(_leaves(new, whole))
+    keys = dict.fromkeys([*before, *after])
+    return [
+        f"{key}: {_shown(before.get(key, '-'))} -> {_shown(after.get(key, '-'))}"
+        for key in keys
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    ]
+
+
+def history_words(versions: SpaceVersions, trials: Iterable[TrialSummary]) -> tuple[str, ...]:
+    """What each resume changed, one line a version after the first; empty where nothing was changed."""
+    first_trials: dict[int, int] = {}
+    for trial in trials:
+        if trial.origin is not None:
+            first_trials.setdefault(trial.origin.space, trial.number)
+    lines = []
+    for number in range(2, versions.number + 1):
+        old, new = versions.spaces[number - 2 : number]
+        since = f"from trial {first_trials[number]}" if number in first_trials else "no trial yet"
+        lines.append(f"version {number} ({since}): {'; '.join(change_words(old, new))}")
+    return tuple(lines)
+
+
+_ABSENT: Final = object()
+
+
+def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    for key in dict.fromkeys([*before, *after]):
+        section = key.partition(".")[0]
+        if key in FREE or section not in FROZEN or before.get(key) == after.get(key):
+            continue
+        was, becomes = _shown(before.get(key)), _shown(after.get(key))
+        yield f"{key} is {was} and would become {becomes} ({FROZEN[section]})"
+
+
+def _fixed_problems(old: Space, new: Space, trials: tuple[TrialSummary, ...]) -> Iterator[str]:
+    searched = {**old.parameters, **new.parameters}
+    before, after = TrialConfig.from_dict(old.fixed), TrialConfig.from_dict(new.fixed)
+    for name in field_names():
+        value = getattr(after, name)
+        if name in searched or getattr(before, name) == value:
+            continue
+        others = [t.number for t in trials if t.origin is not None and t.origin.config[name] != value]
+        if others:
+            yield (
+                f"fixed.{name} would become {_shown(value)}, and {_numbered(others)} ran with"
+                f" {_shown(getattr(before, name))} (to search it from now on, move it to `parameters`)"
+            )
+
+
+def _unknown_problems(trials: tuple[TrialSummary, ...]) -> Iterator[str]:
+    lost = [trial.number for trial in trials if trial.origin is None and not trial.state.is_final]
+    if lost:
+        yield (
+            f"space.yaml was edited and no longer contains {_numbered(lost)}, which an earlier version of"
+            " this package began: undo the edit, resume once, and then change it with --set"
+        )
+
+
+def _leaves(space: Space, whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, as deep as sections go; a list, and a key in ``whole``, is one value."""
+    yield from _walk("", space.model_dump(by_alias=True), whole)
+
+
+def _walk(path: str, value: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and path not in whole:
+        for key, inner in value.items():
+            yield from _walk(f"{path}.{key}" if path else key, inner, whole)
+    else:
+        yield path, value
+
+
+def _numbered(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
+    return f"{len(numbers)} trials (the first is trial {numbers[0]})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shown(v)}' for key, v in value.items() if v is not None)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    # The URL of an archive may be signed.
+    return "null" if value is None else hide_passwords(str(value))
+
+
+def resume_record(
+    space: Space, options: RunOptions, folder: SearchFolder
+) -> tuple[StudyRecord, SpaceVersions]:
+    """The record of the search to resume, and the spaces it has had before ``space``.
+
+    Raises:
+        StorageError: there is no such study, or the database cannot be used.
+        SpaceError: ``space`` would change what the recorded trials ran with.
+    """
+    url = options.study_url or folder.study_url
+    record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    versions = read_versions(record, lambda: load_space(folder.space_yaml))
+    check_changes(options.name, versions.newest, with_store_size(space, versions.newest), record.trials())
+    return record, versions
+
+
+def create_record(
+    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
+) -> StudyRecord:
+    """The record of a new search, with what it is to learn from.
+
+    Raises:
+        StorageError: the name is taken, an earlier search is missing, or the database cannot be used.
+    """
+    earlier = trials_of(space, options, say) if options.warm_start else []
+    record = StudyRecord.create(
+        options.study_url or folder.study_url,
+        options.name,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        space=dump_space(space),
+        against=space.metric.against,
+        at=space.metric.at,
+    )
+    note_earlier(record, earlier)
+    return record

@@ -1,1 +1,0 @@
-"""Who goes on: the stopping rules, pure."""

@@ -1,0 +1,463 @@
+"""A search from beginning to end: checks, data, Ray, trials, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import DatasetFacts
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
+from tune_rescon.home import ensure_home
+from tune_rescon.passwords import hide_passwords
+from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
+from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
+from tune_rescon.tuning.budget import deadline, exhausted_words, spent_words
+from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
+from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
+from tune_rescon.tuning.folder import usable_directory, write_atomically
+from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
+from tune_rescon.tuning.lease import LeaseKeeper
+from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, closing_words, destination
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.prepare import (
+    Prepared,
+    anchored,
+    check_same_images,
+    check_weights,
+    note_images,
+    prepare_data,
+    read_weights,
+    with_store_size,
+)
+from tune_rescon.tuning.ray.cluster_size import sampled_cluster
+from tune_rescon.tuning.ray.execute import execute
+from tune_rescon.tuning.ray.log_redirect import diverted, library_log
+from tune_rescon.tuning.ray.session import RaySession, ray_session
+from tune_rescon.tuning.ray.shutdown import Interruption, Turns, Watch, listening, run_aside
+from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
+from tune_rescon.tuning.ray.task import TaskMaker
+from tune_rescon.tuning.ray.worker import run_trial
+from tune_rescon.tuning.resources import fit_slots, memory_signature, packed
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file, datasets_of, missing_winner, sum_up
+from tune_rescon.tuning.resume import create_record, history_words, resume_record
+from tune_rescon.tuning.sampler import Proposer
+from tune_rescon.tuning.schedulers import make_rule
+from tune_rescon.tuning.search_lease import search_lease
+from tune_rescon.tuning.search_storage import SearchStore, open_store
+from tune_rescon.tuning.space_versions import SpaceVersions, note_space
+from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.study_attributes import note_outcome, note_run, provenance, read_notes
+from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
+from tune_rescon.tuning.warm_start import noted_earlier
+
+__all__ = [
+    "run_search",
+]
+
+
+#: Seconds the end of a search waits for MLflow, and for a storage at a URL, to take what is still queued;
+#: what it waits if somebody wants it to stop at once.
+TRACKING_PATIENCE: Final = 60.0
+STORAGE_PATIENCE: Final = 60.0
+HURRIED_PATIENCE: Final = 2.0
+
+#: Seconds for which MLflow's process is not started, unless an epoch is reported before: the trials' workers
+#: import their libraries meanwhile, on the same processors.
+TRACKING_DELAY: Final = 20.0
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def run_search(
+    space: Space,
+    options: RunOptions,
+    *,
+    listeners: Sequence[SearchListener] = (),
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
+    presentation: Presentation | None = None,
+    say: Callable[[str], object] = _LOGGER.info,
+    attend: Callable[[Gauges], object] | None = None,
+    on_result: Callable[[StudyResult], object] | None = None,
+) -> StudyResult:
+    """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
+
+    Args:
+        space: what to search; its ``budget.trials`` is the total, earlier runs included.
+        options: where.
+        listeners: told of every trial and epoch, one call at a time, on a thread of the search's.
+        trainable: what Ray runs for each trial; a test may give a fake one.
+        presentation: draws the search while it runs and when it ends; None: its tables are all there is.
+        say: tells the user what keeps the search waiting, or ends it.
+        attend: given, before the first trial begins, what can be read while the search runs.
+        on_result: called with the result as soon as the trials have ended: before the report is written and
+            before MLflow has the rest. Not called if the search raises.
+
+    Returns:
+        The result, with what MLflow and a storage at a URL did not take.
+
+    Raises:
+        UserError: something given is wrong, or another driver has the search; nothing is left behind.
+        SearchError: the search failed.
+        KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
+    """
+    ensure_home()
+    space = anchored(space)
+    if options.tracking_uri is not None:
+        check_tracking_uri(options.tracking_uri)
+    if options.tensorboard:
+        check_tensorboard()
+    weights = read_weights(space)
+    interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
+    with (
+        listening(interruption),
+        open_store(options) as store,
+        library_log(store.folder.log),
+        # Given back last, when no worker of this driver's can touch a checkpoint any more.
+        ExitStack() as held,
+    ):
+        lease = held.enter_context(_lease(options, store, say)) if options.resume else None
+        store.fetch()
+        # Before anything is paid for: a change that is refused leaves nothing behind.
+        resumed = resume_record(space, options, store.folder) if options.resume else None
+        space = with_store_size(space, resumed[1].newest if resumed is not None else None)
+        prepared = prepare_data(space, options, say)
+        if resumed is not None:
+            check_same_images(resumed[0], prepared)
+        check_weights(space, weights, _facts(prepared))
+        with (
+            diverted(store.folder.log) if options.divert_output else nullcontext(),
+            mlflow_writer(
+                destination(space, store.folder, options.tracking_uri),
+                say,
+                # A cluster's workers import on other machines.
+                delay=TRACKING_DELAY if options.address is None else 0.0,
+            ) as writer,
+        ):
+            with ray_session(options.address, say) as ray, sampled_cluster(ray.gone) as cluster:
+                slots = _slots(space, ray)
+                if options.address is not None:
+                    stage_data(
+                        datasets_of(space),
+                        data_root=options.data_root.resolve(),
+                        cache_root=options.cache_root.resolve(),
+                        need=space.resources_per_trial.by_name(),
+                        say=say,
+                    )
+                if space.resources_per_trial.gpu == "auto":
+                    measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
+                    space, words = packed(space, _facts(prepared), measure)
+                    say(words)
+                    slots = _slots(space, ray)
+                record, before = resumed or (create_record(space, options, store.folder, say), None)
+                lease = lease or held.enter_context(_lease(options, store, say))
+                own_study = options.study_url is None
+                identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
+                if options.tensorboard:
+                    files = event_files(store.folder.tensorboard, space)
+                    listeners = [held.enter_context(files), *listeners]
+                versions = note_space(record, before, space)
+                search = _Search(
+                    versions,
+                    options,
+                    store,
+                    prepared,
+                    listeners,
+                    presentation,
+                    record,
+                    identity,
+                    lease,
+                    ray,
+                    writer,
+                )
+                watch = search.watch(interruption, ray, say)
+                if attend is not None:
+                    attend(search.gauges(slots, cluster))
+                interruption.deferred = True
+                result = search.run(trainable, slots, watch, say, on_result)
+            # Ray has ended by now: its processors are free for what MLflow is still to be given.
+            result = search.hand_over(result, watch)
+        spent = _spent_words(space, options, lease, result)
+        if spent is not None:
+            say(spent)
+        if search.space_is_exhausted:
+            say(exhausted_words(len(result.trials), space.budget.trials))
+        return result
+
+
+def _slots(space: Space, ray: RaySession) -> int:
+    resources = space.resources_per_trial
+    return fit_slots(
+        ray.now, ray.later, resources.by_name(), space.budget.concurrent, workers=resources.workers
+    )
+
+
+def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetFacts]:
+    return {name: dataset.facts for name, dataset in prepared.items()}
+
+
+class _Search:
+    """One run of one search: the parts, put together once Ray and the data are there."""
+
+    def __init__(
+        self,
+        versions: SpaceVersions,
+        options: RunOptions,
+        store: SearchStore,
+        prepared: Mapping[str, Prepared],
+        listeners: Sequence[SearchListener],
+        presentation: Presentation | None,
+        record: StudyRecord,
+        identity: Identity,
+        lease: LeaseKeeper,
+        ray: RaySession,
+        writer: MlflowWriter,
+    ) -> None:
+        self._versions = versions
+        self._space = space = versions.newest
+        self._options = options
+        self._store = store
+        self._folder = folder = store.folder
+        # Trials of an earlier version of the space may have had other datasets too.
+        facts = {**read_notes(record).datasets, **_facts(prepared)}
+        self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
+        self._digests = {name: each.digest for name, each in prepared.items()}
+        self._record = record
+        self._lease = lease
+        self._writer = writer
+        tags = {
+            "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
+            **provenance(ray.resources),
+        }
+        self._identity = identity
+        self._parent = ParentRun(
+            self._writer,
+            identity=self._identity,
+            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
+            tags=tags,
+            datasets=prepared.values(),
+            files=[folder.space_yaml],
+            uploads=store.url is None or options.tracking_uri is not None,
+        )
+        self._presentation = presentation
+        self._drawing = ExitStack()
+        if presentation is not None:
+            drawing = presentation.watching(self._snapshot, folder)
+            listeners = [*listeners, self._drawing.enter_context(drawing)]
+        self._tracking = TrackingListener(
+            self._writer, self._record, self._maker, near_end=self._parent.expect_champion
+        )
+        self._plan = _plan(space, self._maker, lease)
+        self._coordinator = Coordinator(
+            self._plan,
+            self._record,
+            make_rule(space),
+            Proposer(
+                space,
+                rows=_rows(space),
+                background=noted_earlier(record),
+                known=record.trials(),
+                versions=versions,
+            ),
+            listeners=(self._tracking, *store.listeners, *listeners),
+            prune=store.prune,
+        )
+
+    @property
+    def space_is_exhausted(self) -> bool:
+        """Whether the search ended because every point of its space has run."""
+        return self._coordinator.space_is_exhausted
+
+    def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
+        """What can be read while the trials run."""
+        return Gauges(
+            slots=slots,
+            deadline=self._plan.deadline,
+            waiting=lambda: self._writer.waiting,
+            cluster=cluster,
+        )
+
+    def watch(self, interruption: Interruption, ray: RaySession, say: Callable[[str], object]) -> Watch:
+        """What is looked at while the trials run."""
+        return Watch(
+            interruption,
+            ray_gone=ray.gone,
+            assure=self._lease.assure,
+            interrupt=self._coordinator.interrupt,
+            say=say,
+        )
+
+    def run(
+        self,
+        trainable: Callable[[dict[str, Any]], None],
+        slots: int,
+        watch: Watch,
+        say: Callable[[str], object],
+        on_result: Callable[[StudyResult], object] | None,
+    ) -> StudyResult:
+        """Run the trials; whatever ends them, leave the files as the record is. :meth:`hand_over` follows."""
+        note_run(self._record, self._maker.facts, self._options.tracking_uri)
+        note_images(self._record, self._digests)
+        with usable_directory(self._folder.storage):
+            write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
+        self._store.begin(trial.number for trial in self._record.trials())
+        turns = Turns(self._lease.assure)
+        try:
+            work = functools.partial(self._execute, trainable, slots, turns)
+            run_aside(work, leave=watch.leave, turns=turns)
+        except (LeaseLostError, RecordError):
+            # The record is not this driver's to write to, or takes nothing.
+            self._drawing.close()
+            self._store.abandon()
+            self._writer.close(HURRIED_PATIENCE)
+            raise
+        except Exception:
+            # A Ray that dies makes Tune raise anything; what died is said instead.
+            if not watch.ray_is_gone:
+                self.hand_over(self._conclude(SearchState.FAILED, watch, say, None), watch)
+                raise
+        state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
+        failed = watch.failure or self._coordinator.failure
+        return self._conclude(SearchState.FAILED if failed else state, watch, say, on_result)
+
+    def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
+        """Wait for MLflow, and a storage at a URL, to take the rest; the result with what they did not."""
+        unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        self._tracking.note_runs()
+        unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        return dataclasses.replace(
+            result,
+            trials=self._record.trials(),
+            unsent=unsent,
+            unsent_reason=presentable(self._writer.reason) if unsent else "",
+            unkept=unkept,
+        )
+
+    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
+        execute(
+            self._coordinator,
+            make_task=self._maker.task,
+            trainable=trainable,
+            resources=self._space.resources_per_trial.by_name(),
+            workers=self._space.resources_per_trial.workers,
+            concurrent=slots,
+            turns=turns,
+        )
+
+    def _conclude(
+        self,
+        state: SearchState,
+        watch: Watch,
+        say: Callable[[str], object],
+        on_result: Callable[[StudyResult], object] | None,
+    ) -> StudyResult:
+        """Show the result first, then draw the pages and give MLflow's writer what is left."""
+        watch.trials_ended()
+        self._coordinator.settle()
+        result = self._result(state, watch.failure or self._coordinator.failure)
+        note_outcome(self._record, state, result.failure)
+        files = self._write_tables(result, say)
+        if on_result is not None:
+            on_result(result)
+        if (missing := missing_winner(result)) is not None:
+            say(missing)
+        say(closing_words(self._parent.champion(result), self._options))
+        self._drawing.close()
+        note, drawn = self._drawn(result, say)
+        self._parent.end(result, [*files, *drawn], note)
+        # From now on nothing is held back; the wait for it comes when Ray has ended.
+        self._writer.hurry()
+        return result
+
+    def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
+        """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""
+        folder = self._folder
+        try:
+            folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
+            if result.best is not None:
+                folder.write_best(best_file(result))
+        except OSError as error:
+            say(
+                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
+                " give the command to resume: the record has all of it."
+            )
+        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
+
+    def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
+        """The note and the pages; a picture that fails does not take the search's end with it."""
+        if self._presentation is None:
+            return "", ()
+        try:
+            return self._presentation.note(result), self._presentation.conclude(result, self._folder)
+        except Exception as error:
+            _LOGGER.exception("the report could not be written")
+            say(f"The report could not be written ({self._folder.log} has more): {error}")
+            return "", ()
+
+    def _snapshot(self) -> StudyResult:
+        """The search as it stands; MLflow is given a note of it. On the thread that runs the trials."""
+        result = self._result(SearchState.RUNNING, None)
+        assert self._presentation is not None, "only a presentation asks"
+        self._parent.note(self._presentation.note(result))
+        return result
+
+    def _result(self, state: SearchState, failure: str | None) -> StudyResult:
+        return sum_up(
+            self._maker,
+            self._record.trials(),
+            name=self._options.name,
+            folder=self._folder.path,
+            state=state,
+            tracking_uri=self._writer.uri,
+            url=self._store.url,
+            failure=failure,
+            foreign=self._record.foreign,
+            space_history=history_words(self._versions, self._record.trials()),
+        )
+
+
+def _rows(space: Space) -> list[dict[str, Any]]:
+    """The first trials' parameters, which nobody draws."""
+    rows = grid_points(space) if space.sampler.type == "grid" else space.initial
+    return [to_optuna(row) for row in rows]
+
+
+def _lease(
+    options: RunOptions, store: SearchStore, say: Callable[[str], object]
+) -> AbstractContextManager[LeaseKeeper]:
+    return search_lease(
+        options.name,
+        study_url=options.study_url or store.folder.study_url,
+        at_url=store.lease,
+        seconds=options.lease_seconds,
+        say=say,
+    )
+
+
+def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
+    """The plan of this run."""
+    return SearchPlan(
+        total=space.budget.trials,
+        deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
+        group=maker.group,
+        cost=maker.second_objective if space.metric.against else None,
+        keep=None if space.metric.of_test_images else KEEP_BEST,
+        same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
+        guard=lease.assure,
+    )
+
+
+def _spent_words(space: Space, options: RunOptions, lease: LeaseKeeper, result: StudyResult) -> str | None:
+    if result.interrupted or result.failure is not None:
+        return None
+    budget = space.budget
+    trials = len(result.trials)
+    return spent_words(
+        budget.hours, driven=lease.driven, name=options.name, trials=trials, total=budget.trials
+    )

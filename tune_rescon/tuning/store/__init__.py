@@ -1,1 +1,0 @@
-"""Where a search's files are kept: a directory, or a URL."""

@@ -1,0 +1,407 @@
+"""The durable record of a search: one Optuna study, and what can be read back from it.
+
+Every epoch is written together with what was decided on it before anything is done about it, so a driver that
+dies loses at most the epoch it was told about last, which the trial's checkpoint still holds; and one that
+goes on does what the other had decided. Everything else (rungs, the sampler's view, tables, reports, MLflow)
+can be rebuilt from here.
+
+Optuna's own state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was stopped,
+FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from tune_rescon.config import MetricAt, TrialState
+from tune_rescon.errors import StorageError, explain, presentable
+from tune_rescon.tuning.database import find_study, open_database
+from tune_rescon.tuning.folder import recorded_checkpoint
+from tune_rescon.tuning.schedulers import Decision, Verdict
+from tune_rescon.tuning.study_writer import StudyLedger
+from tune_rescon.tuning.trial import TrialOrigin, TrialSummary, by_epoch
+
+__all__ = ["FIXED_PARAMS", "METRIC", "METRIC_AT", "Enqueued", "Proposal", "StudyRecord"]
+
+
+#: Seconds a writer waits for another one's transaction on a local SQLite file.
+SQLITE_BUSY_SECONDS: Final = 60
+
+_OPTUNA_STATE: Final = {
+    TrialState.FINISHED: OptunaState.COMPLETE,
+    TrialState.STOPPED: OptunaState.PRUNED,
+    TrialState.DIVERGED: OptunaState.FAIL,
+    TrialState.OUT_OF_MEMORY: OptunaState.FAIL,
+    TrialState.FAILED: OptunaState.FAIL,
+}
+
+_STATES: Final = frozenset(state.value for state in TrialState)
+
+#: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
+_PREFIX: Final = "tune_rescon:"
+#: Optuna's own, of a trial that was enqueued.
+FIXED_PARAMS: Final = "fixed_params"
+_EPOCH: Final = _PREFIX + "epoch:{}"
+_ORIGIN: Final = _PREFIX + "origin"
+
+#: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
+#: kept each trial's best network, so its trials count by their best epoch.
+METRIC: Final = "metric"
+METRIC_AT: Final = "metric_at"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What a new trial is to be: drawn, but not in the record yet."""
+
+    params: Mapping[str, Any]
+    """The active parameters, as Optuna holds them."""
+    distributions: Mapping[str, BaseDistribution]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+    origin: TrialOrigin | None = None
+    """What the trial runs with; None only where nothing trains it, as in tests of the record."""
+    enqueued: Enqueued | None = None
+    """The trial of the study that it becomes, where another program enqueued one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enqueued:
+    """A trial that waits in the study, by ``Study.enqueue_trial`` or a dashboard."""
+
+    number: int
+    params: Mapping[str, Any]
+    """The values that are given, as Optuna holds them; the others are drawn."""
+
+
+class StudyRecord:
+    """The study of one search, written through and mirrored in memory.
+
+    The driver's main thread is its only writer. Reading (:meth:`trial`, :meth:`trials`) costs no query.
+    """
+
+    def __init__(
+        self, ledger: StudyLedger, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
+    ) -> None:
+        """Read what ``ledger`` holds; see :meth:`create` and :meth:`load`.
+
+        ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
+        """
+        attributes = ledger.study_attributes()
+        self._ledger = ledger
+        self._metric = metric = attributes.get(METRIC, metric)
+        self._at: MetricAt = attributes.get(METRIC_AT, "best")
+        self.maximize = maximize
+        self._now_ms = now_ms or _now_ms
+        frozen = ledger.trials()
+        self._ids = {trial.number: trial._trial_id for trial in frozen}
+        self._trials = {t.number: _summary(t, metric, maximize, self._at) for t in frozen if _is_ours(t)}
+        self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
+        self._next_number = max(self._ids, default=-1) + 1
+
+    @classmethod
+    def create(
+        cls,
+        url: str,
+        name: str,
+        *,
+        metric: str,
+        maximize: bool,
+        space: str,
+        against: str | None = None,
+        at: MetricAt = "best",
+    ) -> StudyRecord:
+        """Begin the record of a new search.
+
+        Args:
+            url: the database.
+            name: of the search and its study.
+            metric: the objective.
+            maximize: whether larger is better.
+            space: its resolved YAML.
+            against: a second objective that is made small, if there is one.
+            at: which epoch's metric counts, ``"best"`` or ``"last"``.
+
+        Raises:
+            StorageError: the database already has a study of that name, or cannot be reached.
+        """
+        directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
+        if against is not None:
+            directions.append(StudyDirection.MINIMIZE)
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
+        study_id = _new_study(storage, directions, name)
+        ledger = _sql(storage, study_id)
+        ledger.set_study_attribute("space", space)
+        ledger.set_study_attribute(METRIC, metric)
+        ledger.set_study_attribute(METRIC_AT, at)
+        return cls(ledger, metric=metric, maximize=maximize)
+
+    @classmethod
+    def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
+        """Open the record of an earlier search; ``any_name``: see :func:`.find_study`.
+
+        ``metric``: the objective of a record that an earlier version of this package wrote; others say it.
+
+        Raises:
+            StorageError: the database has no such study, or cannot be reached.
+        """
+        storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
+        study_id = find_study(storage, name, any_name=any_name)
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
+
+    @classmethod
+    def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
+        """On any Optuna storage, such as the in-memory one of a simulation."""
+        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
+        if isinstance(storage, optuna.storages.RDBStorage):
+            return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
+        return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
+
+    def __len__(self) -> int:
+        """How many trials there are."""
+        return len(self._trials)
+
+    @property
+    def foreign(self) -> tuple[int, ...]:
+        """Numbers of the study's trials that this search did not make and does not run."""
+        return tuple(self._others)
+
+    def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
+        """The first enqueued trial whose values ``fits`` accepts, if there is one."""
+        for number, trial in self._others.items():
+            params = trial.system_attrs.get(FIXED_PARAMS)
+            if trial.state is OptunaState.WAITING and params is not None and fits(params):
+                return Enqueued(number=number, params=params)
+        return None
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the study; None if it has none of that name."""
+        return self.attributes().get(name)
+
+    def attributes(self) -> dict[str, Any]:
+        """All attributes of the study."""
+        return self._ledger.study_attributes()
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Write an attribute of the study."""
+        self._ledger.set_study_attribute(name, value)
+
+    def open(self, proposal: Proposal) -> TrialSummary:
+        """Begin the next trial, or run an enqueued one. Its number may be higher: others may add trials."""
+        enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
+        trial_id, number, started = self._ledger.open_trial(
+            self._next_number,
+            proposal.params,
+            proposal.distributions,
+            user={"state": TrialState.RUNNING.value},
+            system={**proposal.memory, **_noted(proposal.origin)},
+            waiting_id=enqueued._trial_id if enqueued else None,
+        )
+        self._ids[number] = trial_id
+        if number > self._next_number:
+            self._note_others()
+        self._next_number = max(self._next_number, number + 1)
+        self._trials[number] = TrialSummary(
+            number=number,
+            state=TrialState.RUNNING,
+            parameters=dict(proposal.params),
+            metric=self._metric,
+            maximize=self.maximize,
+            values=(),
+            started=started,
+            memory=proposal.memory,
+            origin=proposal.origin,
+            at=self._at,
+        )
+        if enqueued is not None:
+            self._trials = dict(sorted(self._trials.items()))
+        return self._trials[number]
+
+    def reopen(self, number: int) -> TrialSummary:
+        """Go on with a paused or interrupted trial under its own number."""
+        return self._mark(number, TrialState.RUNNING, {})
+
+    def report(
+        self,
+        number: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        verdict: Verdict,
+        *,
+        checkpoint: str | None = None,
+        device: str | None = None,
+    ) -> TrialSummary:
+        """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
+        known, value = self._trials[number], metrics.get(self._metric, math.nan)
+        assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
+        now, checkpoint = self._now_ms(), recorded_checkpoint(number, checkpoint)
+        details = {
+            "metrics": dict(metrics),
+            "decision": verdict.decision.value,
+            "checkpoint": checkpoint,
+            "time_ms": now,
+            "device": device,
+        }
+        self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
+        self._trials[number] = replace(
+            known.extended(metrics),
+            decision=verdict.decision,
+            checkpoint=checkpoint,
+            times_ms=(*known.times_ms, now),
+            devices=(*known.devices, device),
+        )
+        return self._trials[number]
+
+    def pause(self, number: int) -> TrialSummary:
+        """Note that a trial waits at its rung."""
+        return self._mark(number, TrialState.PAUSED, {})
+
+    def interrupt(self, number: int) -> TrialSummary:
+        """Note that a trial waits to be resumed."""
+        return self._mark(number, TrialState.INTERRUPTED, {"checkpoint": self._trials[number].checkpoint})
+
+    def close(
+        self,
+        number: int,
+        state: TrialState,
+        *,
+        checkpoint: str | None,
+        error: str | None = None,
+        cost: float | None = None,
+    ) -> TrialSummary:
+        """End a trial for good. ``cost`` is its second objective, where the search has one.
+
+        The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
+        """
+        known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
+        error = None if error is None else presentable(error)
+        user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
+        user |= {} if error is None else {"error": error}
+        user |= {} if cost is None else {"cost": cost}
+        values = None
+        if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
+            values = (known.value,) if cost is None else (known.value, cost)
+        ended = self._ledger.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
+        return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
+
+    def forget_checkpoint(self, number: int) -> TrialSummary:
+        """Note that a closed trial keeps no checkpoint any more."""
+        self._ledger.annotate(self._ids[number], {"checkpoint": None})
+        return self._update(number, checkpoint=None)
+
+    def note(self, number: int, text: str) -> TrialSummary:
+        """Add to what the user should know about a trial."""
+        notes = (*self._trials[number].notes, presentable(text))
+        self._ledger.annotate(self._ids[number], {"notes": list(notes)})
+        return self._update(number, notes=notes)
+
+    def set_run_id(self, number: int, run_id: str) -> None:
+        """Note which MLflow run shows a trial; it may have ended before the tracking server was there."""
+        self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
+        self._update(number, mlflow_run_id=run_id)
+
+    def fill_origin(self, number: int, origin: TrialOrigin) -> None:
+        """Complete a trial that an earlier version recorded; in memory only, since its space is recorded."""
+        self._update(number, origin=origin)
+
+    def trial(self, number: int) -> TrialSummary:
+        """One trial, as written."""
+        return self._trials[number]
+
+    def trials(self) -> tuple[TrialSummary, ...]:
+        """Every trial, by number."""
+        return tuple(self._trials.values())
+
+    def _note_others(self) -> None:
+        """Find the trials that another program has added."""
+        for trial in self._ledger.trials():
+            if not _is_ours(trial):
+                self._ids[trial.number] = trial._trial_id
+                self._others[trial.number] = trial
+
+    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialSummary:
+        self._ledger.annotate(self._ids[number], {"state": state.value, **user})
+        return self._update(number, state=state)
+
+    def _update(self, number: int, **changes: Any) -> TrialSummary:
+        self._trials[number] = replace(self._trials[number], **changes)
+        return self._trials[number]
+
+
+def _is_ours(frozen: FrozenTrial) -> bool:
+    """Whether this search opened a trial: the first thing it writes is our state of it."""
+    return frozen.user_attrs.get("state") in _STATES
+
+
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialSummary:
+    user, system = frozen.user_attrs, frozen.system_attrs
+    # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
+    # queries are not of one moment.
+    steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
+    epochs = [system[_EPOCH.format(step)] for step in steps]
+    last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
+    return TrialSummary(
+        number=frozen.number,
+        state=TrialState(user["state"]),
+        parameters=dict(frozen.params),
+        metric=metric,
+        maximize=maximize,
+        values=tuple(frozen.intermediate_values[step] for step in steps),
+        history=by_epoch([epoch["metrics"] for epoch in epochs]),
+        started=frozen.datetime_start,
+        ended=frozen.datetime_complete,
+        mlflow_run_id=user.get("mlflow_run_id"),
+        checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
+        error=user.get("error"),
+        cost=user.get("cost"),
+        notes=tuple(user.get("notes", ())),
+        decision=None if last["decision"] is None else Decision(last["decision"]),
+        times_ms=tuple(epoch["time_ms"] for epoch in epochs),
+        devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
+        memory={
+            key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
+        },
+        origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,
+        at=at,
+    )
+
+
+def _noted(origin: TrialOrigin | None) -> dict[str, Any]:
+    return {} if origin is None else {_ORIGIN: origin.to_dict()}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
+    try:
+        # Always named: Optuna's default name would merge two searches on one database.
+        return storage.create_new_study(directions, name)
+    except optuna.exceptions.DuplicatedStudyError:
+        known = storage.get_study_id_from_name(name)
+        # A driver that died before its first trial leaves an empty one; the lease keeps two that live apart.
+        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+            return known
+        hint = f"Go on with it by --resume {name}, or give another --name."
+        rule = f"a study named {name!r} is already in the database"
+        raise StorageError(explain(rule, where="--study", hint=hint)) from None
+
+
+def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
+    # Imported here: a dry run reads this module and opens no database.
+    from tune_rescon.tuning.sql_study_writer import SqlLedger
+
+    return SqlLedger(storage, study_id)

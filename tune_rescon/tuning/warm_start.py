@@ -1,0 +1,100 @@
+"""Trials of an earlier search, for a new one's sampler to learn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from tune_rescon.config import TrialState
+from tune_rescon.spaces import Overlap, Space, overlap_words, place_config, to_optuna
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.sampler import most_telling
+from tune_rescon.tuning.search_storage import find_search
+from tune_rescon.tuning.space_versions import open_recorded
+from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.trial import TrialSummary
+
+__all__ = [
+    "note_earlier",
+    "noted_earlier",
+    "trials_of",
+]
+
+
+#: The study's attribute that holds them: what the other search does later must not change this one's draws.
+_ATTRIBUTE: Final = "warm_start"
+
+
+def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialSummary]:
+    """The ended trials of ``options.warm_start`` that are trials of ``space`` too; ``say`` hears how many.
+
+    Raises:
+        StorageError: there is no such search, or its study cannot be read.
+    """
+    other = find_search(
+        options.storage,
+        options.warm_start or "",
+        cache_root=options.cache_root,
+        where="--warm-start",
+        files=("space.yaml", "study.db"),
+    )
+    record, versions = open_recorded(
+        options.study_url or other.study_url, other, any_name=options.study_url is None
+    )
+    ended = [trial for trial in record.trials() if trial.state.is_final]
+    placed = [_placed(space, versions.newest, trial) for trial in ended]
+    usable = [
+        dataclasses.replace(trial, parameters=to_optuna(place.sampled))
+        for trial, place in zip(ended, placed, strict=True)
+        if place.sampled is not None
+    ]
+    say(overlap_words(other.name, placed))
+    kept = most_telling(usable)
+    return [trial for trial in usable if trial.number in kept]
+
+
+def _placed(space: Space, theirs: Space, trial: TrialSummary) -> Overlap:
+    if trial.origin is None:
+        return Overlap(sampled=None, differs=("an unknown configuration",))
+    return place_config(space, trial.origin.config, theirs)
+
+
+def note_earlier(record: StudyRecord, trials: Sequence[TrialSummary]) -> None:
+    """Write into the record what its sampler began with."""
+    record.set_attribute(_ATTRIBUTE, [_noted(trial) for trial in trials])
+
+
+def noted_earlier(record: StudyRecord) -> list[TrialSummary]:
+    """What the sampler of an earlier run of this search began with."""
+    values = record.attribute(_ATTRIBUTE) or []
+    return [_recalled(value, maximize=record.maximize) for value in values]
+
+
+def _noted(trial: TrialSummary) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "parameters": dict(trial.parameters),
+        "metric": trial.metric,
+        "values": list(trial.values),
+        "cost": trial.cost,
+    }
+
+
+def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialSummary:
+    if "values" in value:
+        values = tuple(value["values"])
+    else:
+        # An earlier version of this package noted the last one alone.
+        values = (*((math.nan,) * (value["epochs"] - 1)), value["value"]) if value["epochs"] else ()
+    return TrialSummary(
+        number=value["number"],
+        state=TrialState(value["state"]),
+        parameters=value["parameters"],
+        metric=value["metric"],
+        maximize=maximize,
+        values=values,
+        cost=value["cost"],
+    )
