@@ -104,7 +104,7 @@ def levels_words(levels: Levels) -> str:
     """A line for people.
 
     >>> levels_words((0.0, 4095.0))
-    'pictures of more than 8 bits: values from 0 to 4095, the training pictures\' range, become 0 to 255'
+    "pictures of more than 8 bits: values from 0 to 4095, the training pictures' range, become 0 to 255"
     """
     low, high = (f"{value:g}" for value in levels)
     return (
