@@ -26,10 +26,10 @@ from table import Row, hardware, print_rows, spread
 from tune_rescon.data import describe
 from tune_rescon.reporting import LiveView
 from tune_rescon.spaces import load_space
-from tune_rescon.tracking import Destination, SearchView, mlflow_writer
-from tune_rescon.tuning import Coordinator, Proposer, SearchPlan, StudyRecord, make_rule
+from tune_rescon.tracking import Destination, SearchRunState, mlflow_writer
+from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, make_rule
 from tune_rescon.tuning.mlflow_callback import TrackingListener
-from tune_rescon.tuning.result import Pricing
+from tune_rescon.tuning.result import CostModel
 
 #: Milliseconds; the issue's target.
 TARGET = 2.0
@@ -71,15 +71,15 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
     )
     with ExitStack() as stack:
         writer = stack.enter_context(mlflow_writer(destination))
-        writer.show(SearchView(id="1a"))
+        writer.show(SearchRunState(id="1a"))
         terminal = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
         view = stack.enter_context(LiveView(terminal, space, name="s"))
         search = Coordinator(
             SearchPlan(total=space.budget.trials),
             record,
             make_rule(space),
-            Proposer(space, known=record.trials()),
-            listeners=(TrackingListener(writer, record, Pricing(space=space, facts=facts)), view),
+            SearchSampler(space, known=record.trials()),
+            listeners=(TrackingListener(writer, record, CostModel(space=space, facts=facts)), view),
             prune=lambda *_: None,
         )
         while len(record) < trials:

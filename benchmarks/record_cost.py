@@ -27,7 +27,7 @@ import psutil
 
 from tune_rescon.config import METRICS
 from tune_rescon.spaces import Space, load_space, suggest
-from tune_rescon.tuning import Coordinator, Decision, Proposer, SearchPlan, StudyRecord, make_rule
+from tune_rescon.tuning import Coordinator, Decision, SearchPlan, SearchSampler, StudyRecord, make_rule
 from tune_rescon.tuning.optuna_samplers import make_sampler
 
 #: Six parameters, one of them conditional, and ASHA with rungs at 1, 3 and 9.
@@ -91,7 +91,7 @@ def ours(space: Space, record: StudyRecord) -> Coordinator:
         SearchPlan(total=space.budget.trials),
         record,
         make_rule(space),
-        Proposer(space, known=record.trials()),
+        SearchSampler(space, known=record.trials()),
         prune=lambda *_: None,
     )
 

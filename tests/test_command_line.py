@@ -16,7 +16,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
-from tune_rescon.tuning import Place, RunOptions, SearchState, StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import Place, RunOptions, SearchState, StudyResult, TrialCost, TrialRecord
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
 SEARCH_FLAGS = {
@@ -123,7 +123,7 @@ def test_a_flag_changes_the_space(
 
 
 def _ended_early(folder: Path) -> StudyResult:
-    trial = TrialSummary(
+    trial = TrialRecord(
         number=0,
         state=TrialState.FINISHED,
         parameters={},

@@ -14,7 +14,7 @@ from tune_rescon.command import print_line
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.data.decode import BadImageError, decode_block
-from tune_rescon.errors import UserError, explain, presentable, unknown_name
+from tune_rescon.errors import UserError, format_error, presentable, unknown_name_message
 from tune_rescon.models import load_rescon
 from tune_rescon.storage import local_file
 from tune_rescon.storage.remote import RemoteError
@@ -84,9 +84,9 @@ def test_whatever_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     assert " at 0x" in thing
     print_line(f"failed: {thing}")
     for text in (
-        explain("must be a number", got=thing, hint=thing),
-        unknown_name("metric", thing, ["a"]),
-        unknown_name("metric", THING, ["a"]),
+        format_error("must be a number", got=thing, hint=thing),
+        unknown_name_message("metric", thing, ["a"]),
+        unknown_name_message("metric", THING, ["a"]),
         presentable(f"HTTPConnectionPool(NewConnectionError('{thing}: refused'))"),
         capsys.readouterr().out,
     ):

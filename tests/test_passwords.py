@@ -7,7 +7,7 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.errors import explain
+from tune_rescon.errors import format_error
 from tune_rescon.passwords import has_password, hide_passwords, without_password
 
 WITH = {
@@ -40,7 +40,7 @@ def test_a_password_is_hidden_wherever_it_stands(url: str, shown: str) -> None:
     assert hide_passwords(url) == shown
     assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{shown}' (n = 2)"
     assert has_password(url)
-    assert explain("must be a URL", got=url) == f"must be a URL, but got {shown}."
+    assert format_error("must be a URL", got=url) == f"must be a URL, but got {shown}."
     kept = without_password(url)
     assert not has_password(kept)
     assert "s3cret" not in kept

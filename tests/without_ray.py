@@ -20,10 +20,10 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from tune_rescon.tracking import Destination, MlflowWriter
-from tune_rescon.tracking.worker import Desk
-from tune_rescon.tuning import Coordinator, TrialSummary, TrialTask
+from tune_rescon.tracking.worker import MlflowWorker
+from tune_rescon.tuning import Coordinator, TrialRecord, TrialTask
 from tune_rescon.tuning.ray.session import RaySession
-from tune_rescon.tuning.ray.shutdown import Turns
+from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
 from tune_rescon.tuning.resources import Nodes
 
@@ -55,7 +55,7 @@ def _writer_in_this_process(
     destination: Destination, say: Callable[[str], object], *, delay: float
 ) -> Iterator[MlflowWriter]:
     del delay  # of a process that imports
-    writer = MlflowWriter(destination, open_desk=Desk, say=say)
+    writer = MlflowWriter(destination, open_desk=MlflowWorker, say=say)
     writer.start()
     try:
         yield writer
@@ -66,9 +66,9 @@ def _writer_in_this_process(
 def _execute_here(
     coordinator: Coordinator,
     *,
-    make_task: Callable[[TrialSummary], TrialTask],
+    make_task: Callable[[TrialRecord], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
-    turns: Turns,
+    turns: DriverLock,
     **_resources: object,
 ) -> None:
     """Tune's part: ask for trials until there are no more, run each, hand its reports on."""
@@ -89,7 +89,7 @@ def _run_trial(
     trainable: Callable[[dict[str, Any]], None],
     searcher: CoordinatorSearcher,
     scheduler: CoordinatorScheduler,
-    turns: Turns,
+    turns: DriverLock,
 ) -> None:
     trial = SimpleNamespace(config=config, node_ip=None)
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
 
-from tune_rescon.errors import ConfigError, explain, unknown_name
+from tune_rescon.errors import ConfigError, format_error, unknown_name_message
 
 __all__ = [
     "METRICS",
@@ -332,7 +332,7 @@ class TrialConfig:
             ConfigError: an unknown name, or a value that breaks its rule.
         """
         known = field_names()
-        unknown = [unknown_name("parameter", name, known) for name in values if name not in known]
+        unknown = [unknown_name_message("parameter", name, known) for name in values if name not in known]
         if unknown:
             raise ConfigError(" ".join(unknown))
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -388,4 +388,4 @@ def _broken(config: Any, section: str) -> Iterable[str]:
         words = rule.broken_by(value)
         if words:
             where = f"{section}.{name}" if section else name
-            yield explain(words, got=repr(value), where=where)
+            yield format_error(words, got=repr(value), where=where)

@@ -19,7 +19,7 @@
             └── RecordBusyError  a write to it does not end
 
 A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
-then what came, then where, then what to do: see :func:`explain`.
+then what came, then where, then what to do: see :func:`format_error`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = [
     "StorageError",
     "TuneResconError",
     "UserError",
-    "explain",
+    "format_error",
     "presentable",
-    "unknown_name",
+    "unknown_name_message",
 ]
 
 #: The end of an object's default repr, of which libraries' messages are full: a number that nobody can use.
@@ -116,10 +116,10 @@ class RecordBusyError(RecordError):
     """A write to the record does not end, and nothing can be written beside it."""
 
 
-def explain(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
+def format_error(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
     """Put an error in this package's words: where, the rule, what came, what to do, as :func:`presentable`.
 
-    >>> explain("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
+    >>> format_error("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
     'parameters.learning_rate: `low <= high` must hold, but got low=1.0, high=0.1.'
     """
     text = f"{where}: {rule}" if where else rule
@@ -138,10 +138,10 @@ def presentable(text: str) -> str:
     return _ADDRESS.sub("", hide_passwords(text))
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:
+def unknown_name_message(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:
     """Answer an unknown name with the names that exist, the likeliest first.
 
-    >>> unknown_name("metric", "val_acc", ["train_loss", "val_accuracy"])
+    >>> unknown_name_message("metric", "val_acc", ["train_loss", "val_accuracy"])
     "unknown metric 'val_acc' (did you mean 'val_accuracy'?); known: train_loss, val_accuracy."
     """
     names = sorted(known)

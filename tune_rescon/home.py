@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tune_rescon.errors import ConfigError, explain
+from tune_rescon.errors import ConfigError, format_error
 
 __all__ = ["ensure_home", "home_directory"]
 
@@ -37,4 +37,4 @@ def home_directory(variable: str) -> Path:
         return Path.home()
     except RuntimeError as error:
         rule = "must be set where the user has no home directory"
-        raise ConfigError(explain(rule, where=variable, hint=f"Set {variable} to a path.")) from error
+        raise ConfigError(format_error(rule, where=variable, hint=f"Set {variable} to a path.")) from error

@@ -12,12 +12,12 @@ __all__ = ["lazy_names"]
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's ``__getattr__``: ``homes`` says in which of its modules each name lives.
 
-    >>> get = lazy_names("tune_rescon", {"explain": "errors"})
-    >>> get("explain").__name__
-    'explain'
-    >>> get("explane")
+    >>> get = lazy_names("tune_rescon", {"format_error": "errors"})
+    >>> get("format_error").__name__
+    'format_error'
+    >>> get("format_eror")
     Traceback (most recent call last):
-    AttributeError: module 'tune_rescon' has no attribute 'explane'
+    AttributeError: module 'tune_rescon' has no attribute 'format_eror'
     """
 
     def get(name: str) -> Any:

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import Place, StudyResult
@@ -147,7 +147,7 @@ def _write_page(results: Sequence[StudyResult], path: Path) -> None:
         write_report(result, path, compared=compared)
     except OSError as error:
         rule = "must be a file that can be written"
-        raise StorageError(explain(rule, got=f"{path} ({error.strerror})", where="--html")) from None
+        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where="--html")) from None
     print_line(f"Report: {path}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tune_rescon.command import INTERRUPTED, run_command
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +128,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
     if len(datasets) > 1:
         rule = "rows of one dataset can be given its images"
         hint = "Run the rows of each dataset with a command of their own."
-        raise DataError(explain(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
+        raise DataError(format_error(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
 
 
@@ -158,14 +158,14 @@ class _Run:
     def row(self, row: PublishedRow) -> int:
         """Train a row, or what is left of it; the exit code."""
         from tune_rescon.finals import FinalsPresentation, print_judgement
-        from tune_rescon.reporting import resume_command, run_shown
+        from tune_rescon.reporting import resume_command, run_with_display
 
         known = self._known(row)
         if known is not None and len(known.trials) >= self._seeds and known.state.value == "finished":
             return 0
         self._console.print(f"{row.table}, {row.name}", markup=False)
         options = self._options(row, resume=known is not None)
-        return run_shown(
+        return run_with_display(
             self._space(row),
             options,
             self._console,

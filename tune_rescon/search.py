@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.spaces import Space
@@ -147,9 +147,9 @@ def search(
         )
         print_opening(space, options, console)
         # Imported after the first line: it brings the driver's libraries.
-        from tune_rescon.reporting import resume_command, run_shown
+        from tune_rescon.reporting import resume_command, run_with_display
 
-        return run_shown(space, options, console, live=live, resume=resume_command(options))
+        return run_with_display(space, options, console, live=live, resume=resume_command(options))
 
 
 def _load(
@@ -164,7 +164,7 @@ def _load(
     if space_name is not None:
         hint = "Leave out --space; --trials and --set can change it."
         rule = "a resumed search keeps its own space"
-        raise StorageError(explain(rule, got=f"--space {space_name}", where="--resume", hint=hint))
+        raise StorageError(format_error(rule, got=f"--space {space_name}", where="--resume", hint=hint))
     return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
 
 
@@ -179,7 +179,7 @@ def _check_begun(given: Mapping[str, str | None]) -> None:
         if value is not None:
             hint = f"Leave out {flag}, or begin a search of another --name."
             rule = "a resumed search knows what it began with"
-            raise StorageError(explain(rule, got=f"{flag} {value}", where="--resume", hint=hint))
+            raise StorageError(format_error(rule, got=f"{flag} {value}", where="--resume", hint=hint))
 
 
 if __name__ == "__main__":

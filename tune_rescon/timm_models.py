@@ -44,7 +44,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data.decode import square_of
 from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.errors import ConfigError, explain
+from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.models import (
     NetworkSpec,
     ResidualAttentionNetwork,
@@ -147,7 +147,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         how = self.preprocessing
         if how is None:
             hint = "`python -m tune_rescon.export --format timm` writes it beside the weights."
-            raise ConfigError(explain("the network must know its preprocessing", got="none", hint=hint))
+            raise ConfigError(format_error("the network must know its preprocessing", got="none", hint=hint))
         square = square_of(picture, how.stored_side, resize=how.resize, levels=how.levels)
         image_HWC = np.array(square.convert(how.channel_order)).reshape(how.stored_side, how.stored_side, -1)
         image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
@@ -218,7 +218,7 @@ class TimmNetwork(ResidualAttentionNetwork):
             NetworkError: an image side is below 16 pixels.
         """
         if output_fmt != "NCHW":
-            raise ConfigError(explain('output_fmt must be "NCHW"', got=repr(output_fmt)))
+            raise ConfigError(format_error('output_fmt must be "NCHW"', got=repr(output_fmt)))
         wanted = _taken(len(self.feature_info), indices)
         furthest = max(wanted)
         found: list[Tensor] = []
@@ -304,7 +304,7 @@ class TimmNetwork(ResidualAttentionNetwork):
 def _check_head(num_classes: int, global_pool: str) -> None:
     if global_pool not in _POOLS or (num_classes and not global_pool):
         rule = 'global_pool must be "avg", or "" with num_classes=0'
-        raise ConfigError(explain(rule, got=f"{global_pool!r} with num_classes={num_classes}"))
+        raise ConfigError(format_error(rule, got=f"{global_pool!r} with num_classes={num_classes}"))
 
 
 def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
@@ -317,7 +317,7 @@ def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
     chosen = range(count) if named is None else named
     if isinstance(chosen, int) or not chosen or not all(-count <= index < count for index in chosen):
         rule = f"must be a number from 1 to {count}, or indices from {-count} to {count - 1}"
-        raise ConfigError(explain(rule, got=repr(indices), where="indices"))
+        raise ConfigError(format_error(rule, got=repr(indices), where="indices"))
     return [index % count for index in chosen]
 
 
@@ -423,7 +423,7 @@ def tune_rescon_network(
     """
     if spec is None:
         hint = "`timm.create_model('local-dir:FOLDER')` takes it from an exported folder."
-        raise ConfigError(explain(f"{EXPORTED} needs a `spec`", got="none", hint=hint))
+        raise ConfigError(format_error(f"{EXPORTED} needs a `spec`", got="none", hint=hint))
     return _built(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
 
 

@@ -18,7 +18,7 @@ import click
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.config import DatasetConfig
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,9 +174,9 @@ def train(
         print_opening(space, options, console)
         # Imported after the first line: they bring the driver's libraries.
         from tune_rescon.finals import FinalsPresentation
-        from tune_rescon.reporting import resume_command, run_shown
+        from tune_rescon.reporting import resume_command, run_with_display
 
-        return run_shown(
+        return run_with_display(
             space,
             options,
             console,
@@ -213,7 +213,7 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     if not space.metric.of_test_images:
         hint = f"Go on with it by: python -m tune_rescon.search --resume {name}"
         rule = "must name trainings that `tune_rescon.train` has begun"
-        raise StorageError(explain(rule, got=f"{name}, a search", where="--resume", hint=hint))
+        raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
 
 

@@ -18,9 +18,9 @@ from contest.rivals import OneEpochThenTopK, Rival, changed, ours, plain_ray
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
-from tune_rescon.tuning import RungLadder, TrialSummary, sampler
-from tune_rescon.tuning.optuna_samplers import Told, told
-from tune_rescon.tuning.schedulers import ladder_levels
+from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler
+from tune_rescon.tuning.optuna_samplers import SamplerTrial, told
+from tune_rescon.tuning.schedulers import rung_levels
 
 __all__ = ["PLAIN", "QUESTIONS", "Answer"]
 
@@ -39,23 +39,27 @@ class Answer:
             yield self.rival(space)
 
 
-def stopped_as_pruned(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+def stopped_as_pruned(
+    trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int
+) -> SamplerTrial | None:
     """Ranked by how far it came, then by its last value: Optuna's own rule, and the study's state."""
     del epoch
     ended_early = trial.state is TrialState.STOPPED
     return told(trial, sampler, worst=worst, epoch=trial.epochs + 1 if ended_early else None)
 
 
-def stopped_as_complete(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+def stopped_as_complete(
+    trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int
+) -> SamplerTrial | None:
     """With its last value, as if it had trained to the end: what Ray's OptunaSearch does."""
     del epoch
     return told(trial, sampler, worst=worst)
 
 
-def diverged(outcome: Told) -> Callable[..., Told | None]:
+def diverged(outcome: SamplerTrial) -> Callable[..., SamplerTrial | None]:
     """A diverged trial told as ``outcome``."""
 
-    def tell(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int) -> Told | None:
+    def tell(trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int) -> SamplerTrial | None:
         if trial.state is TrialState.DIVERGED:
             return outcome
         return told(trial, sampler, worst=worst, epoch=epoch)
@@ -67,9 +71,9 @@ def minimum(values: int) -> Rival:
     """Ours, with rungs that judge nobody before they hold so many values."""
 
     def rival(space: Space) -> SearchPolicy:
-        def rule() -> RungLadder:
-            return RungLadder(
-                levels=ladder_levels(space),
+        def rule() -> SuccessiveHalving:
+            return SuccessiveHalving(
+                levels=rung_levels(space),
                 reduction_factor=space.scheduler.reduction_factor,
                 maximize=True,
                 minimum=values,
@@ -101,9 +105,9 @@ QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
     },
     "diverged": {
         "PRUNED without a value": Answer(),
-        "FAIL": Answer(otherwise={"told": diverged(Told(state=OptunaState.FAIL))}),
+        "FAIL": Answer(otherwise={"told": diverged(SamplerTrial(state=OptunaState.FAIL))}),
         "COMPLETE, worst": Answer(
-            otherwise={"told": diverged(Told(state=OptunaState.COMPLETE, values=(0.0,)))}
+            otherwise={"told": diverged(SamplerTrial(state=OptunaState.COMPLETE, values=(0.0,)))}
         ),
     },
     "minimum": {

@@ -219,7 +219,7 @@ def test_a_source_of_one_colour_can_be_normalised(make_folder: MakeFolder, open_
     assert not images.any()
 
 
-class Recorder(nn.Module):
+class GraphCapture(nn.Module):
     """Stands for a network; keeps the sums of what it was shown."""
 
     def __init__(self) -> None:
@@ -236,7 +236,7 @@ def record(module: ImageDataModule, folder: Path, *, epochs: int, resume: Path |
     class Watcher(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Recorder()
+            self.net = GraphCapture()
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             shown.append(float(batch[0].double().sum()))

@@ -17,7 +17,7 @@ from tune_rescon.data import zip_archive
 from tune_rescon.data.account import Account, Kind
 from tune_rescon.data.decode import BadImageError, probe_size
 from tune_rescon.data.formats import SUFFIXES
-from tune_rescon.data.image_folder import Listing, arrange, fingerprint, list_folder, read_bytes
+from tune_rescon.data.image_folder import ImageIndex, arrange, fingerprint, list_folder, read_bytes
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.zip_archive import open_zip
 from tune_rescon.errors import DataError
@@ -29,7 +29,7 @@ PAIR = ["train/a/1.png", "train/b/1.png"]
 CLASSES = ["a/1.png", "b/1.png"]
 
 
-def left_out(listing: Listing) -> dict[str, tuple[int, tuple[str, ...]]]:
+def left_out(listing: ImageIndex) -> dict[str, tuple[int, tuple[str, ...]]]:
     return {one.kind: (one.count, one.names) for one in listing.account.left_out}
 
 

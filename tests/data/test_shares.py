@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune_rescon.data.loader import WHOLE, Share
+from tune_rescon.data.loader import WHOLE, Shard
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize(("images", "batch_size"), [(12, 4), (13, 4), (33, 33), (7, 10), (100, 17), (41, 20)])
 def test_the_shares_of_each_batch_are_the_batch(images: int, batch_size: int, count: int) -> None:
     order = np.random.default_rng(0).permutation(images)
-    shares = [Share(rank=rank, count=count) for rank in range(count)]
+    shares = [Shard(rank=rank, count=count) for rank in range(count)]
     cuts = [share.cut(order, batch_size) for share in shares]
     for start in range(0, images, batch_size):
         number, batch = start // batch_size, order[start : start + batch_size]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.data import Split
-from tune_rescon.data.batch_sources import Ahead, Mapped, Resident, Supply, made_ahead
+from tune_rescon.data.batch_sources import Ahead, BatchSource, Mapped, Resident, made_ahead
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def split_of(images: int) -> Split:
     return Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 5)
 
 
-def supplies(split: Split) -> list[Supply]:
+def supplies(split: Split) -> list[BatchSource]:
     images_NHWC, labels_N = split.gather(np.arange(len(split)))
     resident = Resident(images_NHWC=torch.from_numpy(images_NHWC), labels_N=torch.from_numpy(labels_N))
     return [Mapped(split=split), Ahead(split=split, device=CPU), resident]
@@ -49,7 +49,7 @@ def test_all_give_the_same_batches(images: int, batch_size: int, used: float) ->
 
 
 @pytest.mark.parametrize("supply", supplies(split_of(8)), ids=["mapped", "ahead", "resident"])
-def test_a_batch_is_a_copy(supply: Supply) -> None:
+def test_a_batch_is_a_copy(supply: BatchSource) -> None:
     order = np.arange(8)
     first, _ = next(supply.walk(order, 4))
     first.zero_()

@@ -24,15 +24,15 @@ from tune_rescon.finals import (
     print_published,
     print_reproduction,
 )
-from tune_rescon.finals.judging import Figure, Lead, judgement_document
+from tune_rescon.finals.judging import Estimate, Lead, judgement_document
 from tune_rescon.finals.published import measured
 from tune_rescon.spaces import Resources
-from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial
 
 NAN = math.nan
 
 
-def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialState.FINISHED) -> TrialSummary:
+def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialState.FINISHED) -> TrialRecord:
     once = {
         "test_loss": 1 - accuracy,
         "test_accuracy": accuracy,
@@ -42,7 +42,7 @@ def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialSt
         "test_accuracy/cat": accuracy - 0.1,
         "test_accuracy/dog": accuracy + 0.1,
     }
-    return TrialSummary(
+    return TrialRecord(
         number=number,
         state=state,
         parameters={"learning_rate": rate},
@@ -149,14 +149,14 @@ def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
 
 
 def test_the_interval_is_welchs() -> None:
-    first, second = Figure.of([0.80, 0.82, 0.81]), Figure.of([0.78, 0.79])
+    first, second = Estimate.of([0.80, 0.82, 0.81]), Estimate.of([0.78, 0.79])
     lead = Lead.of(first, second, maximize=True)
     wanted = ttest_ind(first.values, second.values, equal_var=False).confidence_interval(0.95)
     assert lead.difference - lead.margin == pytest.approx(wanted.low)
     assert lead.difference + lead.margin == pytest.approx(wanted.high)
     assert lead.is_beyond_seeds == (wanted.low > 0)
     assert Lead.of(second, first, maximize=False).difference == pytest.approx(lead.difference)
-    same = Lead.of(Figure.of([0.5, 0.5]), Figure.of([0.5, 0.5]), maximize=True)
+    same = Lead.of(Estimate.of([0.5, 0.5]), Estimate.of([0.5, 0.5]), maximize=True)
     assert (same.is_known, same.is_beyond_seeds) == (True, False)
 
 

@@ -21,7 +21,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import TuneResconError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import RunOptions, SearchListener, TrialSummary, Verdict, run_search
+from tune_rescon.tuning import RunOptions, SearchListener, TrialRecord, Verdict, run_search
 from tune_rescon.tuning.ray.session import prepare_environment
 from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
 from tune_rescon.tuning.resources import largest_trial
@@ -77,19 +77,19 @@ class Blow(SearchListener):
         self._victims = victims
         self.struck: list[int] = []
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Nothing to do."""
 
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Nothing to do."""
 
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         print(trial.number, text, file=sys.stderr)
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         print(trial.number, trial.state, trial.error, file=sys.stderr)
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         del metrics, verdict
         if trial.epochs == 2 and trial.number not in self.struck:
             name = self._victims[trial.number]

@@ -32,7 +32,7 @@ PAIRS = [
 ]
 
 #: One trial of the paper's CIFAR-56 at an eighth of its width on digits.
-ALONE = [
+SINGLE_PROCESS = [
     *("fixed.width=0.125", "fixed.batch_size=16", "fidelity.max=3", "scheduler.type=none"),
     *("fixed.drop_path=0.2", "fixed.ema_decay=0.9", "fixed.mixup=0.2", "dataset.limit=800"),
     "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
@@ -52,7 +52,7 @@ def found(
             shade = np.full((8, 8, 3), 20 * number, np.uint8)
             Image.fromarray(shade).save(folder / "images" / name / f"{number}.png")
     script = Path(__file__).with_name("four_nodes.py").read_text()
-    given = {"folder": str(folder), "victims": VICTIMS, "pairs": PAIRS, "alone": ALONE}
+    given = {"folder": str(folder), "victims": VICTIMS, "pairs": PAIRS, "alone": SINGLE_PROCESS}
     return ask_driver(script, json.dumps(given))
 
 

@@ -22,11 +22,11 @@ from tune_rescon.spaces import load_space
 from tune_rescon.tuning import (
     Coordinator,
     Decision,
-    Proposer,
     SearchFolder,
     SearchPlan,
+    SearchSampler,
     StudyRecord,
-    TrialSummary,
+    TrialRecord,
     make_rule,
 )
 
@@ -55,7 +55,7 @@ def record_of(folder: SearchFolder) -> StudyRecord:
 
 def best_five(folder: SearchFolder) -> dict[int, list[str]]:
     """What the folder must hold at the end."""
-    ranked = sorted(record_of(folder).trials(), key=TrialSummary.rank_key)
+    ranked = sorted(record_of(folder).trials(), key=TrialRecord.rank_key)
     return {trial.number: ["best.ckpt"] for trial in sorted(ranked[:5], key=lambda trial: trial.number)}
 
 
@@ -66,7 +66,7 @@ def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFol
         SearchPlan(total=6),
         record,
         make_rule(space),
-        Proposer(space, known=record.trials()),
+        SearchSampler(space, known=record.trials()),
         prune=lambda number, keep: old.prune_checkpoints(number, keep=keep),
     )
     while (trial := resumed.next_trial()) is not None:

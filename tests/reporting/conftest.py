@@ -13,11 +13,11 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial
 
 SETTINGS = ("initial=[]", "budget.trials=80", "fidelity.max=9", "sampler.type=random")
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 
@@ -29,8 +29,8 @@ def make_trial() -> MakeTrial:
         values: tuple[float, ...] = (0.25, 0.5),
         parameters: Mapping[str, Any] | None = None,
         error: str | None = None,
-    ) -> TrialSummary:
-        return TrialSummary(
+    ) -> TrialRecord:
+        return TrialRecord(
             number=number,
             state=state,
             parameters={"depth": 56, "learning_rate": 0.1} if parameters is None else parameters,
@@ -46,7 +46,7 @@ def make_trial() -> MakeTrial:
 
 @pytest.fixture
 def make_result(tmp_path: Path) -> MakeResult:
-    def make(*trials: TrialSummary, **changes: Any) -> StudyResult:
+    def make(*trials: TrialRecord, **changes: Any) -> StudyResult:
         result = StudyResult(
             name="s",
             space=load_space("digits"),
@@ -80,7 +80,7 @@ def make_costs() -> Callable[..., dict[int, TrialCost]]:
 
 
 @pytest.fixture
-def one_of_each(make_trial: MakeTrial) -> list[TrialSummary]:
+def one_of_each(make_trial: MakeTrial) -> list[TrialRecord]:
     """A trial in every state there is; the first of some states never came to an epoch."""
     values = {
         TrialState.FINISHED: (0.25, 0.5),

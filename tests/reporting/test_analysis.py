@@ -32,13 +32,13 @@ from tune_rescon.reporting.analysis.parameters import ABSENT
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 
-def timed(trial: TrialSummary, *ends: float, seconds: float) -> TrialSummary:
+def timed(trial: TrialRecord, *ends: float, seconds: float) -> TrialRecord:
     """With epochs that ended at those seconds, each of so many."""
     times = tuple(round(end * 1000) for end in ends)
     return dataclasses.replace(trial, times_ms=times, history={"epoch_seconds": (seconds,) * len(ends)})
@@ -106,7 +106,7 @@ def test_a_pause_ends_a_stretch_and_the_time_without_a_driver_is_left_out(
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.5, 30)), max_size=30))
 def test_no_two_stretches_share_a_slot_at_once(spans: list[tuple[float, float]]) -> None:
     trials = tuple(
-        TrialSummary(
+        TrialRecord(
             number=number,
             state=TrialState.FINISHED,
             parameters={},

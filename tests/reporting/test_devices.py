@@ -15,13 +15,13 @@ from tune_rescon.reporting.analysis import device_hours, devices_of, throughput
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
 from tune_rescon.reporting.page.plots import panels
 from tune_rescon.reporting.rows import headings, row
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 
-def on(trial: TrialSummary, *devices: str | None) -> TrialSummary:
+def on(trial: TrialRecord, *devices: str | None) -> TrialRecord:
     return dataclasses.replace(trial, devices=devices)
 
 
@@ -60,7 +60,7 @@ def test_the_table_of_a_search_on_one_kind_does_not_repeat_it(
     assert "By kind of device" not in markdown_text(result)
 
 
-def timed(trial: TrialSummary, *epochs: tuple[float, float, float]) -> TrialSummary:
+def timed(trial: TrialRecord, *epochs: tuple[float, float, float]) -> TrialRecord:
     """With epochs of (begin, end, images/s)."""
     history: dict[str, Any] = {
         "epoch_seconds": tuple(ended - begun for begun, ended, _ in epochs),

@@ -23,9 +23,9 @@ from tune_rescon.reporting import (
     print_overviews,
 )
 from tune_rescon.reporting.page.document import render_page
-from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialSummary
+from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -49,7 +49,7 @@ def no_constant(name: str) -> float:
 
 
 def test_json_has_every_trial_and_nothing_that_is_no_json(
-    make_result: MakeResult, one_of_each: list[TrialSummary]
+    make_result: MakeResult, one_of_each: list[TrialRecord]
 ) -> None:
     result = make_result(*one_of_each)
     read = json.loads(json_text(result, [result]), parse_constant=no_constant)

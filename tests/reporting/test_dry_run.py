@@ -14,7 +14,7 @@ from PIL import Image
 
 from tune_rescon.reporting.dry_run import _stopping
 from tune_rescon.spaces import list_spaces, load_space
-from tune_rescon.tuning import ladder_levels
+from tune_rescon.tuning import rung_levels
 
 #: Shows every space given, and says at the end how long each took and what was imported.
 DRIVER = """
@@ -82,7 +82,7 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
     assert dry_runs.shown[name]["code"] == 0
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
-    assert f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}\n" in text
+    assert f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}\n" in text
     assert f"\n{space.scheduler.type}" in text
     assert ("a Pareto front: " in text) == bool(space.metric.against)
     rows = [line for line in text.splitlines() if line.startswith("│")]

@@ -12,9 +12,9 @@ from rich.console import Console
 from tune_rescon.config import METRICS, TrialState
 from tune_rescon.reporting import EventLines
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import Decision, TrialSummary, Verdict
+from tune_rescon.tuning import Decision, TrialRecord, Verdict
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 
 METRICS_OF_AN_EPOCH = {**dict.fromkeys(METRICS, 0.5), "train_loss": 1.23456, "epoch_seconds": 75.0}
 

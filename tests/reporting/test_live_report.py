@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.reporting import LiveReport
-from tune_rescon.tuning import Decision, StudyResult, TrialSummary, Verdict
+from tune_rescon.tuning import Decision, StudyResult, TrialRecord, Verdict
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 GO_ON = Verdict(decision=Decision.CONTINUE)
@@ -44,7 +44,7 @@ class Watched:
     report: LiveReport
     disk: Disk
     now: list[float]
-    trial: TrialSummary
+    trial: TrialRecord
 
     def epoch(self, *, after: float) -> None:
         self.now[0] += after

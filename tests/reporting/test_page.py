@@ -18,9 +18,9 @@ from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
 from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER
 from tune_rescon.reporting.page.plots import costs, learning_curves
-from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 MakeCosts = Callable[..., dict[int, TrialCost]]
 
@@ -114,7 +114,7 @@ def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeT
 
 
 def test_each_state_has_one_place_in_the_legend_and_its_colour(
-    make_result: MakeResult, one_of_each: list[TrialSummary]
+    make_result: MakeResult, one_of_each: list[TrialRecord]
 ) -> None:
     lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
     named = {line["legendgroup"]: line["marker"]["color"] for line in lines if line.get("showlegend", True)}
@@ -179,7 +179,7 @@ def test_what_went_wrong_is_said_with_its_trials(simulated: StudyResult, tmp_pat
 
 
 def test_a_page_of_every_state_holds_no_number_that_json_lacks(
-    make_result: MakeResult, one_of_each: list[TrialSummary], tmp_path: Path
+    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
 ) -> None:
     unknown = {trial.number: TrialCost(params_m=math.nan, gmacs=math.nan) for trial in one_of_each}
     text = report(make_result(*one_of_each, costs=unknown), tmp_path)

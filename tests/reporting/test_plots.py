@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tune_rescon.reporting import write_plots
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 
@@ -27,7 +27,7 @@ def test_every_plot_is_an_image_that_is_not_blank(simulated: StudyResult, tmp_pa
 
 
 def test_every_state_can_be_drawn(
-    make_result: MakeResult, one_of_each: list[TrialSummary], tmp_path: Path
+    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
 ) -> None:
     paths = write_plots(make_result(*one_of_each), tmp_path)
     assert [path.stem for path in paths] == ["learning_curves", "cost"]

@@ -9,15 +9,15 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 MakeCosts = Callable[..., dict[int, TrialCost]]
 
 
 def test_a_row_has_a_cell_under_every_heading(
-    make_result: MakeResult, one_of_each: list[TrialSummary]
+    make_result: MakeResult, one_of_each: list[TrialRecord]
 ) -> None:
     result = make_result(*one_of_each)
     for trial in result.trials:

@@ -12,9 +12,9 @@ from rich.console import Console
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
 from tune_rescon.reporting.table import ROWS, print_left_over
-from tune_rescon.tuning import StudyResult, TrialCost, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 MakeCosts = Callable[..., dict[int, TrialCost]]
 
@@ -45,7 +45,7 @@ def test_a_search_without_a_trial_is_shown(make_result: MakeResult) -> None:
     assert "Best:" not in text
 
 
-def test_every_state_is_shown_and_counted(make_result: MakeResult, one_of_each: list[TrialSummary]) -> None:
+def test_every_state_is_shown_and_counted(make_result: MakeResult, one_of_each: list[TrialRecord]) -> None:
     text = printed(make_result(*one_of_each))
     for state in TrialState:
         assert f"│ {state.value}" in text

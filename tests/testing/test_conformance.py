@@ -12,7 +12,7 @@ import pytest
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SearchConformance, SimulatedSearch, simulate
 from tune_rescon.testing.conformance import by_number
-from tune_rescon.tuning import Decision, Observation, RungLadder, StoppingRule, Verdict
+from tune_rescon.tuning import Decision, Observation, StoppingRule, SuccessiveHalving, Verdict
 
 SMALL = ("initial=[]", "budget.trials=16", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
 
@@ -73,7 +73,7 @@ Mistake = Callable[[Observation, Verdict], Decision]
 
 
 @dataclass(kw_only=True)
-class Faulty(RungLadder):
+class Faulty(SuccessiveHalving):
     """ASHA with a mistake, as a user might make one."""
 
     mistake: Mistake

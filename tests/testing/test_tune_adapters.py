@@ -16,7 +16,7 @@ from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
 from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
-from tune_rescon.tuning.ray.task import TaskMaker
+from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
 from tune_rescon.tuning.search_storage import LocalStore
 
@@ -65,7 +65,7 @@ def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
     store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
-    maker = TaskMaker(space=of, options=RunOptions(name="adapted"), store=store, facts={})
+    maker = TrialTaskFactory(space=of, options=RunOptions(name="adapted"), store=store, facts={})
     seeds: dict[int, int] = {}
 
     def read(made: int, config: Mapping[str, Any]) -> Task:

@@ -10,9 +10,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
-from tune_rescon.tracking.mlflow_runs import RunBook
-from tune_rescon.tracking.worker import Desk
+from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState, writer
+from tune_rescon.tracking.mlflow_runs import MlflowRunSync
+from tune_rescon.tracking.worker import MlflowWorker
 
 #: Of the small search.
 TRIALS, EPOCHS = 6, 5
@@ -43,7 +43,7 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
-        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_desk=Desk)
+        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_desk=MlflowWorker)
         made.start()
         return made
 
@@ -51,11 +51,11 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
 
 
 @pytest.fixture
-def make_book(store: str, tmp_path: Path) -> Callable[[], RunBook]:
+def make_book(store: str, tmp_path: Path) -> Callable[[], MlflowRunSync]:
     """Makes the books of a search, without a thread; each is one more run of the command."""
 
-    def make() -> RunBook:
-        book = RunBook(destination(store, "s", tmp_path / "artifacts"))
+    def make() -> MlflowRunSync:
+        book = MlflowRunSync(destination(store, "s", tmp_path / "artifacts"))
         book.connect()
         return book
 
@@ -93,28 +93,28 @@ def play() -> Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]:
     def play(sender: MlflowWriter, halfway: Callable[[], object]) -> tuple[int, float]:
         seconds = []
 
-        def show(view: RunView | SearchView) -> None:
+        def show(view: TrialRunState | SearchRunState) -> None:
             began = time.perf_counter()
             sender.show(view)
             seconds.append(time.perf_counter() - began)
             time.sleep(0.02)
 
-        show(SearchView(id="1a"))
+        show(SearchRunState(id="1a"))
         for number in range(TRIALS):
             for epochs in range(EPOCHS + 1):
                 show(trial(number, epochs))
                 if (number, epochs) == (TRIALS // 2, EPOCHS // 2):
                     halfway()
             show(trial(number, EPOCHS, "finished"))
-        show(SearchView(id="1a", state="finished"))
+        show(SearchRunState(id="1a", state="finished"))
         return len(seconds), max(seconds)
 
     return play
 
 
-def trial(number: int, epochs: int, state: str = "running") -> RunView:
+def trial(number: int, epochs: int, state: str = "running") -> TrialRunState:
     values = tuple(epoch / 10 for epoch in range(1, epochs + 1))
-    return RunView(
+    return TrialRunState(
         number=number,
         state=state,
         params={"depth": "56"},

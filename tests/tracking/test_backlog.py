@@ -7,8 +7,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tracking import RunView, SearchView
-from tune_rescon.tracking.writer import Backlog
+from tune_rescon.tracking import SearchRunState, TrialRunState
+from tune_rescon.tracking.writer import UpdateQueue
 
 
 class Clock:
@@ -18,13 +18,13 @@ class Clock:
         return self.now
 
 
-def trial(number: int, epochs: int = 0, state: str = "running") -> RunView:
-    return RunView(number=number, state=state, times_ms=tuple(range(epochs)))
+def trial(number: int, epochs: int = 0, state: str = "running") -> TrialRunState:
+    return TrialRunState(number=number, state=state, times_ms=tuple(range(epochs)))
 
 
 def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
-    backlog = Backlog(settle=0)
-    for view in (SearchView(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
+    backlog = UpdateQueue(settle=0)
+    for view in (SearchRunState(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
         backlog.put(view)
     assert len(backlog) == 5
     seen = []
@@ -32,16 +32,16 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
         waiting = backlog.next()
         assert waiting is not None
         view, updates = waiting
-        seen.append((view.number if isinstance(view, RunView) else None, updates))
+        seen.append((view.number if isinstance(view, TrialRunState) else None, updates))
         backlog.done(view, updates)
     assert seen == [(None, 1), (0, 3), (1, 1)]
 
 
 def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
-    backlog = Backlog(settle=0)
-    note, end = SearchView(id="1a", note="1 of 2"), SearchView(id="1a", state="finished")
+    backlog = UpdateQueue(settle=0)
+    note, end = SearchRunState(id="1a", note="1 of 2"), SearchRunState(id="1a", state="finished")
     other, ended = trial(1), trial(0, 1, "finished")
-    for view in (SearchView(id="1a"), trial(0), note, other, end, ended):
+    for view in (SearchRunState(id="1a"), trial(0), note, other, end, ended):
         backlog.put(view)
     seen = []
     while len(backlog):
@@ -53,7 +53,7 @@ def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
 
 
 def test_what_comes_while_it_is_sent_still_waits() -> None:
-    backlog = Backlog(settle=0)
+    backlog = UpdateQueue(settle=0)
     backlog.put(trial(0))
     first = backlog.next()
     assert first is not None
@@ -67,12 +67,12 @@ def test_what_comes_while_it_is_sent_still_waits() -> None:
 
 def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> None:
     # As when MLflow's store takes longer to make than the search's trials take to learn.
-    backlog = Backlog(settle=0)
-    backlog.put(SearchView(id="1a"))
+    backlog = UpdateQueue(settle=0)
+    backlog.put(SearchRunState(id="1a"))
     first = backlog.next()
     assert first is not None
-    ended, end = trial(0, 1, "finished"), SearchView(id="1a", state="finished", note="2 of 2")
-    for view in (SearchView(id="1a", note="1 of 2"), ended, end):
+    ended, end = trial(0, 1, "finished"), SearchRunState(id="1a", state="finished", note="2 of 2")
+    for view in (SearchRunState(id="1a", note="1 of 2"), ended, end):
         backlog.put(view)
     backlog.done(*first)
     assert len(backlog) == 3
@@ -84,11 +84,11 @@ def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> No
 
 
 def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
-    backlog = Backlog(settle=0)
+    backlog = UpdateQueue(settle=0)
     backlog.put(trial(0))
     first = backlog.next()
     assert first is not None
-    ended, end = trial(0, 1, "finished"), SearchView(id="1a", state="finished")
+    ended, end = trial(0, 1, "finished"), SearchRunState(id="1a", state="finished")
     backlog.put(ended)
     backlog.put(end)
     backlog.done(*first)
@@ -99,7 +99,7 @@ def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
 
 def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
     clock = Clock()
-    backlog = Backlog(settle=10, clock=clock)
+    backlog = UpdateQueue(settle=10, clock=clock)
     backlog.put(trial(0, 1, "finished"))
     ended = backlog.next()
     assert ended is not None
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
 
 
 def test_a_closed_one_holds_nothing_back_and_ends() -> None:
-    backlog = Backlog(settle=1000)
+    backlog = UpdateQueue(settle=1000)
     backlog.put(trial(0))
     backlog.close()
     first = backlog.next()
@@ -130,7 +130,7 @@ def test_a_closed_one_holds_nothing_back_and_ends() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
 def test_every_update_is_counted_once(steps: list[tuple[int, bool]]) -> None:
-    backlog, sent = Backlog(settle=0), 0
+    backlog, sent = UpdateQueue(settle=0), 0
     for put, (number, sends) in enumerate(steps, 1):
         backlog.put(trial(number, put))
         if sends:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tune_rescon.tracking import Champion, RunView, SearchView
-from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking import Champion, SearchRunState, TrialRunState
+from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.registry import exported
 from tune_rescon.training.weights import Classifier, TrainedNetwork, load_trained
 
@@ -20,16 +20,21 @@ pytestmark = pytest.mark.torch
 
 
 def test_it_is_registered_once_and_predicts_as_the_network_does(
-    checkpoint: Path, make_book: Callable[[], RunBook], store: str
+    checkpoint: Path, make_book: Callable[[], MlflowRunSync], store: str
 ) -> None:
-    over = SearchView(
+    over = SearchRunState(
         id="1a",
         state="finished",
         champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
     )
     for _ in range(2):
         book = make_book()
-        for view in (SearchView(id="1a"), RunView(number=0, state="finished", started_ms=1), over, over):
+        for view in (
+            SearchRunState(id="1a"),
+            TrialRunState(number=0, state="finished", started_ms=1),
+            over,
+            over,
+        ):
             book.show(view)
     client = mlflow.MlflowClient(store, store)
     (version,) = client.search_model_versions("name = 's'")
@@ -51,13 +56,13 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
 
 
 def test_what_registers_it_is_loaded_when_it_is_near(
-    make_book: Callable[[], RunBook], monkeypatch: pytest.MonkeyPatch
+    make_book: Callable[[], MlflowRunSync], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book, module = make_book(), "tune_rescon.tracking.registry"
     monkeypatch.delitem(sys.modules, module)
-    book.show(SearchView(id="1a"))
+    book.show(SearchRunState(id="1a"))
     assert module not in sys.modules
-    book.show(SearchView(id="1a", champion_is_near=True))
+    book.show(SearchRunState(id="1a", champion_is_near=True))
     assert module in sys.modules
 
 

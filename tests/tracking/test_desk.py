@@ -16,23 +16,30 @@ import mlflow
 import psutil
 import pytest
 
-from tune_rescon.tracking import Destination, RunView, SearchView, mlflow_writer, worker_client, writer
-from tune_rescon.tracking.worker_client import CallError, DeskProcess, Remedy
+from tune_rescon.tracking import (
+    Destination,
+    SearchRunState,
+    TrialRunState,
+    mlflow_writer,
+    worker_client,
+    writer,
+)
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy, WorkerProcess
 
 pytestmark = pytest.mark.server
 
-Open = Callable[[str], DeskProcess]
+Open = Callable[[str], WorkerProcess]
 
 
 @pytest.fixture
 def open_desk() -> Iterator[Open]:
-    made: list[DeskProcess] = []
+    made: list[WorkerProcess] = []
 
-    def make(uri: str) -> DeskProcess:
+    def make(uri: str) -> WorkerProcess:
         destination = Destination(
             uri=uri, experiment="digits", search="s", metric="val_accuracy", maximize=True
         )
-        made.append(DeskProcess(destination))
+        made.append(WorkerProcess(destination))
         return made[-1]
 
     yield make
@@ -50,15 +57,15 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
     open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     desk = open_desk(store)
-    parent = desk.show(SearchView(id="1a", note="best so far: none")).run_id
-    over = RunView(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
+    parent = desk.show(SearchRunState(id="1a", note="best so far: none")).run_id
+    over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
     child = desk.show(over).run_id
     run = mlflow.MlflowClient(store).get_run(child)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.metrics == {"val_loss": 0.5}
     with pytest.raises(CallError, match="a name; no") as caught:
-        desk.show(RunView(number=1, params={"a name; no": "1"}))
-    assert caught.value.remedy is Remedy.SKIP
+        desk.show(TrialRunState(number=1, params={"a name; no": "1"}))
+    assert caught.value.remedy is RetryPolicy.SKIP
     assert "MLflow refuses a call" in caplog.text
     assert "Traceback" in caplog.text, "which call it was"
 
@@ -69,18 +76,18 @@ def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
     desk = open_desk(store)
     with pytest.raises(CallError) as refused:
         # Its run is there all the same.
-        desk.show(SearchView(id="1a", place="here", files=(tmp_path / "gone",)))
-    assert refused.value.remedy is Remedy.SKIP
-    shown = [desk.show(RunView(number=number, started_ms=1)).run_id for number in range(2)]
+        desk.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
+    assert refused.value.remedy is RetryPolicy.SKIP
+    shown = [desk.show(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
     (process,) = desks()
     process.kill()
     # What is sent next is a trial: nothing shows the search again until its next note.
-    over = RunView(number=0, state="finished", started_ms=1)
+    over = TrialRunState(number=0, state="finished", started_ms=1)
     with pytest.raises(CallError, match="died") as caught:
         desk.show(over)
-    assert caught.value.remedy is Remedy.AGAIN
+    assert caught.value.remedy is RetryPolicy.AGAIN
     assert desk.show(over).run_id == shown[0]
-    assert desk.show(RunView(number=2)).run_id not in shown
+    assert desk.show(TrialRunState(number=2)).run_id not in shown
     client = mlflow.MlflowClient(store)
     assert client.get_run(shown[0]).info.status == "FINISHED"
     assert client.get_run(shown[1]).info.lifecycle_stage == "active"
@@ -100,7 +107,7 @@ def test_a_process_that_could_not_be_started_is_started_later(
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
     with mlflow_writer(destination) as sender:
-        sender.show(SearchView(id="1a"))
+        sender.show(SearchRunState(id="1a"))
         assert sender.close(60) == 0
     assert next(refusals, None) is None
 
@@ -112,7 +119,7 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
 
         def show() -> None:
             try:
-                desk.show(SearchView(id="1a"))
+                desk.show(SearchRunState(id="1a"))
             except CallError as error:
                 failed.append(error)
 
@@ -127,7 +134,7 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
         assert failed
         assert desks() == []
         with pytest.raises(CallError):
-            desk.show(SearchView(id="1a"))
+            desk.show(SearchRunState(id="1a"))
         assert desks() == [], "what is closed stays closed"
 
 
@@ -139,7 +146,7 @@ def lowest_priority() -> int:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
 def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> None:
     desk = open_desk(store)
-    desk.show(SearchView(id="1a"))
+    desk.show(SearchRunState(id="1a"))
     (process,) = desks()
     assert process.nice() == lowest_priority()
     desk.hurry()
@@ -174,5 +181,5 @@ def test_records_below_a_warning_stay_there(
     open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    open_desk(store).show(SearchView(id="1a"))
+    open_desk(store).show(SearchRunState(id="1a"))
     assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tune_rescon.storage import sqlite_url
 from tune_rescon.tracking.relocation import follow_artifacts
-from tune_rescon.tracking.worker_client import CallError, Remedy
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 pytestmark = pytest.mark.timeout(60)  # an MLflow store is made once
 
@@ -83,4 +83,4 @@ def test_a_locked_store_is_tried_again_later(
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(CallError, match="locked") as caught:
             follow_artifacts(file, tmp_path / "mlartifacts")
-    assert caught.value.remedy is Remedy.AGAIN
+    assert caught.value.remedy is RetryPolicy.AGAIN

@@ -14,10 +14,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATED
 from sqlalchemy.exc import OperationalError
 
-from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView
+from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_store import remedy_words
-from tune_rescon.tracking.worker import Desk
+from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tracking.worker_client import Answer
 
 # MLflow is imported, and each call is a database's.
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 #: Seconds a search would wait for a server that is away.
 PATIENCE = 40.0
 
-Start = Callable[[str], MlflowWriter]
+ResumePoint = Callable[[str], MlflowWriter]
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def start(told: list[str]) -> Start:
+def start(told: list[str]) -> ResumePoint:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
-        made = MlflowWriter(destination, open_desk=Desk, say=told.append)
+        made = MlflowWriter(destination, open_desk=MlflowWorker, say=told.append)
         made.start()
         return made
 
@@ -46,7 +46,11 @@ def start(told: list[str]) -> Start:
 
 
 def send(writer: MlflowWriter) -> None:
-    for view in (SearchView(id="1a"), RunView(number=0, started_ms=1), RunView(number=1, started_ms=1)):
+    for view in (
+        SearchRunState(id="1a"),
+        TrialRunState(number=0, started_ms=1),
+        TrialRunState(number=1, started_ms=1),
+    ):
         writer.show(view)
 
 
@@ -70,7 +74,7 @@ def delete_experiment(uri: str, make: bool = True) -> str:
 
 
 def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
-    store: str, start: Start, told: list[str]
+    store: str, start: ResumePoint, told: list[str]
 ) -> None:
     experiment_id = delete_experiment(store)
     writer = start(store)
@@ -85,21 +89,21 @@ def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
 
 
 def test_an_experiment_deleted_while_the_search_runs_is_said(
-    store: str, start: Start, told: list[str]
+    store: str, start: ResumePoint, told: list[str]
 ) -> None:
     writer = start(store)
-    writer.show(SearchView(id="1a"))
-    writer.show(RunView(number=0))
+    writer.show(SearchRunState(id="1a"))
+    writer.show(TrialRunState(number=0))
     while not writer.opened_runs():
         time.sleep(0.01)
     delete_experiment(store, make=False)
-    writer.show(RunView(number=1))
-    writer.show(RunView(number=2))
+    writer.show(TrialRunState(number=1))
+    writer.show(TrialRunState(number=2))
     expect_no_wait(writer, told, "the experiment 'digits' is deleted")
 
 
 def test_a_database_of_another_mlflow_is_said(
-    store: str, tmp_path: Path, start: Start, told: list[str]
+    store: str, tmp_path: Path, start: ResumePoint, told: list[str]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
         database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
@@ -109,7 +113,7 @@ def test_a_database_of_another_mlflow_is_said(
     assert "0123456789ab" in told[0]
 
 
-def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: Start, told: list[str]) -> None:
+def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: ResumePoint, told: list[str]) -> None:
     (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
     writer = start(f"sqlite:///{tmp_path / 'mlflow.db'}")
     send(writer)
@@ -141,12 +145,12 @@ def test_the_remedy_shows_no_password() -> None:
 
 
 def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
-    store: str, start: Start, told: list[str]
+    store: str, start: ResumePoint, told: list[str]
 ) -> None:
     writer = start(store)
-    writer.show(SearchView(id="1a"))
+    writer.show(SearchRunState(id="1a"))
     for number in range(3):
-        writer.show(RunView(number=number, params={"a name; no": "1"}, state="finished"))
+        writer.show(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
     assert writer.close(PATIENCE) == 3
     (line,) = told
     assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
@@ -180,7 +184,7 @@ def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
     destination = Destination(uri="http://there", experiment="e", search="s", metric="m", maximize=True)
     writer = MlflowWriter(destination, open_desk=lambda _: Talkative(), say=say)
     writer.start()
-    writer.show(SearchView(id="1a"))
-    writer.show(RunView(number=0, state="finished"))
+    writer.show(SearchRunState(id="1a"))
+    writer.show(TrialRunState(number=0, state="finished"))
     assert writer.close(PATIENCE) == 0
     assert said == ["the champion has changed"] * 2

@@ -13,20 +13,20 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from tune_rescon.errors import StorageError
-from tune_rescon.tracking import Champion, RunView, SearchView, mlflow_runs
-from tune_rescon.tracking.mlflow_runs import ID_TAG, PLACE_TAG, RunBook
+from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, mlflow_runs
+from tune_rescon.tracking.mlflow_runs import ID_TAG, PLACE_TAG, MlflowRunSync
 
-Books = Callable[[], RunBook]
+Books = Callable[[], MlflowRunSync]
 
 OURS, THEIRS = "aa" * 16, "bb" * 16
 
 
-def search(search_id: str = OURS, place: str = "host:/runs/s", **changes: Any) -> SearchView:
-    return SearchView(id=search_id, place=place, started_ms=100, **changes)
+def search(search_id: str = OURS, place: str = "host:/runs/s", **changes: Any) -> SearchRunState:
+    return SearchRunState(id=search_id, place=place, started_ms=100, **changes)
 
 
-def trial(number: int, epochs: int = 1, *, started_ms: int = 500, **changes: Any) -> RunView:
-    return RunView(
+def trial(number: int, epochs: int = 1, *, started_ms: int = 500, **changes: Any) -> TrialRunState:
+    return TrialRunState(
         number=number,
         params={"depth": changes.pop("depth", "56")},
         history={"val_accuracy": (0.5,) * epochs},
@@ -205,7 +205,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_runs, "_load_exporter", lambda: exported)
 
 
-def crown(book: RunBook, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
+def crown(book: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
     """Finish a search whose only trial wins; what the user is told."""
     book.show(search(search_id))
     book.show(trial(0, state="finished"))

@@ -12,12 +12,12 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tune_rescon.tracking import Images, MlflowWriter, RunView, SearchView, mlflow_runs
+from tune_rescon.tracking import Images, MlflowWriter, SearchRunState, TrialRunState, mlflow_runs
 from tune_rescon.tracking.messages import View
-from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 
 Make = Callable[..., MlflowWriter]
-Books = Callable[[], RunBook]
+Books = Callable[[], MlflowRunSync]
 
 PATIENCE = 30.0
 PARAMS = {"depth": "56", "drop_path": "none"}
@@ -62,10 +62,10 @@ def send(writer: MlflowWriter, *views: View) -> dict[int, str]:
 VALUES = (0.5, 0.75, 0.625)
 
 
-def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes: Any) -> RunView:
+def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes: Any) -> TrialRunState:
     """A trial after so many epochs; the same one whenever it is asked for."""
     history = {"val_accuracy": VALUES[:epochs], "train_loss": (1.0, 0.5, 0.25)[:epochs]}
-    return RunView(
+    return TrialRunState(
         number=number,
         state=state,
         params=changes.pop("params", PARAMS),
@@ -84,10 +84,10 @@ SERIES = list(enumerate(VALUES, 1))
 def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
-        SearchView(id="1a", tags={"version.torch": "2.15"}),
+        SearchRunState(id="1a", tags={"version.torch": "2.15"}),
         trial(1, "finished"),
         trial(1, "finished", number=12),
-        SearchView(
+        SearchRunState(
             id="1a",
             state="finished",
             tags={"version.torch": "2.15"},
@@ -113,7 +113,7 @@ def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_write
 
 def test_every_metric_is_there_once_whatever_came_together(make_book: Books, seen: Store) -> None:
     book = make_book()
-    book.show(SearchView(id="1a"))
+    book.show(SearchRunState(id="1a"))
     for view in (trial(), trial(1), trial(1), trial(3), trial(3, "stopped"), trial(3, "stopped")):
         book.show(view)
     assert seen.series(0, "val_accuracy") == SERIES
@@ -134,7 +134,7 @@ def test_more_epochs_than_a_request_holds_are_several(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
     book = make_book()
-    book.show(SearchView(id="1a"))
+    book.show(SearchRunState(id="1a"))
     book.show(trial(3))
     assert sizes == [4, 2]
     assert seen.series(0, "val_accuracy") == SERIES
@@ -143,7 +143,7 @@ def test_more_epochs_than_a_request_holds_are_several(
 
 def test_a_trials_parameters_are_there_before_its_first_epoch(make_book: Books, seen: Store) -> None:
     book = make_book()
-    book.show(SearchView(id="1a"))
+    book.show(SearchRunState(id="1a"))
     book.show(trial(0))
     assert seen.child(0).data.params == PARAMS
 
@@ -155,7 +155,7 @@ def test_a_run_says_that_it_is_over_in_its_last_request(
     monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 3)
     log_batch = mlflow.MlflowClient.log_batch
     book = make_book()
-    book.show(SearchView(id="1a"))
+    book.show(SearchRunState(id="1a"))
     left = 1
 
     def dying(client: mlflow.MlflowClient, *args: Any, **kwargs: Any) -> None:
@@ -172,7 +172,7 @@ def test_a_run_says_that_it_is_over_in_its_last_request(
     assert seen.series(0, "val_accuracy") == SERIES[:1]
     assert seen.child(0).data.tags["tune_rescon.state"] == "running"
     again = make_book()
-    again.show(SearchView(id="1a"))
+    again.show(SearchRunState(id="1a"))
     again.show(trial(3, "finished"))
     assert seen.series(0, "val_accuracy") == SERIES
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
@@ -180,8 +180,8 @@ def test_a_run_says_that_it_is_over_in_its_last_request(
 
 
 def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
-    diverged = RunView(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
-    send(make_writer(), SearchView(id="1a"), diverged)
+    diverged = TrialRunState(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
+    send(make_writer(), SearchRunState(id="1a"), diverged)
     ((step, value),) = seen.series(0, "val_accuracy")
     assert step == 1
     assert math.isnan(value)
@@ -201,7 +201,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
     ],
 )
 def test_each_state_has_its_status(state: str, status: str, make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchView(id="1a"), trial(1, state))
+    send(make_writer(), SearchRunState(id="1a"), trial(1, state))
     child = seen.child(0)
     assert child.info.status == status
     assert child.data.tags["tune_rescon.state"] == state
@@ -210,7 +210,7 @@ def test_each_state_has_its_status(state: str, status: str, make_writer: Make, s
 
 def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     text = "x" * 9000 + "\nValueError: it was the last line"
-    send(make_writer(), SearchView(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
+    send(make_writer(), SearchRunState(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
     tags = seen.child(0).data.tags
     assert text.endswith(tags["tune_rescon.error"])
     assert len(tags["tune_rescon.error"]) == 2000
@@ -224,10 +224,10 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
     space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
     space.write_text("version: 1\n")
     book = make_book()
-    book.show(SearchView(id="1a", files=(space,)))
+    book.show(SearchRunState(id="1a", files=(space,)))
     space.write_text("version: 1, and more\n")
     best.write_text("trial: 0\n")
-    book.show(SearchView(id="1a", state="finished", files=(space, best)))
+    book.show(SearchRunState(id="1a", state="finished", files=(space, best)))
     paths = {file.path for file in seen.client.list_artifacts(seen.parent().info.run_id)}
     assert paths == {"space.yaml", "best.yaml"}
     (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
@@ -244,9 +244,9 @@ def test_a_file_that_has_not_changed_is_not_sent_again(
         file.write_text("a: 1\n")
     book = make_book()
     for _ in range(2):
-        book.show(SearchView(id="1a", files=(space, best)))
+        book.show(SearchRunState(id="1a", files=(space, best)))
     best.write_text("a: 22\n")
-    book.show(SearchView(id="1a", files=(space, best)))
+    book.show(SearchRunState(id="1a", files=(space, best)))
     assert sent == ["space.yaml", "best.yaml", "best.yaml"]
 
 
@@ -255,7 +255,7 @@ def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> 
     for _ in range(2):
         book = make_book()
         for state in ("running", "finished"):
-            book.show(SearchView(id="1a", images=(images,), state=state))
+            book.show(SearchRunState(id="1a", images=(images,), state=state))
     inputs = seen.parent().inputs
     assert inputs is not None
     (given,) = inputs.dataset_inputs
@@ -265,7 +265,7 @@ def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> 
 
 
 def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store) -> None:
-    send(make_writer(), SearchView(id="1a"))
+    send(make_writer(), SearchRunState(id="1a"))
     experiment = seen.client.get_experiment_by_name("digits")
     assert experiment is not None
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_accuracy"
@@ -274,7 +274,7 @@ def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store)
 
 def test_a_promoted_trial_runs_again_in_its_run(make_book: Books, seen: Store) -> None:
     book = make_book()
-    for view in (SearchView(id="1a"), trial(1, "paused"), trial(1)):
+    for view in (SearchRunState(id="1a"), trial(1, "paused"), trial(1)):
         book.show(view)
     assert seen.child(0).info.status == "RUNNING"
     for view in (trial(2), trial(2, "stopped")):
@@ -292,11 +292,11 @@ LIFE = (trial(0), trial(1), trial(2), trial(3), trial(3, "stopped"))
     "now", [trial(3), trial(3, "interrupted"), trial(3, "stopped")], ids=lambda v: v.state
 )
 def test_what_a_dead_driver_had_not_sent_is_sent_once(
-    sent: int, now: RunView, make_writer: Make, seen: Store
+    sent: int, now: TrialRunState, make_writer: Make, seen: Store
 ) -> None:
-    send(make_writer(), SearchView(id="1a"), *LIFE[:sent])
+    send(make_writer(), SearchRunState(id="1a"), *LIFE[:sent])
     for _ in range(2):
-        assert set(send(make_writer(), SearchView(id="1a"), now)) == {0}
+        assert set(send(make_writer(), SearchRunState(id="1a"), now)) == {0}
         assert seen.series(0, "val_accuracy") == SERIES
         assert seen.child(0).data.params == PARAMS
     assert len(seen.runs()) == 2
@@ -313,23 +313,26 @@ def test_a_run_that_says_it_is_over_and_still_runs_is_ended(
     with monkeypatch.context() as patch:
         # Killed between the two requests of a run's end.
         patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_, **__: None)
-        send(book, SearchView(id="1a"), trial(3, "finished"))
+        send(book, SearchRunState(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "RUNNING"
-    send(make_writer(), SearchView(id="1a"), trial(3, "finished"))
+    send(make_writer(), SearchRunState(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "FINISHED"
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
 
 
 def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -> None:
     opened = send(
-        make_writer(), SearchView(id="1a"), trial(1, "interrupted"), SearchView(id="1a", state="interrupted")
+        make_writer(),
+        SearchRunState(id="1a"),
+        trial(1, "interrupted"),
+        SearchRunState(id="1a", state="interrupted"),
     )
-    send(make_writer(), SearchView(id="1a"), trial(1))
+    send(make_writer(), SearchRunState(id="1a"), trial(1))
     for run in (seen.parent(), seen.child(0)):
         assert run.info.status == "RUNNING"
         assert run.data.tags["tune_rescon.state"] == "running"
-    over = SearchView(id="1a", state="finished")
-    assert send(make_writer(), SearchView(id="1a"), trial(3, "finished"), over) == opened
+    over = SearchRunState(id="1a", state="finished")
+    assert send(make_writer(), SearchRunState(id="1a"), trial(3, "finished"), over) == opened
     assert seen.child(0).info.status == seen.parent().info.status == "FINISHED"
     assert seen.series(0, "val_accuracy") == SERIES
     assert len(seen.runs()) == 2
@@ -338,17 +341,17 @@ def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -
 def test_a_parameter_that_a_resumed_search_has_changed_stays_as_it_was(
     make_writer: Make, seen: Store
 ) -> None:
-    send(make_writer(), SearchView(id="1a"), trial(1, params={"batch_size": "64"}))
+    send(make_writer(), SearchRunState(id="1a"), trial(1, params={"batch_size": "64"}))
     changed = trial(2, "finished", params={"batch_size": "32", "depth": "56"})
-    send(make_writer(), SearchView(id="1a"), changed)
+    send(make_writer(), SearchRunState(id="1a"), changed)
     assert seen.child(0).data.params == {"batch_size": "64", "depth": "56"}
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
 def test_a_run_that_was_deleted_is_made_anew(make_writer: Make, seen: Store) -> None:
-    opened = send(make_writer(), SearchView(id="1a"), trial())
+    opened = send(make_writer(), SearchRunState(id="1a"), trial())
     seen.client.delete_run(opened[0])
-    again = send(make_writer(), SearchView(id="1a"), trial(2))
+    again = send(make_writer(), SearchRunState(id="1a"), trial(2))
     assert again[0] == seen.child(0).info.run_id != opened[0]
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
@@ -363,7 +366,7 @@ def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
         raise ConnectionError("the answer got lost")
 
     book = make_book()
-    for view in (SearchView(id="1a"), trial(2)):
+    for view in (SearchRunState(id="1a"), trial(2)):
         with monkeypatch.context() as patch:
             patch.setattr(mlflow.MlflowClient, "create_run", unanswered)
             with pytest.raises(ConnectionError):
@@ -377,14 +380,14 @@ def test_the_parent_is_found_behind_more_children_than_a_page_holds(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = [trial(number=number) for number in range(4)]
-    send(make_writer(), SearchView(id="1a", started_ms=100), *many)
+    send(make_writer(), SearchRunState(id="1a", started_ms=100), *many)
     search_runs = mlflow.MlflowClient.search_runs
     monkeypatch.setattr(
         mlflow.MlflowClient,
         "search_runs",
         lambda *args, **kwargs: search_runs(*args, **{**kwargs, "max_results": 2}),
     )
-    send(make_writer(), SearchView(id="1a"), *many)
+    send(make_writer(), SearchRunState(id="1a"), *many)
     monkeypatch.undo()
     assert seen.parent().info.run_name == "s"
     assert len(seen.runs()) == 5

@@ -18,11 +18,11 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
-from tune_rescon.tracking import Destination, MlflowWriter, RunView, SearchView, writer
+from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState, writer
 from tune_rescon.tracking.messages import View
-from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.worker import is_final
-from tune_rescon.tracking.worker_client import Answer, CallError, Remedy
+from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
 
 Make = Callable[..., MlflowWriter]
 
@@ -53,8 +53,8 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def epochs(count: int, *, number: int = 0) -> RunView:
-    return RunView(
+def epochs(count: int, *, number: int = 0) -> TrialRunState:
+    return TrialRunState(
         number=number,
         params={"depth": "56"},
         history={"val_accuracy": (0.5, 0.6)[:count]},
@@ -75,7 +75,7 @@ def test_a_dead_server_costs_the_search_nothing(
     slowest = 0.0
     for number in range(100):
         before = time.perf_counter()
-        made.show(RunView(number=number))
+        made.show(TrialRunState(number=number))
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 0.01
     before = time.perf_counter()
@@ -99,7 +99,7 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
     made = make_writer()
-    made.show(SearchView(id="1a", note="best so far: none"))
+    made.show(SearchRunState(id="1a", note="best so far: none"))
     made.show(epochs(1))
     made.show(epochs(2))
     assert made.close(PATIENCE) == 0
@@ -115,17 +115,17 @@ def test_a_server_that_comes_up_late_gets_it_all(
     make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = threading.Event()
-    connect = RunBook.connect
+    connect = MlflowRunSync.connect
 
-    def late(book: RunBook) -> None:
+    def late(book: MlflowRunSync) -> None:
         if not there.is_set():
             raise ConnectionError("nobody listens yet")
         connect(book)
 
-    monkeypatch.setattr(RunBook, "connect", late)
+    monkeypatch.setattr(MlflowRunSync, "connect", late)
     made = make_writer()
-    made.show(SearchView(id="1a"))
-    made.show(SearchView(id="1a", state="finished"))
+    made.show(SearchRunState(id="1a"))
+    made.show(SearchRunState(id="1a", state="finished"))
     time.sleep(0.05)
     there.set()
     assert made.close(PATIENCE) == 0
@@ -137,9 +137,13 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
     make_writer: Make, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_writer()
-    for view in (SearchView(id="1a"), RunView(number=0, params={"a name; no": "1"}), epochs(1, number=1)):
+    for view in (
+        SearchRunState(id="1a"),
+        TrialRunState(number=0, params={"a name; no": "1"}),
+        epochs(1, number=1),
+    ):
         made.show(view)
-    made.show(SearchView(id="1a", state="finished"))
+    made.show(SearchRunState(id="1a", state="finished"))
     assert made.close(PATIENCE) == 1
     assert "MLflow refuses a call" in caplog.text
     parent, refused, child = sorted(runs(store), key=lambda run: run.data.tags.get("tune_rescon.trial", ""))
@@ -150,7 +154,7 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
 
 def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
     made = make_writer()
-    made.show(SearchView(id="1a", state="finished", files=(tmp_path / "gone.html",)))
+    made.show(SearchRunState(id="1a", state="finished", files=(tmp_path / "gone.html",)))
     assert made.close(PATIENCE) == 1
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
@@ -158,8 +162,8 @@ def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: s
 
 def test_opened_runs_are_told_once(make_writer: Make) -> None:
     made = make_writer()
-    made.show(SearchView(id="1a"))
-    made.show(RunView(number=3))
+    made.show(SearchRunState(id="1a"))
+    made.show(TrialRunState(number=3))
     assert made.close(PATIENCE) == 0
     assert [number for number, _ in made.opened_runs()] == [3]
     assert made.opened_runs() == []
@@ -169,10 +173,10 @@ def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
     make_writer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(RunBook, "show", lambda *_: hold.wait(5))
+    monkeypatch.setattr(MlflowRunSync, "show", lambda *_: hold.wait(5))
     made = make_writer()
     for _ in range(3):
-        made.show(SearchView(id="1a"))
+        made.show(SearchRunState(id="1a"))
     assert made.close(0.3) == 3
     hold.set()
 
@@ -180,7 +184,7 @@ def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
 def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
     both = [make_writer("one"), make_writer("two")]
     for made, search_id in zip(both, ("1a", "2b"), strict=True):
-        made.show(SearchView(id=search_id))
+        made.show(SearchRunState(id=search_id))
     assert [made.close(PATIENCE) for made in both] == [0, 0]
     assert {run.info.run_name for run in runs(store)} == {"one", "two"}
 
@@ -197,7 +201,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     theirs = mlflow.MlflowClient(store).create_experiment("digits")
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
     made = make_writer()
-    made.show(SearchView(id="1a"))
+    made.show(SearchRunState(id="1a"))
     assert made.close(PATIENCE) == 0
     (parent,) = runs(store)
     assert parent.info.experiment_id == theirs
@@ -239,13 +243,13 @@ def test_a_server_has_a_rest_after_each_call_while_the_search_runs() -> None:
     desk = Slow(0.05)
     made = writer_at(desk, "http://there")
     for number in range(3):
-        made.show(RunView(number=number, state="finished"))
+        made.show(TrialRunState(number=number, state="finished"))
     while len(desk.calls) < 3:
         time.sleep(0.01)
     gaps = [after - before for before, after in itertools.pairwise(desk.calls)]
     assert min(gaps) > (1 + writer.REST) * desk.seconds
     for number in range(10):
-        made.show(RunView(number=number, state="finished"))
+        made.show(TrialRunState(number=number, state="finished"))
     began = time.monotonic()
     assert made.close(5) == 0
     assert time.monotonic() - began < 10 * (1 + writer.REST) * desk.seconds, (
@@ -254,10 +258,10 @@ def test_a_server_has_a_rest_after_each_call_while_the_search_runs() -> None:
 
 
 def test_a_store_that_can_never_be_used_is_called_once() -> None:
-    desk = Slow(error=CallError("no such place", Remedy.GIVE_UP))
+    desk = Slow(error=CallError("no such place", RetryPolicy.GIVE_UP))
     made = writer_at(desk, "http://there")
     for number in range(3):
-        made.show(RunView(number=number))
+        made.show(TrialRunState(number=number))
     assert made.close(5) == 3
     assert made.trouble == "no such place"
     assert len(desk.calls) == 1
@@ -265,9 +269,9 @@ def test_a_store_that_can_never_be_used_is_called_once() -> None:
 
 def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FIRST_PAUSE", 60.0)
-    desk = Slow(error=CallError("restarting", Remedy.AGAIN))
+    desk = Slow(error=CallError("restarting", RetryPolicy.AGAIN))
     made = writer_at(desk, "http://there")
-    made.show(SearchView(id="1a"))
+    made.show(SearchRunState(id="1a"))
     while not made.trouble:
         time.sleep(0.01)
     desk.error = None
@@ -329,7 +333,7 @@ def _delayed(delay: float) -> tuple[MlflowWriter, FakeDesk]:
     destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
     made = MlflowWriter(destination, open_desk=lambda _: desk)
     made.start(delay)
-    made.show(SearchView(id="1a"))
+    made.show(SearchRunState(id="1a"))
     return made, desk
 
 

@@ -17,21 +17,21 @@ import torch.distributed as dist
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.data.loader import Share
+from tune_rescon.data.loader import Shard
 from tune_rescon.training import EpochReport, train_trial
-from tune_rescon.training.distributed import Peers
+from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.module import TrialModule
 
 
 @contextmanager
-def together(meeting: Path, rank: int, count: int) -> Iterator[Peers]:
+def together(meeting: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
     """Meet at a file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]  # documented, but not exported
     patience = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
     try:
-        yield Peers(share=Share(rank=rank, count=count))
+        yield ProcessGroup(share=Shard(rank=rank, count=count))
     finally:
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tune_rescon.training import EpochReport, recorded_epochs
-from tune_rescon.training.callbacks import Left
+from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
 
 __all__ = [
@@ -112,7 +112,7 @@ def preempted(*, at: int, disk_full: bool = False) -> Life:
     def life(trial: Lives) -> None:
         looks = itertools.count(1)
         disk = trial.largest_file(10_000) if disk_full else nullcontext()
-        with disk, pytest.raises(Left):
+        with disk, pytest.raises(Preempted):
             trial.live(leave=lambda: next(looks) == at)
 
     return life

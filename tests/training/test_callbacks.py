@@ -15,10 +15,10 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
 from tune_rescon.training.callbacks import Diverged, EpochReporter, FiniteLoss, PreciseBatchNorm
-from tune_rescon.training.device import Placement
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trial_files import TrialRecord
+from tune_rescon.training.trial_files import CheckpointMetadata
 
 CONFIG = TrialConfig(image_size=16)
 LABELS_B = torch.tensor([0, 1, 2, 0])
@@ -26,7 +26,7 @@ LABELS_B = torch.tensor([0, 1, 2, 0])
 
 @pytest.fixture
 def module() -> TrialModule:
-    placement = Placement(device=torch.device("cpu"), precision="fp32")
+    placement = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     return TrialModule(network, CONFIG, classes=3, epochs=1, steps_per_epoch=5, placement=placement)
 
@@ -42,7 +42,7 @@ def _loss(module: TrialModule, value: float) -> None:
 
 def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
     spec = resolve_network(CONFIG, classes=3, in_channels=1)
-    record = TrialRecord(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
+    record = CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
     return EpochReporter(record, reports.append, ignore, keeper=None, clock=lambda: next(seconds))
 
 

@@ -17,13 +17,13 @@ from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport, fit, messages, train_trial
 from tune_rescon.training.cuda_graphs import (
     CudaGraphs,
+    HangWatchdog,
     Outputs,
     Recorded,
     RecordingError,
-    StallWatch,
     choose_recorder,
 )
-from tune_rescon.training.device import Placement, Precision
+from tune_rescon.training.device import DeviceConfig, Precision
 from tune_rescon.training.memory import shape_key
 from tune_rescon.training.module import TrialModule
 
@@ -123,7 +123,7 @@ def test_a_network_that_was_moved_is_recorded_anew(recorder: PlayedOnCpu) -> Non
     ],
 )
 def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: int, *, records: bool) -> None:
-    placement = Placement(device=torch.device(device), precision="fp32")
+    placement = DeviceConfig(device=torch.device(device), precision="fp32")
     config = TrialConfig(**fields)
     chosen = choose_recorder(config, placement, micro_batches=micro_batches, recomputes=False)
     assert (chosen is not None) == records
@@ -140,8 +140,8 @@ def test_it_is_recorded_and_first_played_under_watch(tmp_path: Path, monkeypatch
     monkeypatch.setattr(CudaGraphs, "_warmed", lambda _, run: run())
     monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run, warmed: (play, (*warmed, *run())))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
-    placement = Placement(device=torch.device("cuda"), precision="fp32")
-    watch = StallWatch(folder=tmp_path, key="a")
+    placement = DeviceConfig(device=torch.device("cuda"), precision="fp32")
+    watch = HangWatchdog(folder=tmp_path, key="a")
     recorder = choose_recorder(TrialConfig(), placement, micro_batches=1, recomputes=False, watch=watch)
     assert recorder is not None
     replay, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
@@ -152,7 +152,7 @@ def test_it_is_recorded_and_first_played_under_watch(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: Placement, **fields: Any) -> TrialModule:
+def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: DeviceConfig, **fields: Any) -> TrialModule:
     torch.manual_seed(0)
     config = TrialConfig(**(SMALL | fields))
     network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
@@ -190,7 +190,7 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
 def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu, precision: Precision) -> None:
-    placement = Placement(device=CPU, precision=precision)
+    placement = DeviceConfig(device=CPU, precision=precision)
     fields = {"drop_path": 0.3, "label_smoothing": 0.1}
     played = _train(_module(recorder, placement, **fields), CPU, steps=3)
     assert (recorder.recorded, recorder.played) == (1, 3)
@@ -202,7 +202,7 @@ def test_a_recorded_step_casts_all_weights_at_once_and_all_gradients(
     recorder: PlayedOnCpu, *, recorded: bool
 ) -> None:
     """And leaves no weight to autocast, which casts each by itself."""
-    module = _module(recorder if recorded else None, Placement(device=CPU, precision="bf16"))
+    module = _module(recorder if recorded else None, DeviceConfig(device=CPU, precision="bf16"))
     batch = (torch.randn(8, 3, 16, 16), torch.randint(4, (8,)))
     module.training_step(batch)  # records
     with torch.profiler.profile(record_shapes=True) as profile:
@@ -225,7 +225,7 @@ def _within_convolution(event: Any) -> bool:
 @NEEDS_GPU
 @pytest.mark.timeout(120)
 def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
-    placement = Placement(device=torch.device("cuda"), precision="fp32")
+    placement = DeviceConfig(device=torch.device("cuda"), precision="fp32")
     played, launched = (
         _train(_module(recorder, placement), placement.device, steps=4)
         for recorder in (CudaGraphs(placement.device), None)
@@ -329,9 +329,9 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
     told: list[str] = []
     train(stalls=tmp_path, on_note=told.append, epochs=1)
     assert (told, recorded_on_cpu.recorded) == ([], 1)
-    placement = Placement(device=CPU, precision="fp32")
+    placement = DeviceConfig(device=CPU, precision="fp32")
     key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
-    with StallWatch(folder=tmp_path, key=key).watching(60):
+    with HangWatchdog(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
         train(stalls=tmp_path, on_note=told.append, epochs=1)

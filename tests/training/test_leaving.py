@@ -15,7 +15,7 @@ import pytest
 
 from tests.training.resuming import BATCHES, EPOCHS
 from tune_rescon.training import recorded_epochs
-from tune_rescon.training.callbacks import Left
+from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.trial_files import trained_steps
 
@@ -31,8 +31,8 @@ def at_look(nth: int) -> Callable[[], bool]:
     return lambda: next(looks) == nth
 
 
-def left(train: Run, folder: Path, at: int, **options: Any) -> Left:
-    with pytest.raises(Left) as caught:
+def left(train: Run, folder: Path, at: int, **options: Any) -> Preempted:
+    with pytest.raises(Preempted) as caught:
         train(folder=folder, epochs=EPOCHS, leave=at_look(at), **options)
     return caught.value
 

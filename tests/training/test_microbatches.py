@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.device import Placement
-from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, in_pieces, twice_as_many
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, split_batch, twice_as_many
 from tune_rescon.training.module import TrialModule
 
 CLASSES = 4
@@ -26,7 +26,7 @@ SOFT_BK = 0.7 * F.one_hot(LABELS_B, CLASSES).float() + 0.3 * F.one_hot(LABELS_B.
 @given(images=st.integers(1, 300), count=st.integers(1, 64))
 def test_pieces_are_even_none_is_empty_and_together_they_are_the_batch(images: int, count: int) -> None:
     batch_BCHW, labels_B = torch.arange(images * 3.0).view(images, 3, 1, 1), torch.arange(images)
-    pieces = in_pieces(batch_BCHW, labels_B, count)
+    pieces = split_batch(batch_BCHW, labels_B, count)
     sizes = [len(piece.images_BCHW) for piece in pieces]
     assert len(sizes) == min(count, images)
     assert max(sizes) - min(sizes) <= 1
@@ -37,7 +37,7 @@ def test_pieces_are_even_none_is_empty_and_together_they_are_the_batch(images: i
 
 def test_pieces_are_views_in_the_batchs_memory_format() -> None:
     batch_BCHW = IMAGES_BCHW.to(memory_format=torch.channels_last)
-    for piece in in_pieces(batch_BCHW, LABELS_B, 4):
+    for piece in split_batch(batch_BCHW, LABELS_B, 4):
         assert piece.images_BCHW.is_contiguous(memory_format=torch.channels_last)
         assert piece.images_BCHW.untyped_storage().data_ptr() == batch_BCHW.untyped_storage().data_ptr()
 
@@ -61,7 +61,7 @@ def _module(network: nn.Module, *, micro_batches: int, **fields: object) -> Tria
         classes=CLASSES,
         epochs=1,
         steps_per_epoch=1,
-        placement=Placement(device=torch.device("cpu"), precision="fp32"),
+        placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"),
         micro_batches=micro_batches,
     )
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.device import Placement
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.module import TrialModule
 
 
@@ -27,7 +27,7 @@ LABELS_B = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
 def _module(**fields: object) -> TrialModule:
-    placement = Placement(device=torch.device("cpu"), precision="fp32")
+    placement = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     config = TrialConfig.from_dict(fields)
     return TrialModule(_Linear(), config, classes=4, epochs=2, steps_per_epoch=5, placement=placement)
 

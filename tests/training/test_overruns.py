@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec, resolve_network
-from tune_rescon.training.device import Placement
-from tune_rescon.training.memory import Overrun, OverrunFile, merged, shape_key, starting_pieces
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.memory import OomRecord, OomRecordFile, merged, shape_key, starting_pieces
 from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_piece
 
-OVERRUNS = st.builds(Overrun, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
+OVERRUNS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
 
 
 @given(images=st.integers(1, 1000), available=st.integers(1, 100), known=st.lists(OVERRUNS, max_size=5))
 def test_the_start_is_the_largest_that_is_not_known_to_fail(
-    images: int, available: int, known: list[Overrun]
+    images: int, available: int, known: list[OomRecord]
 ) -> None:
     def fails(count: int) -> bool:
         largest = -(-images // count)
@@ -39,9 +39,9 @@ def test_the_start_is_the_largest_that_is_not_known_to_fail(
 
 @given(known=st.lists(OVERRUNS, max_size=8), images=st.integers(1, 400), available=st.integers(1, 100))
 def test_forgetting_what_another_says_changes_no_start(
-    known: list[Overrun], images: int, available: int
+    known: list[OomRecord], images: int, available: int
 ) -> None:
-    kept: list[Overrun] = []
+    kept: list[OomRecord] = []
     for one in known:
         kept = merged(kept, one)
     assert starting_pieces(images, available, kept) == starting_pieces(images, available, known)
@@ -59,7 +59,7 @@ def test_a_shape_is_network_size_precision_and_device(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(spec: NetworkSpec, device: str = "cpu") -> str:
-        return shape_key(spec, Placement(device=torch.device(device), precision="fp32"))
+        return shape_key(spec, DeviceConfig(device=torch.device(device), precision="fp32"))
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     others = [
@@ -67,23 +67,23 @@ def test_a_shape_is_network_size_precision_and_device(
         key(dataclasses.replace(spec, stem_channels=spec.stem_channels + 1)),
         key(spec, "cuda:0"),
         key(spec, "cuda:1"),
-        shape_key(spec, Placement(device=torch.device("cpu"), precision="bf16")),
+        shape_key(spec, DeviceConfig(device=torch.device("cpu"), precision="bf16")),
     ]
     assert len({key(spec), *others}) == 6
     assert key(spec) == key(NetworkSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
 
 
 def test_a_file_remembers_by_shape(tmp_path: Path) -> None:
-    file = OverrunFile(tmp_path / "node" / "found.json")
+    file = OomRecordFile(tmp_path / "node" / "found.json")
     assert file.known("a") == []
-    file.add("a", Overrun(images=64, available=10))
-    file.add("a", Overrun(images=32, available=5))
-    file.add("b", Overrun(images=16, available=10))
-    assert OverrunFile(tmp_path / "node" / "found.json").known("a") == [
-        Overrun(images=32, available=5),
-        Overrun(images=64, available=10),
+    file.add("a", OomRecord(images=64, available=10))
+    file.add("a", OomRecord(images=32, available=5))
+    file.add("b", OomRecord(images=16, available=10))
+    assert OomRecordFile(tmp_path / "node" / "found.json").known("a") == [
+        OomRecord(images=32, available=5),
+        OomRecord(images=64, available=10),
     ]
-    assert file.known("b") == [Overrun(images=16, available=10)]
+    assert file.known("b") == [OomRecord(images=16, available=10)]
     assert not list(tmp_path.glob("node/*.partial"))
 
 
@@ -91,19 +91,19 @@ def test_a_file_remembers_by_shape(tmp_path: Path) -> None:
     "damage", ["", "{", "[]", '{"a": 3}', '{"a": [{"images": 3}]}', '{"a": ["x"]}', "\0"]
 )
 def test_a_damaged_file_knows_nothing_and_is_written_anew(tmp_path: Path, damage: str) -> None:
-    file = OverrunFile(tmp_path / "found.json")
+    file = OomRecordFile(tmp_path / "found.json")
     (tmp_path / "found.json").write_text(damage)
     assert file.known("a") == []
-    file.add("a", Overrun(images=64, available=10))
-    assert file.known("a") == [Overrun(images=64, available=10)]
+    file.add("a", OomRecord(images=64, available=10))
+    assert file.known("a") == [OomRecord(images=64, available=10)]
 
 
 def test_a_file_that_cannot_be_written_is_said_and_costs_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "occupied").write_text("")
-    file = OverrunFile(tmp_path / "occupied" / "found.json")
-    file.add("a", Overrun(images=64, available=10))
+    file = OomRecordFile(tmp_path / "occupied" / "found.json")
+    file.add("a", OomRecord(images=64, available=10))
     assert file.known("a") == []
     assert "could not be remembered" in caplog.text
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tune_rescon.errors import ResourceError
-from tune_rescon.training.device import Placement, Precision, choose_precision, place
+from tune_rescon.training.device import DeviceConfig, Precision, choose_precision, place
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="needs a CUDA GPU"):
         place("cuda", precision="auto")
-    assert place("auto", precision="auto") == Placement(device=CPU, precision="fp32")
+    assert place("auto", precision="auto") == DeviceConfig(device=CPU, precision="fp32")
 
 
 @pytest.mark.parametrize(("precision", "matmul"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "high")])
@@ -51,7 +51,7 @@ def test_the_processes_switches_are_held_and_given_back(precision: Precision, ma
         )
 
     before = switches()
-    placement = Placement(device=CPU, precision=precision)
+    placement = DeviceConfig(device=CPU, precision=precision)
     with placement.active(threads=1):
         assert switches() == (matmul, 1, precision != "fp32", False)
     assert switches() == before
@@ -61,12 +61,12 @@ def test_bf16_computes_in_bf16_and_fp32_in_fp32() -> None:
     layer = torch.nn.Linear(4, 4)
     expected: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
     for precision, dtype in expected.items():
-        with Placement(device=CPU, precision=precision).autocast():
+        with DeviceConfig(device=CPU, precision=precision).autocast():
             assert layer(torch.zeros(1, 4)).dtype is dtype
 
 
 def test_networks_and_images_are_channels_last() -> None:
-    placement = Placement(device=CPU, precision="fp32")
+    placement = DeviceConfig(device=CPU, precision="fp32")
     network = placement.network(torch.nn.Conv2d(8, 8, 3))
     images_BCHW = placement.images(torch.zeros(2, 8, 5, 5))
     assert network.weight.is_contiguous(memory_format=torch.channels_last)

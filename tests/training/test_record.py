@@ -9,10 +9,10 @@ import pytest
 from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.errors import StorageError
 from tune_rescon.models import resolve_network
-from tune_rescon.training.trial_files import TrialRecord
+from tune_rescon.training.trial_files import CheckpointMetadata
 
 CONFIG = TrialConfig(image_size=16)
-RECORD = TrialRecord(
+RECORD = CheckpointMetadata(
     config=CONFIG,
     spec=resolve_network(CONFIG, classes=10, in_channels=1),
     dataset="digest",
@@ -28,13 +28,13 @@ def _metrics(**values: float) -> dict[str, float]:
 def test_a_record_survives_json() -> None:
     record = dataclasses.replace(RECORD, micro_batches=4)
     record = record.extended(_metrics(val_loss=1.0)).extended(_metrics(val_loss=0.25))
-    assert TrialRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert CheckpointMetadata.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
 def test_a_record_without_micro_batches_had_one() -> None:
     values = RECORD.to_dict()
     assert values.pop("micro_batches") == 1
-    assert TrialRecord.from_dict(values) == RECORD
+    assert CheckpointMetadata.from_dict(values) == RECORD
 
 
 def test_a_trial_goes_on_with_its_own_history() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.training.cuda_graphs import StallWatch
+from tune_rescon.training.cuda_graphs import HangWatchdog
 
 #: Stands still in C as a driver's call does: PyDLL keeps the interpreter's lock.
 STANDS_STILL = """
 import ctypes, sys
 from pathlib import Path
-from tune_rescon.training.cuda_graphs import StallWatch
+from tune_rescon.training.cuda_graphs import HangWatchdog
 
-with StallWatch(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])):
+with HangWatchdog(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])):
     ctypes.PyDLL(None).{call}
 """
 
@@ -40,19 +40,19 @@ def run(folder: Path) -> Ran:
 
 
 def test_who_stands_still_is_ended_and_leaves_word_of_where(run: Ran, folder: Path) -> None:
-    watch = StallWatch(folder=folder, key="a")
+    watch = HangWatchdog(folder=folder, key="a")
     assert watch.found() is None
     assert run("sleep(60)", patience=0.2).returncode == 1
     evidence = watch.found()
     assert evidence is not None
     assert 'File "<string>", line 7' in evidence.read_text()
-    assert StallWatch(folder=folder, key="another").found() is None
+    assert HangWatchdog(folder=folder, key="another").found() is None
 
 
 def test_who_dies_otherwise_says_nothing(run: Ran, folder: Path) -> None:
     assert run("abort()", patience=60).returncode < 0
     assert len(list(folder.iterdir())) == 1
-    assert StallWatch(folder=folder, key="a").found() is None
+    assert HangWatchdog(folder=folder, key="a").found() is None
 
 
 def test_who_comes_back_is_not_watched_any_more(run: Ran, folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_who_comes_back_is_not_watched_any_more(run: Ran, folder: Path) -> None:
 
 
 def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
-    watch = StallWatch(folder=folder, key="a")
+    watch = HangWatchdog(folder=folder, key="a")
 
     def recording() -> None:
         with watch.watching(60):
@@ -76,6 +76,6 @@ def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
 
 def test_where_nothing_can_be_written_nobody_watches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file")
-    with StallWatch(folder=folder, key="a").watching(60):
+    with HangWatchdog(folder=folder, key="a").watching(60):
         assert "nobody watches" in caplog.text
-    assert StallWatch(folder=folder, key="a").found() is None
+    assert HangWatchdog(folder=folder, key="a").found() is None

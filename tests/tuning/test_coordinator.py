@@ -17,12 +17,12 @@ from tune_rescon.tuning import (
     Coordinator,
     Decision,
     MedianRule,
-    Proposer,
-    RungLadder,
     SearchPlan,
+    SearchSampler,
     StoppingRule,
     StudyRecord,
-    TrialSummary,
+    SuccessiveHalving,
+    TrialRecord,
     Verdict,
 )
 
@@ -73,20 +73,20 @@ class Diary:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         self.lines.append(f"{len(trials)} recorded")
 
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         self.lines.append(f"{trial.number} starts at {trial.epochs}")
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         assert metrics["val_accuracy"] == trial.value or math.isnan(trial.value)
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
 
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         self.lines.append(f"{trial.number} note {text}")
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         self.lines.append(f"{trial.number} {trial.state.value}")
 
 
@@ -115,8 +115,8 @@ def coordinator(
     return Coordinator(
         SearchPlan(total=total, deadline=deadline, **plan),
         kept,
-        RungLadder(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
-        Proposer(SPACE, known=kept.trials()),
+        SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
+        SearchSampler(SPACE, known=kept.trials()),
         listeners=listeners,
         prune=(shelf or Shelf()).prune,
         clock=clock,
@@ -176,7 +176,7 @@ def test_checkpoints_of_the_five_best_are_kept_one_each() -> None:
     of, shelf = study(), Shelf()
     simulate(coordinator(of, shelf=shelf), curve)
     kept = {number for number, file in shelf.left.items() if file is not None}
-    best = sorted(record(of).trials(), key=TrialSummary.rank_key)[:5]
+    best = sorted(record(of).trials(), key=TrialRecord.rank_key)[:5]
     assert kept == {trial.number for trial in best}
     wanted = {f"checkpoints/trial_{t.number:04d}/best_{t.number}.ckpt" for t in best}
     assert {trial.checkpoint for trial in best} == wanted
@@ -436,8 +436,8 @@ def judged_once(of: Study) -> Coordinator:
     return Coordinator(
         SearchPlan(total=3, keep=None),
         kept,
-        RungLadder(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
-        Proposer(SPACE, known=kept.trials()),
+        SuccessiveHalving(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
+        SearchSampler(SPACE, known=kept.trials()),
         prune=Shelf().prune,
     )
 
@@ -464,8 +464,11 @@ def test_a_loss_that_is_not_finite_ends_it_there_too() -> None:
 @pytest.mark.parametrize(
     ("rule", "then"),
     [
-        (RungLadder(levels=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True), Decision.PAUSE),
-        (RungLadder(levels=(EPOCHS,), reduction_factor=3, maximize=True), Decision.CONTINUE),
+        (
+            SuccessiveHalving(levels=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True),
+            Decision.PAUSE,
+        ),
+        (SuccessiveHalving(levels=(EPOCHS,), reduction_factor=3, maximize=True), Decision.CONTINUE),
         (MedianRule(first=1, last=EPOCHS, maximize=True), Decision.CONTINUE),
     ],
     ids=["another first rung", "no rungs", "median"],
@@ -479,7 +482,7 @@ def test_a_paused_trial_for_which_a_changed_rule_has_no_rung_is_trained_on(
     assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.PAUSE
     kept = record(of)
     resumed = Coordinator(
-        SearchPlan(total=1), kept, rule, Proposer(SPACE, known=kept.trials()), prune=Shelf().prune
+        SearchPlan(total=1), kept, rule, SearchSampler(SPACE, known=kept.trials()), prune=Shelf().prune
     )
     assert first(resumed) == number
     assert resumed.epoch_done(number, 2, metrics(0.5), None) is then
@@ -499,8 +502,8 @@ def test_a_search_whose_space_is_exhausted_ends_when_its_last_trial_does() -> No
     search = Coordinator(
         SearchPlan(total=9),
         kept,
-        RungLadder(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
-        Proposer(two),
+        SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
+        SearchSampler(two),
         prune=Shelf().prune,
     )
     simulate(search, curve)
@@ -594,21 +597,21 @@ def test_trials_that_were_cut_short_are_set_aside_by_number() -> None:
     assert diary.lines[-12:] == [f"{number} interrupted" for number in range(12)]
 
 
-class Pupil(Proposer):
+class Pupil(SearchSampler):
     """A proposer that remembers what it was taught."""
 
     def __init__(self) -> None:
         super().__init__(SPACE)
         self.learnt: list[tuple[int, int, str]] = []
 
-    def reported(self, trial: TrialSummary) -> None:
+    def reported(self, trial: TrialRecord) -> None:
         self.learnt.append((trial.number, trial.epochs, trial.state.value))
         super().reported(trial)
 
 
 def test_the_sampler_learns_from_each_epoch_and_from_each_end() -> None:
     pupil = Pupil()
-    rule = RungLadder(levels=(1, 3), reduction_factor=3, maximize=True, pauses=True)
+    rule = SuccessiveHalving(levels=(1, 3), reduction_factor=3, maximize=True, pauses=True)
     search = Coordinator(SearchPlan(total=2), record(study()), rule, pupil, prune=Shelf().prune)
     number = first(search)
     search.epoch_done(number, 1, metrics(0.5), None)
@@ -739,9 +742,9 @@ def test_one_of_the_best_that_failed_keeps_no_checkpoint() -> None:
 
 def test_the_record_forgets_a_checkpoint_that_a_better_trial_has_taken_the_place_of() -> None:
     kept = record(study())
-    rule = RungLadder(levels=(1,), reduction_factor=3, maximize=True)
+    rule = SuccessiveHalving(levels=(1,), reduction_factor=3, maximize=True)
     plan = SearchPlan(total=3, keep=1)
-    search = Coordinator(plan, kept, rule, Proposer(SPACE), prune=Shelf().prune)
+    search = Coordinator(plan, kept, rule, SearchSampler(SPACE), prune=Shelf().prune)
     for value in (0.5, 0.9, 0.7):
         search.epoch_done(first(search), 1, metrics(value), "best.ckpt")
     assert [trial.checkpoint for trial in kept.trials()] == [None, "checkpoints/trial_0001/best.ckpt", None]

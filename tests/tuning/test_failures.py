@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning import TrialRecord
 from tune_rescon.tuning.coordinator import FailureStreak, shared_cause
 
 
 def trial(
     state: TrialState = TrialState.FAILED, error: str | None = "E", **parameters: object
-) -> TrialSummary:
-    return TrialSummary(
+) -> TrialRecord:
+    return TrialRecord(
         number=0,
         state=state,
         parameters=parameters,
@@ -64,5 +64,5 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
         ([trial(error=None)], "1 trials in a row failed; all said: nothing."),
     ],
 )
-def test_what_they_share_is_said(failed: list[TrialSummary], words: str) -> None:
+def test_what_they_share_is_said(failed: list[TrialRecord], words: str) -> None:
     assert shared_cause(failed) == words

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
-from tune_rescon.tuning import SearchFolder, TrialSummary, default_storage, write_atomically
+from tune_rescon.tuning import SearchFolder, TrialRecord, default_storage, write_atomically
 
-TRIAL = TrialSummary(
+TRIAL = TrialRecord(
     number=3,
     state=TrialState.STOPPED,
     parameters={"depth": 56, "step_fractions": "[40, 60]"},

@@ -6,13 +6,13 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space, preview
-from tune_rescon.tuning import TrialSummary, parameter_importance
+from tune_rescon.tuning import TrialRecord, parameter_importance
 
 
-def trials(space: Space, count: int) -> dict[int, TrialSummary]:
+def trials(space: Space, count: int) -> dict[int, TrialRecord]:
     rows = enumerate(preview(space, count))
     return {
-        number: TrialSummary(
+        number: TrialRecord(
             number=number,
             state=TrialState.FINISHED,
             parameters=row,

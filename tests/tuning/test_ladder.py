@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tune_rescon.spaces import list_spaces, load_space
-from tune_rescon.tuning import Decision, ladder_levels
-from tune_rescon.tuning.schedulers import MedianRule, Observation, RungLadder, make_rule
+from tune_rescon.tuning import Decision, rung_levels
+from tune_rescon.tuning.schedulers import MedianRule, Observation, SuccessiveHalving, make_rule
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ from tune_rescon.tuning.schedulers import MedianRule, Observation, RungLadder, m
     ],
 )
 def test_levels(overrides: list[str], levels: tuple[int, ...]) -> None:
-    assert ladder_levels(load_space("digits", overrides)) == levels
+    assert rung_levels(load_space("digits", overrides)) == levels
 
 
 @pytest.mark.parametrize("name", [name for name in list_spaces() if name != "folder"])
 def test_every_shipped_space_ends_at_its_last_epoch(name: str) -> None:
     space = load_space(name)
-    levels = ladder_levels(space)
+    levels = rung_levels(space)
     assert levels[-1] == space.fidelity.max
     assert list(levels) == sorted(set(levels))
     assert space.scheduler.type == "none" or levels[0] == space.fidelity.min
@@ -53,9 +53,9 @@ def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst
 @pytest.mark.parametrize(
     ("overrides", "kind", "pauses"),
     [
-        ([], RungLadder, False),
-        (["scheduler.variant=promote"], RungLadder, True),
-        (["scheduler.type=none"], RungLadder, False),
+        ([], SuccessiveHalving, False),
+        (["scheduler.variant=promote"], SuccessiveHalving, True),
+        (["scheduler.type=none"], SuccessiveHalving, False),
         (["scheduler={type: median}"], MedianRule, None),
     ],
 )

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.tuning.sql_study_writer import SqlLedger
-from tune_rescon.tuning.study_writer import StudyLedger
+from tune_rescon.tuning.study_writer import StudyWriter
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
@@ -29,12 +29,12 @@ PARAMS = {"learning_rate": 0.01, "width": 0.75, "depth": 92, "mask": None, "batc
 
 @dataclasses.dataclass
 class Case:
-    ledger: StudyLedger
+    ledger: StudyWriter
     storage: optuna.storages.RDBStorage
     study_id: int
 
 
-@pytest.fixture(params=[StudyLedger, SqlLedger])
+@pytest.fixture(params=[StudyWriter, SqlLedger])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
     storage.create_new_study([StudyDirection.MAXIMIZE], "other")

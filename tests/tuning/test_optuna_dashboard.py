@@ -18,7 +18,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import SearchFolder, StudyRecord, TrialSummary
+from tune_rescon.tuning import SearchFolder, StudyRecord, TrialRecord
 
 pytestmark = pytest.mark.server
 
@@ -87,7 +87,7 @@ def told(shown: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def known(trial: TrialSummary) -> dict[str, Any]:
+def known(trial: TrialRecord) -> dict[str, Any]:
     """The same of the record."""
     return {
         "number": trial.number,

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetFacts
+from tune_rescon.data import DatasetInfo
 from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
 from tune_rescon.tuning.resources import MOST, largest_trial, packed, trials_per_gpu
 
 FACTS = {
-    "digits": DatasetFacts(
+    "digits": DatasetInfo(
         name="digits",
         classes=10,
         channels=1,
@@ -52,7 +52,7 @@ def test_the_largest_trial_decides_the_share() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
     seen: list[TrialConfig] = []
 
-    def measure(config: TrialConfig, facts: DatasetFacts) -> Occupancy:
+    def measure(config: TrialConfig, facts: DatasetInfo) -> Occupancy:
         seen.append(config)
         assert facts is FACTS["digits"]
         return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)

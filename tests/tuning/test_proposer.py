@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import Proposer, TrialSummary, sampler
+from tune_rescon.tuning import SearchSampler, TrialRecord, sampler
 from tune_rescon.tuning.study import Enqueued, Proposal
 
 NUMBERS = (
@@ -28,8 +28,8 @@ def space(kind: str, *more: str) -> Space:
     )
 
 
-def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> TrialSummary:
-    return TrialSummary(
+def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> TrialRecord:
+    return TrialRecord(
         number=number,
         state=TrialState.RUNNING,
         parameters=dict(proposal.params),
@@ -40,7 +40,7 @@ def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> Tri
     )
 
 
-def ended(trial: TrialSummary, *, against: bool = False) -> TrialSummary:
+def ended(trial: TrialRecord, *, against: bool = False) -> TrialRecord:
     """Its fate is a function of its number and parameters: some finish, some stop, some diverge."""
     value = 1 - abs(math.log10(trial.parameters["learning_rate"] / 0.1)) / 2
     fates = (TrialState.FINISHED, TrialState.STOPPED, TrialState.STOPPED, TrialState.DIVERGED)
@@ -50,15 +50,15 @@ def ended(trial: TrialSummary, *, against: bool = False) -> TrialSummary:
     return dataclasses.replace(trial, state=state, values=values.get(state, (value,)), cost=cost)
 
 
-def proposed(search: Proposer, *infeasible: Any) -> Proposal:
+def proposed(search: SearchSampler, *infeasible: Any) -> Proposal:
     proposal = search.propose(*infeasible)
     assert proposal is not None
     return proposal
 
 
-def run(of: Space, known: list[TrialSummary], count: int, **options: Any) -> list[TrialSummary]:
+def run(of: Space, known: list[TrialRecord], count: int, **options: Any) -> list[TrialRecord]:
     """``count`` trials, one at a time, on from ``known``."""
-    search = Proposer(of, known=known, **options)
+    search = SearchSampler(of, known=known, **options)
     trials = list(known)
     for number in range(len(known), len(known) + count):
         trial = opened(number, proposed(search))
@@ -100,10 +100,10 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
     assert len(before[12].memory[sampler._KEPT]) == 4
     dropped = next(t for t in before[:12] if t.number not in before[12].memory[sampler._KEPT])
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
-    search = Proposer(of, known=before)
+    search = SearchSampler(of, known=before)
     search.reported(promoted)
     goes_on = proposed(search).params
-    resumed = Proposer(of, known=[promoted if t.number == promoted.number else t for t in before])
+    resumed = SearchSampler(of, known=[promoted if t.number == promoted.number else t for t in before])
     assert proposed(resumed).params == goes_on
 
 
@@ -112,7 +112,7 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
         monkeypatch.setattr(sampler, name, value)
     trials = run(space("random"), [], 12)
     trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
-    best = sorted(trials[1:], key=TrialSummary.rank_key)[:2]
+    best = sorted(trials[1:], key=TrialRecord.rank_key)[:2]
     kept = sampler.most_telling(trials)
     assert {0, *(trial.number for trial in best), 11} <= kept
     assert len(kept) == 6
@@ -164,7 +164,7 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
 ) -> None:
     """And of all trials as of a higher rung once enough of them have passed it."""
     of = space("tpe")
-    search = Proposer(of)
+    search = SearchSampler(of)
 
     def view() -> list[tuple[str, float | None]]:
         search.propose()
@@ -182,7 +182,7 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
 
 
 def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
-    search = Proposer(space("tpe"))
+    search = SearchSampler(space("tpe"))
     trial = opened(0, proposed(search))
     search.opened(trial)
     search.reported(dataclasses.replace(trial, values=(0.9,)))
@@ -192,9 +192,9 @@ def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: l
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
 
 
-def fed(search: Proposer, *fates: tuple[TrialState, tuple[float, ...]]) -> list[TrialSummary]:
+def fed(search: SearchSampler, *fates: tuple[TrialState, tuple[float, ...]]) -> list[TrialRecord]:
     """Trials that are drawn one after the other, and what becomes of them."""
-    trials: list[TrialSummary] = []
+    trials: list[TrialRecord] = []
     for state, values in fates:
         trial = opened(len(trials), proposed(search))
         search.opened(trial)
@@ -212,14 +212,14 @@ RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.
 
 @pytest.mark.parametrize("kind", ["random", "gp", "cmaes", "nsga2"])
 def test_other_samplers_learn_what_a_trial_ended_with(kind: str, shown: list[FrozenTrial]) -> None:
-    search = Proposer(space(kind))
+    search = SearchSampler(space(kind))
     fed(search, (RUNNING, (0.1, 0.2)), (STOPPED, (0.5, 0.7)))
     search.propose()
     assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7])]
 
 
 def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list[FrozenTrial]) -> None:
-    search = Proposer(space("tpe", *AGAINST))
+    search = SearchSampler(space("tpe", *AGAINST))
     first, second = fed(search, (RUNNING, (0.1, 0.2)), (RUNNING, (0.5, 0.7)))
     search.ended(dataclasses.replace(second, state=STOPPED, cost=2.0))
     search.propose()
@@ -235,23 +235,23 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
     goal: tuple[str, ...], worst: float, resumed: bool, shown: list[FrozenTrial]
 ) -> None:
     of = space("random", *goal)
-    search = Proposer(of)
+    search = SearchSampler(of)
     maximize = of.metric.mode == "max"
     fates = [(RUNNING, (0.1,)), (RUNNING, (0.9,)), (STOPPED, (0.4,)), (STOPPED, (0.3,)), (STOPPED, (0.5,))]
-    trials: list[TrialSummary] = []
+    trials: list[TrialRecord] = []
     for state, values in [*fates, (DIVERGED, (math.nan,))]:
         trial = dataclasses.replace(opened(len(trials), proposed(search), of.metric.name), maximize=maximize)
         search.opened(trial)
         trials.append(dataclasses.replace(trial, state=state, values=values))
         (search.ended if state.is_final else search.reported)(trials[-1])
-    (Proposer(of, known=trials) if resumed else search).propose()
+    (SearchSampler(of, known=trials) if resumed else search).propose()
     assert words(shown)[-1] == ("COMPLETE", [worst])
 
 
 def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_it(
     shown: list[FrozenTrial],
 ) -> None:
-    search = Proposer(space("tpe"))
+    search = SearchSampler(space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
         search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
@@ -262,7 +262,7 @@ def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_i
 
 
 def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[FrozenTrial]) -> None:
-    search = Proposer(space("tpe"))
+    search = SearchSampler(space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
         search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
@@ -277,13 +277,13 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
 
 
 def test_a_search_that_goes_on_compares_trials_where_it_did(shown: list[FrozenTrial]) -> None:
-    known = fed(Proposer(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
-    Proposer(space("tpe"), known=known).propose()
+    known = fed(SearchSampler(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
+    SearchSampler(space("tpe"), known=known).propose()
     assert words(shown) == [("COMPLETE", [0.6])] * 4
 
 
 def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[FrozenTrial]) -> None:
-    search = Proposer(space("tpe"))
+    search = SearchSampler(space("tpe"))
     (trial,) = fed(search, (RUNNING, (0.9,)))
     search.ended(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
     proposal = search.propose(enqueued=Enqueued(number=7, params={"weight_decay": 0.0625}))
@@ -293,7 +293,7 @@ def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[
 
 
 def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTrial]) -> None:
-    search = Proposer(space("tpe"))
+    search = SearchSampler(space("tpe"))
     answers = iter((True, True, True, False))
     proposed(search, lambda _: next(answers))
     search.propose()
@@ -301,8 +301,8 @@ def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTria
 
 
 def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[FrozenTrial]) -> None:
-    (earlier,) = fed(Proposer(space("random")), (STOPPED, (0.9,)))
-    search = Proposer(space("random"), background=[earlier])
+    (earlier,) = fed(SearchSampler(space("random")), (STOPPED, (0.9,)))
+    search = SearchSampler(space("random"), background=[earlier])
     fed(search, (STOPPED, (0.9,)))
     search.propose()
     assert words(shown) == [("COMPLETE", [0.9])] * 2
@@ -315,7 +315,7 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
     for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(space(kind), [], 13)
-    Proposer(space(kind), known=known).propose()
+    SearchSampler(space(kind), known=known).propose()
     assert len(shown) == size
 
 
@@ -334,8 +334,8 @@ def test_rows_come_first_and_are_not_drawn() -> None:
 
 
 def test_what_cannot_fit_is_drawn_again() -> None:
-    search = Proposer(space("random"))
-    free = [proposed(Proposer(space("random"))).params["learning_rate"] for _ in range(1)]
+    search = SearchSampler(space("random"))
+    free = [proposed(SearchSampler(space("random"))).params["learning_rate"] for _ in range(1)]
     proposal = proposed(search, lambda parameters: parameters["learning_rate"] == free[0])
     assert proposal.params["learning_rate"] != free[0]
 
@@ -345,7 +345,7 @@ def test_earlier_trials_are_learnt_from() -> None:
     good = [{"learning_rate": 0.5 + i / 1000, "weight_decay": 0.09} for i in range(6)]
     bad = [{"learning_rate": 0.01 + i / 1000, "weight_decay": 0.01} for i in range(24)]
     background = [
-        TrialSummary(
+        TrialRecord(
             number=number,
             state=TrialState.FINISHED,
             parameters=parameters,

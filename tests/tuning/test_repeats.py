@@ -9,7 +9,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, grid_points, load_space, to_optuna
-from tune_rescon.tuning import Proposer, TrialSummary
+from tune_rescon.tuning import SearchSampler, TrialRecord
 from tune_rescon.tuning.space_versions import SpaceVersions
 
 SIX = (
@@ -32,16 +32,16 @@ def space(*more: str, kind: str = "random") -> Space:
 
 
 def run(
-    of: Space, count: int, known: tuple[TrialSummary, ...] = (), **options: Any
-) -> tuple[TrialSummary, ...]:
+    of: Space, count: int, known: tuple[TrialRecord, ...] = (), **options: Any
+) -> tuple[TrialRecord, ...]:
     """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
-    search, trials = Proposer(of, known=known, **options), list(known)
+    search, trials = SearchSampler(of, known=known, **options), list(known)
     for number in range(len(known), len(known) + count):
         proposal = search.propose()
         if proposal is None:
             break
         value = proposal.params.get("depth", 0) / 200 + proposal.params.get("width", 0) / 4
-        trial = TrialSummary(
+        trial = TrialRecord(
             number=number,
             state=TrialState.RUNNING,
             parameters=proposal.params,
@@ -57,7 +57,7 @@ def run(
     return tuple(trials)
 
 
-def points(trials: tuple[TrialSummary, ...]) -> list[tuple[Any, ...]]:
+def points(trials: tuple[TrialRecord, ...]) -> list[tuple[Any, ...]]:
     return [tuple(trial.parameters.values()) for trial in trials]
 
 
@@ -146,16 +146,16 @@ def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
     old = space(kind="tpe")
     before = run(old, 6)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = Proposer(more, known=before, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, known=before, versions=changed(old, more))._study.trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
     less = space(
         "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
         "fixed={layout: cifar, depth: 92}",
     )
-    seen = Proposer(less, known=before, versions=changed(old, less))._study.trials
+    seen = SearchSampler(less, known=before, versions=changed(old, less))._study.trials
     assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = Proposer(fewer, known=before, versions=changed(old, fewer))._study.trials
+    seen = SearchSampler(fewer, known=before, versions=changed(old, fewer))._study.trials
     assert {trial.params["depth"] for trial in seen} == {56}
     assert len(seen) == 3
 
@@ -164,10 +164,10 @@ def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> Non
     old = space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = Proposer(more, background=earlier, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, background=earlier, versions=changed(old, more))._study.trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = Proposer(fewer, background=earlier, versions=changed(old, fewer))._study.trials
+    seen = SearchSampler(fewer, background=earlier, versions=changed(old, fewer))._study.trials
     assert [trial.params["depth"] for trial in seen] == [56] * 3
 
 
@@ -176,7 +176,7 @@ def test_a_generation_of_another_space_is_forgotten() -> None:
     before = run(old, 6)
     assert any(trial.memory for trial in before)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
-    seen = Proposer(more, known=before, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, known=before, versions=changed(old, more))._study.trials
     assert [trial.system_attrs for trial in seen] == [{}] * 6
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import PEAK_MEMORY, MetricAt, TrialState
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialSummary, best_trial, pareto_front
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
 from tune_rescon.tuning.coordinator import keepers
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, compute_hours, repeated
@@ -28,8 +28,8 @@ def trial(
     *values: float,
     metric: str = "val_accuracy",
     accuracy: tuple[float, ...] | None = None,
-) -> TrialSummary:
-    return TrialSummary(
+) -> TrialRecord:
+    return TrialRecord(
         number=number,
         state=state,
         parameters={},
@@ -62,7 +62,7 @@ def trial(
         ),
     ],
 )
-def test_the_winner(trials: list[TrialSummary], winner: int | None) -> None:
+def test_the_winner(trials: list[TrialRecord], winner: int | None) -> None:
     best = best_trial(tuple(trials))
     assert (best and best.number) == winner
 
@@ -72,7 +72,7 @@ def test_compute_hours_count_every_device() -> None:
 
 
 def test_a_half_measured_epoch_costs_nothing() -> None:
-    cut = TrialSummary(
+    cut = TrialRecord(
         number=0,
         state=FAILED,
         parameters={},
@@ -119,7 +119,7 @@ def test_closing_metrics_where_no_accuracy_is_finite() -> None:
     assert "best_val_accuracy" not in logged
 
 
-def result(*trials: TrialSummary, gmacs: tuple[float, ...], **changes: Any) -> StudyResult:
+def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> StudyResult:
     values: dict[str, Any] = {
         "name": "s",
         "space": load_space("digits"),
@@ -182,7 +182,7 @@ def test_where_none_has_finished_the_front_is_of_those_that_got_furthest() -> No
 
 def test_a_front_of_losses_and_hours() -> None:
     trials = tuple(
-        TrialSummary(
+        TrialRecord(
             number=number,
             state=FINISHED,
             parameters={},

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning import TrialRecord
 from tune_rescon.tuning.coordinator import KEEP_BEST, keepers
 
 
-def trial(number: int, *values: float) -> TrialSummary:
-    return TrialSummary(
+def trial(number: int, *values: float) -> TrialRecord:
+    return TrialRecord(
         number=number,
         state=TrialState.STOPPED,
         parameters={},
@@ -38,7 +38,7 @@ CURVES = st.lists(st.lists(st.floats(allow_nan=True), max_size=4), max_size=12)
     ],
 )
 def test_those_that_came_furthest_with_the_best_values_are_kept(
-    trials: list[TrialSummary], kept: set[int]
+    trials: list[TrialRecord], kept: set[int]
 ) -> None:
     assert keepers(trials, keep=2) == kept
 

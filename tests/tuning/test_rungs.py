@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.schedulers import Decision, Observation, RungLadder, Verdict, rungs
+from tune_rescon.tuning.schedulers import Decision, Observation, SuccessiveHalving, Verdict, rungs
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
-def ladder(*, maximize: bool = True, levels: tuple[int, ...] = (1, 3, 9), factor: int = 3) -> RungLadder:
-    return RungLadder(levels=levels, reduction_factor=factor, maximize=maximize)
+def ladder(
+    *, maximize: bool = True, levels: tuple[int, ...] = (1, 3, 9), factor: int = 3
+) -> SuccessiveHalving:
+    return SuccessiveHalving(levels=levels, reduction_factor=factor, maximize=maximize)
 
 
 def seen(
@@ -126,8 +128,8 @@ def test_of_a_record_only_finite_values_at_rungs_below_the_last_are_counted() ->
     assert rung.wait(1) is False
 
 
-def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> RungLadder:
-    return RungLadder(levels=levels, reduction_factor=3, maximize=True, pauses=True)
+def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
+    return SuccessiveHalving(levels=levels, reduction_factor=3, maximize=True, pauses=True)
 
 
 def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None:

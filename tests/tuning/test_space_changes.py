@@ -12,7 +12,7 @@ from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler, Section
-from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning import TrialRecord
 from tune_rescon.tuning.resume import (
     FREE,
     FROZEN,
@@ -94,9 +94,9 @@ def space(*more: str) -> Space:
     return load_space("digits", [*BASE, *more])
 
 
-def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **drawn: Any) -> TrialSummary:
+def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **drawn: Any) -> TrialRecord:
     parameters = {"depth": 56, "learning_rate": 0.1} | drawn
-    return TrialSummary(
+    return TrialRecord(
         number=number,
         state=state,
         parameters=parameters,

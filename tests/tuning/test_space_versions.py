@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_space
-from tune_rescon.tuning import Decision, Proposer, StudyRecord, Verdict
+from tune_rescon.tuning import Decision, SearchSampler, StudyRecord, Verdict
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space, read_versions
 from tune_rescon.tuning.study import Proposal
 from tune_rescon.tuning.trial import find_origin, make_origin
@@ -45,7 +45,7 @@ def record(of: optuna.Study) -> StudyRecord:
 
 def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
     """Two trials; as an earlier version recorded them, if ``old``."""
-    kept, search = record(of), Proposer(drawn_from)
+    kept, search = record(of), SearchSampler(drawn_from)
     for _ in range(2):
         proposal = search.propose()
         assert proposal is not None
@@ -86,7 +86,7 @@ def test_trials_of_two_versions_keep_their_own(study: optuna.Study) -> None:
     versions = note_space(record(study), None, first)
     fill(study, first)
     note_space(record(study), versions, second)
-    kept, search = record(study), Proposer(second, versions=SpaceVersions(spaces=(first, second)))
+    kept, search = record(study), SearchSampler(second, versions=SpaceVersions(spaces=(first, second)))
     proposal = search.propose()
     assert proposal is not None
     kept.open(proposal)
@@ -165,7 +165,7 @@ def test_the_record_says_what_its_values_are(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     StudyRecord.create(url, "s", metric="val_loss", maximize=False, space="", at="last")
     found = StudyRecord.load(url, "s", metric="val_accuracy")
-    proposal = Proposer(space()).propose()
+    proposal = SearchSampler(space()).propose()
     assert proposal is not None
     trial = found.open(proposal)
     assert (trial.metric, trial.at, trial.maximize) == ("val_loss", "last", False)

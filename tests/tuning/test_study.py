@@ -19,7 +19,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError
-from tune_rescon.tuning import Decision, StudyRecord, TrialSummary, Verdict
+from tune_rescon.tuning import Decision, StudyRecord, TrialRecord, Verdict
 from tune_rescon.tuning.study import Proposal
 from tune_rescon.tuning.trial import TrialOrigin
 
@@ -379,8 +379,8 @@ def test_an_epoch_is_one_transaction(url: str) -> None:
     assert len(commits) == 1
 
 
-def summary(*values: float, maximize: bool = True) -> TrialSummary:
-    return TrialSummary(
+def summary(*values: float, maximize: bool = True) -> TrialRecord:
+    return TrialRecord(
         number=0,
         state=TrialState.STOPPED,
         parameters={},
@@ -402,7 +402,7 @@ def summary(*values: float, maximize: bool = True) -> TrialSummary:
         (summary(-math.inf, 0.3, maximize=False), 2),
     ],
 )
-def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialSummary, epoch: int) -> None:
+def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialRecord, epoch: int) -> None:
     assert trial.best_epoch == epoch
     assert trial.best_value == trial.values[epoch - 1] if epoch else math.isnan(trial.best_value)
 
@@ -410,7 +410,7 @@ def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialSummary, ep
 def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
     order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
     mixed = [order[index] for index in (3, 0, 4, 2, 1)]
-    assert sorted(mixed, key=TrialSummary.rank_key) == order
+    assert sorted(mixed, key=TrialRecord.rank_key) == order
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_where_less_is_better_trials_rank_by_the_lower_value() -> None:
         summary(0.3, math.nan, maximize=False),
     ]
     mixed = [order[index] for index in (3, 2, 0, 1)]
-    assert sorted(mixed, key=TrialSummary.rank_key) == order
+    assert sorted(mixed, key=TrialRecord.rank_key) == order
 
 
 def test_a_hyperparameter_is_what_the_trial_ran_with() -> None:

@@ -8,12 +8,12 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import TrialSummary
-from tune_rescon.tuning.optuna_samplers import Told, common_epoch, told
+from tune_rescon.tuning import TrialRecord
+from tune_rescon.tuning.optuna_samplers import SamplerTrial, common_epoch, told
 
 
-def trial(state: str, *values: float, cost: float | None = None) -> TrialSummary:
-    return TrialSummary(
+def trial(state: str, *values: float, cost: float | None = None) -> TrialRecord:
+    return TrialRecord(
         number=0,
         state=TrialState(state),
         parameters={},
@@ -30,41 +30,41 @@ COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.F
 @pytest.mark.parametrize(
     ("ended", "sampler", "expected"),
     [
-        (trial("finished", 0.5, 0.7), "tpe", Told(state=COMPLETE, values=(0.7,))),
-        (trial("finished", 0.5, 0.7), "gp", Told(state=COMPLETE, values=(0.7,))),
-        (trial("stopped", 0.5, 0.6), "cmaes", Told(state=COMPLETE, values=(0.6,))),
-        (trial("stopped", 0.6, cost=2.0), "tpe", Told(state=COMPLETE, values=(0.6, 2.0))),
-        (trial("finished", 0.6, cost=2.0), "nsga2", Told(state=COMPLETE, values=(0.6, 2.0))),
-        (trial("failed", 0.6), "tpe", Told(state=FAIL)),
-        (trial("failed"), "gp", Told(state=FAIL)),
-        (trial("stopped"), "gp", Told(state=FAIL)),  # before its first epoch
-        (trial("stopped"), "tpe", Told(state=FAIL)),
+        (trial("finished", 0.5, 0.7), "tpe", SamplerTrial(state=COMPLETE, values=(0.7,))),
+        (trial("finished", 0.5, 0.7), "gp", SamplerTrial(state=COMPLETE, values=(0.7,))),
+        (trial("stopped", 0.5, 0.6), "cmaes", SamplerTrial(state=COMPLETE, values=(0.6,))),
+        (trial("stopped", 0.6, cost=2.0), "tpe", SamplerTrial(state=COMPLETE, values=(0.6, 2.0))),
+        (trial("finished", 0.6, cost=2.0), "nsga2", SamplerTrial(state=COMPLETE, values=(0.6, 2.0))),
+        (trial("failed", 0.6), "tpe", SamplerTrial(state=FAIL)),
+        (trial("failed"), "gp", SamplerTrial(state=FAIL)),
+        (trial("stopped"), "gp", SamplerTrial(state=FAIL)),  # before its first epoch
+        (trial("stopped"), "tpe", SamplerTrial(state=FAIL)),
     ],
 )
-def test_a_trial_with_a_value(ended: TrialSummary, sampler: str, expected: Told) -> None:
+def test_a_trial_with_a_value(ended: TrialRecord, sampler: str, expected: SamplerTrial) -> None:
     assert told(ended, sampler, worst=0.1) == expected
 
 
 @pytest.mark.parametrize(
     ("state", "values", "expected"),
     [
-        ("stopped", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
-        ("finished", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
-        ("finished", (math.nan, math.nan, math.nan, 0.9), Told(state=COMPLETE, values=(0.9,))),
-        ("running", (0.5, 0.55, 0.6, 0.9), Told(state=COMPLETE, values=(0.6,))),
-        ("interrupted", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
-        ("paused", (0.5, 0.55, 0.6), Told(state=COMPLETE, values=(0.6,))),
-        ("stopped", (0.5,), Told(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
-        ("paused", (0.5,), Told(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
+        ("stopped", (0.5, 0.55, 0.6), SamplerTrial(state=COMPLETE, values=(0.6,))),
+        ("finished", (0.5, 0.55, 0.6, 0.9), SamplerTrial(state=COMPLETE, values=(0.6,))),
+        ("finished", (math.nan, math.nan, math.nan, 0.9), SamplerTrial(state=COMPLETE, values=(0.9,))),
+        ("running", (0.5, 0.55, 0.6, 0.9), SamplerTrial(state=COMPLETE, values=(0.6,))),
+        ("interrupted", (0.5, 0.55, 0.6), SamplerTrial(state=COMPLETE, values=(0.6,))),
+        ("paused", (0.5, 0.55, 0.6), SamplerTrial(state=COMPLETE, values=(0.6,))),
+        ("stopped", (0.5,), SamplerTrial(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
+        ("paused", (0.5,), SamplerTrial(state=PRUNED, values=(0.5,), steps=((1, 0.5),))),
         ("running", (0.5, 0.55), None),
         ("interrupted", (0.5,), None),
         ("running", (), None),
-        ("failed", (0.5, 0.55, 0.6), Told(state=FAIL)),
-        ("diverged", (0.5, 0.55, 0.6, math.nan), Told(state=PRUNED)),
+        ("failed", (0.5, 0.55, 0.6), SamplerTrial(state=FAIL)),
+        ("diverged", (0.5, 0.55, 0.6, math.nan), SamplerTrial(state=PRUNED)),
     ],
 )
 def test_tpe_sees_every_trial_as_of_one_epoch(
-    state: str, values: tuple[float, ...], expected: Told | None
+    state: str, values: tuple[float, ...], expected: SamplerTrial | None
 ) -> None:
     assert told(trial(state, *values), "tpe", worst=0.1, epoch=3) == expected
 
@@ -93,19 +93,19 @@ def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], ep
 @pytest.mark.parametrize(
     ("sampler", "worst", "expected"),
     [
-        ("tpe", 0.1, Told(state=PRUNED)),
-        ("tpe", None, Told(state=PRUNED)),
-        ("gp", 0.1, Told(state=COMPLETE, values=(0.1,))),
-        ("cmaes", None, Told(state=FAIL)),
-        ("nsga2", 0.1, Told(state=COMPLETE, values=(0.1,))),
+        ("tpe", 0.1, SamplerTrial(state=PRUNED)),
+        ("tpe", None, SamplerTrial(state=PRUNED)),
+        ("gp", 0.1, SamplerTrial(state=COMPLETE, values=(0.1,))),
+        ("cmaes", None, SamplerTrial(state=FAIL)),
+        ("nsga2", 0.1, SamplerTrial(state=COMPLETE, values=(0.1,))),
     ],
 )
 def test_one_that_did_not_work_is_the_worst(
-    state: str, sampler: str, worst: float | None, expected: Told
+    state: str, sampler: str, worst: float | None, expected: SamplerTrial
 ) -> None:
     assert told(trial(state, 0.5, math.nan), sampler, worst=worst) == expected
 
 
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
 def test_with_two_objectives_there_is_no_worst(state: str) -> None:
-    assert told(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == Told(state=FAIL)
+    assert told(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == SamplerTrial(state=FAIL)

@@ -13,7 +13,7 @@ from tune_rescon.config import METRICS, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.search import main
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import Decision, TrialSummary, Verdict, tensorboard_callback
+from tune_rescon.tuning import Decision, TrialRecord, Verdict, tensorboard_callback
 from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard, event_files
 
 pytestmark = pytest.mark.torch  # imports it
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.torch  # imports it
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 
 
-def trial(number: int, *values: float, state: TrialState = TrialState.RUNNING) -> TrialSummary:
-    return TrialSummary(
+def trial(number: int, *values: float, state: TrialState = TrialState.RUNNING) -> TrialRecord:
+    return TrialRecord(
         number=number,
         state=state,
         parameters={"depth": 56, "learning_rate": 0.125, "weight_decay": 1e-4, "label_smoothing": 0.05},
@@ -133,7 +133,7 @@ def test_a_disk_that_fails_for_a_while_costs_no_point(
 ) -> None:
     write, calls = tensorboard_callback._TrialFiles.write, iter(range(100))
 
-    def fail_second(files: tensorboard_callback._TrialFiles, trial: TrialSummary) -> None:
+    def fail_second(files: tensorboard_callback._TrialFiles, trial: TrialRecord) -> None:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         write(files, trial)

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.mlflow_callback import TrackingListener
-from tune_rescon.tuning.result import Pricing
+from tune_rescon.tuning.result import CostModel
 from tune_rescon.tuning.schedulers import Decision, Verdict
 from tune_rescon.tuning.study import Proposal, StudyRecord
 
@@ -26,7 +26,7 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
     writer = mock.create_autospec(MlflowWriter, instance=True)
     writer.opened_runs.return_value = []
     near_end = mock.Mock()
-    listener = TrackingListener(writer, record, Pricing(space=space, facts={}), near_end=near_end)
+    listener = TrackingListener(writer, record, CostModel(space=space, facts={}), near_end=near_end)
 
     def begin() -> None:
         listener.trial_started(record.open(Proposal(params={}, distributions={}, memory={})))

@@ -14,11 +14,11 @@ from tune_rescon.errors import StorageError
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning import (
     Decision,
-    Proposer,
     RunOptions,
     SearchFolder,
+    SearchSampler,
     StudyRecord,
-    TrialSummary,
+    TrialRecord,
     Verdict,
     sampler,
 )
@@ -37,7 +37,7 @@ def record() -> StudyRecord:
 
 def test_a_trials_whole_curve_is_kept() -> None:
     """Trials are compared at a rung below their last epoch."""
-    earlier = TrialSummary(
+    earlier = TrialRecord(
         number=3,
         state=TrialState.FINISHED,
         parameters={"learning_rate": 0.1},
@@ -84,7 +84,7 @@ def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
     kept = StudyRecord.create(
         url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space())
     )
-    search, widths = Proposer(space()), []
+    search, widths = SearchSampler(space()), []
     for state in states:
         proposal = search.propose()
         assert proposal is not None

@@ -29,7 +29,7 @@ from tune_rescon.clusters.commands import (
     where_is_head,
 )
 from tune_rescon.clusters.head import ask_head
-from tune_rescon.errors import ClusterError, ClusterFileError, UserError, explain
+from tune_rescon.errors import ClusterError, ClusterFileError, UserError, format_error
 
 __all__ = [
     "bring_up",
@@ -54,12 +54,14 @@ def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int
     """
     if cluster.ssh_user is None:
         hint = "The tunnel is an ssh of its own."
-        raise ClusterFileError(explain("must name a user", where=f"{cluster.path}: auth.ssh_user", hint=hint))
+        raise ClusterFileError(
+            format_error("must name a user", where=f"{cluster.path}: auth.ssh_user", hint=hint)
+        )
     if cluster.ssh_by_node_id:
         hint = f"Use: ray attach -p {MLFLOW_PORT} -p {DASHBOARD_PORT} {cluster.path}"
         rule = "a tunnel needs an address to go to"
         got = "ssh_proxy_use_node_id"
-        raise ClusterFileError(explain(rule, got=got, where=f"{cluster.path}: auth", hint=hint))
+        raise ClusterFileError(format_error(rule, got=got, where=f"{cluster.path}: auth", hint=hint))
     for flag, port in (("--mlflow-port", mlflow), ("--dashboard-port", dashboard)):
         _check_free(flag, port)
     head = find_head(cluster)
@@ -127,7 +129,7 @@ def _check_free(flag: str, port: int) -> None:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         rule = "must be a port that is free here"
-        raise UserError(explain(rule, got=f"{port} ({error.strerror})", where=flag)) from None
+        raise UserError(format_error(rule, got=f"{port} ({error.strerror})", where=flag)) from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.clusters.lint import Severity, Steps, dotted
-from tune_rescon.errors import ClusterFileError, explain, unknown_name
+from tune_rescon.errors import ClusterFileError, format_error, unknown_name_message
 
 __all__ = [
     "ClusterFile",
@@ -70,7 +70,7 @@ def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, S
     shapes = _shapes()
     if shapes is None:
         rule = "node_config is checked against botocore's description of EC2, which is not installed"
-        yield steps, explain(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
+        yield steps, format_error(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
         return
     if isinstance(config, Mapping):
         config = {key: value for key, value in config.items() if key not in _RAYS_OWN}
@@ -84,7 +84,7 @@ def _walk(
     kind = shape["type"]
     if kind == "structure":
         if not isinstance(value, Mapping):
-            yield steps, explain("must be a mapping", got=repr(value), where=dotted(steps)), "error"
+            yield steps, format_error("must be a mapping", got=repr(value), where=dotted(steps)), "error"
             return
         members = shape["members"]
         for key, inner in value.items():
@@ -92,22 +92,26 @@ def _walk(
             if key in members:
                 yield from _walk(inner, members[key]["shape"], below, shapes)
             else:
-                yield below, unknown_name("key", key, members, where=dotted(below)), "error"
+                yield below, unknown_name_message("key", key, members, where=dotted(below)), "error"
     elif kind == "list":
         if not isinstance(value, list):
-            yield steps, explain("must be a list", got=repr(value), where=dotted(steps)), "error"
+            yield steps, format_error("must be a list", got=repr(value), where=dotted(steps)), "error"
             return
         for index, inner in enumerate(value):
             yield from _walk(inner, shape["member"]["shape"], (*steps, index), shapes)
     elif kind in _SCALARS:
         if not isinstance(value, _SCALARS[kind]) or (isinstance(value, bool) and kind != "boolean"):
-            yield steps, explain(f"must be of type {kind}", got=repr(value), where=dotted(steps)), "error"
+            yield (
+                steps,
+                format_error(f"must be of type {kind}", got=repr(value), where=dotted(steps)),
+                "error",
+            )
         elif "enum" in shape and value not in shape["enum"]:
             # EC2 may know more than the botocore that is installed.
             close = difflib.get_close_matches(str(value), shape["enum"], n=1)
             hint = f"Did you mean {close[0]!r}?" if close else ""
             rule = "should be a value that botocore knows"
-            yield steps, explain(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
+            yield steps, format_error(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
 
 
 @functools.cache
@@ -170,12 +174,12 @@ def read_cluster_file(path: Path) -> ClusterFile:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         rule = "must be a cluster's file"
-        raise ClusterFileError(explain(rule, got=f"{path} ({why})", where="FILE")) from None
+        raise ClusterFileError(format_error(rule, got=f"{path} ({why})", where="FILE")) from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ClusterFileError(explain("must be YAML", got=problem, where=where)) from None
+        raise ClusterFileError(format_error("must be YAML", got=problem, where=where)) from None
     return parse_cluster(path, content)
 
 
@@ -190,7 +194,9 @@ def parse_cluster(path: Path, content: object) -> ClusterFile:
     provider = _mapping(top.get("provider"), f"{path}: provider", "must be a mapping with a `type`")
     kind = provider.get("type")
     if kind not in PROVIDERS:
-        raise ClusterFileError(unknown_name("provider", kind, PROVIDERS, where=f"{path}: provider.type"))
+        raise ClusterFileError(
+            unknown_name_message("provider", kind, PROVIDERS, where=f"{path}: provider.type")
+        )
     auth = _mapping(top.get("auth") or {}, f"{path}: auth", "must be a mapping")
     return ClusterFile(
         path=path,
@@ -220,14 +226,14 @@ def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) ->
 def _count(value: object, path: Path) -> int:
     if not isinstance(value, int) or value < 0:
         rule = "must be a whole number, 0 or more"
-        raise ClusterFileError(explain(rule, got=repr(value), where=f"{path}: min_workers"))
+        raise ClusterFileError(format_error(rule, got=repr(value), where=f"{path}: min_workers"))
     return value
 
 
 def _mapping(value: object, where: str, rule: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         got = "nothing" if value is None else repr(value)
-        raise ClusterFileError(explain(rule, got=got[:80], where=where))
+        raise ClusterFileError(format_error(rule, got=got[:80], where=where))
     return value
 
 

@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 
 from tune_rescon.clusters.cluster_file import ClusterFile
-from tune_rescon.errors import ClusterError, ClusterFileError, explain
+from tune_rescon.errors import ClusterError, ClusterFileError, format_error
 from tune_rescon.passwords import has_password
 
 __all__ = [
@@ -202,7 +202,7 @@ def search_job(
                 "Export TUNE_RESCON_STUDY or TUNE_RESCON_TRACKING_URI on the head before `ray start`"
                 " (head_start_ray_commands in the cluster's file): jobs inherit them."
             )
-            raise ClusterFileError(explain(rule, got=argument, hint=hint))
+            raise ClusterFileError(format_error(rule, got=argument, hint=hint))
     search = ["python", "-m", module, "--address", "auto", "--plain"]
     search += ["--tracking-uri", MLFLOW_URI]
     if flag is not None and name is not None:

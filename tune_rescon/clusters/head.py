@@ -39,7 +39,7 @@ from tune_rescon.clusters.lint import (
     texts_in,
 )
 from tune_rescon.clusters.mlflow_service import answers
-from tune_rescon.errors import ClusterError, explain
+from tune_rescon.errors import ClusterError, format_error
 
 __all__ = [
     "HeadState",
@@ -100,15 +100,15 @@ def check_manifest(document: ClusterDocument) -> None:
         rule = "must be {mode: token}"
         where = (*steps, "authOptions")
         got = str(at(cluster, "authOptions"))
-        document.complain("auth-mode", where, explain(rule, got=got, where=dotted(where)))
+        document.complain("auth-mode", where, format_error(rule, got=got, where=dotted(where)))
     if (ray := at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
         rule = f"must be the Ray of this environment, {version('ray')}"
         where = (*steps, "rayVersion")
-        document.complain("image", where, explain(rule, got=ray, where=dotted(where)))
+        document.complain("image", where, format_error(rule, got=ray, where=dotted(where)))
     if (count := at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
         rule = 'the head must be started with num-cpus: "0"'
         where = (*steps, "headGroupSpec", "rayStartParams")
-        text = explain(rule, got=repr(count), where=dotted(where))
+        text = format_error(rule, got=repr(count), where=dotted(where))
         document.complain("head-resources", where, text)
     groups: list[Steps] = [(*steps, "headGroupSpec")]
     workers = at(cluster, "workerGroupSpecs")
@@ -118,7 +118,7 @@ def check_manifest(document: ClusterDocument) -> None:
         low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
         if isinstance(low, int) and isinstance(high, int) and low > high:
             rule = "`minReplicas <= maxReplicas` must hold"
-            text = explain(rule, got=f"{low} and {high}", where=dotted(below))
+            text = format_error(rule, got=f"{low} and {high}", where=dotted(below))
             document.complain("workers", below, text)
     for below in groups:
         _check_container(document, below)
@@ -334,10 +334,12 @@ def _ask(url: str) -> Any:
     except urllib.error.HTTPError as error:
         hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code in (401, 403) else ""
         rule = "Ray's dashboard must take requests"
-        raise ClusterError(explain(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)) from None
+        raise ClusterError(
+            format_error(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)
+        ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or error
-        raise ClusterError(explain("Ray's dashboard must answer", got=why, where=url)) from None
+        raise ClusterError(format_error("Ray's dashboard must answer", got=why, where=url)) from None
 
 
 def _token() -> str:

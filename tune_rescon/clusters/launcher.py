@@ -22,7 +22,7 @@ from tune_rescon.clusters.lint import (
     schema_problems,
     texts_in,
 )
-from tune_rescon.errors import explain, unknown_name
+from tune_rescon.errors import format_error, unknown_name_message
 
 __all__ = ["check_launcher"]
 
@@ -85,12 +85,14 @@ def _check_head_type(document: ClusterDocument) -> None:
     if _provider(document) == "local":
         for key in ("head_ip", "worker_ips"):
             if at(document.value, "provider", key) is None:
-                document.complain("head-type", ("provider",), explain("is missing", where=f"provider.{key}"))
+                document.complain(
+                    "head-type", ("provider",), format_error("is missing", where=f"provider.{key}")
+                )
         return
     names = [name for name, _, _ in _node_types(document)]
     head = document.value.get("head_node_type")
     if head not in names:
-        text = unknown_name("node type", head, names, where="head_node_type")
+        text = unknown_name_message("node type", head, names, where="head_node_type")
         document.complain("head-type", ("head_node_type",), text)
 
 
@@ -106,10 +108,10 @@ def _check_workers(document: ClusterDocument) -> None:
         if not 0 <= low <= high:
             rule, got = "`0 <= min_workers <= max_workers` must hold", f"{low} and {high}"
             where = (*steps, "min_workers") if "min_workers" in section else steps
-            document.complain("workers", where, explain(rule, got=got, where=dotted(steps)))
+            document.complain("workers", where, format_error(rule, got=got, where=dotted(steps)))
     if not local and isinstance(most, int) and sum_of_least > most:
         rule = "the sum of all `min_workers` must be at most `max_workers`"
-        document.complain("workers", ("max_workers",), explain(rule, got=f"{sum_of_least} and {most}"))
+        document.complain("workers", ("max_workers",), format_error(rule, got=f"{sum_of_least} and {most}"))
 
 
 def _check_addresses(document: ClusterDocument) -> None:
@@ -120,7 +122,9 @@ def _check_addresses(document: ClusterDocument) -> None:
                 rule = "nothing may be open to the whole internet"
                 hint = "Name the addresses you come from."
                 where = dotted(steps)
-                document.complain("ingress", steps, explain(rule, got=everywhere, where=where, hint=hint))
+                document.complain(
+                    "ingress", steps, format_error(rule, got=everywhere, where=where, hint=hint)
+                )
     for command, steps in _commands(document):
         if not ray_starts(command):
             check_listening(command, _at(document, steps), where=dotted(steps))
@@ -132,7 +136,7 @@ def _check_addresses(document: ClusterDocument) -> None:
             rule = "every node type must name your own SecurityGroupIds"
             hint = "A group that Ray makes lets the whole internet in to port 22."
             steps = (*steps, "node_config")
-            document.complain("ingress", steps, explain(rule, where=dotted(steps), hint=hint))
+            document.complain("ingress", steps, format_error(rule, where=dotted(steps), hint=hint))
 
 
 def _check_starts(document: ClusterDocument) -> None:
@@ -148,12 +152,12 @@ def _check_starts(document: ClusterDocument) -> None:
         if not started:
             rule = "must start Ray"
             hint = "Ray's defaults take no token, and on a cloud show the dashboard to everybody."
-            text = explain(rule, got="no `ray start`", where=key, hint=hint)
+            text = format_error(rule, got="no `ray start`", where=key, hint=hint)
             document.complain("auth-mode", (key,), text)
     for address in _head_addresses(document):
         if (head := at(document.value, "provider", "head_ip")) and address != head:
             rule, where = "--node-ip-address must be provider.head_ip", _HEAD_STARTS
-            text = explain(rule, got=f"{address} and {head}", where=where)
+            text = format_error(rule, got=f"{address} and {head}", where=where)
             document.complain("head-address", (_HEAD_STARTS,), text)
 
 
@@ -178,7 +182,7 @@ def _check_shells(document: ClusterDocument) -> None:
             return
     rule = f"the shells of the head should have {setting}, or `ray exec ... 'ray status'` is refused"
     document.complain(
-        "auth-shells", ("setup_commands",), explain(rule, where="setup_commands"), severity="warning"
+        "auth-shells", ("setup_commands",), format_error(rule, where="setup_commands"), severity="warning"
     )
 
 
@@ -189,7 +193,7 @@ def _check_token(document: ClusterDocument) -> None:
         return
     rule = "must hold `~/.ray/auth_token: ~/.ray/auth_token`"
     hint = "Without the token no node may join. `ray get-auth-token --generate` makes it."
-    document.complain("auth-token", ("file_mounts",), explain(rule, where="file_mounts", hint=hint))
+    document.complain("auth-token", ("file_mounts",), format_error(rule, where="file_mounts", hint=hint))
 
 
 def _check_head_resources(document: ClusterDocument) -> None:
@@ -199,7 +203,7 @@ def _check_head_resources(document: ClusterDocument) -> None:
             for what in ("num-cpus", "num-gpus"):
                 if (count := option(start, what)) != "0":
                     rule = f"the head must be started with `--{what}=0`"
-                    text = explain(rule, got=count or "none", where=_HEAD_STARTS, hint=hint)
+                    text = format_error(rule, got=count or "none", where=_HEAD_STARTS, hint=hint)
                     document.complain("head-resources", (_HEAD_STARTS,), text)
         return
     head = document.value.get("head_node_type")
@@ -208,7 +212,7 @@ def _check_head_resources(document: ClusterDocument) -> None:
         if name == head and (at(resources, "CPU") != 0 or at(resources, "GPU") != 0):
             where = (*steps, "resources")
             rule = "the head's must be {CPU: 0, GPU: 0}"
-            text = explain(rule, got=str(resources), where=dotted(where), hint=hint)
+            text = format_error(rule, got=str(resources), where=dotted(where), hint=hint)
             document.complain("head-resources", where, text)
 
 
@@ -221,11 +225,11 @@ def _check_spot(document: ClusterDocument) -> None:
         where = (*steps, "node_config")
         if name == head:
             rule, hint = "the head must not be a spot instance", "Its loss ends the driver of every search."
-            document.complain("spot", where, explain(rule, where=dotted(where), hint=hint))
+            document.complain("spot", where, format_error(rule, where=dotted(where), hint=hint))
         else:
             rule = "workers should be spot instances, which cost less"
             hint = "A trial goes on elsewhere from its checkpoint."
-            text = explain(rule, where=dotted(where), hint=hint)
+            text = format_error(rule, where=dotted(where), hint=hint)
             document.complain("spot", where, text, severity="warning")
 
 
@@ -271,7 +275,7 @@ def _check_mounts(document: ClusterDocument) -> None:
             rule = "a whole checkout must not be mounted: Ray reads all of it each time, .venv/ too"
             where = ("file_mounts", target)
             hint = "Name the paths that the nodes need."
-            text = explain(rule, got=source, where=dotted(where), hint=hint)
+            text = format_error(rule, got=source, where=dotted(where), hint=hint)
             document.complain("mounts", where, text)
 
 

@@ -16,7 +16,7 @@ from jsonschema import Draft7Validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from tune_rescon.errors import StorageError, explain, unknown_name
+from tune_rescon.errors import StorageError, format_error, unknown_name_message
 from tune_rescon.storage import parse_storage
 
 __all__ = [
@@ -106,19 +106,19 @@ def check_ray_starts(command: str, complain: Complain, *, where: str, head: bool
         if not _MODE.search(start):
             rule = "every `ray start` must have `RAY_AUTH_MODE=token` before it"
             hint = "Without it anyone who reaches the node's ports can run code there."
-            complain("auth-mode", explain(rule, where=where, hint=hint), "error")
+            complain("auth-mode", format_error(rule, where=where, hint=hint), "error")
         host = option(start, "dashboard-host")
         if head and host not in _LOOPBACK:
             rule = "the head must be started with `--dashboard-host=127.0.0.1`"
             hint = "`python -m tune_rescon.cluster tunnel` shows it to you alone."
-            complain("dashboard", explain(rule, got=host or "none", where=where, hint=hint), "error")
+            complain("dashboard", format_error(rule, got=host or "none", where=where, hint=hint), "error")
 
 
 def check_listening(command: str, complain: Complain, *, where: str) -> None:
     """Nothing but Ray itself may listen on every interface."""
     for found in _EVERYWHERE.finditer(command):
         rule = "a server must listen on 127.0.0.1, to be reached by a tunnel"
-        complain("listens", explain(rule, got=f"`{found[0]}`", where=where), "error")
+        complain("listens", format_error(rule, got=f"`{found[0]}`", where=where), "error")
 
 
 def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, str], None]) -> None:
@@ -139,9 +139,9 @@ def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, 
                 local = True
             if local:
                 rule = "the storage of a search on several nodes must be a URL"
-                complain(where, explain(rule, got=found[2], where=where, hint=hint))
+                complain(where, format_error(rule, got=found[2], where=where, hint=hint))
     if not given:
-        complain("", explain("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint))
+        complain("", format_error("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint))
 
 
 #: Keys and list positions from the top of the document.
@@ -259,7 +259,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
     ours, ray = our_python(), version("ray")
     if re.match(r"(latest|nightly)?(-|$)", tag):
         rule = "an image must be pinned to a version, the one of the Ray that is installed here"
-        complain(explain(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")
+        complain(format_error(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")
         return
     # An image of one's own may be named as one likes.
     doubt: Severity = "error" if image.startswith(_OFFICIAL) else "warning"
@@ -269,17 +269,17 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
     ):
         if found is None:
             rule = f"an image's tag should say which {what} is in it"
-            complain(explain(rule, got=image, where=where, hint=f"It must be {wanted}."), doubt)
+            complain(format_error(rule, got=image, where=where, hint=f"It must be {wanted}."), doubt)
         elif found[0] != wanted:
             rule = f"the {what} of an image must be that of this environment, {wanted}"
-            complain(explain(rule, got=found[0], where=where), "error")
+            complain(format_error(rule, got=found[0], where=where), "error")
 
 
 def schema_problems(value: Any) -> Iterator[tuple[str, Steps, str]]:
     """What Ray's schema refuses: the rule (``unknown-key`` or ``ray-schema``), where, what to tell."""
     schema = _schema()
     if schema is None:
-        yield "ray-schema", (), explain("is checked against Ray's schema", got="no Ray that has one")
+        yield "ray-schema", (), format_error("is checked against Ray's schema", got="no Ray that has one")
         return
     errors = sorted(Draft7Validator(schema).iter_errors(value), key=lambda error: [*map(str, error.path)])
     for error in errors:
@@ -290,15 +290,15 @@ def schema_problems(value: Any) -> Iterator[tuple[str, Steps, str]]:
             for key in error.instance:
                 if key not in known:
                     below = (*steps, key)
-                    yield "unknown-key", below, unknown_name("key", key, known, where=dotted(below))
+                    yield "unknown-key", below, unknown_name_message("key", key, known, where=dotted(below))
         elif error.validator == "required":
             missing = next(key for key in error.validator_value if key not in error.instance)
-            yield "ray-schema", steps, explain("is missing", where=dotted((*steps, missing)))
+            yield "ray-schema", steps, format_error("is missing", where=dotted((*steps, missing)))
         elif error.validator == "type":
             rule = f"must be of type {error.validator_value}"
-            yield "ray-schema", steps, explain(rule, got=repr(error.instance), where=where)
+            yield "ray-schema", steps, format_error(rule, got=repr(error.instance), where=where)
         else:
-            yield "ray-schema", steps, explain(f"Ray's schema refuses it: {error.message}", where=where)
+            yield "ray-schema", steps, format_error(f"Ray's schema refuses it: {error.message}", where=where)
 
 
 def _schema() -> Mapping[str, Any] | None:
@@ -324,7 +324,7 @@ def check_file(path: Path) -> list[Finding]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        return [Finding(rule="readable", text=explain("cannot be read", got=str(error)), line=1)]
+        return [Finding(rule="readable", text=format_error("cannot be read", got=str(error)), line=1)]
     if path.suffix in _SCRIPTS:
         found = _script_findings(text)
     else:
@@ -332,7 +332,9 @@ def check_file(path: Path) -> list[Finding]:
         for document in documents:
             found += _document_findings(document)
         if not documents and not found:
-            found.append(Finding(rule="yaml", text=explain("must describe a cluster", got="nothing"), line=1))
+            found.append(
+                Finding(rule="yaml", text=format_error("must describe a cluster", got="nothing"), line=1)
+            )
     return sorted(found, key=lambda finding: (finding.line, finding.rule))
 
 
@@ -347,7 +349,7 @@ def _document_findings(document: ClusterDocument) -> list[Finding]:
     elif isinstance(value, dict) and "apiVersion" not in value:
         check_launcher(document)
     elif not isinstance(value, dict):
-        document.complain("yaml", (), explain("must be keys and values", got=repr(value)))
+        document.complain("yaml", (), format_error("must be keys and values", got=repr(value)))
     left = [(document.line(steps), name) for steps, text in texts_in(value) for name in _placeholders(text)]
     return [*document.findings, *_placeholder_finding(left)]
 
@@ -392,5 +394,5 @@ def _placeholders(text: str) -> list[str]:
 def _placeholder_finding(left: list[tuple[int, str]]) -> Iterator[Finding]:
     if left:
         names = ", ".join(dict.fromkeys(name for _, name in left))
-        text = explain("what is marked CHANGE must be yours", got=names)
+        text = format_error("what is marked CHANGE must be yours", got=names)
         yield Finding(rule="placeholder", text=text, line=min(left)[0], severity="warning")

@@ -19,7 +19,7 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.data.account import Account
-    from tune_rescon.data.catalog import DatasetFacts, describe, list_datasets, local_path
+    from tune_rescon.data.catalog import DatasetInfo, describe, list_datasets, local_path
     from tune_rescon.data.datamodule import ImageDataModule
     from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
     from tune_rescon.data.decode import USUAL_STORE_SIZE, decode_image
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "USUAL_STORE_SIZE",
     "Account",
-    "DatasetFacts",
+    "DatasetInfo",
     "ImageDataModule",
     "ImageDataset",
     "RawBatch",
@@ -47,7 +47,7 @@ __getattr__ = lazy_names(
     {
         "Account": "account",
         "USUAL_STORE_SIZE": "decode",
-        "DatasetFacts": "catalog",
+        "DatasetInfo": "catalog",
         "ImageDataModule": "datamodule",
         "ImageDataset": "dataset",
         "RawBatch": "loader",

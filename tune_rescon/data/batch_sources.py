@@ -26,10 +26,10 @@ from tune_rescon.data.dataset import ImageDataset, Split
 
 __all__ = [
     "Ahead",
+    "BatchSource",
     "Mapped",
     "Part",
     "Resident",
-    "Supply",
     "choose_supply",
     "fits",
     "made_ahead",
@@ -71,7 +71,7 @@ def fits(needed: int, free: int) -> bool:
     return needed * _LARGEST_PART <= free
 
 
-def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Supply:
+def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
     """Where the batches of a trial on ``device`` come from.
 
     A CPU's memory is where the mapped cache is already. A GPU is given the split, unless it has it; where
@@ -154,7 +154,7 @@ _Made = TypeVar("_Made")
 _DEPTH = 2
 
 
-class Supply(Protocol):
+class BatchSource(Protocol):
     """Gives the images of a split in any order asked for, as often as asked; keeps nothing between passes."""
 
     def __len__(self) -> int:

@@ -35,7 +35,7 @@ from tune_rescon.data.cache import (
 )
 from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, widest
 from tune_rescon.data.sources import Plan, Source
-from tune_rescon.errors import DataError, StorageError, explain
+from tune_rescon.errors import DataError, StorageError, format_error
 
 __all__ = [
     "Progress",
@@ -214,7 +214,7 @@ def _mean_std(done: list[_Chunk]) -> tuple[tuple[float, ...], tuple[float, ...]]
     """Of each channel over the training pixels, in 0..1."""
     pixels = sum(chunk.pixels for chunk in done)
     if not pixels:
-        raise DataError(explain("no training image can be decoded", where="dataset"))
+        raise DataError(format_error("no training image can be decoded", where="dataset"))
     sums = np.array([chunk.sums for chunk in done], dtype=np.float64).sum(axis=0)
     squares = np.array([chunk.squares for chunk in done], dtype=np.float64).sum(axis=0)
     mean = sums / pixels
@@ -367,7 +367,7 @@ def _judge_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
 
 def _bad_image(source: Source, name: str, reason: str) -> DataError:
     return DataError(
-        explain(
+        format_error(
             "every image must be whole",
             got=f"{name}, which cannot be decoded ({reason})",
             where=source.title,
@@ -378,7 +378,7 @@ def _bad_image(source: Source, name: str, reason: str) -> DataError:
 
 def _unwritable(folder: Path, error: OSError) -> StorageError:
     return StorageError(
-        explain(
+        format_error(
             "the folder for decoded images must be writable and have room",
             got=f"{error.strerror or error}",
             where=str(folder.parent),

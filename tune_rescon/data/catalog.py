@@ -21,12 +21,12 @@ from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.image_folder import list_folder
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, draw_cut, held_out_counts
-from tune_rescon.errors import DataError, explain, unknown_name
+from tune_rescon.errors import DataError, format_error, unknown_name_message
 
 __all__ = [
     "BUILTIN",
     "BuiltIn",
-    "DatasetFacts",
+    "DatasetInfo",
     "dataset_path",
     "describe",
     "list_datasets",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetFacts:
+class DatasetInfo:
     """What is known of a dataset before it is opened.
 
     Attributes:
@@ -193,7 +193,7 @@ def list_datasets() -> tuple[str, ...]:
     return (*BUILTIN, "folder")
 
 
-def describe(dataset: DatasetConfig, *, data_root: Path) -> DatasetFacts:
+def describe(dataset: DatasetConfig, *, data_root: Path) -> DatasetInfo:
     """What the dataset is, without decoding or downloading: constants, or one listing of the folder or zip.
 
     Images that turn out to be broken still count here. An archive at a URL is fetched to ``data_root`` first.
@@ -212,11 +212,11 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
         DataError: an unknown name, or a ``path`` that is missing, out of place or cannot be fetched.
     """
     if dataset.name not in list_datasets():
-        raise DataError(unknown_name("dataset", dataset.name, list_datasets(), where="dataset.name"))
+        raise DataError(unknown_name_message("dataset", dataset.name, list_datasets(), where="dataset.name"))
     if dataset.name != "folder":
         if dataset.path is not None:
             raise DataError(
-                explain(
+                format_error(
                     "only the dataset `folder` takes a path",
                     got=f"name={dataset.name}, path={dataset.path}",
                     where="dataset.path",
@@ -225,7 +225,7 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
         return None
     if dataset.path is None:
         raise DataError(
-            explain(
+            format_error(
                 "the dataset `folder` needs a path: a directory of images, or a .zip of one",
                 where="dataset.path",
                 hint="For example --set dataset.path=photos.zip",
@@ -247,7 +247,7 @@ def local_path(path: str) -> Path:
     except RuntimeError as error:
         rule = "dataset.path must begin with a user's home folder that this machine has"
         hint = "A folder of such a name is given as ./~NAME."
-        raise DataError(explain(rule, got=path, where="dataset.path", hint=hint)) from error
+        raise DataError(format_error(rule, got=path, where="dataset.path", hint=hint)) from error
 
 
 def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) -> SplitRule:
@@ -275,13 +275,13 @@ def validation_tests(dataset: DatasetConfig, *, has_test: bool) -> bool:
     return not (dataset.hold_out or has_test) and dataset.without_test == "val"
 
 
-def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
+def _describe_builtin(dataset: DatasetConfig) -> DatasetInfo:
     known = BUILTIN[dataset.name]
     classes = len(known.class_names)
     train, val = cut_sizes(
         known.train_images, classes, split_rule(dataset, own_validation=False, has_test=True)
     )
-    return DatasetFacts(
+    return DatasetInfo(
         name=dataset.name,
         classes=classes,
         channels=known.channels,
@@ -293,7 +293,7 @@ def _describe_builtin(dataset: DatasetConfig) -> DatasetFacts:
     )
 
 
-def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
+def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetInfo:
     listing = list_folder(path, Selection.of(dataset))
     classes = len(listing.class_names)
     counts, test = listing.train.counts(classes), len(listing.test.names)
@@ -309,7 +309,7 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetFacts:
     stands_in = validation_tests(dataset, has_test=bool(test))
     common = common_size(path, listing.names)
     side, _ = stored_size(common, dataset.store_size, dataset.resize)
-    return DatasetFacts(
+    return DatasetInfo(
         name=dataset.name,
         classes=classes,
         channels=3,
@@ -353,7 +353,7 @@ def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
         # torchvision reports a failed download or a file that does not match its checksum in these ways.
         known = BUILTIN[name]
         raise DataError(
-            explain(
+            format_error(
                 f"{name} is not in the data root and could not be downloaded ({_first_line(error)})",
                 where="dataset",
                 hint=f"Put {' and '.join(known.archives)} into {(data_root / known.folder).resolve()}",

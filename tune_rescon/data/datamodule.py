@@ -17,7 +17,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import POLICIES, augment, crop_and_flip, cutmix, mixup, one_hot
 from tune_rescon.data.batch_sources import Part, choose_supply
 from tune_rescon.data.dataset import ImageDataset
-from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Share, ShuffledBatches, augmentation_rng
+from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBatches, augmentation_rng
 from tune_rescon.data.pixels import Normalization
 
 __all__ = [
@@ -50,7 +50,7 @@ class ImageDataModule(LightningDataModule):
         image_size: int,
         seed: int,
         judged: Part = "val",
-        share: Share = WHOLE,
+        share: Shard = WHOLE,
         done: tuple[int, int] = (0, 0),
     ) -> None:
         """Keep what the batches depend on.

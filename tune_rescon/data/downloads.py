@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 __all__ = ["fetched", "is_url"]
 
@@ -62,7 +62,7 @@ def fetched(url: str, folder: Path) -> Path:
     name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
     if facts.get("type") == "directory" or name.suffix.lower() != ".zip":
         rule = "a dataset.path that is a URL must be that of a .zip of images"
-        raise DataError(explain(rule, got=url, where="dataset.path"))
+        raise DataError(format_error(rule, got=url, where="dataset.path"))
     target = folder / f"{name.stem}-{_version(url, facts)}{name.suffix}"
     if target.exists():
         return target
@@ -109,4 +109,4 @@ def _unreadable(url: str, error: Exception) -> DataError:
         " `pip install 'tune_rescon[s3]'` brings that file system, likewise gcs and azure."
     )
     rule = "dataset.path must be an archive that can be read"
-    return DataError(explain(rule, got=f"{url} ({said})", where="dataset.path", hint=hint))
+    return DataError(format_error(rule, got=f"{url} ({said})", where="dataset.path", hint=hint))

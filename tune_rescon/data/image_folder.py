@@ -22,9 +22,9 @@ from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, 
 from tune_rescon.data.parts import find_parts, is_usual_name
 from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, settling
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
-__all__ = ["PARTS", "Listing", "Part", "arrange", "fingerprint", "list_folder", "read_bytes"]
+__all__ = ["PARTS", "ImageIndex", "Part", "arrange", "fingerprint", "list_folder", "read_bytes"]
 
 
 _EVERYTHING: Final = Selection()
@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class ImageIndex:
     """A source's classes, sorted by name, and its parts; ``val`` and ``test`` may be empty."""
 
     class_names: tuple[str, ...]
@@ -67,7 +67,7 @@ def arrange(
     where: str,
     selection: Selection = _EVERYTHING,
     tally: Tally | None = None,
-) -> Listing:
+) -> ImageIndex:
     """Find classes and parts among the paths of a source.
 
     >>> found = arrange(["pets/cat/1.jpg", "pets/cat/2.jpg", "pets/dog/1.PNG"], where="pets.zip")
@@ -89,7 +89,7 @@ def arrange(
     if not tree.count(""):
         found = [f"{one.count} {one.kind} ({', '.join(one.names)})" for one in tally.left_out()]
         raise DataError(
-            explain(
+            format_error(
                 f"no images found (looked for {', '.join(SUFFIXES)})",
                 got=", ".join(found) or None,
                 where=where,
@@ -110,7 +110,7 @@ def arrange(
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
         left_out=tally.left_out(),
     )
-    return Listing(class_names=names, **listed, account=account)
+    return ImageIndex(class_names=names, **listed, account=account)
 
 
 def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
@@ -126,7 +126,7 @@ def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, .
     if len(names) < 2:
         empty = sorted({name for folder in folders for name in tree.empty(folder)})
         raise DataError(
-            explain(
+            format_error(
                 "an image folder needs 2 or more classes, each a folder of images",
                 got=f"{len(names)}"
                 + (f" ({names[0]})" if names else "")
@@ -151,7 +151,7 @@ def _check_empty_classes(
         for name in sorted({name for folder in folders for name in trees[part].filled(folder)}):
             if part != "train" and _same(name) in train.keys() - known:
                 raise DataError(
-                    explain(
+                    format_error(
                         "a class folder must hold at least one image",
                         got=f"none of {name!r} to train, and some in {part}",
                         where=join(where, train[_same(name)]),
@@ -169,7 +169,7 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
         strangers = sorted(name for name in found if _same(name) not in labels)
         if strangers:
             raise DataError(
-                explain(
+                format_error(
                     "every class must also be in the training part",
                     got=", ".join(map(repr, strangers)),
                     where=join(where, folder),
@@ -226,7 +226,7 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def list_folder(path: Path, selection: Selection = _EVERYTHING) -> Listing:
+def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
     """List a directory or .zip.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.formats import is_image_name
 from tune_rescon.data.selection import Selection, is_hidden, is_junk_folder
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 __all__ = [
     "Entry",
@@ -248,9 +248,9 @@ def readable(path: Path) -> Iterator[None]:
     except OSError as error:
         if not path.exists():
             rule = "dataset.path must be an existing directory or .zip"
-            raise DataError(explain(rule, got=str(path), where="dataset")) from error
+            raise DataError(format_error(rule, got=str(path), where="dataset")) from error
         rule = "every file and folder must be readable"
-        raise DataError(explain(rule, got=str(error), where=str(path))) from error
+        raise DataError(format_error(rule, got=str(error), where=str(path))) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

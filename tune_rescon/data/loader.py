@@ -14,16 +14,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tune_rescon.data.batch_sources import Supply
+from tune_rescon.data.batch_sources import BatchSource
 
-__all__ = ["WHOLE", "Batches", "RawBatch", "Share", "ShuffledBatches", "augmentation_rng", "epoch_order"]
+__all__ = ["WHOLE", "Batches", "RawBatch", "Shard", "ShuffledBatches", "augmentation_rng", "epoch_order"]
 
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Shard:
     """One process's part of every batch. The parts are disjoint, and together they are the batch."""
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Share:
     def of(self, images: int) -> int:
         """How many of ``images`` are this share's: the parts differ by one at most, the first are the larger.
 
-        >>> [Share(rank=rank, count=3).of(8) for rank in range(3)]
+        >>> [Shard(rank=rank, count=3).of(8) for rank in range(3)]
         [3, 3, 2]
         """
         return images // self.count + (self.rank < images % self.count)
@@ -48,7 +48,7 @@ class Share:
 
         A last, shorter batch leaves a share that is shorter, or none.
 
-        >>> Share(rank=1, count=2).cut(np.arange(8), 3)
+        >>> Shard(rank=1, count=2).cut(np.arange(8), 3)
         (array([2, 5, 7]), 1)
         """
         if self.count == 1:
@@ -59,7 +59,7 @@ class Share:
 
 
 #: Of the only process.
-WHOLE: Final = Share()
+WHOLE: Final = Shard()
 
 
 # numpy seeds (s, e) and (s, e, 0) alike: each use of a seed begins with a number of its own.
@@ -113,9 +113,9 @@ class Batches:
         share: of each batch, which is what comes of it.
     """
 
-    images: Supply
+    images: BatchSource
     batch_size: int
-    share: Share = WHOLE
+    share: Shard = WHOLE
 
     def __len__(self) -> int:
         """Batches of one pass."""

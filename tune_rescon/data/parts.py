@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from tune_rescon.data.image_tree import Tree, join
 from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, settling
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 __all__ = ["find_parts", "is_usual_name"]
 
@@ -57,7 +57,7 @@ def _chosen(tree: Tree, selection: Selection, where: str) -> Iterator[tuple[str,
         for folder in folders:
             if folder in taken:
                 rule = f"dataset.{taken[folder]} and dataset.{part} must name different folders"
-                raise DataError(explain(rule, got=folder or ".", where=where))
+                raise DataError(format_error(rule, got=folder or ".", where=where))
             taken[folder] = part
         yield part, folders
 
@@ -75,13 +75,15 @@ def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...
     if not folders:
         rule = f"dataset.{part} must name a folder inside the source, or be a glob of such folders"
         there = ", ".join(sorted(tree.filled(top))[:8]) or "none"
-        raise DataError(explain(rule, got=repr(pattern), where=where, hint=f"Folders there: {there}."))
+        raise DataError(format_error(rule, got=repr(pattern), where=where, hint=f"Folders there: {there}."))
     bare = [folder for folder in folders if not tree.filled(folder)]
     if bare:
         rule = f"dataset.{part} must name a folder that holds class folders"
         above = bare[0].rpartition("/")[0] or "."
         hint = f"If the class folders lie in {above}, write {settling(part, above)}."
-        raise DataError(explain(rule, got=f"{bare[0]}, which holds none with images", where=where, hint=hint))
+        raise DataError(
+            format_error(rule, got=f"{bare[0]}, which holds none with images", where=where, hint=hint)
+        )
     return folders
 
 
@@ -201,7 +203,7 @@ class _Usual:
         )
 
     def _refuse(self, rule: str, got: str, hint: str) -> NoReturn:
-        raise DataError(explain(rule, got=got, where=join(self._where, self._top), hint=hint))
+        raise DataError(format_error(rule, got=got, where=join(self._where, self._top), hint=hint))
 
 
 def _folders(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 __all__ = [
     "Cut",
@@ -101,7 +101,7 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     sides = 1 if rule.val_fraction is None else 2
     if used < sides * classes:
         raise DataError(
-            explain(
+            format_error(
                 f"{classes} classes need at least {sides * classes} training images"
                 + (", one of each to train and one to validate" if sides == 2 else ", one of each"),
                 got=f"{used}" + (f" (dataset.limit={rule.limit})" if used == rule.limit else ""),
@@ -124,7 +124,7 @@ def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -
     short = [f"{count} of {name!r}" for name, count in zip(names, counts, strict=True) if count < need]
     if short:
         raise DataError(
-            explain(
+            format_error(
                 f"every class needs at least {need} training images"
                 + (", one to train and one to validate" if need == 2 else ""),
                 got=", ".join(short[:5]),

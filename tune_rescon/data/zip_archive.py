@@ -22,7 +22,7 @@ from typing import Final
 
 from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.image_tree import readable
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 __all__ = [
     "Archive",
@@ -193,7 +193,7 @@ def open_zip(path: Path) -> Archive:
         return _archive(path, status.st_size, status.st_mtime_ns)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(
-            explain(
+            format_error(
                 "a file given as dataset.path must be a readable zip archive",
                 got=f"{path} ({error})",
                 where="dataset",
@@ -218,7 +218,7 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
         info = archive.members[path]
         if info.flag_bits & _ENCRYPTED or info.compress_type == _AES:
             raise DataError(
-                explain(
+                format_error(
                     "the zip must not be encrypted",
                     got=f"an encrypted {path}",
                     where=str(archive.path),
@@ -228,7 +228,7 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
         if info.compress_type not in _readable_methods() or info.flag_bits & _PATCHED:
             method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
             raise DataError(
-                explain(
+                format_error(
                     "the images of a zip must be stored, or compressed by deflate, bzip2 or LZMA",
                     got=f"{path}, which is compressed by {method}",
                     where=str(archive.path),
@@ -309,7 +309,7 @@ def _plain(name: str, path: Path) -> str:
     if ".." in steps:
         rule = "the entries of a zip must lie inside it"
         hint = "Make the archive again from inside the folder."
-        raise DataError(explain(rule, got=repr(name), where=str(path), hint=hint))
+        raise DataError(format_error(rule, got=repr(name), where=str(path), hint=hint))
     return "/".join(steps) + ("/" if name.endswith("/") else "")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.finals.judging import Figure, Finalist, judgement
+    from tune_rescon.finals.judging import Estimate, Finalist, judgement
     from tune_rescon.finals.plan import (
         RECIPES,
         Recipe,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PUBLISHED",
     "RECIPES",
-    "Figure",
+    "Estimate",
     "Finalist",
     "FinalsPresentation",
     "PublishedRow",
@@ -70,7 +70,7 @@ __getattr__ = lazy_names(
     {
         "PUBLISHED": "published",
         "RECIPES": "plan",
-        "Figure": "judging",
+        "Estimate": "judging",
         "Finalist": "judging",
         "FinalsPresentation": "presentation",
         "PublishedRow": "published",

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tune_rescon.config import TEST_METRICS, is_test_metric
-from tune_rescon.tuning import StudyResult, TrialSummary, repeated
+from tune_rescon.tuning import StudyResult, TrialRecord, repeated
 
-__all__ = ["Figure", "Finalist", "Lead", "judgement", "judgement_document"]
+__all__ = ["Estimate", "Finalist", "Lead", "judgement", "judgement_document"]
 
 #: Of intervals: how often such an interval holds the true difference.
 CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Estimate:
     """A measure over the trainings of one configuration."""
 
     mean: float
@@ -27,7 +27,7 @@ class Figure:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
+    def of(cls, values: Sequence[float]) -> Estimate:
         """The figure of these values, of which there is at least one."""
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return cls(mean=statistics.fmean(values), spread=spread, values=tuple(values))
@@ -37,10 +37,10 @@ class Figure:
 class Finalist:
     """One configuration that was trained to its end, once for each seed."""
 
-    trials: tuple[TrialSummary, ...]
-    figures: Mapping[str, Figure]
+    trials: tuple[TrialRecord, ...]
+    figures: Mapping[str, Estimate]
     """By the names of ``config.TEST_METRICS``."""
-    by_class: Mapping[str, Figure] = field(default_factory=dict)
+    by_class: Mapping[str, Estimate] = field(default_factory=dict)
     """Accuracy on the test images of each class."""
     params_m: float
     """Parameters, millions."""
@@ -61,14 +61,14 @@ class Lead:
     unknown, for one of the two was trained once."""
 
     @classmethod
-    def of(cls, first: Figure, second: Figure, *, maximize: bool) -> Lead:
+    def of(cls, first: Estimate, second: Estimate, *, maximize: bool) -> Lead:
         """The lead of ``first`` on ``second``, by Welch's t interval (Biometrika, 1947).
 
         Two or three trainings each are few: the interval is several standard errors wide.
 
-        >>> Lead.of(Figure.of([0.8, 0.82]), Figure.of([0.7, 0.71]), maximize=True).margin > 0.03
+        >>> Lead.of(Estimate.of([0.8, 0.82]), Estimate.of([0.7, 0.71]), maximize=True).margin > 0.03
         True
-        >>> Lead.of(Figure.of([0.8]), Figure.of([0.7, 0.71]), maximize=True).margin
+        >>> Lead.of(Estimate.of([0.8]), Estimate.of([0.7, 0.71]), maximize=True).margin
         inf
         """
         difference = first.mean - second.mean if maximize else second.mean - first.mean
@@ -116,18 +116,18 @@ def judgement_document(result: StudyResult, found: Sequence[Finalist]) -> dict[s
                 "params_m": one.params_m,
                 "gmacs": one.gmacs,
                 "hours": one.hours,
-                **{name: _plain(figure) for name, figure in one.figures.items()},
-                "accuracy_by_class": {name: _plain(figure) for name, figure in one.by_class.items()},
+                **{name: _plain(estimate) for name, estimate in one.figures.items()},
+                "accuracy_by_class": {name: _plain(estimate) for name, estimate in one.by_class.items()},
             }
             for one in found
         ],
     }
 
 
-def _finalist(result: StudyResult, trials: tuple[TrialSummary, ...]) -> Finalist:
+def _finalist(result: StudyResult, trials: tuple[TrialRecord, ...]) -> Finalist:
     names = [name for name in trials[0].history if is_test_metric(name)]
     cost = result.costs[trials[0].number]
-    figures = {name: Figure.of([trial.history[name][-1] for trial in trials]) for name in names}
+    figures = {name: Estimate.of([trial.history[name][-1] for trial in trials]) for name in names}
     return Finalist(
         trials=trials,
         figures={name: figures[name] for name in TEST_METRICS if name in figures},
@@ -138,6 +138,6 @@ def _finalist(result: StudyResult, trials: tuple[TrialSummary, ...]) -> Finalist
     )
 
 
-def _plain(figure: Figure) -> dict[str, Any]:
-    spread = figure.spread if math.isfinite(figure.spread) else None
-    return {"mean": figure.mean, "spread": spread, "values": list(figure.values)}
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    spread = estimate.spread if math.isfinite(estimate.spread) else None
+    return {"mean": estimate.mean, "spread": spread, "values": list(estimate.values)}

@@ -17,9 +17,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "METRIC",
@@ -55,7 +55,7 @@ def read_duration(text: str) -> float:
     seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if not seconds > 0:
         rule = "must be a time, such as 2h, 1h30m or 90s"
-        raise ConfigError(explain(rule, got=repr(text), where="--budget"))
+        raise ConfigError(format_error(rule, got=repr(text), where="--budget"))
     return seconds
 
 
@@ -82,7 +82,7 @@ def epochs_within(
         needed = finals_seconds(epoch_seconds, epochs=least, trainings=trainings, slots=slots)
         rule = f"must be enough for {least} epochs of {trainings} trainings, about {needed:.0f} s"
         hint = "Give more, or smaller --top or --seeds."
-        raise ConfigError(explain(rule, got=f"{seconds:.0f} s", where="--budget", hint=hint))
+        raise ConfigError(format_error(rule, got=f"{seconds:.0f} s", where="--budget", hint=hint))
     return epochs
 
 
@@ -165,7 +165,7 @@ def find_recipe(name: str) -> Recipe:
         ConfigError: there is none; the names there are, are listed.
     """
     if name not in RECIPES:
-        raise ConfigError(unknown_name("recipe", name, list(RECIPES), where="--recipe"))
+        raise ConfigError(unknown_name_message("recipe", name, list(RECIPES), where="--recipe"))
     return RECIPES[name]
 
 
@@ -189,7 +189,7 @@ def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
     if not found:
         rule = "a search must have a trial that reached its last epoch"
         got = f"{result.name}, which has none" + (" yet" if result.state.value == "running" else "")
-        raise StorageError(explain(rule, got=got, where="--from"))
+        raise StorageError(format_error(rule, got=got, where="--from"))
     return tuple(found)[:top]
 
 
@@ -304,10 +304,10 @@ def _common_and_own(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dic
     return fixed, own
 
 
-def _config(result: StudyResult, trial: TrialSummary) -> TrialConfig:
+def _config(result: StudyResult, trial: TrialRecord) -> TrialConfig:
     config = trial.config(result.space)
     if config is None:
         rule = "a trial can be trained again only if its configuration is known"
         got = f"trial {trial.number} of {result.name}, recorded before its space.yaml was edited"
-        raise StorageError(explain(rule, got=got, where="--from"))
+        raise StorageError(format_error(rule, got=got, where="--from"))
     return config

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tune_rescon.finals.judging import (
     CONFIDENCE,
-    Figure,
+    Estimate,
     Finalist,
     Lead,
     judgement,
@@ -21,7 +21,7 @@ from tune_rescon.finals.judging import (
 )
 from tune_rescon.finals.published import PUBLISHED, PublishedRow, Shares, measured, scaled
 from tune_rescon.reporting import SearchPresentation, markdown_table
-from tune_rescon.reporting.formatting import figure, pairs
+from tune_rescon.reporting.formatting import format_number, pairs
 from tune_rescon.tuning import SearchFolder, StudyResult, write_atomically
 
 __all__ = [
@@ -128,7 +128,7 @@ def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares
 
 
 def _published(row: PublishedRow) -> str:
-    return ", ".join(f"{_words(name)} {figure(value)}" for name, value in row.figures.items())
+    return ", ".join(f"{_words(name)} {format_number(value)}" for name, value in row.figures.items())
 
 
 def _words(name: str) -> str:
@@ -138,7 +138,7 @@ def _words(name: str) -> str:
 def _print_classes(winner: Finalist, console: Console) -> None:
     worst = sorted(winner.by_class.items(), key=lambda item: item[1].mean)[:CLASSES]
     of = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
-    classes = ", ".join(f"{name} {figure(value.mean)}" for name, value in worst)
+    classes = ", ".join(f"{name} {format_number(value.mean)}" for name, value in worst)
     console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
 
 
@@ -158,7 +158,7 @@ def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Cons
             soft_wrap=True,
         )
     elif not lead.is_beyond_seeds:
-        interval = f"{figure(lead.difference)} ± {lead.margin:.2g} ({CONFIDENCE:.0%} interval)"
+        interval = f"{format_number(lead.difference)} ± {lead.margin:.2g} ({CONFIDENCE:.0%} interval)"
         console.print(
             f"Its lead on the second, {interval}, is within what the seed alone changes.",
             soft_wrap=True,
@@ -182,5 +182,5 @@ def _trainings(found: Sequence[Finalist]) -> str:
     return f"Mean ± standard deviation over {several} trainings."
 
 
-def _spread(value: Figure) -> str:
-    return figure(value.mean) + (f" ± {value.spread:.2g}" if math.isfinite(value.spread) else "")
+def _spread(value: Estimate) -> str:
+    return format_number(value.mean) + (f" ± {value.spread:.2g}" if math.isfinite(value.spread) else "")

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import describe
-from tune_rescon.errors import ConfigError, unknown_name
-from tune_rescon.finals.judging import Figure
+from tune_rescon.errors import ConfigError, unknown_name_message
+from tune_rescon.finals.judging import Estimate
 from tune_rescon.finals.plan import finals_space, find_recipe
 from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning import StudyResult, repeated
@@ -64,7 +64,7 @@ def find_rows(names: Sequence[str]) -> tuple[PublishedRow, ...]:
     known = [row.name for row in PUBLISHED]
     for name in names:
         if name not in (*tables, *known):
-            raise ConfigError(unknown_name("row", name, [*tables, *known], where="ROW"))
+            raise ConfigError(unknown_name_message("row", name, [*tables, *known], where="ROW"))
     return tuple(row for row in PUBLISHED if row.name in names or row.table in names)
 
 
@@ -255,7 +255,7 @@ def row_space(
     )
 
 
-def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Figure]:
+def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Estimate]:
     """The published measures, as they came out; nothing if no training reached its end."""
     trials = [trial for group in repeated(result.trials) for trial in group]
     if not trials:
@@ -264,5 +264,5 @@ def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Figure]:
     for name in row.figures:
         source = "test_accuracy" if name == "test_error" else name
         values = [trial.history.get(source, (math.nan,))[-1] for trial in trials]
-        found[name] = Figure.of([100 * (1 - value) for value in values] if name == "test_error" else values)
+        found[name] = Estimate.of([100 * (1 - value) for value in values] if name == "test_error" else values)
     return found

@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
 
@@ -92,7 +92,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         StorageError: the file cannot be written, or says something else than the network.
     """
     if form not in FORMATS:
-        raise ConfigError(unknown_name("format", form, sorted(FORMATS), where="--format"))
+        raise ConfigError(unknown_name_message("format", form, sorted(FORMATS), where="--format"))
     classifier = Classifier(network, about).eval()
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
@@ -101,15 +101,17 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         # Not `difference > TOLERANCE`, which a NaN would pass.
         if not difference <= TOLERANCE:
             rule = f"an exported file must give the network's probabilities within {TOLERANCE:g}"
-            raise StorageError(explain(rule, got=f"a difference of {difference:.2g}", where=str(output)))
+            raise StorageError(format_error(rule, got=f"a difference of {difference:.2g}", where=str(output)))
         scratch.replace(output)
     except ImportError as error:
         hint = f"pip install 'tune_rescon[{form}]'"
         rule = f"the format {form} needs its packages"
-        raise ConfigError(explain(rule, got=str(error), where="--format", hint=hint)) from error
+        raise ConfigError(format_error(rule, got=str(error), where="--format", hint=hint)) from error
     except OSError as error:
         rule = "must be a file that can be written"
-        raise StorageError(explain(rule, got=f"{output} ({error.strerror})", where="--output")) from error
+        raise StorageError(
+            format_error(rule, got=f"{output} ({error.strerror})", where="--output")
+        ) from error
     finally:
         shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
     return difference

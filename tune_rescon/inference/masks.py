@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
-from tune_rescon.errors import ConfigError, StorageError, explain, unknown_name
+from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.inference.predict import pixels
 from tune_rescon.models.network import AttentionModule
@@ -175,7 +175,7 @@ def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
     """
     width, height = size
     if resize not in ("crop", "squash", "pad"):
-        raise ConfigError(unknown_name("resize", resize, ("crop", "pad", "squash")))
+        raise ConfigError(unknown_name_message("resize", resize, ("crop", "pad", "squash")))
     if resize == "squash":
         return (0.0, 0.0, float(width), float(height))
     edge = min(size) if resize == "crop" else max(size)
@@ -275,7 +275,7 @@ def make_gallery(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = "must be a folder that can be written"
-        raise StorageError(explain(rule, got=f"{folder} ({error.strerror})", where="--masks")) from error
+        raise StorageError(format_error(rule, got=f"{folder} ({error.strerror})", where="--masks")) from error
 
 
 def draw_gallery(

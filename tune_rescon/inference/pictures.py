@@ -23,7 +23,7 @@ from tune_rescon.data.decode import BadImageError
 from tune_rescon.data.formats import SUFFIXES
 from tune_rescon.data.image_tree import find_images
 from tune_rescon.data.opening import without_remarks
-from tune_rescon.errors import DataError, explain
+from tune_rescon.errors import DataError, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.training import TrainedNetwork
@@ -71,12 +71,14 @@ def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRIN
         elif path.exists():
             found[path] = None
         else:
-            raise DataError(explain("a picture or a folder of them must exist", got=str(path), where="PATH"))
+            raise DataError(
+                format_error("a picture or a folder of them must exist", got=str(path), where="PATH")
+            )
     for line in left_out_lines(tally.left_out()):
         say(line)
     if not found:
         rule = f"there must be pictures ({', '.join(SUFFIXES)})"
-        raise DataError(explain(rule, got="none", where=" ".join(map(str, paths))))
+        raise DataError(format_error(rule, got="none", where=" ".join(map(str, paths))))
     return list(found)
 
 

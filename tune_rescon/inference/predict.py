@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tune_rescon.data.pixels import to_unit
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.training import TrainedNetwork
-from tune_rescon.training.device import Placement
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
 
 __all__ = [
@@ -48,7 +48,12 @@ def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = 
 
 
 def predictions(
-    network: nn.Module, about: TrainedNetwork, batches: Iterable[Pictures], placement: Placement, *, top: int
+    network: nn.Module,
+    about: TrainedNetwork,
+    batches: Iterable[Pictures],
+    placement: DeviceConfig,
+    *,
+    top: int,
 ) -> Iterator[Prediction]:
     """One for each picture; the network is moved to the placement's device."""
     classifier = placement.network(Classifier(network, about).eval())

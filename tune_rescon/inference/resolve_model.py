@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import load_exported
@@ -42,7 +42,7 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     if path.suffix or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
-        raise StorageError(explain(rule, got=model))
+        raise StorageError(format_error(rule, got=model))
     with local_file(_best_checkpoint(read_search(place, model, where="MODEL"))) as file:
         return load_trained(file)
 
@@ -57,12 +57,12 @@ def _best_checkpoint(result: StudyResult) -> str:
     checkpoint = result.checkpoint(best) if best else None
     if best is None or checkpoint is None:
         rule = "a search must have a best trial with its checkpoint"
-        raise StorageError(explain(rule, got=f"{result.name}, which has none yet", where="MODEL"))
+        raise StorageError(format_error(rule, got=f"{result.name}, which has none yet", where="MODEL"))
     if result.kept_checkpoint(best) is None:
         rule = "the best trial's checkpoint must be in the search's folder"
         hint = "Copy the folder's `checkpoints` from where the search ran."
         got = f"{result.name}, where {checkpoint} is missing"
-        raise StorageError(explain(rule, got=got, where="MODEL", hint=hint))
+        raise StorageError(format_error(rule, got=got, where="MODEL", hint=hint))
     return checkpoint
 
 
@@ -72,5 +72,5 @@ def _tracking_uri(place: Place) -> str:
         return uri
     if isinstance(place.storage, StorageUrl):
         rule = "MLflow must be named for a storage at a URL"
-        raise StorageError(explain(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
+        raise StorageError(format_error(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
     return SearchFolder(storage=place.storage.resolve(), name="any").mlflow_uri

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.errors import NetworkError, explain
+from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import MINIMUM_IMAGE_SIZE, NetworkSpec, StageSpec, UnitSpec
 
@@ -403,7 +403,7 @@ def check_sides(images_BCHW: Tensor, least: int) -> None:
         # TorchScript knows Python's own exceptions only.
         raise ValueError(f"images must be at least {least} pixels a side")
     rule = f"images must be at least {least} pixels a side"
-    raise NetworkError(explain(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
+    raise NetworkError(format_error(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
 
 
 def _stem(spec: NetworkSpec) -> nn.Sequential:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.errors import NetworkError, explain, unknown_name
+from tune_rescon.errors import NetworkError, format_error, unknown_name_message
 from tune_rescon.models.spec import NetworkSpec, StageSpec, minimum_image_size
 
 __all__ = ["LAYOUTS", "PRESETS", "Layout", "Preset", "Variant", "list_presets", "resolve_network"]
@@ -281,7 +281,7 @@ def _chosen(config: TrialConfig) -> Preset:
     if config.preset is None:
         return Preset(layout=_layout_name(config), depth=config.depth)
     if config.preset not in PRESETS:
-        raise NetworkError(unknown_name("preset", config.preset, list_presets()))
+        raise NetworkError(unknown_name_message("preset", config.preset, list_presets()))
     preset = PRESETS[config.preset]
     if config.layout not in ("auto", preset.layout):
         raise NetworkError(_contradiction(config, "layout", preset.layout))
@@ -293,7 +293,7 @@ def _chosen(config: TrialConfig) -> Preset:
 def _contradiction(config: TrialConfig, field: str, stands_for: object) -> str:
     rule = f"a preset fixes the {field}; {config.preset} is {field} {stands_for}"
     hint = f"Leave out `{field}`, or drop `preset` and give `layout` and `depth`."
-    return explain(rule, got=f"{field} {getattr(config, field)!r} beside it", where="preset", hint=hint)
+    return format_error(rule, got=f"{field} {getattr(config, field)!r} beside it", where="preset", hint=hint)
 
 
 def _layout_name(config: TrialConfig) -> str:
@@ -314,7 +314,7 @@ def _variant(chosen: Preset) -> Variant:
         )
     nearest = min(variants, key=lambda depth: abs(depth - chosen.depth))
     hint = f"The nearest is {nearest}."
-    raise NetworkError(explain(rule, got=str(chosen.depth), where="depth", hint=hint))
+    raise NetworkError(format_error(rule, got=str(chosen.depth), where="depth", hint=hint))
 
 
 def _stages(layout: Layout, variant: Variant, *, width: float, local: bool) -> Iterator[StageSpec]:
@@ -356,4 +356,4 @@ def _check_image_size(spec: NetworkSpec) -> None:
         rule = (
             f"layout {spec.layout} needs at least {least} pixels, or its masks would pool a map of one pixel"
         )
-        raise NetworkError(explain(rule, got=str(spec.image_size), where="image_size"))
+        raise NetworkError(format_error(rule, got=str(spec.image_size), where="image_size"))

@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.errors import NetworkError, explain
+from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import NetworkSpec, walk
@@ -155,7 +155,9 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
     parts = [part for held in find_state_dicts(value) for part in _by_prefix(held)]
     if not parts and value != {}:
         rule = "must be a state dict, or hold one"
-        raise NetworkError(explain(rule, got=f"{describe_value(value)}, without tensors", where="state_dict"))
+        raise NetworkError(
+            format_error(rule, got=f"{describe_value(value)}, without tensors", where="state_dict")
+        )
     judged = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
     fitting = [(part, found) for part, found in judged if not found.distance(part.tensors.keys())]
     if not fitting:
@@ -164,7 +166,7 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
         places = [part.place or "the outermost dict" for part, _ in fitting]
         got = f"{len(places)}, in {_some(places)}"
         hint = "Give the state dict of one of them."
-        raise NetworkError(explain("must hold one network", got=got, where="state_dict", hint=hint))
+        raise NetworkError(format_error("must hold one network", got=got, where="state_dict", hint=hint))
     ((part, found),) = fitting
     return part.tensors, found
 
@@ -206,7 +208,7 @@ def _misfit(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) ->
     rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
     found = [f"{one.place or 'the outermost dict'} ({len(one.tensors)})" for one in parts]
     hint = f"Tensors were found in {_some(found)}." if len(found) > 1 or part.place else ""
-    return explain(rule, got=got, where=part.place or "state_dict", hint=hint)
+    return format_error(rule, got=got, where=part.place or "state_dict", hint=hint)
 
 
 def _axis(weights: Mapping[str, Tensor], key: str, axis: int) -> int:
@@ -284,7 +286,7 @@ def _in_unit(layer: str) -> str:
 def _check_shape(name: str, theirs: Tensor, ours: Tensor, preset: str) -> None:
     if theirs.shape != ours.shape:
         rule = f"is {'x'.join(map(str, ours.shape))} in {preset}"
-        raise NetworkError(explain(rule, got="x".join(map(str, theirs.shape)), where=name))
+        raise NetworkError(format_error(rule, got="x".join(map(str, theirs.shape)), where=name))
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tune_rescon.errors import NetworkError, explain
+from tune_rescon.errors import NetworkError, format_error
 
 __all__ = [
     "MINIMUM_IMAGE_SIZE",
@@ -116,7 +116,7 @@ class NetworkSpec:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 rule = f"must be a whole number of at least {least}"
-                raise NetworkError(explain(rule, got=repr(value), where=name))
+                raise NetworkError(format_error(rule, got=repr(value), where=name))
 
     @property
     def trunk_path(self) -> int:
@@ -187,7 +187,7 @@ def _exactly(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
         wrong = [f"missing {name}" for name in sorted(known - set(values))]
         wrong += [f"unknown {name}" for name in sorted(set(values) - known)]
         rule = f"a stored {kind.__name__} must have exactly this version's fields"
-        raise NetworkError(explain(rule, got=", ".join(wrong)))
+        raise NetworkError(format_error(rule, got=", ".join(wrong)))
     return dict(values)
 
 

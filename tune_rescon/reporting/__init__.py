@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tune_rescon.reporting.overview import print_comparison, print_overviews
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.plots import write_plots
-    from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_shown
+    from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_with_display
     from tune_rescon.reporting.table import print_result, result_table
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "render_page",
     "result_table",
     "resume_command",
-    "run_shown",
+    "run_with_display",
     "write_plots",
     "write_report",
 ]
@@ -68,7 +68,7 @@ __getattr__ = lazy_names(
         "LiveView": "live.view",
         "SearchPresentation": "run",
         "resume_command": "run",
-        "run_shown": "run",
+        "run_with_display": "run",
         "csv_text": "formats",
         "json_text": "formats",
         "markdown_table": "formats",

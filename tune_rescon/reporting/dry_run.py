@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.models import Cost, count, resolve_network
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.reporting.formatting import figure
+from tune_rescon.reporting.formatting import format_number
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
-from tune_rescon.tuning import cache_words, datasets_of, judging_words, ladder_levels, with_store_size
+from tune_rescon.tuning import cache_words, datasets_of, judging_words, rung_levels, with_store_size
 
 __all__ = ["print_dry_run"]
 
@@ -35,7 +35,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     space = with_store_size(space, None)
     # The URL of an archive may be signed.
     console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
-    console.print(f"rungs (epochs): {', '.join(map(str, ladder_levels(space)))}")
+    console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
     console.print(_stopping(space), soft_wrap=True)
     if space.metric.against:
         console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
@@ -67,7 +67,7 @@ def _stopping(space: Space) -> str:
     return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
-def _samples(space: Space, facts: Mapping[str, DatasetFacts]) -> Table:
+def _samples(space: Space, facts: Mapping[str, DatasetInfo]) -> Table:
     table = Table(title="First samples, each with its cost if it is never stopped", title_justify="left")
     for heading in (*space.parameters, "params M", "GMACs", "worst-case PMACs"):
         table.add_column(heading, justify="right", overflow="fold")
@@ -76,19 +76,19 @@ def _samples(space: Space, facts: Mapping[str, DatasetFacts]) -> Table:
     return table
 
 
-def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetFacts]) -> list[str]:
+def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetInfo]) -> list[str]:
     config = trial_config(space, sample)
     known = facts[space.dataset_config(config.dataset).name]
     cost = count(resolve_network(config, classes=known.classes, in_channels=known.channels))
     return [
-        *(escape(figure(sample.get(name))) for name in space.parameters),
+        *(escape(format_number(sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.macs / 1e9:.3f}",
-        figure(_training_macs(cost, known, space.fidelity.max) / 1e15),
+        format_number(_training_macs(cost, known, space.fidelity.max) / 1e15),
     ]
 
 
-def _training_macs(cost: Cost, facts: DatasetFacts, epochs: int) -> float:
+def _training_macs(cost: Cost, facts: DatasetInfo, epochs: int) -> float:
     """Multiply-adds of ``epochs`` epochs with their validation."""
     epoch = FORWARD_AND_BACKWARD * facts.train_images + facts.val_images
     return float(cost.macs) * epoch * epochs

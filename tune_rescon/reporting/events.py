@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.formatting import duration, figure, pairs
+from tune_rescon.reporting.formatting import duration, format_number, pairs
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import Gauges, TrialSummary, Verdict
+from tune_rescon.tuning import Gauges, TrialRecord, Verdict
 
 __all__ = ["STATE_STYLE", "EventLines", "end_line", "note_line", "start_line"]
 
@@ -46,7 +46,7 @@ class EventLines:
     def attend(self, gauges: Gauges) -> None:
         """Nothing: lines tell what happens, not how it stands."""
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """How much there is to do, and how much is done."""
         self._ended = sum(trial.state.is_final for trial in trials)
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
@@ -56,26 +56,26 @@ class EventLines:
             soft_wrap=True,
         )
 
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Its parameters; from which epoch on, if it was promoted or is not begun for the first time."""
         self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
 
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """Something that a person should know about it."""
         self._print(note_line(trial, text))
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its value, and its place at the rung if it came to one."""
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
         # The test images are looked at after the last epoch only.
-        value = f"{trial.metric} {figure(trial.last_value)}, " if trial.metric in metrics else ""
+        value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
             f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {value}"
-            f"train_loss {figure(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
+            f"train_loss {format_number(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
         )
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """Its fate; of a paused one, that it waits."""
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)
@@ -91,26 +91,26 @@ class EventLines:
         self._console.print(line, soft_wrap=True)
 
 
-def start_line(trial: TrialSummary, *, promoted: bool) -> str:
+def start_line(trial: TrialRecord, *, promoted: bool) -> str:
     """That a trial starts, goes on after its pause, or starts again; rich's markup, as all of these."""
     word = "goes on" if promoted else "starts again" if trial.epochs else "starts"
     where = f" after epoch {trial.epochs}" if trial.epochs else ""
     return f"{_name(trial)} {word}{where}: {escape(pairs(trial.parameters))}"
 
 
-def note_line(trial: TrialSummary, text: str) -> str:
+def note_line(trial: TrialRecord, text: str) -> str:
     """What a person should know about a trial."""
     return f"{_name(trial)} note: {escape(text)}"
 
 
-def end_line(trial: TrialSummary) -> str:
+def end_line(trial: TrialRecord) -> str:
     """What became of a trial; of one that is done, the best it had."""
     style = STATE_STYLE[trial.state]
     words = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
     if trial.state is TrialState.PAUSED or not trial.best_epoch:
         return words
-    return f"{words}, best {figure(trial.best_value)} at epoch {trial.best_epoch}"
+    return f"{words}, best {format_number(trial.best_value)} at epoch {trial.best_epoch}"
 
 
-def _name(trial: TrialSummary) -> str:
+def _name(trial: TrialRecord) -> str:
     return f"trial_{trial.number:04d}"

@@ -20,12 +20,12 @@ from tune_rescon.reporting.analysis import (
     throughput,
     timeline,
 )
-from tune_rescon.reporting.formatting import figure, foreign_words, pairs, value_words
+from tune_rescon.reporting.formatting import foreign_words, format_number, pairs, value_words
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import SearchOverview, StudyResult, TrialSummary
+    from tune_rescon.tuning import SearchOverview, StudyResult, TrialRecord
 
 __all__ = [
     "csv_text",
@@ -67,7 +67,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     saved = savings(result)
     summary = (
         f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
-        f" {figure(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
+        f" {format_number(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
         f" ({saved.share:.0%}) spared by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
@@ -92,7 +92,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
 
 def _by_device(result: StudyResult) -> str:
     spent = device_hours(result)
-    parts = (f"{figure(round(hours, 3))} hours on {kind}" for kind, hours in spent.items())
+    parts = (f"{format_number(round(hours, 3))} hours on {kind}" for kind, hours in spent.items())
     return f"By kind of device: {', '.join(parts)}."
 
 
@@ -135,7 +135,7 @@ _FIGURES: Final = (
 )
 
 
-def _figures(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     cost = result.costs[trial.number]
     values = {
         "search": result.name,
@@ -195,7 +195,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _trial(result: StudyResult, trial: TrialSummary) -> dict[str, Any]:
+def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     return {
         **{name: value for name, value in _figures(result, trial).items() if name != "search"},
         "parameters": dict(trial.parameters),
@@ -241,7 +241,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {len(result.trials)} trials, {saved.epochs} epochs,"
-        f" {figure(round(saved.hours, 3))} {result.device}-hours; early stopping spared"
+        f" {format_number(round(saved.hours, 3))} {result.device}-hours; early stopping spared"
         f" {saved.epochs_saved} epochs ({saved.share:.0%})."
     )
     if result.failure:

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Final
 from tune_rescon.config import TrialState
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import TrialSummary
+    from tune_rescon.tuning import TrialRecord
 
 __all__ = [
     "FATE_COLOUR",
     "FATE_ORDER",
     "duration",
-    "figure",
     "foreign_words",
+    "format_number",
     "pairs",
     "roughly",
     "value_words",
 ]
 
 
-def figure(value: object) -> str:
+def format_number(value: object) -> str:
     """A value in at most four significant digits; a dash for what is not there.
 
-    >>> figure(0.123456), figure(0.000012345), figure(92), figure(float("nan")), figure(None)
+    >>> format_number(0.123456), format_number(0.000012345), format_number(92), format_number(float("nan")), format_number(None)
     ('0.1235', '1.234e-05', '92', '-', '-')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -40,12 +40,12 @@ def pairs(parameters: Mapping[str, object]) -> str:
     >>> pairs({"depth": 92, "learning_rate": 0.1})
     'depth=92 learning_rate=0.1'
     """
-    return " ".join(f"{name}={figure(value)}" for name, value in parameters.items())
+    return " ".join(f"{name}={format_number(value)}" for name, value in parameters.items())
 
 
-def value_words(trial: TrialSummary) -> str:
+def value_words(trial: TrialRecord) -> str:
     """A trial's value, the epoch that it is of, and why that one: the network of that epoch is kept."""
-    shown = f"{trial.metric} {figure(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
+    shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
     return f"{shown} (metric.at: {trial.at})"
 
 

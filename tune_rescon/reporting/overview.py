@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune_rescon.reporting.formatting import duration, figure
+from tune_rescon.reporting.formatting import duration, format_number
 from tune_rescon.reporting.rows import comparison_headings, comparison_row
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult
 
@@ -39,7 +39,7 @@ def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: d
             Text(one.state.value, style=_STYLE[one.state]) if one.state else Text("unreadable", style="red"),
             f"{one.ended}/{one.total}" if one.state else "-",
             one.metric,
-            figure(one.best),
+            format_number(one.best),
             _ago(one.changed, now),
         )
     console.print(table)

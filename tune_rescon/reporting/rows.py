@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from tune_rescon.reporting.analysis import devices_of, savings, timeline
-from tune_rescon.reporting.formatting import figure
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.reporting.formatting import format_number
+from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]
 
@@ -34,26 +34,26 @@ def headings(result: StudyResult) -> tuple[str, ...]:
     )
 
 
-def ranked(result: StudyResult) -> list[TrialSummary]:
+def ranked(result: StudyResult) -> list[TrialRecord]:
     """By how far they got, then by value there."""
-    return sorted(result.trials, key=TrialSummary.rank_key)
+    return sorted(result.trials, key=TrialRecord.rank_key)
 
 
-def row(result: StudyResult, trial: TrialSummary) -> tuple[str, ...]:
+def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
     """One trial's cells, as text, under :func:`headings`."""
     cost = result.costs[trial.number]
     return (
         str(trial.number),
         trial.state.value,
         str(trial.epochs),
-        figure(trial.value),
+        format_number(trial.value),
         *([FRONT if _is_on_front(result, trial) else ""] if result.against else []),
-        figure(trial.best_value),
+        format_number(trial.best_value),
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
         *([devices_of(trial) or "-"] if _is_mixed(result) else []),
-        *(figure(trial.setting(name)) for name in _sampled(result)),
+        *(format_number(trial.setting(name)) for name in _sampled(result)),
     )
 
 
@@ -83,7 +83,7 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
         result.name,
         result.state.value,
         f"{ended}/{max(result.space.budget.trials, len(result.trials))}",
-        f"{result.metric} {figure(best.value)}" if best else "-",
+        f"{result.metric} {format_number(best.value)}" if best else "-",
         str(best.epochs) if best else "-",
         f"{cost.params_m:.2f}" if cost else "-",
         f"{cost.gmacs:.3f}" if cost else "-",
@@ -94,7 +94,7 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
     )
 
 
-def _is_on_front(result: StudyResult, trial: TrialSummary) -> bool:
+def _is_on_front(result: StudyResult, trial: TrialRecord) -> bool:
     return any(trial.number == other.number for other in result.front)
 
 

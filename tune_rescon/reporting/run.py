@@ -26,7 +26,7 @@ from tune_rescon.tuning import (
     SearchFolder,
     SearchListener,
     StudyResult,
-    TrialSummary,
+    TrialRecord,
     Verdict,
     absolute_storage,
     run_search,
@@ -41,7 +41,7 @@ __all__ = [
     "LiveReport",
     "SearchPresentation",
     "resume_command",
-    "run_shown",
+    "run_with_display",
 ]
 
 
@@ -116,25 +116,25 @@ class LiveReport(SearchListener):
         self._thread: threading.Thread | None = None
 
     @override
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Nothing: what there is to see is in the page of an earlier run."""
 
     @override
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """A page, if it is time."""
         self._tick()
 
     @override
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """A page, if it is time."""
         self._tick()
 
     @override
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """It can wait for the next page."""
 
     @override
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """A page, if it is time."""
         self._tick()
 
@@ -173,7 +173,7 @@ class LiveReport(SearchListener):
             _LOGGER.exception("%s could not be written", self._path)
 
 
-def run_shown(
+def run_with_display(
     space: Space,
     options: RunOptions,
     console: Console,

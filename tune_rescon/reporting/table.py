@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.formatting import duration, figure, foreign_words, value_words
+from tune_rescon.reporting.formatting import duration, foreign_words, format_number, value_words
 from tune_rescon.reporting.rows import headings, ranked, row
 from tune_rescon.tuning import StudyResult
 
@@ -118,7 +118,7 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
 def _front(result: StudyResult) -> str:
     """The Pareto front, the cheapest first."""
     points = (
-        f"trial_{trial.number:04d} {figure(trial.value)} at {figure(result.cost(trial))}"
+        f"trial_{trial.number:04d} {format_number(trial.value)} at {format_number(result.cost(trial))}"
         for trial in result.front
     )
     return f"Front of {result.metric} against {result.against}: {', '.join(points)}"

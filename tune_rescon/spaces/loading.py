@@ -16,9 +16,9 @@ from ruamel.yaml.resolver import VersionedResolver
 
 import tune_rescon
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names, field_rule, plain_number
-from tune_rescon.errors import SpaceError, explain, unknown_name
+from tune_rescon.errors import SpaceError, format_error, unknown_name_message
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import Draft, broken_rules
+from tune_rescon.spaces.rules import PartialSpace, broken_rules
 from tune_rescon.spaces.sections import (
     Budget,
     Fidelity,
@@ -84,7 +84,7 @@ def find_space(name_or_path: str | Path) -> Path:
         return path
     if path.name not in list_spaces():
         hint = "A file of your own is given by its path, ending in .yaml."
-        raise SpaceError(f"{unknown_name('space', path.name, list_spaces())} {hint}")
+        raise SpaceError(f"{unknown_name_message('space', path.name, list_spaces())} {hint}")
     return space_folder() / f"{path.name}.yaml"
 
 
@@ -98,10 +98,12 @@ def read_space_file(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SpaceError(
-            explain("a space file must be readable", got=error.strerror, where=str(path))
+            format_error("a space file must be readable", got=error.strerror, where=str(path))
         ) from error
     except UnicodeDecodeError as error:
-        raise SpaceError(explain("a space file must be UTF-8", got=error.reason, where=str(path))) from error
+        raise SpaceError(
+            format_error("a space file must be UTF-8", got=error.reason, where=str(path))
+        ) from error
 
 
 #: Sections whose keys are fields of a configuration.
@@ -290,7 +292,7 @@ def _read(text: str, source: str) -> Document:
     document = read_document(text, Place(1, source))
     if not isinstance(document.value, dict):
         if not document.problems:
-            document.complain(document.top, (), explain("must hold sections", got=shown(document.value)))
+            document.complain(document.top, (), format_error("must hold sections", got=shown(document.value)))
         raise _space_error(document.problems)
     return document
 
@@ -322,11 +324,11 @@ def _override(document: Document, override: str) -> None:
             document.override(key, value)
     else:
         hint = "An example: --set fidelity.max=27."
-        text = explain("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
+        text = format_error("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
         document.complain(Place(0, f"--set {override}"), (), text)
 
 
-def _draft(data: Mapping[str, Any]) -> Draft:
+def _draft(data: Mapping[str, Any]) -> PartialSpace:
     """What can be read of ``data``, section by section and parameter by parameter."""
     sections = {
         name: part for name, read in _READERS.items() if (part := _try(read, data.get(name))) is not None
@@ -337,7 +339,7 @@ def _draft(data: Mapping[str, Any]) -> Draft:
         if isinstance(given, dict)
         else {}
     )
-    return Draft(
+    return PartialSpace(
         **sections,
         parameters={name: parameter for name, parameter in read.items() if parameter is not None},
         unread=[name for name, parameter in read.items() if parameter is None],

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from tune_rescon.errors import explain
+from tune_rescon.errors import format_error
 from tune_rescon.spaces.sections import FROM_LIST, PositiveInt, Section, Value
 from tune_rescon.spaces.yaml_document import Problem
 
@@ -72,15 +72,17 @@ class _NumberParameter(Section):
         got = f"low={low}, high={high}"
         if low >= high:
             hint = "A single value belongs in `fixed`." if low == high else ""
-            yield Problem(path=("low",), text=explain("`low < high` must hold", got=got, hint=hint))
+            yield Problem(path=("low",), text=format_error("`low < high` must hold", got=got, hint=hint))
         elif step is not None and (rule := _broken_step(low, high, step)):
-            yield Problem(path=("step",), text=explain(rule, got=f"{got}, step={step}"))
+            yield Problem(path=("step",), text=format_error(rule, got=f"{got}, step={step}"))
         if log and low <= 0:
             yield Problem(
-                path=("low",), text=explain("`low > 0` must hold with `log: true`", got=f"low={low}")
+                path=("low",), text=format_error("`low > 0` must hold with `log: true`", got=f"low={low}")
             )
         if log and step is not None:
-            yield Problem(path=("step",), text=explain("`log: true` excludes a step", got=f"step={step}"))
+            yield Problem(
+                path=("step",), text=format_error("`log: true` excludes a step", got=f"step={step}")
+            )
 
 
 def _broken_step(low: float, high: float, step: float) -> str | None:

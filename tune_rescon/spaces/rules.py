@@ -1,7 +1,7 @@
 """What must hold between the sections of a space file.
 
-Judged on a :class:`Draft`: what could be read of the file. So one broken section does not hide what is wrong
-in the others, and every rule looks only at what is there.
+The rules look at a :class:`PartialSpace`: what could be read of the file. So one broken section does not hide
+what is wrong in the others, and every rule looks only at what is there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, check_field, field_names, field_rule
 from tune_rescon.data import list_datasets
-from tune_rescon.errors import explain, unknown_name
+from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.networks import missing_networks
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
@@ -30,7 +30,7 @@ from tune_rescon.spaces.yaml_document import Path, Problem, dotted, quoting, sho
 
 __all__ = [
     "FOLDER_ONLY",
-    "Draft",
+    "PartialSpace",
     "broken_conditions",
     "broken_fields",
     "broken_rows",
@@ -67,12 +67,14 @@ def broken_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter])
     for name, value in fixed.items():
         yield from _broken(("fixed", name), name, {(): value})
     if "dataset" in fixed:
-        text = explain("the images of every trial are named in the section `dataset`", got="dataset here")
+        text = format_error(
+            "the images of every trial are named in the section `dataset`", got="dataset here"
+        )
         yield Problem(path=("fixed", "dataset"), text=text)
     for name, parameter in parameters.items():
         yield from _broken(("parameters", name), name, _limits(parameter))
         if name in fixed:
-            text = explain("a field is fixed or searched, not both", got=f"{name} in `fixed` too")
+            text = format_error("a field is fixed or searched, not both", got=f"{name} in `fixed` too")
             yield Problem(path=("parameters", name), text=text)
         if isinstance(parameter, CategoricalParameter):
             yield from _repeated(name, parameter)
@@ -89,7 +91,7 @@ def field_problem(path: Path, name: str, value: Any) -> Problem | None:
     if rule is None:
         return None
     hint = quoting(path[-1], value) if holds_text(name) and path[-1] == name else ""
-    return Problem(path=path, text=explain(rule, got=shown(value), hint=hint))
+    return Problem(path=path, text=format_error(rule, got=shown(value), hint=hint))
 
 
 def holds_text(name: str, kind: type = TrialConfig) -> bool:
@@ -109,7 +111,7 @@ def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Probl
 
 
 def _unknown(path: Path, name: str) -> Problem:
-    answer = unknown_name("parameter", name, field_names())
+    answer = unknown_name_message("parameter", name, field_names())
     hint = f" That is another tool's word: {_FOREIGN[name]}." if name in _FOREIGN else ""
     return Problem(path=path, text=answer + hint)
 
@@ -124,7 +126,7 @@ def _limits(parameter: Parameter) -> dict[Path, Any]:
 def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
     for index, choice in enumerate(parameter.choices):
         if is_among(choice, parameter.choices[:index]):
-            text = explain("choices must differ", got=f"{shown(choice)} again")
+            text = format_error("choices must differ", got=f"{shown(choice)} again")
             yield Problem(path=("parameters", name, "choices", index), text=text)
 
 
@@ -146,14 +148,14 @@ def _strange_values(path: Path, values: tuple[Any, ...], parent: CategoricalPara
     for index, value in enumerate(values):
         if not is_among(value, parent.choices):
             rule = f"must be one of the choices {', '.join(map(shown, parent.choices))}"
-            yield Problem(path=(*path, "in", index), text=explain(rule, got=shown(value)))
+            yield Problem(path=(*path, "in", index), text=format_error(rule, got=shown(value)))
 
 
 def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
     known = [other for other, parameter in above.items() if isinstance(parameter, CategoricalParameter)]
     rule = "must name a categorical parameter declared above this one"
     there = f"There: {', '.join(known)}." if known else "There is none."
-    return explain(rule, got=shown(name), hint=there)
+    return format_error(rule, got=shown(name), hint=there)
 
 
 #: How far from a step a number may be and still be on it, in steps: Optuna's own tolerance.
@@ -166,7 +168,7 @@ def broken_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Para
         path = ("initial", index)
         for name in row:
             if name not in parameters:
-                yield Problem(path=(*path, name), text=unknown_name("parameter", name, parameters))
+                yield Problem(path=(*path, name), text=unknown_name_message("parameter", name, parameters))
         for name, parameter in parameters.items():
             problem = _problem((*path, name), name, parameter, row)
             if problem:
@@ -176,17 +178,17 @@ def broken_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Para
 def _problem(path: Path, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
     active = is_active(parameter, row)
     if name not in row:
-        return Problem(path=path, text=explain("is missing")) if active else None
+        return Problem(path=path, text=format_error("is missing")) if active else None
     if not active:
         assert parameter.when is not None, "a parameter without `when` is always active"
         values = ", ".join(map(shown, parameter.when.within))
         rule = f"must be left out unless {parameter.when.parameter} is {values}"
-        return Problem(path=path, text=explain(rule, got=shown(row[name])))
+        return Problem(path=path, text=format_error(rule, got=shown(row[name])))
     broken = field_problem(path, name, row[name])
     if broken:
         return broken
     outside = why_outside(parameter, row[name])
-    return Problem(path=path, text=explain(outside, got=shown(row[name]))) if outside else None
+    return Problem(path=path, text=format_error(outside, got=shown(row[name]))) if outside else None
 
 
 def why_outside(parameter: Parameter, value: Any) -> str | None:
@@ -217,7 +219,7 @@ def broken_shares(
     path, images = _smallest_batch(fixed, parameters)
     if workers > 1 and images < _LEAST * workers:
         rule = f"must be at least {_LEAST * workers}: {_LEAST} images for each of the {workers} `workers`"
-        yield Problem(path=path, text=explain(rule, got=str(images)))
+        yield Problem(path=path, text=format_error(rule, got=str(images)))
 
 
 def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[Path, int]:
@@ -245,7 +247,7 @@ _ONE_OBJECTIVE: Final = ("cmaes",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
+class PartialSpace:
     """The sections that could be read; None (or empty) for those that could not."""
 
     dataset: DatasetConfig | None = None
@@ -262,7 +264,7 @@ class Draft:
     resources_per_trial: Resources | None = None
 
 
-def broken_rules(draft: Draft) -> Iterator[Problem]:
+def broken_rules(draft: PartialSpace) -> Iterator[Problem]:
     """Every rule between sections that ``draft`` breaks."""
     fields = list(broken_fields(draft.fixed, draft.parameters))
     yield from fields
@@ -284,7 +286,7 @@ def broken_rules(draft: Draft) -> Iterator[Problem]:
     yield from missing_networks(draft.fixed, draft.parameters)
 
 
-def _broken_dataset(draft: Draft) -> Iterator[Problem]:
+def _broken_dataset(draft: PartialSpace) -> Iterator[Problem]:
     """Known names, the section's among those searched; a path with ``folder``, and only there."""
     if draft.dataset is None:
         return
@@ -293,27 +295,27 @@ def _broken_dataset(draft: Draft) -> Iterator[Problem]:
     if isinstance(searched, CategoricalParameter):
         if not is_among(draft.dataset.name, searched.choices):
             rule = f"must be one of the searched datasets {', '.join(map(str, searched.choices))}"
-            text = explain(rule, got=draft.dataset.name)
+            text = format_error(rule, got=draft.dataset.name)
             yield Problem(path=("dataset", "name"), text=text)
         for index, name in enumerate(searched.choices):
             wanted["parameters", "dataset", "choices", index] = name
     for path, name in wanted.items():
         if name not in list_datasets():
-            yield Problem(path=path, text=unknown_name("dataset", name, list_datasets()))
+            yield Problem(path=path, text=unknown_name_message("dataset", name, list_datasets()))
     if "folder" in wanted.values():
         if draft.dataset.path is None:
             hint = "Give it with --set dataset.path=DIR, or the URL of a .zip."
             rule = "`dataset.path`, a directory or .zip of images, is missing"
-            yield Problem(path=("dataset",), text=explain(rule, hint=hint))
+            yield Problem(path=("dataset",), text=format_error(rule, hint=hint))
         return
     for key in (*FOLDER_ONLY, "resize"):
         given = getattr(draft.dataset, key)
         if given not in (None, "crop"):
             rule = f"only the dataset `folder` has {'a path' if key == 'path' else f'`{key}`'}"
-            yield Problem(path=("dataset", key), text=explain(rule, got=shown(given)))
+            yield Problem(path=("dataset", key), text=format_error(rule, got=shown(given)))
 
 
-def _broken_judging(draft: Draft) -> Iterator[Problem]:
+def _broken_judging(draft: PartialSpace) -> Iterator[Problem]:
     """Images that are held out judge, or the test images do; by those nothing may be chosen."""
     if draft.metric is None or draft.dataset is None:
         return
@@ -321,19 +323,19 @@ def _broken_judging(draft: Draft) -> Iterator[Problem]:
     if last == draft.dataset.hold_out:
         rule = "`dataset.hold_out: false` goes with a metric of the test images, and with no other"
         held = str(draft.dataset.hold_out).lower()
-        text = explain(rule, got=f"hold_out {held} and {draft.metric.name}")
+        text = format_error(rule, got=f"hold_out {held} and {draft.metric.name}")
         yield Problem(path=("metric", "name"), text=text)
     elif last and draft.scheduler and draft.scheduler.stops_trials:
         rule = "must be none where the test images judge: they are looked at once, after the last epoch"
-        yield Problem(path=("scheduler", "type"), text=explain(rule, got=draft.scheduler.type))
+        yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
     elif last and draft.budget and draft.budget.trials > len(draft.initial):
         rule = f"must be at most the {len(draft.initial)} rows of `initial` where the test images judge"
         hint = "A search chooses by validation images; `tune_rescon.train` judges what it chose."
-        text = explain(rule, got=str(draft.budget.trials), hint=hint)
+        text = format_error(rule, got=str(draft.budget.trials), hint=hint)
         yield Problem(path=("budget", "trials"), text=text)
 
 
-def _broken_scheduler(draft: Draft) -> Iterator[Problem]:
+def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
     """``group_by`` names a categorical that every trial has."""
     name = draft.scheduler.group_by if draft.scheduler else None
     if name is None:
@@ -346,25 +348,25 @@ def _broken_scheduler(draft: Draft) -> Iterator[Problem]:
     if name not in known:
         rule = "must name a categorical parameter without `when`"
         there = f"There: {', '.join(known)}." if known else "There is none."
-        yield Problem(path=("scheduler", "group_by"), text=explain(rule, got=shown(name), hint=there))
+        yield Problem(path=("scheduler", "group_by"), text=format_error(rule, got=shown(name), hint=there))
 
 
-def _broken_warmup(draft: Draft) -> Iterator[Problem]:
+def _broken_warmup(draft: PartialSpace) -> Iterator[Problem]:
     """The warm-up ends before training does, and before the first trial may be stopped."""
     if draft.fidelity is None:
         return
     path, epochs = _longest_warmup(draft)
     if epochs > draft.fidelity.max:
         rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
-        yield Problem(path=path, text=explain(rule, got=shown(epochs)))
+        yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
     elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
         rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), within which a rung says nothing"
         hint = f"Write `min: {math.ceil(epochs)}`."
-        text = explain(rule, got=str(draft.fidelity.min), hint=hint)
+        text = format_error(rule, got=str(draft.fidelity.min), hint=hint)
         yield Problem(path=("fidelity", "min"), text=text)
 
 
-def _longest_warmup(draft: Draft) -> tuple[Path, float]:
+def _longest_warmup(draft: PartialSpace) -> tuple[Path, float]:
     """The most epochs of warm-up that a trial can have, and where they stand."""
     parameter = draft.parameters.get("warmup_epochs")
     if isinstance(parameter, CategoricalParameter):
@@ -374,7 +376,7 @@ def _longest_warmup(draft: Draft) -> tuple[Path, float]:
     return ("fixed", "warmup_epochs"), draft.fixed.get("warmup_epochs", 0)
 
 
-def _broken_sampler(draft: Draft) -> Iterator[Problem]:
+def _broken_sampler(draft: PartialSpace) -> Iterator[Problem]:
     """Each sampler gets only what it can take."""
     if draft.sampler is None:
         return
@@ -383,39 +385,41 @@ def _broken_sampler(draft: Draft) -> Iterator[Problem]:
     if against and kind in _ONE_OBJECTIVE:
         rule = f"sampler {kind} takes one objective"
         hint = "Use `sampler.type: tpe`, nsga2 or gp, or leave `metric.against` out."
-        text = explain(rule, got=f"`metric.against: {against}` too", hint=hint)
+        text = format_error(rule, got=f"`metric.against: {against}` too", hint=hint)
         yield Problem(path=("sampler", "type"), text=text)
     if kind == "grid":
         yield from _broken_grid(draft)
     if kind in _MODELS_NO_SINGLE and len(draft.parameters) == 1:
-        text = explain(f"sampler {kind} needs two parameters", got="one", hint="Use `sampler.type: tpe`.")
+        text = format_error(
+            f"sampler {kind} needs two parameters", got="one", hint="Use `sampler.type: tpe`."
+        )
         yield Problem(path=("sampler", "type"), text=text)
     for name, parameter in draft.parameters.items():
         path = ("parameters", name)
         if kind in _MODELS_NO_WHEN and parameter.when:
-            text = explain(f"sampler {kind} takes no `when`", got="one", hint="Use `sampler.type: tpe`.")
+            text = format_error(f"sampler {kind} takes no `when`", got="one", hint="Use `sampler.type: tpe`.")
             yield Problem(path=(*path, "when"), text=text)
         if kind in _MODELS_NO_CATEGORICAL and isinstance(parameter, CategoricalParameter):
-            text = explain(
+            text = format_error(
                 f"sampler {kind} takes numbers only", got="a categorical", hint="Use `sampler.type: tpe`."
             )
             yield Problem(path=path, text=text)
 
 
-def _broken_grid(draft: Draft) -> Iterator[Problem]:
+def _broken_grid(draft: PartialSpace) -> Iterator[Problem]:
     """A grid can be listed, and no trial is asked for by hand."""
     if draft.initial:
-        text = explain(
+        text = format_error(
             "a grid runs every combination; `initial` must be empty", got=f"{len(draft.initial)} rows"
         )
         yield Problem(path=("initial",), text=text)
     endless = [name for name, parameter in draft.parameters.items() if not is_finite(parameter)]
     for name in endless:
-        text = explain("sampler grid needs values it can list", got="a float without `step`")
+        text = format_error("sampler grid needs values it can list", got="a float without `step`")
         yield Problem(path=("parameters", name), text=text)
     if endless:
         return
     points = sum(1 for _ in islice(combinations(draft.parameters), _LARGEST_GRID + 1))
     if points > _LARGEST_GRID:
-        text = explain(f"a grid must have at most {_LARGEST_GRID} points", got="more")
+        text = format_error(f"a grid must have at most {_LARGEST_GRID} points", got="more")
         yield Problem(path=("parameters",), text=text)

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, is_test_metric, metric_mode
-from tune_rescon.errors import explain, unknown_name
+from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problems, shown
 
 __all__ = [
@@ -77,7 +77,7 @@ class Section(BaseModel):
 
     @classmethod
     def _answer(cls, key: str) -> str:
-        answer = unknown_name("key", key, cls.keys())
+        answer = unknown_name_message("key", key, cls.keys())
         return f"{answer} That is another tool's word: {cls.foreign[key]}." if key in cls.foreign else answer
 
     def broken_rules(self) -> Iterator[Problem]:
@@ -130,10 +130,10 @@ class Metric(Section):
         """An objective that is reported, in the direction that is better."""
         objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
         if self.name not in objectives:
-            yield Problem(path=("name",), text=unknown_name("metric", self.name, objectives))
+            yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):
             rule = f"{self.name} goes with mode {metric_mode(self.name)}"
-            yield Problem(path=("mode",), text=explain(rule, got=self.mode))
+            yield Problem(path=("mode",), text=format_error(rule, got=self.mode))
 
 
 class Fidelity(Section):
@@ -159,7 +159,7 @@ class Fidelity(Section):
     def broken_rules(self) -> Iterator[Problem]:
         """``min <= max``."""
         if self.min > self.max:
-            rule = explain("`min <= max` must hold", got=f"min={self.min}, max={self.max}")
+            rule = format_error("`min <= max` must hold", got=f"min={self.min}, max={self.max}")
             yield Problem(path=("min",), text=rule)
 
 
@@ -224,10 +224,10 @@ class Scheduler(Section):
         if self.type == "asha":
             return
         if self.variant != "stop":
-            yield Problem(path=("variant",), text=explain(_ASHA_ONLY, got=self.variant))
+            yield Problem(path=("variant",), text=format_error(_ASHA_ONLY, got=self.variant))
         if self.reduction_factor != _REDUCTION_FACTOR:
             yield Problem(
-                path=("reduction_factor",), text=explain(_ASHA_ONLY, got=str(self.reduction_factor))
+                path=("reduction_factor",), text=format_error(_ASHA_ONLY, got=str(self.reduction_factor))
             )
 
 
@@ -266,7 +266,7 @@ def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         return handler(value)
     except ValidationError as error:
         if isinstance(value, str):
-            rule = Problem(path=(), text=explain("must be a number or auto", got=shown(value)))
+            rule = Problem(path=(), text=format_error("must be a number or auto", got=shown(value)))
         else:
             rule = Problem(path=(), text=next(problems_in(error)).text)
         raise_problems("gpu", [rule])
@@ -330,12 +330,12 @@ class Resources(Section):
         if self.gpus > 1:
             rule = "must be at most 1: a process trains on one GPU, or on a share of it"
             hint = f"Write `workers: {math.ceil(self.gpus)}, gpu: 1` for a trial of several GPUs."
-            yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu), hint=hint))
+            yield Problem(path=("gpu",), text=format_error(rule, got=shown(self.gpu), hint=hint))
         elif self.workers > 1 and self.gpu not in (0, 1):
             rule = (
                 "must be 1, or 0, where a trial has several `workers`: they wait for the slowest at each step"
             )
-            yield Problem(path=("gpu",), text=explain(rule, got=shown(self.gpu)))
+            yield Problem(path=("gpu",), text=format_error(rule, got=shown(self.gpu)))
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"
-            yield Problem(path=("accelerator",), text=explain(rule, got=shown(self.accelerator)))
+            yield Problem(path=("accelerator",), text=format_error(rule, got=shown(self.accelerator)))

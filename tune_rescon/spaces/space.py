@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainSerializer, PlainValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
-from tune_rescon.errors import explain, unknown_name
+from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import FOLDER_ONLY, Draft, broken_rules, holds_text
+from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, broken_rules, holds_text
 from tune_rescon.spaces.sections import (
     FROM_LIST,
     Budget,
@@ -37,7 +37,7 @@ def read_dataset(value: Any) -> DatasetConfig:
     if isinstance(value, DatasetConfig):
         return value
     if not isinstance(value, dict):
-        raise_problems("dataset", [Problem(path=(), text=explain(A_SECTION, got=shown(value)))])
+        raise_problems("dataset", [Problem(path=(), text=format_error(A_SECTION, got=shown(value)))])
     raise_problems("dataset", _dataset_problems(value))
     return DatasetConfig(**value)
 
@@ -45,13 +45,13 @@ def read_dataset(value: Any) -> DatasetConfig:
 def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     known = field_names(DatasetConfig)
     if "name" not in values:
-        yield Problem(path=("name",), text=explain("is missing"))
+        yield Problem(path=("name",), text=format_error("is missing"))
     for key, value in values.items():
         if key not in known:
-            yield Problem(path=(key,), text=unknown_name("key", key, known))
+            yield Problem(path=(key,), text=unknown_name_message("key", key, known))
         elif rule := check_field(key, value, DatasetConfig):
             hint = quoting(key, value) if holds_text(key, DatasetConfig) else ""
-            yield Problem(path=(key,), text=explain(rule, got=shown(value), hint=hint))
+            yield Problem(path=(key,), text=format_error(rule, got=shown(value), hint=hint))
 
 
 class Space(Section):
@@ -115,7 +115,7 @@ class Space(Section):
     def broken_rules(self) -> Iterator[Problem]:
         """What must hold between sections."""
         yield from broken_rules(
-            Draft(
+            PartialSpace(
                 dataset=self.dataset,
                 metric=self.metric,
                 fidelity=self.fidelity,

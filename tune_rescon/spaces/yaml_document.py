@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from tune_rescon.errors import explain
+from tune_rescon.errors import format_error
 
 __all__ = [
     "A_SECTION",
@@ -167,11 +167,11 @@ def problems_in(error: ValidationError) -> Iterator[Problem]:
 def _in_our_words(kind: str, context: Mapping[str, Any], value: Any, fallback: str) -> str:
     rule = _RULES[kind].format(**context) if kind in _RULES else fallback
     if kind in ("missing", "union_tag_not_found"):
-        return explain(rule)
+        return format_error(rule)
     got = context["tag"] if kind == "union_tag_invalid" else value
     foreign = _FOREIGN_VALUES.get(got) if isinstance(got, str) else None
     hint = f"That is another tool's word: {foreign}." if foreign else ""
-    return explain(rule, got=shown(got), hint=hint)
+    return format_error(rule, got=shown(got), hint=hint)
 
 
 _DEEPEST: Final = 16
@@ -245,7 +245,7 @@ class Document:
             section = section[step]
             if not isinstance(section, dict):
                 rule = f"{A_SECTION} to set a key in it"
-                self.complain(place, path[:depth], explain(rule, got=shown(section)))
+                self.complain(place, path[:depth], format_error(rule, got=shown(section)))
                 return None
         return section
 
@@ -259,7 +259,9 @@ def read_document(text: str, place: Place) -> Document:
     """
     document = Document(top=place, places={(): place})
     if re.search(r"^%", text, re.MULTILINE):
-        document.complain(place, (), explain("a space file is YAML 1.2 without directives", got="a `%` line"))
+        document.complain(
+            place, (), format_error("a space file is YAML 1.2 without directives", got="a `%` line")
+        )
         return document
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = _DEEPEST
@@ -287,7 +289,9 @@ class _Reader:
         self._document.places.setdefault(path, self._place(node))
         if node.anchor:
             # Not descended into: an anchored node may hold itself.
-            self._complain(node, path, explain("must be written out", got=f"the anchor `&{node.anchor}`"))
+            self._complain(
+                node, path, format_error("must be written out", got=f"the anchor `&{node.anchor}`")
+            )
             return None
         kind = str(node.tag).removeprefix(_TAG)
         if isinstance(node, MappingNode) and kind == "map":
@@ -298,14 +302,14 @@ class _Reader:
             return node.value
         if isinstance(node, ScalarNode) and kind in _SCALARS:
             return self._yaml.constructor.construct_object(node)
-        self._complain(node, path, explain("must be a plain value", got=f"the tag `!{kind}`"))
+        self._complain(node, path, format_error("must be a plain value", got=f"the tag `!{kind}`"))
         return None
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, inner in node.value:
             if not isinstance(key, ScalarNode) or str(key.tag).removeprefix(_TAG) not in _TEXTS:
-                self._complain(key, path, explain("a key must be a word", got=f"`{_source_of(key)}`"))
+                self._complain(key, path, format_error("a key must be a word", got=f"`{_source_of(key)}`"))
             elif key.value in values:
                 first = self._document.places[(*path, key.value)]
                 self._complain(key, (*path, key.value), f"is repeated; it stands at {first} already.")

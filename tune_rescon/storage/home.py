@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl
 
 __all__ = [
@@ -43,10 +43,10 @@ def check_name(name: str, *, where: str = "--name") -> None:
     """
     if not _NAME.fullmatch(name):
         rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
-        raise StorageError(explain(rule, got=repr(name), where=where))
+        raise StorageError(format_error(rule, got=repr(name), where=where))
     if len(name) > LONGEST:
         rule = f"must be at most {LONGEST} characters"
-        raise StorageError(explain(rule, got=f"{len(name)}: {name[:40]}...", where=where))
+        raise StorageError(format_error(rule, got=f"{len(name)}: {name[:40]}...", where=where))
 
 
 def check_new_name(name: str) -> None:
@@ -58,14 +58,14 @@ def check_new_name(name: str) -> None:
     check_name(name)
     if name.lower() in _RESERVED or name.startswith("mlflow.db-"):
         rule = f"must not be a name that MLflow's store has in a storage ({', '.join(_RESERVED)})"
-        raise StorageError(explain(rule, got=name, where="--name", hint="Give another --name."))
+        raise StorageError(format_error(rule, got=name, where="--name", hint="Give another --name."))
 
 
 def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
     """A new search cannot have this name: there is something at ``place``, perhaps a search (``begun``)."""
     way = f"Go on with it by --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
-    return StorageError(explain(rule, where="--name", hint=f"{way}, or give another --name."))
+    return StorageError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
 
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
@@ -73,7 +73,7 @@ def no_such_search(name: str, storage: object, found: Sequence[str], *, where: s
     near = difflib.get_close_matches(name, found, n=1)
     guess = f"Did you mean {near[0]}? " if near else ""
     known = f"{guess}Searches there: {', '.join(found)}." if found else "There is no search there yet."
-    return StorageError(explain(f"no search named {name!r} in {storage}", where=where, hint=known))
+    return StorageError(format_error(f"no search named {name!r} in {storage}", where=where, hint=known))
 
 
 #: Made when the name is taken; holds the search's identity.
@@ -156,4 +156,6 @@ def usable(storage: StorageUrl) -> Iterator[None]:
             "The bucket must exist, and the credentials found on this machine must be let in"
             f" (environment variables, a profile or the machine's role, as usual for {storage.scheme}://)."
         )
-        raise StorageError(explain(rule, got=f"{storage} ({error})", where="--storage", hint=hint)) from None
+        raise StorageError(
+            format_error(rule, got=f"{storage} ({error})", where="--storage", hint=hint)
+        ) from None

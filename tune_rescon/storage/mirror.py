@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage.database import (
     TERM_BYTES,
     copy_database,
@@ -229,7 +229,7 @@ def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:
     if not is_whole(arrived):
         arrived.unlink(missing_ok=True)
         rule = "the copy of a database must be one SQLite can read"
-        raise StorageError(explain(rule, got=f"a damaged {remote.url}/{name}", where=where))
+        raise StorageError(format_error(rule, got=f"a damaged {remote.url}/{name}", where=where))
     _delete(path)
     arrived.replace(path)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import StorageError, explain, presentable
+from tune_rescon.errors import StorageError, format_error, presentable
 
 __all__ = [
     "RemoteError",
@@ -80,13 +80,13 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     if "::" in text and "://" in text:
         rule = "must be a directory, or the URL of one file system"
         hint = "Leave out what stands before the last `::`."
-        raise StorageError(explain(rule, got=repr(text), where=where, hint=hint))
+        raise StorageError(format_error(rule, got=repr(text), where=where, hint=hint))
     if not _SCHEME.match(text):
         return _expanded(text, where)
     scheme, _, place = text.partition("://")
     if not place.strip("/"):
         rule = "must name a bucket or a directory after `://`"
-        raise StorageError(explain(rule, got=repr(text), where=where))
+        raise StorageError(format_error(rule, got=repr(text), where=where))
     return Path(place) if scheme in _LOCAL else StorageUrl(url=text.rstrip("/"))
 
 
@@ -97,7 +97,9 @@ def _expanded(text: str, where: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         rule = "must be a directory, and `~` needs a home directory"
-        raise StorageError(explain(rule, got=repr(text), where=where, hint="Give its whole path.")) from None
+        raise StorageError(
+            format_error(rule, got=repr(text), where=where, hint="Give its whole path.")
+        ) from None
 
 
 #: Object stores: one PUT replaces a key in one step, and a key can be made only if it is not there. On other
@@ -148,17 +150,17 @@ class RemoteFolder:
             rule = (
                 f"must be a directory, or a URL that begins with one of {', '.join(f'{s}://' for s in known)}"
             )
-            raise StorageError(explain(rule, got=repr(storage.url), where=where)) from None
+            raise StorageError(format_error(rule, got=repr(storage.url), where=where)) from None
         except ImportError as error:
             extra = _EXTRAS.get(storage.scheme)
             hint = f'Install it: pip install "tune_rescon[{extra}]".' if extra else f"{error}."
             rule = f"{storage.scheme}:// needs a package that is not installed"
-            raise StorageError(explain(rule, where=where, hint=hint)) from None
+            raise StorageError(format_error(rule, where=where, hint=hint)) from None
         except Exception as error:
             # A URL only its file system can parse: a port that is no number, a host that is missing.
             rule = "must be a URL its file system understands"
             got = f"{storage.url} ({_first_line(error)})"
-            raise StorageError(explain(rule, got=got, where=where)) from None
+            raise StorageError(format_error(rule, got=got, where=where)) from None
         return cls(storage.url, filesystem, root)
 
     @property
@@ -334,5 +336,5 @@ def local_file(place: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as scratch:
         file = Path(scratch) / name
         if not RemoteFolder.connect(StorageUrl(url=folder)).download(name, file):
-            raise StorageError(explain("a trial's checkpoint must be in the storage", got=place))
+            raise StorageError(format_error("a trial's checkpoint must be in the storage", got=place))
         yield file

@@ -22,7 +22,7 @@ from tune_rescon.testing.landscapes import SyntheticCurve
 from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.simulation import Simulation, WorkerDeaths, Workload, simulate
 from tune_rescon.testing.trainables import Trace
-from tune_rescon.tuning import Decision, TrialSummary
+from tune_rescon.tuning import Decision, TrialRecord
 
 __all__ = ["RecordedSearch", "SearchConformance"]
 
@@ -33,7 +33,7 @@ class RecordedSearch(Protocol):
     def policy(self) -> SearchPolicy:
         """A driver's part: new, or, when the record holds trials already, one that goes on with them."""
 
-    def trials(self) -> Sequence[TrialSummary]:
+    def trials(self) -> Sequence[TrialRecord]:
         """What the record holds, read back from where it is kept."""
 
 

@@ -25,7 +25,7 @@ __all__ = [
 
 
 class Assignment(Protocol):
-    """A trial as it is handed to a worker; :class:`tune_rescon.tuning.TrialSummary` is one."""
+    """A trial as it is handed to a worker; :class:`tune_rescon.tuning.TrialRecord` is one."""
 
     @property
     def number(self) -> int:

@@ -28,16 +28,16 @@ from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.trainables import EpochRun, Trace
 from tune_rescon.tuning import (
     Coordinator,
+    CostModel,
     Decision,
-    Pricing,
-    Proposer,
     SearchFolder,
     SearchPlan,
+    SearchSampler,
     SearchState,
     StoppingRule,
     StudyRecord,
     StudyResult,
-    TrialSummary,
+    TrialRecord,
     datasets_of,
     default_data_root,
     make_rule,
@@ -114,11 +114,11 @@ class SimulatedSearch:
             ),
             record,
             self._rule(),
-            Proposer(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
+            SearchSampler(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
             prune=lambda _number, _keep: None,
         )
 
-    def trials(self) -> tuple[TrialSummary, ...]:
+    def trials(self) -> tuple[TrialRecord, ...]:
         """What the record holds, read anew."""
         return self._record().trials()
 
@@ -129,12 +129,12 @@ class SimulatedSearch:
         )
 
     @property
-    def _pricing(self) -> Pricing:
+    def _pricing(self) -> CostModel:
         facts = {
             dataset.name: describe(dataset, data_root=default_data_root())
             for dataset in datasets_of(self._space)
         }
-        return Pricing(space=self._space, facts=facts)
+        return CostModel(space=self._space, facts=facts)
 
     def _record(self) -> StudyRecord:
         return StudyRecord.on(
@@ -145,7 +145,7 @@ class SimulatedSearch:
         first = grid_points(self._space) if self._space.sampler.type == "grid" else self._space.initial
         return [to_optuna(row) for row in first]
 
-    def _group(self, trial: TrialSummary) -> Hashable:
+    def _group(self, trial: TrialRecord) -> Hashable:
         name = self._space.scheduler.group_by
         return None if name is None else trial.setting(name)
 

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from filelock import FileLock
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import sqlite_file
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "Champion",
     "Destination",
     "Images",
-    "RunView",
-    "SearchView",
+    "SearchRunState",
+    "TrialRunState",
     "View",
     "alone_at",
     "check_tracking_uri",
@@ -45,7 +45,7 @@ def now_ms() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunView:
+class TrialRunState:
     """A trial's child run."""
 
     number: int
@@ -95,7 +95,7 @@ class Champion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchView:
+class SearchRunState:
     """The parent run."""
 
     id: str
@@ -121,7 +121,7 @@ class SearchView:
     ended_ms: int = field(default_factory=now_ms)
 
 
-View: TypeAlias = RunView | SearchView
+View: TypeAlias = TrialRunState | SearchRunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def check_tracking_uri(uri: str) -> None:
         return
     rule = f"must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}"
     hint = "For a local store give sqlite:///PATH/mlflow.db."
-    raise StorageError(explain(rule, got=repr(uri), where="--tracking-uri", hint=hint))
+    raise StorageError(format_error(rule, got=repr(uri), where="--tracking-uri", hint=hint))
 
 
 def alone_at(uri: str) -> AbstractContextManager[object]:

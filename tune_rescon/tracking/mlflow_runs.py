@@ -31,13 +31,21 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.errors import StorageError
-from tune_rescon.tracking.messages import ACTIVE, Champion, Destination, Images, RunView, SearchView, View
+from tune_rescon.tracking.messages import (
+    ACTIVE,
+    Champion,
+    Destination,
+    Images,
+    SearchRunState,
+    TrialRunState,
+    View,
+)
 from tune_rescon.tracking.mlflow_store import deleted_experiment
-from tune_rescon.tracking.worker_client import CallError, Remedy
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 from tune_rescon.training.lean import import_lean_torchmetrics
 
 __all__ = [
-    "RunBook",
+    "MlflowRunSync",
 ]
 
 
@@ -93,7 +101,7 @@ class _Shown:
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
 
-class RunBook:
+class MlflowRunSync:
     """One search's runs. Every call may raise what MLflow raises, and can be made again.
 
     Of each run it is known what the server has, so a view is sent by what it adds; of a run that an earlier
@@ -150,18 +158,18 @@ class RunBook:
     def _check(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
             words = deleted_experiment(experiment.name, experiment.experiment_id)
-            raise CallError(words, Remedy.GIVE_UP)
+            raise CallError(words, RetryPolicy.GIVE_UP)
 
     def show(self, view: View) -> str:
         """Send what ``view`` adds to what the server has; the id of its run."""
-        return self._show_search(view) if isinstance(view, SearchView) else self._show_run(view)
+        return self._show_search(view) if isinstance(view, SearchRunState) else self._show_run(view)
 
     def take_remarks(self) -> tuple[str, ...]:
         """What the user should know of what was done since the last call."""
         taken, self._remarks = tuple(self._remarks), []
         return taken
 
-    def _show_search(self, view: SearchView) -> str:
+    def _show_search(self, view: SearchRunState) -> str:
         parent = self._parent or self._open_parent(view)
         if self._parent is None and view.images:
             # As often as the search is begun: MLflow keeps the same input once.
@@ -185,7 +193,7 @@ class RunBook:
             self._crown(parent, view.champion)
         return parent.run_id
 
-    def _show_run(self, view: RunView) -> str:
+    def _show_run(self, view: TrialRunState) -> str:
         run = self._shown.get(view.number) or self._open_run(view)
         self._shown[view.number] = run
         if not run.asked:
@@ -201,7 +209,7 @@ class RunBook:
             self._change(run, view.state, view.ended_ms)
         return run.run_id
 
-    def _open_parent(self, view: SearchView) -> _Shown:
+    def _open_parent(self, view: SearchRunState) -> _Shown:
         self._id, self._place = view.id, view.place
         parents: list[Run] = []
         self._found = {}
@@ -246,7 +254,7 @@ class RunBook:
             self._log(run.info.run_id, tags=missing)
         return _recalled(run)
 
-    def _open_run(self, view: RunView) -> _Shown:
+    def _open_run(self, view: TrialRunState) -> _Shown:
         assert self._parent is not None, "the search is shown before its trials"
         number = view.number
         known = self._found.get(number, [])
@@ -263,7 +271,7 @@ class RunBook:
         self._unsure.discard(number)
         return run
 
-    def _recorded_run(self, view: RunView, known: Iterable[Run]) -> Run | None:
+    def _recorded_run(self, view: TrialRunState, known: Iterable[Run]) -> Run | None:
         """The run that the record names, if it is there, in use and this search's."""
         if view.run_id is None:
             return None
@@ -280,7 +288,7 @@ class RunBook:
             if self._place and run.data.tags.get(PLACE_TAG) == self._place:
                 self._client.delete_run(run.info.run_id)
 
-    def _create_run(self, view: RunView, parent: _Shown) -> str:
+    def _create_run(self, view: TrialRunState, parent: _Shown) -> str:
         tags = {
             MLFLOW_PARENT_RUN_ID: parent.run_id,
             ID_TAG: self._id,
@@ -297,7 +305,7 @@ class RunBook:
         )
         return str(run.info.run_id)
 
-    def _epochs(self, run: _Shown, view: RunView) -> set[int]:
+    def _epochs(self, run: _Shown, view: TrialRunState) -> set[int]:
         """The epochs a run has; each was in one request, so one metric stands for all."""
         if run.state == view.state and view.state != ACTIVE:
             # The state is sent last.
@@ -433,7 +441,7 @@ def _start(run: Run) -> int:
     return int(run.info.start_time)
 
 
-def _same_trial(view: RunView, runs: Iterable[Run]) -> Run | None:
+def _same_trial(view: TrialRunState, runs: Iterable[Run]) -> Run | None:
     """Of the runs of one number, the one of this trial, which the record does not name."""
     return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
 
@@ -450,7 +458,7 @@ def _recalled(run: Run) -> _Shown:
 
 
 def _batches(
-    view: RunView, run: _Shown, *, closes: bool
+    view: TrialRunState, run: _Shown, *, closes: bool
 ) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
     """What ``view`` adds, in requests, and whether it is the last: parameters with the first epochs.
 
@@ -470,7 +478,7 @@ def _batches(
         yield params, points, True
 
 
-def _points(view: RunView, epoch: int) -> Iterator[Metric]:
+def _points(view: TrialRunState, epoch: int) -> Iterator[Metric]:
     for name, series in view.history.items():
         yield Metric(name, series[epoch - 1], view.times_ms[epoch - 1], epoch)
 
@@ -479,7 +487,7 @@ def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> lis
     return [Metric(key, value, time_ms, step) for key, value in figures.items()]
 
 
-def _ending(view: RunView) -> dict[str, str]:
+def _ending(view: TrialRunState) -> dict[str, str]:
     """The tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
     said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
     return {**{key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}, STATE_TAG: view.state}

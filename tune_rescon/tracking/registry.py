@@ -18,7 +18,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import Classifier
@@ -85,7 +85,7 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
     found = _URI.fullmatch(uri)
     if found is None:
         rule = "a registered model must be models:/NAME@ALIAS or models:/NAME/VERSION"
-        raise StorageError(explain(rule, got=uri, where="MODEL"))
+        raise StorageError(format_error(rule, got=uri, where="MODEL"))
     name, alias, version = found["name"], found["alias"], found["version"]
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
     try:
@@ -100,7 +100,9 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
     except (MlflowException, OSError) as error:
         rule = "MODEL must be registered by a search"
         said = str(error).strip().splitlines()[0]
-        raise StorageError(explain(rule, got=f"{uri} ({said})", where=f"MLflow at {tracking_uri}")) from error
+        raise StorageError(
+            format_error(rule, got=f"{uri} ({said})", where=f"MLflow at {tracking_uri}")
+        ) from error
 
 
 def _signature(channels: int, side: int, classes: int) -> ModelSignature:

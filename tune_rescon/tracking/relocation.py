@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.tracking.worker_client import CallError, Remedy
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 __all__ = ["follow_artifacts"]
 
@@ -62,5 +62,5 @@ def follow_artifacts(file: Path, artifacts: Path) -> None:
                     )
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise CallError(str(error), Remedy.AGAIN) from error
+            raise CallError(str(error), RetryPolicy.AGAIN) from error
         _LOGGER.warning("the places of artifacts in %s could not be looked at: %s", file, error)

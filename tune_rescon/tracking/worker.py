@@ -5,7 +5,7 @@ interpreter lock while trials wait for their next epoch; in a process of low pri
 little more than what nobody else wants. What arrives here is a view. What goes back is an :class:`.Answer` or
 what the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
 
-``python -m tune_rescon.tracking.worker DESCRIPTOR`` is :class:`.link.DeskProcess`'s business: it reads a
+``python -m tune_rescon.tracking.worker DESCRIPTOR`` is :class:`.link.WorkerProcess`'s business: it reads a
 :class:`.Destination` and then views from that descriptor, and ends when its other end is closed.
 """
 
@@ -28,13 +28,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.storage import sqlite_file
 from tune_rescon.tracking.messages import Destination, View, alone_at
-from tune_rescon.tracking.mlflow_runs import RunBook
+from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.mlflow_store import make_local_store, remedy_words
 from tune_rescon.tracking.relocation import follow_artifacts
-from tune_rescon.tracking.worker_client import Answer, CallError, Remedy
+from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
 
 __all__ = [
-    "Desk",
+    "MlflowWorker",
 ]
 
 
@@ -62,13 +62,13 @@ _NICENESS: Final = 19
 _LOGGER = logging.getLogger(__name__)
 
 
-class Desk:
+class MlflowWorker:
     """Shows one search's views. Connects with the first one."""
 
     def __init__(self, destination: Destination) -> None:
         """Remember where to write; nothing is sent yet."""
         self._destination = destination
-        self._book: RunBook | None = None
+        self._book: MlflowRunSync | None = None
 
     def show(self, view: View) -> Answer:
         """Have MLflow show ``view``; the id of its run, and what the user should be told.
@@ -77,15 +77,15 @@ class Desk:
             CallError: a call failed; what was done before it is done, and not done again the next time.
         """
         uri = self._destination.uri
-        with _judged(uri, hopeless=Remedy.GIVE_UP):
+        with _judged(uri, hopeless=RetryPolicy.GIVE_UP):
             book = self._book = self._book or self._connect()
         try:
-            with _judged(uri, hopeless=Remedy.SKIP):
+            with _judged(uri, hopeless=RetryPolicy.SKIP):
                 return Answer(run_id=book.show(view), remarks=book.take_remarks())
         except CallError as error:
-            if error.remedy is Remedy.SKIP:
+            if error.remedy is RetryPolicy.SKIP:
                 # Every other call is refused too if the experiment was deleted meanwhile.
-                with _judged(uri, hopeless=Remedy.SKIP):
+                with _judged(uri, hopeless=RetryPolicy.SKIP):
                     book.check()
             raise
 
@@ -98,20 +98,20 @@ class Desk:
     def close(self) -> None:
         """Nothing has to be ended."""
 
-    def _connect(self) -> RunBook:
+    def _connect(self) -> MlflowRunSync:
         # Two searches that make the same SQLite store at once break each other's migrations.
         with alone_at(self._destination.uri):
             make_local_store(self._destination.uri)
             file = sqlite_file(self._destination.uri)
             if file is not None and self._destination.artifacts is not None:
                 follow_artifacts(file, self._destination.artifacts)
-            book = RunBook(self._destination)
+            book = MlflowRunSync(self._destination)
             book.connect()
         return book
 
 
 @contextmanager
-def _judged(uri: str, *, hopeless: Remedy) -> Iterator[None]:
+def _judged(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
     """Turn an error into what is to be done about it: ``hopeless`` if making the call again cannot help."""
     try:
         yield
@@ -119,11 +119,11 @@ def _judged(uri: str, *, hopeless: Remedy) -> Iterator[None]:
         raise
     except Exception as error:
         if remedy := remedy_words(error, uri):
-            raise CallError(f"{_words(error)} {remedy}", Remedy.GIVE_UP) from error
+            raise CallError(f"{_words(error)} {remedy}", RetryPolicy.GIVE_UP) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")
-        raise CallError(_words(error), hopeless if final else Remedy.AGAIN) from error
+        raise CallError(_words(error), hopeless if final else RetryPolicy.AGAIN) from error
 
 
 def is_final(error: Exception) -> bool:
@@ -172,7 +172,7 @@ def _serve(connection: Connection) -> None:
     logging.getLogger().addHandler(forwarder)
     arrived: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
-    desk = Desk(arrived.get())
+    desk = MlflowWorker(arrived.get())
     while True:
         try:
             forwarder.send(desk.show(arrived.get()))

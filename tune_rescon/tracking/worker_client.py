@@ -15,18 +15,18 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Final, Protocol
 
-from tune_rescon.tracking.messages import Destination, SearchView, View
+from tune_rescon.tracking.messages import Destination, SearchRunState, View
 
 __all__ = [
     "Answer",
     "CallError",
-    "DeskProcess",
-    "Remedy",
+    "RetryPolicy",
     "Shower",
+    "WorkerProcess",
 ]
 
 
-class Remedy(enum.Enum):
+class RetryPolicy(enum.Enum):
     """What helps after a call that failed."""
 
     AGAIN = enum.auto()
@@ -40,7 +40,7 @@ class Remedy(enum.Enum):
 class CallError(Exception):
     """A call to MLflow failed."""
 
-    def __init__(self, words: str, remedy: Remedy) -> None:
+    def __init__(self, words: str, remedy: RetryPolicy) -> None:
         """``words``: the error in a line."""
         super().__init__(words, remedy)
         self.words = words
@@ -88,8 +88,8 @@ class Shower(Protocol):
         """No more comes. A call that another thread is waiting for ends with an error."""
 
 
-class DeskProcess:
-    """A :class:`.desk.Desk` in a process of its own, which is started when it is needed and not there.
+class WorkerProcess:
+    """A :class:`.worker.MlflowWorker` in its own process, which is started when it is needed.
 
     A process that dies has failed the call it was in. The next one is shown the search first: its runs are
     found by the search's id. It does not outlive this one: it ends when the connection does.
@@ -102,7 +102,7 @@ class DeskProcess:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[object, object] | None = None
-        self._search: SearchView | None = None
+        self._search: SearchRunState | None = None
         self._knows_search = False
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class DeskProcess:
             self.start()
             if self._connection is None:
                 raise EOFError
-            if isinstance(view, SearchView):
+            if isinstance(view, SearchRunState):
                 self._search, self._knows_search = view, True
             elif self._search is not None and not self._knows_search:
                 # Whose runs these are; what a server may refuse waits for the search's next view.
@@ -133,7 +133,7 @@ class DeskProcess:
         except (EOFError, OSError) as error:
             self._end()
             words = "no answer until the end" if self._closed else "the process that talks to MLflow died"
-            raise CallError(words, Remedy.AGAIN) from error
+            raise CallError(words, RetryPolicy.AGAIN) from error
 
     def hurry(self) -> None:
         """Give the process the driver's own priority, where that may be done (by root alone, as a rule)."""

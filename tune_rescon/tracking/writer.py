@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from tune_rescon.tracking.messages import ACTIVE, Destination, RunView, View
-from tune_rescon.tracking.worker_client import CallError, DeskProcess, Remedy, Shower
+from tune_rescon.tracking.messages import ACTIVE, Destination, TrialRunState, View
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Shower, WorkerProcess
 
 __all__ = [
-    "Backlog",
     "MlflowWriter",
+    "UpdateQueue",
     "mlflow_writer",
 ]
 
@@ -40,7 +40,7 @@ class _Waiting:
     due: float
 
 
-class Backlog:
+class UpdateQueue:
     """Hands the views of one thread to another. Its size is that of the search, not of what happened.
 
     A run that goes on is held back for a moment, so that a trial of short epochs is one request, not ten.
@@ -113,7 +113,7 @@ class Backlog:
 
 
 def _key(view: View) -> Hashable:
-    if isinstance(view, RunView):
+    if isinstance(view, TrialRunState):
         return view.number
     # A search is shown before its trials, and its end after them.
     return _SEARCH if view.state == ACTIVE else _ITS_END
@@ -162,7 +162,7 @@ class MlflowWriter:
         self,
         destination: Destination,
         *,
-        open_desk: Callable[[Destination], Shower] = DeskProcess,
+        open_desk: Callable[[Destination], Shower] = WorkerProcess,
         say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Describe the store; :meth:`start` begins.
@@ -174,7 +174,7 @@ class MlflowWriter:
         """
         self._uri = destination.uri
         self._desk = open_desk(destination)
-        self._backlog = Backlog(settle=SETTLE)
+        self._backlog = UpdateQueue(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._say = say
         self._known: set[int] = set()
@@ -268,10 +268,10 @@ class MlflowWriter:
             try:
                 self._send(view)
             except CallError as error:
-                if error.remedy is Remedy.AGAIN:
+                if error.remedy is RetryPolicy.AGAIN:
                     pause = self._pause(pause, error, was_ending=was_ending)
                     continue
-                if error.remedy is Remedy.GIVE_UP:
+                if error.remedy is RetryPolicy.GIVE_UP:
                     self._trouble = error.words
                     self._tell(f"MLflow cannot be used: {error.words}")
                     return
@@ -284,7 +284,7 @@ class MlflowWriter:
         self._refused += updates
         if words != self._refusal:
             self._refusal = words
-            what = f"trial_{view.number:04d}" if isinstance(view, RunView) else "the search itself"
+            what = f"trial_{view.number:04d}" if isinstance(view, TrialRunState) else "the search itself"
             self._tell(f"MLflow refuses an update of {what}, which is left out: {words}")
 
     def _tell(self, text: str) -> None:
@@ -311,6 +311,6 @@ class MlflowWriter:
         answer = self._desk.show(view)
         for remark in answer.remarks:
             self._tell(remark)
-        if isinstance(view, RunView) and view.number not in self._known:
+        if isinstance(view, TrialRunState) and view.number not in self._known:
             self._known.add(view.number)
             self._opened.put((view.number, answer.run_id))

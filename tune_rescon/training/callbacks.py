@@ -20,21 +20,21 @@ from typing_extensions import override
 from tune_rescon.config import PEAK_MEMORY
 from tune_rescon.data import ImageDataModule
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
-from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import peak_memory_mb
-from tune_rescon.training.messages import EpochReport, OnNote
+from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trial_files import Keeper, TrialRecord
+from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
 __all__ = [
     "AverageWeights",
     "Diverged",
     "EpochReporter",
     "FiniteLoss",
-    "LeaveWhenAsked",
-    "Left",
     "PreciseBatchNorm",
+    "Preempted",
     "SeedEpochs",
+    "StopOnPreemption",
     "never",
 ]
 
@@ -44,7 +44,7 @@ def never() -> bool:
     return False
 
 
-class Left(Exception):  # noqa: N818 - a message to who has asked for it, not an error
+class Preempted(Exception):  # noqa: N818 - a message to who has asked for it, not an error
     """A trial was left after so many batches of an epoch, which is where another process goes on."""
 
     def __init__(self, epoch: int, batches: int) -> None:
@@ -54,13 +54,15 @@ class Left(Exception):  # noqa: N818 - a message to who has asked for it, not an
         self.batches = batches
 
 
-class LeaveWhenAsked(Callback):
+class StopOnPreemption(Callback):
     """Ends a training between two steps, its state kept. The last of the callbacks: a report comes first.
 
     Not between an epoch's last step and its report: the validation is waited for.
     """
 
-    def __init__(self, leave: Callable[[], bool], keeper: Keeper | None, on_note: OnNote) -> None:
+    def __init__(
+        self, leave: Callable[[], bool], keeper: CheckpointWriter | None, on_note: OnMessage
+    ) -> None:
         """``leave``: whether to; it is asked often. ``keeper``: None keeps nothing."""
         self._leave = leave
         self._keeper = keeper
@@ -73,7 +75,7 @@ class LeaveWhenAsked(Callback):
         """Lightning takes a checkpoint that is written here for one after this batch.
 
         Raises:
-            Left: it was asked for.
+            Preempted: it was asked for.
         """
         batches, epoch = batch_idx + 1, trainer.current_epoch + 1
         if batches == trainer.num_training_batches or not self._leave():
@@ -81,18 +83,18 @@ class LeaveWhenAsked(Callback):
         if self._keeper is not None:
             for note in self._keeper.keep_amid(trainer, epoch, batches):
                 self._on_note(note)
-        raise Left(epoch, batches)
+        raise Preempted(epoch, batches)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The epoch's own checkpoint is written.
 
         Raises:
-            Left: it was asked for, and there are epochs left.
+            Preempted: it was asked for, and there are epochs left.
         """
         epoch = trainer.current_epoch + 1
         if epoch != trainer.max_epochs and not trainer.should_stop and self._leave():
-            raise Left(epoch + 1, 0)
+            raise Preempted(epoch + 1, 0)
 
 
 class EpochReporter(Callback):
@@ -104,13 +106,13 @@ class EpochReporter(Callback):
 
     def __init__(
         self,
-        record: TrialRecord,
+        record: CheckpointMetadata,
         on_epoch: Callable[[EpochReport], None],
-        on_note: OnNote,
+        on_note: OnMessage,
         *,
-        keeper: Keeper | None,
+        keeper: CheckpointWriter | None,
         judged: str = "val",
-        peers: Peers = ALONE,
+        peers: ProcessGroup = SINGLE_PROCESS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Go on from what was trained before.

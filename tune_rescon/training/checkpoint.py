@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 
 __all__ = [
     "CheckpointFolder",
@@ -74,7 +74,7 @@ class CheckpointFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                explain("the checkpoint folder must be one that can be made", got=str(error))
+                format_error("the checkpoint folder must be one that can be made", got=str(error))
             ) from error
 
     def find(self) -> FoundCheckpoint:
@@ -166,12 +166,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         StorageError: no such file, a damaged one, or not one of torch's.
     """
     if not path.is_file():
-        raise StorageError(explain("a checkpoint must be a file", got=f"{path}, which is none"))
+        raise StorageError(format_error("a checkpoint must be a file", got=f"{path}, which is none"))
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise StorageError(
-            explain("a checkpoint must be a file torch can read", got=f"{path}: {error}")
+            format_error("a checkpoint must be a file torch can read", got=f"{path}: {error}")
         ) from error
     assert isinstance(values, dict)
     return values

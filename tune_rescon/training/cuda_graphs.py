@@ -24,22 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.device import Placement
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = [
-    "CastTogether",
     "CudaGraphs",
+    "FusedWeightCast",
+    "GraphCapture",
+    "HangWatchdog",
     "Outputs",
     "Recorded",
-    "Recorder",
     "RecordingError",
-    "StallWatch",
     "choose_recorder",
 ]
 
 
-class CastTogether:
+class FusedWeightCast:
     """The weights of a network that autocast would cast: its convolutions' and linear layers'."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -70,7 +70,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StallWatch:
+class HangWatchdog:
     """Watches over one kind of thing, in a folder that the processes of a node share.
 
     The file of a process that was ended here holds where it stood; that of one that died otherwise is empty,
@@ -135,7 +135,7 @@ class RecordingError(RuntimeError):
     """Something cannot be recorded on this device; as it is, it may well run."""
 
 
-class Recorder(Protocol):
+class GraphCapture(Protocol):
     """Records what runs on a device."""
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
@@ -240,7 +240,7 @@ class Recorded:
     Inputs of other shapes run as they come. A network that has been moved is recorded anew.
     """
 
-    def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
         """``function`` takes tensors on ``network``'s device, and must not wait for it."""
         self._function, self._network, self._recorder = function, network, recorder
         self._weights = list(network.parameters())  # walking through a network takes milliseconds
@@ -287,12 +287,12 @@ def _shapes(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]
 
 def choose_recorder(
     config: TrialConfig,
-    placement: Placement,
+    placement: DeviceConfig,
     *,
     micro_batches: int,
     recomputes: bool,
-    watch: StallWatch | None = None,
-) -> Recorder | None:
+    watch: HangWatchdog | None = None,
+) -> GraphCapture | None:
     """What records the steps of a trial, under ``watch`` if any; None: they run as they are.
 
     A batch in pieces is large for its device, whose kernels then hide their launches. Activation

@@ -1,7 +1,7 @@
 """Where and how precisely a network runs: device, floating-point format, memory layout.
 
-``choose_precision`` is the decision; ``Placement`` carries it; ``Placement.active`` is the only place that
-turns the process's switches (TF32, cuDNN's autotuner, threads, the heap), and it turns them back.
+``choose_precision`` decides, ``DeviceConfig`` carries the decision, and ``DeviceConfig.active`` is the only
+place that sets the process's switches (TF32, cuDNN's autotuner, threads, the heap) and restores them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.errors import ResourceError, explain, unknown_name
+from tune_rescon.errors import ResourceError, format_error, unknown_name_message
 
 __all__ = [
-    "Placement",
+    "DeviceConfig",
     "Precision",
     "choose_precision",
     "device_name",
@@ -97,7 +97,7 @@ def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precisi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class DeviceConfig:
     """A device and the precision to compute in. Weights are fp32 and channels-last on every device."""
 
     device: torch.device
@@ -143,7 +143,7 @@ class Placement:
                 torch.set_float32_matmul_precision(matmul)
 
 
-def place(device: str, *, precision: str) -> Placement:
+def place(device: str, *, precision: str) -> DeviceConfig:
     """Resolve ``device`` ("auto", "cpu", "cuda") and ``precision`` (see :func:`choose_precision`).
 
     Raises:
@@ -151,15 +151,15 @@ def place(device: str, *, precision: str) -> Placement:
     """
     available = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
-        raise ResourceError(unknown_name("device", device, ("auto", "cpu", "cuda")))
+        raise ResourceError(unknown_name_message("device", device, ("auto", "cpu", "cuda")))
     if device == "cuda" and not available:
         rule = 'device "cuda" needs a CUDA GPU that torch can use'
-        raise ResourceError(explain(rule, got="none", hint='Use "cpu" or "auto".'))
+        raise ResourceError(format_error(rule, got="none", hint='Use "cpu" or "auto".'))
     kind = "cuda" if available and device != "cpu" else "cpu"
     # Emulated bf16 (before Ampere) is correct but slower than fp32: it does not count.
     bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_precision(precision, device_type=kind, bf16=bf16)
-    return Placement(device=torch.device(kind), precision=chosen)
+    return DeviceConfig(device=torch.device(kind), precision=chosen)
 
 
 # The data module's streams are 2 and 3: one seed, but no two uses of it alike.

@@ -26,15 +26,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tune_rescon.data.loader import WHOLE, Share
+from tune_rescon.data.loader import WHOLE, Shard
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = [
-    "ALONE",
+    "SINGLE_PROCESS",
     "PeerFailedError",
     "PeerLostError",
     "PeerOutOfMemoryError",
-    "Peers",
+    "ProcessGroup",
 ]
 
 
@@ -63,7 +63,7 @@ class _Vote(enum.IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers:
+class ProcessGroup:
     """This process among those of its trial. Alone, nothing is said and nothing costs anything.
 
     Every call but those of properties is one that all processes make, in the same order.
@@ -73,7 +73,7 @@ class Peers:
         PeerLostError: another process cannot be reached.
     """
 
-    share: Share = WHOLE
+    share: Shard = WHOLE
 
     @property
     def first(self) -> bool:
@@ -87,7 +87,7 @@ class Peers:
 
     def largest_share(self, images: int) -> int:
         """Of so many images, the most that one process has."""
-        return Share(count=self.share.count).of(images)
+        return Shard(count=self.share.count).of(images)
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class Peers:
 
 
 #: Of a trial in one process.
-ALONE: Final = Peers()
+SINGLE_PROCESS: Final = ProcessGroup()
 
 
 def _vote_of(error: BaseException) -> _Vote:

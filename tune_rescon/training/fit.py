@@ -28,26 +28,26 @@ from tune_rescon.training.callbacks import (
     Diverged,
     EpochReporter,
     FiniteLoss,
-    LeaveWhenAsked,
     PreciseBatchNorm,
     SeedEpochs,
+    StopOnPreemption,
     never,
 )
 from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
 from tune_rescon.training.compile import choose_compiling
-from tune_rescon.training.cuda_graphs import Recorder, RecordingError, StallWatch, choose_recorder
-from tune_rescon.training.device import Placement, seed_epoch
-from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
+from tune_rescon.training.device import DeviceConfig, seed_epoch
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
-from tune_rescon.training.messages import EpochReport, OnNote
+from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trial_files import Keeper, Start
+from tune_rescon.training.trial_files import CheckpointWriter, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork, read_initial
 
 __all__ = [
-    "Attempt",
+    "FitAttempt",
     "Retry",
     "fit",
     "make_trainer",
@@ -57,7 +57,7 @@ __all__ = [
 def make_trainer(
     *,
     epochs: int,
-    placement: Placement,
+    placement: DeviceConfig,
     gradient_clip: float,
     callbacks: Sequence[Callback],
     validate_every: int = 1,
@@ -134,22 +134,22 @@ class Retry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class FitAttempt:
     """The parts of a trial that has epochs left."""
 
-    start: Start
+    start: ResumePoint
     dataset: ImageDataset
-    placement: Placement
+    placement: DeviceConfig
     folder: CheckpointFolder | None
     metric: str
     mode: str
     keep: MetricAt = "best"
     """Which epoch's network is kept."""
-    peers: Peers = ALONE
+    peers: ProcessGroup = SINGLE_PROCESS
     leave: Callable[[], bool] = never
     record_steps: bool = True
     """Whether training steps may be recorded."""
-    watch: StallWatch | None = None
+    watch: HangWatchdog | None = None
     """Who watches whether a recording comes back."""
 
     @property
@@ -157,7 +157,7 @@ class Attempt:
         """Images of the largest share of a training batch: what a process has to find memory for."""
         return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
-    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnNote) -> Retry | None:
+    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnMessage) -> Retry | None:
         """Train from the start given to the end.
 
         Returns:
@@ -201,7 +201,7 @@ class Attempt:
                 FiniteLoss(),
                 PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
                 reporter,
-                LeaveWhenAsked(self.leave, keeper, on_note),
+                StopOnPreemption(self.leave, keeper, on_note),
             ],
         )
         try:
@@ -216,7 +216,7 @@ class Attempt:
         return None
 
     @property
-    def recorder(self) -> Recorder | None:
+    def recorder(self) -> GraphCapture | None:
         """What records its training steps, if anything does."""
         record = self.start.record
         if not self.record_steps:
@@ -234,7 +234,7 @@ class Attempt:
         """Whether the network is judged by the test images, after its last epoch."""
         return is_test_metric(self.metric)
 
-    def _compiling(self, on_note: OnNote) -> bool:
+    def _compiling(self, on_note: OnMessage) -> bool:
         record = self.start.record
         compiling, less = choose_compiling(
             record.config.compile, self.placement.device, recomputes=record.recomputes
@@ -288,11 +288,11 @@ class Attempt:
             peers=self.peers,
         )
 
-    def _keeper(self) -> Keeper | None:
+    def _keeper(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
         best = self.start.best
-        return Keeper(
+        return CheckpointWriter(
             self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode, keep=self.keep
         )
 

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.compile import choose_compiling
-from tune_rescon.training.cuda_graphs import StallWatch, choose_recorder
-from tune_rescon.training.device import Placement, place
+from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
+from tune_rescon.training.device import DeviceConfig, place
 from tune_rescon.training.module import TrialModule
 
 __all__ = [
@@ -66,11 +66,11 @@ def build_step(
 
 def step_of(
     config: TrialConfig,
-    placement: Placement,
+    placement: DeviceConfig,
     *,
     classes: int,
     in_channels: int,
-    watch: StallWatch | None = None,
+    watch: HangWatchdog | None = None,
 ) -> Callable[[], Tensor]:
     """The same of any trial, for images of ``in_channels`` channels; recorded under ``watch``, if any.
 
@@ -128,7 +128,7 @@ class Occupancy:
     """Bytes it has."""
 
 
-def measure_occupancy(step: Callable[[], object], placement: Placement) -> Occupancy:
+def measure_occupancy(step: Callable[[], object], placement: DeviceConfig) -> Occupancy:
     """Run ``step`` some times on a CUDA device that nobody else uses.
 
     Raises:

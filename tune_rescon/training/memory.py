@@ -26,15 +26,15 @@ from tune_rescon import __version__
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec
 from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
-from tune_rescon.training.device import Placement
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import twice_as_many
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Overrun",
-    "OverrunFile",
+    "OomRecord",
+    "OomRecordFile",
     "Shape",
     "activations_recomputed",
     "available_memory",
@@ -123,7 +123,7 @@ _PATIENCE: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Overrun:
+class OomRecord:
     """A step that ran out of memory."""
 
     images: int
@@ -132,12 +132,12 @@ class Overrun:
     """Bytes the process could have had when its trial began."""
 
 
-def starting_pieces(images: int, available: int, known: Iterable[Overrun]) -> int:
+def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> int:
     """Micro-batches to start with: the fewest of which none is known to be too large for ``available`` bytes.
 
     Where the smallest ones are too, those: the trial then fails on its own account.
 
-    >>> known = [Overrun(images=64, available=1000)]
+    >>> known = [OomRecord(images=64, available=1000)]
     >>> [starting_pieces(images, 1000, known) for images in (256, 128, 64, 63, 32)]
     [8, 4, 2, 1, 1]
     >>> starting_pieces(128, 2000, known)
@@ -153,27 +153,27 @@ def starting_pieces(images: int, available: int, known: Iterable[Overrun]) -> in
     return count
 
 
-def _is_hopeless(images: int, available: int, overrun: Overrun) -> bool:
+def _is_hopeless(images: int, available: int, overrun: OomRecord) -> bool:
     return images >= overrun.images and overrun.available >= _AS_MUCH * available
 
 
-def merged(known: Iterable[Overrun], new: Overrun) -> list[Overrun]:
+def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
     """``known`` and ``new`` without what another of them says already.
 
-    >>> merged([Overrun(images=64, available=1000)], Overrun(images=32, available=2000))
+    >>> merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=2000))
     [Overrun(images=32, available=2000)]
-    >>> len(merged([Overrun(images=64, available=1000)], Overrun(images=32, available=500)))
+    >>> len(merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=500)))
     2
     """
     every = sorted({*known, new})
     return [one for one in every if not any(_says_more(other, one) for other in every if other != one)]
 
 
-def _says_more(one: Overrun, other: Overrun) -> bool:
+def _says_more(one: OomRecord, other: OomRecord) -> bool:
     return one.images <= other.images and one.available >= other.available
 
 
-def shape_key(spec: NetworkSpec, placement: Placement, *ways: object) -> str:
+def shape_key(spec: NetworkSpec, placement: DeviceConfig, *ways: object) -> str:
     """What decides how much memory an image takes: network, image size, precision, device, and the versions.
 
     ``ways``: what else does, of how it is trained.
@@ -186,7 +186,7 @@ def shape_key(spec: NetworkSpec, placement: Placement, *ways: object) -> str:
     return f"{name} {blake2b(parts.encode(), digest_size=12).hexdigest()}"
 
 
-class OverrunFile:
+class OomRecordFile:
     """A small JSON file that the trials of a node share: for each shape, its overruns.
 
     It only saves time, so it never fails a trial: one that cannot be read knows nothing, one that cannot be
@@ -197,14 +197,14 @@ class OverrunFile:
         """``path`` need not exist."""
         self._path = path
 
-    def known(self, key: str) -> list[Overrun]:
+    def known(self, key: str) -> list[OomRecord]:
         """The overruns of a shape."""
         try:
-            return [Overrun(**values) for values in self._read().get(key, [])]
+            return [OomRecord(**values) for values in self._read().get(key, [])]
         except (TypeError, AttributeError):  # JSON, but not ours
             return []
 
-    def add(self, key: str, overrun: Overrun) -> None:
+    def add(self, key: str, overrun: OomRecord) -> None:
         """Remember one."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,15 +230,15 @@ class Shape:
 
     key: str
     available: int
-    file: OverrunFile | None
+    file: OomRecordFile | None
 
     @classmethod
-    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: Placement, path: Path | None) -> Shape:
+    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: DeviceConfig, path: Path | None) -> Shape:
         """Of a trial about to begin, as it is configured to train."""
         return cls(
             key=shape_key(spec, placement, config.compile),
             available=available_memory(placement.device),
-            file=None if path is None else OverrunFile(path),
+            file=None if path is None else OomRecordFile(path),
         )
 
     def when(self, *, recorded: bool = False, recomputes: bool = False) -> Shape:
@@ -253,7 +253,7 @@ class Shape:
     def ran_out(self, images: int, pieces: int) -> None:
         """A batch of ``images`` did not fit in so many micro-batches."""
         if self.file is not None:
-            self.file.add(self.key, Overrun(images=-(-images // pieces), available=self.available))
+            self.file.add(self.key, OomRecord(images=-(-images // pieces), available=self.available))
 
 
 #: torch's allocator raises OutOfMemoryError. What allocates beside it (the driver, cuBLAS, cuDNN before and

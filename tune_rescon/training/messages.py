@@ -12,7 +12,7 @@ from tune_rescon.config import METRICS, PEAK_MEMORY, TEST_METRICS
 
 __all__ = [
     "EpochReport",
-    "OnNote",
+    "OnMessage",
     "best_damaged",
     "best_unwritten",
     "checkpoint_unwritten",
@@ -76,7 +76,7 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
     return value > best if mode == "max" else value < best
 
 
-OnNote = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 def ignore(note: str) -> None:

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 from typing_extensions import override
 
-from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 __all__ = ["EpochMetrics", "FinalMetrics"]
 
@@ -27,7 +27,7 @@ class EpochMetrics(nn.Module):
     Where several processes train the trial, reading is an exchange: torchmetrics adds up what all have seen.
     """
 
-    def __init__(self, classes: int, *, top5: bool = False, peers: Peers = ALONE) -> None:
+    def __init__(self, classes: int, *, top5: bool = False, peers: ProcessGroup = SINGLE_PROCESS) -> None:
         """With fewer than five classes top-5 is top-``classes``, that is 1."""
         super().__init__()
         self._peers = peers
@@ -90,7 +90,7 @@ class EpochMetrics(nn.Module):
 class FinalMetrics(EpochMetrics):
     """What a finished network is judged by: also its accuracy on each class, and its calibration error."""
 
-    def __init__(self, class_names: Sequence[str], *, peers: Peers = ALONE) -> None:
+    def __init__(self, class_names: Sequence[str], *, peers: ProcessGroup = SINGLE_PROCESS) -> None:
         """``class_names``: in the order of the labels."""
         classes = len(class_names)
         super().__init__(classes, top5=True, peers=peers)

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SMALLEST_MICRO_BATCH", "Piece", "in_pieces", "smallest_piece", "twice_as_many"]
+__all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "smallest_piece", "split_batch", "twice_as_many"]
 
 #: Images. Of fewer than 8, batch norm's statistics are too rough to train with (Wu & He 2018, figure 1).
 SMALLEST_MICRO_BATCH: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class MicroBatch:
     """A micro-batch."""
 
     images_BCHW: Tensor
@@ -34,12 +34,12 @@ class Piece:
     """Of the whole batch's images."""
 
 
-def in_pieces(images_BCHW: Tensor, targets: Tensor, count: int) -> list[Piece]:
+def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroBatch]:
     """Cut a batch into ``count`` pieces whose sizes differ by one image at most; none is empty. Views."""
     images = len(images_BCHW)
     count = min(count, images)
     cuts = zip(images_BCHW.tensor_split(count), targets.tensor_split(count), strict=True)
-    return [Piece(images_BCHW=cut, targets=aims, share=len(cut) / images) for cut, aims in cuts]
+    return [MicroBatch(images_BCHW=cut, targets=aims, share=len(cut) / images) for cut, aims in cuts]
 
 
 def twice_as_many(count: int, *, images: int) -> int | None:

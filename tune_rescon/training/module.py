@@ -20,12 +20,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.compile import compile_units, many_shapes, uncompiled
-from tune_rescon.training.cuda_graphs import CastTogether, Outputs, Recorded, Recorder
-from tune_rescon.training.device import Placement
-from tune_rescon.training.distributed import ALONE, Peers
+from tune_rescon.training.cuda_graphs import FusedWeightCast, GraphCapture, Outputs, Recorded
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import ran_out_of_memory, recompute_activations
 from tune_rescon.training.metrics import EpochMetrics
-from tune_rescon.training.microbatches import Piece, in_pieces
+from tune_rescon.training.microbatches import MicroBatch, split_batch
 from tune_rescon.training.optim import (
     AveragedNetwork,
     batch_norm_statistics,
@@ -55,13 +55,13 @@ class TrialModule(pl.LightningModule):
         classes: int,
         epochs: int,
         steps_per_epoch: int,
-        placement: Placement,
+        placement: DeviceConfig,
         micro_batches: int = 1,
         judging: EpochMetrics | None = None,
         compiling: bool = False,
         recomputes: bool = False,
-        recorder: Recorder | None = None,
-        peers: Peers = ALONE,
+        recorder: GraphCapture | None = None,
+        peers: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Put ``network`` in place.
 
@@ -87,7 +87,7 @@ class TrialModule(pl.LightningModule):
         self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
         # Compiled code casts by itself.
         casts = recorder is not None and placement.precision == "bf16" and not compiling
-        self._cast = CastTogether(self.network) if casts else None
+        self._cast = FusedWeightCast(self.network) if casts else None
         self._shapes: Contexts = contextlib.nullcontext
         self._eagerly: Contexts = contextlib.nullcontext
         if compiling:
@@ -96,7 +96,7 @@ class TrialModule(pl.LightningModule):
         if recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
-        self._ahead: list[Piece] = []
+        self._ahead: list[MicroBatch] = []
         self._images = 0
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
@@ -122,7 +122,7 @@ class TrialModule(pl.LightningModule):
         Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
         the class with the largest share.
         """
-        first, *self._ahead = in_pieces(*batch, self._micro_batches)
+        first, *self._ahead = split_batch(*batch, self._micro_batches)
         self._images = len(batch[0])
         return self._weighted_loss(first)
 
@@ -140,7 +140,7 @@ class TrialModule(pl.LightningModule):
         self._ahead = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
-    def _weighted_loss(self, piece: Piece) -> Tensor:
+    def _weighted_loss(self, piece: MicroBatch) -> Tensor:
         images_BCHW, targets = piece.images_BCHW, piece.targets
         if self._step:
             played, logits_BK, *self._gradients = self._step(images_BCHW, targets)
@@ -181,9 +181,9 @@ class TrialModule(pl.LightningModule):
         for piece, logits_BK in self._judge(batch):
             self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
 
-    def _judge(self, batch: tuple[Tensor, Tensor]) -> list[tuple[Piece, Tensor]]:
+    def _judge(self, batch: tuple[Tensor, Tensor]) -> list[tuple[MicroBatch, Tensor]]:
         """The batch's pieces, and the scores of their images."""
-        pieces = in_pieces(*batch, self._judged_pieces)
+        pieces = split_batch(*batch, self._judged_pieces)
         try:
             with self._eagerly():
                 return [(piece, self.logits(self.judged, piece.images_BCHW)) for piece in pieces]

@@ -10,18 +10,18 @@ from typing import Final
 
 from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
 from tune_rescon.data import ImageDataset
-from tune_rescon.errors import ConfigError, explain, unknown_name
+from tune_rescon.errors import ConfigError, format_error, unknown_name_message
 from tune_rescon.models import resolve_network
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import never
 from tune_rescon.training.checkpoint import CheckpointFolder
-from tune_rescon.training.cuda_graphs import StallWatch
+from tune_rescon.training.cuda_graphs import HangWatchdog
 from tune_rescon.training.device import own_generator, place
-from tune_rescon.training.distributed import ALONE, Peers
-from tune_rescon.training.fit import Attempt
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.fit import FitAttempt
 from tune_rescon.training.memory import Shape, release_memory
-from tune_rescon.training.messages import EpochReport, OnNote
-from tune_rescon.training.trial_files import Start, TrialRecord, find_start
+from tune_rescon.training.messages import EpochReport, OnMessage
+from tune_rescon.training.trial_files import CheckpointMetadata, ResumePoint, find_resume_point
 
 __all__ = [
     "check_shares",
@@ -34,7 +34,7 @@ __all__ = [
 _LEAST: Final = 2
 
 
-def check_shares(peers: Peers, config: TrialConfig, dataset: ImageDataset) -> None:
+def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset) -> None:
     """Check that there is something of every batch for each process.
 
     Raises:
@@ -45,30 +45,30 @@ def check_shares(peers: Peers, config: TrialConfig, dataset: ImageDataset) -> No
     batch, count = min(config.batch_size, len(dataset.train)), peers.share.count
     if batch < _LEAST * count:
         rule = f"a batch must have {_LEAST} images for each of {count} workers"
-        raise ConfigError(explain(rule, got=str(batch)))
+        raise ConfigError(format_error(rule, got=str(batch)))
     judged = dataset.val if len(dataset.val) else dataset.test
     if len(judged) < count:
         rule = f"there must be an image to judge by for each of {count} workers"
-        raise ConfigError(explain(rule, got=str(len(judged))))
+        raise ConfigError(format_error(rule, got=str(len(judged))))
 
 
 def find_start_together(
-    record: TrialRecord, folder: CheckpointFolder | None, on_note: OnNote, peers: Peers
-) -> Start:
-    """:func:`.find_start` by the first process; the others are sent the checkpoint it has found.
+    record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage, peers: ProcessGroup
+) -> ResumePoint:
+    """:func:`.find_resume_point` by the first process; the others are sent the checkpoint it has found.
 
     Their folders need not be on its machine. A folder of theirs that has files loses them.
 
     Raises:
-        StorageError: as :func:`.find_start`.
+        StorageError: as :func:`.find_resume_point`.
     """
     if peers.alone or folder is None:
-        return find_start(record, folder, on_note)
+        return find_resume_point(record, folder, on_note)
     if not peers.first:
         folder.create()
         peers.share_file(folder.last)
-        return find_start(record, folder, on_note)
-    start = find_start(record, folder, on_note)
+        return find_resume_point(record, folder, on_note)
+    start = find_resume_point(record, folder, on_note)
     peers.share_file(folder.last)
     return start
 
@@ -84,7 +84,7 @@ def train_trial(
     seed: int,
     checkpoint_dir: Path | None,
     on_epoch: OnEpoch,
-    on_note: OnNote = messages.ignore,
+    on_note: OnMessage = messages.ignore,
     device: str = "auto",
     threads: int | None = None,
     metric: str = "val_accuracy",
@@ -92,7 +92,7 @@ def train_trial(
     keep: MetricAt = "best",
     overruns: Path | None = None,
     stalls: Path | None = None,
-    peers: Peers = ALONE,
+    peers: ProcessGroup = SINGLE_PROCESS,
     leave: Callable[[], bool] = never,
 ) -> None:
     """Train ``config`` for ``epochs`` epochs, going on from ``checkpoint_dir`` if it holds a checkpoint.
@@ -140,7 +140,7 @@ def train_trial(
             the next batch. A trial of several processes must not be asked to.
 
     Raises:
-        Left: as ``leave`` said.
+        Preempted: as ``leave`` said.
         ConfigError: ``metric`` is no objective, ``mode`` no mode, or a batch too small for all ``peers``.
         NetworkError: there is no such network.
         ResourceError: there is no such device.
@@ -149,7 +149,7 @@ def train_trial(
     """
     _check_objective(metric, mode)
     spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
-    record = TrialRecord(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
+    record = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = place(device, precision=config.precision)
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     check_shares(peers, config, dataset)
@@ -158,7 +158,7 @@ def train_trial(
     release_memory()  # of this process's trials before, which would count as this one's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
-    watch = None if stalls is None else StallWatch(folder=stalls, key=shape.key)
+    watch = None if stalls is None else HangWatchdog(folder=stalls, key=shape.key)
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
         on_note(messages.stalled(stalled))
@@ -167,7 +167,7 @@ def train_trial(
         # One that goes on keeps its micro-batches: batch norm would see the difference.
         start = _as_known(start, shape, images, peers, on_note)
     while len(start.record.history) < epochs:
-        attempt = Attempt(
+        attempt = FitAttempt(
             start=start,
             dataset=dataset,
             placement=placement,
@@ -195,7 +195,9 @@ def train_trial(
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
-def _as_known(start: Start, shape: Shape, images: int, peers: Peers, on_note: OnNote) -> Start:
+def _as_known(
+    start: ResumePoint, shape: Shape, images: int, peers: ProcessGroup, on_note: OnMessage
+) -> ResumePoint:
     """``start``, with as little at once as earlier trials on this node have found to be necessary."""
     asked = start.record.config.checkpoint_activations
     recomputes = asked == "on"
@@ -210,7 +212,7 @@ def _as_known(start: Start, shape: Shape, images: int, peers: Peers, on_note: On
     return _with(start, micro_batches=pieces, recomputes=recomputes)
 
 
-def _with(start: Start, *, micro_batches: int, recomputes: bool) -> Start:
+def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> ResumePoint:
     changed = dataclasses.replace(start.record, micro_batches=micro_batches, recomputes=recomputes)
     return dataclasses.replace(start, record=changed)
 
@@ -231,6 +233,6 @@ def _each_once(on_epoch: OnEpoch) -> OnEpoch:
 def _check_objective(metric: str, mode: str) -> None:
     objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
     if metric not in objectives:
-        raise ConfigError(unknown_name("metric", metric, objectives))
+        raise ConfigError(unknown_name_message("metric", metric, objectives))
     if mode not in ("max", "min"):
-        raise ConfigError(explain("a metric's mode must be max or min", got=repr(mode)))
+        raise ConfigError(format_error("a metric's mode must be max or min", got=repr(mode)))

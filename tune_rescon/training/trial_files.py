@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import MetricAt, TrialConfig
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.models import NetworkSpec
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint
-from tune_rescon.training.messages import EpochReport, OnNote, is_better
+from tune_rescon.training.messages import EpochReport, OnMessage, is_better
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.weights import TrainedNetwork, describe_trained, save_trained
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 __all__ = [
-    "Keeper",
-    "Start",
-    "TrialRecord",
-    "find_start",
+    "CheckpointMetadata",
+    "CheckpointWriter",
+    "ResumePoint",
+    "find_resume_point",
     "kept_best",
     "recorded_epochs",
     "trained_steps",
@@ -37,7 +37,7 @@ _IDENTITY: Final = ("config", "spec", "dataset", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+class CheckpointMetadata:
     """A trial and how far it has come."""
 
     config: TrialConfig
@@ -56,11 +56,11 @@ class TrialRecord:
     recomputes: bool = False
     """Whether activations are computed again, likewise."""
 
-    def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
+    def extended(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
         """With one more epoch."""
         return dataclasses.replace(self, history=(*self.history, dict(metrics)), batches=0)
 
-    def continued(self, found: TrialRecord) -> TrialRecord:
+    def continued(self, found: CheckpointMetadata) -> CheckpointMetadata:
         """``found``, read from a checkpoint, if it is this trial's.
 
         Raises:
@@ -77,12 +77,12 @@ class TrialRecord:
         """
         self._require_same(network, _IDENTITY)
 
-    def _require_same(self, found: TrialRecord | TrainedNetwork, names: tuple[str, ...]) -> None:
+    def _require_same(self, found: CheckpointMetadata | TrainedNetwork, names: tuple[str, ...]) -> None:
         other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
             rule = "a trial can only go on from its own checkpoint"
             hint = "Give each trial a checkpoint folder of its own."
-            raise StorageError(explain(rule, got=f"one with another {', '.join(other)}", hint=hint))
+            raise StorageError(format_error(rule, got=f"one with another {', '.join(other)}", hint=hint))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,7 +99,7 @@ class TrialRecord:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrialRecord:
+    def from_dict(cls, values: Mapping[str, Any]) -> CheckpointMetadata:
         """Back from :meth:`to_dict`.
 
         Raises:
@@ -122,7 +122,7 @@ def kept_best(folder: CheckpointFolder) -> TrainedNetwork | None:
     return describe_trained(folder.best) if is_intact(folder.best) else None
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes a trial's files, and knows what is in them.
 
     A better network (a later one, if the last is kept) replaces the one in ``best.ckpt``, whatever else the
@@ -196,24 +196,26 @@ class Keeper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class ResumePoint:
     """The beginning of a trial, or the point it goes on from."""
 
-    record: TrialRecord
+    record: CheckpointMetadata
     checkpoint: Path | None = None
     """None: from the start."""
     best: TrainedNetwork | None = None
     """What ``best.ckpt`` holds."""
 
 
-def find_start(record: TrialRecord, folder: CheckpointFolder | None, on_note: OnNote) -> Start:
+def find_resume_point(
+    record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage
+) -> ResumePoint:
     """How far the trial that begins as ``record`` has come in ``folder`` (made if absent).
 
     Raises:
         StorageError: the folder cannot be made, or holds another trial's files.
     """
     if folder is None:
-        return Start(record=record)
+        return ResumePoint(record=record)
     folder.create()
     found = folder.recover()
     if found.path is not None:
@@ -225,7 +227,7 @@ def find_start(record: TrialRecord, folder: CheckpointFolder | None, on_note: On
         record.check_own(best)
     elif folder.best.exists():
         on_note(messages.best_damaged())
-    return Start(record=record, checkpoint=found.path, best=best)
+    return ResumePoint(record=record, checkpoint=found.path, best=best)
 
 
 def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
@@ -251,9 +253,9 @@ def trained_steps(checkpoint_dir: Path) -> int:
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 
 
-def _read_record(checkpoint: Path) -> TrialRecord:
+def _read_record(checkpoint: Path) -> CheckpointMetadata:
     values = read_checkpoint(checkpoint)
     if "trial" not in values:
         rule = "a checkpoint to go on from must be one a trial wrote"
-        raise StorageError(explain(rule, got="one without a trial's record", where=str(checkpoint)))
-    return TrialRecord.from_dict(values["trial"])
+        raise StorageError(format_error(rule, got="one without a trial's record", where=str(checkpoint)))
+    return CheckpointMetadata.from_dict(values["trial"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.errors import NetworkError, StorageError, UserError, explain
+from tune_rescon.errors import NetworkError, StorageError, UserError, format_error
 from tune_rescon.models import NetworkSpec, build_from_spec, load_rescon, resolve_network
 from tune_rescon.models.rescon import KNOWN
 from tune_rescon.models.spec import StageSpec
@@ -152,10 +152,12 @@ def describe_trained(path: Path) -> TrainedNetwork:
 def _read(path: Path) -> dict[str, Any]:
     values = read_checkpoint(path)
     if not is_intact(path):
-        raise StorageError(explain("a checkpoint's checksums must hold", got=f"{path}, which is damaged"))
+        raise StorageError(
+            format_error("a checkpoint's checksums must hold", got=f"{path}, which is damaged")
+        )
     if values.get("format") != FORMAT:
         raise StorageError(
-            explain(
+            format_error(
                 f"a trained network's file must have format {FORMAT}",
                 got=f"{values.get('format')!r}",
                 where=str(path),
@@ -205,7 +207,7 @@ def read_safetensors(path: Path, *, where: str) -> Safetensors:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             return Safetensors(path=path, metadata=file.metadata() or {}, tensors=tensors)
     except (SafetensorError, OSError) as error:
-        raise StorageError(explain(_RULE, got=f"{path} ({error})", where=where)) from error
+        raise StorageError(format_error(_RULE, got=f"{path} ({error})", where=where)) from error
 
 
 def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
@@ -216,7 +218,7 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
     """
     if not file.is_ours:
         hint = "Classes and normalisation are read from its metadata."
-        raise StorageError(explain(_RULE, got=file.words, where=where, hint=hint))
+        raise StorageError(format_error(_RULE, got=file.words, where=where, hint=hint))
     try:
         about = TrainedNetwork.from_dict(_plain(json.loads(file.metadata["tune_rescon"])))
         with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
@@ -225,7 +227,7 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
     except (UserError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         words = str(error).partition("\n")[0] or type(error).__name__
         got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {words.rstrip(':.')}"
-        raise StorageError(explain(_RULE, got=got, where=where)) from error
+        raise StorageError(format_error(_RULE, got=got, where=where)) from error
     return network.eval(), about
 
 
@@ -276,7 +278,7 @@ class InitialWeights:
         hint = "They were trained on images of other channels."
         if other != ["in_channels"]:
             hint = f"Choose {', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.choice.items())}."
-        raise NetworkError(explain(rule, got=", ".join(words) + more, where=where, hint=hint))
+        raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
 
     def put_into(self, network: nn.Module) -> None:
         """Replace ``network``'s weights and statistics; its classifier only where the classes are as many.
@@ -302,7 +304,7 @@ def read_initial(source: str) -> InitialWeights:
     with local_file(source) as path, own_generator(torch.device("cpu")):
         if not path.is_file():
             rule = "must be a file that exists"
-            raise StorageError(explain(rule, got=source, where="init_from"))
+            raise StorageError(format_error(rule, got=source, where="init_from"))
         if path.suffix == ".safetensors":
             file = read_safetensors(path, where="init_from")
             if file.is_ours:
@@ -332,7 +334,7 @@ def _values(path: Path, source: str) -> Any:
         # Whatever another kind of file makes of the unpickler; torch's words advise to run its code.
         rule = "must be a whole file that torch wrote, of tensors and plain values; code in it is never run"
         hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
-        raise StorageError(explain(rule, got=source, where="init_from", hint=hint)) from error
+        raise StorageError(format_error(rule, got=source, where="init_from", hint=hint)) from error
 
 
 def _rescon(values: Any, source: str) -> nn.Module:
@@ -340,7 +342,7 @@ def _rescon(values: Any, source: str) -> nn.Module:
         return load_rescon(values)
     except NetworkError as error:
         rule = "must hold a network of this package, or of ResCon or the port it follows"
-        raise NetworkError(f"{explain(rule, got=source, where='init_from')} {error}") from error
+        raise NetworkError(f"{format_error(rule, got=source, where='init_from')} {error}") from error
 
 
 def _preset(spec: Any) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import Place, read_search
     from tune_rescon.tuning.result import (
-        Pricing,
+        CostModel,
         SearchState,
         StudyResult,
         TrialCost,
@@ -37,46 +37,46 @@ if TYPE_CHECKING:
         repeated,
         sum_up,
     )
-    from tune_rescon.tuning.sampler import Proposer
+    from tune_rescon.tuning.sampler import SearchSampler
     from tune_rescon.tuning.schedulers import (
         Decision,
         MedianRule,
         Observation,
-        RungLadder,
         StoppingRule,
+        SuccessiveHalving,
         Verdict,
-        ladder_levels,
         make_rule,
+        rung_levels,
         rungs,
     )
     from tune_rescon.tuning.search import run_search
     from tune_rescon.tuning.search_storage import find_search
     from tune_rescon.tuning.study import StudyRecord
-    from tune_rescon.tuning.trial import TrialSummary
+    from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "ClusterSize",
     "Coordinator",
+    "CostModel",
     "Decision",
     "Gauges",
     "MedianRule",
     "Observation",
     "Place",
     "Presentation",
-    "Pricing",
-    "Proposer",
     "RunOptions",
-    "RungLadder",
     "SearchFolder",
     "SearchListener",
     "SearchOverview",
     "SearchPlan",
+    "SearchSampler",
     "SearchState",
     "StoppingRule",
     "StudyRecord",
     "StudyResult",
+    "SuccessiveHalving",
     "TrialCost",
-    "TrialSummary",
+    "TrialRecord",
     "TrialTask",
     "Verdict",
     "absolute_storage",
@@ -88,7 +88,6 @@ __all__ = [
     "default_storage",
     "find_search",
     "judging_words",
-    "ladder_levels",
     "list_searches",
     "make_rule",
     "parameter_importance",
@@ -96,6 +95,7 @@ __all__ = [
     "read_search",
     "repeated",
     "run_search",
+    "rung_levels",
     "rungs",
     "sum_up",
     "sync_command",
@@ -115,10 +115,10 @@ __getattr__ = lazy_names(
         "Observation": "schedulers",
         "Place": "reader",
         "Presentation": "callbacks",
-        "Pricing": "result",
-        "Proposer": "sampler",
+        "CostModel": "result",
+        "SearchSampler": "sampler",
         "RunOptions": "options",
-        "RungLadder": "schedulers",
+        "SuccessiveHalving": "schedulers",
         "SearchFolder": "folder",
         "SearchListener": "callbacks",
         "SearchOverview": "overview",
@@ -128,7 +128,7 @@ __getattr__ = lazy_names(
         "StudyRecord": "study",
         "StudyResult": "result",
         "TrialCost": "result",
-        "TrialSummary": "trial",
+        "TrialRecord": "trial",
         "TrialTask": "ray.worker",
         "Verdict": "schedulers",
         "best_trial": "result",
@@ -139,7 +139,7 @@ __getattr__ = lazy_names(
         "default_storage": "folder",
         "find_search": "search_storage",
         "judging_words": "prepare",
-        "ladder_levels": "schedulers",
+        "rung_levels": "schedulers",
         "list_searches": "overview",
         "make_rule": "schedulers",
         "parameter_importance": "importance",

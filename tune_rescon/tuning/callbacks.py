@@ -11,7 +11,7 @@ from typing import Protocol
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.schedulers import Verdict
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "ClusterSize",
@@ -48,19 +48,19 @@ class Gauges:
 class SearchListener(Protocol):
     """Whoever wants to know what happens. Called on the driver's main thread; may neither block nor raise."""
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """The search begins, or goes on; ``trials`` is what its record holds already."""
 
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """A trial was handed out, for the first time or again."""
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """An epoch (``trial.epochs``) was recorded and judged."""
 
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """Something happened to a trial that the user should know."""
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """A trial was closed, paused or interrupted."""
 
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.callbacks import SearchListener
-from tune_rescon.tuning.sampler import Proposer
+from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "KEEP_BEST",
@@ -35,10 +35,10 @@ __all__ = [
 KEEP_BEST: Final = 5
 
 
-def keepers(ended: Iterable[TrialSummary], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
+def keepers(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
     """Numbers of the ``keep`` best trials that ended with a finite value; None: of all of them."""
     judged = [trial for trial in ended if trial.best_epoch]
-    return frozenset(trial.number for trial in sorted(judged, key=TrialSummary.rank_key)[:keep])
+    return frozenset(trial.number for trial in sorted(judged, key=TrialRecord.rank_key)[:keep])
 
 
 #: Trials that fail one after the other before the search stops: what the next would do is known by then.
@@ -51,9 +51,9 @@ class FailureStreak:
     def __init__(self, most: int = MOST_IN_A_ROW) -> None:
         """``most``: failures in a row that are too many."""
         self._most = most
-        self._failed: list[TrialSummary] = []
+        self._failed: list[TrialRecord] = []
 
-    def add(self, trial: TrialSummary) -> str | None:
+    def add(self, trial: TrialRecord) -> str | None:
         """Count a trial that ended; what the failed ones share if they are too many now."""
         if trial.state is not TrialState.FAILED:
             # Diverged and out of memory are answers, and a trial that ended well says that others can.
@@ -63,7 +63,7 @@ class FailureStreak:
         return shared_cause(self._failed) if len(self._failed) >= self._most else None
 
 
-def shared_cause(failed: Sequence[TrialSummary]) -> str:
+def shared_cause(failed: Sequence[TrialRecord]) -> str:
     """What failed trials have in common: the error, or the values that all of them had."""
     last_lines = {_last_line(trial) for trial in failed}
     said = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _differing(failed)
@@ -72,16 +72,16 @@ def shared_cause(failed: Sequence[TrialSummary]) -> str:
     return f"{len(failed)} trials in a row failed; {said}.{values}"
 
 
-def _last_line(trial: TrialSummary) -> str:
+def _last_line(trial: TrialRecord) -> str:
     lines = (trial.error or "").strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else "nothing"
 
 
-def _differing(failed: Sequence[TrialSummary]) -> str:
+def _differing(failed: Sequence[TrialRecord]) -> str:
     return "the last said: " + _last_line(failed[-1])
 
 
-def _shared_values(failed: Sequence[TrialSummary]) -> dict[str, object]:
+def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:
     first, *others = failed
     return {
         name: value
@@ -110,9 +110,9 @@ class SearchPlan:
 
     total: int
     deadline: float | None = None
-    group: Callable[[TrialSummary], Hashable] = lambda _: None
+    group: Callable[[TrialRecord], Hashable] = lambda _: None
     """Trials are compared only with those of an equal group."""
-    cost: Callable[[TrialSummary, int], float] | None = None
+    cost: Callable[[TrialRecord, int], float] | None = None
     """The second objective, made small, of a trial after so many epochs; None where there is none."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Equal for configurations (plain values) that need the same memory; None: nothing is known."""
@@ -130,7 +130,7 @@ class Coordinator:
         plan: SearchPlan,
         record: StudyRecord,
         rule: StoppingRule,
-        proposer: Proposer,
+        proposer: SearchSampler,
         *,
         listeners: Sequence[SearchListener] = (),
         prune: Callable[[int, str | None], None],
@@ -187,7 +187,7 @@ class Coordinator:
         """Whether no trial will be handed out any more. While one runs, another may yet be promoted."""
         return self._ending or self._done
 
-    def next_trial(self) -> TrialSummary | None:
+    def next_trial(self) -> TrialRecord | None:
         """Hand out a trial: an unfinished one of an earlier run, a promoted one, or a new one.
 
         None when there is none now: for good if :attr:`exhausted`, else until a running trial has come on.
@@ -304,7 +304,7 @@ class Coordinator:
     def _more(self) -> bool:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
-    def _recall(self, trials: Sequence[TrialSummary]) -> list[int]:
+    def _recall(self, trials: Sequence[TrialRecord]) -> list[int]:
         """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
@@ -323,7 +323,7 @@ class Coordinator:
                 self._act(trial)
         return unfinished
 
-    def _started(self, trial: TrialSummary) -> TrialSummary:
+    def _started(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)
         for listener in self._listeners:
             listener.trial_started(trial)
@@ -333,10 +333,10 @@ class Coordinator:
         key = self._plan.same_memory(config)
         return key is not None and key in self._out_of_memory
 
-    def _memory(self, trial: TrialSummary) -> Hashable:
+    def _memory(self, trial: TrialRecord) -> Hashable:
         return None if trial.origin is None else self._plan.same_memory(trial.origin.config)
 
-    def _ends_unrun(self, trial: TrialSummary) -> bool:
+    def _ends_unrun(self, trial: TrialRecord) -> bool:
         """Close a trial that would run out of memory as another did."""
         if trial.origin is None or not self._is_infeasible(trial.origin.config):
             return False
@@ -345,7 +345,7 @@ class Coordinator:
         self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
         return True
 
-    def _last_promotion(self) -> TrialSummary | None:
+    def _last_promotion(self) -> TrialRecord | None:
         """Where no rung was large enough to promote anybody to the end, the best goes there all the same."""
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
@@ -356,13 +356,13 @@ class Coordinator:
         for number in self._rule.waiting():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
-    def _judge(self, trial: TrialSummary) -> Verdict:
+    def _judge(self, trial: TrialRecord) -> Verdict:
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
         if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._late():
             return Verdict(decision=Decision.STOP)
         return verdict
 
-    def _observation(self, trial: TrialSummary, epoch: int) -> Observation:
+    def _observation(self, trial: TrialRecord, epoch: int) -> Observation:
         return Observation(
             number=trial.number,
             epoch=epoch,
@@ -371,7 +371,7 @@ class Coordinator:
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
 
-    def _act(self, trial: TrialSummary) -> None:
+    def _act(self, trial: TrialRecord) -> None:
         """Do what was decided after a trial's last epoch."""
         match trial.decision:
             case Decision.FINISH:

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from tune_rescon.errors import RecordError, StorageError, explain
+from tune_rescon.errors import RecordError, StorageError, format_error
 from tune_rescon.storage import sqlite_file
 
 __all__ = [
@@ -49,7 +49,7 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         rule = "must be the URL of a database that can be reached"
         got = str(error).partition("\n")[0].strip(" .")
         hint = "For a local file give sqlite:///PATH/study.db."
-        raise StorageError(explain(rule, got=got, where="--study", hint=hint)) from None
+        raise StorageError(format_error(rule, got=got, where="--study", hint=hint)) from None
     except RuntimeError as error:
         raise _other_schema(url, str(error)) from None
 
@@ -71,7 +71,7 @@ def _other_schema(url: str, said: str) -> StorageError:
     else:
         hint = f"Install optuna {writer} or later."
     rule = f"a study must have the tables of optuna {optuna.__version__}, which is installed here"
-    return StorageError(explain(rule, got=f"those of optuna {writer}", where="--study", hint=hint))
+    return StorageError(format_error(rule, got=f"those of optuna {writer}", where="--study", hint=hint))
 
 
 def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def unwritable(url: str, error: Exception) -> RecordError:
     if file is not None and not holds_studies(file):
         rule = "the record must stay where it is while the search runs"
         hint = "Put the file back: what it holds is what a resumed search has."
-        return RecordError(explain(rule, got=f"{file}, which is gone ({said})", hint=hint))
+        return RecordError(format_error(rule, got=f"{file}, which is gone ({said})", hint=hint))
     hint = "Every epoch before this one is recorded. Free space on the disk, or mend that; then resume."
     got = f"{file or 'its database'}: {said}"
-    return RecordError(explain("the record must take each epoch of a trial", got=got, hint=hint))
+    return RecordError(format_error("the record must take each epoch of a trial", got=got, hint=hint))
 
 
 def missing_study(file: Path, why: str = "") -> StorageError:
@@ -103,7 +103,9 @@ def missing_study(file: Path, why: str = "") -> StorageError:
     else:
         got, hint = f"{file}, which does not exist", "If the search was given a --study, give it here too. "
     hint += "Otherwise restore the file from a copy: without its record a search cannot be resumed or read."
-    return StorageError(explain("a search's record must be a database that can be read", got=got, hint=hint))
+    return StorageError(
+        format_error("a search's record must be a database that can be read", got=got, hint=hint)
+    )
 
 
 def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:
@@ -128,9 +130,9 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
         rule = "a search must be in the folder of its name"
         got = f"{name}: {file.parent} holds the search {other!r}"
         hint = f"Rename the folder to {other}, then give --resume {other}."
-        raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
+        raise StorageError(format_error(rule, got=got, where="--resume", hint=hint))
     rule = f"there is no study named {name!r} in the database"
-    raise StorageError(explain(rule, where="--study", hint=f"It holds: {known}."))
+    raise StorageError(format_error(rule, where="--study", hint=f"It holds: {known}."))
 
 
 def holds_studies(file: Path) -> bool:

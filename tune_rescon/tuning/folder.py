@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import StorageError, explain
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.spaces import yaml_text
 from tune_rescon.storage import (
     StorageUrl,
@@ -25,7 +25,7 @@ from tune_rescon.storage import (
     parse_storage,
     sqlite_url,
 )
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "CHECKPOINTS",
@@ -196,7 +196,7 @@ class SearchFolder:
                 rule = "a resumed search must be one that this user can write to"
                 hint = "To continue its trials, copy its folder to a storage of your own."
                 got = f"{path}, which cannot be written"
-                raise StorageError(explain(rule, got=got, where="--resume", hint=hint))
+                raise StorageError(format_error(rule, got=got, where="--resume", hint=hint))
 
     def remove(self, *, with_storage: bool) -> None:
         """Take back what a search that never began has made; an empty storage too if it made that."""
@@ -222,7 +222,7 @@ class SearchFolder:
             directory.rmdir()
 
     def write_trials(
-        self, trials: Iterable[TrialSummary], parameters: Iterable[str], *, at_url: bool = False
+        self, trials: Iterable[TrialRecord], parameters: Iterable[str], *, at_url: bool = False
     ) -> None:
         """``trials.csv``: state, values and parameters, by number.
 
@@ -263,7 +263,7 @@ _COLUMNS: Final = (
 )
 
 
-def _row(trial: TrialSummary) -> list[Any]:
+def _row(trial: TrialRecord) -> list[Any]:
     return [
         trial.number,
         trial.state.value,
@@ -288,7 +288,7 @@ def usable_directory(storage: Path) -> Iterator[None]:
     except OSError as error:
         rule = "the storage must be a directory that can be read and written"
         got = f"{storage} ({error.strerror})"
-        raise StorageError(explain(rule, got=got, where="--storage")) from None
+        raise StorageError(format_error(rule, got=got, where="--storage")) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

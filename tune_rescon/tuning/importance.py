@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import create_trial
 
 from tune_rescon.spaces import Space, distributions, place_config, to_optuna
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["parameter_importance"]
 
@@ -22,7 +22,7 @@ FEWEST: Final = 20
 
 
 def parameter_importance(
-    space: Space, trials: Mapping[int, TrialSummary], values: Mapping[int, float]
+    space: Space, trials: Mapping[int, TrialRecord], values: Mapping[int, float]
 ) -> dict[str, float]:
     """The share of each parameter, the most important first; empty where too little is known.
 
@@ -53,7 +53,7 @@ def parameter_importance(
     return {name: float(share) for name, share in get_param_importances(study).items()}
 
 
-def _placed(space: Space, trial: TrialSummary) -> dict[str, Any] | None:
+def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
     config = trial.config(space)
     sampled = place_config(space, config.to_dict()).sampled if config else None
     return None if sampled is None else to_optuna(sampled)

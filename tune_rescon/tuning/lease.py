@@ -35,7 +35,7 @@ from typing import Any, Final, Protocol
 
 import psutil
 
-from tune_rescon.errors import LeaseError, LeaseLostError, explain
+from tune_rescon.errors import LeaseError, LeaseLostError, format_error
 
 __all__ = [
     "LEASE_SECONDS",
@@ -345,7 +345,7 @@ class LeaseKeeper:
         hint = hint or (
             "It has written nothing since. Let the other one go on, or go on with --resume once it has ended."
         )
-        self._lost = explain(rule, hint=hint)
+        self._lost = format_error(rule, hint=hint)
 
     def _lease(self) -> Lease:
         return Lease(
@@ -371,7 +371,7 @@ class LeaseKeeper:
         kill = f" (`kill {holder.pid}` there: it finishes the running epochs)" if holder else ""
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"
-        return explain(rule, hint=hint)
+        return format_error(rule, hint=hint)
 
 
 def _words(driver: Driver) -> str:

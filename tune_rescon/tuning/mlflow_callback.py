@@ -12,15 +12,23 @@ from typing import Any, Final
 
 from tune_rescon.config import PEAK_MEMORY, TEST_METRICS, is_test_metric
 from tune_rescon.spaces import Space
-from tune_rescon.tracking import Champion, Destination, Images, MlflowWriter, RunView, SearchView, now_ms
+from tune_rescon.tracking import (
+    Champion,
+    Destination,
+    Images,
+    MlflowWriter,
+    SearchRunState,
+    TrialRunState,
+    now_ms,
+)
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import Prepared
-from tune_rescon.tuning.result import Pricing, SearchState, StudyResult, TrialCost, compute_hours
+from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, TrialCost, compute_hours
 from tune_rescon.tuning.schedulers import Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "ParentRun",
@@ -86,7 +94,7 @@ class ParentRun:
         self._writer = writer
         self._identity = identity
         self._uploads = uploads
-        self._view = SearchView(
+        self._view = SearchRunState(
             id=identity.id,
             place=identity.place,
             known_runs=tuple(known_runs),
@@ -173,7 +181,7 @@ class TrackingListener:
         self,
         writer: MlflowWriter,
         record: StudyRecord,
-        pricing: Pricing,
+        pricing: CostModel,
         *,
         near_end: Callable[[], object] | None = None,
     ) -> None:
@@ -188,16 +196,16 @@ class TrackingListener:
         self._pricing = pricing
         self._near_end = near_end
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Have the writer complete what a driver that died had not sent; the record has it all."""
         for trial in trials:
             self._writer.show(self.view(trial))
 
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Open or re-open the trial's run."""
         self._show(trial)
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """One more epoch."""
         del metrics, verdict
         # The workers have imported what they need: MLflow's process no longer delays the first epochs.
@@ -207,10 +215,10 @@ class TrackingListener:
             self._near_end()
             self._near_end = None
 
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """Nothing now: the notes go with the run's end."""
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """The figures logged once, and the run's end; of a paused or interrupted one only its state."""
         self._show(trial)
 
@@ -220,14 +228,14 @@ class TrackingListener:
             if self._record.trial(number).mlflow_run_id != run_id:
                 self._record.set_run_id(number, run_id)
 
-    def view(self, trial: TrialSummary) -> RunView:
+    def view(self, trial: TrialRecord) -> TrialRunState:
         """All that MLflow is to show of a trial."""
         names = (*self._space.parameters, *trial.parameters)
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
         # A field that is fixed now may have been searched when the trial was drawn.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
         final = trial.state.is_final
-        return RunView(
+        return TrialRunState(
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
@@ -240,7 +248,7 @@ class TrackingListener:
             **_times(started_ms=trial.started, ended_ms=trial.ended),
         )
 
-    def _show(self, trial: TrialSummary) -> None:
+    def _show(self, trial: TrialRecord) -> None:
         self._writer.show(self.view(trial))
         self.note_runs()
 
@@ -255,7 +263,7 @@ def _times(**moments: datetime | None) -> dict[str, int]:
     return {name: int(moment.timestamp() * 1000) for name, moment in moments.items() if moment}
 
 
-def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dict[str, float]:
+def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:
     """What is logged once at a trial's end, so that MLflow's table shows it: the best values and the cost."""
     metrics = {
         "compute_hours": compute_hours(trial, devices),
@@ -279,7 +287,7 @@ def closing_metrics(trial: TrialSummary, cost: TrialCost, devices: float) -> dic
     return metrics
 
 
-def _finite(trial: TrialSummary, name: str) -> list[float]:
+def _finite(trial: TrialRecord, name: str) -> list[float]:
     return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
 
 

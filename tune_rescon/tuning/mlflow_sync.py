@@ -13,7 +13,7 @@ from tune_rescon.tuning.identity import ensure_identity, write_id
 from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, destination
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import Place, known_datasets, summed_up
-from tune_rescon.tuning.result import Pricing, StudyResult
+from tune_rescon.tuning.result import CostModel, StudyResult
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_lease import search_lease
 from tune_rescon.tuning.search_storage import SearchStore, open_store
@@ -94,7 +94,7 @@ def _send(
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
     notes, space = read_notes(record), versions.newest
-    pricing = Pricing(space=space, facts=known_datasets(notes, space, place.data_root))
+    pricing = CostModel(space=space, facts=known_datasets(notes, space, place.data_root))
     result = summed_up(
         pricing,
         record.trials(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import ConfigError, explain
+from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.home import home_directory
 from tune_rescon.passwords import shell_command
 from tune_rescon.storage import StorageUrl
@@ -66,7 +66,7 @@ def default_grace() -> float:
         seconds = math.nan
     if not seconds >= 0:
         rule = "must be a number of seconds, 0 or more"
-        raise ConfigError(explain(rule, got=repr(value), where=_GRACE))
+        raise ConfigError(format_error(rule, got=repr(value), where=_GRACE))
     return seconds
 
 

@@ -15,11 +15,11 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "READS_PRUNED",
-    "Told",
+    "SamplerTrial",
     "common_epoch",
     "make_sampler",
     "told",
@@ -31,7 +31,7 @@ READS_PRUNED: Final = ("tpe",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class SamplerTrial:
     """A trial in Optuna's words."""
 
     state: OptunaState
@@ -49,7 +49,9 @@ def common_epoch(reached: Mapping[int, int], enough: int) -> int:
     return max((epoch for epoch, values in reached.items() if values >= enough), default=min(reached))
 
 
-def told(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int | None = None) -> Told | None:
+def told(
+    trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int | None = None
+) -> SamplerTrial | None:
     """``trial`` for a sampler of the type ``sampler``; None: it runs, and says nothing yet.
 
     One that diverged or ran out of memory is worse than all others, or the sampler would go on proposing its
@@ -65,28 +67,28 @@ def told(trial: TrialSummary, sampler: str, *, worst: float | None, epoch: int |
     if trial.state in (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY):
         return _worst(trial, sampler, worst)
     if not math.isfinite(trial.last_value) or trial.state is TrialState.FAILED:
-        return Told(state=OptunaState.FAIL) if trial.state.is_final else None
+        return SamplerTrial(state=OptunaState.FAIL) if trial.state.is_final else None
     if epoch is not None and trial.epochs >= epoch:
         then = trial.values[epoch - 1]
         # Of a trial of an earlier search an older record holds the last value only.
         value = then if math.isfinite(then) else trial.last_value
-        return Told(state=OptunaState.COMPLETE, values=(value,))
+        return SamplerTrial(state=OptunaState.COMPLETE, values=(value,))
     if epoch is not None and (trial.state.is_final or trial.state is TrialState.PAUSED):
         last = trial.last_value
-        return Told(state=OptunaState.PRUNED, values=(last,), steps=((trial.epochs, last),))
+        return SamplerTrial(state=OptunaState.PRUNED, values=(last,), steps=((trial.epochs, last),))
     if not trial.state.is_final:
         return None
     values = (trial.value,) if trial.cost is None else (trial.value, trial.cost)
-    return Told(state=OptunaState.COMPLETE, values=values)
+    return SamplerTrial(state=OptunaState.COMPLETE, values=values)
 
 
-def _worst(trial: TrialSummary, sampler: str, worst: float | None) -> Told:
+def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTrial:
     if sampler in READS_PRUNED:
         # TPE ranks a pruned trial without any value below all that have one.
-        return Told(state=OptunaState.PRUNED)
+        return SamplerTrial(state=OptunaState.PRUNED)
     if worst is None or trial.cost is not None:
-        return Told(state=OptunaState.FAIL)
-    return Told(state=OptunaState.COMPLETE, values=(worst,))
+        return SamplerTrial(state=OptunaState.FAIL)
+    return SamplerTrial(state=OptunaState.COMPLETE, values=(worst,))
 
 
 def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:

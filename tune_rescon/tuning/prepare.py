@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import USUAL_STORE_SIZE, DatasetFacts, describe, is_url, local_path, open_dataset
+from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import levels_words
-from tune_rescon.errors import DataError, NetworkError, explain
+from tune_rescon.errors import DataError, NetworkError, format_error
 from tune_rescon.models import resolve_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
 from tune_rescon.tuning.options import RunOptions
@@ -63,7 +63,7 @@ def largest_image_size(space: Space) -> int:
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
-def cache_words(space: Space, facts: DatasetFacts) -> list[str]:
+def cache_words(space: Space, facts: DatasetInfo) -> list[str]:
     """What people should know of a folder's cache: its size, and whether pictures will be enlarged."""
     if facts.cache_bytes is None:
         return []
@@ -147,7 +147,7 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
 
 
 def check_weights(
-    space: Space, weights: Mapping[str, InitialWeights], facts: Mapping[str, DatasetFacts]
+    space: Space, weights: Mapping[str, InitialWeights], facts: Mapping[str, DatasetInfo]
 ) -> None:
     """Check that every network that ``space`` can ask for is that of its weights.
 
@@ -175,7 +175,7 @@ _IMAGES: Final = "image_digests"
 class Prepared:
     """A dataset that this machine's cache holds."""
 
-    facts: DatasetFacts
+    facts: DatasetInfo
     digest: str
     """Equal where images, labels and splits are."""
 
@@ -218,12 +218,12 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
-            raise DataError(explain(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
+            raise DataError(format_error(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
         prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
     return prepared
 
 
-def judging_words(space: Space, facts: DatasetFacts) -> list[str]:
+def judging_words(space: Space, facts: DatasetInfo) -> list[str]:
     """Which images will judge the winners of a search, so that it is known before it is paid for."""
     if space.metric.of_test_images:
         words = (
@@ -258,10 +258,10 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
                 "Put back the images, or begin a search of another --name with --warm-start and this one's"
                 " name, which learns from its trials."
             )
-            raise DataError(explain(rule, got=got, where="dataset", hint=hint))
+            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
 
 
-def _counts(known: Mapping[str, Any] | None, facts: DatasetFacts) -> str:
+def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
     """What differs, as far as counting tells."""
     parts = ("train", "val", "test")
     found = {part: getattr(facts, f"{part}_images") for part in parts}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import Space
 from tune_rescon.storage import (
@@ -29,12 +29,12 @@ from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.lease import Claim, Driver, Lease, ProcessTable, may_take, process_start, this_driver
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.result import Pricing, SearchState, StudyResult, datasets_of, sum_up
+from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, datasets_of, sum_up
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study_attributes import RunNotes, read_notes
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "Place",
@@ -166,7 +166,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     else:
         alive = lives_by_file(lease, sqlite_file(url))
     return summed_up(
-        Pricing(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
+        CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
         trials,
         notes,
         name=name,
@@ -179,8 +179,8 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
 
 
 def summed_up(
-    pricing: Pricing,
-    trials: tuple[TrialSummary, ...],
+    pricing: CostModel,
+    trials: tuple[TrialRecord, ...],
     notes: RunNotes,
     *,
     name: str,
@@ -207,7 +207,7 @@ def summed_up(
     )
 
 
-def _left(trial: TrialSummary) -> TrialSummary:
+def _left(trial: TrialRecord) -> TrialRecord:
     """A trial that no driver runs any more: a killed one had no time to say so."""
     running = trial.state is TrialState.RUNNING
     return replace(trial, state=TrialState.INTERRUPTED) if running else trial
@@ -218,7 +218,7 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
     return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
 
 
-def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetFacts]:
+def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
     """What was noted; of a record that does not say, what this machine has."""
     if notes.datasets:
         return notes.datasets

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetFacts
-from tune_rescon.errors import ResourceError, explain
+from tune_rescon.data import DatasetInfo
+from tune_rescon.errors import ResourceError, format_error
 from tune_rescon.models import count, resolve_network
 from tune_rescon.spaces import Space, corners
 from tune_rescon.training.microbatches import smallest_piece
@@ -89,7 +89,7 @@ def fit_slots(
             "a search must say how far its cluster is to grow, where no machine of now has room for a trial"
         )
         raise ResourceError(
-            explain(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
+            format_error(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
         )
     if places and not fits:
         raise ResourceError(_too_many(workers, places))
@@ -105,7 +105,7 @@ def _room(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
 def _too_many(workers: int, places: int) -> str:
     hint = f"Ask for fewer, for example --set resources_per_trial.workers={places}."
     rule = f"a trial has {workers} workers, for which the machines must have room at once"
-    return explain(rule, got=f"room for {places}", where="resources_per_trial.workers", hint=hint)
+    return format_error(rule, got=f"room for {places}", where="resources_per_trial.workers", hint=hint)
 
 
 def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
@@ -117,13 +117,15 @@ def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
             kinds = sorted(
                 {name for one in nodes for name in one.resources if ":" in name and "node:" not in name}
             )
-            return explain(f"a trial needs a node with {kind}", got=", ".join(kinds) or "none")
+            return format_error(f"a trial needs a node with {kind}", got=", ".join(kinds) or "none")
         key = f"resources_per_trial.{_KEYS[kind]}"
         hint = f"Ask for less, for example --set {key}={most[kind]:g}."
         rule = f"a trial asks for {amount:g} {kind}, which must not be more than a machine has"
-        return explain(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
+        return format_error(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
     asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
-    return explain(f"a trial asks for {asked}, which one machine must have", got="only some of it on each")
+    return format_error(
+        f"a trial asks for {asked}, which one machine must have", got="only some of it on each"
+    )
 
 
 def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
@@ -157,7 +159,7 @@ def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
 
 #: Runs the training step of a trial on a GPU of its own: its configuration, and its images' facts. None: the
 #: whole batch does not fit.
-Measure = Callable[[TrialConfig, DatasetFacts], "Occupancy | None"]
+Measure = Callable[[TrialConfig, DatasetInfo], "Occupancy | None"]
 
 #: Fields that decide what a step costs.
 _SHARING_FIELDS: Final = (
@@ -173,7 +175,7 @@ MOST: Final = 8
 _PLANNED: Final = 0.75
 
 
-def packed(space: Space, facts: Mapping[str, DatasetFacts], measure: Measure) -> tuple[Space, str]:
+def packed(space: Space, facts: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
     """``space`` with the share of a GPU that its largest trial needs, and how that came about, in words.
 
     All trials get the same share, so the largest one decides.
@@ -211,7 +213,7 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
     return max(1, min(by_time, by_memory, MOST))
 
 
-def largest_trial(space: Space, facts: Mapping[str, DatasetFacts]) -> tuple[TrialConfig, DatasetFacts]:
+def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
     """The trial of ``space`` whose step multiplies most, and the facts of its images."""
     seen = [
         TrialConfig.from_dict({**space.fixed, **chosen})

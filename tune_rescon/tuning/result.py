@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import DatasetConfig, TrialState
-from tune_rescon.data import Account, DatasetFacts
+from tune_rescon.data import Account, DatasetInfo
 from tune_rescon.errors import presentable
 from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
-from tune_rescon.tuning.schedulers import ladder_levels
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "Pricing",
+    "CostModel",
     "SearchState",
     "StudyResult",
     "TrialCost",
@@ -66,7 +66,7 @@ class StudyResult:
     folder: Path
     metric: str
     maximize: bool
-    trials: tuple[TrialSummary, ...]
+    trials: tuple[TrialRecord, ...]
     costs: Mapping[int, TrialCost]
     devices_per_trial: float
     """GPUs a trial held, or CPU cores where it held no GPU."""
@@ -74,7 +74,7 @@ class StudyResult:
     """What that counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     levels: tuple[int, ...]
     """The rungs, epochs."""
-    best: TrialSummary | None
+    best: TrialRecord | None
     best_config: Mapping[str, Any]
     state: SearchState
     tracking_uri: str
@@ -102,29 +102,29 @@ class StudyResult:
         """Whether somebody ended it before its time."""
         return self.state is SearchState.INTERRUPTED
 
-    def checkpoint(self, trial: TrialSummary) -> str | None:
+    def checkpoint(self, trial: TrialRecord) -> str | None:
         """The path or URL of the file of a trial's best network; None if the record names none."""
         if trial.checkpoint is None:
             return None
         return f"{self.url}/{trial.checkpoint}" if self.url else str(self.folder / trial.checkpoint)
 
-    def kept_checkpoint(self, trial: TrialSummary) -> str | None:
+    def kept_checkpoint(self, trial: TrialRecord) -> str | None:
         """As :meth:`checkpoint`; None also if the file is not in the folder. A URL is believed."""
         place = self.checkpoint(trial)
         return place if place is None or self.url or Path(place).is_file() else None
 
-    def compute_hours(self, trial: TrialSummary) -> float:
+    def compute_hours(self, trial: TrialRecord) -> float:
         """Device-hours of one trial: see :func:`compute_hours`."""
         return compute_hours(trial, self.devices_per_trial)
 
-    def cost(self, trial: TrialSummary) -> float:
+    def cost(self, trial: TrialRecord) -> float:
         """A trial's second objective; where the search has none, its GMACs."""
         if self.against == "compute_hours":
             return self.compute_hours(trial)
         return self.costs[trial.number].gmacs
 
     @cached_property
-    def front(self) -> tuple[TrialSummary, ...]:
+    def front(self) -> tuple[TrialRecord, ...]:
         """The Pareto front of a search with a second objective, the cheapest first; else nothing.
 
         Only trials of as many epochs as the winner are on it: a trial that was stopped early is never
@@ -156,12 +156,12 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:
     return tuple(front)
 
 
-def compute_hours(trial: TrialSummary, devices: float) -> float:
+def compute_hours(trial: TrialRecord, devices: float) -> float:
     """Hours of training times the GPUs (or, without any, CPU cores) the trial held."""
     return trial.seconds / 3600 * devices
 
 
-def best_trial(trials: tuple[TrialSummary, ...], *, by_mean: bool = False) -> TrialSummary | None:
+def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> TrialRecord | None:
     """The winner: the best value among trials that reached the last epoch.
 
     An early-stopped trial is never compared as if it had finished. Only where none has finished is it the one
@@ -174,19 +174,19 @@ def best_trial(trials: tuple[TrialSummary, ...], *, by_mean: bool = False) -> Tr
         return (max if groups[0][0].maximize else min)(groups, key=mean_value)[0]
     judged = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in judged if trial.state is TrialState.FINISHED]
-    return min(finished or judged, key=TrialSummary.rank_key, default=None)
+    return min(finished or judged, key=TrialRecord.rank_key, default=None)
 
 
-def repeated(trials: Iterable[TrialSummary]) -> list[tuple[TrialSummary, ...]]:
+def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
     """Trials that finished, those of the same parameters together, in the order of their numbers."""
-    groups: dict[str, list[TrialSummary]] = {}
+    groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
             groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
     return [tuple(group) for group in groups.values()]
 
 
-def mean_value(trials: Sequence[TrialSummary]) -> float:
+def mean_value(trials: Sequence[TrialRecord]) -> float:
     """Mean of the values."""
     return math.fsum(trial.value for trial in trials) / len(trials)
 
@@ -239,11 +239,11 @@ _UNKNOWN = TrialCost(params_m=math.nan, gmacs=math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pricing:
+class CostModel:
     """What follows from a space and its datasets alone."""
 
     space: Space
-    facts: Mapping[str, DatasetFacts]
+    facts: Mapping[str, DatasetInfo]
     """By name, of every dataset a trial may train on; a reader of an old record may not know them all."""
 
     @property
@@ -256,7 +256,7 @@ class Pricing:
         """``"GPU"``, ``"CPU"``, or the kind of GPU that was asked for: what :attr:`devices` counts."""
         return self.space.resources_per_trial.device
 
-    def cost(self, trial: TrialSummary) -> TrialCost:
+    def cost(self, trial: TrialRecord) -> TrialCost:
         """Parameters and multiply-adds, counted, not built; nan where images or network are unknown."""
         config = trial.config(self.space)
         if config is None:
@@ -266,7 +266,7 @@ class Pricing:
             return _UNKNOWN
         return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
 
-    def second_objective(self, trial: TrialSummary, epochs: int) -> float:
+    def second_objective(self, trial: TrialRecord, epochs: int) -> float:
         """What ``metric.against`` names, of a trial after its first ``epochs``."""
         if self.space.metric.against == "gmacs":
             return self.cost(trial).gmacs
@@ -288,8 +288,8 @@ def datasets_of(space: Space) -> tuple[DatasetConfig, ...]:
 
 
 def sum_up(
-    pricing: Pricing,
-    trials: tuple[TrialSummary, ...],
+    pricing: CostModel,
+    trials: tuple[TrialRecord, ...],
     *,
     name: str,
     folder: Path,
@@ -327,7 +327,7 @@ def sum_up(
         costs={trial.number: pricing.cost(trial) for trial in trials},
         devices_per_trial=pricing.devices,
         device=pricing.device,
-        levels=ladder_levels(space),
+        levels=rung_levels(space),
         best=best,
         best_config=config.to_dict() if config else {},
         state=state,

@@ -19,7 +19,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import note_earlier, trials_of
 
 __all__ = [
@@ -57,7 +57,7 @@ FROZEN: Final[Mapping[str, str]] = {
 }
 
 
-def change_problems(old: Space, new: Space, trials: Iterable[TrialSummary]) -> list[str]:
+def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> list[str]:
     """Everything that a search of ``old`` with these trials cannot change to ``new``, one sentence each.
 
     A key of ``fixed`` may change if no trial ran with another value, and if it was searched before: then the
@@ -76,7 +76,7 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialSummary]) -> l
     ]
 
 
-def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialSummary]) -> None:
+def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecord]) -> None:
     """Check that the search ``name`` can be resumed with ``new``.
 
     Raises:
@@ -104,7 +104,7 @@ def change_words(old: Space, new: Space) -> list[str]:
     ]
 
 
-def history_words(versions: SpaceVersions, trials: Iterable[TrialSummary]) -> tuple[str, ...]:
+def history_words(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> tuple[str, ...]:
     """What each resume changed, one line a version after the first; empty where nothing was changed."""
     first_trials: dict[int, int] = {}
     for trial in trials:
@@ -131,7 +131,7 @@ def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
         yield f"{key} is {was} and would become {becomes} ({FROZEN[section]})"
 
 
-def _fixed_problems(old: Space, new: Space, trials: tuple[TrialSummary, ...]) -> Iterator[str]:
+def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> Iterator[str]:
     searched = {**old.parameters, **new.parameters}
     before, after = TrialConfig.from_dict(old.fixed), TrialConfig.from_dict(new.fixed)
     for name in field_names():
@@ -146,7 +146,7 @@ def _fixed_problems(old: Space, new: Space, trials: tuple[TrialSummary, ...]) ->
             )
 
 
-def _unknown_problems(trials: tuple[TrialSummary, ...]) -> Iterator[str]:
+def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
     lost = [trial.number for trial in trials if trial.origin is None and not trial.state.is_final]
     if lost:
         yield (

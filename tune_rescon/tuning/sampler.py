@@ -36,14 +36,14 @@ from tune_rescon.spaces import (
     to_optuna,
     trial_config,
 )
-from tune_rescon.tuning.optuna_samplers import READS_PRUNED, Told, common_epoch, make_sampler, told
-from tune_rescon.tuning.schedulers import ladder_levels
+from tune_rescon.tuning.optuna_samplers import READS_PRUNED, SamplerTrial, common_epoch, make_sampler, told
+from tune_rescon.tuning.schedulers import rung_levels
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS, Enqueued, Proposal
-from tune_rescon.tuning.trial import TrialSummary, find_origin, make_origin
+from tune_rescon.tuning.trial import TrialRecord, find_origin, make_origin
 
 __all__ = [
-    "Proposer",
+    "SearchSampler",
     "most_telling",
 ]
 
@@ -76,7 +76,7 @@ LARGEST_LISTED: Final = 10_000
 Infeasible = Callable[[Mapping[str, Any]], bool]
 
 
-class Proposer:
+class SearchSampler:
     """Draws trials, and learns from those that end."""
 
     def __init__(
@@ -84,8 +84,8 @@ class Proposer:
         space: Space,
         *,
         rows: Sequence[Mapping[str, Any]] = (),
-        background: Sequence[TrialSummary] = (),
-        known: Iterable[TrialSummary] = (),
+        background: Sequence[TrialRecord] = (),
+        known: Iterable[TrialRecord] = (),
         versions: SpaceVersions | None = None,
     ) -> None:
         """Set up for a search that may have trials already.
@@ -110,7 +110,7 @@ class Proposer:
         self._pending = self._pending_rows()
         self._points = count_points(space.parameters, most=LARGEST_LISTED)
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in ladder_levels(space) if compares}
+        self._reached: dict[int, set[int]] = {level: set() for level in rung_levels(space) if compares}
         for trial in self._inside():
             self._note_reached(trial)
         self._worst: float | None = None
@@ -157,7 +157,7 @@ class Proposer:
             return False
         return True
 
-    def opened(self, trial: TrialSummary) -> None:
+    def opened(self, trial: TrialRecord) -> None:
         """The drawn trial is in the record, with a higher number if other programs have added trials."""
         self._known[trial.number] = trial
         if trial.number not in self._view:
@@ -165,20 +165,20 @@ class Proposer:
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
-    def reported(self, trial: TrialSummary) -> None:
+    def reported(self, trial: TrialRecord) -> None:
         """Learn from an epoch of a trial that goes on or pauses."""
         trial = self._known[trial.number] = self._as_of_now(trial)
         if self._is_inside(trial):
             self._note_reached(trial)
             self._tell(trial)
 
-    def ended(self, trial: TrialSummary) -> None:
+    def ended(self, trial: TrialRecord) -> None:
         """Learn from a trial that ended for good."""
         self.reported(trial)
         if self._is_inside(trial):
             self._note_worst(trial)
 
-    def _as_of_now(self, trial: TrialSummary) -> TrialSummary:
+    def _as_of_now(self, trial: TrialRecord) -> TrialRecord:
         """A trial with its parameters in the space as it is now; see :meth:`_is_inside`.
 
         A trial of another version loses what the sampler noted on it: a generation of another space means
@@ -194,14 +194,14 @@ class Proposer:
         memory = {key: value for key, value in trial.memory.items() if key == _KEPT}
         return dataclasses.replace(trial, parameters=parameters, memory=memory)
 
-    def _placed_background(self, trial: TrialSummary) -> TrialSummary | None:
+    def _placed_background(self, trial: TrialRecord) -> TrialRecord | None:
         """A trial of an earlier search, which was placed in the first version of the space."""
         if 1 in self._alike:
             return trial
         parameters = self._place(trial, self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
 
-    def _place(self, trial: TrialSummary, of: Space) -> Mapping[str, Any] | None:
+    def _place(self, trial: TrialRecord, of: Space) -> Mapping[str, Any] | None:
         """The parameters of this trial in the space as it is now; None if the space does not contain it.
 
         ``of``: the space of a trial without origin.
@@ -210,11 +210,11 @@ class Proposer:
         sampled = place_config(self._space, origin.config).sampled if origin else None
         return None if sampled is None else to_optuna(sampled)
 
-    def _is_inside(self, trial: TrialSummary) -> bool:
+    def _is_inside(self, trial: TrialRecord) -> bool:
         """Whether the space, as it is now, could draw the trial: the sampler learns from no other."""
         return self._placed.get(trial.number, trial.parameters) is not None
 
-    def _inside(self) -> tuple[TrialSummary, ...]:
+    def _inside(self) -> tuple[TrialRecord, ...]:
         return tuple(trial for trial in self._known.values() if self._is_inside(trial))
 
     def _key(self, parameters: Mapping[str, Any]) -> Hashable:
@@ -266,7 +266,7 @@ class Proposer:
         generator = np.random.default_rng((self._space.sampler.seed, number))
         return to_optuna(free[generator.integers(len(free))])
 
-    def _tell(self, trial: TrialSummary) -> None:
+    def _tell(self, trial: TrialRecord) -> None:
         """Put what is new about a trial into the view."""
         outcome, trial_id = self._told(trial), self._view.get(trial.number)
         new = outcome is not None and trial_id is not None and outcome != self._said.get(trial.number)
@@ -281,7 +281,7 @@ class Proposer:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
 
-    def _told(self, trial: TrialSummary) -> Told | None:
+    def _told(self, trial: TrialRecord) -> SamplerTrial | None:
         return told(trial, self._space.sampler.type, worst=self._worst, epoch=self._epoch)
 
     def _common_epoch(self) -> int | None:
@@ -291,7 +291,7 @@ class Proposer:
         # As many as TPE wants to have seen before it models.
         return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
 
-    def _note_reached(self, trial: TrialSummary) -> None:
+    def _note_reached(self, trial: TrialRecord) -> None:
         for level, numbers in self._reached.items():
             if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
                 numbers.add(trial.number)
@@ -354,7 +354,7 @@ class Proposer:
         self._storage = optuna.storages.InMemoryStorage()
         directions = [better, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
         self._stale, self._epoch = False, self._common_epoch()
-        self._said: dict[int, Told] = {}
+        self._said: dict[int, SamplerTrial] = {}
         self._study = optuna.create_study(storage=self._storage, directions=directions)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._view: dict[int, int] = {}
@@ -380,7 +380,7 @@ class Proposer:
             for generation in range(1, begun + 1):
                 sampler.get_parent_population(self._study, generation)
 
-    def _add(self, trial: TrialSummary) -> int:
+    def _add(self, trial: TrialRecord) -> int:
         """Put a trial into the view; its id there."""
         outcome = self._told(trial)
         if outcome is None:
@@ -395,23 +395,23 @@ class Proposer:
             )
         return self._storage.create_new_trial(self._study_id, template_trial=template)
 
-    def _template(self, trial: TrialSummary, **outcome: Any) -> FrozenTrial:
+    def _template(self, trial: TrialRecord, **outcome: Any) -> FrozenTrial:
         return self._trial(trial.parameters, system_attrs=dict(trial.memory), **outcome)
 
     def _trial(self, params: Mapping[str, Any], **outcome: Any) -> FrozenTrial:
         distributions = {name: self._distributions[name] for name in params}
         return create_trial(params=dict(params), distributions=distributions, **outcome)
 
-    def _note_worst(self, trial: TrialSummary) -> None:
+    def _note_worst(self, trial: TrialRecord) -> None:
         if trial.state.is_final and math.isfinite(trial.value):
             worse = min if trial.maximize else max
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
 
 
-def most_telling(trials: Sequence[TrialSummary]) -> frozenset[int]:
+def most_telling(trials: Sequence[TrialRecord]) -> frozenset[int]:
     """Numbers of what a bounded view keeps: what runs, the best that do not, the latest of the rest."""
     resting = [trial for trial in trials if trial.state.is_final or trial.state is TrialState.PAUSED]
-    best = {trial.number for trial in sorted(resting, key=TrialSummary.rank_key)[:KEEP_BEST]}
+    best = {trial.number for trial in sorted(resting, key=TrialRecord.rank_key)[:KEEP_BEST]}
     rest = [trial.number for trial in resting if trial.number not in best][-KEEP_LATEST:]
     dropped = {trial.number for trial in resting} - best - set(rest)
     return frozenset(trial.number for trial in trials if trial.number not in dropped)

@@ -17,11 +17,11 @@ __all__ = [
     "Decision",
     "MedianRule",
     "Observation",
-    "RungLadder",
     "StoppingRule",
+    "SuccessiveHalving",
     "Verdict",
-    "ladder_levels",
     "make_rule",
+    "rung_levels",
     "rungs",
 ]
 
@@ -113,7 +113,7 @@ def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
 
 
 @dataclass(kw_only=True)
-class RungLadder:
+class SuccessiveHalving:
     """Values seen at each rung, and the rule over them: a :class:`.StoppingRule`.
 
     The order in which values arrive matters, as it does for any asynchronous rule; their scale does not: an
@@ -283,7 +283,7 @@ class MedianRule:
         return ()
 
 
-def ladder_levels(space: Space) -> tuple[int, ...]:
+def rung_levels(space: Space) -> tuple[int, ...]:
     """The rungs of a space, epochs; only the last one where there are none."""
     if space.scheduler.type != "asha":
         return (space.fidelity.max,)
@@ -295,8 +295,8 @@ def make_rule(space: Space) -> StoppingRule:
     maximize = space.metric.mode == "max"
     if space.scheduler.type == "median":
         return MedianRule(first=space.fidelity.min, last=space.fidelity.max, maximize=maximize)
-    return RungLadder(
-        levels=ladder_levels(space),
+    return SuccessiveHalving(
+        levels=rung_levels(space),
         reduction_factor=space.scheduler.reduction_factor,
         maximize=maximize,
         pauses=space.scheduler.variant == "promote",

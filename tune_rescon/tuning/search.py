@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetFacts
+from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
@@ -40,14 +40,14 @@ from tune_rescon.tuning.ray.cluster_size import sampled_cluster
 from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.log_redirect import diverted, library_log
 from tune_rescon.tuning.ray.session import RaySession, ray_session
-from tune_rescon.tuning.ray.shutdown import Interruption, Turns, Watch, listening, run_aside
+from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, listening, run_aside
 from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
-from tune_rescon.tuning.ray.task import TaskMaker
+from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.resources import fit_slots, memory_signature, packed
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, datasets_of, missing_winner, sum_up
 from tune_rescon.tuning.resume import create_record, history_words, resume_record
-from tune_rescon.tuning.sampler import Proposer
+from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_lease import search_lease
 from tune_rescon.tuning.search_storage import SearchStore, open_store
@@ -114,7 +114,7 @@ def run_search(
     if options.tensorboard:
         check_tensorboard()
     weights = read_weights(space)
-    interruption = Interruption(grace=options.grace_seconds, clock=time.monotonic)
+    interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
         listening(interruption),
         open_store(options) as store,
@@ -198,7 +198,7 @@ def _slots(space: Space, ray: RaySession) -> int:
     )
 
 
-def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetFacts]:
+def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
     return {name: dataset.facts for name, dataset in prepared.items()}
 
 
@@ -226,7 +226,7 @@ class _Search:
         self._folder = folder = store.folder
         # Trials of an earlier version of the space may have had other datasets too.
         facts = {**read_notes(record).datasets, **_facts(prepared)}
-        self._maker = TaskMaker(space=space, options=options, store=store, facts=facts)
+        self._maker = TrialTaskFactory(space=space, options=options, store=store, facts=facts)
         self._digests = {name: each.digest for name, each in prepared.items()}
         self._record = record
         self._lease = lease
@@ -258,7 +258,7 @@ class _Search:
             self._plan,
             self._record,
             make_rule(space),
-            Proposer(
+            SearchSampler(
                 space,
                 rows=_rows(space),
                 background=noted_earlier(record),
@@ -283,7 +283,7 @@ class _Search:
             cluster=cluster,
         )
 
-    def watch(self, interruption: Interruption, ray: RaySession, say: Callable[[str], object]) -> Watch:
+    def watch(self, interruption: SignalState, ray: RaySession, say: Callable[[str], object]) -> Watch:
         """What is looked at while the trials run."""
         return Watch(
             interruption,
@@ -307,7 +307,7 @@ class _Search:
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
-        turns = Turns(self._lease.assure)
+        turns = DriverLock(self._lease.assure)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)
             run_aside(work, leave=watch.leave, turns=turns)
@@ -339,7 +339,7 @@ class _Search:
             unkept=unkept,
         )
 
-    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: Turns) -> None:
+    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: DriverLock) -> None:
         execute(
             self._coordinator,
             make_task=self._maker.task,
@@ -440,7 +440,7 @@ def _lease(
     )
 
 
-def _plan(space: Space, maker: TaskMaker, lease: LeaseKeeper) -> SearchPlan:
+def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
     """The plan of this run."""
     return SearchPlan(
         total=space.budget.trials,

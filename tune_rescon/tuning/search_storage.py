@@ -29,7 +29,7 @@ from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, cl
 from tune_rescon.tuning.lease import LeaseStore
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.schedulers import Verdict
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "LocalStore",
@@ -50,26 +50,26 @@ class MirrorListener(SearchListener):
         self._mirror = mirror
 
     @override
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Nothing: that much was sent when the storage was first written."""
 
     @override
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Before a worker has the trial it is in the study at the URL, if that is quick."""
         self._mirror.flush()
 
     @override
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its checkpoint holds the epoch already."""
         self._mirror.changed()
 
     @override
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """It can wait for the next copy."""
         self._mirror.changed()
 
     @override
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """What became of it, and with that which checkpoints can go."""
         self._mirror.flush()
 

@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from tune_rescon.tuning.database import unwritable
-from tune_rescon.tuning.study_writer import StudyLedger
+from tune_rescon.tuning.study_writer import StudyWriter
 
 __all__ = [
     "SqlLedger",
@@ -41,8 +41,8 @@ _VALUES: Final[Table] = models.TrialValueModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
 
-class SqlLedger(StudyLedger):
-    """A :class:`.StudyLedger` that writes Optuna's tables itself. Closed trials can still be annotated."""
+class SqlLedger(StudyWriter):
+    """A :class:`.StudyWriter` that writes Optuna's tables itself. Closed trials can still be annotated."""
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         """Write to the study ``study_id`` of ``storage``."""

@@ -25,12 +25,12 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import MetricAt, TrialState
-from tune_rescon.errors import StorageError, explain, presentable
+from tune_rescon.errors import StorageError, format_error, presentable
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.schedulers import Decision, Verdict
-from tune_rescon.tuning.study_writer import StudyLedger
-from tune_rescon.tuning.trial import TrialOrigin, TrialSummary, by_epoch
+from tune_rescon.tuning.study_writer import StudyWriter
+from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, by_epoch
 
 __all__ = ["FIXED_PARAMS", "METRIC", "METRIC_AT", "Enqueued", "Proposal", "StudyRecord"]
 
@@ -92,7 +92,7 @@ class StudyRecord:
     """
 
     def __init__(
-        self, ledger: StudyLedger, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
+        self, ledger: StudyWriter, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
     ) -> None:
         """Read what ``ledger`` holds; see :meth:`create` and :meth:`load`.
 
@@ -167,7 +167,7 @@ class StudyRecord:
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         if isinstance(storage, optuna.storages.RDBStorage):
             return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
-        return cls(StudyLedger(storage, study_id), metric=metric, maximize=maximize, **options)
+        return cls(StudyWriter(storage, study_id), metric=metric, maximize=maximize, **options)
 
     def __len__(self) -> int:
         """How many trials there are."""
@@ -198,7 +198,7 @@ class StudyRecord:
         """Write an attribute of the study."""
         self._ledger.set_study_attribute(name, value)
 
-    def open(self, proposal: Proposal) -> TrialSummary:
+    def open(self, proposal: Proposal) -> TrialRecord:
         """Begin the next trial, or run an enqueued one. Its number may be higher: others may add trials."""
         enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
         trial_id, number, started = self._ledger.open_trial(
@@ -213,7 +213,7 @@ class StudyRecord:
         if number > self._next_number:
             self._note_others()
         self._next_number = max(self._next_number, number + 1)
-        self._trials[number] = TrialSummary(
+        self._trials[number] = TrialRecord(
             number=number,
             state=TrialState.RUNNING,
             parameters=dict(proposal.params),
@@ -229,7 +229,7 @@ class StudyRecord:
             self._trials = dict(sorted(self._trials.items()))
         return self._trials[number]
 
-    def reopen(self, number: int) -> TrialSummary:
+    def reopen(self, number: int) -> TrialRecord:
         """Go on with a paused or interrupted trial under its own number."""
         return self._mark(number, TrialState.RUNNING, {})
 
@@ -242,7 +242,7 @@ class StudyRecord:
         *,
         checkpoint: str | None = None,
         device: str | None = None,
-    ) -> TrialSummary:
+    ) -> TrialRecord:
         """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
@@ -264,11 +264,11 @@ class StudyRecord:
         )
         return self._trials[number]
 
-    def pause(self, number: int) -> TrialSummary:
+    def pause(self, number: int) -> TrialRecord:
         """Note that a trial waits at its rung."""
         return self._mark(number, TrialState.PAUSED, {})
 
-    def interrupt(self, number: int) -> TrialSummary:
+    def interrupt(self, number: int) -> TrialRecord:
         """Note that a trial waits to be resumed."""
         return self._mark(number, TrialState.INTERRUPTED, {"checkpoint": self._trials[number].checkpoint})
 
@@ -280,7 +280,7 @@ class StudyRecord:
         checkpoint: str | None,
         error: str | None = None,
         cost: float | None = None,
-    ) -> TrialSummary:
+    ) -> TrialRecord:
         """End a trial for good. ``cost`` is its second objective, where the search has one.
 
         The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
@@ -296,12 +296,12 @@ class StudyRecord:
         ended = self._ledger.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
         return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
 
-    def forget_checkpoint(self, number: int) -> TrialSummary:
+    def forget_checkpoint(self, number: int) -> TrialRecord:
         """Note that a closed trial keeps no checkpoint any more."""
         self._ledger.annotate(self._ids[number], {"checkpoint": None})
         return self._update(number, checkpoint=None)
 
-    def note(self, number: int, text: str) -> TrialSummary:
+    def note(self, number: int, text: str) -> TrialRecord:
         """Add to what the user should know about a trial."""
         notes = (*self._trials[number].notes, presentable(text))
         self._ledger.annotate(self._ids[number], {"notes": list(notes)})
@@ -316,11 +316,11 @@ class StudyRecord:
         """Complete a trial that an earlier version recorded; in memory only, since its space is recorded."""
         self._update(number, origin=origin)
 
-    def trial(self, number: int) -> TrialSummary:
+    def trial(self, number: int) -> TrialRecord:
         """One trial, as written."""
         return self._trials[number]
 
-    def trials(self) -> tuple[TrialSummary, ...]:
+    def trials(self) -> tuple[TrialRecord, ...]:
         """Every trial, by number."""
         return tuple(self._trials.values())
 
@@ -331,11 +331,11 @@ class StudyRecord:
                 self._ids[trial.number] = trial._trial_id
                 self._others[trial.number] = trial
 
-    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialSummary:
+    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialRecord:
         self._ledger.annotate(self._ids[number], {"state": state.value, **user})
         return self._update(number, state=state)
 
-    def _update(self, number: int, **changes: Any) -> TrialSummary:
+    def _update(self, number: int, **changes: Any) -> TrialRecord:
         self._trials[number] = replace(self._trials[number], **changes)
         return self._trials[number]
 
@@ -345,14 +345,14 @@ def _is_ours(frozen: FrozenTrial) -> bool:
     return frozen.user_attrs.get("state") in _STATES
 
 
-def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialSummary:
+def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialRecord:
     user, system = frozen.user_attrs, frozen.system_attrs
     # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
     # queries are not of one moment.
     steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
     epochs = [system[_EPOCH.format(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
-    return TrialSummary(
+    return TrialRecord(
         number=frozen.number,
         state=TrialState(user["state"]),
         parameters=dict(frozen.params),
@@ -397,10 +397,10 @@ def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str
             return known
         hint = f"Go on with it by --resume {name}, or give another --name."
         rule = f"a study named {name!r} is already in the database"
-        raise StorageError(explain(rule, where="--study", hint=hint)) from None
+        raise StorageError(format_error(rule, where="--study", hint=hint)) from None
 
 
-def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyLedger:
+def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:
     # Imported here: a dry run reads this module and opens no database.
     from tune_rescon.tuning.sql_study_writer import SqlLedger
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon import __version__
-from tune_rescon.data import Account, DatasetFacts
+from tune_rescon.data import Account, DatasetInfo
 from tune_rescon.passwords import without_password
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.study import StudyRecord
@@ -89,7 +89,7 @@ _LATER_FACTS: Final = ("account", "stored_side", "stored_images", "validation_te
 class RunNotes:
     """What was noted last; less of a record that an older version wrote."""
 
-    datasets: Mapping[str, DatasetFacts] = field(default_factory=dict)
+    datasets: Mapping[str, DatasetInfo] = field(default_factory=dict)
     tracking_uri: str | None = None
     """None: the storage's own store. The record is read by many, so it has no password."""
     outcome: SearchState | None = None
@@ -97,7 +97,7 @@ class RunNotes:
     failure: str | None = None
 
 
-def note_run(record: StudyRecord, datasets: Mapping[str, DatasetFacts], tracking_uri: str | None) -> None:
+def note_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
     """A run begins."""
     record.set_attribute("datasets", {name: _plain(facts) for name, facts in datasets.items()})
     accounts = {name: facts.account.to_json() for name, facts in datasets.items() if facts.account}
@@ -126,12 +126,12 @@ def read_notes(record: StudyRecord) -> RunNotes:
     )
 
 
-def _plain(facts: DatasetFacts) -> dict[str, Any]:
+def _plain(facts: DatasetInfo) -> dict[str, Any]:
     """The facts but for those that earlier versions of this package, which may read them, do not know."""
     values = dataclasses.asdict(dataclasses.replace(facts, account=None))
     return {name: value for name, value in values.items() if name not in _LATER_FACTS}
 
 
-def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetFacts:
+def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetInfo:
     found = Account.from_json(account) if account else None
-    return DatasetFacts(**{**values, "class_names": tuple(values["class_names"]), "account": found})
+    return DatasetInfo(**{**values, "class_names": tuple(values["class_names"]), "account": found})

@@ -1,6 +1,6 @@
 """How the record's lines get into an Optuna study: one call for each thing that happens to a trial.
 
-:class:`StudyLedger` works on any Optuna storage by its public calls; simulations run on Optuna's in-memory
+:class:`StudyWriter` works on any Optuna storage by its public calls; simulations run on Optuna's in-memory
 one. On a database it is :class:`.SqlLedger`, which makes each of these calls a single transaction.
 
 Optuna's user attributes hold what people look at (the contract's ``state``, ``mlflow_run_id`` and
@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 __all__ = [
-    "StudyLedger",
+    "StudyWriter",
 ]
 
 
-class StudyLedger:
+class StudyWriter:
     """The lines of one study."""
 
     def __init__(self, storage: BaseStorage, study_id: int) -> None:

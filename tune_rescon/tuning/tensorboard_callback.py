@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import override
 
 from tune_rescon.config import TrialState
-from tune_rescon.errors import ConfigError, explain
+from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.callbacks import SearchListener
 from tune_rescon.tuning.schedulers import Verdict
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -54,7 +54,7 @@ def check_tensorboard() -> None:
     if find_spec("tensorboard") is None:
         rule = "TensorBoard's files are written by the package `tensorboard`, which must be installed"
         hint = 'Install the extra: pip install "tune_rescon[tensorboard]".'
-        raise ConfigError(explain(rule, where="--tensorboard", hint=hint))
+        raise ConfigError(format_error(rule, where="--tensorboard", hint=hint))
 
 
 @contextmanager
@@ -73,34 +73,34 @@ class EventFiles(SearchListener):
     def __init__(self, folder: Path, space: Space) -> None:
         """Write below ``folder``."""
         self._folder, self._space = folder, space
-        self._queue: queue.Queue[TrialSummary | None] = queue.Queue()
+        self._queue: queue.Queue[TrialRecord | None] = queue.Queue()
         self._open: dict[int, _TrialFiles] = {}
         self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
         self._thread.start()
 
     @override
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Write anew what the record holds: a driver that died may have had points it had not written."""
         for trial in trials:
             self._queue.put(trial)
 
     @override
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Its parameters."""
         self._queue.put(trial)
 
     @override
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Its points."""
         del metrics, verdict
         self._queue.put(trial)
 
     @override
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """Nothing: a note is no point."""
 
     @override
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """That it ended, and how."""
         self._queue.put(trial)
 
@@ -122,7 +122,7 @@ class EventFiles(SearchListener):
         for files in self._open.values():
             files.close()
 
-    def _write(self, trial: TrialSummary) -> None:
+    def _write(self, trial: TrialRecord) -> None:
         files = self._open.get(trial.number)
         if files is None:
             path = self._folder / f"trial_{trial.number:04d}"
@@ -140,7 +140,7 @@ class EventFiles(SearchListener):
             if files is not None:
                 files.close()
 
-    def _parameters(self, trial: TrialSummary) -> dict[str, Any]:
+    def _parameters(self, trial: TrialRecord) -> dict[str, Any]:
         names = self._space.parameters
         return {name: _plain(trial.setting(name, INACTIVE)) for name in names}
 
@@ -168,7 +168,7 @@ class _TrialFiles:
         # Made by the constructor: None only after close.
         return self._writer.file_writer
 
-    def write(self, trial: TrialSummary) -> None:
+    def write(self, trial: TrialRecord) -> None:
         """The epochs that are not there yet."""
         for epoch in range(self._epochs + 1, trial.epochs + 1):
             seconds = trial.times_ms[epoch - 1] / 1000

@@ -17,7 +17,7 @@ from tune_rescon.tuning.schedulers import Decision
 
 __all__ = [
     "TrialOrigin",
-    "TrialSummary",
+    "TrialRecord",
     "by_epoch",
     "find_origin",
     "make_origin",
@@ -104,7 +104,7 @@ def trial_seed(search_seed: int, number: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSummary:
+class TrialRecord:
     """One trial as the record has it.
 
     ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
@@ -214,7 +214,7 @@ class TrialSummary:
             return self.parameters.get(name, default)
         return to_optuna({name: self.origin.config.get(name, default)})[name]
 
-    def extended(self, metrics: Mapping[str, float]) -> TrialSummary:
+    def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """With one more epoch."""
         nothing = (math.nan,) * self.epochs
         history = {

@@ -14,7 +14,7 @@ from tune_rescon.tuning.sampler import most_telling
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "note_earlier",
@@ -27,7 +27,7 @@ __all__ = [
 _ATTRIBUTE: Final = "warm_start"
 
 
-def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialSummary]:
+def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialRecord]:
     """The ended trials of ``options.warm_start`` that are trials of ``space`` too; ``say`` hears how many.
 
     Raises:
@@ -55,24 +55,24 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
     return [trial for trial in usable if trial.number in kept]
 
 
-def _placed(space: Space, theirs: Space, trial: TrialSummary) -> Overlap:
+def _placed(space: Space, theirs: Space, trial: TrialRecord) -> Overlap:
     if trial.origin is None:
         return Overlap(sampled=None, differs=("an unknown configuration",))
     return place_config(space, trial.origin.config, theirs)
 
 
-def note_earlier(record: StudyRecord, trials: Sequence[TrialSummary]) -> None:
+def note_earlier(record: StudyRecord, trials: Sequence[TrialRecord]) -> None:
     """Write into the record what its sampler began with."""
     record.set_attribute(_ATTRIBUTE, [_noted(trial) for trial in trials])
 
 
-def noted_earlier(record: StudyRecord) -> list[TrialSummary]:
+def noted_earlier(record: StudyRecord) -> list[TrialRecord]:
     """What the sampler of an earlier run of this search began with."""
     values = record.attribute(_ATTRIBUTE) or []
     return [_recalled(value, maximize=record.maximize) for value in values]
 
 
-def _noted(trial: TrialSummary) -> dict[str, Any]:
+def _noted(trial: TrialRecord) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -83,13 +83,13 @@ def _noted(trial: TrialSummary) -> dict[str, Any]:
     }
 
 
-def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialSummary:
+def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialRecord:
     if "values" in value:
         values = tuple(value["values"])
     else:
         # An earlier version of this package noted the last one alone.
         values = (*((math.nan,) * (value["epochs"] - 1)), value["value"]) if value["epochs"] else ()
-    return TrialSummary(
+    return TrialRecord(
         number=value["number"],
         state=TrialState(value["state"]),
         parameters=value["parameters"],

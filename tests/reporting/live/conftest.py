@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tune_rescon.config import METRICS, TrialState
-from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning import TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 
 PARAMETERS: Mapping[str, Any] = {"depth": 56, "learning_rate": 0.1234, "weight_decay": 1.2e-4}
 
@@ -25,8 +25,8 @@ def make_trial() -> MakeTrial:
         state: TrialState = TrialState.RUNNING,
         maximize: bool = True,
         error: str | None = None,
-    ) -> TrialSummary:
-        return TrialSummary(
+    ) -> TrialRecord:
+        return TrialRecord(
             number=number,
             state=state,
             parameters=PARAMETERS,

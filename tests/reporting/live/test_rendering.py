@@ -14,9 +14,9 @@ from rich.console import Console
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.live.rendering import SearchTable
 from tune_rescon.reporting.live.state import RungCount, Snapshot
-from tune_rescon.tuning import ClusterSize, TrialSummary
+from tune_rescon.tuning import ClusterSize, TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 
 SIZES = list(itertools.product((20, 40, 60, 80, 100, 200), (4, 8, 12, 24, 60)))
 

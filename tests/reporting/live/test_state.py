@@ -11,9 +11,9 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.live.state import Reading, RungCount, SearchState
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import TrialSummary
+from tune_rescon.tuning import TrialRecord
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 
 TWO_SLOTS = Reading(slots=2)
 
@@ -25,14 +25,12 @@ def state() -> SearchState:
 
 
 @pytest.fixture
-def train(
-    state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]
-) -> Callable[..., TrialSummary]:
+def train(state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]) -> Callable[..., TrialRecord]:
     """Run a trial through these values, ten seconds each, and end it unless it goes on running."""
 
     def run(
         number: int, *values: float, ends: TrialState = TrialState.RUNNING, now: float = 0
-    ) -> TrialSummary:
+    ) -> TrialRecord:
         state.trial_started(make_trial(number), now)
         for epoch in range(1, len(values) + 1):
             trial = make_trial(number, *values[:epoch])
@@ -52,7 +50,7 @@ def test_nothing_is_known_at_first(state: SearchState) -> None:
 
 
 def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
-    state: SearchState, train: Callable[..., TrialSummary]
+    state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     train(1, 0.5)
     train(0, 0.25, 0.375)
@@ -69,7 +67,7 @@ def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
 
 
 def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
-    state: SearchState, train: Callable[..., TrialSummary]
+    state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     def best() -> int:
         found = state.snapshot(TWO_SLOTS).best
@@ -100,7 +98,7 @@ def test_the_best_is_the_smallest_where_small_is_good(state: SearchState, make_t
 
 
 def test_a_paused_trial_leaves_its_slot_and_comes_back(
-    state: SearchState, train: Callable[..., TrialSummary]
+    state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     paused = train(0, 0.5, ends=TrialState.PAUSED)
     seen = state.snapshot(TWO_SLOTS)
@@ -113,7 +111,7 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back(
 
 
 def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
-    state: SearchState, make_trial: MakeTrial, train: Callable[..., TrialSummary]
+    state: SearchState, make_trial: MakeTrial, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, ends=TrialState.PAUSED)
     state.trial_ended(make_trial(0, 0.5, state=TrialState.STOPPED))
@@ -123,7 +121,7 @@ def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
 
 
 def test_a_trial_whose_worker_died_is_the_same_trial(
-    state: SearchState, train: Callable[..., TrialSummary]
+    state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     running = train(0, 0.5, 0.6)
     assert state.trial_started(running, 30.0)
@@ -153,7 +151,7 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
 
 
 def test_the_time_left_is_said_once_each_slot_has_reported_twice(
-    state: SearchState, train: Callable[..., TrialSummary]
+    state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, 0.5)
     train(1, 0.5)
@@ -167,7 +165,7 @@ def test_the_time_left_is_said_once_each_slot_has_reported_twice(
     assert state.snapshot(Reading(slots=2, seconds=-1.0)).seconds_left == 0.0
 
 
-def test_at_the_end_no_time_is_left(state: SearchState, train: Callable[..., TrialSummary]) -> None:
+def test_at_the_end_no_time_is_left(state: SearchState, train: Callable[..., TrialRecord]) -> None:
     for number in range(12):
         train(number, *[0.5] * 9, ends=TrialState.FINISHED)
     assert state.snapshot(TWO_SLOTS).seconds_left == 0.0

@@ -12,7 +12,7 @@ from tune_rescon.config import METRICS, TrialState
 from tune_rescon.reporting.live.state import Reading, SearchState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve
-from tune_rescon.tuning import Decision, Observation, TrialSummary, make_rule
+from tune_rescon.tuning import Decision, Observation, TrialRecord, make_rule
 
 SLOTS = 8
 
@@ -27,7 +27,7 @@ class Simulation:
         self._space, self._rule = space, make_rule(space)
         self._state = SearchState(space, "s")
         self._events: list[tuple[float, int]] = []
-        self._trials: dict[int, TrialSummary] = {}
+        self._trials: dict[int, TrialRecord] = {}
         self._limits: dict[int, float] = {}
         self.said: list[tuple[float, float | None]] = []
         """When an epoch ended, and the time left as it was said then; seconds."""
@@ -46,7 +46,7 @@ class Simulation:
         number = len(self._trials)
         if number == self._space.budget.trials:
             return
-        self._trials[number] = TrialSummary(
+        self._trials[number] = TrialRecord(
             number=number,
             state=TrialState.RUNNING,
             parameters={},

@@ -15,9 +15,9 @@ from tune_rescon.config import TrialState
 from tune_rescon.reporting import LiveView
 from tune_rescon.reporting.live import view as view_module
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import ClusterSize, Decision, Gauges, TrialSummary, Verdict
+from tune_rescon.tuning import ClusterSize, Decision, Gauges, TrialRecord, Verdict
 
-MakeTrial = Callable[..., TrialSummary]
+MakeTrial = Callable[..., TrialRecord]
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 

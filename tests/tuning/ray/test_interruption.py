@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.errors import ConfigError
 from tune_rescon.tuning.options import default_grace
-from tune_rescon.tuning.ray.shutdown import Interruption, Urgency, listening
+from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, listening
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -25,26 +25,28 @@ GRACE = 20.0
 @pytest.mark.parametrize(
     ("came", "now", "urgency", "left"),
     [
-        pytest.param([], 99, Urgency.NONE, None, id="nothing"),
-        pytest.param([(INT, 0)], 9999, Urgency.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
-        pytest.param([(INT, 0), (INT, 3)], 3, Urgency.STOP, None, id="a second one does not"),
-        pytest.param([(INT, 0), (INT, 0.01)], 9999, Urgency.FINISH_EPOCHS, None, id="an echo is no second"),
-        pytest.param([(INT, 0), (INT, 0.01), (INT, 5)], 5, Urgency.STOP, None, id="a second after an echo"),
-        pytest.param([(TERM, 0)], 19, Urgency.FINISH_EPOCHS, 1, id="SIGTERM within its deadline"),
-        pytest.param([(TERM, 0)], 20, Urgency.STOP, 0, id="SIGTERM at its deadline"),
-        pytest.param([(TERM, 0), (TERM, 10)], 19, Urgency.FINISH_EPOCHS, 1, id="SIGTERM repeated"),
-        pytest.param([(TERM, 0), (HUP, 0)], 19, Urgency.FINISH_EPOCHS, 1, id="systemd's SIGTERM and SIGHUP"),
-        pytest.param([(TERM, 0), (INT, 2)], 2, Urgency.STOP, 18, id="Ctrl-C after SIGTERM"),
-        pytest.param([(INT, 0), (TERM, 5)], 6, Urgency.FINISH_EPOCHS, 19, id="a spot notice after Ctrl-C"),
-        pytest.param([(INT, 0), (TERM, 5)], 25, Urgency.STOP, 0, id="and its deadline"),
-        pytest.param([(HUP, 0)], 21, Urgency.STOP, -1, id="the terminal was closed"),
+        pytest.param([], 99, StopLevel.NONE, None, id="nothing"),
+        pytest.param([(INT, 0)], 9999, StopLevel.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
+        pytest.param([(INT, 0), (INT, 3)], 3, StopLevel.STOP, None, id="a second one does not"),
+        pytest.param([(INT, 0), (INT, 0.01)], 9999, StopLevel.FINISH_EPOCHS, None, id="an echo is no second"),
+        pytest.param([(INT, 0), (INT, 0.01), (INT, 5)], 5, StopLevel.STOP, None, id="a second after an echo"),
+        pytest.param([(TERM, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM within its deadline"),
+        pytest.param([(TERM, 0)], 20, StopLevel.STOP, 0, id="SIGTERM at its deadline"),
+        pytest.param([(TERM, 0), (TERM, 10)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM repeated"),
+        pytest.param(
+            [(TERM, 0), (HUP, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="systemd's SIGTERM and SIGHUP"
+        ),
+        pytest.param([(TERM, 0), (INT, 2)], 2, StopLevel.STOP, 18, id="Ctrl-C after SIGTERM"),
+        pytest.param([(INT, 0), (TERM, 5)], 6, StopLevel.FINISH_EPOCHS, 19, id="a spot notice after Ctrl-C"),
+        pytest.param([(INT, 0), (TERM, 5)], 25, StopLevel.STOP, 0, id="and its deadline"),
+        pytest.param([(HUP, 0)], 21, StopLevel.STOP, -1, id="the terminal was closed"),
     ],
 )
 def test_what_signals_ask(
-    came: Sequence[tuple[int, float]], now: float, urgency: Urgency, left: float | None
+    came: Sequence[tuple[int, float]], now: float, urgency: StopLevel, left: float | None
 ) -> None:
     clock = [0.0]
-    interruption = Interruption(grace=GRACE, clock=lambda: clock[0])
+    interruption = SignalState(grace=GRACE, clock=lambda: clock[0])
     interruption.deferred = True
     for number, when in came:
         clock[0] = when
@@ -55,7 +57,7 @@ def test_what_signals_ask(
 
 
 def test_before_anything_runs_a_signal_ends_it_at_once() -> None:
-    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     with pytest.raises(KeyboardInterrupt):
         interruption.receive(TERM)
 
@@ -63,21 +65,21 @@ def test_before_anything_runs_a_signal_ends_it_at_once() -> None:
 @pytest.mark.parametrize("number", [INT, TERM, HUP])
 def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     interruption.deferred = True
     with listening(interruption):
         os.kill(os.getpid(), number)
-        assert interruption.urgency is Urgency.FINISH_EPOCHS
+        assert interruption.urgency is StopLevel.FINISH_EPOCHS
     assert signal.getsignal(number) is before
 
 
 def test_nohup_is_respected() -> None:
     before = signal.signal(HUP, signal.SIG_IGN)
-    interruption = Interruption(grace=GRACE, clock=lambda: 0.0)
+    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     try:
         with listening(interruption):
             os.kill(os.getpid(), HUP)
-        assert interruption.urgency is Urgency.NONE
+        assert interruption.urgency is StopLevel.NONE
     finally:
         signal.signal(HUP, before)
 
@@ -115,7 +117,7 @@ def test_another_thread_changes_no_handler() -> None:
     seen: list[object] = []
 
     def run() -> None:
-        with listening(Interruption(grace=GRACE, clock=lambda: 0.0)):
+        with listening(SignalState(grace=GRACE, clock=lambda: 0.0)):
             seen.append(signal.getsignal(INT))
 
     thread = threading.Thread(target=run)

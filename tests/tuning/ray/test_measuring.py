@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetFacts, describe
+from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.spaces import load_space
-from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
-from tune_rescon.training.device import Placement
+from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
+from tune_rescon.training.device import DeviceConfig
 from tune_rescon.tuning.ray.staging import _measure
 
 pytestmark = pytest.mark.torch
@@ -21,20 +21,20 @@ CONFIG = TrialConfig(layout="cifar", width=0.25, image_size=16, batch_size=8)
 
 
 @pytest.fixture
-def facts(tmp_path: Path) -> DatasetFacts:
+def facts(tmp_path: Path) -> DatasetInfo:
     return describe(load_space("digits", []).dataset, data_root=tmp_path)
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, StallWatch]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
     """Of each step begun: ``cuda_graphs``, and who watched. Of CUDA the device is missing."""
-    seen: list[tuple[str, StallWatch]] = []
+    seen: list[tuple[str, HangWatchdog]] = []
 
-    def step_of(config: TrialConfig, _: Placement, *, watch: StallWatch, **_images: int) -> str:
+    def step_of(config: TrialConfig, _: DeviceConfig, *, watch: HangWatchdog, **_images: int) -> str:
         seen.append((config.cuda_graphs, watch))
         return config.cuda_graphs
 
-    on_cpu = Placement(device=torch.device("cpu"), precision="fp32")
+    on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     monkeypatch.setattr("tune_rescon.training.device.place", lambda *_, **__: on_cpu)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.step_of", step_of)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", lambda step, _: step)
@@ -42,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, StallWatch]]:
 
 
 def test_a_recording_that_never_came_back_is_measured_without(
-    facts: DatasetFacts, measured: list[tuple[str, StallWatch]], tmp_path: Path
+    facts: DatasetInfo, measured: list[tuple[str, HangWatchdog]], tmp_path: Path
 ) -> None:
     found: Any = _measure(CONFIG, facts, tmp_path)
     assert found == "auto"
@@ -55,12 +55,12 @@ def test_a_recording_that_never_came_back_is_measured_without(
 
 
 def test_so_is_what_cannot_be_recorded(
-    facts: DatasetFacts,
-    measured: list[tuple[str, StallWatch]],
+    facts: DatasetInfo,
+    measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def occupancy(step: str, _: Placement) -> str:
+    def occupancy(step: str, _: DeviceConfig) -> str:
         if step == "auto":
             raise RecordingError("not permitted")
         return step
@@ -72,8 +72,8 @@ def test_so_is_what_cannot_be_recorded(
 
 
 def test_a_batch_that_does_not_fit_has_no_figures(
-    facts: DatasetFacts,
-    measured: list[tuple[str, StallWatch]],
+    facts: DatasetInfo,
+    measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.tuning.ray.preemption import Hearing, Notice, node_is_drained
+from tune_rescon.tuning.ray.preemption import Hearing, PreemptionSignal, node_is_drained
 
 
 def no() -> bool:
@@ -27,9 +27,9 @@ def others() -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def notice(others: list[int]) -> Notice:
+def notice(others: list[int]) -> PreemptionSignal:
     del others
-    notice = Notice()
+    notice = PreemptionSignal()
     notice.hear()
     return notice
 
@@ -38,7 +38,9 @@ def tell() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(notice: Notice, others: list[int]) -> None:
+def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(
+    notice: PreemptionSignal, others: list[int]
+) -> None:
     with notice.heeded(is_drained=no) as told:
         assert not told()
         tell()
@@ -48,7 +50,7 @@ def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(notice: Notice,
     assert others == [signal.SIGTERM]
 
 
-def test_without_a_trial_everything_is_as_ray_has_it(notice: Notice, others: list[int]) -> None:
+def test_without_a_trial_everything_is_as_ray_has_it(notice: PreemptionSignal, others: list[int]) -> None:
     tell()
     with notice.heeded(is_drained=no) as told:
         assert not told()
@@ -56,7 +58,7 @@ def test_without_a_trial_everything_is_as_ray_has_it(notice: Notice, others: lis
     assert others == [signal.SIGTERM] * 2
 
 
-def test_a_process_that_was_told_stays_told(notice: Notice) -> None:
+def test_a_process_that_was_told_stays_told(notice: PreemptionSignal) -> None:
     """Its trial may have come to its end first: the next one leaves."""
     with notice.heeded(is_drained=no):
         tell()
@@ -64,7 +66,7 @@ def test_a_process_that_was_told_stays_told(notice: Notice) -> None:
         assert told()
 
 
-def test_hearing_again_is_no_second_listener(notice: Notice, others: list[int]) -> None:
+def test_hearing_again_is_no_second_listener(notice: PreemptionSignal, others: list[int]) -> None:
     notice.hear()
     tell()
     assert others == [signal.SIGTERM]
@@ -76,7 +78,7 @@ def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
 ) -> None:
     del others
     signal.signal(signal.SIGTERM, before)
-    Notice().hear()
+    PreemptionSignal().hear()
     if ends:
         with pytest.raises(SystemExit):
             tell()
@@ -84,7 +86,7 @@ def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
         tell()
 
 
-def test_a_drained_node_is_seen_by_looking(notice: Notice) -> None:
+def test_a_drained_node_is_seen_by_looking(notice: PreemptionSignal) -> None:
     looks = iter([False, False, True])
     seen = threading.Event()
 
@@ -121,7 +123,7 @@ def test_without_ray_no_node_is_drained(ray: Any) -> None:
 
 
 def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    notice = Notice()
+    notice = PreemptionSignal()
     monkeypatch.setattr("tune_rescon.tuning.ray.preemption.NOTICE", notice)
     done: list[object] = []
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.training.module import TrialModule
-from tune_rescon.tuning.ray.preemption import Notice
+from tune_rescon.tuning.ray.preemption import PreemptionSignal
 from tune_rescon.tuning.ray.worker import TrialTask, run_trial
 
 pytestmark = pytest.mark.torch
@@ -161,7 +161,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     monkeypatch.setattr("threading.Timer.start", lambda _: None)
 
     def at(step: int) -> list[int]:
-        notice, steps = Notice(), list[int]()
+        notice, steps = PreemptionSignal(), list[int]()
         notice.hear()
         monkeypatch.setattr("tune_rescon.tuning.ray.worker.NOTICE", notice)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError
 from tune_rescon.tuning.ray import shutdown
-from tune_rescon.tuning.ray.shutdown import SearchIsOver, Turns, run_aside
+from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_aside
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def never() -> bool:
 
 
 def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
-    turns, done = Turns(nothing), []
+    turns, done = DriverLock(nothing), []
 
     def work() -> None:
         with turns.turn():
@@ -44,11 +44,11 @@ def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_aside(work, leave=never, turns=Turns(nothing))
+        run_aside(work, leave=never, turns=DriverLock(nothing))
 
 
 def test_work_that_goes_on_is_told_to_leave() -> None:
-    turns, ended = Turns(nothing), threading.Event()
+    turns, ended = DriverLock(nothing), threading.Event()
 
     def work() -> None:
         try:
@@ -63,7 +63,7 @@ def test_work_that_goes_on_is_told_to_leave() -> None:
 
 
 def test_work_that_hangs_is_left_behind() -> None:
-    turns, hang, late = Turns(nothing), threading.Event(), []
+    turns, hang, late = DriverLock(nothing), threading.Event(), []
 
     def work() -> None:
         hang.wait()
@@ -82,7 +82,7 @@ def test_work_that_hangs_is_left_behind() -> None:
 
 
 def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
-    turns, hang, begun = Turns(nothing), threading.Event(), threading.Event()
+    turns, hang, begun = DriverLock(nothing), threading.Event(), threading.Event()
 
     def work() -> None:
         with turns.turn():
@@ -95,7 +95,7 @@ def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
 
 
 def test_what_leaving_raises_ends_the_work_too() -> None:
-    turns = Turns(nothing)
+    turns = DriverLock(nothing)
 
     def work() -> None:
         while True:
@@ -112,12 +112,12 @@ def test_a_lost_lease_leaves_no_turn() -> None:
     def lost() -> None:
         raise LeaseLostError("lost")
 
-    with pytest.raises(SearchIsOver), Turns(lost).turn():
+    with pytest.raises(SearchIsOver), DriverLock(lost).turn():
         raise AssertionError("the record was touched")
 
 
 def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None:
-    turns = Turns(nothing)
+    turns = DriverLock(nothing)
 
     def work() -> None:
         # As Tune does: it logs what its parts raise, and asks them again.

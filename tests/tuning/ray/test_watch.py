@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tune_rescon.errors import LeaseLostError
-from tune_rescon.tuning.ray.shutdown import Interruption, Watch
+from tune_rescon.tuning.ray.shutdown import SignalState, Watch
 
 
 class Scene:
@@ -19,7 +19,7 @@ class Scene:
         self.lease_error: LeaseLostError | None = None
         self.interrupts = 0
         self.said: list[str] = []
-        self.signals = Interruption(grace=20.0, clock=lambda: self.now)
+        self.signals = SignalState(grace=20.0, clock=lambda: self.now)
         self.signals.deferred = True
         self.watch = Watch(
             self.signals,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tune_rescon.reporting.formatting import figure
+from tune_rescon.reporting.formatting import format_number
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning import StudyResult
 
@@ -131,7 +131,7 @@ def _share(value: float, low: float, high: float, *, log: bool) -> float:
 
 def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
     value = low * (high / low) ** share if log else low + (high - low) * share
-    return figure(float(f"{value:.2g}")) if log else figure(round(value, 6))
+    return format_number(float(f"{value:.2g}")) if log else format_number(round(value, 6))
 
 
 def _short(label: str, most: int = 14) -> str:

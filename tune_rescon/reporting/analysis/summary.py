@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.spaces import place_config
-from tune_rescon.tuning import StudyResult, TrialSummary, pareto_front
+from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
 
 __all__ = [
     "UNKNOWN",
@@ -116,15 +116,15 @@ class CostFront:
     """The trials with a finite value, by one cost."""
 
     title: str
-    points: tuple[tuple[TrialSummary, float], ...]
+    points: tuple[tuple[TrialRecord, float], ...]
     """Each trial and its cost."""
-    front: tuple[tuple[TrialSummary, float], ...]
+    front: tuple[tuple[TrialRecord, float], ...]
     """Those of the winner's epochs that no other of them dominates, the cheapest first."""
 
 
 def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
     """By GMACs, parameters and compute; one that is known of no trial is left out."""
-    costs: list[tuple[str, Callable[[TrialSummary], float]]] = [
+    costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
         (f"{result.device}-hours", result.compute_hours),
@@ -133,7 +133,7 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
     return tuple(front for front in fronts if front.points)
 
 
-def _front(result: StudyResult, title: str, cost: Callable[[TrialSummary], float]) -> CostFront:
+def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]) -> CostFront:
     # By the value that trials are ranked by, so that the front and the winner are where the table has them.
     priced = {t.number: (t, cost(t)) for t in result.trials if math.isfinite(t.value)}
     priced = {number: point for number, point in priced.items() if math.isfinite(point[1])}
@@ -161,7 +161,7 @@ def device_hours(result: StudyResult) -> dict[str, float]:
     return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
 
 
-def devices_of(trial: TrialSummary) -> str:
+def devices_of(trial: TrialRecord) -> str:
     """The kinds a trial ran on, in order and each once; "" if none is known."""
     return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
 
@@ -183,7 +183,7 @@ class Failure:
 
 def failures(result: StudyResult) -> tuple[Failure, ...]:
     """Every cause, the most frequent first."""
-    groups: dict[tuple[TrialState, str], list[TrialSummary]] = defaultdict(list)
+    groups: dict[tuple[TrialState, str], list[TrialRecord]] = defaultdict(list)
     for trial in result.trials:
         if trial.state in _BAD:
             groups[trial.state, _cause(trial)].append(trial)
@@ -199,7 +199,7 @@ def failures(result: StudyResult) -> tuple[Failure, ...]:
     return tuple(sorted(found, key=lambda failure: (-len(failure.numbers), failure.numbers)))
 
 
-def _cause(trial: TrialSummary) -> str:
+def _cause(trial: TrialRecord) -> str:
     if trial.error and trial.error.strip():
         return trial.error.strip().splitlines()[-1].strip()
     if trial.state is TrialState.DIVERGED:
@@ -258,7 +258,7 @@ def savings(result: StudyResult) -> Savings:
     )
 
 
-def _hours_saved(result: StudyResult, trial: TrialSummary, last: int) -> float:
+def _hours_saved(result: StudyResult, trial: TrialRecord, last: int) -> float:
     return result.compute_hours(trial) / trial.epochs * (last - trial.epochs)
 
 
@@ -294,7 +294,7 @@ def _at(result: StudyResult, level: int) -> RungSurvival:
     )
 
 
-def _goes_on(trial: TrialSummary, level: int) -> bool:
+def _goes_on(trial: TrialRecord, level: int) -> bool:
     return trial.epochs > level or trial.state is TrialState.FINISHED
 
 
@@ -340,7 +340,7 @@ def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
     ]
 
 
-def _counted(trial: TrialSummary) -> Sequence[float]:
+def _counted(trial: TrialRecord) -> Sequence[float]:
     """A trial's value after each epoch, as ``metric.at`` counts it."""
     if trial.at == "last":
         return trial.values

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "Stretch",
@@ -77,7 +77,7 @@ def timeline(result: StudyResult) -> Timeline:
     return Timeline(stretches=placed, slots=slots, seconds=_covered(placed))
 
 
-def _stretches(trial: TrialSummary) -> Iterator[Stretch]:
+def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
     """A trial's, in order."""
     held: Stretch | None = None
     for epoch, (begun, ended) in enumerate(epoch_spans(trial), 1):
@@ -99,7 +99,7 @@ def _stretches(trial: TrialSummary) -> Iterator[Stretch]:
         yield held
 
 
-def epoch_spans(trial: TrialSummary) -> Iterator[tuple[float, float]]:
+def epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
     """When each recorded epoch began and ended, seconds since 1970; none begins before the last one's end."""
     before = -math.inf
     for time_ms, seconds in zip(trial.times_ms, trial.history.get("epoch_seconds", ()), strict=False):
@@ -200,7 +200,7 @@ def devices_in_use(trials: int, share: float) -> int:
     return math.ceil(trials / math.floor(1 / share + 1e-9))
 
 
-def _runs(trial: TrialSummary) -> Iterator[_Run]:
+def _runs(trial: TrialRecord) -> Iterator[_Run]:
     speeds = trial.history.get("images_per_second", ())
     for (begun, ended), speed in zip(epoch_spans(trial), speeds, strict=False):
         if ended > begun and math.isfinite(speed):

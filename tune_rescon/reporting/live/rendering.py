@@ -15,9 +15,9 @@ from rich.text import Text
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.formatting import duration, figure, pairs, roughly
+from tune_rescon.reporting.formatting import duration, format_number, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
-from tune_rescon.tuning import ClusterSize, TrialSummary
+from tune_rescon.tuning import ClusterSize, TrialRecord
 
 __all__ = [
     "ASCII",
@@ -230,10 +230,10 @@ def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
     return line
 
 
-def _cells(seen: Snapshot, trial: TrialSummary, layout: Layout, ramp: str) -> Iterator[Text]:
+def _cells(seen: Snapshot, trial: TrialRecord, layout: Layout, ramp: str) -> Iterator[Text]:
     yield Text(f"{trial.number:04d}", style=STATE_STYLE[TrialState.RUNNING])
     yield Text(f"{trial.epochs}/{seen.last_epoch}")
-    yield Text(figure(trial.last_value))
+    yield Text(format_number(trial.last_value))
     if layout.curve:
         yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")
     if layout.speed:
@@ -260,11 +260,11 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
         yield "Ended", _fates(seen)
 
 
-def _best(best: TrialSummary) -> Text:
+def _best(best: TrialRecord) -> Text:
     return Text.assemble(
         (f"trial_{best.number:04d}", "bold"),
         f": {best.metric} ",
-        (figure(best.value), "bold"),
+        (format_number(best.value), "bold"),
         f" after epoch {best.value_epoch}, ",
         (best.state.value, STATE_STYLE[best.state]),
     )

@@ -10,7 +10,7 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import ClusterSize, TrialSummary, ladder_levels
+from tune_rescon.tuning import ClusterSize, TrialRecord, rung_levels
 
 __all__ = [
     "Reading",
@@ -135,11 +135,11 @@ class Snapshot:
     last_epoch: int
     ended: Mapping[TrialState, int]
     """Trials by their fate; those that pause too."""
-    running: tuple[TrialSummary, ...] = ()
+    running: tuple[TrialRecord, ...] = ()
     """In the order of their numbers."""
     speeds: Mapping[int, float] = field(default_factory=dict)
     """Images a second in the last epoch of each running trial that has one behind it."""
-    best: TrialSummary | None = None
+    best: TrialRecord | None = None
     """See :func:`tune_rescon.tuning.best_trial`."""
     rungs: tuple[RungCount, ...] = ()
     """Those below the last to which somebody came."""
@@ -164,19 +164,19 @@ class SearchState:
         """Nothing has happened yet in the search ``name`` of ``space``."""
         self._space, self._name = space, name
         self._devices = space.resources_per_trial.devices
-        self._levels = ladder_levels(space)
+        self._levels = rung_levels(space)
         self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
         self._unfinished: dict[int, int] = {}
-        self._running: dict[int, TrialSummary] = {}
+        self._running: dict[int, TrialRecord] = {}
         self._speeds: dict[int, float] = {}
         self._paused: set[int] = set()
         self._ended: Counter[TrialState] = Counter()
-        self._best: TrialSummary | None = None
+        self._best: TrialRecord | None = None
         self._known = 0
         self._trained = 0.0
         self._pace = _Pace()
 
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """Count what the record holds already."""
         for trial in trials:
             self._begin(trial)
@@ -186,7 +186,7 @@ class SearchState:
             self._compare(trial)
             self._settle(trial)
 
-    def trial_started(self, trial: TrialSummary, now: float) -> bool:
+    def trial_started(self, trial: TrialRecord, now: float) -> bool:
         """Whether it is a trial that runs already, and lost its worker."""
         again = trial.number in self._running
         if trial.number in self._paused:
@@ -197,7 +197,7 @@ class SearchState:
         self._pace.begins(trial.number, now)
         return again
 
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], now: float) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
         """One epoch more."""
         self._survival.came(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
@@ -208,7 +208,7 @@ class SearchState:
         self._pace.reports(trial.number, now)
         self._compare(trial)
 
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """It runs no longer: for good, or until it is promoted or resumed."""
         if trial.number in self._paused:
             self._resume(trial)
@@ -241,19 +241,19 @@ class SearchState:
             cluster=reading.cluster,
         )
 
-    def _begin(self, trial: TrialSummary) -> None:
+    def _begin(self, trial: TrialRecord) -> None:
         self._known += 1
         self._unfinished[trial.number] = trial.epochs
         self._survival.came(0)
 
-    def _resume(self, trial: TrialSummary) -> None:
+    def _resume(self, trial: TrialRecord) -> None:
         """Its pause is over: it goes on, or is about to be counted as what it ended as."""
         self._paused.remove(trial.number)
         self._ended[TrialState.PAUSED] -= 1
         self._survival.went_on(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
-    def _settle(self, trial: TrialSummary) -> None:
+    def _settle(self, trial: TrialRecord) -> None:
         """Count its fate, unless it is yet to go on."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return
@@ -263,7 +263,7 @@ class SearchState:
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)
 
-    def _compare(self, trial: TrialSummary) -> None:
+    def _compare(self, trial: TrialRecord) -> None:
         best = self._best
         if not math.isfinite(trial.value):
             return
@@ -284,7 +284,7 @@ class SearchState:
         return min(estimate, max(reading.seconds, 0.0))
 
 
-def _order(trial: TrialSummary) -> tuple[bool, int, float]:
+def _order(trial: TrialRecord) -> tuple[bool, int, float]:
     return (trial.state is not TrialState.FINISHED, *trial.rank_key())
 
 

@@ -21,7 +21,7 @@ from tune_rescon.reporting.events import end_line, note_line, start_line
 from tune_rescon.reporting.live.rendering import SearchTable
 from tune_rescon.reporting.live.state import Reading, SearchState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import Gauges, SearchListener, TrialSummary, Verdict
+from tune_rescon.tuning import Gauges, SearchListener, TrialRecord, Verdict
 
 __all__ = ["LiveView"]
 
@@ -101,14 +101,14 @@ class LiveView(SearchListener):
         self._gauges = gauges
 
     @override
-    def search_started(self, trials: Sequence[TrialSummary]) -> None:
+    def search_started(self, trials: Sequence[TrialRecord]) -> None:
         """The table appears."""
         with self._lock:
             self._state.search_started(trials)
         self._begun = True
 
     @override
-    def trial_started(self, trial: TrialSummary) -> None:
+    def trial_started(self, trial: TrialRecord) -> None:
         """Another row."""
         with self._lock:
             again = self._state.trial_started(trial, self._clock())
@@ -116,19 +116,19 @@ class LiveView(SearchListener):
             self._tell(start_line(trial, promoted=False))
 
     @override
-    def trial_noted(self, trial: TrialSummary, text: str) -> None:
+    def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """A line."""
         self._tell(note_line(trial, text))
 
     @override
-    def epoch_done(self, trial: TrialSummary, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """A row changes."""
         del verdict
         with self._lock:
             self._state.epoch_done(trial, metrics, self._clock())
 
     @override
-    def trial_ended(self, trial: TrialSummary) -> None:
+    def trial_ended(self, trial: TrialRecord) -> None:
         """A row less."""
         with self._lock:
             self._state.trial_ended(trial)

@@ -23,7 +23,7 @@ from tune_rescon.reporting.analysis import (
     rung_survival,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, figure
+from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, format_number
 from tune_rescon.tuning import StudyResult
 
 __all__ = [
@@ -153,7 +153,7 @@ def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch
 def _value_axis(values: Mapping[int, float], name: str) -> Axis:
     low, high = min(values.values()), max(values.values())
     span = (high - low) or 1.0
-    ticks = [(share, figure(low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
+    ticks = [(share, format_number(low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
     positions = {number: (value - low) / span for number, value in values.items()}
     return Axis(name=name, positions=positions, ticks=tuple(ticks) if high > low else tuple(ticks[:1]))
 

@@ -23,7 +23,7 @@ from tune_rescon.reporting.analysis import (
     values_at,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, duration, figure
+from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, duration, format_number
 from tune_rescon.reporting.page.chart_parts import (
     Chart,
     axis,
@@ -35,7 +35,7 @@ from tune_rescon.reporting.page.chart_parts import (
     rounded,
     survival_bars,
 )
-from tune_rescon.tuning import StudyResult, TrialSummary, parameter_importance
+from tune_rescon.tuning import StudyResult, TrialRecord, parameter_importance
 
 __all__ = [
     "Panel",
@@ -81,7 +81,7 @@ def learning_curves(result: StudyResult) -> Chart:
     )
 
 
-def _lines(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
+def _lines(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -96,7 +96,7 @@ def _lines(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
     }
 
 
-def _ends(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
+def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
     """Where each line ends; of one epoch, there is no more of it."""
     return {
         "type": "scatter",
@@ -112,7 +112,7 @@ def _ends(state: TrialState, trials: Sequence[TrialSummary]) -> dict[str, Any]:
     }
 
 
-def _winner(trial: TrialSummary) -> dict[str, Any]:
+def _winner(trial: TrialRecord) -> dict[str, Any]:
     """The best trial's line, once more and above all others."""
     return {
         "type": "scatter",
@@ -155,7 +155,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
         x=[_beside(one, trial.number) for trial in trials],
         y=[values[trial.number] for trial in trials],
         colours=[FATE_COLOUR[trial.state] for trial in trials],
-        words=[[trial.number, figure(trial.setting(one.name))] for trial in trials],
+        words=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
     )
     points["hovertemplate"] = (
         f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}<extra></extra>"
@@ -373,8 +373,8 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
 def _speed_words(result: StudyResult, trained: Throughput) -> str:
     each = f"each of {trained.devices} {result.device}s" if trained.devices > 1 else f"the {result.device}"
     return (
-        f" The images that all trials trained per second: {figure(trained.per_device)} on average for {each},"
-        f" {figure(trained.one_trial)} in a trial."
+        f" Training images per second: {format_number(trained.per_device)} on average for {each},"
+        f" {format_number(trained.one_trial)} in a trial."
     )
 
 
@@ -384,5 +384,5 @@ def _rung_words(result: StudyResult) -> str:
         return "Trials that came to each rung; nobody was stopped early."
     return (
         f"Early stopping spared {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}), about {figure(round(saved.hours_saved, 2))} {result.device}-hours."
+        f" ({saved.share:.0%}), about {format_number(round(saved.hours_saved, 2))} {result.device}-hours."
     )

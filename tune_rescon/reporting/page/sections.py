@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
-from tune_rescon.reporting.formatting import FATE_COLOUR, duration, figure, pairs, value_words
+from tune_rescon.reporting.formatting import FATE_COLOUR, duration, format_number, pairs, value_words
 from tune_rescon.reporting.page.plots import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.tuning import StudyResult, TrialSummary
+from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "best",
@@ -52,11 +52,13 @@ def _cards(result: StudyResult) -> Iterator[str]:
     best, saved, found = result.best, savings(result), timeline(result)
     ended = sum(trial.state.is_final for trial in result.trials)
     if best is not None:
-        yield _card(figure(best.value), f"{result.metric} of trial {best.number}, epoch {best.value_epoch}")
+        yield _card(
+            format_number(best.value), f"{result.metric} of trial {best.number}, epoch {best.value_epoch}"
+        )
     yield _card(f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended")
     yield _card(f"{saved.epochs}", "epochs run")
     if saved.epochs_saved:
-        spared = f"epochs spared, ~{figure(round(saved.hours_saved, 2))} {result.device}-hours"
+        spared = f"epochs spared, ~{format_number(round(saved.hours_saved, 2))} {result.device}-hours"
         yield _card(f"{saved.share:.0%}", spared)
     yield _card(duration(saved.hours * 3600), f"of {result.device} time")
     spent = device_hours(result)
@@ -79,7 +81,7 @@ def best(result: StudyResult) -> str:
         )
     winner = result.best
     items = "".join(
-        f"<div><span>{_text(name)}</span>{_text(figure(value))}</div>"
+        f"<div><span>{_text(name)}</span>{_text(format_number(value))}</div>"
         for name, value in winner.parameters.items()
     )
     return (
@@ -90,7 +92,7 @@ def best(result: StudyResult) -> str:
     )
 
 
-def _winner_words(result: StudyResult, winner: TrialSummary) -> str:
+def _winner_words(result: StudyResult, winner: TrialRecord) -> str:
     words = f"{value_words(winner)}."
     if not result.front:
         return words
@@ -118,7 +120,7 @@ def trials(result: StudyResult) -> str:
     return f'<section><h2>Trials</h2><p class="soft">{note}</p>{table}</section>'
 
 
-def _trial(result: StudyResult, trial: TrialSummary) -> str:
+def _trial(result: StudyResult, trial: TrialRecord) -> str:
     number, state, *rest = row(result, trial)
     is_best = result.best is not None and trial.number == result.best.number
     fate = f'<td class="fate" style="--fate:{FATE_COLOUR[trial.state]}">{_text(state)}</td>'

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tune_rescon.tuning.coordinator import Coordinator
-from tune_rescon.tuning.ray.shutdown import Turns
+from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "execute",
@@ -19,12 +19,12 @@ __all__ = [
 def execute(
     coordinator: Coordinator,
     *,
-    make_task: Callable[[TrialSummary], TrialTask],
+    make_task: Callable[[TrialRecord], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
     resources: dict[str, float],
     workers: int,
     concurrent: int,
-    turns: Turns,
+    turns: DriverLock,
 ) -> None:
     """Run the coordinator's trials on the Ray that is connected, until it has no more, or no ``turns``.
 

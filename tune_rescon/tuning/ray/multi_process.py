@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import torch.distributed as dist
 
-from tune_rescon.data.loader import Share
-from tune_rescon.training.distributed import Peers
+from tune_rescon.data.loader import Shard
+from tune_rescon.training.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.distributed import Peers
+    from tune_rescon.training.distributed import ProcessGroup
     from tune_rescon.tuning.ray.worker import TrialTask
 
 __all__ = [
@@ -69,7 +69,9 @@ def opened(host: str, count: int) -> tuple[Meeting, Any]:
 
 
 @contextmanager
-def met(meeting: Meeting, rank: int, *, address: str, device: str, store: Any = None) -> Iterator[Peers]:
+def met(
+    meeting: Meeting, rank: int, *, address: str, device: str, store: Any = None
+) -> Iterator[ProcessGroup]:
     """Be process ``rank`` of a meeting for the time of the block.
 
     Args:
@@ -86,7 +88,7 @@ def met(meeting: Meeting, rank: int, *, address: str, device: str, store: Any = 
         _BACKENDS[device], store=store, rank=rank, world_size=meeting.count, timeout=_PATIENCE
     )
     try:
-        yield Peers(share=Share(rank=rank, count=meeting.count))
+        yield ProcessGroup(share=Shard(rank=rank, count=meeting.count))
     finally:
         dist.destroy_process_group()
 
@@ -138,15 +140,15 @@ def _to_nobody(report: EpochReport | str) -> None:
 
 
 @contextmanager
-def gathered(task: TrialTask) -> Iterator[Peers]:
+def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
     """The first process's peers for the time of the block, in which it trains ``task``.
 
     Ends this process if another one dies.
     """
-    from tune_rescon.training.distributed import ALONE
+    from tune_rescon.training.distributed import SINGLE_PROCESS
 
     if task.workers == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import ray
 

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any, Final
 from urllib.error import HTTPError
 
-__all__ = ["NOTICE", "Hearing", "Notice", "SpotNotice", "never", "node_is_drained"]
+__all__ = ["NOTICE", "Hearing", "PreemptionSignal", "SpotNotice", "never", "node_is_drained"]
 
 
 #: Instance metadata, version 2: link-local, on EC2 alone.
@@ -91,7 +91,7 @@ def never() -> bool:
     return False
 
 
-class Notice:
+class PreemptionSignal:
     """Whether this process was told to go, once and for good, and whether anything in it heeds that."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Notice:
 
 
 #: This process's.
-NOTICE: Final = Notice()
+NOTICE: Final = PreemptionSignal()
 
 
 class Hearing:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from tune_rescon.errors import ClusterError, ConfigError, explain
+from tune_rescon.errors import ClusterError, ConfigError, format_error
 from tune_rescon.tuning.resources import Nodes, growth, nodes_of
 
 __all__ = [
@@ -65,7 +65,7 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
     if got > room:
         rule = f"must be a path of at most {room} bytes: Ray puts its sockets there"
         hint = "Give Ray a short one: RAY_TMPDIR=/tmp."
-        raise ConfigError(explain(rule, got=f"{got}: {environment[name]}", where=name, hint=hint))
+        raise ConfigError(format_error(rule, got=f"{got}: {environment[name]}", where=name, hint=hint))
 
 
 def start_or_retry(
@@ -99,7 +99,9 @@ def start_or_retry(
             " run fewer searches at once."
         )
         rule = "Ray must start on this machine"
-        raise ClusterError(explain(rule, got=f"two failures ({first_line(error)})", hint=hint)) from error
+        raise ClusterError(
+            format_error(rule, got=f"two failures ({first_line(error)})", hint=hint)
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -370,7 +372,7 @@ def _join(address: str) -> None:
         rule = "must be the address of a Ray cluster that can be reached"
         hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
         got = f"{address} ({first_line(error)})"
-        raise ClusterError(explain(rule, got=got, where="--address", hint=hint)) from error
+        raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
 
 def _start() -> None:

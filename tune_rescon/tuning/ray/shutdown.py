@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError, explain
+from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError, format_error
 
 __all__ = [
-    "Interruption",
+    "DriverLock",
     "SearchIsOver",
-    "Turns",
-    "Urgency",
+    "SignalState",
+    "StopLevel",
     "Watch",
     "listening",
     "run_aside",
@@ -38,7 +38,7 @@ ECHO_SECONDS: Final = 0.25
 _DEADLINED: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Urgency(enum.IntEnum):
+class StopLevel(enum.IntEnum):
     """What is asked of the search."""
 
     NONE = 0
@@ -46,7 +46,7 @@ class Urgency(enum.IntEnum):
     STOP = 2
 
 
-class Interruption:
+class SignalState:
     """The signals that came, and what they mean by now."""
 
     def __init__(self, *, grace: float, clock: Callable[[], float]) -> None:
@@ -73,14 +73,14 @@ class Interruption:
         return len(self._came)
 
     @property
-    def urgency(self) -> Urgency:
+    def urgency(self) -> StopLevel:
         """What is asked of the search now."""
         if not self._came:
-            return Urgency.NONE
+            return StopLevel.NONE
         left = self.seconds_left
         if _has_second_ctrl_c(self._came) or (left is not None and left <= 0):
-            return Urgency.STOP
-        return Urgency.FINISH_EPOCHS
+            return StopLevel.STOP
+        return StopLevel.FINISH_EPOCHS
 
     @property
     def seconds_left(self) -> float | None:
@@ -95,7 +95,7 @@ def _has_second_ctrl_c(came: Sequence[tuple[int, float]]) -> bool:
 
 
 @contextmanager
-def listening(interruption: Interruption) -> Iterator[None]:
+def listening(interruption: SignalState) -> Iterator[None]:
     """Have SIGINT, SIGTERM and SIGHUP go to ``interruption``.
 
     Outside the main thread, where Python admits no handlers, nothing is changed. A SIGHUP that is ignored
@@ -146,7 +146,7 @@ class Watch:
 
     def __init__(
         self,
-        interruption: Interruption,
+        interruption: SignalState,
         *,
         ray_gone: Callable[[], str],
         assure: Callable[[], None],
@@ -167,7 +167,7 @@ class Watch:
         self._assure = assure
         self._interrupt = interrupt
         self._say = say
-        self._heard = Urgency.NONE
+        self._heard = StopLevel.NONE
         self._gone = ""
         self._signals_before_end: int | None = None
 
@@ -181,7 +181,7 @@ class Watch:
         self._hear()
         # A signal to everything at once reaches Ray before it is looked for here: it gets a second look.
         gone_before, self._gone = self._gone, self._ray_gone()
-        return self._heard is Urgency.STOP or bool(gone_before)
+        return self._heard is StopLevel.STOP or bool(gone_before)
 
     def trials_ended(self) -> None:
         """From now on each signal cuts the remaining waits short: no epoch is left to be finished."""
@@ -190,7 +190,7 @@ class Watch:
     @property
     def interrupted(self) -> bool:
         """Whether somebody asked for the end."""
-        return self._interruption.urgency is not Urgency.NONE
+        return self._interruption.urgency is not StopLevel.NONE
 
     def hurried(self, call: Callable[[float], int], patience: float, hurried: float) -> int:
         """Have ``call`` wait ``patience`` seconds; less before a deadline; ``hurried`` once that has come.
@@ -198,7 +198,7 @@ class Watch:
         A signal that comes meanwhile ends the wait: nobody waits twice for the same thing.
         """
         left = self._interruption.seconds_left
-        if self._interruption.urgency is Urgency.STOP or self._interrupted_at_the_end:
+        if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
             patience = hurried
         elif left is not None:
             patience = min(patience, max(left, hurried))
@@ -231,7 +231,7 @@ class Watch:
             "Every epoch that was reported is recorded, and the trials go on from their checkpoints."
             " If it was killed for want of memory, run fewer trials at once (--concurrent)."
         )
-        return explain(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
+        return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
     def _hear(self) -> None:
         urgency = self._interruption.urgency
@@ -242,8 +242,8 @@ class Watch:
         self._say(_answer(urgency, self._interruption.seconds_left))
 
 
-def _answer(urgency: Urgency, seconds_left: float | None) -> str:
-    if urgency is Urgency.STOP:
+def _answer(urgency: StopLevel, seconds_left: float | None) -> str:
+    if urgency is StopLevel.STOP:
         return "Interrupted: stopping now; what is recorded stays"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"
     return f"Interrupted: finishing the running epochs{until}; Ctrl-C again to stop now"
@@ -260,7 +260,7 @@ class SearchIsOver(BaseException):
     """Raised in the working thread when its turns were taken away; Tune does not catch it."""
 
 
-class Turns:
+class DriverLock:
     """Whose turn it is to touch the coordinator, the record and their listeners.
 
     The working thread takes a turn for each call; the main thread takes all that are left.
@@ -313,7 +313,7 @@ class Turns:
         return ended
 
 
-def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: Turns) -> None:
+def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: DriverLock) -> None:
     """Run ``work`` on a thread until it ends or ``leave``, asked every tick, says not to wait for it.
 
     Afterwards ``work`` has no turns left. What it raised is raised here; so is what ``leave`` raises.
@@ -344,7 +344,7 @@ def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: Tur
         thread.join(PARTING)
     if not ended:
         rule = f"the record must take a write, but has not for {PARTING:g} s"
-        raise RecordBusyError(explain(rule, hint="What it took before is safe: go on with --resume."))
+        raise RecordBusyError(format_error(rule, hint="What it took before is safe: go on with --resume."))
     if turns.failure is not None:
         raise turns.failure
     if failures and not left:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig
-from tune_rescon.data import DatasetFacts
+from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import DataError
 from tune_rescon.tuning.ray.worker import STALLS
 from tune_rescon.tuning.resources import nodes_of
@@ -87,7 +87,7 @@ def _open(datasets: list[DatasetConfig], data_root: str, cache_root: str) -> Non
         open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
 
 
-def measured_on_gpu(config: TrialConfig, facts: DatasetFacts, *, cache_root: Path) -> Occupancy | None:
+def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
     """Measure on a whole GPU, in a process that ends with it; None: the batch does not fit.
 
     A CUDA graph whose recording never comes back is measured without, as trials there then train
@@ -108,9 +108,9 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetFacts, *, cache_root: Pat
     return found
 
 
-def _measure(config: TrialConfig, facts: DatasetFacts, stalls: Path) -> Occupancy | None:
+def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy | None:
     from tune_rescon.models import resolve_network
-    from tune_rescon.training.cuda_graphs import RecordingError, StallWatch
+    from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
     from tune_rescon.training.device import place
     from tune_rescon.training.gpu_probe import measure_occupancy, step_of
     from tune_rescon.training.memory import Shape, ran_out_of_memory
@@ -118,7 +118,7 @@ def _measure(config: TrialConfig, facts: DatasetFacts, stalls: Path) -> Occupanc
     placement = place("cuda", precision=config.precision)
     images = {"classes": facts.classes, "in_channels": facts.channels}
     shape = Shape.of(config, resolve_network(config, **images), placement, None)
-    watch = StallWatch(folder=stalls, key=shape.key)  # a trial's
+    watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's
     if watch.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:

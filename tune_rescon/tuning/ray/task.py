@@ -8,28 +8,28 @@ from dataclasses import dataclass
 from tune_rescon.config import TrialConfig
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.result import Pricing
+from tune_rescon.tuning.result import CostModel
 from tune_rescon.tuning.search_storage import SearchStore
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "TaskMaker",
+    "TrialTaskFactory",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskMaker(Pricing):
+class TrialTaskFactory(CostModel):
     """What all trials of one run of a search share, and with that what a worker is told."""
 
     options: RunOptions
     store: SearchStore
 
-    def group(self, trial: TrialSummary) -> Hashable:
+    def group(self, trial: TrialRecord) -> Hashable:
         """Equal for trials that a rung may compare."""
         name, origin = self.space.scheduler.group_by, trial.origin
         return None if name is None or origin is None else origin.config[name]
 
-    def task(self, trial: TrialSummary) -> TrialTask:
+    def task(self, trial: TrialRecord) -> TrialTask:
         """What the worker is told."""
         space, options, origin = self.space, self.options, trial.origin
         assert origin is not None, "a resume is refused while an unfinished trial has no configuration"

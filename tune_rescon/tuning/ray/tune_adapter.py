@@ -16,10 +16,10 @@ from ray.tune.search import Searcher
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordinator import Coordinator
-from tune_rescon.tuning.ray.shutdown import Turns
+from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
 from tune_rescon.tuning.schedulers import Decision
-from tune_rescon.tuning.trial import TrialSummary
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "PATIENCE",
@@ -156,7 +156,7 @@ class CoordinatorSearcher(Searcher):
     by leaving it empty: the record is the state.
     """
 
-    def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialSummary], TrialTask]) -> None:
+    def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask]) -> None:
         """Wrap ``coordinator``; ``make_task`` says what a worker is told about a trial."""
         super().__init__()
         self._coordinator = coordinator
@@ -226,7 +226,7 @@ class TurnTakingSearcher(CoordinatorSearcher):
     """Asks for trials, and closes them, in turn."""
 
     def __init__(
-        self, coordinator: Coordinator, make_task: Callable[[TrialSummary], TrialTask], turns: Turns
+        self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], turns: DriverLock
     ) -> None:
         """Take ``turns``."""
         super().__init__(coordinator, make_task)
@@ -248,7 +248,7 @@ class TurnTakingSearcher(CoordinatorSearcher):
 class TurnTakingScheduler(CoordinatorScheduler):
     """Judges results in turn."""
 
-    def __init__(self, coordinator: Coordinator, turns: Turns, processes: KeptProcesses) -> None:
+    def __init__(self, coordinator: Coordinator, turns: DriverLock, processes: KeptProcesses) -> None:
         """Take ``turns``. Tune begins each round by asking its scheduler: then ``processes`` are kept."""
         super().__init__(coordinator)
         self._turns = turns
@@ -274,7 +274,7 @@ class TurnTakingScheduler(CoordinatorScheduler):
 class LeavingCallback(tune.Callback):
     """Ends Tune's loop when there are no turns left, also where an epoch takes an hour."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: DriverLock) -> None:
         """Look at ``turns``."""
         self._turns = turns
 

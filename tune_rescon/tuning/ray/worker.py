@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
     from tune_rescon.storage import CheckpointMirror
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.callbacks import Left
-    from tune_rescon.training.distributed import Peers
+    from tune_rescon.training.callbacks import Preempted
+    from tune_rescon.training.distributed import ProcessGroup
 
 __all__ = [
     "STALLS",
@@ -175,7 +175,7 @@ _COMPILED: Final = "compiled"
 def train_task(
     task: TrialTask,
     folder: Path,
-    peers: Peers,
+    peers: ProcessGroup,
     *,
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
@@ -184,7 +184,7 @@ def train_task(
     """Train as ``task`` says, with ``peers``, from what ``folder`` holds.
 
     Raises:
-        Left: ``leave`` said so, and the trial is to go on in another process.
+        Preempted: ``leave`` said so, and the trial is to go on in another process.
     """
     from tune_rescon.training import train_trial
     from tune_rescon.training.compile import keep_compiled_code
@@ -301,7 +301,7 @@ def _run(task: TrialTask) -> None:
             _go(task, left)
 
 
-def _train(task: TrialTask) -> Left | None:
+def _train(task: TrialTask) -> Preempted | None:
     from tune_rescon.training.lean import import_lean_torchmetrics
 
     # First, as Lightning would otherwise bring all of torchmetrics.
@@ -309,7 +309,7 @@ def _train(task: TrialTask) -> Left | None:
     from ray import tune
 
     from tune_rescon.training import recorded_epochs
-    from tune_rescon.training.callbacks import Left
+    from tune_rescon.training.callbacks import Preempted
     from tune_rescon.training.device import device_name
     from tune_rescon.training.trial_files import trained_steps
     from tune_rescon.tuning.ray.multi_process import gathered
@@ -347,7 +347,7 @@ def _train(task: TrialTask) -> Left | None:
         with gathered(task) as peers, _told_to_leave(task) as leave:
             try:
                 train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
-            except Left as left:
+            except Preempted as left:
                 sync.send(last=True)
                 return left
     return None
@@ -362,7 +362,7 @@ def _told_to_leave(task: TrialTask) -> Iterator[Callable[[], bool]]:
         yield told
 
 
-def _go(task: TrialTask, left: Left) -> None:
+def _go(task: TrialTask, left: Preempted) -> None:
     """End this process, and with it what Tune takes for the trial; the coordinator knows better."""
     from ray import tune
 
