@@ -26,7 +26,8 @@ __all__ = [
 def format_number(value: object) -> str:
     """A value in at most four significant digits; a dash for what is not there.
 
-    >>> format_number(0.123456), format_number(0.000012345), format_number(92), format_number(float("nan")), format_number(None)
+    >>> values = (0.123456, 0.000012345, 92, float("nan"), None)
+    >>> tuple(format_number(value) for value in values)
     ('0.1235', '1.234e-05', '92', '-', '-')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -161,7 +161,7 @@ def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
     """``known`` and ``new`` without what another of them says already.
 
     >>> merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=2000))
-    [Overrun(images=32, available=2000)]
+    [OomRecord(images=32, available=2000)]
     >>> len(merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=500)))
     2
     """
