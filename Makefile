@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check cluster-test cluster-smoke bench faults gpu-check clean
+.PHONY: demo test test-all check docs-lint cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -35,6 +35,11 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs-lint
+
+# Habits of prose that make a reader stop.
+docs-lint:
+	$(PYTHON) .ci/docs_lint.py
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")

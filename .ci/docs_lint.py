@@ -1,0 +1,75 @@
+"""Find habits of prose that make a reader stop: in docstrings, comments, messages and Markdown.
+
+    python .ci/docs_lint.py
+
+Prints each place and exits with 1 if there is any. The list holds only what is unambiguous: an expression that has
+a plainer word in every place. Code is not looked at, only strings and comments.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+#: An expression, and what to write instead.
+HABITS = {
+    r"\bgo(?:es)? on\b(?! to\b)": "continue",
+    r"\bwent on\b": "continued",
+    r"\bwhoever\b": "the user, the caller, the process that",
+    r"\banew\b": "again",
+    r"\bamid\b": "during, in the middle of",
+    r"\blest\b": "so that ... not",
+    r"\bis (?-i:none)\b": "name what is absent",
+    r"\bthere is (?-i:none)\b": "name what is absent",
+    r"\bso many\b(?! times)": "the number",
+    r"\bstands? still\b": "hangs",
+    r"\bheed(?:s|ed)?\b": "act on",
+    r"\bhears? of\b": "receives",
+    r"\bat nobody's\b": "no",
+    r"\bnobody's\b": "no one process's",
+    r"\bof its own accord\b": "by itself",
+}
+
+#: Where prose is checked. benchmarks/NOTES.md and CHANGELOG.md are records of what was written then.
+PYTHON = ("tune_rescon", "benchmarks")
+MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs")
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line number and text of each string and comment of a Python file, or of each line of another."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        yield from enumerate(text.splitlines(), start=1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, line
+
+
+def main() -> int:
+    """Print what was found; return the exit code."""
+    files = [path for folder in PYTHON for path in sorted((ROOT / folder).rglob("*.py"))]
+    for name in MARKDOWN:
+        files += sorted((ROOT / name).rglob("*.md")) if (ROOT / name).is_dir() else [ROOT / name]
+    found = 0
+    for path in files:
+        for number, line in prose(path):
+            for habit, instead in HABITS.items():
+                for match in re.finditer(habit, line, re.IGNORECASE):
+                    found += 1
+                    where = f"{path.relative_to(ROOT)}:{number}"
+                    print(f"{where}: `{match.group()}`: write: {instead}")
+    if found:
+        print(f"{found} habits of prose to mend")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
