@@ -39,7 +39,7 @@ def store(empty_store: Path, tmp_path: Path) -> str:
 def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
     """Makes writers that have begun; each is one more run of the command.
 
-    They make their calls on their own thread, where a test can get between; the process is in test_desk.py.
+    They make their calls on their own thread, where a test can get between; the process is in test_worker.py.
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:

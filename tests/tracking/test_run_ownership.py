@@ -193,7 +193,7 @@ def test_a_parent_deleted_in_the_ui_leaves_one_run_a_trial(
 
 @pytest.fixture
 def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is registered is not looked at here: see test_champion.py."""
+    """What is registered is not looked at here: see test_registry.py."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {}\n")
