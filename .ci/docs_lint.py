@@ -2,8 +2,8 @@
 
     python .ci/docs_lint.py
 
-Prints each place and exits with 1 if there is any. The list holds only what is unambiguous: an expression that has
-a plainer word in every place. Code is not looked at, only strings and comments.
+Prints each place and exits with 1 if there is any. The list holds only what is unambiguous: expressions that
+have a plainer word in every place. Only strings and comments are checked, not code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs")
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the line number and text of each string and comment of a Python file, or of each line of another."""
+    """Yield line number and text: of each string and comment of a Python file, of each line of another."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield from enumerate(text.splitlines(), start=1)

@@ -96,7 +96,7 @@ def test_the_first_line_waits_for_nothing_slow(command: str, says: str, picture:
 
 #: What a part of the package needs of them.
 NEEDED = {
-    "search, before Ray": ("from tune_rescon.reporting import run_shown", set()),
+    "search, before Ray": ("from tune_rescon.reporting import run_with_display", set()),
     "the digits": (
         "import pathlib, tune_rescon.data.catalog as b; b.load_arrays('digits', pathlib.Path('data'))",
         set(),

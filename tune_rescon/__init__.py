@@ -1,8 +1,54 @@
-"""Ray-distributed hyperparameter search for Residual Attention Networks (Wang et al., CVPR 2017)."""
+"""Ray-distributed hyperparameter search for Residual Attention Networks (Wang et al., CVPR 2017).
+
+::
+
+    import tune_rescon as tr
+
+    space = tr.load_space("digits")             # or the path of a space file
+    result = tr.run_search(space, options)      # options: tune_rescon.tuning.RunOptions
+    result = tr.read_search(place, "name")      # place: tune_rescon.tuning.Place
+    network = tr.build_network("attention56", num_classes=10)
+    network, about = tr.load_trained("best.ckpt")
+    for report in tr.train_trial(...):          # one trial, without Ray
+        ...
+
+Names are loaded on first use.
+"""
+
+from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-__all__ = ["__version__"]
+from tune_rescon.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tune_rescon.models import build_network
+    from tune_rescon.spaces import load_space
+    from tune_rescon.training import load_trained, train_trial
+    from tune_rescon.tuning import read_search, run_search
+
+__all__ = [
+    "__version__",
+    "build_network",
+    "load_space",
+    "load_trained",
+    "read_search",
+    "run_search",
+    "train_trial",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "build_network": "models",
+        "load_space": "spaces",
+        "load_trained": "training",
+        "read_search": "tuning",
+        "run_search": "tuning",
+        "train_trial": "training",
+    },
+)
 
 try:
     __version__ = version("tune_rescon")

@@ -155,11 +155,11 @@ def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> 
 
 DRIVER = """
 import sys, time
-from tune_rescon.tracking import Destination, SearchView
-from tune_rescon.tracking.worker_client import DeskProcess
+from tune_rescon.tracking import Destination, SearchRunState
+from tune_rescon.tracking.worker_client import WorkerProcess
 
-desk = DeskProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
-desk.show(SearchView(id="1a"))
+desk = WorkerProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
+desk.show(SearchRunState(id="1a"))
 print("shown", flush=True)
 time.sleep(600)
 """

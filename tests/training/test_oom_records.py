@@ -114,17 +114,17 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
-from tune_rescon.training.memory import Overrun, OverrunFile
+from tune_rescon.training.memory import OomRecord, OomRecordFile
 waits, begins = os.pipe()
 writers = []
 for mine in range(3):
     if not (writer := os.fork()):
         os.close(begins)
         os.read(waits, 1)
-        file = OverrunFile(Path(sys.argv[1]))
+        file = OomRecordFile(Path(sys.argv[1]))
         for number in range(20):
-            file.add(f"{mine} {number}", Overrun(images=64, available=number))
-            assert file.known(f"{mine} {number}") == [Overrun(images=64, available=number)]
+            file.add(f"{mine} {number}", OomRecord(images=64, available=number))
+            assert file.known(f"{mine} {number}") == [OomRecord(images=64, available=number)]
         sys.exit(0)
     writers.append(writer)
 os.close(begins)

@@ -1,0 +1,76 @@
+"""`tune-rescon`: the commands by name, what comes with the package, and the Python API."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import tune_rescon
+from tune_rescon.__main__ import COMMANDS, main
+from tune_rescon.models import list_presets
+from tune_rescon.spaces import list_spaces
+
+
+def test_it_is_installed() -> None:
+    (found,) = entry_points(group="console_scripts", name="tune-rescon")
+    assert found.value == "tune_rescon.__main__:main"
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tune-rescon, version {tune_rescon.__version__}\n"
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    script = (
+        "import sys; from tune_rescon.__main__ import main; main(['--help']); print(*sys.modules, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in done.stdout for name in (*COMMANDS, "spaces", "presets"))
+    assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_the_module_of_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert importlib.import_module(f"tune_rescon.{name}").main(["--help"]) == 0
+    assert shown == capsys.readouterr().out
+
+
+def test_an_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serach"]) == 2
+    assert "No such command 'serach'" in capsys.readouterr().err
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str, count: int) -> str:
+        environment = {
+            "_TUNE_RESCON_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(count),
+        }
+        command = [sys.executable, "-m", "tune_rescon"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout
+
+    assert "plain,search" in completed("tune-rescon sea", 1)
+    assert "plain,--space" in completed("tune-rescon search --sp", 2)
+
+
+def test_the_shipped_spaces_and_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spaces"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in list_spaces())
+    assert main(["presets"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name[:12] in shown for name in list_presets())
+
+
+@pytest.mark.parametrize("name", tune_rescon.__all__)
+def test_the_python_api(name: str) -> None:
+    assert getattr(tune_rescon, name) is not None

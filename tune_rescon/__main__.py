@@ -1,0 +1,124 @@
+"""``tune-rescon COMMAND``, which is ``python -m tune_rescon.COMMAND``; also ``python -m tune_rescon``.
+
+A command's module is imported only when it runs, or when a shell completes its options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from tune_rescon import __version__
+from tune_rescon.command import run_command
+
+__all__ = ["main"]
+
+#: The commands and their one-line help, in the order in which a person needs them.
+COMMANDS: Final = {
+    "search": "Search for the best network.",
+    "report": "Show a search, compare searches, and write the report page.",
+    "train": "Train the best networks of a search in full, and evaluate them on the test images.",
+    "predict": "Classify pictures.",
+    "export": "Write a trained network for other tools.",
+    "reproduce": "Train the networks of the papers' tables.",
+    "cluster": "Start, watch and end a Ray cluster.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS and _COMPLETION not in os.environ:
+        module = importlib.import_module(f"tune_rescon.{arguments[0]}")
+        code: int = module.main(arguments[1:])
+        return code
+    if _COMPLETION in os.environ:
+        # Click answers the shell and ends the process.
+        tune_rescon.main(arguments, prog_name=_PROGRAM)
+    return run_command(tune_rescon, arguments, name="tune_rescon", what="The command")
+
+
+#: The program's name, and the variable in which a shell asks it for completions.
+_PROGRAM: Final = "tune-rescon"
+_COMPLETION: Final = "_TUNE_RESCON_COMPLETE"
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in order."""
+        del ctx
+        return [*COMMANDS, *sorted(self.commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command itself, or None if there is no such command."""
+        if cmd_name in COMMANDS:
+            command: click.Command = getattr(importlib.import_module(f"tune_rescon.{cmd_name}"), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        own = {name: command.get_short_help_str() for name, command in sorted(self.commands.items())}
+        with formatter.section("Commands"):
+            formatter.write_dl(list((COMMANDS | own).items()))
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name=_PROGRAM)
+def tune_rescon() -> None:
+    """Search for the Residual Attention Network that classifies your images best within a budget.
+
+    `tune-rescon COMMAND --help` shows the options of a command.
+    """
+
+
+@tune_rescon.command()
+def spaces() -> None:
+    """List the search spaces that come with the package."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tune_rescon.spaces import list_spaces, load_space
+
+    table = Table("space", "images", "searches", "trials", "epochs")
+    for name in list_spaces():
+        settings = ["dataset.path=images"] if name == "folder" else []
+        space = load_space(name, settings)
+        table.add_row(
+            name,
+            space.dataset.name,
+            ", ".join(space.parameters),
+            str(space.budget.trials),
+            f"{space.fidelity.min} to {space.fidelity.max}",
+        )
+    Console().print(table)
+
+
+@tune_rescon.command()
+def presets() -> None:
+    """List the networks that have a name, with their parameters and multiply-adds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tune_rescon.config import TrialConfig
+    from tune_rescon.models import count, list_presets, resolve_network
+
+    table = Table("preset", "image size", "params M", "GMACs")
+    for name in list_presets():
+        spec = resolve_network(TrialConfig(preset=name), classes=10, in_channels=3)
+        cost = count(spec)
+        table.add_row(name, str(spec.image_size), f"{cost.parameters / 1e6:.2f}", f"{cost.macs / 1e9:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
