@@ -26,9 +26,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_lists_every_command_without_importing_it() -> None:
-    script = (
-        "import sys; from tune_rescon.__main__ import main; main(['--help']); print(*sys.modules, sep='\\n')"
-    )
+    script = "import sys, tune_rescon.__main__ as m; m.main(['--help']); print(*sys.modules, sep='\n')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in (*COMMANDS, "spaces", "presets"))
     assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(done.stdout.splitlines())
@@ -71,6 +69,7 @@ def test_the_shipped_spaces_and_presets_are_listed(capsys: pytest.CaptureFixture
     assert all(name[:12] in shown for name in list_presets())
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", tune_rescon.__all__)
 def test_the_python_api(name: str) -> None:
     assert getattr(tune_rescon, name) is not None
