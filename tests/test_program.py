@@ -26,10 +26,10 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_lists_every_command_without_importing_it() -> None:
-    script = "import sys, tune_rescon.__main__ as m; m.main(['--help']); print(*sys.modules, sep='\n')"
+    script = "import sys, tune_rescon.__main__ as m; m.main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in (*COMMANDS, "spaces", "presets"))
-    assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(done.stdout.splitlines())
+    assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
