@@ -2,7 +2,7 @@
 
 The coordinator uses the record, the stopping rule, the proposer and the listeners. It does not depend on Ray.
 Tune's searcher and scheduler (:mod:`tune_rescon.tuning.ray.tune_adapter`) call it and act on its decisions.
-A simulation can do the same in microseconds. All of its code runs on the driver's main thread.
+A simulation can do the same in microseconds. The coordinator runs in the driver, one call at a time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MOST_IN_A_ROW: Final = 5
 
 
 class FailureStreak:
-    """The trials that have failed in a row, up to the latest trial."""
+    """The trials that have failed since the last trial that did not fail."""
 
     def __init__(self, most: int = MOST_IN_A_ROW) -> None:
         """Start with no failures. ``most`` failures in a row are too many."""
@@ -466,10 +466,10 @@ class Coordinator:
         """Delete the checkpoints of trials that are no longer among the best.
 
         If a trial among the best ``ended_well`` without naming a checkpoint, it could not write or send the
-        checkpoint. Its existing checkpoints are kept, because it is not a trial that fell out of the best.
+        checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
 
         Returns:
-            The checkpoint that this trial keeps. None if it keeps no checkpoint.
+            The given checkpoint if this trial is among the best, otherwise None.
         """
         # The best of all trials are among the previous best and this trial.
         kept = keepers((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)

@@ -52,7 +52,7 @@ class Observation:
     group: Hashable = None
     """Trials of different groups (say, image sizes) are never compared."""
     cost: float = 0.0
-    """The second objective. Smaller is better. All trials have the same value without a second objective."""
+    """The second objective. Smaller is better. It is equal for all trials if the search has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class SuccessiveHalving:
             self._place[seen.number] = rung
 
     def wait(self, number: int) -> bool:
-        """Pause a recalled trial at the highest rung where it has a value. Return False without a value."""
+        """Pause a recalled trial at the highest rung where it has a value. Return False if it has none."""
         if number not in self._place:
             return False
         self._place[number].waiting.add(number)
