@@ -1,4 +1,7 @@
-"""The budget: hours count the whole life of a search, all its runs together; trials may run out of points."""
+"""The budget of a search.
+
+The hours count all runs of the search together. The space may have fewer points than the budget has trials.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,17 @@ __all__ = [
 
 
 def deadline(hours: float | None, *, driven: float, now: float) -> float | None:
-    """When trials are to end, in seconds on the clock that says ``now``; None: never.
+    """Return the time at which trials must end, in seconds on the clock of ``now``.
 
-    ``driven`` seconds of the budget are gone, by earlier runs too. A resumed search that is given more hours
-    has the difference left:
+    A resumed search that is given more hours has the difference left.
+
+    Args:
+        hours: The budget in hours. None for no limit.
+        driven: Seconds of the budget that are used, including earlier runs.
+        now: The current time in seconds.
+
+    Returns:
+        The deadline, or None if ``hours`` is None.
 
     >>> deadline(2.0, driven=1800.0, now=100.0)
     5500.0
@@ -22,7 +32,17 @@ def deadline(hours: float | None, *, driven: float, now: float) -> float | None:
 
 
 def spent_words(hours: float | None, *, driven: float, name: str, trials: int, total: int) -> str | None:
-    """What to say of a search that has had its hours and began ``trials`` of its ``total``; None: nothing.
+    """Return a message about a search that has used its hours before all of its trials began.
+
+    Args:
+        hours: The budget in hours. None for no limit.
+        driven: Seconds of the budget that are used, including earlier runs.
+        name: The name of the search.
+        trials: Number of trials that have begun.
+        total: Number of trials in the budget.
+
+    Returns:
+        The message, or None if hours remain or all trials have begun.
 
     >>> spent_words(2.0, driven=7300.0, name="a", trials=12, total=128)
     'The 2 hours of a are spent, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
@@ -36,7 +56,7 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
 
 
 def exhausted_words(trials: int, total: int) -> str:
-    """What to say of a search whose space has no point left after ``trials`` of its ``total``.
+    """Return a message about a search whose space is exhausted after ``trials`` of its ``total`` trials.
 
     >>> exhausted_words(6, 24).partition(".")[0]
     'The space is exhausted: all of its configurations have run, in 6 of 24 trials'

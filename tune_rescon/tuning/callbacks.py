@@ -1,4 +1,4 @@
-"""Who is told what happens in a search."""
+"""Listeners and presentations, which receive the events of a search."""
 
 from __future__ import annotations
 
@@ -23,61 +23,77 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSize:
-    """What Ray has to run trials on, all of it, in use or not."""
+    """All resources that Ray has for trials, used and unused."""
 
     nodes: int
-    """Those that live."""
+    """Number of live nodes."""
     gpus: float
     cpus: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gauges:
-    """Each is read from any thread, at any time, and answers at once."""
+    """Values that can be read while a search runs, from any thread, at any time and without blocking."""
 
     slots: int
-    """Trials that run at once."""
+    """Number of trials that run at once."""
     deadline: float | None
-    """When trials are to end, seconds on ``time.monotonic``'s clock; None: when all are done."""
+    """Time at which the trials end, in seconds on the clock of ``time.monotonic``.
+
+    None if the search has no deadline and ends when all trials are done.
+    """
     waiting: Callable[[], int]
-    """Updates that MLflow has not taken yet."""
+    """Return the number of updates that MLflow has not accepted yet."""
     cluster: Callable[[], ClusterSize | None]
-    """As it was seen last; None: not yet, or it cannot be asked any more."""
+    """Return the last known size of the cluster. None if it is unknown or can no longer be queried."""
 
 
 class SearchListener(Protocol):
-    """Whoever wants to know what happens. Called on the driver's main thread; may neither block nor raise."""
+    """Receives the events of a search.
+
+    Its methods are called in the driver, one at a time. They must neither block nor raise.
+    """
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """The search begins, or goes on; ``trials`` is what its record holds already."""
+        """Receive the start or resume of the search. ``trials`` are the trials already in its record."""
 
     def trial_started(self, trial: TrialRecord) -> None:
-        """A trial was handed out, for the first time or again."""
+        """Receive a trial that was started, for the first time or again."""
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """An epoch (``trial.epochs``) was recorded and judged."""
+        """Receive an epoch that was recorded and judged.
+
+        Args:
+            trial: The trial. The epoch is ``trial.epochs``.
+            metrics: The metrics of the epoch.
+            verdict: The verdict on the epoch.
+        """
 
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Something happened to a trial that the user should know."""
+        """Receive a note about a trial for the user."""
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        """A trial was closed, paused or interrupted."""
+        """Receive a trial that was closed, paused or interrupted."""
 
 
 class Presentation(Protocol):
-    """Called on the thread that runs the search or ends it."""
+    """Draws a search. Its methods are called on the thread that runs the search or ends it."""
 
     def note(self, result: StudyResult) -> str:
-        """Markdown, for the search's page in MLflow; cheap."""
+        """Return a Markdown note for the search's page in MLflow. The call is cheap."""
 
     def watching(
         self, snapshot: Callable[[], StudyResult], folder: SearchFolder
     ) -> AbstractContextManager[SearchListener]:
-        """A listener that now and then takes a ``snapshot`` and draws it, aside, while the block lasts."""
+        """Return a context manager that yields a listener.
+
+        While the context is active, the listener occasionally calls ``snapshot`` and draws the result in the
+        background.
+        """
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> Sequence[Path]:
-        """Write what is to be seen of a search that has ended; the files.
+        """Write the report of an ended search and return its files.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: If a file cannot be written.
         """

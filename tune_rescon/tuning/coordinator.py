@@ -1,8 +1,8 @@
-"""What happens to trials, decided in one place: handed out, judged each epoch, closed.
+"""The coordinator makes every decision about trials: it starts them, judges each epoch and closes them.
 
-The coordinator knows the record, the stopping rule, the proposer and whoever listens. It knows no Ray: Tune's
-searcher and scheduler (:mod:`tune_rescon.tuning.execution`) ask it and do as it says, and a simulation can do
-the same in microseconds. Everything runs on the driver's main thread.
+The coordinator uses the record, the stopping rule, the proposer and the listeners. It does not depend on Ray.
+Tune's searcher and scheduler (:mod:`tune_rescon.tuning.ray.tune_adapter`) call it and act on its decisions.
+A simulation can do the same in microseconds. The coordinator runs in the driver, one call at a time.
 """
 
 from __future__ import annotations
@@ -31,32 +31,38 @@ __all__ = [
 ]
 
 
-#: Trials whose best checkpoint outlives the search: enough for ``train --top`` without filling a disk.
+#: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and
+#: does not fill a disk.
 KEEP_BEST: Final = 5
 
 
 def keepers(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
-    """Numbers of the ``keep`` best trials that ended with a finite value; None: of all of them."""
+    """Return the numbers of the ``keep`` best trials that ended with a finite value.
+
+    If ``keep`` is None, return the numbers of all such trials.
+    """
     judged = [trial for trial in ended if trial.best_epoch]
     return frozenset(trial.number for trial in sorted(judged, key=TrialRecord.rank_key)[:keep])
 
 
-#: Trials that fail one after the other before the search stops: what the next would do is known by then.
+#: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
+#: as well.
 MOST_IN_A_ROW: Final = 5
 
 
 class FailureStreak:
-    """The trials that failed since the last one that did not."""
+    """The trials that have failed since the last trial that did not fail."""
 
     def __init__(self, most: int = MOST_IN_A_ROW) -> None:
-        """``most``: failures in a row that are too many."""
+        """Start with no failures. ``most`` failures in a row are too many."""
         self._most = most
         self._failed: list[TrialRecord] = []
 
     def add(self, trial: TrialRecord) -> str | None:
-        """Count a trial that ended; what the failed ones share if they are too many now."""
+        """Count an ended trial. If too many have failed in a row, return what they have in common."""
         if trial.state is not TrialState.FAILED:
-            # Diverged and out of memory are answers, and a trial that ended well says that others can.
+            # "Diverged" and "out of memory" are valid outcomes, and a trial that ended well shows that other
+            # trials can end well too.
             self._failed.clear()
             return None
         self._failed.append(trial)
@@ -64,12 +70,12 @@ class FailureStreak:
 
 
 def shared_cause(failed: Sequence[TrialRecord]) -> str:
-    """What failed trials have in common: the error, or the values that all of them had."""
+    """Describe what failed trials have in common: the error, or the values that all of them had."""
     last_lines = {_last_line(trial) for trial in failed}
-    said = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _differing(failed)
+    cause = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
     shared = _shared_values(failed)
     values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
-    return f"{len(failed)} trials in a row failed; {said}.{values}"
+    return f"{len(failed)} trials in a row failed; {cause}.{values}"
 
 
 def _last_line(trial: TrialRecord) -> str:
@@ -77,7 +83,7 @@ def _last_line(trial: TrialRecord) -> str:
     return lines[-1].strip().rstrip(".") if lines else "nothing"
 
 
-def _differing(failed: Sequence[TrialRecord]) -> str:
+def _last_error(failed: Sequence[TrialRecord]) -> str:
     return "the last said: " + _last_line(failed[-1])
 
 
@@ -90,40 +96,47 @@ def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:
     }
 
 
-#: Times a trial whose worker process died is handed out again, in one run of the search.
+#: Number of times that a trial is retried in one run of the search after its worker process died.
 WORKER_RETRIES: Final = 3
-#: The same where its whole node was gone: spot machines come and go, but a trial may also be what fells them.
+#: The same after the trial's whole node was lost. Spot machines are lost often, but a trial may also be the
+#: cause of the loss.
 NODE_RETRIES: Final = 20
 
 
-def _nothing() -> None:
-    """The guard of a search that has its record to itself."""
+def _no_guard() -> None:
+    """Do nothing. This is the guard of a search whose record no other driver can write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """How much there is to do, and what only the space knows.
+    """The amount of work in a search, and the functions that depend on its space.
 
-    ``total`` counts trials over the whole life of the search, earlier runs included. ``deadline`` is on
-    ``time.monotonic``'s clock, seconds.
+    ``total`` counts trials over all runs of the search, earlier runs included. ``deadline`` is in seconds on
+    the clock of ``time.monotonic``.
     """
 
     total: int
     deadline: float | None = None
     group: Callable[[TrialRecord], Hashable] = lambda _: None
-    """Trials are compared only with those of an equal group."""
+    """Return the group of a trial. Trials are compared only with trials of an equal group."""
     cost: Callable[[TrialRecord, int], float] | None = None
-    """The second objective, made small, of a trial after so many epochs; None where there is none."""
+    """Return the second objective of a trial after the given number of epochs.
+
+    Smaller is better. None if the search has no second objective.
+    """
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
-    """Equal for configurations (plain values) that need the same memory; None: nothing is known."""
+    """Return an equal key for configurations (plain values) that need the same memory.
+
+    A key of None means that the memory is unknown.
+    """
     keep: int | None = KEEP_BEST
-    """Trials that keep their checkpoint when they have ended, the best of all; None: every one."""
-    guard: Callable[[], None] = field(default=_nothing)
-    """Called before the record is written; raises when it belongs to another driver."""
+    """Number of the best ended trials that keep their checkpoint. None if every trial keeps it."""
+    guard: Callable[[], None] = field(default=_no_guard)
+    """Called before the record is written. It raises if the record belongs to another driver."""
 
 
 class Coordinator:
-    """The life of every trial of one search."""
+    """Starts, judges and closes every trial of one search."""
 
     def __init__(
         self,
@@ -136,16 +149,16 @@ class Coordinator:
         prune: Callable[[int, str | None], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set up on a record that may already hold trials.
+        """Set up the coordinator on a record that may already contain trials.
 
         Args:
-            plan: how much to do.
-            record: the durable record; its recorded values fill the rule.
-            rule: the stopping rule; it has seen nothing yet.
-            proposer: knows the record's trials.
-            listeners: told of everything, in order.
-            prune: deletes the checkpoints of a trial except the given file.
-            clock: monotonic seconds.
+            plan: The amount of work.
+            record: The durable record. Its recorded values are passed to ``rule``.
+            rule: The stopping rule. It must not have seen any value yet.
+            proposer: The sampler. It must already have the trials of ``record``.
+            listeners: Receive every event, in the given order.
+            prune: Deletes all checkpoints of a trial except the given file.
+            clock: Returns monotonic time in seconds.
         """
         self._plan = plan
         self._record = record
@@ -161,9 +174,9 @@ class Coordinator:
         self._deaths: Counter[int] = Counter()
         self._lost_nodes: Counter[int] = Counter()
         self.failure: str | None = None
-        """Why the search cannot go on, if it cannot: too many trials failed in a row."""
+        """The reason why the search cannot continue: too many trials failed in a row. None if it can."""
         self.space_is_exhausted = False
-        """Whether every point of the space has run, before the budget was spent."""
+        """True if every point of the space has run before the budget was spent."""
         trials = record.trials()
         self._kept = keepers((t for t in trials if t.state.is_final), keep=plan.keep)
         self._out_of_memory = {
@@ -175,22 +188,26 @@ class Coordinator:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody asked the search to end early."""
+        """True if the search was requested to end early."""
         return self._interrupted
 
     def interrupt(self) -> None:
-        """Hand out no more trials, and end each running one after its present epoch."""
+        """Start no more trials, and interrupt each running trial after its current epoch."""
         self._interrupted = True
 
     @property
     def exhausted(self) -> bool:
-        """Whether no trial will be handed out any more. While one runs, another may yet be promoted."""
+        """True if no more trials will be started. While a trial runs, another may still be promoted."""
         return self._ending or self._done
 
     def next_trial(self) -> TrialRecord | None:
-        """Hand out a trial: an unfinished one of an earlier run, a promoted one, or a new one.
+        """Return the next trial to run: an unfinished trial, a promoted trial or a new trial.
 
-        None when there is none now: for good if :attr:`exhausted`, else until a running trial has come on.
+        An unfinished trial comes from an earlier run or lost its worker process.
+
+        Returns:
+            The trial, or None if no trial can start now. If :attr:`exhausted` is True, no trial will start
+            later either. Otherwise one may start after a running trial has progressed.
         """
         if self._ending:
             return None
@@ -209,7 +226,7 @@ class Coordinator:
                 break
             trial = self._record.open(proposal)
             self._proposer.opened(trial)
-            if not self._ends_unrun(trial):
+            if not self._close_if_infeasible(trial):
                 return self._started(trial)
         last = self._last_promotion()
         if last is None and not self._running:
@@ -226,10 +243,21 @@ class Coordinator:
         *,
         device: str | None = None,
     ) -> Decision:
-        """Judge an epoch, record it with the verdict, and close the trial unless it goes on.
+        """Judge an epoch, record it with the verdict, and close or pause the trial unless it continues.
 
-        A trial that was retried from its checkpoint reports epochs again that are recorded already; those are
-        not judged twice. ``device`` is the kind it ran on, where that is known.
+        A trial that was retried from its checkpoint may report epochs that are already recorded. Those epochs
+        are not judged again.
+
+        Args:
+            number: The trial's number.
+            epoch: The epoch that has ended, counted from 1.
+            metrics: The metrics of the epoch.
+            checkpoint: The checkpoint of the epoch. None if the trial has no checkpoint.
+            device: The kind of device that the trial ran on. None if it is unknown.
+
+        Returns:
+            The decision about the trial. It is ``Decision.STOP`` if the trial is not running, and also if the
+            search ends early and the trial would have continued.
         """
         known = self._record.trial(number)
         if number not in self._running:
@@ -244,12 +272,12 @@ class Coordinator:
             listener.epoch_done(trial, metrics, verdict)
         self._act(trial)
         if verdict.decision is Decision.CONTINUE and self._ending_now:
-            self._set_aside(number)
+            self._interrupt_trial(number)
             return Decision.STOP
         return verdict.decision
 
     def note(self, number: int, text: str) -> None:
-        """Record and tell what the user should know about a trial."""
+        """Record a note about a running trial for the user, and pass it to the listeners."""
         if number not in self._running:
             return
         self._plan.guard()
@@ -260,12 +288,22 @@ class Coordinator:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a running trial for good in ``state``; nothing happens if it does not run (any more)."""
+        """Close a running trial permanently. Do nothing if the trial is not running.
+
+        Args:
+            number: The trial's number.
+            state: The final state.
+            checkpoint: The trial's checkpoint. None if the trial has no checkpoint.
+            error: The error that ended the trial. None if it ended without an error.
+        """
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)
 
     def worker_died(self, number: int, *, node_is_gone: bool = False) -> None:
-        """Hand a running trial out again, from its last checkpoint; after some times it has failed."""
+        """Retry a running trial from its last checkpoint, or fail it after too many retries.
+
+        The limit is :data:`NODE_RETRIES` if ``node_is_gone``, otherwise :data:`WORKER_RETRIES`.
+        """
         if number not in self._running:
             return
         deaths, most = (self._lost_nodes, NODE_RETRIES) if node_is_gone else (self._deaths, WORKER_RETRIES)
@@ -274,27 +312,29 @@ class Coordinator:
             what = "node was lost" if node_is_gone else "worker process died"
             self._close(number, TrialState.FAILED, error=f"its {what}, as {most} times before")
         else:
-            # It counts as running until then: nothing is exhausted before, and an interruption finds it.
+            # The trial counts as running until it is retried. Until then the search is not exhausted, and an
+            # interruption includes the trial.
             self._unfinished.append(number)
 
     def worker_left(self, number: int) -> None:
-        """Hand a running trial out again whose process has left it in order: as often as that happens."""
+        """Retry a running trial whose worker process left it in order. Retries are not limited."""
         if number in self._running:
             self._unfinished.append(number)
 
     def settle(self) -> None:
-        """No trial runs any more: those that were cut short, and those that pause, wait to be resumed.
+        """Interrupt the trials that still count as running, after all worker processes have ended.
 
-        Unless the time is up: then those that pause were stopped at their rung.
+        Interrupted and paused trials wait for a resume. If the deadline has passed, paused trials are stopped
+        at their rung instead.
         """
         for number in sorted(self._running):
-            self._set_aside(number)
-        if not self._ending_now and self._late():
+            self._interrupt_trial(number)
+        if not self._ending_now and self._past_deadline():
             self._stop_waiting()
 
     @property
     def _ending(self) -> bool:
-        return self._ending_now or self._late()
+        return self._ending_now or self._past_deadline()
 
     @property
     def _ending_now(self) -> bool:
@@ -305,7 +345,11 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _recall(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Show the rule what was recorded, do what was decided but not done; the trials to go on with."""
+        """Pass the recorded values to the rule and carry out the recorded decisions that are still open.
+
+        Returns:
+            The numbers of the trials to continue.
+        """
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.recall(self._observation(trial, epoch))
@@ -316,7 +360,8 @@ class Coordinator:
             if trial.decision in (None, Decision.CONTINUE):
                 unfinished.append(trial.number)
             elif trial.decision is Decision.PAUSE:
-                # A rule that has changed since may have no rung for it: then it runs on to the next one.
+                # If the rule was changed, it may have no rung for the trial. The trial then continues to the
+                # next rung.
                 if not self._rule.wait(trial.number):
                     unfinished.append(trial.number)
             else:
@@ -336,8 +381,8 @@ class Coordinator:
     def _memory(self, trial: TrialRecord) -> Hashable:
         return None if trial.origin is None else self._plan.same_memory(trial.origin.config)
 
-    def _ends_unrun(self, trial: TrialRecord) -> bool:
-        """Close a trial that would run out of memory as another did."""
+    def _close_if_infeasible(self, trial: TrialRecord) -> bool:
+        """Close a trial that would run out of memory as an earlier trial did. Return True if it did."""
         if trial.origin is None or not self._is_infeasible(trial.origin.config):
             return False
         before = self._out_of_memory[self._memory(trial)]
@@ -346,7 +391,10 @@ class Coordinator:
         return True
 
     def _last_promotion(self) -> TrialRecord | None:
-        """Where no rung was large enough to promote anybody to the end, the best goes there all the same."""
+        """Promote the best paused trial if no trial has finished and none is running.
+
+        This is needed when no rung was large enough to promote a trial to the last epoch.
+        """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
         promoted = self._rule.promote(anyone=True)
@@ -358,7 +406,7 @@ class Coordinator:
 
     def _judge(self, trial: TrialRecord) -> Verdict:
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
-        if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._late():
+        if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._past_deadline():
             return Verdict(decision=Decision.STOP)
         return verdict
 
@@ -372,7 +420,7 @@ class Coordinator:
         )
 
     def _act(self, trial: TrialRecord) -> None:
-        """Do what was decided after a trial's last epoch."""
+        """Carry out the decision that followed a trial's last recorded epoch."""
         match trial.decision:
             case Decision.FINISH:
                 self._close(trial.number, TrialState.FINISHED, checkpoint=trial.checkpoint)
@@ -403,24 +451,27 @@ class Coordinator:
         for listener in self._listeners:
             listener.trial_ended(trial)
 
-    def _set_aside(self, number: int) -> None:
-        """Leave a running trial to a resume."""
+    def _interrupt_trial(self, number: int) -> None:
+        """Interrupt a running trial, so that a resume can continue it."""
         self._plan.guard()
         self._running.discard(number)
         trial = self._record.interrupt(number)
         for listener in self._listeners:
             listener.trial_ended(trial)
 
-    def _late(self) -> bool:
+    def _past_deadline(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline
 
     def _retain(self, number: int, checkpoint: str | None, *, ended_well: bool) -> str | None:
-        """Delete what falls out of the best few; what is left of this trial's own.
+        """Delete the checkpoints of trials that are no longer among the best.
 
-        One of the best few that ``ended_well`` and names no checkpoint could not write or send it: what it
-        has is not known to be a loser's, and stays.
+        If a trial among the best ``ended_well`` without naming a checkpoint, it could not write or send the
+        checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
+
+        Returns:
+            The given checkpoint if this trial is among the best, otherwise None.
         """
-        # The best few of all are among the best few so far and this one.
+        # The best of all trials are among the previous best and this trial.
         kept = keepers((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
         survives = checkpoint if number in kept else None
         if survives is not None or number not in kept or not ended_well:

@@ -1,7 +1,7 @@
-"""How much each parameter mattered for a good value, by PED-ANOVA.
+"""Importance of each parameter for a good value, computed by PED-ANOVA.
 
-Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces" (IJCAI
-2023), in Optuna's implementation, which knows conditional parameters.
+The method is from Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
+Subspaces" (IJCAI 2023). This module uses Optuna's implementation, which supports conditional parameters.
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["parameter_importance"]
 
-#: Fewer values say nothing: of 20, the tenth that PED-ANOVA looks at is two trials.
+#: Minimum number of values. With fewer values the result has no meaning: PED-ANOVA uses the best tenth, which
+#: is only two of 20 trials.
 FEWEST: Final = 20
 
 
 def parameter_importance(
     space: Space, trials: Mapping[int, TrialRecord], values: Mapping[int, float]
 ) -> dict[str, float]:
-    """The share of each parameter, the most important first; empty where too little is known.
+    """Return the share of each parameter in the total importance, the most important parameter first.
 
     Args:
-        space: the search's, as it is now. Trials that it does not contain are left out.
-        trials: by number.
-        values: what is explained: of some trials, by number, finite and measured after the same epoch.
+        space: The current space of the search. Trials that it does not contain are left out.
+        trials: The trials, by number.
+        values: The values to explain, by trial number. They must be finite and measured after the same epoch.
+            Trials without a value are ignored.
+
+    Returns:
+        The shares, by parameter name. Empty if there are too few values or all values are equal.
     """
     known = distributions(space)
     placed = {number: _placed(space, trials[number]) for number in values}
     usable = {number: params for number, params in placed.items() if params is not None}
     if len(usable) < FEWEST or len(set(values.values())) < 2:
         return {}
-    # Imported here: it brings scikit-learn, for an evaluator that is not used.
+    # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances
 
     study = _study(space)
@@ -61,7 +66,7 @@ def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
 
 def _study(space: Space) -> optuna.Study:
     before = optuna.logging.get_verbosity()
-    # It says that it made a study, which is nobody's search.
+    # Optuna logs the creation of a study. This temporary study is not a search of the user.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")

@@ -1,4 +1,4 @@
-"""What a person chooses for one run of a search, beside the space."""
+"""The options of one run of a search that are not part of the space."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
 
 def default_data_root() -> Path:
-    """``$TUNE_RESCON_DATA``, or ``./data``: where datasets are looked for and downloaded to."""
+    """Return ``$TUNE_RESCON_DATA`` or ``./data``, where datasets are searched for and downloaded to."""
     return Path(os.environ.get("TUNE_RESCON_DATA") or "data")
 
 
 def default_cache_root() -> Path:
-    """``$TUNE_RESCON_CACHE``, or the user's cache directory: where a node keeps decoded images.
+    """Return ``$TUNE_RESCON_CACHE`` or the user's cache directory, where a node caches decoded images.
 
     Raises:
-        ConfigError: neither is known.
+        ConfigError: If neither can be determined.
     """
     if given := os.environ.get("TUNE_RESCON_CACHE"):
         return Path(given)
@@ -47,17 +47,21 @@ def default_cache_root() -> Path:
 
 
 def default_study() -> str | None:
-    """``$TUNE_RESCON_STUDY``: the studies' database, whose URL may hold a password; None: in each folder."""
+    """Return ``$TUNE_RESCON_STUDY``, the URL of the studies' database, which may contain a password.
+
+    If it is not set, return None: each study is then in its search's folder.
+    """
     return os.environ.get("TUNE_RESCON_STUDY") or None
 
 
 def default_grace() -> float:
-    """``$TUNE_RESCON_GRACE_SECONDS``, or 15: Kubernetes gives 30, and files, MLflow and Ray take theirs.
+    """Return ``$TUNE_RESCON_GRACE_SECONDS``, or 15 seconds if it is not set.
 
-    A spot notice gives 120, ``docker stop`` 10 (``-t`` changes that).
+    Kubernetes gives a process 30 seconds to stop, and writing files, MLflow and Ray need part of them. A spot
+    notice gives 120 seconds. ``docker stop`` gives 10 seconds, which its option ``-t`` changes.
 
     Raises:
-        ConfigError: the variable is no number of seconds.
+        ConfigError: If the variable is not a number of seconds, or is negative.
     """
     value = os.environ.get(_GRACE) or "15"
     try:
@@ -72,42 +76,46 @@ def default_grace() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a search runs and what it writes to. Its size and seed are in the space."""
+    """Options that set where a search runs and what it writes to. Its size and seed are in the space."""
 
     name: str
     resume: bool = False
     storage: Path | StorageUrl = field(default_factory=default_storage)
     study_url: str | None = field(default_factory=default_study)
-    """The study's database; None: SQLite in the search's folder."""
+    """The study's database. None for SQLite in the search's folder."""
     tracking_uri: str | None = None
-    """MLflow; None: SQLite in the storage, or in the search's own folder where that is a URL."""
+    """MLflow's tracking URI. If None, SQLite in the storage, or in the search's folder if that is a URL."""
     data_root: Path = field(default_factory=default_data_root)
     cache_root: Path = field(default_factory=default_cache_root)
     address: str | None = None
-    """The Ray cluster; None: a Ray on this machine for the time of the search."""
+    """The address of the Ray cluster. None to start Ray on this machine for the duration of the search."""
     warm_start: str | None = None
-    """A search of the same storage: its trials, where the spaces overlap, are the sampler's to learn from."""
+    """A search in the same storage. The sampler learns from its trials where the spaces overlap."""
     grace_seconds: float = field(default_factory=default_grace)
-    """What running epochs have after a SIGTERM before the search stops."""
+    """Seconds that running epochs have after a SIGTERM before the search stops."""
     lease_seconds: float = LEASE_SECONDS
-    """How long a driver on another machine must be silent before its search is taken over; four times that
-    where the storage is a URL."""
+    """Seconds for which a driver on another machine must be silent before its search is taken over.
+
+    The time is four times as long if the storage is a URL.
+    """
     show_progress: bool = False
     """Show a bar while images are decoded."""
     divert_output: bool = False
-    """Have standard output and error go to the search's log while the trials run: for a caller who prints
-    elsewhere. Ray's C++ writes there."""
+    """Send standard output and standard error to the search's log while the trials run.
+
+    This is for a caller that prints elsewhere. Ray's C++ code writes to standard output and standard error.
+    """
     tensorboard: bool = False
-    """Write TensorBoard's event files too: see :mod:`tune_rescon.tuning.tensorboard_callback`."""
+    """Also write TensorBoard's event files; see :mod:`tune_rescon.tuning.tensorboard_callback`."""
 
 
 def absolute_storage(options: RunOptions) -> str:
-    """The storage as a command names it that may be typed in another directory."""
+    """Return the storage in a form that a command can use from any directory."""
     return str(options.storage.absolute() if isinstance(options.storage, Path) else options.storage)
 
 
 def sync_command(options: RunOptions) -> str:
-    """The command that sends MLflow what it lacks of the search, as a person types it."""
+    """Return the shell command that sends MLflow the missing parts of the search."""
     line = shell_command(
         ["python", "-m", "tune_rescon.report", options.name],
         [

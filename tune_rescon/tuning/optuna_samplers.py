@@ -1,4 +1,4 @@
-"""Optuna's samplers, set up as a space file says."""
+"""Optuna's samplers, configured from a space file."""
 
 from __future__ import annotations
 
@@ -26,22 +26,28 @@ __all__ = [
 ]
 
 
-#: Samplers that order pruned trials by how far they came, and by their value there.
+#: Samplers that order pruned trials by their last epoch, and then by their value at that epoch.
 READS_PRUNED: Final = ("tpe",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerTrial:
-    """A trial in Optuna's words."""
+    """The outcome of a trial in Optuna's terms."""
 
     state: OptunaState
     values: tuple[float, ...] | None = None
     steps: tuple[tuple[int, float], ...] = ()
-    """Intermediate values: (epoch, value)."""
+    """Intermediate values, as pairs (epoch, value)."""
 
 
 def common_epoch(reached: Mapping[int, int], enough: int) -> int:
-    """The epoch to compare trials at: the highest rung with ``enough`` values, else the lowest rung.
+    """Return the epoch at which trials are compared.
+
+    This is the highest rung with at least ``enough`` values. If no rung has as many, it is the lowest rung.
+
+    Args:
+        reached: The number of values at each rung, by the rung's epoch.
+        enough: The number of values that a rung needs.
 
     >>> common_epoch({1: 40, 3: 18, 9: 5}, enough=16), common_epoch({1: 2, 3: 0}, enough=16)
     (3, 1)
@@ -52,17 +58,22 @@ def common_epoch(reached: Mapping[int, int], enough: int) -> int:
 def told(
     trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int | None = None
 ) -> SamplerTrial | None:
-    """``trial`` for a sampler of the type ``sampler``; None: it runs, and says nothing yet.
+    """Return the outcome of ``trial`` that a sampler of type ``sampler`` should learn from.
 
-    One that diverged or ran out of memory is worse than all others, or the sampler would go on proposing its
-    neighbours; one that failed by a fault of ours says nothing about its parameters.
+    A trial that diverged or ran out of memory counts as worse than all others. Otherwise the sampler would
+    continue to propose its neighbours. A trial that failed because of an error in this package gives no
+    information about its parameters.
 
     Args:
-        trial: ended, or not yet.
+        trial: The trial, which may still be running.
         sampler: ``sampler.type`` of the space file.
-        worst: the worst finite value that any trial before it ended with; None if there is none.
-        epoch: from :func:`common_epoch`, for a sampler of :data:`READS_PRUNED`; a trial counts as complete
-            once it has come so far, and until then as worse than all that have. None: by its value.
+        worst: The worst finite final value of any earlier trial. None if no trial has one.
+        epoch: The epoch from :func:`common_epoch`, for a sampler of :data:`READS_PRUNED`. A trial counts as
+            complete once it has reached this epoch. Until then it counts as worse than all trials that have.
+            If None, an ended trial counts by its value.
+
+    Returns:
+        The outcome, or None if the trial is still running and gives no information yet.
     """
     if trial.state in (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY):
         return _worst(trial, sampler, worst)
@@ -70,7 +81,7 @@ def told(
         return SamplerTrial(state=OptunaState.FAIL) if trial.state.is_final else None
     if epoch is not None and trial.epochs >= epoch:
         then = trial.values[epoch - 1]
-        # Of a trial of an earlier search an older record holds the last value only.
+        # An older record contains only the last value of a trial of an earlier search.
         value = then if math.isfinite(then) else trial.last_value
         return SamplerTrial(state=OptunaState.COMPLETE, values=(value,))
     if epoch is not None and (trial.state.is_final or trial.state is TrialState.PAUSED):
@@ -84,7 +95,7 @@ def told(
 
 def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTrial:
     if sampler in READS_PRUNED:
-        # TPE ranks a pruned trial without any value below all that have one.
+        # TPE ranks a pruned trial without intermediate values below all trials that have a value.
         return SamplerTrial(state=OptunaState.PRUNED)
     if worst is None or trial.cost is not None:
         return SamplerTrial(state=OptunaState.FAIL)
@@ -92,11 +103,17 @@ def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTria
 
 
 def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
-    """A sampler of ``space.sampler`` that draws trial ``number``, and no other.
+    """Create a sampler of type ``space.sampler`` that draws only trial ``number``.
 
-    Its generator depends on the space's seed, the number and the ``attempt`` alone: no state of a generator
-    has to outlive a driver for the search to go on as it would have. What Optuna's samplers learn is in the
-    trials of the study, not in them. A grid's points are rows, so its sampler is never asked.
+    The random generator depends only on the space's seed, ``number`` and ``attempt``. A resumed search
+    therefore draws the same trials without saving the generator's state. Optuna's samplers learn from the
+    trials of the study and hold no learned state themselves. The points of a grid are rows, so the sampler of
+    a grid is never used.
+
+    Args:
+        space: The space, with the sampler's configuration and seed.
+        number: The number of the trial to draw.
+        attempt: The index of the draw for this trial, counted from 0.
     """
     words = np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)
     return _SAMPLERS[space.sampler.type](space, int(words[0]))
@@ -104,14 +121,14 @@ def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
 
 def _tpe(space: Space, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
-        # Conditional parameters need multivariate + group, which Optuna still calls experimental.
+        # Conditional parameters need multivariate and group, which Optuna still marks as experimental.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=space.sampler.n_startup_trials,
             multivariate=True,
             group=True,
-            # Trials run in parallel: without it, TPE proposes the neighbours of running trials again.
+            # Trials run in parallel. Without constant_liar, TPE proposes neighbours of running trials again.
             constant_liar=True,
         )
 
@@ -137,7 +154,7 @@ def _random(_: Space, seed: int) -> BaseSampler:
 
 
 def _nsga2(space: Space, seed: int) -> BaseSampler:
-    # Its first generation is what other samplers draw before they model.
+    # The first generation corresponds to the trials that other samplers draw before they fit a model.
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, space.sampler.n_startup_trials))
 
 

@@ -1,4 +1,4 @@
-"""The data of a search, made ready before Ray starts: bad images end a search before it has begun."""
+"""Prepare the data of a search before Ray starts, so that bad images end the search before it begins."""
 
 from __future__ import annotations
 
@@ -37,34 +37,34 @@ __all__ = [
 ]
 
 
-#: Fields that decide the side of a network's input.
+#: Fields that determine the side of a network's input.
 _SIDE_FIELDS: Final = ("preset", "layout", "depth", "image_size")
 
 
 def with_store_size(space: Space, recorded: Space | None) -> Space:
-    """``space`` with ``dataset.store_size``, where it has a path and gives none itself.
+    """Return ``space`` with ``dataset.store_size`` filled in, if its dataset has a path but no store size.
 
     Args:
-        space: what is searched.
-        recorded: the newest space in the record of a resumed search, whose images must stay as they were;
-            None: a new search.
+        space: The space to search.
+        recorded: The newest space in the record of a resumed search, whose images must not change. None for a
+            new search.
     """
     dataset = space.dataset
     if dataset.path is None or dataset.store_size is not None:
         return space
-    # The record of an earlier version has None, which is the side that its trials had.
+    # A record of an earlier version of this package has None, which stands for the side that its trials used.
     size = largest_image_size(space) if recorded is None else recorded.dataset.store_size
     return space.model_copy(update={"dataset": dataclasses.replace(dataset, store_size=size)})
 
 
 def largest_image_size(space: Space) -> int:
-    """The largest side of a network's input that a trial of ``space`` may ask for, pixels."""
+    """Return the largest side of a network's input over the trials of ``space``, in pixels."""
     rows = [{}, *corners(space.parameters, _SIDE_FIELDS), *space.initial]
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
 def cache_words(space: Space, facts: DatasetInfo) -> list[str]:
-    """What people should know of a folder's cache: its size, and whether pictures will be enlarged."""
+    """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if facts.cache_bytes is None:
         return []
     squares = f"{facts.stored_images} squares of {facts.stored_side} pixels"
@@ -86,7 +86,7 @@ def _image_size(values: Mapping[str, Any]) -> int:
     try:
         spec = resolve_network(TrialConfig.from_dict(chosen), classes=2, in_channels=3)
     except NetworkError:
-        # A combination that no trial can have; what a space may ask for is judged where it is read.
+        # No trial can have this combination. The networks of a space are checked when the space is read.
         return 0
     return spec.image_size
 
@@ -100,7 +100,7 @@ def _size(count: int) -> str:
 
 _NAME: Final = "init_from"
 
-#: Fields that decide which weights a trial begins with, and of which network.
+#: Fields that determine the weights that a trial begins with, and the network of those weights.
 _WEIGHT_FIELDS: Final = (
     *("dataset", _NAME, "preset", "layout", "depth", "width", "image_size"),
     *("attention", "attention_learning", "mask", "added_reference"),
@@ -108,7 +108,10 @@ _WEIGHT_FIELDS: Final = (
 
 
 def with_absolute_weights(space: Space) -> Space:
-    """``space`` with an absolute path wherever it says ``init_from``: workers run elsewhere."""
+    """Return ``space`` with every ``init_from`` path made absolute.
+
+    Worker processes do not run in the driver's directory.
+    """
     parameters = {name: _absolute_choices(name, parameter) for name, parameter in space.parameters.items()}
     rows = tuple(_absolute_value(row) for row in space.initial)
     changed = {"fixed": _absolute_value(space.fixed), "parameters": parameters, "initial": rows}
@@ -130,17 +133,20 @@ def _absolute(source: str | None) -> str | None:
 
 
 def read_weights(space: Space) -> dict[str, InitialWeights]:
-    """The files that trials of ``space`` begin with, by path or URL.
+    """Read the weight files that trials of ``space`` begin with.
+
+    Returns:
+        The weights, by path or URL.
 
     Raises:
-        StorageError, NetworkError: one is missing, damaged, or something else's.
+        StorageError, NetworkError: If a file is missing, damaged, or not a file of initial weights.
     """
     searched = space.parameters.get(_NAME)
     choices = searched.choices if isinstance(searched, CategoricalParameter) else (space.fixed.get(_NAME),)
     sources = [source for source in choices if source is not None]
     if not sources:
         return {}
-    # Imported here: it takes torch, which the driver of most searches does without.
+    # Imported here because it imports torch, which the driver of most searches does not need.
     from tune_rescon.training.weights import read_initial
 
     return {source: read_initial(source) for source in sources}
@@ -149,10 +155,16 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
 def check_weights(
     space: Space, weights: Mapping[str, InitialWeights], facts: Mapping[str, DatasetInfo]
 ) -> None:
-    """Check that every network that ``space`` can ask for is that of its weights.
+    """Check that every network of ``space`` matches the network of its initial weights.
+
+    Args:
+        space: The space to search.
+        weights: The initial weights, by path or URL, from :func:`read_weights`.
+        facts: The facts of each dataset, by name.
 
     Raises:
-        NetworkError: one is another; says which trials', in what, and what to choose.
+        NetworkError: If a network does not match. The message names the trials, the difference and the values
+            to choose.
     """
     if not weights:
         return
@@ -167,21 +179,24 @@ def check_weights(
         weights[config.init_from].check_fits(spec, where=where)
 
 
-#: The study's attribute: the digest of each dataset's images and splits, by name.
+#: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
 _IMAGES: Final = "image_digests"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A dataset that this machine's cache holds."""
+    """A dataset in this machine's cache."""
 
     facts: DatasetInfo
     digest: str
-    """Equal where images, labels and splits are."""
+    """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
 
 
 def anchored(space: Space) -> Space:
-    """``space`` with absolute paths: workers run elsewhere, and so may whoever resumes."""
+    """Return ``space`` with absolute paths.
+
+    Worker processes do not run in the driver's directory. The process that resumes the search may not either.
+    """
     space = with_absolute_weights(space)
     if space.dataset.path is None or is_url(space.dataset.path):
         return space
@@ -190,15 +205,19 @@ def anchored(space: Space) -> Space:
 
 
 def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]) -> dict[str, Prepared]:
-    """Decode what this machine's cache does not hold yet; each dataset, by its name.
+    """Decode the images that are not in this machine's cache yet.
 
     Args:
-        space: whose datasets.
-        options: where they are kept.
-        say: told, before the first image is decoded, what is read of a folder and what is left out.
+        space: The space whose datasets are prepared.
+        options: The options with the directories of the datasets and the cache.
+        say: Called with messages about each dataset. Before the first image is decoded, they list the files
+            of a folder that are read and those that are left out.
+
+    Returns:
+        The prepared datasets, by name.
 
     Raises:
-        DataError: images are missing, unreadable or too few.
+        DataError: If images are missing, unreadable or too few.
     """
     prepared = {}
     for dataset in datasets_of(space):
@@ -224,7 +243,10 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
 
 
 def judging_words(space: Space, facts: DatasetInfo) -> list[str]:
-    """Which images will judge the winners of a search, so that it is known before it is paid for."""
+    """Return a message naming the images that will judge the winners of a search.
+
+    The user learns this before the search uses any paid resources.
+    """
     if space.metric.of_test_images:
         words = (
             f"there are no test images, so the {facts.test_images} validation images judge the networks, and"
@@ -241,12 +263,12 @@ def judging_words(space: Space, facts: DatasetInfo) -> list[str]:
 
 
 def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
-    """Check that a resumed search has the images and splits that its trials had, wherever they are now.
+    """Check that a resumed search has the same images and splits as its trials. Their location may differ.
 
-    A record that an earlier version of this package wrote does not know them: nothing is checked.
+    A record written by an earlier version of this package has no digests. In that case nothing is checked.
 
     Raises:
-        DataError: a dataset differs.
+        DataError: If a dataset differs.
     """
     noted = record.attribute(_IMAGES) or {}
     known = record.attribute("datasets") or {}
@@ -262,7 +284,7 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
 
 
 def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
-    """What differs, as far as counting tells."""
+    """Describe the difference between the datasets, as far as the numbers of images show it."""
     parts = ("train", "val", "test")
     found = {part: getattr(facts, f"{part}_images") for part in parts}
     had = {part: (known or {}).get(f"{part}_images") for part in parts}
@@ -271,5 +293,5 @@ def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
 
 
 def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
-    """Write down which images the trials have: a digest for each dataset."""
+    """Store in the record which images the trials use, as a digest for each dataset."""
     record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})

@@ -1,4 +1,4 @@
-"""What trials need of a cluster: how many fit, how many share a GPU, and whether one can run at all."""
+"""Resources of trials on a cluster: how many trials fit, how many share a GPU, if a trial can run at all."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ __all__ = [
 ]
 
 
-#: Where `ray up` leaves the cluster's file on its head; its autoscaler is told by it how far it may grow.
+#: Path where `ray up` leaves the cluster's file on its head. The file sets how far the autoscaler may grow
+#: the cluster.
 BOOTSTRAP: Final = "~/ray_bootstrap_config.yaml"
 
-#: Set in the pods of a cluster that KubeRay has made; Ray reads it, too.
+#: Environment variable that is set in the pods of a cluster created by KubeRay. Ray reads it, too.
 _KUBERAY: Final = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 
-#: Ray's name of a resource -> the key of a space that asks for it.
+#: Ray's name of a resource -> the key in a space that requests it.
 _KEYS: Final = {"CPU": "cpu", "GPU": "gpu"}
 
-#: Resources are multiples of a ten-thousandth; a third three times must be a whole.
+#: Tolerance for rounding. Ray's resources are multiples of 1/10000, and three times a third must fit into a
+#: whole.
 _ROUNDING: Final = 1e-9
 
 
@@ -50,10 +52,10 @@ class Nodes:
 
     count: int
     resources: Mapping[str, float]
-    """Of each, by Ray's names."""
+    """Resources of each machine, by Ray's names."""
 
     def room(self, need: Mapping[str, float]) -> int:
-        """How many times ``need`` fits, each time on one machine."""
+        """Return how many times ``need`` fits, if each copy must be on a single machine."""
         wanted = [(kind, amount) for kind, amount in need.items() if amount]
         fits = [int(self.resources.get(kind, 0.0) / amount + _ROUNDING) for kind, amount in wanted]
         return self.count * min(fits, default=1)
@@ -67,18 +69,19 @@ def fit_slots(
     *,
     workers: int = 1,
 ) -> int:
-    """Trials that can run at once, at most ``wanted``.
+    """Return the number of trials that can run at once, at most ``wanted``.
 
     Args:
-        now: the machines there are.
-        later: those there may be when the cluster has grown; empty where it does not; None where it does,
-            and only ``wanted`` says how far.
-        need: what a trial asks for, by Ray's names, for each of its workers.
-        wanted: at most so many.
-        workers: of a trial; they may be on different machines.
+        now: The current machines.
+        later: The machines after the cluster has grown. Empty if the cluster does not grow. None if it grows
+            and only ``wanted`` limits its growth.
+        need: The resources that a trial requests for each of its worker processes, by Ray's names.
+        wanted: The maximum number of trials. None for no maximum.
+        workers: The number of worker processes of a trial. They may be on different machines.
 
     Raises:
-        ResourceError: no machine has enough for one, nor will have (Tune would wait for ever).
+        ResourceError: If no machine, now or after growth, has enough resources for one trial. Tune would
+            otherwise wait forever.
     """
     if later is None and wanted:
         return wanted
@@ -129,18 +132,27 @@ def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
 
 
 def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
-    """The machines of ``ray.nodes()`` that live."""
+    """Return the live machines in the result of ``ray.nodes()``."""
     return tuple(Nodes(count=1, resources=node["Resources"]) for node in found if node["Alive"])
 
 
 def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
-    """How far the cluster whose head this is may grow; empty where it does not, None where only others know.
+    """Return the machines that the cluster of this head may grow to.
 
-    The head is among its types. Providers without types (on-prem) have all their machines already.
+    The head is one of the cluster's node types. Providers without node types (on-prem) already have all of
+    their machines.
+
+    Args:
+        bootstrap: The cluster's file. None for :data:`BOOTSTRAP`.
+
+    Returns:
+        The machines. Empty if the cluster does not grow. None if it may grow, but this machine has no
+        information about its limit.
     """
     path = bootstrap or Path(BOOTSTRAP).expanduser()
     if not path.is_file():
-        # KubeRay's operator knows; inside a pod nothing but its variable says that there is one.
+        # KubeRay's operator has this information. Inside a pod, only its variable shows that an operator
+        # exists.
         return None if os.environ.get(_KUBERAY) else ()
     from ruamel.yaml import YAML
 
@@ -157,28 +169,36 @@ def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
     )
 
 
-#: Runs the training step of a trial on a GPU of its own: its configuration, and its images' facts. None: the
-#: whole batch does not fit.
+#: Runs the training step of a trial, given its configuration and the facts of its images, on a separate GPU.
+#: Returns None if the whole batch does not fit.
 Measure = Callable[[TrialConfig, DatasetInfo], "Occupancy | None"]
 
-#: Fields that decide what a step costs.
+#: Fields that determine the cost of a training step.
 _SHARING_FIELDS: Final = (
     *("dataset", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
     *("batch_size", "precision", "optimizer", "compile", "cuda_graphs", "checkpoint_activations"),
 )
 
-#: Trials on a GPU at most: the host has each of them to feed.
+#: Maximum number of trials on a GPU, because the host must feed data to each of them.
 MOST: Final = 8
 
-#: Share of a GPU's memory that is planned with; fragmentation needs the rest, and the images
-#: (:mod:`tune_rescon.data.batch_sources` takes an eighth of what is free).
+#: Share of a GPU's memory that is planned for trials. The rest is for fragmentation and for the images
+#: (:mod:`tune_rescon.data.batch_sources` uses an eighth of the free memory).
 _PLANNED: Final = 0.75
 
 
 def packed(space: Space, facts: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
-    """``space`` with the share of a GPU that its largest trial needs, and how that came about, in words.
+    """Set the share of a GPU for each trial of ``space``, and explain the choice.
 
-    All trials get the same share, so the largest one decides.
+    All trials get the same share, so the largest trial determines it.
+
+    Args:
+        space: The space of the search.
+        facts: The facts of each dataset, by name.
+        measure: Runs the training step of the largest trial on a GPU.
+
+    Returns:
+        ``space`` with the share, and a message that explains it.
     """
     config, images = largest_trial(space, facts)
     found = measure(config, images)
@@ -196,12 +216,12 @@ def packed(space: Space, facts: Mapping[str, DatasetInfo], measure: Measure) -> 
 
 
 def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
-    """Trials that a GPU serves at once, none of which then waits much for the others.
+    """Return the number of trials that can share a GPU without waiting much for each other.
 
     Args:
-        busy: share of its time for which one keeps it busy.
-        used: bytes one takes.
-        total: bytes it has.
+        busy: The share of its time for which one trial keeps the GPU busy.
+        used: The memory that one trial uses, in bytes.
+        total: The memory of the GPU, in bytes.
 
     >>> trials_per_gpu(busy=0.2, used=2, total=40), trials_per_gpu(busy=0.2, used=10, total=40)
     (5, 3)
@@ -214,7 +234,7 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
 
 
 def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
-    """The trial of ``space`` whose step multiplies most, and the facts of its images."""
+    """Return the trial of ``space`` whose step has the most multiplications, and the facts of its images."""
     seen = [
         TrialConfig.from_dict({**space.fixed, **chosen})
         for chosen in corners(space.parameters, _SHARING_FIELDS)
@@ -229,7 +249,8 @@ def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[Trial
     return config, facts[config.dataset or space.dataset.name]
 
 
-#: What decides, with the size of a piece, the memory of a trial whose batches are cut as small as can be.
+#: Fields that, together with the micro-batch size, determine the memory of a trial whose batches are split
+#: into the smallest micro-batches.
 _MEMORY_FIELDS: Final = (
     "dataset",
     "preset",
@@ -250,7 +271,7 @@ _MEMORY_FIELDS: Final = (
 
 
 def memory_signature(config: TrialConfig) -> Hashable:
-    """Equal for trials that need the same memory.
+    """Return a key that is equal for trials that need the same memory.
 
     >>> small, again = TrialConfig(depth=56, learning_rate=0.1), TrialConfig(depth=56, learning_rate=0.2)
     >>> memory_signature(small) == memory_signature(again) != memory_signature(TrialConfig(depth=92))

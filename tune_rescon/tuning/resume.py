@@ -1,8 +1,8 @@
-"""What a resumed search may change of its space: one table, and a pure decision. docs/resume.md explains it.
+"""Decide which parts of its space a resumed search may change. docs/resume.md explains the rules.
 
-The trials that a search has stay as they were: each keeps the configuration it ran with. What may change is
-what only later trials and later decisions depend on. What would make recorded values mean something else is
-refused.
+The rules are one table, and the decision is a pure function. The existing trials of a search do not change:
+each keeps the configuration that it ran with. A resume may change settings that only later trials and later
+decisions depend on. A change is refused if it would change the meaning of recorded values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-#: What may always change: sections, or keys of a section.
+#: Sections, or keys of a section, that may always change.
 FREE: Final = (
     "name",
     "description",
@@ -48,7 +48,7 @@ FREE: Final = (
     "initial",
 )
 
-#: What may never change, and why.
+#: Sections that may never change, and the reason for each. The keys in :data:`FREE` are exempt.
 FROZEN: Final[Mapping[str, str]] = {
     "version": "it is the version of the file format",
     "dataset": "the trials were trained and validated on those images",
@@ -58,15 +58,15 @@ FROZEN: Final[Mapping[str, str]] = {
 
 
 def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> list[str]:
-    """Everything that a search of ``old`` with these trials cannot change to ``new``, one sentence each.
+    """Return the refused changes from ``old`` to ``new``, one sentence for each.
 
-    A key of ``fixed`` may change if no trial ran with another value, and if it was searched before: then the
-    trials are ones of other choices.
+    A key of ``fixed`` may change if no trial ran with another value. It may also change if it was searched
+    before, because the earlier trials are then trials of other choices.
 
     Args:
-        old: the newest version in the record.
-        new: what the search is to be resumed with.
-        trials: all recorded ones.
+        old: The newest version of the space in the record.
+        new: The space to resume the search with.
+        trials: All recorded trials.
     """
     recorded = tuple(trials)
     return [
@@ -79,8 +79,14 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> li
 def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecord]) -> None:
     """Check that the search ``name`` can be resumed with ``new``.
 
+    Args:
+        name: The name of the search.
+        old: The newest version of the space in the record.
+        new: The space to resume the search with.
+        trials: All recorded trials.
+
     Raises:
-        SpaceError: it cannot; every reason is named.
+        SpaceError: If it cannot. The message lists every reason.
     """
     problems = change_problems(old, new, trials)
     if problems:
@@ -92,8 +98,11 @@ def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecor
 
 
 def change_words(old: Space, new: Space) -> list[str]:
-    """What differs between two versions of a space, a line for each key; ``-`` where one has no such key."""
-    # A parameter that only one of them has is one change.
+    """Return the differences between two versions of a space, one line for each key.
+
+    A ``-`` marks a key that a version does not have.
+    """
+    # A parameter that only one of the versions has is one change, not one for each of its keys.
     whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
     before, after = dict(_leaves(old, whole)), dict(_leaves(new, whole))
     keys = dict.fromkeys([*before, *after])
@@ -105,7 +114,10 @@ def change_words(old: Space, new: Space) -> list[str]:
 
 
 def history_words(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> tuple[str, ...]:
-    """What each resume changed, one line a version after the first; empty where nothing was changed."""
+    """Return the changes that each resume made, one line for each version after the first.
+
+    The result is empty if no resume changed the space.
+    """
     first_trials: dict[int, int] = {}
     for trial in trials:
         if trial.origin is not None:
@@ -156,7 +168,7 @@ def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
 
 
 def _leaves(space: Space, whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, as deep as sections go; a list, and a key in ``whole``, is one value."""
+    """Yield the dotted keys and values of all nested sections. A list or a key in ``whole`` is one value."""
     yield from _walk("", space.model_dump(by_alias=True), whole)
 
 
@@ -181,18 +193,26 @@ def _shown(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {_shown(v)}' for key, v in value.items() if v is not None)}}}"
     if isinstance(value, bool):
         return str(value).lower()
-    # The URL of an archive may be signed.
+    # The URL of an archive may contain a signature.
     return "null" if value is None else hide_passwords(str(value))
 
 
 def resume_record(
     space: Space, options: RunOptions, folder: SearchFolder
 ) -> tuple[StudyRecord, SpaceVersions]:
-    """The record of the search to resume, and the spaces it has had before ``space``.
+    """Open the record of the search to resume.
+
+    Args:
+        space: The space to resume the search with.
+        options: The options of this run.
+        folder: The search's folder.
+
+    Returns:
+        The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: there is no such study, or the database cannot be used.
-        SpaceError: ``space`` would change what the recorded trials ran with.
+        StorageError: If the study does not exist or the database cannot be used.
+        SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
     url = options.study_url or folder.study_url
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
@@ -204,10 +224,16 @@ def resume_record(
 def create_record(
     space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
 ) -> StudyRecord:
-    """The record of a new search, with what it is to learn from.
+    """Create the record of a new search, including the earlier trials that its sampler learns from.
+
+    Args:
+        space: The space of the new search.
+        options: The options of this run.
+        folder: The search's folder.
+        say: Called with a message about the trials of the earlier search, if one is given.
 
     Raises:
-        StorageError: the name is taken, an earlier search is missing, or the database cannot be used.
+        StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
     earlier = trials_of(space, options, say) if options.warm_start else []
     record = StudyRecord.create(

@@ -1,10 +1,12 @@
-"""Who draws the next trial: an Optuna sampler over an in-memory study of its own.
+"""Draw the parameters of new trials with an Optuna sampler over a separate in-memory study, the view.
 
-Sampling on the durable study costs a query for each trial and a transaction for each parameter, and what it
-must say of a stopped trial is not what a sampler should learn (:mod:`.telling`). So the sampler has a view:
-rebuilt from the record when a search goes on, and bounded, for TPE's cost grows with what it looks at.
+The sampler does not use the durable study for two reasons. Sampling on it costs a query for each trial and a
+transaction for each parameter. Also, the state that it must record for a stopped trial is not the state that
+a sampler should learn from (:func:`.told`). The view is rebuilt from the record when a search is resumed. It
+is bounded, because the cost of TPE grows with the number of trials that it reads.
 
-Trial n's draw depends on the space, n, and what was told before: nothing that dies with a driver.
+The draw of trial n depends on the space, n and the results reported before it. It does not depend on any
+state that is lost when a driver dies.
 """
 
 from __future__ import annotations
@@ -48,36 +50,38 @@ __all__ = [
 ]
 
 
-#: Samplers whose cost grows with the trials they look at, and that need no generation to be whole.
+#: Samplers whose cost grows with the number of trials that they read, and that do not need whole generations.
 _BOUNDED: Final = ("tpe", "gp")
 
-#: Samplers that note on a trial to which generation it belongs.
+#: Samplers that store on a trial the generation to which it belongs.
 _REMEMBER: Final = ("cmaes", "nsga2")
 
-#: What a bounded view keeps when it is renewed: the best that ended or pause, and of the others the latest.
+#: Number of trials that a bounded view keeps when it is rebuilt: the best of the ended and paused trials, and
+#: the latest of the others.
 KEEP_BEST: Final = 100
 KEEP_LATEST: Final = 300
 
-#: What a bounded view keeps is chosen anew before every trial whose number is a multiple of this, and noted
-#: on that trial: a paused one may have risen in rank by the time a search goes on.
+#: The trials that a bounded view keeps are chosen again before every trial whose number is a multiple of
+#: this. The choice is stored on that trial, because the rank of a paused trial may have improved by the time
+#: that a search is resumed.
 RENEW_EVERY: Final = 200
 _KEPT: Final = "view_kept"
 
-#: Draws of a trial that is known not to fit into memory before it is given up.
+#: Maximum number of draws for one trial while its draws are known not to fit into memory.
 ATTEMPTS: Final = 20
 
-#: Draws that have run before, after which a point that has not is chosen at random: a model that is sure of
-#: its best point returns it every time.
+#: Number of draws that repeat an earlier point before a point that has not run is chosen at random. A model
+#: that is certain of its best point returns that point every time.
 REPEATED_DRAWS: Final = 5
 
-#: Points of a space that is watched for its exhaustion: larger ones last longer than any search.
+#: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
 LARGEST_LISTED: Final = 10_000
 
 Infeasible = Callable[[Mapping[str, Any]], bool]
 
 
 class SearchSampler:
-    """Draws trials, and learns from those that end."""
+    """Draws trials, and learns from the results that trials report."""
 
     def __init__(
         self,
@@ -88,15 +92,16 @@ class SearchSampler:
         known: Iterable[TrialRecord] = (),
         versions: SpaceVersions | None = None,
     ) -> None:
-        """Set up for a search that may have trials already.
+        """Set up a sampler for a search that may already have trials.
 
         Args:
-            space: what to draw from.
-            rows: parameters of trials to run before any is drawn, as Optuna holds them. Those that have run
-                already are not run again.
-            background: ended trials of an earlier search, to learn from.
-            known: the trials of this search, by number.
-            versions: the spaces that the search has had, ``space`` the newest; None: it is the only one.
+            space: The space to draw from.
+            rows: Parameters of trials to run before any trial is drawn, in Optuna's representation. Rows that
+                have already run are not run again.
+            background: Ended trials of an earlier search, from which the sampler learns.
+            known: The trials of this search, in the order of their numbers.
+            versions: The spaces that the search has had, with ``space`` as the newest. None if ``space`` is
+                the only one.
         """
         self._space = space
         self._versions = versions or SpaceVersions(spaces=(space,))
@@ -114,7 +119,7 @@ class SearchSampler:
         for trial in self._inside():
             self._note_reached(trial)
         self._worst: float | None = None
-        # Numbers that other programs' trials have are not known here: see opened().
+        # The numbers of trials that other programs added are unknown here. opened() corrects for them.
         self._next = max(self._known, default=-1) + 1
         self._last_number = self._next
         self._kept = self._noted_kept()
@@ -123,12 +128,17 @@ class SearchSampler:
     def propose(
         self, infeasible: Infeasible | None = None, *, enqueued: Enqueued | None = None
     ) -> Proposal | None:
-        """Draw the next trial, or complete an enqueued one.
+        """Draw the next trial, or complete an enqueued trial.
 
-        Returns None if every point of the space has run, unless ``sampler.repeats`` or a trial is enqueued.
+        Args:
+            infeasible: Returns whether a configuration, given as plain values, is known to run out of memory.
+                An infeasible draw is repeated, at most :data:`ATTEMPTS` times. A row is never replaced, so
+                the caller must check the proposal.
+            enqueued: A trial whose missing parameters are drawn. None to draw a new trial.
 
-        ``infeasible``: whether a configuration, as plain values, is known to run out of memory. Such a draw
-        is repeated, at most :data:`ATTEMPTS` times, and a row never: the caller must check the proposal.
+        Returns:
+            The proposal. None if every point of the space has run, unless ``sampler.repeats`` is set or a
+            trial is enqueued.
         """
         if enqueued is not None:
             return self._complete(enqueued)
@@ -142,15 +152,15 @@ class SearchSampler:
             self._renew()
         number, self._next = self._next, self._next + 1
         self._last_number = number
-        trial = self._draw(number, 0, row) if row is not None else self._drawn(number, infeasible)
-        frozen = self._note_drawn(number, trial)
+        trial = self._draw(number, 0, row) if row is not None else self._draw_new(number, infeasible)
+        frozen = self._register(number, trial)
         memory = self._memory_of(frozen)
         if chooses and self._kept:
             memory[_KEPT] = sorted(self._kept)
         return self._proposal(frozen, memory, number)
 
     def fits(self, params: Mapping[str, Any]) -> bool:
-        """Whether given values, perhaps not of all parameters, are values of this space."""
+        """Return whether ``params``, which may omit parameters, contains only values of this space."""
         try:
             self._trial(params, state=OptunaState.RUNNING)
         except (KeyError, TypeError, ValueError):
@@ -158,7 +168,10 @@ class SearchSampler:
         return True
 
     def opened(self, trial: TrialRecord) -> None:
-        """The drawn trial is in the record, with a higher number if other programs have added trials."""
+        """Register the drawn trial after it was recorded.
+
+        Its number is higher than the expected one if other programs have added trials.
+        """
         self._known[trial.number] = trial
         if trial.number not in self._view:
             self._view[trial.number] = self._view.pop(self._last_number)
@@ -166,23 +179,23 @@ class SearchSampler:
         self._ran[self._key(trial.parameters)] += 1
 
     def reported(self, trial: TrialRecord) -> None:
-        """Learn from an epoch of a trial that goes on or pauses."""
+        """Learn from an epoch of a trial that continues or pauses."""
         trial = self._known[trial.number] = self._as_of_now(trial)
         if self._is_inside(trial):
             self._note_reached(trial)
             self._tell(trial)
 
     def ended(self, trial: TrialRecord) -> None:
-        """Learn from a trial that ended for good."""
+        """Learn from a trial that ended permanently."""
         self.reported(trial)
         if self._is_inside(trial):
             self._note_worst(trial)
 
     def _as_of_now(self, trial: TrialRecord) -> TrialRecord:
-        """A trial with its parameters in the space as it is now; see :meth:`_is_inside`.
+        """Return a trial with its parameters in the current space; see :meth:`_is_inside`.
 
-        A trial of another version loses what the sampler noted on it: a generation of another space means
-        nothing in this one.
+        A trial of another version of the space loses the sampler's notes on it, because a generation of
+        another space has no meaning in this one.
         """
         if trial.origin is not None and trial.origin.space in self._alike:
             return trial
@@ -195,23 +208,27 @@ class SearchSampler:
         return dataclasses.replace(trial, parameters=parameters, memory=memory)
 
     def _placed_background(self, trial: TrialRecord) -> TrialRecord | None:
-        """A trial of an earlier search, which was placed in the first version of the space."""
+        """Return a trial of an earlier search with its parameters in the current space.
+
+        The trial was placed in the first version of the space. Return None if the current space does not
+        contain it.
+        """
         if 1 in self._alike:
             return trial
         parameters = self._place(trial, self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
 
     def _place(self, trial: TrialRecord, of: Space) -> Mapping[str, Any] | None:
-        """The parameters of this trial in the space as it is now; None if the space does not contain it.
+        """Return the parameters of a trial in the current space, or None if the space does not contain it.
 
-        ``of``: the space of a trial without origin.
+        ``of`` is the space that a trial without an origin was drawn from.
         """
         origin = trial.origin or find_origin(of, trial.parameters, version=1, number=trial.number)
         sampled = place_config(self._space, origin.config).sampled if origin else None
         return None if sampled is None else to_optuna(sampled)
 
     def _is_inside(self, trial: TrialRecord) -> bool:
-        """Whether the space, as it is now, could draw the trial: the sampler learns from no other."""
+        """Return whether the current space can draw the trial. The sampler learns only from such trials."""
         return self._placed.get(trial.number, trial.parameters) is not None
 
     def _inside(self) -> tuple[TrialRecord, ...]:
@@ -240,8 +257,8 @@ class SearchSampler:
     def _is_exhausted(self) -> bool:
         return not self._space.sampler.repeats and len(self._ran) == self._points
 
-    def _drawn(self, number: int, infeasible: Infeasible | None) -> optuna.Trial:
-        """A draw of the sampler that fits into memory and has not run before, if there is one."""
+    def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial:
+        """Draw a trial that fits into memory and has not run before, if the sampler finds one."""
         repeated = 0
         for attempt in range(ATTEMPTS):
             trial = self._draw(number, attempt)
@@ -249,7 +266,7 @@ class SearchSampler:
                 repeated += 1
             elif infeasible is None or attempt == ATTEMPTS - 1 or not infeasible(self._config(trial)):
                 return trial
-            # To no sampler a failed trial says anything: it is as if it had not been drawn.
+            # Samplers ignore failed trials, so this draw has no effect on later draws.
             self._study.tell(trial, state=OptunaState.FAIL)
             if repeated == REPEATED_DRAWS:
                 break
@@ -259,7 +276,7 @@ class SearchSampler:
         return trial_config(self._space, from_optuna(self._space, trial.params)).to_dict()
 
     def _free_point(self, number: int) -> Mapping[str, Any] | None:
-        """A point that has not run, at random; None where the values of the space cannot be listed."""
+        """Return a random point that has not run, or None if the points of the space cannot be listed."""
         free = free_points(self._space.parameters, self._ran, most=LARGEST_LISTED)
         if not free:
             return None
@@ -267,28 +284,28 @@ class SearchSampler:
         return to_optuna(free[generator.integers(len(free))])
 
     def _tell(self, trial: TrialRecord) -> None:
-        """Put what is new about a trial into the view."""
-        outcome, trial_id = self._told(trial), self._view.get(trial.number)
-        new = outcome is not None and trial_id is not None and outcome != self._said.get(trial.number)
-        # Optuna lets nobody change what it was told before: the view is made anew for the next draw.
-        self._stale |= self._epoch != self._common_epoch() or (new and trial.number in self._said)
+        """Add the new results of a trial to the view."""
+        outcome, trial_id = self._outcome(trial), self._view.get(trial.number)
+        new = outcome is not None and trial_id is not None and outcome != self._reported.get(trial.number)
+        # Optuna does not allow changes to a reported result, so the view is rebuilt before the next draw.
+        self._stale |= self._epoch != self._common_epoch() or (new and trial.number in self._reported)
         if self._stale or not new:
             return
         assert outcome is not None
         assert trial_id is not None
-        self._said[trial.number] = outcome
+        self._reported[trial.number] = outcome
         for step, value in outcome.steps:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
 
-    def _told(self, trial: TrialRecord) -> SamplerTrial | None:
+    def _outcome(self, trial: TrialRecord) -> SamplerTrial | None:
         return told(trial, self._space.sampler.type, worst=self._worst, epoch=self._epoch)
 
     def _common_epoch(self) -> int | None:
         if not self._reached:
             return None
         counts = {level: len(numbers) for level, numbers in self._reached.items()}
-        # As many as TPE wants to have seen before it models.
+        # Use the number of trials that TPE needs before it fits a model.
         return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
 
     def _note_reached(self, trial: TrialRecord) -> None:
@@ -297,12 +314,12 @@ class SearchSampler:
                 numbers.add(trial.number)
 
     def _complete(self, enqueued: Enqueued) -> Proposal:
-        """Draw what an enqueued trial leaves open."""
+        """Draw the parameters that an enqueued trial does not give."""
         if self._stale:
             self._renew()
         trial = self._draw(enqueued.number, 0, enqueued.params)
         self._last_number = enqueued.number
-        frozen = self._note_drawn(enqueued.number, trial)
+        frozen = self._register(enqueued.number, trial)
         return self._proposal(frozen, self._memory_of(frozen), enqueued.number, enqueued)
 
     def _proposal(
@@ -317,7 +334,7 @@ class SearchSampler:
             enqueued=enqueued,
         )
 
-    def _note_drawn(self, number: int, trial: optuna.Trial) -> FrozenTrial:
+    def _register(self, number: int, trial: optuna.Trial) -> FrozenTrial:
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
         self._view[number] = trial_id
         return self._storage.get_trial(trial_id)
@@ -327,7 +344,7 @@ class SearchSampler:
         return {key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS}
 
     def _draw(self, number: int, attempt: int, row: Mapping[str, Any] | None = None) -> optuna.Trial:
-        """A draw of the sampler, or ``row`` where there is one."""
+        """Draw a trial with the sampler, or create a trial with the parameters of ``row`` if it is given."""
         self._study.sampler = make_sampler(self._space, number, attempt=attempt)
         if row is not None:
             self._study.enqueue_trial(dict(row))
@@ -340,27 +357,27 @@ class SearchSampler:
         return self._space.sampler.type in _BOUNDED
 
     def _last_choice(self) -> int:
-        """The trial before which it was last chosen what to keep."""
+        """Return the number of the trial before which the kept trials were last chosen."""
         return self._next - self._next % RENEW_EVERY
 
     def _noted_kept(self) -> frozenset[int]:
-        """What an earlier run of the search chose; nothing before the first choice."""
+        """Return the trials that an earlier run chose to keep. Empty before the first choice."""
         chooser = self._known.get(self._last_choice())
         return frozenset(chooser.memory.get(_KEPT, ())) if chooser else frozenset()
 
     def _renew(self) -> None:
-        """Begin the view anew: what was kept at the last choice, and what came since."""
+        """Rebuild the view from the trials kept at the last choice and all later trials."""
         better = StudyDirection.MAXIMIZE if self._space.metric.mode == "max" else StudyDirection.MINIMIZE
         self._storage = optuna.storages.InMemoryStorage()
         directions = [better, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
         self._stale, self._epoch = False, self._common_epoch()
-        self._said: dict[int, SamplerTrial] = {}
+        self._reported: dict[int, SamplerTrial] = {}
         self._study = optuna.create_study(storage=self._storage, directions=directions)
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._view: dict[int, int] = {}
         for trial in self._background:
             self._add(trial)
-        self._said.clear()  # Those were another search's numbers.
+        self._reported.clear()  # These numbers belong to another search.
         self._worst = None
         for trial in self._inside():
             if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept:
@@ -369,9 +386,10 @@ class SearchSampler:
         self._choose_parents()
 
     def _choose_parents(self) -> None:
-        """Have a genetic sampler choose again what it chose for the generations that were begun.
+        """Make a genetic sampler choose the parents of all started generations again.
 
-        It keeps its choice with the study, and crosses parents in another order once it is kept.
+        The sampler stores its choice in the study. Once the choice is stored, the sampler crosses the parents
+        in another order.
         """
         sampler = make_sampler(self._space, self._next)
         if isinstance(sampler, BaseGASampler):
@@ -381,12 +399,12 @@ class SearchSampler:
                 sampler.get_parent_population(self._study, generation)
 
     def _add(self, trial: TrialRecord) -> int:
-        """Put a trial into the view; its id there."""
-        outcome = self._told(trial)
+        """Add a trial to the view and return its id in the view."""
+        outcome = self._outcome(trial)
         if outcome is None:
             template = self._template(trial, state=OptunaState.RUNNING)
         else:
-            self._said[trial.number] = outcome
+            self._reported[trial.number] = outcome
             template = self._template(
                 trial,
                 state=outcome.state,
@@ -409,7 +427,10 @@ class SearchSampler:
 
 
 def most_telling(trials: Sequence[TrialRecord]) -> frozenset[int]:
-    """Numbers of what a bounded view keeps: what runs, the best that do not, the latest of the rest."""
+    """Return the numbers of the trials that a bounded view keeps.
+
+    These are the running trials, the best of the ended and paused trials, and the latest of the rest.
+    """
     resting = [trial for trial in trials if trial.state.is_final or trial.state is TrialState.PAUSED]
     best = {trial.number for trial in sorted(resting, key=TrialRecord.rank_key)[:KEEP_BEST]}
     rest = [trial.number for trial in resting if trial.number not in best][-KEEP_LATEST:]

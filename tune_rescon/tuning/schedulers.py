@@ -1,4 +1,4 @@
-"""What a rule that ends trials early sees and says: shared by ASHA (:mod:`.rungs`) and the median rule."""
+"""Stopping rules, which end trials early: successive halving (ASHA) and the median rule."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
 
 
 class Decision(Enum):
-    """What becomes of a trial after an epoch."""
+    """Decision about a trial after an epoch."""
 
     CONTINUE = "continue"
     STOP = "stop"
-    """The rule, or the end of the budget, ended it early."""
+    """The rule or the end of the budget stops the trial early."""
     PAUSE = "pause"
-    """It waits at its rung for its promotion; its slot is free meanwhile."""
+    """The trial waits at its rung for a promotion. Its slot is free in the meantime."""
     FINISH = "finish"
-    """It reached the last epoch."""
+    """The trial reached the last epoch."""
     DIVERGED = "diverged"
-    """Its value is not finite."""
+    """The trial's value is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,23 @@ class Observation:
     """A trial's metric after an epoch."""
 
     number: int
-    """The trial's."""
+    """The trial's number."""
     epoch: int
-    """Counted from 1."""
+    """The epoch, counted from 1."""
     value: float
     group: Hashable = None
     """Trials of different groups (say, image sizes) are never compared."""
     cost: float = 0.0
-    """The second objective, smaller being better; the same for all where there is none."""
+    """The second objective. Smaller is better. It is equal for all trials if the search has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A decision and what it was based on. ``rank`` counts from 1; 0 where nobody was compared."""
+    """A decision and its basis.
+
+    ``rank`` is the trial's rank, counted from 1, among the ``of`` trials compared at epoch ``rung``. All
+    three are 0 if no trials were compared.
+    """
 
     decision: Decision
     rung: int = 0
@@ -66,35 +70,41 @@ class Verdict:
 
 
 class StoppingRule(Protocol):
-    """Judges every epoch of every trial, in the order in which they end. Deterministic, without a clock.
+    """Judges every epoch of every trial, in the order in which the epochs end.
 
-    A trial's observations come in the order of its epochs, none twice. A search that goes on shows its new
-    rule everything that was recorded (:meth:`recall`), in any order of trials, before it asks anything.
+    A rule is deterministic and does not read a clock. It receives the observations of one trial in the order
+    of the trial's epochs, each exactly once. A resumed search first passes all recorded observations to its
+    new rule (:meth:`recall`), with the trials in any order, before it calls any other method.
     """
 
     def judge(self, seen: Observation) -> Verdict:
-        """Take note of an epoch, and say what becomes of its trial."""
+        """Record an epoch and return the decision about its trial."""
 
     def recall(self, seen: Observation) -> None:
-        """Take note of an epoch that was judged in an earlier run."""
+        """Record an epoch that was judged in an earlier run."""
 
     def wait(self, number: int) -> bool:
-        """A recalled trial was told to pause, and still waits; False if this rule has no rung for it."""
+        """Pause a recalled trial again. Return False if this rule has no rung for the trial."""
 
     def promote(self, *, anyone: bool = False) -> int | None:
-        """Take one waiting trial that may go on; with ``anyone``, the most promising even if none may."""
+        """Return one waiting trial that may continue, and remove it from the waiting trials.
+
+        With ``anyone``, return the most promising waiting trial even if no trial may continue. Return None if
+        no trial can be promoted.
+        """
 
     def waiting(self) -> tuple[int, ...]:
-        """The trials that are paused, by number."""
+        """Return the numbers of the paused trials in ascending order."""
 
 
 def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
-    """Epochs at which trials are judged; the last is where a trial is finished.
+    """Return the epochs at which trials are judged. A trial is finished at the last of them.
 
     Args:
-        low: the first rung (``fidelity.min``), epochs.
-        high: the last rung (``fidelity.max``), epochs; always included.
-        reduction_factor: eta of the paper; each rung is that many times the one below.
+        low: The first rung (``fidelity.min``), in epochs.
+        high: The last rung (``fidelity.max``), in epochs. It is always included.
+        reduction_factor: The reduction factor, eta in the paper. Each rung is the one below times this
+            factor.
 
     >>> rungs(1, 81, 3)
     (1, 3, 9, 27, 81)
@@ -114,27 +124,28 @@ def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
 
 @dataclass(kw_only=True)
 class SuccessiveHalving:
-    """Values seen at each rung, and the rule over them: a :class:`.StoppingRule`.
+    """Asynchronous successive halving (ASHA) over the values at each rung. It is a :class:`.StoppingRule`.
 
-    The order in which values arrive matters, as it does for any asynchronous rule; their scale does not: an
-    increasing transform of the metric changes no decision. With a second objective (costs that differ) a
-    trial's rank is one more than the number of trials that are at least as good and as cheap, and better in
-    one; so no trial of the rung's Pareto front is ever stopped there.
+    Decisions depend on the order in which values arrive, as with any asynchronous rule. They do not depend on
+    the scale of the values: an increasing transform of the metric changes no decision. With a second
+    objective (costs that differ), the rank of a trial is one plus the number of trials that are at least as
+    good and at least as cheap, and better in one of the two. A trial on the rung's Pareto front is therefore
+    never stopped there.
     """
 
     levels: tuple[int, ...]
-    """From :func:`rungs`; a single level judges nobody."""
+    """The rungs, from :func:`rungs`. With a single level, no trial is judged."""
     reduction_factor: int
     maximize: bool
     pauses: bool = False
-    """The promoting variant."""
+    """True for the promoting variant, which pauses trials and promotes them later."""
     minimum: int | None = None
-    """Values a rung must hold before it stops anybody; None: ``reduction_factor``."""
+    """Number of values that a rung needs before it stops a trial. None for ``reduction_factor``."""
     _rungs: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
     _place: dict[int, _Rung] = field(default_factory=dict)
 
     def judge(self, seen: Observation) -> Verdict:
-        """File the value if its epoch is a rung, and say what becomes of its trial."""
+        """Record the value if its epoch is a rung, and return the decision about its trial."""
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
         if seen.epoch >= self.levels[-1]:
@@ -154,22 +165,26 @@ class SuccessiveHalving:
         return Verdict(decision=decision, rung=seen.epoch, rank=rank, of=of)
 
     def recall(self, seen: Observation) -> None:
-        """Count a recorded value without judging: how a resumed search rebuilds its rungs."""
+        """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""
         if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
             rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung())
             rung.add(seen.number, -seen.value if self.maximize else seen.value, seen.cost)
             self._place[seen.number] = rung
 
     def wait(self, number: int) -> bool:
-        """A recalled trial waits at the highest rung it has a value at; False if it has none at any."""
+        """Pause a recalled trial at the highest rung where it has a value. Return False if it has none."""
         if number not in self._place:
             return False
         self._place[number].waiting.add(number)
         return True
 
     def promote(self, *, anyone: bool = False) -> int | None:
-        """Take the best waiting trial of the highest rung that has one in its top (algorithm 2)."""
-        # Keys differ in their level; groups of one level are tried in the order in which they came.
+        """Return the best waiting trial of the highest rung whose best waiting trial is in the top fraction.
+
+        The trial no longer waits. With ``anyone``, the trial need not be in the top fraction. This is
+        algorithm 2 of the paper. Return None if there is no such trial.
+        """
+        # Sort by level only. The sort is stable, so groups of one level stay in the order of their arrival.
         for _, rung in sorted(self._rungs.items(), key=lambda item: -item[0][0]):
             best = rung.best_waiting()
             if best is not None and (anyone or rung.rank(best) <= len(rung) // self.reduction_factor):
@@ -178,11 +193,11 @@ class SuccessiveHalving:
         return None
 
     def waiting(self) -> tuple[int, ...]:
-        """The paused trials."""
+        """Return the numbers of the paused trials in ascending order."""
         return tuple(sorted(number for rung in self._rungs.values() for number in rung.waiting))
 
     def population(self) -> dict[int, int]:
-        """How many values each rung below the last holds, over all groups."""
+        """Return the number of values at each rung below the last, over all groups."""
         counts = dict.fromkeys(self.levels[:-1], 0)
         for (epoch, _), rung in self._rungs.items():
             counts[epoch] += len(rung)
@@ -194,7 +209,10 @@ class SuccessiveHalving:
 
 
 class _Rung:
-    """The values of one level and group; ``loss`` is the metric turned so that smaller is better."""
+    """The values of one level and one group.
+
+    ``loss`` is the metric with its sign chosen such that smaller is better.
+    """
 
     def __init__(self) -> None:
         self._points: dict[int, tuple[float, float]] = {}
@@ -211,41 +229,45 @@ class _Rung:
         insort(self._losses, loss)
 
     def rank(self, number: int) -> int:
-        """1 for the best; equals share their rank."""
+        """Return the rank of a trial. The best trial has rank 1, and equal trials share their rank."""
         loss, cost = self._points[number]
         if not self._costs_differ:
-            # A rung may hold thousands, and is asked at every slot that falls free.
+            # Use a binary search: a rung may contain thousands of values, and is queried whenever a slot is
+            # free.
             return 1 + bisect_left(self._losses, loss)
         return 1 + sum(
             other != (loss, cost) and other[0] <= loss and other[1] <= cost for other in self._points.values()
         )
 
     def best_waiting(self) -> int | None:
-        """The waiting trial of the lowest rank, the oldest of equals."""
+        """Return the waiting trial with the lowest rank, and the oldest of equal trials."""
         if self._costs_differ:
             return min(self.waiting, key=lambda number: (self.rank(number), number), default=None)
         return min(self.waiting, key=lambda number: (self._points[number][0], number), default=None)
 
 
-#: Other trials that must have come as far before anybody is stopped.
+#: Number of other trials that must have reached the same epoch before a trial may be stopped.
 FEWEST_OTHERS: Final = 3
 
 
 @dataclass(kw_only=True)
 class MedianRule:
-    """Running averages of every trial, and the rule over them: a :class:`.StoppingRule`."""
+    """Median rule over the running average of every trial. It is a :class:`.StoppingRule`."""
 
     first: int
     """The first epoch after which a trial may be stopped (``fidelity.min``)."""
     last: int
-    """Where a trial is finished."""
+    """The epoch at which a trial is finished."""
     maximize: bool
     _sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     _best: dict[int, float] = field(default_factory=lambda: defaultdict(lambda: -math.inf))
     _averages: dict[tuple[int, Hashable], list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def judge(self, seen: Observation) -> Verdict:
-        """Compare with those that have come as far, then count this trial among them."""
+        """Compare the trial with the others that have reached its epoch, and record the trial's value.
+
+        A trial is stopped if its best value so far is worse than the median of the others' running averages.
+        """
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
         others = self._averages[seen.epoch, seen.group].copy()
@@ -261,7 +283,7 @@ class MedianRule:
         return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=len(others) + 1)
 
     def recall(self, seen: Observation) -> None:
-        """Count a value without judging."""
+        """Record a value without judging the trial."""
         if math.isfinite(seen.value):
             score = seen.value if self.maximize else -seen.value
             self._sums[seen.number] += score
@@ -269,29 +291,32 @@ class MedianRule:
             self._averages[seen.epoch, seen.group].append(self._sums[seen.number] / seen.epoch)
 
     def wait(self, number: int) -> bool:
-        """False: this rule pauses no trial. One that another rule paused, before a resume, continues."""
+        """Return False, because this rule pauses no trial.
+
+        A trial that another rule paused before a resume continues.
+        """
         del number
         return False
 
     def promote(self, *, anyone: bool = False) -> int | None:
-        """Nobody waits."""
+        """Return None, because no trial waits."""
         del anyone
         return None
 
     def waiting(self) -> tuple[int, ...]:
-        """Nobody waits."""
+        """Return an empty tuple, because no trial waits."""
         return ()
 
 
 def rung_levels(space: Space) -> tuple[int, ...]:
-    """The rungs of a space, epochs; only the last one where there are none."""
+    """Return the rungs of a space, in epochs. Without ASHA, return only the last epoch."""
     if space.scheduler.type != "asha":
         return (space.fidelity.max,)
     return rungs(space.fidelity.min, space.fidelity.max, space.scheduler.reduction_factor)
 
 
 def make_rule(space: Space) -> StoppingRule:
-    """A rule that has seen nothing yet, for a search of ``space``."""
+    """Return a stopping rule for a search of ``space`` that has not seen any value yet."""
     maximize = space.metric.mode == "max"
     if space.scheduler.type == "median":
         return MedianRule(first=space.fidelity.min, last=space.fidelity.max, maximize=maximize)

@@ -1,4 +1,4 @@
-"""A search from beginning to end: checks, data, Ray, trials, files."""
+"""Run a search from beginning to end: check the input, prepare data, start Ray, run trials, write files."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ __all__ = [
 ]
 
 
-#: Seconds the end of a search waits for MLflow, and for a storage at a URL, to take what is still queued;
-#: what it waits if somebody wants it to stop at once.
+#: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
+#: updates. ``HURRIED_PATIENCE`` applies instead when the user wants the search to stop at once.
 TRACKING_PATIENCE: Final = 60.0
 STORAGE_PATIENCE: Final = 60.0
 HURRIED_PATIENCE: Final = 2.0
 
-#: Seconds for which MLflow's process is not started, unless an epoch is reported before: the trials' workers
-#: import their libraries meanwhile, on the same processors.
+#: Seconds before MLflow's process is started, unless an epoch is reported earlier. In that time the trials'
+#: worker processes import their libraries on the same processors.
 TRACKING_DELAY: Final = 20.0
 
 _LOGGER = logging.getLogger(__name__)
@@ -86,26 +86,26 @@ def run_search(
     attend: Callable[[Gauges], object] | None = None,
     on_result: Callable[[StudyResult], object] | None = None,
 ) -> StudyResult:
-    """Search ``space``: from nothing, or on from what the record of ``options.name`` holds.
+    """Search ``space``, either as a new search or by resuming the search ``options.name``.
 
     Args:
-        space: what to search; its ``budget.trials`` is the total, earlier runs included.
-        options: where.
-        listeners: told of every trial and epoch, one call at a time, on a thread of the search's.
-        trainable: what Ray runs for each trial; a test may give a fake one.
-        presentation: draws the search while it runs and when it ends; None: its tables are all there is.
-        say: tells the user what keeps the search waiting, or ends it.
-        attend: given, before the first trial begins, what can be read while the search runs.
-        on_result: called with the result as soon as the trials have ended: before the report is written and
-            before MLflow has the rest. Not called if the search raises.
+        space: The space to search. Its ``budget.trials`` is the total over all runs of the search.
+        options: Where the search runs and what it writes to.
+        listeners: Receive every trial and every epoch, one call at a time, on one of the search's threads.
+        trainable: The function that Ray runs for each trial. A test may pass a fake one.
+        presentation: Draws the search while it runs and when it ends. If None, only tables are written.
+        say: Called with messages for the user, for example why the search waits or ends.
+        attend: Called before the first trial begins, with the gauges that can be read while the search runs.
+        on_result: Called with the result as soon as the trials have ended, before the report is written and
+            before MLflow has received the rest. It is not called if the search raises.
 
     Returns:
-        The result, with what MLflow and a storage at a URL did not take.
+        The result, including the updates that MLflow and a storage at a URL did not accept.
 
     Raises:
-        UserError: something given is wrong, or another driver has the search; nothing is left behind.
-        SearchError: the search failed.
-        KeyboardInterrupt: a signal came before the first trial; nothing new is left behind.
+        UserError: If an argument is invalid or another driver runs the search. Nothing is left behind.
+        SearchError: If the search failed.
+        KeyboardInterrupt: If a signal arrives before the first trial. Nothing new is left behind.
     """
     ensure_home()
     space = anchored(space)
@@ -119,12 +119,12 @@ def run_search(
         listening(interruption),
         open_store(options) as store,
         library_log(store.folder.log),
-        # Given back last, when no worker of this driver's can touch a checkpoint any more.
+        # The lease is released last, when no worker process of this driver can touch a checkpoint any more.
         ExitStack() as held,
     ):
         lease = held.enter_context(_lease(options, store, say)) if options.resume else None
         store.fetch()
-        # Before anything is paid for: a change that is refused leaves nothing behind.
+        # Check the changes before any costly step, so that a refused change leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if options.resume else None
         space = with_store_size(space, resumed[1].newest if resumed is not None else None)
         prepared = prepare_data(space, options, say)
@@ -136,7 +136,7 @@ def run_search(
             mlflow_writer(
                 destination(space, store.folder, options.tracking_uri),
                 say,
-                # A cluster's workers import on other machines.
+                # On a cluster, worker processes import their libraries on other machines.
                 delay=TRACKING_DELAY if options.address is None else 0.0,
             ) as writer,
         ):
@@ -181,7 +181,7 @@ def run_search(
                     attend(search.gauges(slots, cluster))
                 interruption.deferred = True
                 result = search.run(trainable, slots, watch, say, on_result)
-            # Ray has ended by now: its processors are free for what MLflow is still to be given.
+            # Ray has ended, so its processors are free to send MLflow the remaining updates.
             result = search.hand_over(result, watch)
         spent = _spent_words(space, options, lease, result)
         if spent is not None:
@@ -203,7 +203,7 @@ def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
 
 
 class _Search:
-    """One run of one search: the parts, put together once Ray and the data are there."""
+    """One run of one search. It is assembled once Ray has started and the data are prepared."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class _Search:
         self._options = options
         self._store = store
         self._folder = folder = store.folder
-        # Trials of an earlier version of the space may have had other datasets too.
+        # Trials of an earlier version of the space may have used other datasets as well.
         facts = {**read_notes(record).datasets, **_facts(prepared)}
         self._maker = TrialTaskFactory(space=space, options=options, store=store, facts=facts)
         self._digests = {name: each.digest for name, each in prepared.items()}
@@ -271,11 +271,11 @@ class _Search:
 
     @property
     def space_is_exhausted(self) -> bool:
-        """Whether the search ended because every point of its space has run."""
+        """True if the search ended because every point of its space has run."""
         return self._coordinator.space_is_exhausted
 
     def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
-        """What can be read while the trials run."""
+        """Return the gauges that can be read while the trials run."""
         return Gauges(
             slots=slots,
             deadline=self._plan.deadline,
@@ -284,7 +284,7 @@ class _Search:
         )
 
     def watch(self, interruption: SignalState, ray: RaySession, say: Callable[[str], object]) -> Watch:
-        """What is looked at while the trials run."""
+        """Return the watch over signals, Ray and the lease while the trials run."""
         return Watch(
             interruption,
             ray_gone=ray.gone,
@@ -301,7 +301,11 @@ class _Search:
         say: Callable[[str], object],
         on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
-        """Run the trials; whatever ends them, leave the files as the record is. :meth:`hand_over` follows."""
+        """Run the trials, write the search's files from the record, and return the result.
+
+        The files are written whatever ends the trials, unless the lease is lost or the record cannot be
+        written. The caller must call :meth:`hand_over` next.
+        """
         note_run(self._record, self._maker.facts, self._options.tracking_uri)
         note_images(self._record, self._digests)
         with usable_directory(self._folder.storage):
@@ -312,13 +316,13 @@ class _Search:
             work = functools.partial(self._execute, trainable, slots, turns)
             run_aside(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordError):
-            # The record is not this driver's to write to, or takes nothing.
+            # Another driver owns the record, or the record cannot be written.
             self._drawing.close()
             self._store.abandon()
             self._writer.close(HURRIED_PATIENCE)
             raise
         except Exception:
-            # A Ray that dies makes Tune raise anything; what died is said instead.
+            # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
             if not watch.ray_is_gone:
                 self.hand_over(self._conclude(SearchState.FAILED, watch, say, None), watch)
                 raise
@@ -327,7 +331,11 @@ class _Search:
         return self._conclude(SearchState.FAILED if failed else state, watch, say, on_result)
 
     def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
-        """Wait for MLflow, and a storage at a URL, to take the rest; the result with what they did not."""
+        """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
+
+        Returns:
+            ``result`` with the current trials and the updates that were not accepted.
+        """
         unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
         unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
@@ -357,7 +365,7 @@ class _Search:
         say: Callable[[str], object],
         on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
-        """Show the result first, then draw the pages and give MLflow's writer what is left."""
+        """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
         watch.trials_ended()
         self._coordinator.settle()
         result = self._result(state, watch.failure or self._coordinator.failure)
@@ -371,12 +379,15 @@ class _Search:
         self._drawing.close()
         note, drawn = self._drawn(result, say)
         self._parent.end(result, [*files, *drawn], note)
-        # From now on nothing is held back; the wait for it comes when Ray has ended.
+        # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self._writer.hurry()
         return result
 
     def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
-        """Write ``trials.csv`` and ``best.yaml``, unless the disk is full; the files that are there."""
+        """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
+
+        An error such as a full disk is reported, not raised.
+        """
         folder = self._folder
         try:
             folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
@@ -390,7 +401,10 @@ class _Search:
         return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
     def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
-        """The note and the pages; a picture that fails does not take the search's end with it."""
+        """Return the note and the drawn pages.
+
+        An error while drawing is logged and does not fail the search.
+        """
         if self._presentation is None:
             return "", ()
         try:
@@ -401,7 +415,10 @@ class _Search:
             return "", ()
 
     def _snapshot(self) -> StudyResult:
-        """The search as it stands; MLflow is given a note of it. On the thread that runs the trials."""
+        """Return the current state of the search and send MLflow a note of it.
+
+        It is called on the thread that runs the trials.
+        """
         result = self._result(SearchState.RUNNING, None)
         assert self._presentation is not None, "only a presentation asks"
         self._parent.note(self._presentation.note(result))
@@ -423,7 +440,7 @@ class _Search:
 
 
 def _rows(space: Space) -> list[dict[str, Any]]:
-    """The first trials' parameters, which nobody draws."""
+    """Return the parameters of the trials that run first. The sampler does not draw these."""
     rows = grid_points(space) if space.sampler.type == "grid" else space.initial
     return [to_optuna(row) for row in rows]
 
@@ -441,7 +458,7 @@ def _lease(
 
 
 def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
-    """The plan of this run."""
+    """Return the plan of this run."""
     return SearchPlan(
         total=space.budget.trials,
         deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),

@@ -1,4 +1,4 @@
-"""Trials of an earlier search, for a new one's sampler to learn from."""
+"""Warm start: the sampler of a new search learns from the trials of an earlier search."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ __all__ = [
 ]
 
 
-#: The study's attribute that holds them: what the other search does later must not change this one's draws.
+#: The study's attribute that stores the earlier trials. They are copied, because later changes in the other
+#: search must not change the draws of this one.
 _ATTRIBUTE: Final = "warm_start"
 
 
 def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialRecord]:
-    """The ended trials of ``options.warm_start`` that are trials of ``space`` too; ``say`` hears how many.
+    """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
+
+    Only the trials that :func:`.most_telling` selects are returned.
+
+    Args:
+        space: The space of the new search.
+        options: The options of the new search. ``warm_start`` names the earlier search.
+        say: Called with a message that reports how many trials overlap.
 
     Raises:
-        StorageError: there is no such search, or its study cannot be read.
+        StorageError: If the earlier search does not exist or its study cannot be read.
     """
     other = find_search(
         options.storage,
@@ -62,12 +70,12 @@ def _placed(space: Space, theirs: Space, trial: TrialRecord) -> Overlap:
 
 
 def note_earlier(record: StudyRecord, trials: Sequence[TrialRecord]) -> None:
-    """Write into the record what its sampler began with."""
+    """Store in the record the earlier trials that its sampler learned from at the start."""
     record.set_attribute(_ATTRIBUTE, [_noted(trial) for trial in trials])
 
 
 def noted_earlier(record: StudyRecord) -> list[TrialRecord]:
-    """What the sampler of an earlier run of this search began with."""
+    """Return the earlier trials that the sampler learned from when this search began."""
     values = record.attribute(_ATTRIBUTE) or []
     return [_recalled(value, maximize=record.maximize) for value in values]
 
@@ -87,7 +95,7 @@ def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialRecord:
     if "values" in value:
         values = tuple(value["values"])
     else:
-        # An earlier version of this package noted the last one alone.
+        # An earlier version of this package stored only the last value.
         values = (*((math.nan,) * (value["epochs"] - 1)), value["value"]) if value["epochs"] else ()
     return TrialRecord(
         number=value["number"],
