@@ -588,6 +588,35 @@ def test_what_pauses_when_the_trials_end_is_stopped_only_if_the_time_is_up(
     assert record(of).trial(running).state is TrialState.INTERRUPTED
 
 
+def test_a_trial_that_reaches_a_rung_after_the_deadline_ends_once() -> None:
+    """The rule pauses it, and the deadline stops it: it must not wait any more."""
+    now = [0.0]
+    of, diary = study(), Diary()
+    search = coordinator(of, pauses=True, deadline=10.0, clock=lambda: now[0], listeners=(diary,))
+    number = first(search)
+    now[0] = 11.0
+    assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.STOP
+    search.settle()
+    assert record(of).trial(number).state is TrialState.STOPPED
+    assert diary.lines.count(f"{number} stopped") == 1
+
+
+def test_paused_trials_of_an_exhausted_search_end_once_though_the_deadline_follows() -> None:
+    now = [0.0]
+    of, diary = study(), Diary()
+    search = coordinator(of, total=3, pauses=True, deadline=10.0, clock=lambda: now[0], listeners=(diary,))
+    while (trial := search.next_trial()) is not None:
+        epoch, decision = trial.epochs, Decision.CONTINUE
+        while decision is Decision.CONTINUE:
+            epoch += 1
+            decision = search.epoch_done(trial.number, epoch, metrics(trial.number / 10), None)
+    assert search.exhausted
+    now[0] = 11.0
+    search.settle()
+    ended = [line for line in diary.lines if line.endswith((" stopped", " finished"))]
+    assert sorted(line.split()[0] for line in ended) == ["0", "1", "2"]
+
+
 def test_trials_that_were_cut_short_are_set_aside_by_number() -> None:
     diary = Diary()
     search = coordinator(study(), listeners=(diary,))

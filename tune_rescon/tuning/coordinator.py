@@ -445,6 +445,8 @@ class Coordinator:
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
         self._proposer.ended(trial)
+        # A deadline may have ended a trial that the rule paused.
+        self._rule.ended(number)
         if state is TrialState.OUT_OF_MEMORY:
             self._out_of_memory.setdefault(self._memory(trial), number)
         self.failure = self.failure or self._streak.add(trial)

@@ -93,6 +93,9 @@ class StoppingRule(Protocol):
         no trial can be promoted.
         """
 
+    def ended(self, number: int) -> None:
+        """Note that a trial has ended, whatever its last verdict was. It no longer waits."""
+
     def waiting(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
 
@@ -191,6 +194,11 @@ class SuccessiveHalving:
                 rung.waiting.remove(best)
                 return best
         return None
+
+    def ended(self, number: int) -> None:
+        """Note that a trial has ended. Its values stay in the rungs, but it can no longer be promoted."""
+        if number in self._place:
+            self._place[number].waiting.discard(number)
 
     def waiting(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
@@ -302,6 +310,10 @@ class MedianRule:
         """Return None, because no trial waits."""
         del anyone
         return None
+
+    def ended(self, number: int) -> None:
+        """Do nothing, because no trial waits."""
+        del number
 
     def waiting(self) -> tuple[int, ...]:
         """Return an empty tuple, because no trial waits."""
