@@ -95,7 +95,7 @@ class StudyResult:
     space_history: tuple[str, ...] = ()
     """The changes that resumes made to the space, one line for each version after the first."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
-    """For each folder or zip of images, by the dataset's name: the images that were found and left out."""
+    """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
 
     @property
     def interrupted(self) -> bool:
