@@ -201,7 +201,10 @@ class SearchFolder:
                 raise StorageError(format_error(rule, got=got, where="--resume", hint=hint))
 
     def remove(self, *, with_storage: bool) -> None:
-        """Delete the files of a search that never began; ``with_storage`` also deletes an empty storage."""
+        """Delete the files of a search that never began.
+
+        ``with_storage`` is True if the search also created the storage, which is then deleted if it is empty.
+        """
         shutil.rmtree(self.path, ignore_errors=True)
         if with_storage and not any(self.storage.iterdir()):
             self.storage.rmdir()
@@ -285,7 +288,7 @@ def _row(trial: TrialRecord) -> list[Any]:
 def usable_directory(storage: Path) -> Iterator[None]:
     """Convert an operating system error in the block to an error message for the user.
 
-    The user must solve the problem, and the search has not begun yet.
+    Only the user can correct such an error, and no search has begun yet.
 
     Raises:
         StorageError: the block raised an OSError.
@@ -334,7 +337,7 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
     lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(lock)
-        if not _is_there(lock, folder.path):
+        if not _is_same_directory(lock, folder.path):
             # Another driver found the directory before it was locked, and removed it as abandoned.
             raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
         try:
@@ -375,7 +378,7 @@ def _lock(directory: int) -> bool:
     return True
 
 
-def _is_there(directory: int, path: Path) -> bool:
+def _is_same_directory(directory: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(directory), path.stat())
     except FileNotFoundError:

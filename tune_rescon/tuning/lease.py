@@ -247,7 +247,7 @@ class LeaseKeeper:
         Raises:
             LeaseError: another driver is alive.
         """
-        found = self._takeable()
+        found = self._find_takeable()
         self._driven_before = found.driven if found else 0.0
         self._taken = self._renewed = self._clock()
         self._write()
@@ -323,7 +323,7 @@ class LeaseKeeper:
             except Exception as error:
                 _LOGGER.warning("the lease could not be renewed; next try soon: %s", error)
 
-    def _takeable(self) -> Lease | None:
+    def _find_takeable(self) -> Lease | None:
         """Return the lease that may be replaced, as it was a moment ago."""
         watched: Lease | None = None
         while True:
@@ -355,7 +355,7 @@ class LeaseKeeper:
     def _check_token(self) -> None:
         found = self._read()
         if found is None or found.token != self._token:
-            who = _words(found.driver) if found and found.driver else "another driver, which has ended since"
+            who = _label(found.driver) if found and found.driver else "another driver, which has ended since"
             self._lose(f"it was taken over by {who}")
             raise LeaseLostError(self._lost)
 
@@ -386,14 +386,14 @@ class LeaseKeeper:
 
     def _taken_by(self, lease: Lease | None) -> str:
         holder = lease.driver if lease else None
-        who = f"{_words(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
+        who = f"{_label(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
         kill = f" (`kill {holder.pid}` there: it finishes the running epochs)" if holder else ""
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"
         return format_error(rule, hint=hint)
 
 
-def _words(driver: Driver) -> str:
+def _label(driver: Driver) -> str:
     return f"process {driver.pid} on {driver.host}"
 
 

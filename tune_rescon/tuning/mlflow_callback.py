@@ -105,7 +105,7 @@ class ParentRun:
             place=identity.place,
             known_runs=tuple(known_runs),
             tags=tags,
-            note=_placed(identity, ""),
+            note=_with_identity(identity, ""),
             images=tuple(map(_images, datasets)),
             files=tuple(files) if uploads else (),
         )
@@ -113,7 +113,7 @@ class ParentRun:
 
     def note(self, text: str) -> None:
         """Replace the note of the search's run."""
-        self._show(note=_placed(self._identity, text))
+        self._show(note=_with_identity(self._identity, text))
 
     def expect_champion(self) -> None:
         """Tell the writer that :meth:`end` will soon register a network."""
@@ -130,7 +130,7 @@ class ParentRun:
         """
         self._show(
             state=result.state.value,
-            note=_placed(self._identity, note),
+            note=_with_identity(self._identity, note),
             closing={f"best_{result.metric}": result.best.value} if result.best else {},
             champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
@@ -156,7 +156,7 @@ class ParentRun:
         )
 
 
-def _placed(identity: Identity, note: str) -> str:
+def _with_identity(identity: Identity, note: str) -> str:
     """Append the search's id and place to a note, because several searches may have the same name."""
     return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
 
@@ -253,15 +253,15 @@ class TrackingListener:
         """Return the state that MLflow shows of a trial."""
         names = (*self._space.parameters, *trial.parameters)
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
-        # A field that is fixed now may have been searched when the trial was drawn.
+        # A field that is fixed now may have been searched when the trial was sampled.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
         final = trial.state.is_final
         return TrialRunState(
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
-            params={name: _word(value) for name, value in {**fixed, **chosen}.items()},
-            history={name: series for name, series in trial.history.items() if not _closes(name)},
+            params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
+            history={name: series for name, series in trial.history.items() if not _is_closing_metric(name)},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -274,7 +274,7 @@ class TrackingListener:
         self.note_runs()
 
 
-def _closes(name: str) -> bool:
+def _is_closing_metric(name: str) -> bool:
     """Return whether a metric is logged only once, when the trial ends.
 
     A peak never decreases, and a network is evaluated on the test images once.
@@ -324,5 +324,5 @@ def _finite(trial: TrialRecord, name: str) -> list[float]:
     return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
 
 
-def _word(value: object) -> str:
+def _param_text(value: object) -> str:
     return INACTIVE if value is None else str(value)

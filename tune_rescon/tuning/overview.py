@@ -47,7 +47,7 @@ class StudyConnections:
 
     def __init__(self) -> None:
         """Prepare the engine for SQLite files. The constructor opens no connection."""
-        self._asked = threading.local()
+        self._local = threading.local()
         self._files = sqlalchemy.create_engine("sqlite://", creator=self._open_file, poolclass=NullPool)
         self._server = cache(_server)
 
@@ -61,14 +61,14 @@ class StudyConnections:
         file = sqlite_file(url)
         if file is not None:
             # With mode=rw, SQLite does not create a missing file.
-            self._asked.uri = f"{file.absolute().as_uri()}?mode=rw"
+            self._local.uri = f"{file.absolute().as_uri()}?mode=rw"
         engine = self._server(url) if file is None else self._files
         with engine.connect() as connection:
             yield connection
 
     def _open_file(self) -> sqlite3.Connection:
         # The engine calls this method in the thread that requests the connection, so the URI is thread-local.
-        return sqlite3.connect(self._asked.uri, uri=True)
+        return sqlite3.connect(self._local.uri, uri=True)
 
 
 def _server(url: str) -> Engine:

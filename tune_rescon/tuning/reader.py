@@ -120,7 +120,7 @@ def snapshot(url: str) -> Iterator[str]:
 
 
 def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> bool:
-    """Return whether the driver is alive whose lease, ``value``, is in the study.
+    """Return whether the driver that holds the lease ``value`` is alive; the study holds the lease.
 
     A driver on another machine is alive if the file ``database`` has changed recently, because each beat
     changes the file. If the study is on a server (None), the lease is trusted.
@@ -130,7 +130,7 @@ def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> boo
 
 
 def lives_by_url(folder: RemoteFolder) -> bool:
-    """Return whether the driver is alive whose lease is in ``folder`` of the search's URL."""
+    """Return whether the driver that holds the lease in ``folder`` of the search's URL is alive."""
     value = SharedValue(folder).read()
     beats = folder.names()
     beat = folder.modified(beats[-1]) if beats else None
@@ -220,7 +220,7 @@ def summed_up(
     total = pricing.space.budget.trials
     return sum_up(
         pricing,
-        trials if alive else tuple(map(_left, trials)),
+        trials if alive else tuple(map(_as_interrupted, trials)),
         name=name,
         folder=folder.path,
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
@@ -232,7 +232,7 @@ def summed_up(
     )
 
 
-def _left(trial: TrialRecord) -> TrialRecord:
+def _as_interrupted(trial: TrialRecord) -> TrialRecord:
     """Return the trial as interrupted if it is recorded as running: a killed driver could not record it."""
     running = trial.state is TrialState.RUNNING
     return replace(trial, state=TrialState.INTERRUPTED) if running else trial

@@ -167,7 +167,7 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     """Return the winner: the trial with the best value among the trials that reached the last epoch.
 
     A trial that was stopped early is never compared as if it had finished. If no trial has finished, the
-    winner is the trial with the most epochs, and the best of these (Optuna's order of pruned trials).
+    winner is the best of the trials with the most epochs (Optuna's order of pruned trials).
 
     With ``by_mean``, the winner is the first trial of the parameters whose finished trials have the best mean
     value. Among trials that differ only in their seed, the best one is merely the luckiest.
@@ -180,7 +180,7 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
 
 
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
-    """Group the finished trials by their parameters, in the order in which ``trials`` has them."""
+    """Group the finished trials by their parameters; groups and trials keep the order of ``trials``."""
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):

@@ -101,7 +101,7 @@ class UrlStore:
 
     @property
     def lease(self) -> LeaseStore | None:
-        """The lease at the URL; None if the study is in a separate database."""
+        """The store of the lease at the URL; None if the study is in a separate database."""
         return SharedValue(self._home.remote.folder("lease")) if "study.db" in self._databases else None
 
     @property

@@ -2,8 +2,8 @@
 
 Version n is the study's attribute ``space:n``, as YAML; the attribute ``space`` is the newest version. A
 record that an earlier version of this package wrote lacks the attributes ``space:n``. Its trials are assumed
-to be sampled from the ``space.yaml`` in the search's folder before the first resume. The first resume records
-that file as version 1.
+to be sampled from the ``space.yaml`` that the search's folder contained before the first resume. The first
+resume records that file as version 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The study writer on a database: each record is one transaction of a few statements.
+"""The study writer for a database: each write is one transaction of a few statements.
 
 Optuna's storage needs a transaction for each parameter, attribute and value, and queries the trial before
 each: 30 ms and more for a trial with six parameters on SQLite. This module writes the same rows of the same
@@ -202,7 +202,8 @@ def _last_number() -> Select[Any]:
 def _inserting(table: Table) -> Insert:
     """Return the insert statement of a table.
 
-    It is cached, because SQLAlchemy needs as long to create and recognise a statement as SQLite to run it.
+    The statement is cached, because SQLAlchemy needs as long to create and recognise a statement as SQLite
+    needs to run it.
     """
     return table.insert()
 

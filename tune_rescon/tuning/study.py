@@ -57,7 +57,7 @@ _EPOCH: Final = _PREFIX + "epoch:{}"
 _ORIGIN: Final = _PREFIX + "origin"
 
 #: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
-#: kept each trial's best network, so the value of its trials is that of their best epoch.
+#: kept each trial's best network, so the value of such a trial is the metric of its best epoch.
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
@@ -67,7 +67,7 @@ class Proposal:
     """A new trial that has been sampled but is not in the record yet."""
 
     params: Mapping[str, Any]
-    """The active parameters, as Optuna holds them."""
+    """The active parameters, as Optuna stores them."""
     distributions: Mapping[str, BaseDistribution]
     memory: Mapping[str, Any] = field(default_factory=dict)
     """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
@@ -226,7 +226,7 @@ class StudyRecord:
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system={**proposal.memory, **_noted(proposal.origin)},
+            system={**proposal.memory, **_origin_attribute(proposal.origin)},
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
@@ -428,7 +428,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
     )
 
 
-def _noted(origin: TrialOrigin | None) -> dict[str, Any]:
+def _origin_attribute(origin: TrialOrigin | None) -> dict[str, Any]:
     return {} if origin is None else {_ORIGIN: origin.to_dict()}
 
 

@@ -2,7 +2,7 @@
 
 The notes are attributes of the study:
 
-* ``datasets``: the facts that determine the networks' costs, which a machine without the images cannot find.
+* ``datasets``: the facts that determine the networks' costs. A machine without the images cannot find them.
 * ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
 * ``tracking_uri``: MLflow's tracking URI.
 * ``outcome``: how the run ended; empty while a run lasts.
