@@ -1,4 +1,4 @@
-"""The database that a study is kept in: opened, or what is wrong with it said."""
+"""Opens the database of a study, and explains to the user why it cannot be opened or written."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = [
 
 
 def open_database(url: str, *, busy_seconds: float, create: bool = False) -> optuna.storages.RDBStorage:
-    """Connect to a database; a writer waits ``busy_seconds`` for another's transaction on a SQLite file.
+    """Connect to a database.
 
     Args:
-        url: the database.
-        busy_seconds: how long a writer waits.
-        create: make the SQLite file and the tables if they are missing, for a new search.
+        url: the database's URL.
+        busy_seconds: seconds that a writer waits for another writer's transaction on a SQLite file.
+        create: whether to create the SQLite file and the tables if they are missing, as for a new search.
 
     Raises:
-        StorageError: it cannot be reached, it is not a database, it is missing and not to be made, or another
-            Optuna created its tables.
+        StorageError: the database cannot be reached, it is not a database, it is missing and ``create`` is
+            False, or another version of Optuna created its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
     from sqlalchemy.exc import SQLAlchemyError
@@ -55,7 +55,7 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
 
 
 def _other_schema(url: str, said: str) -> StorageError:
-    """Another Optuna's tables; ``said`` is what Optuna says of them."""
+    """Return the error for tables of another version of Optuna; ``said`` is Optuna's error message."""
     import sqlalchemy
     from optuna.storages._rdb.models import VersionInfoModel
 
@@ -63,7 +63,7 @@ def _other_schema(url: str, said: str) -> StorageError:
     with engine.connect() as connection:
         writer = connection.execute(sqlalchemy.select(VersionInfoModel.library_version)).scalar()
     if "storage upgrade" in said:
-        # The URL is left out: a report reads a copy.
+        # The hint omits the actual URL, because a report reads a copy of the database.
         hint = (
             "Keep a copy, then run `optuna storage upgrade --storage URL`, where URL is the database's"
             " (sqlite:///STORAGE/NAME/study.db unless --study names another)."
@@ -75,7 +75,7 @@ def _other_schema(url: str, said: str) -> StorageError:
 
 
 def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
-    """How the engine connects to a SQLite file: it never makes one, also not if the file is deleted."""
+    """Return engine arguments that connect to a SQLite file and never create it, even if it is deleted."""
     if file is None:
         return {}
     uri = f"{file.absolute().as_uri()}?mode=rw"
@@ -84,7 +84,7 @@ def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
 
 
 def unwritable(url: str, error: Exception) -> RecordError:
-    """What to say of a write to the record at ``url`` that failed with ``error``, while a search runs."""
+    """Return the error for a write to the record at ``url`` that failed with ``error`` during a search."""
     file = sqlite_file(url)
     said = str(error.__cause__ or error).partition("\n")[0].strip(" .")
     if file is not None and not holds_studies(file):
@@ -97,7 +97,7 @@ def unwritable(url: str, error: Exception) -> RecordError:
 
 
 def missing_study(file: Path, why: str = "") -> StorageError:
-    """The record of a search, a SQLite file, is not there or is not one; ``why``: what SQLite said."""
+    """Return the error for a record whose SQLite file is missing or invalid; ``why`` is SQLite's message."""
     if file.exists():
         got, hint = f"{file} ({why or 'no study is in it'})", ""
     else:
@@ -109,10 +109,14 @@ def missing_study(file: Path, why: str = "") -> StorageError:
 
 
 def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:
-    """The id of the study ``name``.
+    """Return the id of a study.
 
-    ``any_name``: if the database holds a single study, take it whatever its name. To read only: a folder
-    that was renamed is still the search's, but a copy of one must not write to the original's runs.
+    Args:
+        storage: the database.
+        name: the study's name.
+        any_name: if the database holds a single study, return that study whatever its name. Use this only for
+            reading: a renamed folder still belongs to the search, but a copy of a folder must not write to
+            the runs of the original.
 
     Raises:
         StorageError: no study has that name; the error lists the names that exist.
@@ -136,7 +140,7 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
 
 
 def holds_studies(file: Path) -> bool:
-    """Whether a file has Optuna's tables. One that is no database is for Optuna to refuse."""
+    """Return whether a file has Optuna's tables; True if it is not a database, which Optuna then rejects."""
     if not file.is_file():
         return False
     try:

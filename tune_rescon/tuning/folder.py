@@ -1,4 +1,4 @@
-"""The files of one search: where each is, and how they are written without ever being half there."""
+"""The files of one search: their paths, and atomic writes to them."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ __all__ = [
 #: The directory of all trials' checkpoints.
 CHECKPOINTS: Final = "checkpoints"
 
-#: The files that a trial writes (:class:`tune_rescon.training.checkpoint.CheckpointFolder`). Only these are
-#: ever deleted: what else lies beside them is the user's.
+#: The files that a trial writes (:class:`tune_rescon.training.checkpoint.CheckpointFolder`). The package
+#: deletes only these: any other file in the directory belongs to the user.
 TRIAL_FILES: Final = frozenset(
     {"best.ckpt", "best.partial", "last.ckpt", "last.partial", "last.previous.ckpt"}
 )
 
 
 def trial_folder(number: int) -> str:
-    """The directory of one trial's checkpoints.
+    """Return the directory of one trial's checkpoints, relative to the search's folder.
 
     >>> trial_folder(7)
     'checkpoints/trial_0007'
@@ -60,10 +60,10 @@ def trial_folder(number: int) -> str:
 
 
 def recorded_checkpoint(number: int, place: str | None) -> str | None:
-    """The checkpoint of trial ``number`` as the record holds it; None if there is none.
+    """Return the path of a trial's checkpoint as the record stores it; None if ``place`` is None.
 
-    ``place`` is a path or URL. Only the name of its file is taken: earlier versions recorded absolute
-    places, and the folder may have been moved or copied since.
+    ``place`` is a path or URL. Only its file name is used: earlier versions recorded absolute paths, and the
+    folder may have been moved or copied after that.
 
     >>> recorded_checkpoint(7, "/old/runs/a/checkpoints/trial_0007/best.ckpt")
     'checkpoints/trial_0007/best.ckpt'
@@ -77,94 +77,95 @@ _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
 
 def default_storage() -> Path | StorageUrl:
-    """``$TUNE_RESCON_STORAGE``, a directory or a URL; or ``./runs``."""
+    """Return the storage in ``$TUNE_RESCON_STORAGE``, a directory or a URL; ``./runs`` if it is not set."""
     return parse_storage(os.environ.get(_ENVIRONMENT) or "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFolder:
-    """``<storage>/<name>/`` and what is in it."""
+    """The folder ``<storage>/<name>/`` of a search and its files."""
 
     storage: Path
     name: str
 
     @property
     def path(self) -> Path:
-        """The search's own directory."""
+        """The directory of the search."""
         return self.storage / self.name
 
     @property
     def space_yaml(self) -> Path:
-        """The resolved space."""
+        """The file of the resolved space."""
         return self.path / "space.yaml"
 
     @property
     def study_db(self) -> Path:
-        """The study's file, likewise."""
+        """The SQLite file of the study."""
         return self.path / "study.db"
 
     @property
     def study_url(self) -> str:
-        """Where the study is unless ``--study`` names a database."""
+        """The study's URL, unless ``--study`` names a database."""
         return sqlite_url(self.study_db)
 
     @property
     def trials_csv(self) -> Path:
-        """One row a trial."""
+        """The table of the trials, with one row per trial."""
         return self.path / "trials.csv"
 
     @property
     def best_yaml(self) -> Path:
-        """The best trial's configuration and value."""
+        """The file of the best trial's configuration and value."""
         return self.path / "best.yaml"
 
     @property
     def report_html(self) -> Path:
-        """The report a browser opens."""
+        """The report, which a browser opens."""
         return self.path / "report.html"
 
     @property
     def plots(self) -> Path:
-        """The report's plots as images."""
+        """The directory of the report's plots as images."""
         return self.path / "plots"
 
     @property
     def log(self) -> Path:
-        """What the libraries had to say."""
+        """The log file of the libraries."""
         return self.path / "search.log"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files, a directory for each trial, if anybody asked for them."""
+        """TensorBoard's event files, one directory per trial, if the user requested them."""
         return self.path / "tensorboard"
 
     @property
     def mlflow_db(self) -> Path:
-        """The file of the storage's own MLflow store."""
+        """The SQLite file of the storage's own MLflow store."""
         return self.storage / "mlflow.db"
 
     @property
     def mlflow_uri(self) -> str:
-        """The tracking store shared by all searches of this storage."""
+        """The URI of the tracking store, which all searches of this storage share."""
         plain = sqlite_url(self.mlflow_db)
-        # MLflow 3.17 makes the directory of a `sqlite:///` URI without unquoting it: an empty one beside a
-        # storage whose name has to be quoted. It leaves a URI that names the driver as it is.
+        # MLflow 3.17 creates the directory of a `sqlite:///` URI without unquoting it. If the storage's name
+        # must be quoted, an empty directory appears beside the storage. MLflow creates no directory for a URI
+        # that names the driver.
         return plain if "%" not in plain else sqlite_url(self.mlflow_db, driver="sqlite+pysqlite")
 
     @property
     def mlflow_artifacts(self) -> Path:
-        """Where that store keeps its artifacts."""
+        """The directory of the artifacts of the storage's own MLflow store."""
         return self.storage / "mlartifacts"
 
     def checkpoints(self, number: int) -> Path:
-        """The directory of one trial's checkpoints."""
+        """Return the directory of one trial's checkpoints."""
         return self.path / trial_folder(number)
 
     def create(self) -> None:
-        """Make the directory.
+        """Create the directory.
 
         Raises:
-            StorageError: the name is no name or taken, or the storage cannot be written.
+            StorageError: the name is invalid or taken, or the storage cannot be written.
         """
         check_new_name(self.name)
         with usable_directory(self.storage):
@@ -173,10 +174,11 @@ class SearchFolder:
             self.path.mkdir(parents=True)
 
     def require(self, *, where: str = "--resume") -> None:
-        """Check that there is a search of this name; ``where`` is the flag that names it.
+        """Check that a search of this name exists; ``where`` is the flag that names it.
 
         Raises:
-            StorageError: no search has that name (the error lists the names that exist), or it is not valid.
+            StorageError: no search has that name (the error lists the names that exist), or the name is
+                invalid.
         """
         check_name(self.name, where=where)
         with usable_directory(self.storage):
@@ -186,10 +188,10 @@ class SearchFolder:
         raise no_such_search(self.name, self.storage, found, where=where)
 
     def check_writable(self) -> None:
-        """Check that this process may write to the search, before anything is written.
+        """Check that this process may write to the search; call this method before the first write.
 
         Raises:
-            StorageError: its folder or its record cannot be written, as in another user's storage.
+            StorageError: the search's folder or record cannot be written, as in another user's storage.
         """
         for path in (self.path, self.study_db, self.log):
             if path.exists() and not os.access(path, os.W_OK):
@@ -199,16 +201,19 @@ class SearchFolder:
                 raise StorageError(format_error(rule, got=got, where="--resume", hint=hint))
 
     def remove(self, *, with_storage: bool) -> None:
-        """Take back what a search that never began has made; an empty storage too if it made that."""
+        """Delete the files of a search that never began.
+
+        ``with_storage`` is True if the search also created the storage, which is then deleted if it is empty.
+        """
         shutil.rmtree(self.path, ignore_errors=True)
         if with_storage and not any(self.storage.iterdir()):
             self.storage.rmdir()
 
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
-        """Delete the files that a trial wrote but ``keep``; the directory too when nothing is left.
+        """Delete the files that a trial wrote, except ``keep``; delete the directory too if it is then empty.
 
-        ``keep`` is a file's place; only its name counts. If that file is not there, nothing is deleted: the
-        trial is a winner, and the others are what is left of it.
+        ``keep`` is the path or URL of a file; only its name is used. If that file is missing, no file is
+        deleted: the trial is a winner, and only its other files are left.
         """
         directory = self.checkpoints(number)
         if not directory.is_dir():
@@ -224,14 +229,17 @@ class SearchFolder:
     def write_trials(
         self, trials: Iterable[TrialRecord], parameters: Iterable[str], *, at_url: bool = False
     ) -> None:
-        """``trials.csv``: state, values and parameters, by number.
+        """Write ``trials.csv``: the state, values and parameters of each trial, ordered by number.
 
-        A checkpoint is named if it is there. ``none`` stands where a trial does not have a parameter.
+        A row contains the checkpoint only if the file exists. It contains ``none`` for each parameter that
+        the trial does not have.
 
         Args:
-            trials: all of the search.
-            parameters: the names of the space's; those that trials of its earlier versions have follow them.
-            at_url: checkpoints are kept at a URL. The record is believed: it forgets what is deleted there.
+            trials: all trials of the search.
+            parameters: the names of the space's parameters. The columns of parameters that only trials of
+                earlier versions of the space have follow them.
+            at_url: whether the checkpoints are kept at a URL. The record is then trusted instead of the
+                files, because a checkpoint that is deleted at the URL is also removed from the record.
         """
         trials = tuple(trials)
         names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
@@ -246,7 +254,7 @@ class SearchFolder:
         write_atomically(self.trials_csv, text.getvalue())
 
     def write_best(self, best: Mapping[str, Any]) -> None:
-        """``best.yaml``."""
+        """Write ``best.yaml``."""
         write_atomically(self.best_yaml, yaml_text(best, block=True))
 
 
@@ -278,10 +286,12 @@ def _row(trial: TrialRecord) -> list[Any]:
 
 @contextmanager
 def usable_directory(storage: Path) -> Iterator[None]:
-    """What the system refuses in the block is the user's to mend: nothing has begun yet.
+    """Convert an operating system error in the block to an error message for the user.
+
+    Only the user can correct such an error, and no search has begun yet.
 
     Raises:
-        StorageError: an OSError, in words.
+        StorageError: the block raised an OSError.
     """
     try:
         yield
@@ -292,8 +302,8 @@ def usable_directory(storage: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` in one step, so that a reader never sees half of it."""
-    # Two threads may write the same file; the later one's stays.
+    """Replace ``path`` in one step, so that a reader never sees a partial file."""
+    # Each thread has its own temporary file: two threads may write the same file, and the later one wins.
     half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with half.open("w", encoding="utf-8") as file:
@@ -302,20 +312,21 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         half.replace(path)
     finally:
-        # On a full disk; after the replacement there is nothing left to delete.
+        # This deletes the temporary file if the disk is full; after the replacement it no longer exists.
         half.unlink(missing_ok=True)
 
 
-#: All that a driver writes before ``space.yaml``, by how the names begin.
+#: The prefixes of the names of all files that a driver writes before ``space.yaml``.
 _REMAINS: Final = ("search.log", "study.db", ".space.yaml.")
 
 
 @contextmanager
 def claimed(folder: SearchFolder) -> Iterator[None]:
-    """Make the directory of a new search, and keep other drivers out of it.
+    """Create the directory of a new search, and lock it against other drivers for the duration of the block.
 
     Raises:
-        StorageError: the name is no name, taken, or being taken; or the storage cannot be written.
+        StorageError: the name is invalid or taken, another driver is taking it, or the storage cannot be
+            written.
     """
     check_new_name(folder.name)
     with usable_directory(folder.storage):
@@ -326,13 +337,13 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
     lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(lock)
-        if not _is_there(lock, folder.path):
-            # Another driver found the directory before it was locked, and took it for abandoned.
+        if not _is_same_directory(lock, folder.path):
+            # Another driver found the directory before it was locked, and removed it as abandoned.
             raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
         try:
             yield
         except BaseException:
-            # The space is the first file of a search that has begun.
+            # A search has begun once its space is written.
             if not folder.space_yaml.exists():
                 folder.remove(with_storage=storage_is_new)
             raise
@@ -341,7 +352,7 @@ def claimed(folder: SearchFolder) -> Iterator[None]:
 
 
 def _is_abandoned(folder: SearchFolder) -> bool:
-    """Whether there is nothing but what a driver left that died before its search began."""
+    """Return whether the folder has only the remains of a driver that died before its search began."""
     if not folder.path.is_dir():
         return False
     if not all(path.name.startswith(_REMAINS) for path in folder.path.iterdir()):
@@ -354,16 +365,20 @@ def _is_abandoned(folder: SearchFolder) -> bool:
 
 
 def _lock(directory: int) -> bool:
-    """Lock an open directory until it is closed; False if another process has, or nobody can."""
+    """Lock an open directory until it is closed.
+
+    Returns:
+        True if the directory is locked now; False if another process has locked it, or it cannot be locked.
+    """
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        # Some network file systems lock no directory: there a name stays taken until somebody frees it.
+        # Some network file systems cannot lock a directory. There, a name stays taken until a user frees it.
         return False
     return True
 
 
-def _is_there(directory: int, path: Path) -> bool:
+def _is_same_directory(directory: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(directory), path.stat())
     except FileNotFoundError:

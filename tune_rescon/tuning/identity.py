@@ -1,12 +1,12 @@
-"""The identity of a search: a UUID that is made with its study, and where the study was when it last ran.
+"""The identity of a search: a UUID that is created with its study, and the study's place in its last run.
 
-A name is not an identity: a team's searches are all called after the space, and a folder that is deleted can
-be made again. The id is the study's user attribute ``id``, the first line of ``space.yaml`` (a comment, which
-no loader reads), and a tag of every MLflow run. A search that began before there were ids gets one when it is
-next resumed or synchronised.
+A name is not an identity, because a team's searches are all named after the space, and a deleted folder can
+be created again. The id is the study's user attribute ``id``, the first line of ``space.yaml`` (a comment,
+which no loader reads), and a tag of every MLflow run. A search that an earlier version began without an id
+gets one when it is next resumed or synchronised.
 
-Moving a search changes its place and not its id. A copy is another search from then on: when it is resumed
-and the original is still where it was, the copy gets an id of its own.
+Moving a search changes its place and not its id. A copy becomes another search: when the copy is resumed and
+the original is still in its place, the copy gets a new id.
 """
 
 from __future__ import annotations
@@ -39,28 +39,31 @@ _LINE: Final = re.compile(r"# tune_rescon\.id: ([0-9a-f]{32})\n")
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who a search is."""
+    """The id and the place of a search."""
 
     id: str
     place: str
-    """Where its record was when it last ran: see :func:`place_of`."""
+    """The place of the search's record in its last run: see :func:`place_of`."""
 
 
 def place_of(folder: SearchFolder, url: str | None) -> str:
-    """A URL without its password, or ``HOST:FOLDER``: containers and machines share paths."""
+    """Return the URL without its password, or ``HOST:FOLDER`` if ``url`` is None.
+
+    The host is included because containers and machines may use the same paths.
+    """
     return hide_passwords(url) if url else f"{socket.gethostname()}:{folder.path}"
 
 
 def decide_identity(
     known: Identity | None, place: str, *, is_copy: bool, make: Callable[[], str]
 ) -> Identity:
-    """The identity with which a search at ``place`` runs.
+    """Return the identity with which a search runs.
 
     Args:
-        known: what its study holds.
-        place: where it is now.
-        is_copy: whether the search of ``known.id`` is still at ``known.place``.
-        make: makes an id.
+        known: the identity in the search's study, or None.
+        place: the search's current place.
+        is_copy: whether the search with ``known.id`` is still at ``known.place``, so that this one is a copy.
+        make: creates an id.
     """
     if known is None or is_copy:
         return Identity(id=make(), place=place)
@@ -70,13 +73,14 @@ def decide_identity(
 def ensure_identity(
     record: StudyRecord, folder: SearchFolder, *, url: str | None, own_study: bool
 ) -> Identity:
-    """The identity of a search that this process drives; written to its study where that lacks it.
+    """Return the identity of a search that this process drives, and record it in the study if it is new.
 
     Args:
         record: the study, which this process may write.
         folder: the search's files on this machine.
-        url: where they are kept, if that is elsewhere.
-        own_study: whether the study lies in the folder. A study in a database is not copied with a folder.
+        url: the URL at which the files are kept, or None if they are kept in the folder.
+        own_study: whether the study is in the folder. A study in another database is not copied with the
+            folder.
     """
     known_id = record.attribute("id")
     known = Identity(id=known_id, place=record.attribute("place") or "") if known_id else None
@@ -90,7 +94,7 @@ def ensure_identity(
 
 
 def with_id(text: str, search_id: str) -> str:
-    """The text of a ``space.yaml`` with the id as its first line.
+    """Return the text of a ``space.yaml`` with the id as its first line.
 
     >>> with_id("version: 1\\n", "0" * 32)
     '# tune_rescon.id: 00000000000000000000000000000000\\nversion: 1\\n'
@@ -99,7 +103,7 @@ def with_id(text: str, search_id: str) -> str:
 
 
 def read_id(space_yaml: Path) -> str | None:
-    """The id in a ``space.yaml``; None if there is no such file, or it has none."""
+    """Return the id in a ``space.yaml``; None if the file is missing, unreadable or has no id."""
     try:
         with space_yaml.open(encoding="utf-8") as file:
             found = _LINE.match(file.readline())
@@ -109,13 +113,13 @@ def read_id(space_yaml: Path) -> str | None:
 
 
 def write_id(space_yaml: Path, search_id: str) -> None:
-    """Put the id into a ``space.yaml`` that has another one or none."""
+    """Write the id to a ``space.yaml`` that has another id or no id."""
     if read_id(space_yaml) != search_id:
         write_atomically(space_yaml, with_id(space_yaml.read_text(encoding="utf-8"), search_id))
 
 
 def _is_still_there(known: Identity, folder: SearchFolder) -> bool:
-    """Whether the search of this id is in the folder where it last ran, and that is not this folder."""
+    """Return whether the search with this id is still in its last folder, and that is not this folder."""
     host, _, path = known.place.partition(":")
     if host != socket.gethostname() or not path:
         return False

@@ -1,19 +1,20 @@
-"""One driver at a time: a lease in the search's record.
+"""A lease in the search's record, which ensures that a search has one driver at a time.
 
-Whoever drives a search has its name in the record, and a beat that goes on as long as it drives. The rules:
+The driver of a search writes its identity into the record, together with a beat: a number that it increases
+as long as it runs. The rules:
 
-* A driver of the same place (one boot of one machine, one container) is asked for in the process table: if
-  it is dead its lease is taken at once, if it lives the lease is its own.
-* The beat of a driver elsewhere is watched for the lease's length; only one that stands still is taken over.
-  No clock of another machine is believed: what is compared is whether the number changed.
-* The record has no compare-and-set. Who takes a lease writes its token, lets the write settle and reads it
-  back: of several that do so at once the last to write stays.
-* A holder that was stopped (SIGSTOP, a suspended machine) renews before it writes anything else, and ends if
-  the lease is another's by then: :meth:`LeaseKeeper.assure` stands before every write of the search. What no
-  check outside the database can exclude is a stop of more than the lease's length right between that check
-  and its write.
+* If the holder is in the same place (one boot of one machine, one container), the process table shows whether
+  it is alive. The lease of a dead holder is taken at once. A live holder keeps its lease.
+* If the holder is elsewhere, its beat is watched for the length of the lease. The lease is taken only if the
+  beat does not change. The clocks of other machines are not trusted: only a change of the number counts.
+* The record has no compare-and-set. A process that takes a lease writes its token, lets the write settle and
+  reads the token back. If several processes do so at once, the last one to write has the lease.
+* A holder that was stopped (SIGSTOP, a suspended machine) renews the lease before any other write. It ends if
+  another process has taken the lease by then: the search calls :meth:`LeaseKeeper.assure` before every write.
+  No check outside the database can exclude a stop of more than the lease's length between that check and the
+  write that follows it.
 
-The decision is :func:`may_take`; :class:`LeaseKeeper` does as it says, and beats.
+:func:`may_take` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ __all__ = [
 ]
 
 
-#: When the live process of a number was started (:attr:`Driver.started`); None if there is none.
+#: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), or to
+#: None if no live process has that number.
 ProcessTable = Callable[[int], float | None]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -61,19 +63,22 @@ _PID_NAMESPACE: Final = Path("/proc/self/ns/pid")
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """One process, among all that ever ran anywhere."""
+    """The identity of one process, unique across machines and time."""
 
     host: str
-    """For people: where to look for it."""
+    """The host's name, which tells users where to find the process."""
     place: str
-    """Where process numbers mean the same: this boot of a machine, and within it this container."""
+    """The scope within which process numbers are unique: one boot of a machine and one container in it."""
     pid: int
     started: float
-    """Seconds since the epoch by its machine's clock: tells it from a later process of the same number."""
+    """Start of the process, in seconds since 1970 by its machine's clock.
+
+    It distinguishes the process from a later one with the same number.
+    """
 
 
 def this_driver() -> Driver:
-    """The calling process."""
+    """Return the identity of the calling process."""
     pid = os.getpid()
     started = process_start(pid)
     assert started is not None, "the calling process lives"
@@ -81,7 +86,10 @@ def this_driver() -> Driver:
 
 
 def process_start(pid: int) -> float | None:
-    """The :data:`ProcessTable` of this machine; a zombie is dead, it only waits for its parent."""
+    """Return the start of a live process; this function is the :data:`ProcessTable` of this machine.
+
+    A zombie counts as dead: it only waits for its parent.
+    """
     try:
         process = psutil.Process(pid)
         dead = process.status() == psutil.STATUS_ZOMBIE
@@ -91,7 +99,7 @@ def process_start(pid: int) -> float | None:
 
 
 def _place() -> str:
-    # The host's name too: machines copied from one running image share the boot's identity.
+    # The host's name is included because machines copied from one running image share the boot id.
     parts = [platform.node()]
     if _BOOT_ID.exists():
         parts.append(_BOOT_ID.read_text().strip())
@@ -100,85 +108,93 @@ def _place() -> str:
     return " ".join(parts)
 
 
-#: A lease's length: what a beat elsewhere is watched for. Four beats fit into it.
+#: Length of a lease in seconds, for which the beat of a driver elsewhere is watched. It contains four beats.
 LEASE_SECONDS: Final = 20.0
 
-#: Seconds between writing a lease and reading it back: more than two drivers that start at the same moment
-#: need from their look at the record to their write.
+#: Seconds between writing a lease and reading it back. This is more time than two drivers that start at the
+#: same moment need between reading the record and writing to it.
 SETTLE_SECONDS: Final = 0.5
 
-#: Two readings of one process's start (seconds) differ by less; the machine's idea of its boot time shifts.
+#: Two readings of one process's start differ by less than this many seconds. They differ because the
+#: machine's estimate of its boot time shifts.
 START_TOLERANCE: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class LeaseStore(Protocol):
-    """Where a search's lease is kept. Both calls may raise whatever the store raises when it is away."""
+    """The store of a search's lease. Both methods may raise any error of the store if it is unreachable."""
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last, by whomever; None if nothing ever was."""
+        """Return the last value that any process has written; None if no process has written one."""
 
     def write(self, value: dict[str, Any]) -> None:
-        """Replace it. Once this returns, every reader sees it."""
+        """Replace the value. Once this method returns, every reader sees the new value."""
 
 
 class Claim(enum.Enum):
-    """Whether a lease may be taken."""
+    """The decision on a lease: take it, watch its beat first, or refuse."""
 
     TAKE = enum.auto()
     WATCH = enum.auto()
-    """If its beat stands still."""
+    """The lease may be taken if its beat does not change."""
     REFUSE = enum.auto()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """Who drives a search, or that nobody does."""
+    """The lease of a search, held by a driver or given back."""
 
     driver: Driver | None
-    """None: it was given back."""
+    """The holder; None if the lease was given back."""
     token: str
-    """Of one holding of the lease; a process may hold it twice in its life."""
+    """Identifies one holding of the lease, because a process may hold the lease twice in its life."""
     beat: int
-    """Grows while the driver lives."""
+    """A number that increases while the driver lives."""
     since: str
-    """By the holder's own clock; for people only."""
+    """When the holding began, by the holder's clock; shown to users only."""
     seconds: float
-    """Its length: a beat that stands still for so long is a dead driver's."""
+    """Length of the lease: if the beat does not change for this many seconds, the driver is dead."""
     driven: float
-    """Seconds the search was driven up to this beat, by all drivers of its life."""
+    """Seconds for which all drivers together have driven the search, up to this beat."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the lease as a JSON-serializable dict."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Lease:
-        """Back from JSON."""
+        """Create a lease from the result of :meth:`to_dict`."""
         driver = None if values["driver"] is None else Driver(**values["driver"])
         return cls(**{**values, "driver": driver})
 
 
 def may_take(lease: Lease | None, me: Driver, processes: ProcessTable) -> Claim:
-    """Whether ``me`` may take ``lease``; ``processes`` knows the processes of ``me``'s place."""
+    """Decide whether a process may take a lease.
+
+    Args:
+        lease: the lease that the record holds, or None.
+        me: the process that wants the lease.
+        processes: the process table of ``me``'s place.
+    """
     if lease is None or lease.driver is None:
         return Claim.TAKE
     holder = lease.driver
     if holder.place != me.place or holder == me:
-        # This process's own: a search on another thread, which beats, or one that could not give it back.
+        # If the holder is this process, either a search on another thread holds the lease and beats, or an
+        # earlier search could not give it back.
         return Claim.WATCH
     started = processes(holder.pid)
     if started is None:
         return Claim.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
         return Claim.REFUSE
-    # Another process of that number, or the same one and a clock that was set: its beat will tell.
+    # Either another process has that number now, or the clock was set. The beat tells which.
     return Claim.WATCH
 
 
 class LeaseKeeper:
-    """Takes the lease, beats on a thread of its own, and gives it back."""
+    """Takes the lease of a search, renews it on a separate thread, and gives it back."""
 
     def __init__(
         self,
@@ -195,14 +211,14 @@ class LeaseKeeper:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
 
         Args:
-            store: where it is kept. Two threads use it, one at a time.
-            name: for messages.
-            me: the process that will drive.
-            seconds: the lease's length.
+            store: the store of the lease. Two threads use it, one at a time.
+            name: the search's name, used in messages.
+            me: the process that will drive the search.
+            seconds: length of the lease in seconds.
             processes: the process table of ``me``'s place.
-            clock: seconds that also pass while the process or the machine is stopped.
-            sleep: waits so many seconds.
-            say: tells the user why it takes a while.
+            clock: returns seconds that also pass while the process or the machine is stopped.
+            sleep: waits for the given number of seconds.
+            say: reports the reason for a wait to the user.
         """
         self._store = store
         self._name = name
@@ -222,16 +238,16 @@ class LeaseKeeper:
 
     @property
     def driven(self) -> float:
-        """Seconds the search has been driven, by all drivers of its life, until now."""
+        """Seconds for which all drivers together have driven the search until now."""
         return self._driven_before + self._clock() - self._taken
 
     def take(self) -> None:
         """Become the search's driver.
 
         Raises:
-            LeaseError: another one lives.
+            LeaseError: another driver is alive.
         """
-        found = self._takeable()
+        found = self._find_takeable()
         self._driven_before = found.driven if found else 0.0
         self._taken = self._renewed = self._clock()
         self._write()
@@ -240,10 +256,13 @@ class LeaseKeeper:
             raise LeaseError(self._taken_by(winner))
 
     def assure(self) -> None:
-        """Be sure to hold the lease still; to be called before each write. Costs one look at the clock.
+        """Verify that this process still holds the lease; call it before each write.
+
+        The call reads the clock once. It renews the lease only if the last renewal is more than half of the
+        lease's length ago.
 
         Raises:
-            LeaseLostError: it is another driver's, or could not be renewed for its whole length.
+            LeaseLostError: another driver has the lease, or it could not be renewed for its whole length.
         """
         while not self._lost and self._clock() - self._renewed > self._seconds / 2:
             try:
@@ -262,10 +281,10 @@ class LeaseKeeper:
             raise LeaseLostError(self._lost)
 
     def renew(self) -> None:
-        """One beat.
+        """Write one beat.
 
         Raises:
-            LeaseLostError: the lease is another driver's.
+            LeaseLostError: another driver has the lease.
         """
         with self._lock:
             begun = self._clock()
@@ -273,29 +292,29 @@ class LeaseKeeper:
             self._check_token()
             self._write()
             if overdue:
-                # Somebody who saw the beat stand still may be taking it at this moment.
+                # A process that saw an unchanged beat may be taking the lease at this moment.
                 self._sleep(SETTLE_SECONDS)
                 self._check_token()
             elif self._clock() - self._renewed > self._seconds:
-                # Stopped between reading and writing: the write may have undone another driver's. It will
-                # find this token and end, so this one must end too.
+                # This process was stopped between reading and writing, so its write may have replaced another
+                # driver's lease. That driver will find this token and end, so this process must end too.
                 self._lose("this process was stopped while it renewed it")
                 raise LeaseLostError(self._lost)
             self._renewed = begun
 
     def release(self) -> None:
-        """Give the lease back, if it is still held. Whatever the store says, this does not raise."""
+        """Give the lease back if this process still holds it. An error of the store is logged, not raised."""
         with self._lock:
             try:
                 found = self._read()
                 if not self._lost and found is not None and found.token == self._token:
                     self._store.write(dataclasses.replace(self._lease(), driver=None).to_dict())
             except Exception as error:
-                # The next driver will find this process dead, or its beat standing still.
+                # The next driver will find that this process is dead, or that its beat does not change.
                 _LOGGER.warning("the lease could not be given back: %s", error)
 
     def beat(self, stop: threading.Event) -> None:
-        """Renew four times in a lease's length until ``stop``, or until the lease is lost."""
+        """Renew the lease four times in its length until ``stop`` is set or the lease is lost."""
         while not stop.wait(self._seconds / 4):
             try:
                 self.renew()
@@ -304,22 +323,22 @@ class LeaseKeeper:
             except Exception as error:
                 _LOGGER.warning("the lease could not be renewed; next try soon: %s", error)
 
-    def _takeable(self) -> Lease | None:
-        """The lease that may be replaced, as it was a moment ago."""
+    def _find_takeable(self) -> Lease | None:
+        """Return the lease that may be replaced, as it was a moment ago."""
         watched: Lease | None = None
         while True:
             looked, found = self._clock(), self._read()
             claim = may_take(found, self._me, self._processes)
             if claim is Claim.TAKE or (claim is Claim.WATCH and found == watched):
-                # A process that was held up between its look and its write would overwrite what came since.
+                # A process that was delayed between its read and its write would overwrite newer leases.
                 if self._clock() - looked < SETTLE_SECONDS / 2:
                     return found
-            elif claim is Claim.WATCH and found is not None and self._stands_still(found):
+            elif claim is Claim.WATCH and found is not None and self._beat_stopped(found):
                 watched = found
             else:
                 raise LeaseError(self._taken_by(found))
 
-    def _stands_still(self, found: Lease) -> bool:
+    def _beat_stopped(self, found: Lease) -> bool:
         assert found.driver is not None, "only a held lease is watched"
         self._say(
             f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
@@ -336,7 +355,7 @@ class LeaseKeeper:
     def _check_token(self) -> None:
         found = self._read()
         if found is None or found.token != self._token:
-            who = _words(found.driver) if found and found.driver else "another driver, which has ended since"
+            who = _label(found.driver) if found and found.driver else "another driver, which has ended since"
             self._lose(f"it was taken over by {who}")
             raise LeaseLostError(self._lost)
 
@@ -367,14 +386,14 @@ class LeaseKeeper:
 
     def _taken_by(self, lease: Lease | None) -> str:
         holder = lease.driver if lease else None
-        who = f"{_words(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
+        who = f"{_label(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
         kill = f" (`kill {holder.pid}` there: it finishes the running epochs)" if holder else ""
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"
         return format_error(rule, hint=hint)
 
 
-def _words(driver: Driver) -> str:
+def _label(driver: Driver) -> str:
     return f"process {driver.pid} on {driver.host}"
 
 
@@ -386,10 +405,16 @@ def hold_lease(
     seconds: float = LEASE_SECONDS,
     say: Callable[[str], object] = _LOGGER.info,
 ) -> Iterator[LeaseKeeper]:
-    """Be the driver of the search ``name`` for the time being.
+    """Hold the lease of a search for the duration of the block.
+
+    Args:
+        store: the store of the lease.
+        name: the search's name.
+        seconds: length of the lease in seconds.
+        say: reports the reason for a wait to the user.
 
     Raises:
-        LeaseError: another driver lives.
+        LeaseError: another driver is alive.
     """
     keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds, say=say)
     keeper.take()
@@ -405,5 +430,5 @@ def hold_lease(
 
 
 def _seconds() -> float:
-    # Linux's monotonic clock stands still while the machine is suspended; its boot clock does not.
+    # Linux's monotonic clock stops while the machine is suspended; its boot clock does not.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,4 +1,4 @@
-"""Tells MLflow's writer what the trials are, and the record which run shows which."""
+"""Passes the trials to MLflow's writer, and records which MLflow run shows which trial."""
 
 from __future__ import annotations
 
@@ -39,12 +39,18 @@ __all__ = [
 ]
 
 
-#: Seconds that exporting and registering a network takes on two slow cores (benchmarks/own_time.py).
+#: Seconds that are needed to export and register a network on two slow cores (benchmarks/own_time.py).
 REGISTRATION_SECONDS: Final = 10
 
 
 def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) -> Destination:
-    """Where a search's runs go: ``tracking_uri``, or the store of its storage."""
+    """Return the destination of a search's runs.
+
+    Args:
+        space: the search's space.
+        folder: the search's files.
+        tracking_uri: MLflow's tracking URI; None for the storage's own store.
+    """
     return Destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=space.dataset.name,
@@ -56,7 +62,7 @@ def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) ->
 
 
 def closing_words(champion: Champion | None, options: RunOptions) -> str:
-    """What is still to be done once the result is shown, how long it takes, and how to go without it."""
+    """Return a message about the work after the result is shown: its duration, and how to put it off."""
     if champion is None:
         return "Writing the report and completing MLflow"
     return (
@@ -66,7 +72,7 @@ def closing_words(champion: Champion | None, options: RunOptions) -> str:
 
 
 class ParentRun:
-    """Leaves the search's newest view with the writer."""
+    """Passes the newest view of the search's own MLflow run to the writer."""
 
     def __init__(
         self,
@@ -79,17 +85,17 @@ class ParentRun:
         files: Sequence[Path],
         uploads: bool,
     ) -> None:
-        """Show the search as it begins.
+        """Show the search when it begins.
 
         Args:
-            writer: takes the views.
-            identity: the search's; its runs are found by it.
-            known_runs: ids of the trials' runs that the record has.
-            tags: what the run carries.
-            datasets: what the trials train on.
-            files: to be kept as artifacts from the beginning.
-            uploads: whether MLflow is given any; not where its store travels with the search, for its
-                artifacts do not.
+            writer: the writer that receives the views.
+            identity: the search's identity, by which its runs are found.
+            known_runs: ids of the trials' runs that the record contains.
+            tags: tags of the search's run.
+            datasets: the datasets on which the trials train.
+            files: files to log as artifacts from the beginning.
+            uploads: whether to log artifacts. False if the MLflow store is copied with the search, because
+                its artifacts are not copied.
         """
         self._writer = writer
         self._identity = identity
@@ -99,26 +105,32 @@ class ParentRun:
             place=identity.place,
             known_runs=tuple(known_runs),
             tags=tags,
-            note=_placed(identity, ""),
+            note=_with_identity(identity, ""),
             images=tuple(map(_images, datasets)),
             files=tuple(files) if uploads else (),
         )
         writer.show(self._view)
 
     def note(self, text: str) -> None:
-        """Show another note."""
-        self._show(note=_placed(self._identity, text))
+        """Replace the note of the search's run."""
+        self._show(note=_with_identity(self._identity, text))
 
     def expect_champion(self) -> None:
-        """Say that :meth:`end` is near, and what it will have to register."""
+        """Tell the writer that :meth:`end` will soon register a network."""
         if self._uploads:
             self._show(champion_is_near=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
-        """Show how the search ended, and have its :meth:`champion` registered."""
+        """Show how the search ended, and have its :meth:`champion` registered.
+
+        Args:
+            result: the result of the search.
+            files: files to log as artifacts.
+            note: the note of the search's run, as markdown.
+        """
         self._show(
             state=result.state.value,
-            note=_placed(self._identity, note),
+            note=_with_identity(self._identity, note),
             closing={f"best_{result.metric}": result.best.value} if result.best else {},
             champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
@@ -130,7 +142,7 @@ class ParentRun:
         self._writer.show(self._view)
 
     def champion(self, result: StudyResult) -> Champion | None:
-        """Whose network is registered at the end; None: no trial's."""
+        """Return the trial whose network is registered at the end; None if no network is registered."""
         best = result.best
         over = result.state is SearchState.FINISHED
         checkpoint = result.kept_checkpoint(best) if best else None
@@ -144,8 +156,8 @@ class ParentRun:
         )
 
 
-def _placed(identity: Identity, note: str) -> str:
-    """A note that also says which search this is: several may have the same name."""
+def _with_identity(identity: Identity, note: str) -> str:
+    """Append the search's id and place to a note, because several searches may have the same name."""
     return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
 
 
@@ -155,11 +167,12 @@ def _images(prepared: Prepared) -> Images:
     return Images(name=facts.name, digest=prepared.digest, counts=counts)
 
 
-#: A parameter a trial does not have: MLflow's parallel coordinates drop runs that lack one.
+#: The value of a parameter that a trial does not have: MLflow's parallel coordinates drop runs that lack a
+#: parameter.
 INACTIVE: Final = "none"
 
-#: Fixed values that each trial's run shows too: what searches on one dataset, side by side in MLflow, are
-#: told apart by. All of them are in ``space.yaml``, which the search's run holds.
+#: Fixed values that each trial's run also shows. They distinguish searches on one dataset that MLflow shows
+#: side by side. All fixed values are in ``space.yaml``, an artifact of the search's run.
 SHOWN_FIXED: Final = frozenset(
     {
         "batch_size",
@@ -175,7 +188,7 @@ SHOWN_FIXED: Final = frozenset(
 
 
 class TrackingListener:
-    """A :class:`.SearchListener` that leaves each trial's newest view with the writer."""
+    """A :class:`.SearchListener` that passes each trial's newest view to the writer."""
 
     def __init__(
         self,
@@ -185,9 +198,13 @@ class TrackingListener:
         *,
         near_end: Callable[[], object] | None = None,
     ) -> None:
-        """Connect ``writer`` and ``record``; ``pricing`` knows the space and what its networks cost.
+        """Connect ``writer`` and ``record``.
 
-        ``near_end`` is called once, when all trials have begun and one of them has a network to show.
+        Args:
+            writer: the writer that receives the views.
+            record: the search's record.
+            pricing: the space and the cost model of its networks.
+            near_end: called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
@@ -197,18 +214,19 @@ class TrackingListener:
         self._near_end = near_end
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Have the writer complete what a driver that died had not sent; the record has it all."""
+        """Send every trial of the record again, because a driver that died may not have sent all of it."""
         for trial in trials:
             self._writer.show(self.view(trial))
 
     def trial_started(self, trial: TrialRecord) -> None:
-        """Open or re-open the trial's run."""
+        """Open or reopen the trial's run."""
         self._show(trial)
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """One more epoch."""
+        """Show the trial with its new epoch."""
         del metrics, verdict
-        # The workers have imported what they need: MLflow's process no longer delays the first epochs.
+        # The worker processes have finished their imports, so MLflow's process no longer delays the first
+        # epochs.
         self._writer.wake()
         self._show(trial)
         if self._near_end and trial.checkpoint and len(self._record) >= self._space.budget.trials:
@@ -216,31 +234,34 @@ class TrackingListener:
             self._near_end = None
 
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Nothing now: the notes go with the run's end."""
+        """Do nothing: the notes are sent when the run ends."""
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        """The figures logged once, and the run's end; of a paused or interrupted one only its state."""
+        """Log the closing metrics and end the run; of a paused or interrupted trial, show only the state."""
         self._show(trial)
 
     def note_runs(self) -> None:
-        """Write down the runs opened meanwhile; the record has one writing thread, this one."""
+        """Record the runs that the writer has opened.
+
+        Call this method from the driver's main thread, which is the only thread that writes the record.
+        """
         for number, run_id in self._writer.opened_runs():
             if self._record.trial(number).mlflow_run_id != run_id:
                 self._record.set_run_id(number, run_id)
 
     def view(self, trial: TrialRecord) -> TrialRunState:
-        """All that MLflow is to show of a trial."""
+        """Return the state that MLflow shows of a trial."""
         names = (*self._space.parameters, *trial.parameters)
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
-        # A field that is fixed now may have been searched when the trial was drawn.
+        # A field that is fixed now may have been searched when the trial was sampled.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
         final = trial.state.is_final
         return TrialRunState(
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
-            params={name: _word(value) for name, value in {**fixed, **chosen}.items()},
-            history={name: series for name, series in trial.history.items() if not _closes(name)},
+            params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
+            history={name: series for name, series in trial.history.items() if not _is_closing_metric(name)},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -253,18 +274,29 @@ class TrackingListener:
         self.note_runs()
 
 
-def _closes(name: str) -> bool:
-    """Whether a metric is shown once, at the end: a peak only grows, and the test images are seen once."""
+def _is_closing_metric(name: str) -> bool:
+    """Return whether a metric is logged only once, when the trial ends.
+
+    A peak never decreases, and a network is evaluated on the test images once.
+    """
     return name == PEAK_MEMORY or is_test_metric(name)
 
 
 def _times(**moments: datetime | None) -> dict[str, int]:
-    # The trial's own, so that what is sent twice is one point to MLflow, not two.
+    # The times are those of the trial, so that MLflow shows one point for data that is sent twice.
     return {name: int(moment.timestamp() * 1000) for name, moment in moments.items() if moment}
 
 
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:
-    """What is logged once at a trial's end, so that MLflow's table shows it: the best values and the cost."""
+    """Return the metrics that are logged once when a trial ends: the best values and the cost.
+
+    They are logged so that MLflow's table shows them.
+
+    Args:
+        trial: the trial.
+        cost: the cost of the trial's network.
+        devices: number of GPUs, or of CPU cores, that the trial held.
+    """
     metrics = {
         "compute_hours": compute_hours(trial, devices),
         "params_m": cost.params_m,
@@ -273,7 +305,8 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
     if peaks := _finite(trial, PEAK_MEMORY):
         metrics[PEAK_MEMORY] = max(peaks)
     if rates := _finite(trial, "images_per_second"):
-        # All images over all seconds, for each epoch trains on the same number of images.
+        # The harmonic mean is all images divided by all seconds, because each epoch trains on the same number
+        # of images.
         metrics["mean_images_per_second"] = statistics.harmonic_mean(rates)
     for name in TEST_METRICS:
         if seen := _finite(trial, name):
@@ -291,5 +324,5 @@ def _finite(trial: TrialRecord, name: str) -> list[float]:
     return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
 
 
-def _word(value: object) -> str:
+def _param_text(value: object) -> str:
     return INACTIVE if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What MLflow missed of a search, sent later: from its record, with the search's lease held meanwhile."""
+"""Sends MLflow the data of a search that it lacks, from the record and while holding the search's lease."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
-    """What came of it."""
+    """The result of :func:`sync_tracking`."""
 
     uri: str
     trials: int
     unsent: int
-    """Updates that MLflow did not take in time."""
+    """Number of updates that MLflow did not accept in time."""
     trouble: str
-    """What the last call that did not succeed failed with; empty if there was none."""
+    """The error of the last call that failed; empty if no call failed."""
 
 
 def sync_tracking(
@@ -46,18 +46,18 @@ def sync_tracking(
     note: Callable[[StudyResult], str],
     say: Callable[[str], object],
 ) -> Synced:
-    """Have MLflow show all of the search ``name`` that it does not show yet.
+    """Send MLflow all data of a search that it does not show yet.
 
     Args:
-        place: where the search is.
-        name: the search's.
-        patience: seconds MLflow has to take it.
-        note: markdown for the search's page in MLflow.
-        say: tells what keeps it waiting.
+        place: the place of the search.
+        name: the search's name.
+        patience: seconds that MLflow has to accept the data.
+        note: returns the markdown of the search's page in MLflow.
+        say: reports the reason for a wait to the user.
 
     Raises:
-        StorageError: there is no such search.
-        LeaseError: a driver has it, which sends by itself.
+        StorageError: no search has that name.
+        LeaseError: a driver has the search; it sends the data itself.
     """
     options = RunOptions(
         name=name,

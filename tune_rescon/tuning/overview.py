@@ -1,4 +1,7 @@
-"""Every search of a storage in a line each: a few small queries for each, no trial is read whole."""
+"""A list of all searches of a storage, one line each.
+
+Each search needs a few small queries; no trial is read completely.
+"""
 
 from __future__ import annotations
 
@@ -37,39 +40,42 @@ __all__ = [
 
 
 class StudyConnections:
-    """Opens them, from any thread. All SQLite files have one engine, which has to compile each query once."""
+    """Opens connections to studies' databases, from any thread.
+
+    All SQLite files share one engine, so that each query is compiled only once.
+    """
 
     def __init__(self) -> None:
-        """Nothing is opened yet."""
-        self._asked = threading.local()
+        """Prepare the engine for SQLite files. The constructor opens no connection."""
+        self._local = threading.local()
         self._files = sqlalchemy.create_engine("sqlite://", creator=self._open_file, poolclass=NullPool)
         self._server = cache(_server)
 
     @contextmanager
     def connect(self, url: str) -> Iterator[Connection]:
-        """For the time of the block, a connection to the database at ``url``.
+        """Connect to the database at ``url`` for the duration of the block.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: there is none, or it cannot be opened. No file is made.
+            sqlalchemy.exc.SQLAlchemyError: the database is missing or cannot be opened. No file is created.
         """
         file = sqlite_file(url)
         if file is not None:
-            # A URI, which makes no file where there is none.
-            self._asked.uri = f"{file.absolute().as_uri()}?mode=rw"
+            # With mode=rw, SQLite does not create a missing file.
+            self._local.uri = f"{file.absolute().as_uri()}?mode=rw"
         engine = self._server(url) if file is None else self._files
         with engine.connect() as connection:
             yield connection
 
     def _open_file(self) -> sqlite3.Connection:
-        # The engine opens a connection where one is asked for, in that thread.
-        return sqlite3.connect(self._asked.uri, uri=True)
+        # The engine calls this method in the thread that requests the connection, so the URI is thread-local.
+        return sqlite3.connect(self._local.uri, uri=True)
 
 
 def _server(url: str) -> Engine:
     return sqlalchemy.create_engine(url, poolclass=NullPool)
 
 
-#: Searches at a URL that are fetched at once.
+#: Number of searches at a URL that are fetched concurrently.
 CONNECTIONS: Final = 16
 
 _STUDIES: Final[Table] = models.StudyModel.__table__
@@ -80,32 +86,35 @@ _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 _FINITE: Final = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
-#: The state of a trial of the search. Trials of other programs may have an attribute of this name too.
+#: Selects the state attributes of the search's trials. Trials of other programs may also have an attribute of
+#: this name, so its value is checked too.
 _OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOverview:
-    """One search in a line."""
+    """The summary of one search, which fits into a line."""
 
     name: str
     metric: str = ""
     state: SearchState | None = None
-    """None: see :attr:`problem`."""
+    """None if the search cannot be read; see :attr:`problem`."""
     best: float = math.nan
     """The winner's value; nan if no trial has one."""
     ended: int = 0
-    """Trials that nothing more will happen to."""
+    """Number of trials in a final state."""
     total: int = 0
-    """Trials that there are to be."""
+    """Number of trials in the budget."""
     changed: datetime | None = None
-    """When something last happened to a trial; None: nothing ever did."""
+    """When a trial last began, ended an epoch, or ended; None if no trial has begun."""
     problem: str = ""
-    """Why this is all that is known."""
+    """The reason why the search cannot be read; empty if it was read."""
 
 
 def list_searches(place: Place) -> tuple[SearchOverview, ...]:
-    """Every search that has begun, the one that changed last first. One that cannot be read says why.
+    """Return the searches that have begun, the most recently changed first.
+
+    The entry of a search that cannot be read contains the reason (:attr:`SearchOverview.problem`).
 
     Raises:
         StorageError: the storage cannot be read at all.
@@ -138,7 +147,7 @@ def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
     def look(name: str) -> SearchOverview:
         try:
             folder = find_search(storage, name, cache_root=place.cache_root, where="--list", files=files)
-            # With a database of its own, the lease is there too.
+            # If the studies have a separate database, it holds the lease too.
             lease = None if place.study_url else root.folder(f"{name}/lease")
             return _overview(folder, studies, place.study_url, lease)
         except StorageError as error:
@@ -151,7 +160,7 @@ def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
 def _overview(
     folder: SearchFolder, studies: StudyConnections, study_url: str | None, lease: RemoteFolder | None
 ) -> SearchOverview:
-    """One search's line; ``lease`` is where its lease is kept, if that is not in the study."""
+    """Return the summary of one search; ``lease`` is the lease's folder unless the study holds the lease."""
     seen = SearchOverview(name=folder.name)
     try:
         goal = load_goal(folder.space_yaml)
@@ -173,7 +182,7 @@ def _read(
         study = _study_id(connection, seen.name, any_name=url == folder.study_url)
         attributes = _attributes(connection, study)
         states = _states(connection, study)
-        # The file may have been edited since: the record says what its values are.
+        # The file may have been edited after the search began; the record names the metric of its values.
         metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
         maximize = metric_mode(metric) == "max"
         best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
@@ -193,7 +202,7 @@ def _read(
 def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
     rows = connection.execute(select(_STUDIES.c.study_name, _STUDIES.c.study_id)).all()
     found = {study: int(number) for study, number in rows}
-    # A folder that was renamed holds its one study under the earlier name.
+    # The only study in a renamed folder still has the earlier name.
     if name not in found and not (any_name and len(found) == 1):
         raise StorageError(f"there is no study named {name!r} in its database.")
     return found[name] if name in found else next(iter(found.values()))
@@ -216,7 +225,7 @@ def _states(connection: Connection, study: int) -> list[TrialState]:
 def _values(
     connection: Connection, study: int, *, at: MetricAt, maximize: bool
 ) -> Iterator[tuple[int, float]]:
-    """The epoch that each trial of the search came to, and its value, if its last one is finite."""
+    """Yield the last epoch and the value of each trial of the search whose last metric is finite."""
     finite = _STEPS.c.intermediate_value_type == _FINITE
     ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
     better = func.max if maximize else func.min
@@ -239,7 +248,7 @@ def _values(
 
 
 def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
-    """The best value of those that came furthest, as :func:`.best_trial` ranks them.
+    """Return the best value among the trials with the most epochs, as :func:`.best_trial` ranks them.
 
     >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
     0.8
@@ -251,7 +260,7 @@ def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
 
 
 def _changed(connection: Connection, study: int) -> datetime | None:
-    """When a trial last began, ended an epoch, or ended."""
+    """Return when a trial last began, ended an epoch, or ended."""
     times = (func.max(_TRIALS.c.datetime_start), func.max(_TRIALS.c.datetime_complete))
     ends = connection.execute(select(*times).where(_TRIALS.c.study_id == study)).one()
     moments = [_read_time(moment) for moment in ends if moment is not None]
@@ -261,7 +270,7 @@ def _changed(connection: Connection, study: int) -> datetime | None:
 
 
 def _last_epoch(connection: Connection, study: int) -> int | None:
-    """When the epoch that was recorded last ended, milliseconds since 1970."""
+    """Return when the most recently recorded epoch ended, in milliseconds since 1970."""
     query = (
         select(_SYSTEM.c.value_json)
         .select_from(_SYSTEM.join(_TRIALS, _SYSTEM.c.trial_id == _TRIALS.c.trial_id))
@@ -274,5 +283,5 @@ def _last_epoch(connection: Connection, study: int) -> int | None:
 
 
 def _read_time(moment: datetime) -> datetime:
-    """As Optuna's tables hold it: naive UTC."""
+    """Convert a time from Optuna's tables, which store naive UTC."""
     return moment.replace(tzinfo=UTC)

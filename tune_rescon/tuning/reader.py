@@ -1,4 +1,4 @@
-"""A search from its record alone: while it runs, after it was killed, on another machine."""
+"""Reads a search from its record alone: while it runs, after it was killed, or on another machine."""
 
 from __future__ import annotations
 
@@ -49,19 +49,20 @@ __all__ = [
 ]
 
 
-#: A lease has four beats; a driver on another machine that was silent for two leases is taken for dead. This
-#: is for people who look: who takes a search over watches the beat itself, and believes no clock.
+#: A driver on another machine counts as dead if it wrote no beat for this many lengths of its lease, each of
+#: which contains four beats. This is only for reports to users: a process that takes over a search watches
+#: the beat itself and trusts no clock.
 SILENT_LEASES: Final = 2.0
 
 
 def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
-    """Whether a search has a driver.
+    """Return whether a search has a live driver.
 
     Args:
-        lease: the search's.
-        me: the process that asks.
+        lease: the search's lease, or None.
+        me: the calling process.
         processes: the process table of ``me``'s place.
-        silent: seconds since the lease was last written, by clocks that may differ; 0 if nobody knows.
+        silent: seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
     """
     claim = may_take(lease, me, processes)
     if claim is not Claim.WATCH:
@@ -71,9 +72,15 @@ def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, si
 
 
 def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total: int) -> SearchState:
-    """How a search stands whose driver is ``alive``, or noted ``outcome`` when it ended.
+    """Return the state of a search.
 
-    Of one that was killed the trials tell: ``ended`` of ``total``.
+    If the driver was killed and recorded no outcome, the state follows from the number of ended trials.
+
+    Args:
+        alive: whether the driver is alive.
+        outcome: the state that the driver recorded when it ended, or None.
+        ended: number of trials in a final state.
+        total: number of trials in the budget.
 
     >>> search_state(alive=False, outcome=None, ended=3, total=12).value
     'interrupted'
@@ -87,14 +94,15 @@ def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total:
 
 @contextmanager
 def snapshot(url: str) -> Iterator[str]:
-    """For the time of the block, the URL of a copy of the database at ``url``; a server's own URL.
+    """Yield the URL of a copy of a SQLite database, which exists for the duration of the block.
 
-    Reading a long study takes seconds, for which SQLite would keep its driver from writing; copying the file
-    takes milliseconds. What a driver that was killed left half written is undone on the way, as SQLite does
-    for every reader.
+    The database is copied because reading a long study needs seconds, during which SQLite would prevent the
+    driver from writing. Copying the file needs milliseconds. The copy rolls back a transaction that a killed
+    driver left unfinished, as SQLite does for every reader. A database on a server is not copied: its own URL
+    is yielded.
 
     Raises:
-        StorageError: there is no such file, or it is no database.
+        StorageError: the file does not exist, or it is not a database.
     """
     source = sqlite_file(url)
     if source is None:
@@ -112,17 +120,17 @@ def snapshot(url: str) -> Iterator[str]:
 
 
 def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> bool:
-    """Whether the driver lives whose lease, ``value``, is in the study.
+    """Return whether the driver that holds the lease ``value`` is alive; the study holds the lease.
 
-    A driver elsewhere shows by its beat, with which the ``database`` changes; on a server (None), its lease
-    is believed.
+    A driver on another machine is alive if the file ``database`` has changed recently, because each beat
+    changes the file. If the study is on a server (None), the lease is trusted.
     """
     silent = 0.0 if database is None else time.time() - database.stat().st_mtime
     return _lives(value, silent)
 
 
 def lives_by_url(folder: RemoteFolder) -> bool:
-    """Whether the driver lives whose lease is in ``folder`` of the search's URL."""
+    """Return whether the driver that holds the lease in ``folder`` of the search's URL is alive."""
     value = SharedValue(folder).read()
     beats = folder.names()
     beat = folder.modified(beats[-1]) if beats else None
@@ -136,22 +144,27 @@ def _lives(value: Mapping[str, Any] | None, silent: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where searches are to be read."""
+    """The place from which searches are read."""
 
     storage: Path | StorageUrl
     study_url: str | None = field(default_factory=default_study)
-    """The studies' database; None: SQLite in each search's folder."""
+    """The URL of the studies' database; None for the SQLite file in each search's folder."""
     cache_root: Path = field(default_factory=default_cache_root)
     data_root: Path = field(default_factory=default_data_root)
 
 
 def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
-    """The search ``name`` as it stands now; ``where`` says in errors what names it.
+    """Return the current state and results of a search.
 
-    Its record is only read, from a copy made in one moment, so that a running driver does not notice.
+    The record is only read, from a copy of one moment, so that a running driver is not disturbed.
+
+    Args:
+        place: the place of the search.
+        name: the search's name.
+        where: the argument that names the search, used in error messages.
 
     Raises:
-        StorageError: there is no such search, or its record cannot be read.
+        StorageError: no search has that name, or its record cannot be read.
     """
     folder = _fetched(place, name, where)
     url = place.study_url or folder.study_url
@@ -190,12 +203,24 @@ def summed_up(
     foreign: tuple[int, ...] = (),
     space_history: tuple[str, ...] = (),
 ) -> StudyResult:
-    """A search as its record has it, whose driver is ``alive`` or not."""
+    """Return the result of a search from its record.
+
+    Args:
+        pricing: the space and the cost model of its networks.
+        trials: all trials in the record, ordered by number.
+        notes: the notes that the last run left in the record.
+        name: the search's name.
+        folder: the search's files on this machine.
+        url: the folder's URL if the storage is a URL, or None.
+        alive: whether a driver is alive. If not, running trials count as interrupted.
+        foreign: numbers of the study's trials that another program created.
+        space_history: the changes that resumes made to the space, one line per version.
+    """
     ended = sum(trial.state.is_final for trial in trials)
     total = pricing.space.budget.trials
     return sum_up(
         pricing,
-        trials if alive else tuple(map(_left, trials)),
+        trials if alive else tuple(map(_as_interrupted, trials)),
         name=name,
         folder=folder.path,
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
@@ -207,8 +232,8 @@ def summed_up(
     )
 
 
-def _left(trial: TrialRecord) -> TrialRecord:
-    """A trial that no driver runs any more: a killed one had no time to say so."""
+def _as_interrupted(trial: TrialRecord) -> TrialRecord:
+    """Return the trial as interrupted if it is recorded as running: a killed driver could not record it."""
     running = trial.state is TrialState.RUNNING
     return replace(trial, state=TrialState.INTERRUPTED) if running else trial
 
@@ -219,7 +244,13 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
 
 
 def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
-    """What was noted; of a record that does not say, what this machine has."""
+    """Return the datasets' facts from the record; if it has none, describe the datasets on this machine.
+
+    Args:
+        notes: the notes of the last run.
+        space: the search's space.
+        data_root: the directory of the datasets on this machine.
+    """
     if notes.datasets:
         return notes.datasets
     facts = {}

@@ -1,4 +1,4 @@
-"""What a search returns, and what its ``best.yaml`` says."""
+"""The result of a search, and the contents of its ``best.yaml``."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ __all__ = [
 
 
 class SearchState(StrEnum):
-    """How a search stands."""
+    """The state of a search."""
 
     RUNNING = "running"
-    """A driver lives."""
+    """A driver is alive."""
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
-    """Its driver was asked to end, or is gone; ``--resume`` goes on with it."""
+    """The driver was interrupted or has died; ``--resume`` continues the search."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCost:
-    """What a trial's network costs, counted from its numbers."""
+    """The cost of a trial's network, computed from its configuration."""
 
     params_m: float
-    """Parameters, millions."""
+    """Number of parameters, in millions."""
     gmacs: float
-    """Multiply-adds of one image's forward pass, billions."""
+    """Multiply-adds of the forward pass of one image, in billions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """A search as it stands: when the command ends, or when somebody looks."""
+    """The state and the results of a search, when its command ends or while it runs."""
 
     name: str
     space: Space
@@ -69,66 +69,66 @@ class StudyResult:
     trials: tuple[TrialRecord, ...]
     costs: Mapping[int, TrialCost]
     devices_per_trial: float
-    """GPUs a trial held, or CPU cores where it held no GPU."""
+    """Number of GPUs that a trial held, or of CPU cores if it held no GPU."""
     device: str
-    """What that counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
+    """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     levels: tuple[int, ...]
-    """The rungs, epochs."""
+    """The rungs, in epochs."""
     best: TrialRecord | None
     best_config: Mapping[str, Any]
     state: SearchState
     tracking_uri: str
     unsent: int = 0
-    """Updates MLflow did not take, or not in time."""
+    """Number of updates that MLflow did not accept, or not in time."""
     unsent_reason: str = ""
-    """What the last of them failed with; empty: the time was too short."""
+    """The error of the last of these updates; empty if the time was too short."""
     foreign: tuple[int, ...] = ()
-    """Numbers of the study's trials that another program made; they are no part of :attr:`trials`."""
+    """Numbers of the study's trials that another program created; :attr:`trials` does not contain them."""
     against: str | None = None
-    """The second objective, made small: ``"gmacs"`` or ``"compute_hours"``; None: there is none."""
+    """The second objective, which is minimized: ``"gmacs"`` or ``"compute_hours"``; None without one."""
     url: str | None = None
-    """Where ``folder`` is kept for other machines; None: it is a directory of the storage itself."""
+    """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
     unkept: int = 0
-    """Changes that are not there."""
+    """Number of changes that are missing at :attr:`url`."""
     failure: str | None = None
-    """Why the search ended before its time, and what the trials that failed share; None: it did not."""
+    """Why the search ended early, and what its failed trials have in common; None if it did not end early."""
     space_history: tuple[str, ...] = ()
-    """What resumes have changed of the space, a line for each version after the first."""
+    """The changes that resumes made to the space, one line for each version after the first."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
-    """What was found and left out of each folder or zip of images, by the dataset's name."""
+    """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody ended it before its time."""
+        """True if the search ended early."""
         return self.state is SearchState.INTERRUPTED
 
     def checkpoint(self, trial: TrialRecord) -> str | None:
-        """The path or URL of the file of a trial's best network; None if the record names none."""
+        """Return the path or URL of the checkpoint of a trial's best network; None if none is recorded."""
         if trial.checkpoint is None:
             return None
         return f"{self.url}/{trial.checkpoint}" if self.url else str(self.folder / trial.checkpoint)
 
     def kept_checkpoint(self, trial: TrialRecord) -> str | None:
-        """As :meth:`checkpoint`; None also if the file is not in the folder. A URL is believed."""
+        """Return :meth:`checkpoint`, or None if that file is missing. Files at a URL are not checked."""
         place = self.checkpoint(trial)
         return place if place is None or self.url or Path(place).is_file() else None
 
     def compute_hours(self, trial: TrialRecord) -> float:
-        """Device-hours of one trial: see :func:`compute_hours`."""
+        """Return the device-hours of one trial; see :func:`compute_hours`."""
         return compute_hours(trial, self.devices_per_trial)
 
     def cost(self, trial: TrialRecord) -> float:
-        """A trial's second objective; where the search has none, its GMACs."""
+        """Return a trial's second objective, or its GMACs if the search has no second objective."""
         if self.against == "compute_hours":
             return self.compute_hours(trial)
         return self.costs[trial.number].gmacs
 
     @cached_property
     def front(self) -> tuple[TrialRecord, ...]:
-        """The Pareto front of a search with a second objective, the cheapest first; else nothing.
+        """The Pareto front, the cheapest trial first; empty if the search has no second objective.
 
-        Only trials of as many epochs as the winner are on it: a trial that was stopped early is never
-        compared as if it had finished.
+        The front contains only trials with as many epochs as the winner: a trial that was stopped early is
+        never compared as if it had finished.
         """
         if self.against is None or self.best is None:
             return ()
@@ -139,10 +139,11 @@ class StudyResult:
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:
-    """Keys of the points that no other point dominates, those with the smallest second value first.
+    """Return the keys of the points that no other point dominates, in ascending order of the second value.
 
-    A point dominates another if its first value is no smaller and its second no larger, and one of them is
-    better. So equal points are on the front together. A point that is not finite is on no front.
+    A point dominates another if its first value is no smaller, its second value is no larger, and at least
+    one of the two is better. Equal points are therefore on the front together. A point that is not finite is
+    never on the front.
 
     >>> pareto_front({0: (0.9, 2.0), 1: (0.8, 1.0), 2: (0.7, 1.5), 3: (0.95, 4.0)})
     (1, 0, 3)
@@ -150,25 +151,26 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:
     finite = {key: point for key, point in points.items() if all(map(math.isfinite, point))}
     front: list[int] = []
     for key, (value, cost) in sorted(finite.items(), key=lambda item: (item[1][1], -item[1][0])):
-        # Whatever came before is as cheap or cheaper, so only a better value, or the same point, adds to it.
+        # Every earlier point is as cheap or cheaper, so this one is on the front only if its value is better
+        # or the points are equal.
         if not front or value > finite[front[-1]][0] or (value, cost) == finite[front[-1]]:
             front.append(key)
     return tuple(front)
 
 
 def compute_hours(trial: TrialRecord, devices: float) -> float:
-    """Hours of training times the GPUs (or, without any, CPU cores) the trial held."""
+    """Return the hours of training times the number of GPUs, or of CPU cores if the trial held no GPU."""
     return trial.seconds / 3600 * devices
 
 
 def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> TrialRecord | None:
-    """The winner: the best value among trials that reached the last epoch.
+    """Return the winner: the trial with the best value among the trials that reached the last epoch.
 
-    An early-stopped trial is never compared as if it had finished. Only where none has finished is it the one
-    that got furthest, and of those the best there (Optuna's order of pruned trials).
+    A trial that was stopped early is never compared as if it had finished. If no trial has finished, the
+    winner is the best of the trials with the most epochs (Optuna's order of pruned trials).
 
-    ``by_mean``: the first trial of the parameters with the best mean over all of their trials that finished.
-    Between trials that differ by their seed alone, the best is the luckiest.
+    With ``by_mean``, the winner is the first trial of the parameters whose finished trials have the best mean
+    value. Among trials that differ only in their seed, the best one is merely the luckiest.
     """
     if by_mean and (groups := repeated(trials)):
         return (max if groups[0][0].maximize else min)(groups, key=mean_value)[0]
@@ -178,7 +180,7 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
 
 
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
-    """Trials that finished, those of the same parameters together, in the order of their numbers."""
+    """Group the finished trials by their parameters; groups and trials keep the order of ``trials``."""
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
@@ -187,12 +189,12 @@ def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
 
 
 def mean_value(trials: Sequence[TrialRecord]) -> float:
-    """Mean of the values."""
+    """Return the mean of the trials' values."""
     return math.fsum(trial.value for trial in trials) / len(trials)
 
 
 def missing_winner(result: StudyResult) -> str | None:
-    """What to say if the winner's recorded checkpoint is not in the folder; None if it is."""
+    """Return a message if the winner's recorded checkpoint is missing from the folder; None otherwise."""
     best = result.best
     if best is None or best.checkpoint is None or result.kept_checkpoint(best) is not None:
         return None
@@ -203,7 +205,7 @@ def missing_winner(result: StudyResult) -> str | None:
 
 
 def best_file(result: StudyResult) -> dict[str, Any]:
-    """What ``best.yaml`` says of the winner, and of the Pareto front if there is one, in plain values."""
+    """Return the contents of ``best.yaml`` as plain values: the winner, and the Pareto front if any."""
     best = result.best
     assert best is not None, "written only where there is a best trial"
     config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
@@ -240,24 +242,27 @@ _UNKNOWN = TrialCost(params_m=math.nan, gmacs=math.nan)
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What follows from a space and its datasets alone."""
+    """The costs that follow from a space and its datasets alone."""
 
     space: Space
     facts: Mapping[str, DatasetInfo]
-    """By name, of every dataset a trial may train on; a reader of an old record may not know them all."""
+    """The facts of each dataset that a trial may train on, by name; incomplete for some old records."""
 
     @property
     def devices(self) -> float:
-        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
+        """Number of GPUs that a trial holds, or of CPU cores if it holds no GPU."""
         return self.space.resources_per_trial.devices
 
     @property
     def device(self) -> str:
-        """``"GPU"``, ``"CPU"``, or the kind of GPU that was asked for: what :attr:`devices` counts."""
+        """The device that :attr:`devices` counts: ``"GPU"``, ``"CPU"``, or the requested kind of GPU."""
         return self.space.resources_per_trial.device
 
     def cost(self, trial: TrialRecord) -> TrialCost:
-        """Parameters and multiply-adds, counted, not built; nan where images or network are unknown."""
+        """Count the parameters and multiply-adds of a trial's network without building it.
+
+        Both are nan if the trial's images or its network are not known.
+        """
         config = trial.config(self.space)
         if config is None:
             return _UNKNOWN
@@ -267,7 +272,7 @@ class CostModel:
         return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
 
     def second_objective(self, trial: TrialRecord, epochs: int) -> float:
-        """What ``metric.against`` names, of a trial after its first ``epochs``."""
+        """Return the second objective (``metric.against``) of a trial after its first ``epochs`` epochs."""
         if self.space.metric.against == "gmacs":
             return self.cost(trial).gmacs
         return trial.seconds_of(epochs) / 3600 * self.devices
@@ -275,13 +280,13 @@ class CostModel:
 
 @lru_cache(maxsize=1024)
 def _counted(spec: NetworkSpec) -> TrialCost:
-    # Most trials share their network with others, and an epoch's report may ask again.
+    # Cached because most trials share their network with others, and each epoch's report may need the cost.
     cost = count(spec)
     return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
 
 def datasets_of(space: Space) -> tuple[DatasetConfig, ...]:
-    """Every dataset a trial of the space may train on."""
+    """Return every dataset that a trial of the space may train on."""
     searched = space.parameters.get("dataset")
     names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
     return tuple(space.dataset_config(name) for name in names)
@@ -300,19 +305,19 @@ def sum_up(
     foreign: tuple[int, ...] = (),
     space_history: tuple[str, ...] = (),
 ) -> StudyResult:
-    """The result of a search of ``pricing.space`` whose record holds ``trials``.
+    """Return the result of a search of ``pricing.space``.
 
     Args:
-        pricing: prices their networks.
-        trials: all of them, by number.
-        name: the search's.
-        folder: where its files are on this machine.
-        state: how it stands.
-        tracking_uri: MLflow; a password in it is hidden.
-        url: where the folder is kept, if the storage is a URL; a password in it is hidden.
-        failure: why it ended before its time.
-        foreign: numbers of the study's trials that another program made.
-        space_history: what resumes have changed of the space, a line each.
+        pricing: the space and the cost model of its networks.
+        trials: all trials in the record, ordered by number.
+        name: the search's name.
+        folder: the search's folder on this machine.
+        state: the state of the search.
+        tracking_uri: MLflow's tracking URI; a password in it is hidden.
+        url: the folder's URL if the storage is a URL; a password in it is hidden.
+        failure: why the search ended early, or None.
+        foreign: numbers of the study's trials that another program created.
+        space_history: the changes that resumes made to the space, one line per version.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)

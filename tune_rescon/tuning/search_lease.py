@@ -1,4 +1,4 @@
-"""Which lease a search has: in its study's database, or at its URL."""
+"""The lease of a search, in its study's database or at its URL."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = [
 ]
 
 
-#: Seconds a beat waits for another writer of a SQLite file: less than there are between two beats.
+#: Seconds a beat waits for another writer of a SQLite file: less than the time between two beats.
 SQLITE_BUSY_SECONDS: Final = 4
 
 _ATTRIBUTE: Final = "lease"
 
 
 class StudyLeaseStore:
-    """A :class:`.LeaseStore` in the search's own database, on a connection of its own."""
+    """A :class:`.LeaseStore` in the search's own database, with a separate connection."""
 
     def __init__(self, storage: optuna.storages.RDBStorage, study_id: int) -> None:
-        """Keep the lease with that study; see :meth:`open`."""
+        """Keep the lease in the study ``study_id`` of ``storage``; see :meth:`open`."""
         self._storage = storage
         self._study_id = study_id
 
@@ -42,17 +42,17 @@ class StudyLeaseStore:
         return cls(storage, find_study(storage, name))
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last."""
+        """Return the last value that any process has written; None if no process has written one."""
         value: dict[str, Any] | None = self._storage.get_study_user_attrs(self._study_id).get(_ATTRIBUTE)
         return value
 
     def write(self, value: dict[str, Any]) -> None:
-        """Replace it, in one transaction."""
+        """Replace the value in one transaction."""
         self._storage.set_study_user_attr(self._study_id, _ATTRIBUTE, value)
 
 
-#: A lease at a URL is longer: a beat there is several requests, and each is repeated for half a minute where
-#: the store refuses it (s3fs's 5 tries of botocore's 5).
+#: Factor by which a lease at a URL is longer. A beat there needs several requests, and each request that the
+#: store refuses is retried for half a minute (s3fs's 5 tries of botocore's 5).
 URL_LEASE_FACTOR: Final = 4
 
 
@@ -64,14 +64,14 @@ def search_lease(
     seconds: float,
     say: Callable[[str], object],
 ) -> AbstractContextManager[LeaseKeeper]:
-    """Hold the lease of the search ``name`` for a block.
+    """Hold the lease of a search for the duration of a block.
 
     Args:
-        name: the search's.
-        study_url: its study's database, where the lease is kept.
-        at_url: where it is kept instead, if the database is a file that is only a copy.
-        seconds: how long the lease is; :data:`URL_LEASE_FACTOR` times that at a URL.
-        say: tells what keeps the driver waiting.
+        name: the search's name.
+        study_url: the URL of the study's database, which holds the lease.
+        at_url: the store that holds the lease instead if the database file is only a copy, or None.
+        seconds: length of the lease in seconds; at a URL, :data:`URL_LEASE_FACTOR` times as long.
+        say: reports the reason for a wait to the user.
 
     Raises:
         LeaseError: another driver has the search.

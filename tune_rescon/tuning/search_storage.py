@@ -1,4 +1,4 @@
-"""Where one run of a search keeps its files: a directory, or a scratch directory and a URL."""
+"""The storage of one run of a search: a directory, or a scratch directory and a URL."""
 
 from __future__ import annotations
 
@@ -43,34 +43,34 @@ __all__ = [
 
 
 class MirrorListener(SearchListener):
-    """Waits a little where a trial begins or ends, and never at an epoch."""
+    """Notifies a mirror of changes. It waits briefly when a trial begins or ends, and never at an epoch."""
 
     def __init__(self, mirror: Mirror) -> None:
-        """Tell ``mirror``."""
+        """Notify ``mirror``."""
         self._mirror = mirror
 
     @override
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Nothing: that much was sent when the storage was first written."""
+        """Do nothing: :meth:`UrlStore.begin` has already sent these trials."""
 
     @override
     def trial_started(self, trial: TrialRecord) -> None:
-        """Before a worker has the trial it is in the study at the URL, if that is quick."""
+        """Send the study before a worker process runs the trial, if sending is quick."""
         self._mirror.flush()
 
     @override
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """Its checkpoint holds the epoch already."""
+        """Mark the study as changed without waiting: the trial's checkpoint holds the epoch already."""
         self._mirror.changed()
 
     @override
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """It can wait for the next copy."""
+        """Mark the study as changed; the next copy includes the note."""
         self._mirror.changed()
 
     @override
     def trial_ended(self, trial: TrialRecord) -> None:
-        """What became of it, and with that which checkpoints can go."""
+        """Send the trial's outcome, which determines which checkpoints can be deleted."""
         self._mirror.flush()
 
 
@@ -81,12 +81,13 @@ class UrlStore:
     """A :class:`.SearchStore` at a URL."""
 
     def __init__(self, home: SearchHome, options: RunOptions) -> None:
-        """Keep a search at ``home``. Nothing is fetched or sent yet."""
+        """Keep a search at ``home``. The constructor neither fetches nor sends anything."""
         scratch = home.scratch(options.cache_root.resolve())
         self.folder = SearchFolder(storage=scratch, name=home.name)
         self.url = home.remote.url
         self._home = home
-        # Of this run alone: what another one left on a node may be of a trial that never was.
+        # The folder is unique to this run, because an earlier run may have left checkpoints on a node of a
+        # trial that never reached the record.
         self._checkpoints = scratch / CHECKPOINTS / uuid.uuid4().hex[:12]
         self._databases = _databases(self.folder, options)
         self._sender = Sender(home.remote, databases=self._databases, files=_files(self.folder))
@@ -95,28 +96,28 @@ class UrlStore:
 
     @property
     def listeners(self) -> Sequence[SearchListener]:
-        """One that tells the mirror."""
+        """A listener that notifies the mirror."""
         return (MirrorListener(self._mirror),)
 
     @property
     def lease(self) -> LeaseStore | None:
-        """At the URL, unless the study is in a database of its own."""
+        """The store of the lease at the URL; None if the study is in a separate database."""
         return SharedValue(self._home.remote.folder("lease")) if "study.db" in self._databases else None
 
     @property
     def begun(self) -> bool:
-        """Whether the search is at the URL."""
+        """True if the search is at the URL."""
         return self._begun
 
     def fetch(self) -> None:
-        """The databases: the newer of what is at the URL and what this machine has of an earlier run."""
+        """Fetch the databases: the newer of the URL's copy and the copy of an earlier run on this machine."""
         with usable(self._home.storage):
             self._sender.term = fetch_databases(self._home.remote, self._databases)
 
     def begin(self, known: Iterable[int]) -> None:
-        """Send the first copies, and delete what belongs to trials that the record has never heard of.
+        """Send the first copies, and delete the files of trials that the record does not contain.
 
-        Such a trial was begun by a run that died before it could send its study; its number will be drawn
+        A run that died before it could send its study began such a trial. The trial's number will be used
         again.
         """
         numbers = set(known)
@@ -130,33 +131,36 @@ class UrlStore:
         self._mirror.start()
 
     def checkpoint_dir(self, number: int) -> Path:
-        """A folder of the node the trial runs on."""
+        """Return a folder on the node that runs the trial."""
         return self._checkpoints / Path(trial_folder(number)).name
 
     def checkpoint_url(self, number: int) -> str | None:
-        """In the search's folder."""
+        """Return the trial's folder within the search's folder at the URL."""
         return f"{self.url}/{trial_folder(number)}"
 
     def prune(self, number: int, keep: str | None) -> None:
-        """Once the study at the URL no longer needs them; a node's own copies are its worker's to delete."""
+        """Delete a trial's checkpoints at the URL once the study there no longer needs them.
+
+        The worker process of a node deletes the copies on that node.
+        """
         kept = None if keep is None else keep.rpartition("/")[2]
         self._mirror.forget(Discard(folder=trial_folder(number), names=TRIAL_FILES, keep=kept))
 
     def close(self, patience: float) -> int:
-        """Send what is left."""
+        """Send the remaining changes within ``patience`` seconds; return the number of unsent changes."""
         return self._mirror.close(patience)
 
     def abandon(self) -> None:
-        """Leave the URL to the other driver."""
+        """Stop sending, because another driver has the search."""
         self._mirror.abandon()
 
 
 @contextmanager
 def open_url_store(storage: StorageUrl, options: RunOptions) -> Iterator[UrlStore]:
-    """Take a new search's name at the URL, or find the search to go on with.
+    """Reserve a new search's name at the URL, or find the search to resume.
 
     Raises:
-        StorageError: the name is none, taken or missing, or the URL cannot be used.
+        StorageError: the name is invalid, taken or missing, or the URL cannot be used.
     """
     if options.resume:
         store = UrlStore(SearchHome.find(storage, options.name), options)
@@ -171,14 +175,14 @@ def open_url_store(storage: StorageUrl, options: RunOptions) -> Iterator[UrlStor
     except BaseException:
         if not store.begun:
             shutil.rmtree(store.folder.storage, ignore_errors=True)
-            # If the URL is gone by now, the name stays taken, by a search that its finder says is none.
+            # If the URL is unreachable by now, the name stays taken. A reader reports that no search has it.
             with suppress(RemoteError):
                 home.remove()
         raise
 
 
 def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
-    """Those that are files of this machine."""
+    """Return the databases that are files on this machine."""
     databases = {}
     if options.study_url is None:
         databases["study.db"] = folder.path / "study.db"
@@ -193,59 +197,63 @@ def _files(folder: SearchFolder) -> Mapping[str, Path]:
 
 
 class SearchStore(Protocol):
-    """What a run asks of its storage, in this order.
+    """The storage of a run.
 
-    :func:`open_store` takes the name of a new search, or finds the one to go on with. :attr:`lease` says
-    where the lease is kept, and once that is held :meth:`fetch` brings what the run goes on from. With the
-    record open and ``space.yaml`` written, :meth:`begin` makes sure that the storage can be written; then
-    the :attr:`listeners` keep it up to date until :meth:`close` or :meth:`abandon`.
+    A run uses it in this order:
+
+    1. :func:`open_store` reserves the name of a new search, or finds the search to resume.
+    2. :attr:`lease` is the store of the lease. Once the run holds the lease, :meth:`fetch` brings the files
+       from which the run continues.
+    3. When the record is open and ``space.yaml`` is written, :meth:`begin` verifies that the storage can be
+       written.
+    4. The :attr:`listeners` keep the storage up to date until :meth:`close` or :meth:`abandon`.
     """
 
     @property
     def folder(self) -> SearchFolder:
-        """The files as the run works on them."""
+        """The files on which the run works."""
 
     @property
     def url(self) -> str | None:
-        """Where they are kept, if that is not the folder."""
+        """The URL at which the files are kept; None if they are kept in :attr:`folder`."""
 
     @property
     def listeners(self) -> Sequence[SearchListener]:
-        """Who must be told what happens."""
+        """The listeners that the run must notify of its events."""
 
     @property
     def lease(self) -> LeaseStore | None:
-        """Where the lease is kept; None: in the study's database."""
+        """The store of the lease; None if the study's database holds the lease."""
 
     def fetch(self) -> None:
-        """Bring the newest copies of what this run goes on from."""
+        """Fetch the newest copies of the files from which this run continues."""
 
     def begin(self, known: Iterable[int]) -> None:
-        """Write for the first time; ``known`` are the trials of the record.
+        """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
         Raises:
             StorageError: the storage cannot be written.
         """
 
     def checkpoint_dir(self, number: int) -> Path:
-        """Where a worker writes a trial's checkpoints."""
+        """Return the directory to which a worker process writes a trial's checkpoints."""
 
     def checkpoint_url(self, number: int) -> str | None:
-        """Where it keeps them, if that is elsewhere."""
+        """Return the URL to which a worker process copies a trial's checkpoints; None if it makes no copy."""
 
     def prune(self, number: int, keep: str | None) -> None:
-        """Delete a trial's checkpoints but the file ``keep``, which is where a worker said it is."""
+        """Delete a trial's checkpoints except ``keep``, the path or URL that a worker process reported."""
 
     def close(self, patience: float) -> int:
-        """Have everything kept, waiting ``patience`` seconds at most; the number of changes that are not."""
+        """Wait at most ``patience`` seconds until all changes are kept; return how many are not kept."""
 
     def abandon(self) -> None:
-        """Write nothing more: the search is another driver's."""
+        """Stop writing, because another driver has the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalStore:
-    """A directory: what is written is kept."""
+    """A directory as the storage: every file that is written to it is kept."""
 
     folder: SearchFolder
     url: str | None = None
@@ -253,42 +261,42 @@ class LocalStore:
 
     @property
     def lease(self) -> LeaseStore | None:
-        """In the study's database."""
+        """None: the study's database holds the lease."""
         return None
 
     def fetch(self) -> None:
-        """It is there."""
+        """Do nothing: the files are already here."""
 
     def begin(self, known: Iterable[int]) -> None:
-        """It has been written to already."""
+        """Do nothing: the run has already written to the directory."""
 
     def checkpoint_dir(self, number: int) -> Path:
-        """In the search's folder."""
+        """Return the trial's directory in the search's folder."""
         return self.folder.checkpoints(number)
 
     def checkpoint_url(self, number: int) -> str | None:
-        """Nowhere else."""
+        """Return None: the checkpoints are not copied."""
         del number
         return None
 
     def prune(self, number: int, keep: str | None) -> None:
-        """At once."""
+        """Delete the checkpoints at once."""
         self.folder.prune_checkpoints(number, keep=keep)
 
     def close(self, patience: float) -> int:
-        """Nothing is missing."""
+        """Return 0: no change is missing."""
         del patience
         return 0
 
     def abandon(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no write is in progress."""
 
 
 def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
-    """The storage of a run; a name that was taken is given back if the search cannot begin.
+    """Open the storage of a run; release the name of a new search if the search cannot begin.
 
     Raises:
-        StorageError: the name is no name, taken or missing, or the storage cannot be used.
+        StorageError: the name is invalid, taken or missing, or the storage cannot be used.
     """
     if isinstance(options.storage, StorageUrl):
         return open_url_store(options.storage, options)
@@ -310,19 +318,24 @@ def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchS
 def find_search(
     storage: Path | StorageUrl, name: str, *, cache_root: Path, where: str, files: Sequence[str]
 ) -> SearchFolder:
-    """The folder of a search that has begun, to be read; from a URL, one with copies of some ``files``.
+    """Return the folder of a search that has begun, for reading.
 
-    ``where`` is the flag that names it.
+    Args:
+        storage: the storage, a directory or a URL.
+        name: the search's name.
+        cache_root: the directory for the copies of a URL's files.
+        where: the flag that names the search, used in error messages.
+        files: the files to download if the storage is a URL. The folder then holds only these copies.
 
     Raises:
-        StorageError: there is no such search, or the storage cannot be read.
+        StorageError: no search has that name, or the storage cannot be read.
     """
     if isinstance(storage, Path):
         folder = SearchFolder(storage=storage.resolve(), name=name)
         folder.require(where=where)
         return folder
     home = SearchHome.find(storage, name, where=where)
-    # Beside the folder a run of it may be working in.
+    # The copies are in a separate folder, because a run of the search may be using the scratch folder.
     folder = SearchFolder(storage=home.scratch(cache_root) / "copies", name=name)
     with usable(storage):
         for file in files:

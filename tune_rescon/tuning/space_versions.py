@@ -1,8 +1,9 @@
-"""The spaces that a search has had: the record keeps every version, and each trial says of which it is.
+"""The versions of a search's space. The record keeps every version, and each trial names its version.
 
-Version n is the study's attribute ``space:n``, as YAML; ``space`` is the newest. A record that an earlier
-version of this package wrote has none of them. Its trials are taken to be of the ``space.yaml`` in the
-search's folder, as that was before the first resume, which writes it down as version 1.
+Version n is the study's attribute ``space:n``, as YAML; the attribute ``space`` is the newest version. A
+record that an earlier version of this package wrote lacks the attributes ``space:n``. Its trials are assumed
+to be sampled from the ``space.yaml`` that the search's folder contained before the first resume. The first
+resume records that file as version 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SpaceVersions:
 
     @property
     def newest(self) -> Space:
-        """The space that trials are drawn from now."""
+        """The space from which new trials are sampled."""
         return self.spaces[-1]
 
     @property
@@ -48,7 +49,7 @@ class SpaceVersions:
 
     @property
     def alike(self) -> frozenset[int]:
-        """The versions whose trials are drawn and fixed exactly as the newest one's."""
+        """The versions with the same parameters and fixed values as the newest version."""
         newest = self.newest
         return frozenset(
             number
@@ -57,15 +58,18 @@ class SpaceVersions:
         )
 
     def followed_by(self, space: Space) -> SpaceVersions:
-        """With ``space`` as the newest version, if it differs from the one that is the newest."""
+        """Return the versions with ``space`` appended, unless it equals the newest version."""
         return self if space == self.newest else SpaceVersions(spaces=(*self.spaces, space))
 
 
 def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVersions:
-    """The versions in the record. Trials that an earlier version recorded get their configuration from them.
+    """Read the versions of the space from the record.
+
+    Trials that an earlier version of this package recorded get their configuration from the first of these
+    versions.
 
     Args:
-        record: the search's.
+        record: the search's record.
         on_file: reads the folder's ``space.yaml``. Called only if the record has no versions.
 
     Raises:
@@ -82,16 +86,17 @@ def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVer
 def open_recorded(
     url: str, folder: SearchFolder, *, any_name: bool = False
 ) -> tuple[StudyRecord, SpaceVersions]:
-    """The record of an earlier search, and the spaces it has had.
+    """Open the record of an earlier search, and read the versions of its space.
 
     Args:
-        url: its database.
-        folder: its folder, whose ``space.yaml`` a record of an earlier version of this package needs.
+        url: the database's URL.
+        folder: the search's folder. Its ``space.yaml`` is needed if an earlier version of this package wrote
+            the record.
         any_name: see :func:`.find_study`.
 
     Raises:
         StorageError: the database has no such study, or cannot be reached.
-        SpaceError: no version of its space can be read.
+        SpaceError: no version of the search's space can be read.
     """
     metric = load_goal(folder.space_yaml).metric.name
     record = StudyRecord.load(url, folder.name, metric=metric, any_name=any_name)
@@ -99,12 +104,12 @@ def open_recorded(
 
 
 def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) -> SpaceVersions:
-    """Write down what trials are drawn from, from now on.
+    """Record the space from which trials are sampled from now on.
 
     Args:
-        record: the search's.
-        before: what :func:`read_versions` found; None: the search is new.
-        space: the newest version, the same as before or another.
+        record: the search's record.
+        before: the result of :func:`read_versions`; None if the search is new.
+        space: the newest version, which may equal the previous one.
 
     Returns:
         All versions.
@@ -122,7 +127,7 @@ def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) 
 
 
 def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: str) -> Space:
-    """The space of an older record's trials: the file's, or the study's if that contains more of them."""
+    """Return the space of an older record's trials: the file's, or the study's if it fits more trials."""
     found: list[Space] = []
     problems: list[SpaceError] = []
     for read in (on_file, lambda: _parsed(begun_with)):
@@ -139,7 +144,7 @@ def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: 
 
 
 def _origins(space: Space, record: StudyRecord) -> dict[int, TrialOrigin]:
-    """The origin in ``space`` of every trial that has none in the record."""
+    """Return the origin in ``space`` of each trial whose origin is not in the record."""
     found = {
         trial.number: find_origin(space, trial.parameters, version=1, number=trial.number)
         for trial in record.trials()

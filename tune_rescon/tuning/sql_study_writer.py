@@ -1,9 +1,9 @@
-"""The ledger on a database: each line one transaction of a few statements.
+"""The study writer for a database: each write is one transaction of a few statements.
 
-Optuna's storage needs a transaction for each parameter, attribute and value, and looks the trial up before
-each: 30 ms and more for a trial of six parameters on SQLite. What is written here are the same rows of the
-same tables (``optuna.storages._rdb.models``, whose schema Optuna versions and migrates), so Optuna and its
-dashboard read them; ``tests/tuning/test_ledger.py`` holds both ledgers to the same result.
+Optuna's storage needs a transaction for each parameter, attribute and value, and queries the trial before
+each: 30 ms and more for a trial with six parameters on SQLite. This module writes the same rows of the same
+tables (``optuna.storages._rdb.models``, whose schema Optuna versions and migrates), so Optuna and its
+dashboard can read them. ``tests/tuning/test_ledger.py`` checks that both writers have the same result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
 
 class SqlLedger(StudyWriter):
-    """A :class:`.StudyWriter` that writes Optuna's tables itself. Closed trials can still be annotated."""
+    """A :class:`.StudyWriter` that writes Optuna's tables directly. It can also annotate closed trials."""
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         """Write to the study ``study_id`` of ``storage``."""
@@ -93,10 +93,13 @@ class SqlLedger(StudyWriter):
         return trial_id, number, _shown(now)
 
     def _insert_trial(self, connection: Connection, number: int, now: datetime.datetime) -> tuple[int, int]:
-        """Insert a running trial; its id and number, which is not ``number`` if others added trials."""
+        """Insert a running trial and return its id and its number.
+
+        The number differs from ``number`` if other programs have added trials.
+        """
         if connection.dialect.name != "sqlite":
-            # As Optuna does: no other program adds a trial before this transaction ends. SQLite's first
-            # insert locks the whole file.
+            # Lock the study as Optuna does, so that no other program adds a trial before this transaction
+            # ends. SQLite needs no lock, because its first insert locks the whole file.
             connection.execute(_locking(), {"study": self._study_id})
         row = {
             "number": number,
@@ -149,10 +152,10 @@ class SqlLedger(StudyWriter):
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """One transaction.
+        """Run the block in one transaction.
 
         Raises:
-            RecordError: the database does not take it.
+            RecordError: the database rejects the transaction.
         """
         try:
             with self._engine.begin() as connection:
@@ -167,7 +170,7 @@ def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]
 
 
 def _take_waiting(connection: Connection, trial_id: int, now: datetime.datetime) -> tuple[int, int] | None:
-    """Have an enqueued trial run; its id and number, or None if another program has taken it."""
+    """Set an enqueued trial running; return its id and number, or None if another program has taken it."""
     taken = connection.execute(
         _TRIALS.update()
         .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == OptunaState.WAITING)
@@ -186,7 +189,7 @@ def _locking() -> Select[Any]:
 
 @cache
 def _last_number() -> Select[Any]:
-    """The number of the trial before: Optuna numbers a study's trials in the order of their ids."""
+    """Return a query for the previous trial's number: Optuna numbers a study's trials in the order of ids."""
     return (
         select(_TRIALS.c.number)
         .where(_TRIALS.c.study_id == bindparam("study"), _TRIALS.c.trial_id < bindparam("trial"))
@@ -197,7 +200,11 @@ def _last_number() -> Select[Any]:
 
 @cache
 def _inserting(table: Table) -> Insert:
-    """One statement a table: SQLAlchemy takes as long to make and recognise one as SQLite to run it."""
+    """Return the insert statement of a table.
+
+    The statement is cached, because SQLAlchemy needs as long to create and recognise a statement as SQLite
+    needs to run it.
+    """
     return table.insert()
 
 
@@ -207,7 +214,7 @@ def _attributes(trial_id: int, values: Mapping[str, Any]) -> Iterable[dict[str, 
 
 
 def _replace_attributes(connection: Connection, trial_id: int, values: Mapping[str, Any]) -> None:
-    # Not an upsert, whose spelling differs from one database to the next.
+    # Delete and insert instead of an upsert, because the syntax of an upsert differs between databases.
     connection.execute(_USER.delete().where(_USER.c.trial_id == trial_id, _USER.c.key.in_(list(values))))
     _insert(connection, _USER, _attributes(trial_id, values))
 
@@ -219,12 +226,12 @@ def _objectives(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, An
 
 
 def _stored(moment: datetime.datetime) -> datetime.datetime:
-    """As Optuna's tables hold it: naive UTC."""
+    """Convert a time to the form in Optuna's tables, naive UTC."""
     return moment.replace(tzinfo=None)
 
 
 def _shown(moment: datetime.datetime) -> datetime.datetime:
-    """As Optuna's trials show it: naive local time."""
+    """Convert a time to the form in Optuna's trials, naive local time."""
     return moment.astimezone().replace(tzinfo=None)
 
 

@@ -1,12 +1,12 @@
-"""The durable record of a search: one Optuna study, and what can be read back from it.
+"""The durable record of a search: one Optuna study, and the functions that read it.
 
-Every epoch is written together with what was decided on it before anything is done about it, so a driver that
-dies loses at most the epoch it was told about last, which the trial's checkpoint still holds; and one that
-goes on does what the other had decided. Everything else (rungs, the sampler's view, tables, reports, MLflow)
-can be rebuilt from here.
+The driver writes each epoch together with the scheduler's decision on it, before it acts on that decision. A
+driver that dies therefore loses at most the epoch that was reported last, and the trial's checkpoint still
+holds that epoch. The next driver carries out the decisions that the record holds. The rungs, the sampler's
+view, tables, reports and MLflow runs can all be rebuilt from the record.
 
-Optuna's own state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was stopped,
-FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
+Optuna's trial state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was
+stopped, FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, by_epoch
 __all__ = ["FIXED_PARAMS", "METRIC", "METRIC_AT", "Enqueued", "Proposal", "StudyRecord"]
 
 
-#: Seconds a writer waits for another one's transaction on a local SQLite file.
+#: Seconds a writer waits for another writer's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
 
 _OPTUNA_STATE: Final = {
@@ -48,55 +48,60 @@ _OPTUNA_STATE: Final = {
 
 _STATES: Final = frozenset(state.value for state in TrialState)
 
-#: System attributes: one for each epoch, and the samplers' own, which bear no prefix of ours.
+#: Prefix of this package's system attributes, one of which is written for each epoch. The samplers' system
+#: attributes lack it.
 _PREFIX: Final = "tune_rescon:"
-#: Optuna's own, of a trial that was enqueued.
+#: Optuna's system attribute that holds the given values of an enqueued trial.
 FIXED_PARAMS: Final = "fixed_params"
 _EPOCH: Final = _PREFIX + "epoch:{}"
 _ORIGIN: Final = _PREFIX + "origin"
 
 #: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
-#: kept each trial's best network, so its trials count by their best epoch.
+#: kept each trial's best network, so the value of such a trial is the metric of its best epoch.
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What a new trial is to be: drawn, but not in the record yet."""
+    """A new trial that has been sampled but is not in the record yet."""
 
     params: Mapping[str, Any]
-    """The active parameters, as Optuna holds them."""
+    """The active parameters, as Optuna stores them."""
     distributions: Mapping[str, BaseDistribution]
     memory: Mapping[str, Any] = field(default_factory=dict)
-    """What the sampler noted on the trial and needs again after a resume (a CMA-ES generation, say)."""
+    """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
     origin: TrialOrigin | None = None
-    """What the trial runs with; None only where nothing trains it, as in tests of the record."""
+    """The trial's configuration and its source; None only if nothing trains it, as in tests of the record."""
     enqueued: Enqueued | None = None
-    """The trial of the study that it becomes, where another program enqueued one."""
+    """The trial of the study that another program enqueued and that this trial becomes, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enqueued:
-    """A trial that waits in the study, by ``Study.enqueue_trial`` or a dashboard."""
+    """A trial that waits in the study: ``Study.enqueue_trial`` or a dashboard added it."""
 
     number: int
     params: Mapping[str, Any]
-    """The values that are given, as Optuna holds them; the others are drawn."""
+    """The given parameter values, as Optuna stores them; the sampler draws the others."""
 
 
 class StudyRecord:
-    """The study of one search, written through and mirrored in memory.
+    """The study of one search: a write-through copy in memory.
 
-    The driver's main thread is its only writer. Reading (:meth:`trial`, :meth:`trials`) costs no query.
+    Only the driver's main thread writes it. Reading (:meth:`trial`, :meth:`trials`) needs no query.
     """
 
     def __init__(
         self, ledger: StudyWriter, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
     ) -> None:
-        """Read what ``ledger`` holds; see :meth:`create` and :meth:`load`.
+        """Read the study that ``ledger`` writes; see :meth:`create` and :meth:`load`.
 
-        ``now_ms``: milliseconds since 1970, of the epochs recorded from now on.
+        Args:
+            ledger: the writer of the study.
+            metric: the objective, if the study does not record one.
+            maximize: whether larger is better.
+            now_ms: returns the current time in milliseconds since 1970; each new epoch is recorded with it.
         """
         attributes = ledger.study_attributes()
         self._ledger = ledger
@@ -122,16 +127,16 @@ class StudyRecord:
         against: str | None = None,
         at: MetricAt = "best",
     ) -> StudyRecord:
-        """Begin the record of a new search.
+        """Create the record of a new search.
 
         Args:
-            url: the database.
-            name: of the search and its study.
+            url: the database's URL.
+            name: the name of the search and of its study.
             metric: the objective.
             maximize: whether larger is better.
-            space: its resolved YAML.
-            against: a second objective that is made small, if there is one.
-            at: which epoch's metric counts, ``"best"`` or ``"last"``.
+            space: the resolved YAML of the space.
+            against: a second objective to minimize, or None.
+            at: the epoch whose metric is a trial's value, ``"best"`` or ``"last"``.
 
         Raises:
             StorageError: the database already has a study of that name, or cannot be reached.
@@ -149,9 +154,14 @@ class StudyRecord:
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
-        """Open the record of an earlier search; ``any_name``: see :func:`.find_study`.
+        """Open the record of an earlier search.
 
-        ``metric``: the objective of a record that an earlier version of this package wrote; others say it.
+        Args:
+            url: the database's URL.
+            name: the name of the study.
+            metric: the objective of a record that an earlier version of this package wrote; newer records
+                contain their objective.
+            any_name: see :func:`.find_study`.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
@@ -163,23 +173,30 @@ class StudyRecord:
 
     @classmethod
     def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
-        """On any Optuna storage, such as the in-memory one of a simulation."""
+        """Open the record of a study in any Optuna storage, such as the in-memory storage of a simulation.
+
+        Args:
+            storage: the Optuna storage.
+            study_id: the id of the study.
+            metric: the objective, if the study does not record one.
+            **options: further arguments of the constructor.
+        """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         if isinstance(storage, optuna.storages.RDBStorage):
             return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
         return cls(StudyWriter(storage, study_id), metric=metric, maximize=maximize, **options)
 
     def __len__(self) -> int:
-        """How many trials there are."""
+        """Return the number of trials."""
         return len(self._trials)
 
     @property
     def foreign(self) -> tuple[int, ...]:
-        """Numbers of the study's trials that this search did not make and does not run."""
+        """Numbers of the study's trials that this search neither created nor runs."""
         return tuple(self._others)
 
     def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
-        """The first enqueued trial whose values ``fits`` accepts, if there is one."""
+        """Return the first enqueued trial whose values ``fits`` accepts; None if no trial matches."""
         for number, trial in self._others.items():
             params = trial.system_attrs.get(FIXED_PARAMS)
             if trial.state is OptunaState.WAITING and params is not None and fits(params):
@@ -187,11 +204,11 @@ class StudyRecord:
         return None
 
     def attribute(self, name: str) -> Any:
-        """An attribute of the study; None if it has none of that name."""
+        """Return an attribute of the study; None if the study has no attribute of that name."""
         return self.attributes().get(name)
 
     def attributes(self) -> dict[str, Any]:
-        """All attributes of the study."""
+        """Return all attributes of the study."""
         return self._ledger.study_attributes()
 
     def set_attribute(self, name: str, value: Any) -> None:
@@ -199,14 +216,17 @@ class StudyRecord:
         self._ledger.set_study_attribute(name, value)
 
     def open(self, proposal: Proposal) -> TrialRecord:
-        """Begin the next trial, or run an enqueued one. Its number may be higher: others may add trials."""
+        """Record the start of a new or enqueued trial.
+
+        The number of a new trial may exceed the next number, because another program may have added trials.
+        """
         enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
         trial_id, number, started = self._ledger.open_trial(
             self._next_number,
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system={**proposal.memory, **_noted(proposal.origin)},
+            system={**proposal.memory, **_origin_attribute(proposal.origin)},
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
@@ -230,7 +250,7 @@ class StudyRecord:
         return self._trials[number]
 
     def reopen(self, number: int) -> TrialRecord:
-        """Go on with a paused or interrupted trial under its own number."""
+        """Record that a paused or interrupted trial is resumed; it keeps its number."""
         return self._mark(number, TrialState.RUNNING, {})
 
     def report(
@@ -243,7 +263,19 @@ class StudyRecord:
         checkpoint: str | None = None,
         device: str | None = None,
     ) -> TrialRecord:
-        """Write one epoch: the objective as intermediate value (step = epoch), the rest beside it."""
+        """Write one epoch: the objective as the intermediate value (step = epoch), the rest as an attribute.
+
+        Args:
+            number: the trial's number.
+            epoch: the epoch, counted from 1; it must be the one after the last recorded epoch.
+            metrics: all metrics of the epoch.
+            verdict: the scheduler's verdict on the epoch.
+            checkpoint: the path or URL of the trial's checkpoint, or None.
+            device: the kind of device on which the epoch ran, or None if it is not known.
+
+        Returns:
+            The updated trial.
+        """
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
         now, checkpoint = self._now_ms(), recorded_checkpoint(number, checkpoint)
@@ -265,11 +297,11 @@ class StudyRecord:
         return self._trials[number]
 
     def pause(self, number: int) -> TrialRecord:
-        """Note that a trial waits at its rung."""
+        """Record that a trial is paused at its rung."""
         return self._mark(number, TrialState.PAUSED, {})
 
     def interrupt(self, number: int) -> TrialRecord:
-        """Note that a trial waits to be resumed."""
+        """Record that a trial was interrupted and waits to be resumed."""
         return self._mark(number, TrialState.INTERRUPTED, {"checkpoint": self._trials[number].checkpoint})
 
     def close(
@@ -281,9 +313,18 @@ class StudyRecord:
         error: str | None = None,
         cost: float | None = None,
     ) -> TrialRecord:
-        """End a trial for good. ``cost`` is its second objective, where the search has one.
+        """Record the final state of a trial.
 
-        The record is read by many, and sent to MLflow: passwords in ``error`` are hidden.
+        Args:
+            number: the trial's number.
+            state: the final state.
+            checkpoint: the path or URL of the checkpoint that the trial keeps, or None.
+            error: the error that ended the trial, or None. Passwords in it are hidden, because many people
+                read the record and it is sent to MLflow.
+            cost: the second objective, if the search has one.
+
+        Returns:
+            The updated trial.
         """
         known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
         error = None if error is None else presentable(error)
@@ -297,35 +338,41 @@ class StudyRecord:
         return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
 
     def forget_checkpoint(self, number: int) -> TrialRecord:
-        """Note that a closed trial keeps no checkpoint any more."""
+        """Record that a closed trial no longer keeps a checkpoint."""
         self._ledger.annotate(self._ids[number], {"checkpoint": None})
         return self._update(number, checkpoint=None)
 
     def note(self, number: int, text: str) -> TrialRecord:
-        """Add to what the user should know about a trial."""
+        """Append a note for the user to a trial. Passwords in ``text`` are hidden."""
         notes = (*self._trials[number].notes, presentable(text))
         self._ledger.annotate(self._ids[number], {"notes": list(notes)})
         return self._update(number, notes=notes)
 
     def set_run_id(self, number: int, run_id: str) -> None:
-        """Note which MLflow run shows a trial; it may have ended before the tracking server was there."""
+        """Record which MLflow run shows a trial.
+
+        The trial may have ended already, if the tracking server was not reachable before.
+        """
         self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
     def fill_origin(self, number: int, origin: TrialOrigin) -> None:
-        """Complete a trial that an earlier version recorded; in memory only, since its space is recorded."""
+        """Set the origin of a trial that an earlier version recorded.
+
+        The origin is set in memory only: it follows from the space, which is recorded.
+        """
         self._update(number, origin=origin)
 
     def trial(self, number: int) -> TrialRecord:
-        """One trial, as written."""
+        """Return one trial, as recorded."""
         return self._trials[number]
 
     def trials(self) -> tuple[TrialRecord, ...]:
-        """Every trial, by number."""
+        """Return all trials, ordered by number."""
         return tuple(self._trials.values())
 
     def _note_others(self) -> None:
-        """Find the trials that another program has added."""
+        """Read the trials that another program has added to the study."""
         for trial in self._ledger.trials():
             if not _is_ours(trial):
                 self._ids[trial.number] = trial._trial_id
@@ -341,14 +388,17 @@ class StudyRecord:
 
 
 def _is_ours(frozen: FrozenTrial) -> bool:
-    """Whether this search opened a trial: the first thing it writes is our state of it."""
+    """Return whether this search opened the trial.
+
+    A trial that this search opens has the user attribute ``state`` from its first write.
+    """
     return frozen.user_attrs.get("state") in _STATES
 
 
 def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialRecord:
     user, system = frozen.user_attrs, frozen.system_attrs
-    # Who reads beside the driver may find a value before the rest of its epoch: on a database server, several
-    # queries are not of one moment.
+    # A process that reads while the driver writes may find the value of an epoch without its attribute: on a
+    # database server, the queries of one read may see different states.
     steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
     epochs = [system[_EPOCH.format(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
@@ -378,7 +428,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
     )
 
 
-def _noted(origin: TrialOrigin | None) -> dict[str, Any]:
+def _origin_attribute(origin: TrialOrigin | None) -> dict[str, Any]:
     return {} if origin is None else {_ORIGIN: origin.to_dict()}
 
 
@@ -388,11 +438,12 @@ def _now_ms() -> int:
 
 def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
     try:
-        # Always named: Optuna's default name would merge two searches on one database.
+        # The study always has a name: Optuna's default name would merge two searches in one database.
         return storage.create_new_study(directions, name)
     except optuna.exceptions.DuplicatedStudyError:
         known = storage.get_study_id_from_name(name)
-        # A driver that died before its first trial leaves an empty one; the lease keeps two that live apart.
+        # A driver that died before its first trial leaves an empty study, which is used again. The lease
+        # prevents two live drivers from sharing it.
         if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
             return known
         hint = f"Go on with it by --resume {name}, or give another --name."

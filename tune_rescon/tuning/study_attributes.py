@@ -1,8 +1,11 @@
-"""What a run notes about itself in the record, so that the record alone makes a report.
+"""The notes that a run leaves in the record, so that a report needs only the record.
 
-Attributes of the study: ``datasets`` (what the networks' costs follow from, which a machine without the
-images cannot find out), ``dataset_account`` (what a listing of each folder found and left out),
-``tracking_uri``, and ``outcome``, which is empty while a run lasts.
+The notes are attributes of the study:
+
+* ``datasets``: the facts that determine the networks' costs. A machine without the images cannot find them.
+* ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
+* ``tracking_uri``: MLflow's tracking URI.
+* ``outcome``: how the run ended; empty while a run lasts.
 """
 
 from __future__ import annotations
@@ -33,12 +36,12 @@ __all__ = [
 
 _PACKAGES: Final = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning", "mlflow")
 
-#: Ray's name for the kinds of accelerator it has found, as resources.
+#: Prefix of the names of Ray's resources that name the kinds of accelerator.
 _ACCELERATOR: Final = "accelerator_type:"
 
 
 def provenance(resources: Mapping[str, float]) -> dict[str, str]:
-    """Tags of a search's run; ``resources`` are what Ray has, by its names."""
+    """Return the tags of a search's MLflow run; ``resources`` are Ray's resources by name."""
     return {
         "tune_rescon.version": __version__,
         "tune_rescon.device": devices(resources),
@@ -49,7 +52,7 @@ def provenance(resources: Mapping[str, float]) -> dict[str, str]:
 
 
 def devices(resources: Mapping[str, float]) -> str:
-    """What trials run on, in words.
+    """Return a description of the devices on which trials run.
 
     >>> devices({"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0})
     '2 GPU (H100), 16 CPU'
@@ -62,7 +65,10 @@ def devices(resources: Mapping[str, float]) -> str:
 
 
 def _commit(folder: Path) -> dict[str, str]:
-    """The commit this package runs from, if it runs from a checkout, and whether files differ from it."""
+    """Return tags with the commit of this package's checkout, and whether files differ from that commit.
+
+    The tags are empty if the package does not run from a checkout.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -71,7 +77,7 @@ def _commit(folder: Path) -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git says; empty where it is not installed, or this is no checkout of its."""
+    """Return git's output; empty if git is not installed or ``folder`` is not in a checkout."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10
@@ -81,24 +87,31 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-#: Facts that the record of a search has elsewhere, or not at all.
+#: Facts of a dataset that a search's record stores elsewhere or not at all.
 _LATER_FACTS: Final = ("account", "stored_side", "stored_images", "validation_tests")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunNotes:
-    """What was noted last; less of a record that an older version wrote."""
+    """The notes of the last run; incomplete if an older version wrote the record."""
 
     datasets: Mapping[str, DatasetInfo] = field(default_factory=dict)
     tracking_uri: str | None = None
-    """None: the storage's own store. The record is read by many, so it has no password."""
+    """MLflow's tracking URI; None for the storage's own store. It contains no password, because many people
+    read the record."""
     outcome: SearchState | None = None
-    """How the last run ended; None: it lasts, or was killed."""
+    """How the last run ended; None if it still runs or was killed."""
     failure: str | None = None
 
 
 def note_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
-    """A run begins."""
+    """Record the facts of a run when it begins.
+
+    Args:
+        record: the search's record.
+        datasets: the facts of the datasets, by name.
+        tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
+    """
     record.set_attribute("datasets", {name: _plain(facts) for name, facts in datasets.items()})
     accounts = {name: facts.account.to_json() for name, facts in datasets.items() if facts.account}
     record.set_attribute("dataset_account", accounts)
@@ -107,12 +120,18 @@ def note_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_
 
 
 def note_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
-    """A run ends."""
+    """Record how a run ended.
+
+    Args:
+        record: the search's record.
+        state: the final state of the run.
+        failure: why the search ended early, or None.
+    """
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 
 
 def read_notes(record: StudyRecord) -> RunNotes:
-    """What the last run noted."""
+    """Read the notes of the last run."""
     outcome = record.attribute("outcome") or {}
     accounts = record.attribute("dataset_account") or {}
     return RunNotes(
@@ -127,7 +146,7 @@ def read_notes(record: StudyRecord) -> RunNotes:
 
 
 def _plain(facts: DatasetInfo) -> dict[str, Any]:
-    """The facts but for those that earlier versions of this package, which may read them, do not know."""
+    """Return the facts that earlier versions of this package accept, because they may read the record."""
     values = dataclasses.asdict(dataclasses.replace(facts, account=None))
     return {name: value for name, value in values.items() if name not in _LATER_FACTS}
 

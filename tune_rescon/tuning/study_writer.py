@@ -1,10 +1,10 @@
-"""How the record's lines get into an Optuna study: one call for each thing that happens to a trial.
+"""Writes the record to an Optuna study, with one method for each event of a trial.
 
-:class:`StudyWriter` works on any Optuna storage by its public calls; simulations run on Optuna's in-memory
-one. On a database it is :class:`.SqlLedger`, which makes each of these calls a single transaction.
+:class:`StudyWriter` works on any Optuna storage through its public methods; simulations use Optuna's
+in-memory storage. On a database, :class:`.SqlLedger` is used, which makes each write a single transaction.
 
-Optuna's user attributes hold what people look at (the contract's ``state``, ``mlflow_run_id`` and
-``checkpoint``); its system attributes what only this package and the samplers read.
+Optuna's user attributes hold the values that users read (the contract's ``state``, ``mlflow_run_id`` and
+``checkpoint``). Its system attributes hold the values that only this package and the samplers read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class StudyWriter:
-    """The lines of one study."""
+    """Writes and reads the trials and attributes of one study."""
 
     def __init__(self, storage: BaseStorage, study_id: int) -> None:
         """Write to the study ``study_id`` of ``storage``."""
@@ -32,11 +32,11 @@ class StudyWriter:
         self._study_id = study_id
 
     def trials(self) -> list[FrozenTrial]:
-        """Every trial, by number."""
+        """Return all trials, ordered by number."""
         return sorted(self._storage.get_all_trials(self._study_id, deepcopy=False), key=lambda t: t.number)
 
     def study_attributes(self) -> dict[str, Any]:
-        """The study's user attributes."""
+        """Return the study's user attributes."""
         return self._storage.get_study_user_attrs(self._study_id)
 
     def set_study_attribute(self, key: str, value: Any) -> None:
@@ -53,15 +53,19 @@ class StudyWriter:
         system: Mapping[str, Any],
         waiting_id: int | None = None,
     ) -> tuple[int, int, datetime.datetime]:
-        """Add a running trial with all that is known of it; its id in the storage, its number, and its start.
+        """Add a running trial with its parameters and attributes, or start an enqueued trial with them.
 
         Args:
-            number: the next one, unless another program has added trials to the study meanwhile.
-            params: the values of its parameters.
-            distributions: what they were drawn from.
+            number: the expected number; the trial gets another one if another program has added trials.
+            params: the values of the parameters.
+            distributions: the distributions from which the values were drawn.
             user: user attributes.
             system: system attributes.
-            waiting_id: an enqueued trial that becomes this one, unless another program has taken it.
+            waiting_id: the id of an enqueued trial to start. If another program has taken that trial, a new
+                one is added.
+
+        Returns:
+            The trial's id in the storage, its number, and its start.
         """
         if waiting_id is not None and self._start_waiting(waiting_id, params, distributions):
             for key, value in user.items():
@@ -96,13 +100,21 @@ class StudyWriter:
         return trial_id, trial.number, trial.datetime_start
 
     def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
-        """Write an epoch: ``value`` as intermediate value (step = epoch), ``details`` under ``key``."""
+        """Write an epoch.
+
+        Args:
+            trial_id: the trial's id in the storage.
+            epoch: the epoch, which is the step of the intermediate value.
+            value: the objective, which is the intermediate value.
+            key: the name of the system attribute that holds ``details``.
+            details: the other values of the epoch.
+        """
         self._storage.set_trial_system_attr(trial_id, key, details)
-        # Last: the epoch counts once its value is there.
+        # The value is written last, because a reader counts the epoch once its value exists.
         self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
-        """Write user attributes. Of a closed trial, only a database takes them."""
+        """Write user attributes. Those of a closed trial are written only on a database."""
         if self._storage.get_trial(trial_id).state.is_finished():
             return
         for key, value in user.items():
@@ -111,7 +123,17 @@ class StudyWriter:
     def close_trial(
         self, trial_id: int, state: OptunaState, values: Sequence[float] | None, user: Mapping[str, Any]
     ) -> datetime.datetime:
-        """End a trial for good; when that was."""
+        """Write the final state of a trial.
+
+        Args:
+            trial_id: the trial's id in the storage.
+            state: Optuna's state of the trial.
+            values: the objectives, or None if the trial has none.
+            user: user attributes.
+
+        Returns:
+            The time at which the trial ended.
+        """
         self.annotate(trial_id, user)
         self._storage.set_trial_state_values(trial_id, state, values)
         ended = self._storage.get_trial(trial_id).datetime_complete

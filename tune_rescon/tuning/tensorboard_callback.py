@@ -1,8 +1,8 @@
-"""TensorBoard's event files of a search: ``tensorboard/trial_0007/``, written beside the record.
+"""TensorBoard's event files of a search: ``tensorboard/trial_0007/``, a directory beside the record.
 
-The files are a copy of the record. A run of a search writes those of each trial anew from its record, so a
-point is there once, however often the search was interrupted, and none is missing, wherever it was struck
-down. They are written on a thread of their own: a disk that is slow or full holds up nobody.
+The files are a copy of the record. Each run of a search writes the files of each trial again from the record.
+Every point therefore appears exactly once, no matter how often or when the search was interrupted. The files
+are written on a separate thread, so that a slow or full disk does not delay the search.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ __all__ = [
 ]
 
 
-#: A parameter a trial does not have.
+#: The value of a parameter that a trial does not have.
 INACTIVE: Final = "none"
 
-#: Seconds the end of a search waits for the files.
+#: Seconds for which the end of a search waits until the files are written.
 PATIENCE: Final = 30.0
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def check_tensorboard() -> None:
-    """See that the files can be written.
+    """Check that the files can be written.
 
     Raises:
-        ConfigError: the package that writes them is not installed.
+        ConfigError: the package that writes the files is not installed.
     """
     if find_spec("tensorboard") is None:
         rule = "TensorBoard's files are written by the package `tensorboard`, which must be installed"
@@ -59,7 +59,7 @@ def check_tensorboard() -> None:
 
 @contextmanager
 def event_files(folder: Path, space: Space) -> Iterator[EventFiles]:
-    """Keep TensorBoard's files of a search of ``space`` in ``folder``; at the end, wait for them."""
+    """Write TensorBoard's files of a search of ``space`` to ``folder``; at the end, wait for the writes."""
     files = EventFiles(folder, space)
     try:
         yield files
@@ -68,10 +68,10 @@ def event_files(folder: Path, space: Space) -> Iterator[EventFiles]:
 
 
 class EventFiles(SearchListener):
-    """A listener that only queues; its thread writes."""
+    """A listener that only queues trials; its thread writes the files."""
 
     def __init__(self, folder: Path, space: Space) -> None:
-        """Write below ``folder``."""
+        """Start the thread, which writes below ``folder``."""
         self._folder, self._space = folder, space
         self._queue: queue.Queue[TrialRecord | None] = queue.Queue()
         self._open: dict[int, _TrialFiles] = {}
@@ -80,32 +80,32 @@ class EventFiles(SearchListener):
 
     @override
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Write anew what the record holds: a driver that died may have had points it had not written."""
+        """Write every trial of the record again: a driver that died may not have written all points."""
         for trial in trials:
             self._queue.put(trial)
 
     @override
     def trial_started(self, trial: TrialRecord) -> None:
-        """Its parameters."""
+        """Write the trial's parameters."""
         self._queue.put(trial)
 
     @override
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """Its points."""
+        """Write the points of the trial's new epoch."""
         del metrics, verdict
         self._queue.put(trial)
 
     @override
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Nothing: a note is no point."""
+        """Do nothing: a note is not a point."""
 
     @override
     def trial_ended(self, trial: TrialRecord) -> None:
-        """That it ended, and how."""
+        """Write how the trial ended."""
         self._queue.put(trial)
 
     def close(self, patience: float) -> None:
-        """Write what waits, for ``patience`` seconds at most; the next resume writes what is left then."""
+        """Write the queued trials for at most ``patience`` seconds; the next resume writes the rest."""
         self._queue.put(None)
         self._thread.join(patience)
         if self._thread.is_alive():
@@ -116,7 +116,7 @@ class EventFiles(SearchListener):
             try:
                 self._write(trial)
             except Exception:
-                # The disk is full, say. The trial's next update writes all of it once more.
+                # For example, the disk is full. The trial's next update writes all of its points again.
                 _LOGGER.exception("TensorBoard's files of trial %d were not written", trial.number)
                 self._drop(trial.number)
         for files in self._open.values():
@@ -129,13 +129,14 @@ class EventFiles(SearchListener):
             files = self._open[trial.number] = _TrialFiles(path, self._parameters(trial), trial.metric)
         files.write(trial)
         if trial.state is not TrialState.RUNNING:
-            # Each has a thread and a file. One that goes on is written anew.
+            # Close the files, because each trial has a thread and a file. A trial that is resumed is written
+            # again.
             files.close()
             del self._open[trial.number]
 
     def _drop(self, number: int) -> None:
         files = self._open.pop(number, None)
-        # It may fail once more, on its way to let go of its file.
+        # Closing may fail again before it releases the file.
         with suppress(Exception):
             if files is not None:
                 files.close()
@@ -146,18 +147,18 @@ class EventFiles(SearchListener):
 
 
 class _TrialFiles:
-    """One trial's directory, emptied when it is opened."""
+    """The files of one trial; opening them empties the trial's directory."""
 
     def __init__(self, path: Path, parameters: dict[str, Any], metric: str) -> None:
-        # Imported here: they are an extra's, and few ask for it.
+        # Imported here because these modules need an optional extra, which few users request.
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
         shutil.rmtree(path, ignore_errors=True)
-        # purge_step: a TensorBoard that watches drops the points of the files it had read.
+        # purge_step makes a running TensorBoard drop the points of the files that it has read before.
         self._writer: SummaryWriter = SummaryWriter(str(path), purge_step=1)
         self._epochs = 0
-        # Not SummaryWriter.add_hparams, which makes a run of its own for each.
+        # Not SummaryWriter.add_hparams, which creates a separate run for each call.
         make: Any = hparams  # torch does not annotate it
         experiment, begins, _ = make(parameters, {metric: 0.0})
         for summary in (experiment, begins):
@@ -165,11 +166,11 @@ class _TrialFiles:
 
     @property
     def _file(self) -> Any:
-        # Made by the constructor: None only after close.
+        # SummaryWriter's constructor creates the file writer; it is None only after close.
         return self._writer.file_writer
 
     def write(self, trial: TrialRecord) -> None:
-        """The epochs that are not there yet."""
+        """Write the epochs that the files do not contain yet."""
         for epoch in range(self._epochs + 1, trial.epochs + 1):
             seconds = trial.times_ms[epoch - 1] / 1000
             for name, series in trial.history.items():
@@ -184,8 +185,9 @@ class _TrialFiles:
 
 
 def _end(state: TrialState) -> Any:
-    """What the HParams tab shows of a trial that will not go on."""
-    # Put together here: hparams.summary.session_end_pb needs TensorFlow, and torch's always says success.
+    """Return the summary of an ended trial for the HParams tab."""
+    # Built here because hparams.summary.session_end_pb needs TensorFlow, and torch's version always reports
+    # success.
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -197,5 +199,5 @@ def _end(state: TrialState) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As the HParams tab takes it."""
+    """Convert a value to a type that the HParams tab accepts."""
     return value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,4 +1,4 @@
-"""One trial as the record has it: plain values for whoever reads."""
+"""One trial of the record, as plain values."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOrigin:
-    """What a trial runs with, and where that came from.
+    """The configuration that a trial runs with, and its source.
 
-    A resumed search may have another space. Everything that trains, prices, shows or retrains a trial reads
-    this instead of the space.
+    A resumed search may have another space. Code that trains, prices, shows or retrains a trial therefore
+    reads the trial's origin instead of the space.
     """
 
     config: Mapping[str, Any]
-    """Every field of its :class:`.TrialConfig`, as plain values."""
+    """Every field of the trial's :class:`.TrialConfig`, as plain values."""
     space: int
-    """The version of the space it was drawn from, counted from 1: see :mod:`.space_versions`."""
+    """Version of the space that the trial was sampled from, counted from 1: see :mod:`.space_versions`."""
     seed: int
-    """Of its training."""
+    """The seed of the trial's training."""
     inactive: tuple[str, ...] = ()
-    """Parameters of that space which the trial does not have, because their ``when`` does not hold."""
+    """Parameters of that space that the trial does not have, because their ``when`` condition is false."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them."""
+        """Return the origin as a JSON-serializable dict."""
         return {
             "config": dict(self.config),
             "space": self.space,
@@ -53,7 +53,7 @@ class TrialOrigin:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialOrigin:
-        """Back from :meth:`to_dict`; JSON's lists become tuples."""
+        """Create an origin from the result of :meth:`to_dict`; JSON's lists become tuples."""
         config = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values["config"].items()
@@ -64,17 +64,17 @@ class TrialOrigin:
 
 
 def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
-    """The origin of trial ``number``, drawn from version ``version`` of the space.
+    """Return the origin of a trial that was sampled from a version of the space.
 
     Args:
-        space: that version.
-        parameters: the active parameters, as Optuna holds them.
-        version: counted from 1.
-        number: the trial's.
+        space: the version of the space.
+        parameters: the active parameters, as Optuna stores them.
+        version: the number of the version, counted from 1.
+        number: the trial's number.
 
     Raises:
         KeyError, ValueError: ``parameters`` did not come from this space.
-        ConfigError: likewise.
+        ConfigError: ``parameters`` did not come from this space.
     """
     return TrialOrigin(
         config=trial_config(space, from_optuna(space, parameters)).to_dict(),
@@ -87,7 +87,14 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
 def find_origin(
     space: Space, parameters: Mapping[str, Any], *, version: int, number: int
 ) -> TrialOrigin | None:
-    """:func:`make_origin`; None if ``parameters`` did not come from this space."""
+    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
+
+    Args:
+        space: the version of the space.
+        parameters: the active parameters, as Optuna stores them.
+        version: the number of the version, counted from 1.
+        number: the trial's number.
+    """
     try:
         return make_origin(space, parameters, version=version, number=number)
     except (ConfigError, KeyError, ValueError):
@@ -95,7 +102,9 @@ def find_origin(
 
 
 def trial_seed(search_seed: int, number: int) -> int:
-    """The training seed of a trial: the same for the same search seed and number, whatever ran beside it.
+    """Return the training seed of a trial.
+
+    The seed depends only on the search seed and the number, not on the trials that run at the same time.
 
     >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
     (True, False)
@@ -105,10 +114,10 @@ def trial_seed(search_seed: int, number: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial as the record has it.
+    """One trial of the record.
 
-    ``parameters`` are the active ones, as Optuna holds them. ``values`` and each series of ``history`` are by
-    epoch, the first being epoch 1; nan stands where an epoch has no such metric.
+    ``parameters`` contains the active parameters, as Optuna stores them. ``values`` and each series of
+    ``history`` have one entry per epoch, starting at epoch 1; an entry is nan if the epoch lacks the metric.
     """
 
     number: int
@@ -122,35 +131,36 @@ class TrialRecord:
     ended: datetime | None = None
     mlflow_run_id: str | None = None
     checkpoint: str | None = None
-    """The file of its best network, relative to the search's folder; None if it keeps none."""
+    """The file of the trial's best network, relative to the search's folder; None if the trial keeps none."""
     error: str | None = None
     cost: float | None = None
-    """The second objective, where the search has one; set when the trial ends."""
+    """The second objective, if the search has one; set when the trial ends."""
     notes: tuple[str, ...] = ()
-    """What the user should know about it, in the order in which it happened."""
+    """Notes for the user about the trial, in chronological order."""
     decision: Decision | None = None
-    """What was decided after the last epoch."""
+    """The scheduler's decision after the last epoch."""
     times_ms: tuple[int, ...] = ()
-    """When each epoch was recorded, milliseconds since 1970."""
+    """The time at which each epoch was recorded, in milliseconds since 1970."""
     devices: tuple[str | None, ...] = ()
-    """The kind of device each epoch ran on: a GPU's name, or ``"CPU"``; None where that is not known.
-    An epoch recorded only when the trial went on, after its worker had died, has that of the next worker."""
+    """The kind of device of each epoch: a GPU's name, or ``"CPU"``; None if it is not known.
+    If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
+    Its device is then that of the next worker process."""
     memory: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.memory`."""
     origin: TrialOrigin | None = None
-    """The configuration that the trial runs with. None: not known, because an earlier version recorded the
-    trial and ``space.yaml`` was edited since."""
+    """The configuration that the trial runs with. None if it is not known, because an earlier version
+    recorded the trial and ``space.yaml`` was edited after that."""
     at: MetricAt = "last"
     """``metric.at`` of the search: which epoch's metric is :attr:`value`."""
 
     @property
     def epochs(self) -> int:
-        """Epochs reported so far."""
+        """Number of epochs reported so far."""
         return len(self.values)
 
     @property
     def curve(self) -> tuple[float, ...]:
-        """What it can be followed by, epoch by epoch: see :func:`tune_rescon.config.watched_metric`."""
+        """The metric by which the trial can be followed: see :func:`tune_rescon.config.watched_metric`."""
         watched = watched_metric(self.metric)
         return self.values if watched == self.metric else self.history.get(watched, ())
 
@@ -163,19 +173,20 @@ class TrialRecord:
     def value(self) -> float:
         """The objective, by which trials are ranked: the metric at :attr:`value_epoch`.
 
-        nan before the first epoch, and where the last epoch is not finite: the trial has diverged.
+        It is nan before the first epoch. It is also nan if the metric of the last epoch is not finite,
+        because the trial has then diverged.
         """
         return self.values[self.value_epoch - 1] if self.values else math.nan
 
     @property
     def value_epoch(self) -> int:
-        """The epoch (from 1) of :attr:`value`, whose network ``best.ckpt`` holds; 0 before the first."""
+        """The epoch (from 1) of :attr:`value`, whose network is in ``best.ckpt``; 0 before epoch 1."""
         chooses = self.at == "best" and math.isfinite(self.last_value)
         return self.best_epoch if chooses else self.epochs
 
     @property
     def best_epoch(self) -> int:
-        """The epoch (from 1) with the best finite value, the first of equals; 0 if there is none."""
+        """The epoch (from 1) with the best finite value, the first one of equals; 0 if no value is finite."""
         finite = [(value, -epoch) for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
         if not finite:
             return 0
@@ -184,7 +195,7 @@ class TrialRecord:
 
     @property
     def best_value(self) -> float:
-        """The metric at :attr:`best_epoch`; nan if there is none."""
+        """The metric at :attr:`best_epoch`; nan if no value is finite."""
         return self.values[self.best_epoch - 1] if self.best_epoch else math.nan
 
     @property
@@ -193,29 +204,30 @@ class TrialRecord:
         return self.seconds_of(self.epochs)
 
     def seconds_of(self, epochs: int) -> float:
-        """Seconds spent in the first ``epochs``."""
+        """Return the seconds spent in the first ``epochs`` epochs."""
         return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
 
     def config(self, space: Space) -> TrialConfig | None:
-        """All its hyperparameters; None if they are not known.
+        """Return all hyperparameters of the trial; None if they are not known.
 
         Args:
-            space: the search's. Only a trial whose configuration is not in the record is taken to be of it.
+            space: the search's space. It is used only if the record lacks the trial's configuration; the
+                trial is then assumed to be sampled from this space.
         """
         origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
 
     def setting(self, name: str, default: Any = None) -> Any:
-        """The value of a hyperparameter in this trial, as Optuna holds it.
+        """Return the value of a hyperparameter in this trial, as Optuna stores it.
 
-        ``default`` where the trial does not have the parameter, or where its configuration is not known.
+        Returns ``default`` if the trial does not have the parameter, or its configuration is not known.
         """
         if name in self.parameters or self.origin is None or name in self.origin.inactive:
             return self.parameters.get(name, default)
         return to_optuna({name: self.origin.config.get(name, default)})[name]
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
-        """With one more epoch."""
+        """Return a copy of the trial with one more epoch."""
         nothing = (math.nan,) * self.epochs
         history = {
             name: (*self.history.get(name, nothing), metrics.get(name, math.nan))
@@ -224,16 +236,21 @@ class TrialRecord:
         return replace(self, values=(*self.values, metrics.get(self.metric, math.nan)), history=history)
 
     def rank_key(self) -> tuple[int, float]:
-        """Smaller is better: further first, then the better value (Optuna's order of PRUNED trials)."""
+        """Return a sort key; a smaller key is better.
+
+        Trials with more epochs come first, then trials with better values (Optuna's order of PRUNED trials).
+        Trials whose value is not finite come last.
+        """
         if not math.isfinite(self.value):
             return (1, 0.0)
         return (-self.epochs, -self.value if self.maximize else self.value)
 
 
 def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
-    """The metrics of ``epochs`` as a series each.
+    """Return one series per metric of ``epochs``.
 
-    Not all epochs of a trial need have the same: it may have gone on on another device, or another version.
+    The epochs of a trial may have different metrics, because the trial may have been resumed on another
+    device or with another version of this package.
 
     >>> by_epoch([{"val_loss": 2.0}, {"val_loss": 1.0, "peak_memory_mb": 80.0}])
     {'val_loss': (2.0, 1.0), 'peak_memory_mb': (nan, 80.0)}
