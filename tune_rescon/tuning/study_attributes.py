@@ -56,12 +56,13 @@ def devices(resources: Mapping[str, float]) -> str:
 
     >>> devices({"CPU": 16.0, "GPU": 2.0, "accelerator_type:H100": 1.0})
     '2 GPU (H100), 16 CPU'
-    >>> devices({"CPU": 2.0})
-    '2 CPU'
+    >>> devices({"CPU": 2.0}), devices({"CPU": 8.0, "GPU": 1.0})
+    ('2 CPU', '1 GPU, 8 CPU')
     """
     kinds = sorted(name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR))
-    gpus = f"{resources.get('GPU', 0):g} GPU ({', '.join(kinds)}), " if kinds else ""
-    return f"{gpus}{resources.get('CPU', 0):g} CPU"
+    gpus = resources.get("GPU", 0)
+    named = f" ({', '.join(kinds)})" if kinds else ""
+    return (f"{gpus:g} GPU{named}, " if gpus else "") + f"{resources.get('CPU', 0):g} CPU"
 
 
 def _commit(folder: Path) -> dict[str, str]:
@@ -77,12 +78,12 @@ def _commit(folder: Path) -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return git's output; empty if git is not installed or ``folder`` is not in a checkout."""
+    """Return git's output; empty if git cannot be run or ``folder`` is not in a checkout."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
