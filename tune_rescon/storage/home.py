@@ -104,7 +104,7 @@ class SearchHome:
     name: str
     remote: RemoteFolder
     identity: str
-    """The search's permanent identity: if a search is deleted and its name used again, the new one differs."""
+    """The search's permanent identity: a new search that reuses the name of a deleted one has another."""
 
     @classmethod
     def create(cls, storage: StorageUrl, name: str) -> SearchHome:
