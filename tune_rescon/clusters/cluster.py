@@ -55,7 +55,7 @@ def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int
 
     Raises:
         ClusterError: the cluster has no head, or ssh ended by itself.
-        ClusterFileError: the file does not contain how to reach the head by ssh.
+        ClusterFileError: the file does not define how to reach the head by ssh.
         UserError: a port of this machine is in use.
     """
     if cluster.ssh_user is None:

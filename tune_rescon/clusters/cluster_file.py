@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 
 #: Not an argument of RunInstances: Ray chooses a SubnetId from it.
-_RAYS_OWN: Final = ("SubnetIds",)
+_RAY_ONLY_KEYS: Final = ("SubnetIds",)
 
 _SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
@@ -76,7 +76,7 @@ def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, S
         yield steps, format_error(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
         return
     if isinstance(config, Mapping):
-        config = {key: value for key, value in config.items() if key not in _RAYS_OWN}
+        config = {key: value for key, value in config.items() if key not in _RAY_ONLY_KEYS}
     yield from _walk(config, "RunInstancesRequest", steps, shapes)
 
 

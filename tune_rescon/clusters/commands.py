@@ -179,7 +179,7 @@ def ray_status() -> Command:
 
 
 def make_token(cluster: ClusterFile) -> Command:
-    """Return the command that creates and prints the token, unless a token exists already."""
+    """Return the command that creates the token, unless a token exists already, and prints it."""
     return _ray(cluster, "get-auth-token", "--generate")
 
 

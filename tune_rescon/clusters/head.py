@@ -152,10 +152,10 @@ DASHBOARD_PATIENCE: Final = 20.0
 HEAD_PATIENCE: Final = 120.0
 
 #: Resources that every node has, besides those that a trial can request.
-_OWN: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
+_SYSTEM_RESOURCES: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
 
 #: The states of a job that has not ended.
-_GOES_ON: Final = ("PENDING", "RUNNING")
+_NOT_ENDED: Final = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class Job:
     @property
     def goes_on(self) -> bool:
         """True if the job has not ended."""
-        return self.status in _GOES_ON
+        return self.status in _NOT_ENDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +255,8 @@ def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadS
     """
     status = run(ray_status(), listen=True, timeout=HEAD_PATIENCE)
     return HeadState(
-        nodes=parse_nodes(_ask(f"{dashboard}/api/v0/nodes?limit=10000")),
-        jobs=parse_jobs(_ask(f"{dashboard}/api/jobs/")),
+        nodes=parse_nodes(_request_json(f"{dashboard}/api/v0/nodes?limit=10000")),
+        jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
         demands=parse_demands(status.said),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
     )
@@ -318,12 +318,14 @@ def _node(entry: Mapping[str, Any]) -> Node:
         type=str(labels.get("ray.io/node-group") or ("head" if is_head else "worker")),
         alive=entry.get("state") == "ALIVE",
         is_head=is_head,
-        resources={name: float(number) for name, number in total.items() if not name.startswith(_OWN)},
+        resources={
+            name: float(number) for name, number in total.items() if not name.startswith(_SYSTEM_RESOURCES)
+        },
         accelerator=kinds[0] if kinds else None,
     )
 
 
-def _ask(url: str) -> Any:
+def _request_json(url: str) -> Any:
     request = urllib.request.Request(url)
     token = _token()
     if token:

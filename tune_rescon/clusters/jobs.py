@@ -16,7 +16,7 @@ from tune_rescon.errors import ClusterError
 
 __all__ = ["send_search"]
 
-#: Seconds between two checks of a job whose log has ended, and how many consecutive checks may fail.
+#: Seconds between two checks of a job whose log has ended, and the consecutive failures that end the checks.
 PAUSE: Final = 5.0
 TRIES: Final = 5
 

@@ -217,10 +217,10 @@ def _check_head_resources(document: ClusterDocument) -> None:
 
 
 def _check_spot(document: ClusterDocument) -> None:
-    asked: Callable[[Any], bool] | None = {"aws": _is_spot, "gcp": _is_preemptible}.get(_provider(document))
+    is_spot: Callable[[Any], bool] | None = {"aws": _is_spot, "gcp": _is_preemptible}.get(_provider(document))
     head = document.value.get("head_node_type")
     for name, node_type, steps in _node_types(document):
-        if asked is None or (asked(node_type.get("node_config")) == (name != head)):
+        if is_spot is None or (is_spot(node_type.get("node_config")) == (name != head)):
             continue
         where = (*steps, "node_config")
         if name == head:
@@ -282,12 +282,12 @@ def _check_mounts(document: ClusterDocument) -> None:
 def _check_node_config(document: ClusterDocument) -> None:
     if _provider(document) != "aws":
         return
-    told: set[tuple[int, str]] = set()
+    reported: set[tuple[int, str]] = set()
     for _, node_type, steps in _node_types(document):
         where = (*steps, "node_config")
         for below, text, severity in instance_problems(node_type.get("node_config"), where):
             # A merge key repeats the same finding on the same line, so it is reported once.
             key = (document.line(below), str(below[len(where) :]))
-            if key not in told:
-                told.add(key)
+            if key not in reported:
+                reported.add(key)
                 document.complain("node-config", below, text, severity)

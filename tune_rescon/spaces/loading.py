@@ -223,7 +223,7 @@ _PARAMETER: Final[TypeAdapter[Parameter]] = TypeAdapter(Parameter)
 _VALUES: Final = TypeAdapter(dict[str, Value])
 _ROWS: Final = TypeAdapter(list[dict[str, Value]])
 
-#: Readers of the sections; each section is read alone, so that a broken one does not hide it.
+#: Readers of the sections; each section is read alone, so that a broken one does not hide others.
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "dataset": read_dataset,
     "metric": Metric.model_validate,
@@ -273,7 +273,7 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Spa
 def load_goal(path: Path) -> Goal:
     """Return the metric and the budget of a search's space file, without reading or checking the rest.
 
-    Loading a space costs 10 ms, because of composing YAML; a list of many searches needs two lines of each.
+    Composing the YAML makes loading a space cost 10 ms, and a list of many searches needs two lines of each.
 
     Raises:
         SpaceError: the file cannot be read, or these sections are missing or break their rules.

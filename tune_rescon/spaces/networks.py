@@ -44,15 +44,15 @@ def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Paramete
     shared = {
         name: value for name, value in fixed.items() if name in _FIELDS and not check_field(name, value)
     }
-    told: set[Path] = set()
+    reported: set[Path] = set()
     for chosen in corners(parameters, _FIELDS):
         wanted = shared | chosen
         error = _error(wanted)
         if error is None:
             continue
         path = _path(_blamed(wanted), wanted, parameters)
-        if path not in told:
-            told.add(path)
+        if path not in reported:
+            reported.add(path)
             yield Problem(path=path, text=str(error))
 
 

@@ -88,8 +88,7 @@ def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
             strange.append(name)
     ours = trial_config(space, taken).to_dict()
     ours |= {"dataset": ours["dataset"] or space.dataset.name}
-    # A parameter whose value is outside does not show which parameters are active. None of them is compared
-    # then.
+    # A value outside the space does not decide which parameters are active, so no searched one is compared.
     searched = space.parameters if strange else taken
     fields = [name for name in ours if name not in searched and not _same(ours[name], theirs[name])]
     differs = (*_unlike(space, other, theirs["dataset"]), *fields)

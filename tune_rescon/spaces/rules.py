@@ -252,7 +252,7 @@ FOLDER_ONLY: Final = ("path", "train", "val", "test", "ignore")
 #: The most points of a grid: a larger grid is a mistake.
 _LARGEST_GRID: Final = 10_000
 
-#: Samplers, and the parameters that Optuna's sampler would silently draw at random instead of modelling.
+#: Sampler types whose Optuna sampler silently draws such parameters at random instead of modelling them.
 _MODELS_NO_WHEN: Final = ("gp", "cmaes")
 _MODELS_NO_CATEGORICAL: Final = ("cmaes",)
 _MODELS_NO_SINGLE: Final = ("cmaes",)

@@ -206,7 +206,7 @@ def pending_rows(
 
     Args:
         rows: the points to run.
-        ran: how often each point has run, by its key. A row that has run is subtracted from its count.
+        ran: how often each point has run, by its key. Each run that matches a row is subtracted from it.
         key: returns the key of a row.
     """
     pending = []

@@ -3,7 +3,7 @@
 ::
 
     parse_storage    --storage as a directory or a StorageUrl
-    SearchHome       the place of one search at a URL: create takes its name, find returns it later
+    SearchHome       the place of one search at a URL: create reserves its name, find returns it
     RemoteFolder     the operations that are needed of fsspec; each succeeds completely or has no effect
     fetch_databases  before a search resumes: downloads the newest copies
     Sender, Mirror   while a search runs: uploads the changes, in a thread

@@ -124,7 +124,12 @@ class SearchHome:
 
     @classmethod
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
-        """Return the home of a search that has begun; ``where`` is the flag that gave its name.
+        """Return the home of a search that has begun.
+
+        Args:
+            storage: the storage that contains the search.
+            name: the search's name.
+            where: the flag that gave the name.
 
         Raises:
             StorageError: no search has this name (the error lists those that exist), or the URL cannot be

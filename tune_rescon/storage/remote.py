@@ -127,7 +127,13 @@ class RemoteFolder:
     """A folder at a URL. Names are relative to it, with ``/``; a folder exists only while it has files."""
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
-        """Wrap an fsspec file system; see :meth:`connect`."""
+        """Wrap an fsspec file system; see :meth:`connect`.
+
+        Args:
+            url: the folder's URL.
+            filesystem: the fsspec file system.
+            root: the folder's path in the file system.
+        """
         self._url = url
         self._fs = filesystem
         self._root = root.rstrip("/")
@@ -181,7 +187,7 @@ class RemoteFolder:
             start: the first byte; None: the start of the file.
             end: the byte after the last one; None: the end of the file.
         """
-        with _asking(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self._url}/{name}"):
             try:
                 return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
             except FileNotFoundError:
@@ -189,7 +195,7 @@ class RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file in one step."""
-        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
             self._fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -201,7 +207,7 @@ class RemoteFolder:
         must differ between callers.
         """
         path = self._path(name)
-        with _asking(f"writing {self._url}/{name}"):
+        with _as_remote_error(f"writing {self._url}/{name}"):
             with contextlib.suppress(FileExistsError):
                 if self._create(path, data):
                     return True
@@ -213,7 +219,7 @@ class RemoteFolder:
 
     def upload(self, source: Path, name: str) -> None:
         """Create or replace a file by a local one in one step, and check that all bytes arrived."""
-        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
             size = source.stat().st_size
             self._fs.put_file(str(source), path)
             arrived = self._size(path)
@@ -224,7 +230,7 @@ class RemoteFolder:
         """Replace a local file by one from this folder in one step; return False if there is no such file."""
         half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         path = self._path(name)
-        with _asking(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self._url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 expected = self._size(path)
@@ -242,13 +248,13 @@ class RemoteFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
-        with _asking(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
+        with _as_remote_error(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str = "") -> list[str]:
         """Return the files in a folder and below it, sorted."""
         top = self._path(folder)
-        with _asking(f"listing {self._url}/{folder}"):
+        with _as_remote_error(f"listing {self._url}/{folder}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.find(top)]
         # S3 lists by prefix, and represents folders by files of zero bytes.
@@ -256,14 +262,14 @@ class RemoteFolder:
 
     def folders_with(self, name: str) -> list[str]:
         """Return the folders directly below this one that contain a file of this name, sorted."""
-        with _asking(f"listing {self._url}"):
+        with _as_remote_error(f"listing {self._url}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
     def modified(self, name: str) -> float | None:
         """Return when a file was written, in seconds since 1970 by the store's clock; None if absent."""
-        with _asking(f"looking at {self._url}/{name}"):
+        with _as_remote_error(f"looking at {self._url}/{name}"):
             self._fs.invalidate_cache()
             try:
                 return float(self._fs.modified(self._path(name)).timestamp())
@@ -317,7 +323,8 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def _asking(what: str) -> Iterator[None]:
+def _as_remote_error(what: str) -> Iterator[None]:
+    """Raise every exception in the block as a :class:`RemoteError`; ``what`` describes the operation."""
     try:
         yield
     except RemoteError:

@@ -1,4 +1,4 @@
-"""The interface between a search and the process that runs its trials; the simulator drives a search by it.
+"""The interface between a search and the process that runs its trials; the simulator uses it.
 
 :class:`tune_rescon.tuning.Coordinator` is a policy without any adapter. :class:`.TunePolicy` makes a policy
 of a searcher and a scheduler of Ray Tune. A user's own rule can be a policy too.

@@ -232,6 +232,7 @@ class Simulation:
 
     def drive(self, policy: SearchPolicy, *, reports: int | None = None) -> None:
         """Run ``policy``'s trials until none is left or its driver is killed after ``reports`` reports.
+
         The driver dies after the policy has decided and before the driver acts on the decision. Its workers
         die with it. The worker whose report is next has already written its checkpoint; the other workers
         lose their current epoch.
