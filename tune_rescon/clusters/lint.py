@@ -290,7 +290,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
         rule = "an image must be pinned to a version, the one of the Ray that is installed here"
         complain(format_error(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")
         return
-    # The name of a user's own image is free, so it needs no version.
+    # A user may name their own image freely, so a missing version is only a warning there.
     doubt: Severity = "error" if image.startswith(_OFFICIAL) else "warning"
     for what, wanted, found in (
         ("Ray", ray, re.search(r"\d+\.\d+\.\d+(rc\d+|\.post\d+)?", tag)),
