@@ -1,17 +1,17 @@
-"""Clusters: the commands that start, feed, watch and end one, and the MLflow server on its head.
+"""Clusters: commands that start, use, inspect and end a cluster, and the MLflow server on its head.
 
 ::
 
     check_file       every finding in a cluster file, a KubeRay manifest or a shell script
-    ClusterFile      what the commands need to know of a cluster.yaml
+    ClusterFile      the values of a cluster.yaml that the commands need
     commands         Ray's command lines and their environment, as values; run() runs one
-    bring_up         up: the token, the start, and the nodes that really came
-    send_search      submit: the search as a Ray job, and its end
-    HeadState        status: nodes, jobs and MLflow, as the head sees them
+    bring_up         up: creates the token, starts the cluster and counts the nodes that joined
+    send_search      submit: runs the search as a Ray job and waits for its end
+    HeadState        status: nodes, jobs and MLflow, as the head reports them
     hold_tunnel      tunnel: MLflow and the dashboard, by ssh
-    keep_mlflow      mlflow: one server, asked for its health, started again, its database kept
+    keep_mlflow      mlflow: one server, checked for health, restarted, with its database copied
 
-It knows Ray and MLflow as programs that are run, and imports neither.
+The package runs Ray and MLflow as programs, and imports neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Up and down: a start that ends no running job by mistake, and the count of what really came."""
+"""Start and end a cluster, without ending a running job by mistake, and count the workers that joined."""
 
 from __future__ import annotations
 
@@ -40,17 +40,23 @@ __all__ = [
 ]
 
 
-#: Seconds ssh has to open its ports.
+#: Seconds that ssh has to open its ports.
 PATIENCE: Final = 60.0
 
 
 def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int, dashboard: int) -> None:
-    """Open both ports of this machine and hold them until Ctrl-C or SIGTERM.
+    """Open tunnels to the head's MLflow and dashboard, and hold them until Ctrl-C or SIGTERM.
+
+    Args:
+        cluster: the cluster.
+        say: prints a line for the user.
+        mlflow: the port of this machine for MLflow.
+        dashboard: the port of this machine for Ray's dashboard.
 
     Raises:
-        ClusterError: there is no head, or ssh ended by itself.
-        ClusterFileError: the file does not say how to reach it.
-        UserError: a port is taken here.
+        ClusterError: the cluster has no head, or ssh ended by itself.
+        ClusterFileError: the file does not define how to reach the head by ssh.
+        UserError: a port of this machine is in use.
     """
     if cluster.ssh_user is None:
         hint = "The tunnel is an ssh of its own."
@@ -73,7 +79,10 @@ def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int
 
 
 def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
-    """The keys to try: the file's, or those Ray has made for its region; none leaves it to ssh."""
+    """Return the keys to try: the file's key, or those that Ray created for the cluster's region.
+
+    If the list is empty, ssh chooses the key.
+    """
     if cluster.ssh_key is not None:
         return [Path(cluster.ssh_key).expanduser()]
     if cluster.region is None or not ssh_folder.is_dir():
@@ -84,7 +93,7 @@ def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
 def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int], say: Callable[[str], None]) -> None:
     command = ssh_tunnel(cluster, head, ports, find_keys(cluster, Path.home() / ".ssh"))
     try:
-        # A group of its own: Ctrl-C is answered here.
+        # A separate process group, because Ctrl-C is handled in this process.
         process = subprocess.Popen(
             command.argv, env={**os.environ, **command.env}, stdin=subprocess.DEVNULL, process_group=0
         )
@@ -144,21 +153,27 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-#: Times a head that is there is asked whether Ray runs, and seconds between them.
+#: How often an existing head is checked for a running Ray, and the seconds between two checks.
 TRIES: Final = 3
 PAUSE: Final = 5.0
 
-#: Seconds an ssh to the head, and the answer, may take.
+#: Seconds that an ssh command on the head may take.
 _PATIENCE: Final = 180.0
 
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
 def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool, wait: float) -> None:
-    """Start a cluster, or bring one that runs up to date, and wait for its workers.
+    """Start a cluster, or update a running one, and wait for its workers.
+
+    Args:
+        cluster: the cluster.
+        say: prints a line for the user.
+        restart: restart Ray on a head on which it already runs, which ends its jobs.
+        wait: seconds to wait for the workers.
 
     Raises:
-        ClusterError: it did not start, or not all of it came within ``wait`` seconds.
+        ClusterError: the cluster did not start, or some workers did not join within ``wait`` seconds.
     """
     _have_token(cluster)
     is_up = not restart and _runs_already(cluster)
@@ -174,10 +189,10 @@ def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool,
 
 
 def take_down(cluster: ClusterFile, say: Callable[[str], None]) -> None:
-    """End a cluster, after a last copy of what its MLflow server holds; say what may be left.
+    """End a cluster after a last copy of its MLflow database; print what may be left behind.
 
     Raises:
-        ClusterError: it did not end.
+        ClusterError: the cluster did not end.
     """
     if find_head(cluster) is not None:
         ended = run(ray_exec(cluster, end_mlflow_words()), listen=True, timeout=_PATIENCE)
@@ -190,7 +205,7 @@ def take_down(cluster: ClusterFile, say: Callable[[str], None]) -> None:
 
 
 def find_head(cluster: ClusterFile) -> str | None:
-    """The address of the head; None if there is none."""
+    """Return the address of the head; None if the cluster has no head."""
     done = run(where_is_head(cluster), listen=True, timeout=_PATIENCE)
     lines = done.said.split()
     if done.code != 0 or not lines or not _ADDRESS.fullmatch(lines[-1]):
@@ -205,7 +220,7 @@ def _runs_already(cluster: ClusterFile) -> bool:
         if attempt:
             time.sleep(PAUSE)
         said = run(ray_exec(cluster, RAY_IS_HERE), listen=True, timeout=_PATIENCE).said
-        # Whole lines: an error may quote the command.
+        # Compare complete lines, because an error may quote the command.
         lines = [line.strip() for line in said.splitlines()]
         if "ray: yes" in lines or "ray: no" in lines:
             return "ray: yes" in lines
@@ -216,10 +231,10 @@ def _runs_already(cluster: ClusterFile) -> bool:
 
 
 def _forget(cluster: ClusterFile) -> None:
-    """Delete what Ray remembers here of machines that it does not start itself.
+    """Delete the state that Ray keeps on this machine for nodes that it does not start itself.
 
-    It outlives `ray down`. A machine that was set up by it once is not set up again, also if its disk is a
-    new one: its files and its token are missing then.
+    This state outlives `ray down`. Ray sets up such a node only once, even if the node has a new disk by
+    then: the node would lack its files and its token.
     """
     remembered = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
     remembered.unlink(missing_ok=True)
@@ -252,16 +267,16 @@ def _wait_for_workers(cluster: ClusterFile, say: Callable[[str], None], wait: fl
 
 
 def _have_token(cluster: ClusterFile) -> None:
-    """Make the secret there is to be, readable for its owner alone."""
+    """Create the token if none exists, and make it readable only for its owner."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file():
-        # Kept to itself: it prints the token.
+        # The output is captured, because it contains the token.
         done = run(make_token(cluster), listen=True, timeout=_PATIENCE)
         if done.code != 0 or not path.is_file():
             raise ClusterError(f"`ray get-auth-token --generate` made no {path} (code {done.code}).")
-    # Ray writes it for everybody to read, and rsync keeps its mode on the nodes.
+    # Ray makes the file readable for all users, and rsync copies its mode to the nodes.
     path.chmod(0o600)
 
 

@@ -1,4 +1,4 @@
-"""What the commands need to know of a cluster's file; Ray's schema and our own rules are `check`'s."""
+"""The part of a cluster's file that the commands need; `check` applies Ray's schema and our own rules."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ __all__ = [
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does not return."""
-    # Handlers, for what is ignored here would be ignored by the command as well.
+    """Run a command until it or this process's standard input ends, then kill the process group.
+
+    This function does not return.
+    """
+    # Handlers instead of SIG_IGN, because the command would inherit ignored signals.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     command = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
@@ -47,8 +50,8 @@ if __name__ == "__main__":
     main(sys.argv[1:])
 
 
-#: Not RunInstances's: Ray draws a SubnetId from it.
-_RAYS_OWN: Final = ("SubnetIds",)
+#: Not an argument of RunInstances: Ray chooses a SubnetId from it.
+_RAY_ONLY_KEYS: Final = ("SubnetIds",)
 
 _SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
@@ -61,11 +64,11 @@ _SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
 
 
 def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, Severity]]:
-    """What RunInstances would not take: where, what to tell, how bad.
+    """Yield what RunInstances would not accept: the place, the text and the severity.
 
     Args:
         config: the ``node_config``.
-        steps: where it stands.
+        steps: the place of ``config`` in the file.
     """
     shapes = _shapes()
     if shapes is None:
@@ -73,7 +76,7 @@ def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, S
         yield steps, format_error(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
         return
     if isinstance(config, Mapping):
-        config = {key: value for key, value in config.items() if key not in _RAYS_OWN}
+        config = {key: value for key, value in config.items() if key not in _RAY_ONLY_KEYS}
     yield from _walk(config, "RunInstancesRequest", steps, shapes)
 
 
@@ -107,7 +110,7 @@ def _walk(
                 "error",
             )
         elif "enum" in shape and value not in shape["enum"]:
-            # EC2 may know more than the botocore that is installed.
+            # EC2 may have newer values than the installed botocore.
             close = difflib.get_close_matches(str(value), shape["enum"], n=1)
             hint = f"Did you mean {close[0]!r}?" if close else ""
             rule = "should be a value that botocore knows"
@@ -117,7 +120,7 @@ def _walk(
 @functools.cache
 def _shapes() -> Mapping[str, Any] | None:
     try:
-        # Imported here: it comes with the extra `cluster`.
+        # Imported here, because only the extra `cluster` installs it.
         from botocore.loaders import Loader
     except ImportError:
         return None
@@ -144,28 +147,28 @@ PROVIDERS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFile:
-    """A cluster.yaml."""
+    """The values of a cluster.yaml that the commands need."""
 
     path: Path
     name: str
     provider: str
     workers: int
-    """That come without being asked for: the sum of `min_workers`."""
+    """Workers that start without a request for resources: the sum of `min_workers`."""
     region: str | None = None
     ssh_user: str | None = None
     ssh_key: str | None = None
     ssh_proxy_command: str | None = None
     ssh_by_node_id: bool = False
-    """Its ssh reaches nodes by their identifiers, which Ray alone knows."""
+    """True if ssh reaches the nodes by their identifiers, which only Ray has."""
 
 
 def read_cluster_file(path: Path) -> ClusterFile:
-    """Read FILE.
+    """Read a cluster's file.
 
     Raises:
-        ClusterFileError: there is none, it is no YAML, or no cluster of Ray's.
+        ClusterFileError: the file is missing, is no YAML, or describes no Ray cluster.
     """
-    # Imported here: the server on the head needs no YAML.
+    # Imported here, because the server on the head needs no YAML.
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -184,10 +187,10 @@ def read_cluster_file(path: Path) -> ClusterFile:
 
 
 def parse_cluster(path: Path, content: object) -> ClusterFile:
-    """What stands in a file whose YAML is loaded already.
+    """Return the values of a file whose YAML is loaded already.
 
     Raises:
-        ClusterFileError: it is no cluster of Ray's.
+        ClusterFileError: the content describes no Ray cluster.
     """
     top = _mapping(content, str(path), "must be a mapping with `cluster_name` and `provider`")
     name = top.get("cluster_name", "default")
@@ -215,7 +218,7 @@ def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) ->
     types = top.get("available_node_types")
     if types is None:
         hosts = provider.get("worker_ips")
-        # As Ray has it: the hosts of a list all come, unless it is told otherwise.
+        # Ray's default: all hosts of the list join unless `min_workers` is set.
         return _count(top.get("min_workers", len(hosts) if isinstance(hosts, list) else 0), path)
     kinds = _mapping(types, f"{path}: available_node_types", "must be a mapping")
     where = f"{path}: available_node_types"

@@ -1,6 +1,6 @@
-"""Ray's command lines, as values: what is run, with which environment. :func:`run` runs one.
+"""Ray's command lines and their environment, as values; :func:`run` runs one.
 
-Ray's launcher is run as a program: its functions print, prompt and end the process they are in.
+Ray's launcher is run as a program, because its functions print, prompt and end the current process.
 """
 
 from __future__ import annotations
@@ -45,33 +45,35 @@ __all__ = [
     "where_is_head",
 ]
 
-#: Of the server on the head, where nobody else reaches it.
+#: The URI of the MLflow server on the head, which only the head can reach.
 MLFLOW_URI: Final = "http://127.0.0.1:5000"
 
-#: The head's MLflow and Ray's dashboard, on its loopback.
+#: The ports of MLflow and of Ray's dashboard on the head's loopback interface.
 MLFLOW_PORT: Final = 5000
 DASHBOARD_PORT: Final = 8265
 
-#: In a shell on the head: whether Ray runs there, in words, for a failing ssh must not be taken for a no. One
-#: that is there and does not answer counts as there: starting it anew would end its jobs.
+#: A shell command for the head that prints whether Ray runs there. It prints words, because a failing ssh
+#: must not be mistaken for a no. A Ray that does not answer counts as running, because a restart would end
+#: its jobs.
 RAY_IS_HERE: Final = (
     "if ray status >/dev/null 2>&1 || pgrep -x gcs_server >/dev/null;"
     " then echo ray: yes; else echo ray: no; fi"
 )
 
-#: What a terminal is told between the words.
+#: Terminal colour codes in the output.
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
-#: Of this Python, whatever a PATH says. -P: a directory that happens to be called ray is not meant.
+#: Ray of this Python, independent of PATH. With -P, a local directory named ray is not imported instead.
 _RAY: Final = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
-#: Without it Ray takes one that reads no terminal for a program, and quotes its own command lines to it.
+#: Without it, Ray assumes that a program reads its output if it has no terminal, and logs its own command
+#: lines.
 _PLAIN: Final = ("--log-style", "pretty")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command line, and what its environment has beside this process's."""
+    """A command line, and the variables to add to this process's environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -79,14 +81,14 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """How a command ended; what it said, if that was asked for."""
+    """The exit code of a command, and its output if it was captured."""
 
     code: int
     said: str = ""
 
     @property
     def last_words(self) -> str:
-        """The last few lines it said, for an error's text: of a traceback, its end.
+        """The last few lines of output, for an error message; of a traceback, its last line.
 
         >>> Done(code=1, said="a\\n\\nTraceback (most recent call last):\\n  File x\\nOSError: no").last_words
         'a / OSError: no'
@@ -97,13 +99,18 @@ class Done:
 
 
 def run(command: Command, *, listen: bool = False, timeout: float | None = None) -> Done:
-    """Run a command to its end: in this terminal, or, to ``listen``, with what it says kept for the caller.
+    """Run a command to its end; return its exit code and, if captured, its output.
 
-    It reads no terminal: Ctrl-C ends it here, and is not sent to the other side of an ssh. None of its
-    processes stays behind when this is left.
+    The command gets no terminal input: Ctrl-C ends it on this machine, and is not sent through an ssh. All
+    its processes have ended when this function returns or raises.
+
+    Args:
+        command: the command.
+        listen: capture the output for the caller instead of printing it in this terminal.
+        timeout: seconds that the command may take; None: no limit.
 
     Raises:
-        ClusterError: it cannot be run, or did not end in time.
+        ClusterError: the command cannot be run, or did not end in time.
     """
     try:
         process = subprocess.Popen(
@@ -123,12 +130,12 @@ def run(command: Command, *, listen: bool = False, timeout: float | None = None)
             words = f"`{shlex.join(command.argv)}` did not end within {timeout:g} s."
             raise ClusterError(words) from None
         raise
-    # A pseudo-terminal on the head ends its lines with a carriage return too.
+    # A pseudo-terminal on the head ends its lines with an additional carriage return.
     return Done(code=process.returncode, said=(said or b"").decode(errors="replace").replace("\r\n", "\n"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command with the ssh it has started, which would go on by itself."""
+    """End a command and the ssh that it has started, which would otherwise continue."""
     with suppress(psutil.Error):
         below = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
@@ -144,35 +151,35 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def ray_up(cluster: ClusterFile, *, restart: bool) -> Command:
-    """Start or update a cluster. ``restart`` Ray on a head that has it, which ends its jobs."""
-    # A cached configuration outlives what it was made from.
+    """Return the command that starts or updates a cluster; ``restart`` restarts Ray, which ends its jobs."""
+    # A cached configuration outlives the file from which it was made.
     options = ["-y", "--no-config-cache", *([] if restart else ["--no-restart"])]
     return _ray(cluster, "up", *_PLAIN, *options, str(cluster.path))
 
 
 def ray_exec(cluster: ClusterFile, words: str) -> Command:
-    """Run a line of shell on the head."""
-    # The head's login shell need not know the mode.
+    """Return the command that runs a line of shell on the head."""
+    # The head's login shell may not set the mode.
     return _ray(cluster, "exec", *_PLAIN, str(cluster.path), f"export RAY_AUTH_MODE=token; {words}")
 
 
 def ray_down(cluster: ClusterFile) -> Command:
-    """End a cluster."""
+    """Return the command that ends a cluster."""
     return _ray(cluster, "down", *_PLAIN, "-y", str(cluster.path))
 
 
 def where_is_head(cluster: ClusterFile) -> Command:
-    """Print the head's address; fails where there is no head."""
+    """Return the command that prints the head's address; it fails if the cluster has no head."""
     return _ray(cluster, "get-head-ip", str(cluster.path))
 
 
 def ray_status() -> Command:
-    """Print what the autoscaler knows; for the head itself."""
+    """Return the command that prints the autoscaler's state; run it on the head itself."""
     return Command(argv=(*_RAY, "status"), env={"RAY_AUTH_MODE": "token"})
 
 
 def make_token(cluster: ClusterFile) -> Command:
-    """Make the secret of token mode, unless there is one. It is printed, too."""
+    """Return the command that creates the token, unless a token exists already, and prints it."""
     return _ray(cluster, "get-auth-token", "--generate")
 
 
@@ -184,12 +191,19 @@ def search_job(
     name: str | None,
     module: str = "tune_rescon.search",
 ) -> str:
-    """The line for the head's shell that submits a search as a job; ``flag`` is --name or --resume.
+    """Return the line for the head's shell that submits a search as a job.
 
-    What ``arguments`` say goes before what is said here, for it comes last. ``module``: the command it is.
+    ``arguments`` come last on the command line, so they override the options that are added here.
+
+    Args:
+        identity: the job's identity.
+        arguments: the arguments of the command.
+        flag: ``--name`` or ``--resume``; None to pass no name.
+        name: the search's name.
+        module: the command to run.
 
     Raises:
-        ClusterFileError: an argument holds a password. Ray keeps a job's line, logs it and shows it.
+        ClusterFileError: an argument contains a password. Ray stores, logs and displays a job's command line.
 
     >>> search_job("a-1", ["--space", "my space"], flag="--name", name="a").partition(" -- ")[2]
     "python -m tune_rescon.search --address auto --plain --tracking-uri http://127.0.0.1:5000 --name a \
@@ -207,33 +221,33 @@ def search_job(
     search += ["--tracking-uri", MLFLOW_URI]
     if flag is not None and name is not None:
         search += [flag, name]
-    # One joining is for the head's shell; `ray job submit` joins its words again for the job's.
+    # One quoting is for the head's shell; `ray job submit` quotes the words again for the job's shell.
     submit = ["ray", "job", "submit", *_jobs_address(), "--submission-id", identity, "--no-wait"]
     return shlex.join([*submit, "--", *search, *arguments])
 
 
 def follow_words(identity: str) -> str:
-    """The line for the head's shell that prints a job's log until the job ends."""
+    """Return the line for the head's shell that prints a job's log until the job ends."""
     return shlex.join(["ray", "job", "logs", *_jobs_address(), "--follow", identity])
 
 
 def stop_words(identity: str) -> str:
-    """The line for the head's shell that ends a job."""
+    """Return the line for the head's shell that stops a job."""
     return shlex.join(["ray", "job", "stop", *_jobs_address(), identity])
 
 
 def inspect_words() -> str:
-    """The line for the head's shell that prints what the head knows, as JSON."""
+    """Return the line for the head's shell that prints the head's state as JSON."""
     return "python -m tune_rescon.cluster inspect --json"
 
 
 def end_mlflow_words() -> str:
-    """The line for the head's shell that ends the MLflow server, once its database is kept."""
+    """Return the line for the head's shell that ends the MLflow server after its database was copied."""
     return "python -m tune_rescon.cluster mlflow --end"
 
 
 def submission_id(name: str | None, now: datetime) -> str:
-    """A job's identity: a search is resumed under its name, and every job has its own.
+    """Return a job's identity. A resumed search keeps its name, but each of its jobs needs its own identity.
 
     >>> submission_id("first", datetime(2026, 1, 2, 3, 4, 5))
     'first-20260102-030405'
@@ -242,9 +256,16 @@ def submission_id(name: str | None, now: datetime) -> str:
 
 
 def ssh_tunnel(cluster: ClusterFile, head: str, ports: Mapping[int, int], keys: Sequence[Path]) -> Command:
-    """Hold ports of this machine open to the head's loopback: ``ports`` maps one here to one there."""
+    """Return the ssh command that forwards ports of this machine to the head's loopback interface.
+
+    Args:
+        cluster: the cluster.
+        head: the head's address.
+        ports: the local ports, each with its port on the head.
+        keys: the private keys to try; if empty, ssh chooses.
+    """
     options = {
-        # Hosts of a cloud have a new key under an old address; Ray does not ask either.
+        # A cloud gives an old address to a new host with another key; Ray does not check keys either.
         "StrictHostKeyChecking": "no",
         "UserKnownHostsFile": "/dev/null",
         "LogLevel": "ERROR",
@@ -255,7 +276,7 @@ def ssh_tunnel(cluster: ClusterFile, head: str, ports: Mapping[int, int], keys: 
         "BatchMode": "yes",
     }
     if keys:
-        # An agent's many keys would use up the tries a server allows.
+        # An agent with many keys would use up the number of tries that a server allows.
         options["IdentitiesOnly"] = "yes"
     if cluster.ssh_proxy_command:
         options["ProxyCommand"] = cluster.ssh_proxy_command
@@ -272,7 +293,7 @@ def ssh_tunnel(cluster: ClusterFile, head: str, ports: Mapping[int, int], keys: 
 def _ray(cluster: ClusterFile, *words: str) -> Command:
     env = {"RAY_AUTH_MODE": "token"}
     if cluster.provider == "local":
-        # The second autoscaler counts the head as one of the workers of a list of hosts.
+        # With hosts in a list, the second autoscaler counts the head as one of the workers.
         env["RAY_UP_enable_autoscaler_v2"] = "0"
     return Command(argv=(*_RAY, *words), env=env)
 

@@ -1,7 +1,7 @@
-"""What a cluster's head knows: its nodes, what is asked of them, its jobs, and whether MLflow answers.
+"""The state of a cluster's head: its nodes, the resources that are requested, its jobs and its MLflow server.
 
-It is asked by ``inspect``, which runs there and prints one line of JSON: there the dashboard and MLflow are
-reached without a tunnel.
+`inspect` runs on the head and prints the state as one line of JSON, because the dashboard and MLflow are
+reached without a tunnel only there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def print_state(state: HeadState, console: Console) -> None:
-    """Print its nodes, its jobs that have not ended and the last that has, what waits, and MLflow."""
+    """Print the nodes, the running jobs, the last job that ended, the pending demands, and MLflow's state."""
     nodes = Table("node", "type", "resources", "", title="Nodes", title_justify="left")
     for node in state.nodes:
         resources = _resources(node.resources)
@@ -78,7 +78,7 @@ def print_state(state: HeadState, console: Console) -> None:
 
 
 def _resources(resources: Mapping[str, float]) -> str:
-    """As one reads them.
+    """Format resources for a table.
 
     >>> _resources({"GPU": 1.0, "CPU": 8.0})
     '8 CPU, 1 GPU'
@@ -86,12 +86,12 @@ def _resources(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{number:g} {name}" for name, number in sorted(resources.items())) or "none for trials"
 
 
-#: Where a manifest has its cluster, by its kind.
+#: The path of the cluster in a manifest, by the manifest's kind.
 _CLUSTERS: Final = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
 
 
 def check_manifest(document: ClusterDocument) -> None:
-    """Put every finding into ``document``, if it is a cluster or a job of KubeRay's."""
+    """Add every finding to ``document``, if it is a KubeRay cluster or job."""
     steps: Steps | None = _CLUSTERS.get(str(document.value.get("kind")))
     if steps is None:
         return
@@ -126,7 +126,7 @@ def check_manifest(document: ClusterDocument) -> None:
 
 
 def _check_container(document: ClusterDocument, steps: Steps) -> None:
-    # The first container of a pod is Ray's; the others may be anything.
+    # The first container of a pod runs Ray; the other containers may run any image.
     where = (*steps, "template", "spec", "containers", 0, "image")
     image = at(document.value, *where)
 
@@ -145,17 +145,17 @@ def _check_storage(document: ClusterDocument) -> None:
     check_storage(given, lambda _where, text: document.complain("storage", (), text))
 
 
-#: Seconds the dashboard has to answer.
+#: Seconds that the dashboard has to answer.
 DASHBOARD_PATIENCE: Final = 20.0
 
-#: Seconds an ssh to the head, and the answer, may take.
+#: Seconds that an ssh command on the head may take.
 HEAD_PATIENCE: Final = 120.0
 
-#: What every node has beside the resources anybody asks for.
-_OWN: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
+#: Resources that every node has, besides those that a trial can request.
+_SYSTEM_RESOURCES: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
 
-#: How a job stands that goes on.
-_GOES_ON: Final = ("PENDING", "RUNNING")
+#: The states of a job that has not ended.
+_NOT_ENDED: Final = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,46 +172,46 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job that was submitted."""
+    """A submitted job."""
 
     id: str
     status: str
-    """In Ray's words."""
+    """The job's state, in Ray's terms."""
     entrypoint: str = ""
     message: str = ""
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has not ended."""
-        return self.status in _GOES_ON
+        """True if the job has not ended."""
+        return self.status in _NOT_ENDED
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadState:
-    """All that ``inspect`` says."""
+    """The report of ``inspect``."""
 
     nodes: Sequence[Node]
     jobs: Sequence[Job]
     demands: Sequence[str]
-    """What waits for resources, a line each, in Ray's words."""
+    """Requests that wait for resources, one line each, in Ray's terms."""
     mlflow_answers: bool
 
     @property
     def workers(self) -> int:
-        """Nodes that are there, without the head."""
+        """Number of live nodes, without the head."""
         return sum(node.alive and not node.is_head for node in self.nodes)
 
     def job(self, identity: str) -> Job | None:
-        """A job by its identity; None if the head knows of none."""
+        """Return a job by its identity; None if the head has no such job."""
         return next((job for job in self.jobs if job.id == identity), None)
 
     def as_json(self) -> str:
-        """As one line."""
+        """Return the state as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, said: str) -> HeadState | None:
-        """Find the line among what else a login shell has to say; None if it is not there.
+        """Find the line of JSON among the other output of a login shell; return None if it is missing.
 
         >>> state = HeadState(nodes=[], jobs=[], demands=["{'GPU': 1.0}: 2+ pending"], mlflow_answers=True)
         >>> HeadState.parse(f"Welcome! {{}}\\n{state.as_json()}\\nBye.") == state
@@ -235,10 +235,10 @@ class HeadState:
 
 
 def ask_head(cluster: ClusterFile) -> HeadState:
-    """Have the head of a cluster say how things stand.
+    """Run ``inspect`` on the head of a cluster and return its report.
 
     Raises:
-        ClusterError: it does not.
+        ClusterError: the head returned no report.
     """
     done = run(ray_exec(cluster, inspect_words()), listen=True, timeout=HEAD_PATIENCE)
     state = HeadState.parse(done.said)
@@ -248,28 +248,28 @@ def ask_head(cluster: ClusterFile) -> HeadState:
 
 
 def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadState:
-    """How things stand, on the head itself.
+    """Return the state of the cluster; call it on the head itself.
 
     Raises:
-        ClusterError: Ray's dashboard does not answer here.
+        ClusterError: Ray's dashboard does not answer on this machine.
     """
     status = run(ray_status(), listen=True, timeout=HEAD_PATIENCE)
     return HeadState(
-        nodes=parse_nodes(_ask(f"{dashboard}/api/v0/nodes?limit=10000")),
-        jobs=parse_jobs(_ask(f"{dashboard}/api/jobs/")),
+        nodes=parse_nodes(_request_json(f"{dashboard}/api/v0/nodes?limit=10000")),
+        jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
         demands=parse_demands(status.said),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
     )
 
 
 def parse_nodes(answer: Any) -> list[Node]:
-    """The nodes in what the dashboard's state API answers, the head first."""
+    """Return the nodes in an answer of the dashboard's state API, the head first."""
     found = [_node(entry) for entry in answer["data"]["result"]["result"]]
     return sorted(found, key=lambda node: (not node.is_head, not node.alive, node.type, node.name))
 
 
 def parse_jobs(answer: Any) -> list[Job]:
-    """The submitted jobs in what the jobs API answers, the newest first.
+    """Return the submitted jobs in an answer of the jobs API, the newest first.
 
     >>> parse_jobs([{"type": "DRIVER", "submission_id": None, "status": "RUNNING", "start_time": 1}])
     []
@@ -288,7 +288,7 @@ def parse_jobs(answer: Any) -> list[Job]:
 
 
 def parse_demands(status: str) -> list[str]:
-    """What waits for resources, from the text of ``ray status``, whichever autoscaler wrote it.
+    """Return the requests that wait for resources from the text of ``ray status``, of either autoscaler.
 
     >>> parse_demands("Usage:\\n 1.0/1.0 CPU\\n\\nDemands:\\n {'GPU': 1.0}: 3+ pending tasks/actors\\n")
     ["{'GPU': 1.0}: 3+ pending tasks/actors"]
@@ -318,12 +318,14 @@ def _node(entry: Mapping[str, Any]) -> Node:
         type=str(labels.get("ray.io/node-group") or ("head" if is_head else "worker")),
         alive=entry.get("state") == "ALIVE",
         is_head=is_head,
-        resources={name: float(number) for name, number in total.items() if not name.startswith(_OWN)},
+        resources={
+            name: float(number) for name, number in total.items() if not name.startswith(_SYSTEM_RESOURCES)
+        },
         accelerator=kinds[0] if kinds else None,
     )
 
 
-def _ask(url: str) -> Any:
+def _request_json(url: str) -> Any:
     request = urllib.request.Request(url)
     token = _token()
     if token:

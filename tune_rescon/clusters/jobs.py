@@ -1,4 +1,4 @@
-"""A search as a job of the cluster: submitted on its head, followed from here."""
+"""A search as a job of the cluster: submitted on the head, followed from this machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tune_rescon.errors import ClusterError
 
 __all__ = ["send_search"]
 
-#: Seconds between two looks at a job whose log came to an end, and how many that fail in a row are too many.
+#: Seconds between two checks of a job whose log has ended, and the consecutive failures that end the checks.
 PAUSE: Final = 5.0
 TRIES: Final = 5
 
-#: Seconds a submission may take.
+#: Seconds that a submission may take.
 _PATIENCE: Final = 180.0
 
 
@@ -34,10 +34,19 @@ def send_search(
     follow: bool,
     module: str = "tune_rescon.search",
 ) -> int:
-    """Submit a search, or another command of ours, and ``follow`` it to its end; the exit code.
+    """Submit a search, or another command of this package, as a job and return the exit code.
+
+    Args:
+        cluster: the cluster.
+        arguments: the arguments of the command.
+        say: prints a line for the user.
+        flag: ``--name`` or ``--resume``; None to pass no name.
+        name: the search's name.
+        follow: print the job's log and wait until the job ends.
+        module: the command to run.
 
     Raises:
-        ClusterError: the head did not take it, or is out of reach.
+        ClusterError: the head did not accept the job, cannot be reached, or the job failed.
     """
     identity = submission_id(name, datetime.now())
     words = search_job(identity, arguments, flag=flag, name=name, module=module)
@@ -59,7 +68,7 @@ def send_search(
 
 
 def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> Job:
-    """Show the log until the job has ended. A log that ends before is shown again: its ssh broke."""
+    """Print the log until the job ends. A log that ends earlier is printed again, because its ssh broke."""
     failures = 0
     while True:
         run(ray_exec(cluster, follow_words(identity)))

@@ -1,4 +1,4 @@
-"""The rules for a file of Ray's cluster launcher (``ray up``), on top of Ray's schema."""
+"""The rules for a file of Ray's cluster launcher (``ray up``), in addition to Ray's schema."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _WORKER_STARTS: Final = "worker_start_ray_commands"
 
 
 def check_launcher(document: ClusterDocument) -> None:
-    """Put every finding into ``document``."""
+    """Add every finding to ``document``."""
     shaped = dict(document.value)
     if _provider(document) == "local":
-        # Ray takes it away before it looks at its schema.
+        # Ray removes this key before it validates against its schema.
         shaped.pop("min_workers", None)
     for rule, steps, text in schema_problems(shaped):
         document.complain(rule, steps, text)
@@ -60,7 +60,7 @@ def _provider(document: ClusterDocument) -> str:
 
 
 def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, Any], Steps]]:
-    """Each node type that is a mapping: name, contents, place."""
+    """Yield the name, content and place of each node type that is a mapping."""
     types = document.value.get("available_node_types")
     for name, node_type in types.items() if isinstance(types, Mapping) else ():
         if isinstance(node_type, Mapping):
@@ -68,7 +68,7 @@ def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, A
 
 
 def _commands(document: ClusterDocument) -> Iterator[tuple[str, Steps]]:
-    """Every command, and docker's options, with its place."""
+    """Yield every command, and docker's options, with its place."""
     for steps, text in texts_in(document.value):
         if any(str(step).endswith(("_commands", "run_options")) for step in steps):
             yield text, steps
@@ -115,7 +115,7 @@ def _check_workers(document: ClusterDocument) -> None:
 
 
 def _check_addresses(document: ClusterDocument) -> None:
-    """Nothing lets the whole internet in, and nothing but Ray listens to it."""
+    """Check that no rule admits the whole internet, and that no server other than Ray is open to it."""
     for steps, text in texts_in(document.value):
         for everywhere in ("0.0.0.0/0", "::/0"):
             if everywhere in text:
@@ -174,7 +174,7 @@ def _head_addresses(document: ClusterDocument) -> Iterator[str]:
 
 
 def _check_shells(document: ClusterDocument) -> None:
-    """`ray status` through `ray exec`, and a job's entrypoint, have what a shell has."""
+    """Check that the head's shells have the token mode: `ray status` through `ray exec` and jobs need it."""
     setting = "RAY_AUTH_MODE=token"
     shells = ("setup_commands", "head_setup_commands", "run_options")
     for command, steps in _commands(document):
@@ -217,10 +217,10 @@ def _check_head_resources(document: ClusterDocument) -> None:
 
 
 def _check_spot(document: ClusterDocument) -> None:
-    asked: Callable[[Any], bool] | None = {"aws": _is_spot, "gcp": _is_preemptible}.get(_provider(document))
+    is_spot: Callable[[Any], bool] | None = {"aws": _is_spot, "gcp": _is_preemptible}.get(_provider(document))
     head = document.value.get("head_node_type")
     for name, node_type, steps in _node_types(document):
-        if asked is None or (asked(node_type.get("node_config")) == (name != head)):
+        if is_spot is None or (is_spot(node_type.get("node_config")) == (name != head)):
             continue
         where = (*steps, "node_config")
         if name == head:
@@ -282,12 +282,12 @@ def _check_mounts(document: ClusterDocument) -> None:
 def _check_node_config(document: ClusterDocument) -> None:
     if _provider(document) != "aws":
         return
-    told: set[tuple[int, str]] = set()
+    reported: set[tuple[int, str]] = set()
     for _, node_type, steps in _node_types(document):
         where = (*steps, "node_config")
         for below, text, severity in instance_problems(node_type.get("node_config"), where):
-            # What came by a merge key stands on one line, and is told once.
+            # A merge key repeats the same finding on the same line, so it is reported once.
             key = (document.line(below), str(below[len(where) :]))
-            if key not in told:
-                told.add(key)
+            if key not in reported:
+                reported.add(key)
                 document.complain("node-config", below, text, severity)

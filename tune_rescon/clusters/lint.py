@@ -1,4 +1,4 @@
-"""Every rule there is for a cluster file, whatever kind of file it is."""
+"""The rules for cluster files that apply to every kind of file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-#: An error keeps a cluster from being started; a warning is for its owner to weigh.
+#: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
 Severity = Literal["error", "warning"]
 
 
@@ -50,22 +50,22 @@ class Finding:
     """One broken rule in a cluster file."""
 
     rule: str
-    """Its name, such as ``auth-mode``."""
+    """The name of the rule, such as ``auth-mode``."""
 
     text: str
-    """Where in the file, the rule, what came, what to do."""
+    """The place in the file, the rule, the value that breaks it, and how to fix it."""
 
     line: int
-    """Counted from 1."""
+    """The line in the file, counted from 1."""
 
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        """As a command shows it, after the file's name."""
+        """Format the finding as the commands print it, after the file's name."""
         return f"{self.line}: {self.severity}: {self.text} [{self.rule}]"
 
 
-#: Takes a rule, a text and a severity.
+#: Reports a finding, given a rule, a text and a severity.
 Complain = Callable[[str, str, Severity], None]
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -76,7 +76,7 @@ _STORAGE: Final = re.compile(r"(?:\bTUNE_RESCON_STORAGE=|--storage[= ])([\"']?)(
 
 
 def option(text: str, name: str) -> str | None:
-    """The value of ``--name=VALUE`` or ``--name VALUE``; None where it is not given.
+    """Return the value of ``--name=VALUE`` or ``--name VALUE``; None if the option is missing.
 
     >>> option("ray start --head --num-cpus=0", "num-cpus")
     '0'
@@ -86,7 +86,7 @@ def option(text: str, name: str) -> str | None:
 
 
 def ray_starts(command: str) -> list[str]:
-    """Each ``ray start`` of a command, with what stands before it since the last one.
+    """Return each ``ray start`` of a command, with the text between the previous one and this one.
 
     >>> ray_starts("ulimit -n 9; RAY_AUTH_MODE=token ray start --head && echo up")
     ['ulimit -n 9; RAY_AUTH_MODE=token ray start --head ']
@@ -101,7 +101,14 @@ def ray_starts(command: str) -> list[str]:
 
 
 def check_ray_starts(command: str, complain: Complain, *, where: str, head: bool) -> None:
-    """Each ``ray start`` must take tokens only, and a head's dashboard must stay on loopback."""
+    """Check that each ``ray start`` requires tokens, and that a head's dashboard listens on loopback only.
+
+    Args:
+        command: the command, which may contain several ``ray start``.
+        complain: called for each finding.
+        where: the command's place in the file.
+        head: True if the command starts the head.
+    """
     for start in ray_starts(command):
         if not _MODE.search(start):
             rule = "every `ray start` must have `RAY_AUTH_MODE=token` before it"
@@ -115,18 +122,24 @@ def check_ray_starts(command: str, complain: Complain, *, where: str, head: bool
 
 
 def check_listening(command: str, complain: Complain, *, where: str) -> None:
-    """Nothing but Ray itself may listen on every interface."""
+    """Check that no server other than Ray listens on all interfaces.
+
+    Args:
+        command: the command.
+        complain: called for each finding.
+        where: the command's place in the file.
+    """
     for found in _EVERYWHERE.finditer(command):
         rule = "a server must listen on 127.0.0.1, to be reached by a tunnel"
         complain("listens", format_error(rule, got=f"`{found[0]}`", where=where), "error")
 
 
 def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, str], None]) -> None:
-    """Searches must be kept where every node can write.
+    """Check that searches are stored where every node can write.
 
     Args:
-        commands: where each stands, and what it says.
-        complain: takes where (or nothing) and a text.
+        commands: the place and the text of each command.
+        complain: called for each finding with its place (empty if it has none) and its text.
     """
     hint = "A node's disk goes with the node: give a URL, such as s3://bucket/searches."
     given = False
@@ -149,16 +162,19 @@ Steps = tuple[str | int, ...]
 
 
 class ClusterDocument:
-    """One YAML document, and the findings in it."""
+    """One YAML document and the findings in it."""
 
     def __init__(self, source: Any) -> None:
-        """``source``: what ruamel has read, with its lines."""
+        """Wrap ``source``, the document as ruamel has read it, including its line numbers."""
         self._source = source
         self.value: Any = _plain(source)
         self.findings: list[Finding] = []
 
     def line(self, steps: Steps) -> int:
-        """The line of ``steps``; of what is not there or came by a merge key, the nearest above it."""
+        """Return the line of ``steps``.
+
+        For a key that is missing or comes from a merge key, this is the line of the nearest key above it.
+        """
         node, line = self._source, 0
         for step in steps:
             if not hasattr(node, "lc"):
@@ -173,12 +189,19 @@ class ClusterDocument:
         return line + 1
 
     def complain(self, rule: str, steps: Steps, text: str, severity: Severity = "error") -> None:
-        """Keep a finding that stands at ``steps``; its ``text`` says so itself."""
+        """Add a finding at ``steps``.
+
+        Args:
+            rule: the name of the rule.
+            steps: the place of the finding.
+            text: the complete text of the finding, including its place.
+            severity: whether the finding is an error or a warning.
+        """
         self.findings.append(Finding(rule=rule, text=text, line=self.line(steps), severity=severity))
 
 
 def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
-    """The documents of a YAML text, and what kept it from being read."""
+    """Return the documents of a YAML text, and a finding if the text cannot be read."""
     yaml = YAML()
     yaml.allow_duplicate_keys = False
     try:
@@ -193,7 +216,7 @@ def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
 
 
 def at(value: Any, *steps: str | int) -> Any:
-    """What stands at ``steps`` below ``value``; None where nothing does.
+    """Return the value at ``steps`` below ``value``; None if there is no such value.
 
     >>> at({"docker": {"image": "x"}}, "docker", "image"), at({"docker": None}, "docker", "image")
     ('x', None)
@@ -207,7 +230,7 @@ def at(value: Any, *steps: str | int) -> Any:
 
 
 def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
-    """Every text in ``value``, keys aside, with its place."""
+    """Yield every text in ``value`` with its place; keys are not included."""
     if isinstance(value, str):
         yield steps, value
     elif isinstance(value, Mapping):
@@ -219,7 +242,7 @@ def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
 
 
 def dotted(steps: Steps) -> str:
-    """The place as people write it.
+    """Format a place in the usual notation.
 
     >>> dotted(("setup_commands", 1))
     'setup_commands[1]'
@@ -248,12 +271,18 @@ _OFFICIAL: Final = "rayproject/"
 
 
 def our_python() -> str:
-    """This interpreter as an image's tag says it, such as ``py311``."""
+    """Return this interpreter's version as it appears in an image's tag, such as ``py311``."""
     return f"py{sys.version_info.major}{sys.version_info.minor}"
 
 
 def check_image(image: str, complain: Callable[[str, Severity], None], *, where: str) -> None:
-    """Check an image's name; nothing is pulled."""
+    """Check an image's name without pulling the image.
+
+    Args:
+        image: the name.
+        complain: called for each finding with its text and severity.
+        where: the name's place in the file.
+    """
     _, _, last = image.partition("@")[0].rpartition("/")
     tag = last.partition(":")[2]
     ours, ray = our_python(), version("ray")
@@ -261,7 +290,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
         rule = "an image must be pinned to a version, the one of the Ray that is installed here"
         complain(format_error(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")
         return
-    # An image of one's own may be named as one likes.
+    # A user may name their own image freely, so a missing version is only a warning there.
     doubt: Severity = "error" if image.startswith(_OFFICIAL) else "warning"
     for what, wanted, found in (
         ("Ray", ray, re.search(r"\d+\.\d+\.\d+(rc\d+|\.post\d+)?", tag)),
@@ -276,7 +305,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
 
 
 def schema_problems(value: Any) -> Iterator[tuple[str, Steps, str]]:
-    """What Ray's schema refuses: the rule (``unknown-key`` or ``ray-schema``), where, what to tell."""
+    """Yield what Ray's schema refuses: the rule (``unknown-key`` or ``ray-schema``), place and text."""
     schema = _schema()
     if schema is None:
         yield "ray-schema", (), format_error("is checked against Ray's schema", got="no Ray that has one")
@@ -316,7 +345,7 @@ _PLACEHOLDER: Final = re.compile(r"[\w-]*\bCHANGE\b[\w-]*")
 
 
 def check_file(path: Path) -> list[Finding]:
-    """All that is wrong in a cluster file, in the order of its lines.
+    """Return all findings in a cluster file, in the order of its lines.
 
     Args:
         path: a file of Ray's launcher, a KubeRay manifest, or a shell script that starts Ray.
@@ -339,7 +368,7 @@ def check_file(path: Path) -> list[Finding]:
 
 
 def _document_findings(document: ClusterDocument) -> list[Finding]:
-    # Imported here: jsonschema takes a while, and only YAML wants it.
+    # Imported here, because jsonschema is slow to import and only YAML files need it.
     from tune_rescon.clusters.head import check_manifest
     from tune_rescon.clusters.launcher import check_launcher
 
@@ -375,7 +404,7 @@ def _script_findings(text: str) -> list[Finding]:
 
 
 def _script_commands(text: str) -> Iterator[tuple[int, str]]:
-    """The commands of a script with their first lines; continued ones in one piece, comments left out."""
+    """Yield a script's commands with their first lines; join continued lines and leave out comments."""
     begun, command = 0, ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not command and line.lstrip().startswith("#"):

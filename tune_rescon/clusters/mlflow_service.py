@@ -1,7 +1,8 @@
-"""The MLflow server on a cluster's head: one, asked for its health, started again, gone when this is gone.
+"""The MLflow server on a cluster's head: one server, checked for health and restarted when it fails.
 
-The server is a process group behind a :mod:`.guard`. What to do with it is decided in :mod:`.health`; its
-database is copied to a URL by the same mirror that copies a search's.
+The server ends when this process ends, because a guard process (:func:`.cluster_file.main`) then kills its
+process group. :class:`Care` decides what to do with the server. Its database is copied to a URL by the mirror
+that also copies a search's databases.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ __all__ = [
 
 
 def answers(url: str, *, timeout: float) -> bool:
-    """Whether a server answers in time; one that fails (5xx) does not, one that refuses does."""
+    """Return whether a server answers in time; an error 5xx is no answer, a refusal (4xx) is one."""
     try:
         urllib.request.urlopen(url, timeout=timeout).close()
     except urllib.error.HTTPError as error:
@@ -63,16 +64,16 @@ def answers(url: str, *, timeout: float) -> bool:
 
 
 class Seen(Enum):
-    """How a server was found."""
+    """The state of a server when it was checked."""
 
     ENDED = "ended"
-    """It has no process; at first, too."""
+    """The server has no process. A server that was never started is in this state too."""
     SILENT = "silent"
     ANSWERS = "answers"
 
 
 class Do(Enum):
-    """What to do now."""
+    """The action to take now."""
 
     WAIT = "wait"
     START = "start"
@@ -81,28 +82,29 @@ class Do(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class CarePace:
-    """Seconds, and one number."""
+    """The intervals of :class:`Care`, in seconds, and one count."""
 
     interval: float = 5.0
-    """Between two looks."""
+    """Between two checks."""
     timeout: float = 5.0
-    """For an answer."""
+    """The longest wait for an answer."""
     failures: int = 4
-    """In a row, after which it is killed. A machine that is busy for a moment must not come to that."""
+    """Consecutive failed checks before the server is killed. A machine that is busy for a moment must not
+    lead to that."""
     patience: float = 180.0
-    """From its start to its first answer: migrations of a large database take long."""
+    """From the start of the server to its first answer: migrations of a large database take long."""
     first_pause: float = 1.0
     longest_pause: float = 60.0
-    """Before it is started again, doubling from the first to the longest."""
+    """The pause before a restart; it doubles from ``first_pause`` to ``longest_pause``."""
     calm: float = 300.0
-    """Of answers, after which its next end is a first one again."""
+    """After answers for this long, the pause before the next restart is ``first_pause`` again."""
 
 
 class Care:
-    """Decides; told how the server is found, and when: in seconds of one clock that never goes back."""
+    """Decides what to do with a server from its states, at times in seconds of one monotonic clock."""
 
     def __init__(self, pace: CarePace) -> None:
-        """Of a server that has not been started."""
+        """Begin with a server that has not been started."""
         self._pace = pace
         self._started: float | None = None
         self._first_answer: float | None = None
@@ -112,7 +114,7 @@ class Care:
         self._due = float("-inf")
 
     def decide(self, seen: Seen, now: float) -> Do:
-        """What to do; what is answered is taken as done."""
+        """Return the action for a state at time ``now``. The caller must carry out every action."""
         if seen is Seen.ENDED:
             return self._start_again(now)
         if seen is Seen.ANSWERS:
@@ -128,7 +130,7 @@ class Care:
         return Do.KILL if self._misses >= self._pace.failures else Do.WAIT
 
     def rest(self, now: float) -> float:
-        """Seconds until the next look."""
+        """Return the seconds until the next check."""
         if self._started is None:
             return max(0.0, min(self._pace.interval, self._due - now))
         return self._pace.interval
@@ -154,13 +156,13 @@ _log: Final = logging.getLogger(__name__)
 #: Seconds between two copies of the database.
 KEEP_INTERVAL: Final = 30.0
 
-#: Seconds, at the end, for the last copy.
+#: Seconds for the last copy, when the server ends.
 LAST_COPY_PATIENCE: Final = 60.0
 
-#: Seconds a server has to end by itself.
+#: Seconds that a server has to end by itself.
 END_PATIENCE: Final = 5.0
 
-#: Marks the server's processes, for one who finds what another left.
+#: Marks the server's processes, so that a later process finds those that an earlier one left behind.
 _MARK: Final = "TUNE_RESCON_MLFLOW_FOLDER"
 
 _DATABASE: Final = "mlflow.db"
@@ -170,37 +172,37 @@ _PROCESS: Final = "service.pid"
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowSettings:
-    """What is served, and where."""
+    """The database and artifacts that the server serves, and its address."""
 
     folder: Path
-    """Of this machine: the lock, and the database unless one is given."""
+    """A folder of this machine: it holds the lock, and the database unless ``database`` is given."""
     host: str = "127.0.0.1"
     port: int = 5000
     database: str | None = None
     artifacts: str | None = None
     keep: str | None = None
-    """A URL for copies of the folder's database."""
+    """A URL at which to keep copies of the folder's database."""
     allowed_hosts: str | None = None
 
     @property
     def sqlite(self) -> Path:
-        """The folder's database."""
+        """The path of the folder's database."""
         return self.folder / _DATABASE
 
 
 def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, str]]:
-    """The command line of the server, and what its environment has beside this process's."""
+    """Return the server's command line, and the variables to add to this process's environment."""
     artifacts = settings.artifacts or str(settings.folder.absolute() / "artifacts")
     argv = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     argv += ["--host", settings.host, "--port", str(settings.port)]
-    # Every search makes a line of a log for each request otherwise.
+    # Otherwise each request of every search writes a log line.
     argv += ["--artifacts-destination", artifacts, "--uvicorn-opts=--no-access-log"]
     if settings.allowed_hosts:
         argv += ["--allowed-hosts", settings.allowed_hosts]
     env = {
-        # Not an argument: it may hold a password, and everybody may list those.
+        # Not an argument: it may contain a password, and every user of the machine can list arguments.
         "MLFLOW_BACKEND_STORE_URI": settings.database or f"sqlite:///{settings.sqlite.absolute()}",
-        # Its job runners are a dozen processes more, and no use here.
+        # Its job runners would be a dozen more processes that are of no use here.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         _MARK: str(settings.folder.absolute()),
@@ -211,10 +213,15 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
 def keep_mlflow(
     settings: MlflowSettings, say: Callable[[str], None], *, pace: CarePace | None = None
 ) -> None:
-    """Keep the server running until SIGTERM or SIGINT; return at once if somebody does already.
+    """Keep the server running until SIGTERM or SIGINT; return at once if another process already does.
+
+    Args:
+        settings: the database, artifacts and address of the server.
+        say: prints a line for the user.
+        pace: the intervals between checks and restarts; None: the defaults.
 
     Raises:
-        StorageError: the URL to keep the database at is none, or what is there is damaged.
+        StorageError: ``settings.keep`` is no valid URL, or the database there is damaged.
         ClusterError: the folder cannot be written.
     """
     try:
@@ -237,10 +244,10 @@ def keep_mlflow(
 
 
 def end_mlflow(folder: Path, say: Callable[[str], None]) -> None:
-    """End whoever keeps MLflow running in ``folder``, and wait until its database is kept.
+    """End the process that keeps MLflow running in ``folder``, and wait until its database is copied.
 
     Raises:
-        ClusterError: it does not end.
+        ClusterError: the process does not end.
     """
     if not (folder / _LOCK).is_file() or not (keeper := _keeper(folder)):
         say("MLflow is not kept running")
@@ -256,7 +263,7 @@ def end_mlflow(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _keeper(folder: Path) -> int | None:
-    """The process that has the lock, which it tells right after it has it."""
+    """Return the ID of the process that holds the lock. It writes the ID right after it acquires the lock."""
     for _ in range(10):
         with suppress(OSError, ValueError):
             return int((folder / _PROCESS).read_text())
@@ -285,7 +292,7 @@ def _keep(
                 _log.warning("MLflow does not answer, and is killed")
                 server.end(gently=False)
             if mirror is not None and seen is Seen.ANSWERS and kept != (found := _version(settings.sqlite)):
-                # Not before it answers: a copy from amid its migrations would be of no use.
+                # Not before the server answers: a copy in the middle of its migrations would be useless.
                 has_answered, kept = True, found
                 mirror.changed()
             ending.wait(care.rest(time.monotonic()))
@@ -299,10 +306,10 @@ def _keep(
 
 
 def _open_mirror(settings: MlflowSettings, ending: threading.Event) -> Mirror | None:
-    """Have the newest database here, and begin to keep it; None where it is not to be kept.
+    """Fetch the newest database and start to mirror it; return None if it is not to be kept.
 
-    Without an answer from the URL nothing is begun: what came of an empty database would take the place of
-    the one that is there.
+    The server must not start before the URL answers: otherwise a database that began empty would replace the
+    one at the URL.
     """
     if settings.keep is None:
         return None
@@ -329,7 +336,7 @@ def _open_mirror(settings: MlflowSettings, ending: threading.Event) -> Mirror | 
 
 
 def _version(database: Path) -> object:
-    """Another one whenever something was written."""
+    """Return a value that changes whenever the database is written."""
     found = []
     for path in (database, database.with_name(f"{database.name}-wal")):
         with suppress(FileNotFoundError):
@@ -339,17 +346,17 @@ def _version(database: Path) -> object:
 
 
 class _Server:
-    """The processes of one server after the other."""
+    """The process group of the server; each restart makes a new one."""
 
     def __init__(self, settings: MlflowSettings) -> None:
         self._settings = settings
-        # A server that listens everywhere is asked here.
+        # A server that listens on all interfaces is checked on the loopback interface.
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
         self._health = f"http://{host}:{settings.port}/health"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start one; what an earlier one left is ended first, for it would have the port."""
+        """Start a server. First end the processes of an earlier one, because they would hold the port."""
         _end_leftovers(self._settings.folder)
         argv, env = server_command(self._settings)
         self._process = subprocess.Popen(
@@ -361,13 +368,13 @@ class _Server:
         _log.info("MLflow is started (process %d)", self._process.pid)
 
     def look(self, timeout: float) -> Seen:
-        """How it is now."""
+        """Check the server and return its state."""
         if self._process is None or self._process.poll() is not None:
             return Seen.ENDED
         return Seen.ANSWERS if answers(self._health, timeout=timeout) else Seen.SILENT
 
     def end(self, *, gently: bool) -> None:
-        """End it with all its processes; ``gently``: it may answer first what it was asked."""
+        """End the server with all its processes; with ``gently``, let it answer pending requests first."""
         if self._process is None:
             return
         if gently:
@@ -382,7 +389,7 @@ class _Server:
     def _ask_to_end(self) -> None:
         assert self._process is not None
         with suppress(psutil.Error):
-            # The last in the chain: when one above it ends, the guard kills the rest.
+            # Terminate the last process in the chain: if one above it ended, the guard would kill the rest.
             for process in psutil.Process(self._process.pid).children(recursive=True):
                 if not process.children():
                     process.terminate()
@@ -391,7 +398,10 @@ class _Server:
 
 
 def _end_leftovers(folder: Path) -> None:
-    """Kill what still runs of a server of this folder: found by its environment, for numbers come again."""
+    """Kill all processes that a server of this folder left behind.
+
+    They are found by their environment, because process IDs are reused.
+    """
     mark = str(folder.absolute())
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -407,7 +417,7 @@ def _import_path() -> str:
 
 @contextmanager
 def _ending() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """Yield an event that SIGTERM and SIGINT set."""
     event = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

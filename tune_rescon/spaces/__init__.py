@@ -1,17 +1,17 @@
-"""Search spaces: the file, strictly read, and what is drawn from it. Knows no torch, ray or mlflow.
+"""Search spaces: the strictly validated file, and the trials drawn from it. Imports no torch, ray or mlflow.
 
 ::
 
-    load_space    a name or a file (and overrides) -> Space, or one error that says all that is wrong
+    load_space    a name or a file (and overrides) -> Space, or one error that lists every problem
     load_goal     a file -> its metric and budget, in a fraction of the time
     dump_space    Space -> the text of a file
-    yaml_text     plain values -> YAML that every tool reads alike
+    yaml_text     plain values -> YAML that all tools read alike
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     corners       the largest and smallest values of given fields, in every combination
     trial_config  Space and a sampled dict -> TrialConfig
-    overlap       a trial of another space -> the same trial in this one, or why there is none
-    place_config  a trial of this search, by its configuration -> the same trial in the space as it is now
-    point_key, count_points, free_points, pending_rows    which points a space has, and which have run
+    overlap       a trial of another space -> the same trial in this space, or the reason why it does not fit
+    place_config  a trial of this search, by its configuration -> the same trial in the present space
+    point_key, count_points, free_points, pending_rows    the points of a space, and those that have run
 """
 
 from tune_rescon.spaces.loading import (

@@ -1,6 +1,6 @@
-"""The JSON schema by which an editor completes and checks a space file, made from the models.
+"""The JSON schema by which an editor completes and checks a space file; it is generated from the models.
 
-``python -m tune_rescon.spaces.json_schema`` writes it beside the space files, whose first lines name it.
+``python -m tune_rescon.spaces.json_schema`` writes it beside the space files, whose first lines refer to it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PARAMETERS: Final = {int: ("IntParameter",), float: ("IntParameter", "FloatPara
 
 
 def editor_schema() -> dict[str, Any]:
-    """The schema: the models', with every field's own rule where they admit any value."""
+    """Return the schema: the models' schema, with the rule of each field for which they accept any value."""
     schema = Space.model_json_schema()
     schema["$schema"] = "http://json-schema.org/draft-07/schema#"
     properties = schema["properties"]
@@ -65,7 +65,7 @@ def editor_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The text of ``schema.json``."""
+    """Return the text of ``schema.json``."""
     return json.dumps(editor_schema(), indent=1, sort_keys=True) + "\n"
 
 
@@ -87,7 +87,7 @@ def _section(kind: type, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _value(rule: Rule) -> dict[str, Any]:
-    """What a rule of config admits, as JSON schema says it."""
+    """Return the values that a rule of config accepts, as a JSON schema."""
     types = [_TYPES[kind] for kind in rule.kinds]
     limits: dict[str, Any] = {}
     if math.isfinite(rule.low):
@@ -102,7 +102,7 @@ def _value(rule: Rule) -> dict[str, Any]:
 
 
 def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """For each field the kinds of parameter that can be searched in it."""
+    """Return, for each field, the kinds of parameter by which it can be searched."""
     return {name: {"oneOf": _kinds(name, value)} for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""From a space file to a :class:`Space`, or to one error that says everything that is wrong, line by line."""
+"""Load a space file as a :class:`Space`, or raise one error that lists every problem with its line."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ _SUFFIXES: Final = (".yaml", ".yml")
 
 
 def space_folder() -> Path:
-    """The folder of the spaces that come with the package.
+    """Return the folder of the spaces that come with the package.
 
-    A wheel carries it inside the package; in a checkout (also one installed editable) it lies beside it.
+    A wheel has the folder inside the package. In a checkout (also an editable install) the folder is beside
+    the package.
     """
     package = Path(tune_rescon.__file__).parent
     inside = package / "search_spaces"
@@ -69,15 +70,15 @@ def space_folder() -> Path:
 
 
 def list_spaces() -> tuple[str, ...]:
-    """Names of the spaces that come with the package, sorted."""
+    """Return the names of the spaces that come with the package, sorted."""
     return tuple(sorted(path.stem for path in space_folder().glob("*.yaml")))
 
 
 def find_space(name_or_path: str | Path) -> Path:
-    """The file meant by a name, or by a path: what ends in .yaml or .yml, or holds a separator.
+    """Return the file of a space, given by name or by path. A path ends in .yaml or .yml, or has a separator.
 
     Raises:
-        SpaceError: no such space.
+        SpaceError: there is no such space.
     """
     path = Path(name_or_path)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
@@ -89,10 +90,10 @@ def find_space(name_or_path: str | Path) -> Path:
 
 
 def read_space_file(path: Path) -> str:
-    """The text of a space file.
+    """Return the text of a space file.
 
     Raises:
-        SpaceError: it cannot be read.
+        SpaceError: the file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -113,10 +114,10 @@ _NULLS: Final = ("", "null", "Null", "NULL")
 
 
 def typed_text(key: str, typed: str) -> str | None:
-    """What ``--set KEY=TYPED`` means where the key holds nothing but text.
+    """Return the value of ``--set KEY=TYPED`` if the key accepts only text.
 
     Raises:
-        LookupError: the key may hold something else, or the text is quoted: YAML's rules count.
+        LookupError: the key accepts other types too, or the text is quoted. YAML's rules apply then.
     """
     kinds = set(_kinds(key.split(".")))
     is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
@@ -126,7 +127,7 @@ def typed_text(key: str, typed: str) -> str | None:
 
 
 def _kinds(steps: list[str]) -> Iterable[Any]:
-    """The types of a key's values; none for an unknown key."""
+    """Return the types of a key's values; empty for an unknown key."""
     if len(steps) == 2 and steps[0] in _CONFIGS:
         config = _CONFIGS[steps[0]]
         return field_rule(steps[1], config).kinds if steps[1] in field_names(config) else ()
@@ -145,7 +146,7 @@ def _types(annotation: Any) -> Iterable[Any]:
         return [kind for inner in get_args(annotation) for kind in _types(inner)]
     if get_origin(annotation) is Literal:
         return [type(value) for value in get_args(annotation)]
-    # Annotated: its first argument is the type.
+    # The first argument of Annotated is the type.
     return _types(get_args(annotation)[0]) if hasattr(annotation, "__metadata__") else [annotation]
 
 
@@ -153,9 +154,9 @@ _STRING: Final = "tag:yaml.org,2002:str"
 
 
 def dump_space(space: Space) -> str:
-    """The space as a file's text; :func:`load_space` reads it back equal."""
+    """Return the space as a file's text; :func:`load_space` reads it back as an equal space."""
     values = space.model_dump(by_alias=True)
-    # A parameter without step or `when` reads better without the words; every other null is a choice.
+    # A parameter without `step` or `when` reads better without these keys; every other null is a choice.
     values["parameters"] = {
         name: parameter.model_dump(by_alias=True, exclude_none=True)
         for name, parameter in space.parameters.items()
@@ -164,11 +165,11 @@ def dump_space(space: Space) -> str:
 
 
 def yaml_text(values: Mapping[str, Any], *, block: bool = False) -> str:
-    """``values`` as YAML that tools for YAML 1.1 and for YAML 1.2 read alike.
+    """Return ``values`` as YAML that YAML 1.1 and YAML 1.2 tools read alike.
 
     Args:
         values: plain values; a tuple is written as a list, a number of any real type as a number.
-        block: whether inner lists and mappings have a line for each item.
+        block: write each item of inner lists and mappings on its own line.
 
     >>> print(yaml_text({"compile": "off", "learning_rate": 1e-05}), end="")
     compile: "off"
@@ -186,16 +187,16 @@ def yaml_text(values: Mapping[str, Any], *, block: bool = False) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Writes scalars so that YAML 1.1, which PyYAML reads, gives them the same type as YAML 1.2."""
+    """Writes scalars so that they have the same type in YAML 1.1, which PyYAML reads, and in YAML 1.2."""
 
     def represent_str(self, data: str) -> ScalarNode:
-        """Quote what YAML 1.1 takes for another type: ``off``, ``yes``, ``1:30``."""
+        """Quote texts that YAML 1.1 reads as another type: ``off``, ``yes``, ``1:30``."""
         style = None if _YAML_1_1.resolve(ScalarNode, data, (True, False)) == _STRING else '"'
         node: ScalarNode = self.represent_scalar(_STRING, data, style=style)
         return node
 
     def represent_float(self, data: float) -> ScalarNode:
-        """Write ``1.0e-05``: without the dot YAML 1.1 reads a string."""
+        """Write ``1.0e-05``, because YAML 1.1 reads it as a string without the dot."""
         node: ScalarNode = super().represent_float(data)
         if "." not in node.value:
             node.value = node.value.replace("e", ".0e", 1)
@@ -222,7 +223,7 @@ _PARAMETER: Final[TypeAdapter[Parameter]] = TypeAdapter(Parameter)
 _VALUES: Final = TypeAdapter(dict[str, Value])
 _ROWS: Final = TypeAdapter(list[dict[str, Value]])
 
-#: Each part of a Draft that a broken neighbour must not hide.
+#: Readers of the sections; each section is read alone, so that a broken one does not hide others.
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "dataset": read_dataset,
     "metric": Metric.model_validate,
@@ -235,27 +236,34 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "resources_per_trial": Resources.model_validate,
 }
 
-#: Pydantic puts the type of a parameter into its path.
+#: The types of parameters, which pydantic inserts into the path of a problem.
 _PARAMETER_TYPES: Final = ("int", "float", "categorical")
 
 
 def load_space(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Space:
-    """Load a space that comes with the package, by name, or a file, by path.
+    """Load a space by the name of one that comes with the package, or by the path of a file.
 
     Args:
-        name_or_path: a name such as ``att92``; a path ends in .yaml or .yml, or holds a separator.
-        overrides: ``KEY=VALUE`` each, as ``--set`` takes them: a dotted key of the file, a YAML value. Where
-            the key holds nothing but text, the value is that text.
+        name_or_path: a name such as ``att92``; a path ends in .yaml or .yml, or has a separator.
+        overrides: ``KEY=VALUE`` each, as for ``--set``: a dotted key of the file and a YAML value. If the key
+            accepts only text, the value is that text.
 
     Raises:
-        SpaceError: no such space, or rules that it breaks: each with file, line, rule and what came.
+        SpaceError: there is no such space, or it breaks rules. The error lists each rule with its file, line
+            and the value that breaks it.
     """
     path = find_space(name_or_path)
     return parse_space(read_space_file(path), source=_shortest(path), overrides=overrides)
 
 
 def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Space:
-    """:func:`load_space` from the text of a file; ``source`` names it in errors."""
+    """Load a space from the text of a file, as :func:`load_space` does.
+
+    Args:
+        text: the file's text.
+        source: the file's name in error messages.
+        overrides: ``KEY=VALUE`` each, as for ``--set``.
+    """
     document = _read(text, source)
     for override in overrides:
         _override(document, override)
@@ -263,19 +271,19 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Spa
 
 
 def load_goal(path: Path) -> Goal:
-    """What a search's own space file says it is to reach. Of the rest of the file nothing is read or judged.
+    """Return the metric and the budget of a search's space file, without reading or checking the rest.
 
-    Composing YAML is what loading a space costs (10 ms): a list of many searches needs two lines of each.
+    Composing the YAML makes loading a space cost 10 ms, and a list of many searches needs two lines of each.
 
     Raises:
-        SpaceError: it cannot be read, or these sections are missing or break their rules.
+        SpaceError: the file cannot be read, or these sections are missing or break their rules.
     """
     document = _read(_only(read_space_file(path), Goal.keys()), _shortest(path))
     return _judged(Goal, document, lambda: ())
 
 
 def _only(text: str, sections: Collection[str]) -> str:
-    """``text`` with the named sections alone, each where it stood: a section begins with a key in column 1.
+    """Keep only the named sections of ``text``, each on its lines; a section begins with a key in column 1.
 
     >>> _only("name: a\\nmetric:\\n  mode: max\\nbudget: {trials: 4}", {"metric"})
     '\\nmetric:\\n  mode: max\\n'
@@ -298,7 +306,7 @@ def _read(text: str, source: str) -> Document:
 
 
 def _judged(kind: type[_Section], document: Document, more: Callable[[], Iterable[Problem]]) -> _Section:
-    """The document as a ``kind``; ``more`` finds the problems that one of its sections hides in another."""
+    """Return the document as a ``kind``; ``more`` finds problems that one section would hide in another."""
     try:
         section = kind.model_validate(document.value)
     except ValidationError as error:
@@ -310,7 +318,7 @@ def _judged(kind: type[_Section], document: Document, more: Callable[[], Iterabl
 
 
 def _shortest(path: Path) -> str:
-    """The path from here, where it lies below; else the whole of it."""
+    """Return the path relative to the current directory if it is below it, else the complete path."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
@@ -329,7 +337,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _draft(data: Mapping[str, Any]) -> PartialSpace:
-    """What can be read of ``data``, section by section and parameter by parameter."""
+    """Return the readable parts of ``data``, section by section and parameter by parameter."""
     sections = {
         name: part for name, read in _READERS.items() if (part := _try(read, data.get(name))) is not None
     }
@@ -347,7 +355,7 @@ def _draft(data: Mapping[str, Any]) -> PartialSpace:
 
 
 def _try(read: Callable[[Any], Any], raw: Any) -> Any:
-    """What ``read`` makes of ``raw``; None where it cannot: the problem is known from the whole file."""
+    """Return ``read(raw)``; None if it fails, because validating the complete file reports the problem."""
     try:
         return read(raw)
     except ValidationError:

@@ -1,7 +1,7 @@
-"""Which networks a space can ask for, and whether all of them exist.
+"""The networks that a space can request, and a check that all of them exist.
 
-Networks are resolved from numbers (:func:`tune_rescon.models.resolve_network`), so this is cheap; still, the
-product of a large space is cut, and what is beyond the cut is judged when its trial is built.
+Networks are resolved from numbers (:func:`tune_rescon.models.resolve_network`), so the check is cheap. The
+product of a large space is still cut off; a network beyond the cut is checked when its trial is built.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from tune_rescon.spaces.yaml_document import Path, Problem
 
 __all__ = ["corners", "missing_networks"]
 
-#: Combinations looked at.
+#: The number of combinations to check.
 _MOST: Final = 2_000
-#: Values looked at of a whole-number parameter; of a longer range, its bounds.
+#: The most values to check of a whole-number parameter; of a longer range, only its bounds are checked.
 _LONGEST_RANGE: Final = 64
 
-#: Fields that decide whether a network exists, the likelier to blame first.
+#: Fields that decide whether a network exists, the most likely cause first.
 _FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
 
 
 def corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Combinations of values of the searched ``fields``: all choices, and the bounds of long ranges."""
+    """Yield combinations of the searched ``fields``: all choices, and the bounds of long ranges."""
     for chosen in islice(combinations(_deciding(parameters, fields), _looked_at), _MOST):
         yield {name: value for name, value in chosen.items() if name in fields}
 
 
 def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """One problem for each value that asks for a network that does not exist, at that value's path."""
+    """Yield a problem for each value that requests a network that does not exist, at that value's path."""
     shared = {
         name: value for name, value in fixed.items() if name in _FIELDS and not check_field(name, value)
     }
-    told: set[Path] = set()
+    reported: set[Path] = set()
     for chosen in corners(parameters, _FIELDS):
         wanted = shared | chosen
         error = _error(wanted)
         if error is None:
             continue
         path = _path(_blamed(wanted), wanted, parameters)
-        if path not in told:
-            told.add(path)
+        if path not in reported:
+            reported.add(path)
             yield Problem(path=path, text=str(error))
 
 
 def _deciding(parameters: Mapping[str, Parameter], fields: Collection[str]) -> dict[str, Parameter]:
-    """The searched ones of ``fields``, and the parents their ``when`` names."""
+    """Return the searched parameters among ``fields``, and the parents that their ``when`` names."""
     names = {name for name in parameters if name in fields}
     for name, parameter in reversed(list(parameters.items())):
         if name in names and parameter.when:
@@ -75,7 +75,7 @@ def _looked_at(parameter: Parameter) -> Sequence[Any]:
 
 def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
     try:
-        # Whether a network exists depends neither on the classes nor on the channels of the images.
+        # The number of classes and of image channels does not decide whether a network exists.
         resolve_network(TrialConfig.from_dict(wanted), classes=10, in_channels=3)
     except NetworkError as error:
         return error
@@ -83,7 +83,7 @@ def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
 
 
 def _blamed(wanted: Mapping[str, Any]) -> str:
-    """The field without which the network would exist; the first given one if it takes more than one."""
+    """Return the field without which the network would exist, or the first field if several are to blame."""
     given = [name for name in _FIELDS if name in wanted]
     for name in given:
         if _error({other: value for other, value in wanted.items() if other != name}) is None:

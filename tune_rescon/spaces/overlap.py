@@ -1,7 +1,7 @@
-"""Which trials of another search are ones that this space could have drawn, and why the rest are not.
+"""Find the trials of another search that this space could have drawn, and the reasons why the others differ.
 
-A search that begins warm learns from an earlier one's trials. What it is told must be true of its own: "with
-these parameters, a trial of mine has this value".
+A warm-started search learns from the trials of an earlier one. Each of these trials must be valid for the new
+search too: a trial of the new search with these parameters would have this value.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Overlap", "overlap", "overlap_words", "place_config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What a trial of another search is in this space."""
+    """A trial of another search, placed in this space."""
 
     sampled: Mapping[str, Any] | None
-    """Its active parameters here, as :func:`.suggest` would have drawn them; None: it is no trial here."""
+    """The active parameters here, as :func:`.suggest` would draw them; None if the trial does not fit."""
     differs: tuple[str, ...] = ()
-    """What this space does not search and has another value of: fields, or dotted keys of the file."""
+    """Fields, or dotted keys of the file, that this space does not search and whose value differs here."""
     outside: tuple[str, ...] = ()
-    """Parameters that have no such value here."""
+    """Parameters whose range or choices here do not contain the trial's value."""
 
     @property
     def reason(self) -> str:
-        """Why it is no trial of this space, in words; empty for one that is."""
+        """Why the trial does not fit this space, in words; empty if it fits."""
         if self.differs:
             return f"differ in {', '.join(self.differs)}"
         return f"outside {', '.join(self.outside)}" if self.outside else ""
@@ -43,35 +43,35 @@ class Overlap:
 def overlap(space: Space, other: Space, sampled: Mapping[str, Any]) -> Overlap:
     """Place a trial of ``other`` in ``space``.
 
-    It is one of ``space`` if a trial here could have been the very same: what ``space`` searches has a value
-    that it can draw, and everything else (fixed, default, or a parameter that is not active) has the value
-    that all its trials have. What a trial's value depends on beside its configuration must be the same too:
-    ``metric.name``, ``fidelity.max`` (it sets the length of the learning-rate schedule) and the images and
-    their split. Who drew the trial, who might have stopped it and what it ran on do not matter.
-    Configurations are compared field by field: a preset, and the layout and depth that spell it out, count
-    as different.
+    The trial fits ``space`` if a trial of ``space`` could have been identical: each parameter that ``space``
+    searches has a value that ``space`` can draw, and every other field (fixed, default, or an inactive
+    parameter) has the value that all trials of ``space`` have. Everything else on which a trial's value
+    depends must be equal too: ``metric.name``, ``fidelity.max`` (it sets the length of the learning-rate
+    schedule), the images and their split. The sampler, the stopping rule and the hardware do not matter.
+    Configurations are compared field by field: a preset counts as different from the same layout and depth
+    written out.
 
     Args:
         space: the search that learns.
-        other: the search that the trial belongs to.
-        sampled: the trial's active parameters in ``other``, as :func:`.suggest` gave them.
+        other: the search to which the trial belongs.
+        sampled: the trial's active parameters in ``other``, as :func:`.suggest` returned them.
 
     Raises:
-        ConfigError: ``sampled`` did not come from ``other``.
+        ConfigError: ``sampled`` does not come from ``other``.
     """
     return _placed(space, trial_config(other, sampled).to_dict(), other)
 
 
 def place_config(space: Space, config: Mapping[str, Any], other: Space | None = None) -> Overlap:
-    """:func:`overlap` of a trial by the configuration that it ran with.
+    """Place a trial in ``space`` by the configuration that it ran with; see :func:`overlap`.
 
     Args:
         space: the search that learns.
         config: every field of the trial's :class:`.TrialConfig`.
-        other: the search that the trial belongs to; None: ``space`` itself, as it is now.
+        other: the search to which the trial belongs; None: ``space`` itself, in its present state.
 
     Raises:
-        ConfigError: ``config`` is of another version of this package, which had other fields.
+        ConfigError: ``config`` comes from a version of this package with other fields.
     """
     return _placed(space, TrialConfig.from_dict(config).to_dict(), other or space)
 
@@ -88,7 +88,7 @@ def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
             strange.append(name)
     ours = trial_config(space, taken).to_dict()
     ours |= {"dataset": ours["dataset"] or space.dataset.name}
-    # What has no value here cannot tell which parameters are active either: then none of them is compared.
+    # A value outside the space does not decide which parameters are active, so no searched one is compared.
     searched = space.parameters if strange else taken
     fields = [name for name in ours if name not in searched and not _same(ours[name], theirs[name])]
     differs = (*_unlike(space, other, theirs["dataset"]), *fields)
@@ -97,7 +97,7 @@ def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
 
 
 def overlap_words(name: str, placed: Sequence[Overlap]) -> str:
-    """How many trials of the search ``name`` are used, and why the rest are not, the commonest reason first.
+    """Report how many trials of search ``name`` are used, and why the others are not, by frequency.
 
     >>> placed = [Overlap(sampled={"depth": 56}), Overlap(sampled=None, outside=("learning_rate",))]
     >>> overlap_words("first", placed)
@@ -110,7 +110,7 @@ def overlap_words(name: str, placed: Sequence[Overlap]) -> str:
 
 
 def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:
-    """What differs between two spaces beside the configuration of a trial on ``dataset``."""
+    """Yield the differences between two spaces beyond the configuration of a trial on ``dataset``."""
     if space.metric.name != other.metric.name:
         yield "metric.name"
     if space.fidelity.max != other.fidelity.max:
@@ -122,7 +122,7 @@ def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:
 
 
 def _as_drawn(parameter: Parameter, value: Any) -> Any:
-    """A configuration's value in the type that the parameter has it in: a choice's own, a whole number's."""
+    """Return a configuration's value in the parameter's type: as one of the choices, or as a whole number."""
     if isinstance(parameter, CategoricalParameter):
         return next((choice for choice in parameter.choices if _same(choice, value)), value)
     if isinstance(parameter, IntParameter) and isinstance(value, float) and value.is_integer():

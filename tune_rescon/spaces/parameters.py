@@ -1,4 +1,4 @@
-"""One searched field of a trial: its range or choices, and when a trial has it."""
+"""One searched field of a trial: its range or choices, and the condition under which a trial has it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 
-#: Steps of a range: more are a slip of the pen, and beyond what Optuna can divide exactly.
+#: The most steps of a range: more are a typing error, and more than Optuna can divide exactly.
 _MOST_STEPS: Final = 1_000_000
 
-#: Whole numbers that a float holds exactly: Optuna stores every parameter as one.
+#: Whole numbers that a float represents exactly, because Optuna stores every parameter as a float.
 ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
@@ -67,7 +67,7 @@ class _NumberParameter(Section):
     foreign: ClassVar[Mapping[str, str]] = _RANGE_WORDS
 
     def broken_rules(self) -> Iterator[Problem]:
-        """``low < high``; a logarithm of positive bounds and without step; a step that divides the range."""
+        """Check that ``low < high``, ``log`` has positive bounds and no step, and ``step`` fits the range."""
         low, high, step, log = (getattr(self, name) for name in ("low", "high", "step", "log"))
         got = f"low={low}, high={high}"
         if low >= high:
@@ -86,7 +86,7 @@ class _NumberParameter(Section):
 
 
 def _broken_step(low: float, high: float, step: float) -> str | None:
-    """The rule that a step breaks. In decimals: 0.3 is not a multiple of 0.1 in binary."""
+    """Return the rule that a step breaks. It computes in decimals: in binary, 0.3 is no multiple of 0.1."""
     steps = (Decimal(str(high)) - Decimal(str(low))) / Decimal(str(step))
     if steps > _MOST_STEPS:
         return f"must cut the range into at most {_MOST_STEPS} steps"
@@ -141,7 +141,7 @@ Parameter = Annotated[IntParameter | FloatParameter | CategoricalParameter, Fiel
 
 
 def is_among(value: object, choices: Iterable[object]) -> bool:
-    """Whether ``value`` is one of ``choices``; unlike ``in``, a bool is no number.
+    """Return whether ``value`` is one of ``choices``; unlike with ``in``, a bool does not equal a number.
 
     >>> is_among(1, [True, 2]), is_among(1.0, [1, 2])
     (False, True)
@@ -151,21 +151,21 @@ def is_among(value: object, choices: Iterable[object]) -> bool:
 
 
 def is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
-    """Whether a trial with ``values`` has ``parameter``: its ``when``, if any, holds.
+    """Return whether a trial with ``values`` has ``parameter``: its ``when`` holds or is missing.
 
-    A parameter whose parent the trial does not have is not active either.
+    If the trial does not have the parent, the parameter is not active either.
     """
     when = parameter.when
     return when is None or (when.parameter in values and is_among(values[when.parameter], when.within))
 
 
 def is_finite(parameter: Parameter) -> bool:
-    """Whether the values of ``parameter`` can be listed."""
+    """Return whether the values of ``parameter`` can be listed."""
     return not isinstance(parameter, FloatParameter) or parameter.step is not None
 
 
 def values_of(parameter: Parameter) -> Sequence[Any]:
-    """Every value of a finite parameter, in order.
+    """Return every value of a finite parameter, in order.
 
     >>> values_of(FloatParameter(type="float", low=0.1, high=0.3, step=0.1))
     (0.1, 0.2, 0.3)
@@ -175,7 +175,7 @@ def values_of(parameter: Parameter) -> Sequence[Any]:
     if isinstance(parameter, IntParameter):
         return range(parameter.low, parameter.high + 1, parameter.step or 1)
     assert parameter.step is not None, "a continuous parameter has no list of values"
-    # In decimals: 0.1 + 2 * 0.1 is 0.30000000000000004 in binary.
+    # In decimals, because 0.1 + 2 * 0.1 is 0.30000000000000004 in binary.
     low, high, step = (Decimal(str(number)) for number in (parameter.low, parameter.high, parameter.step))
     return tuple(float(low + step * index) for index in range(int((high - low) / step) + 1))
 
@@ -183,9 +183,9 @@ def values_of(parameter: Parameter) -> Sequence[Any]:
 def combinations(
     parameters: Mapping[str, Parameter], values: Callable[[Parameter], Sequence[Any]] = values_of
 ) -> Iterator[dict[str, Any]]:
-    """Every combination of ``values`` of the active parameters, the last parameter changing fastest.
+    """Yield every combination of ``values`` of the active parameters; the last parameter changes fastest.
 
-    Each is made once: parameters that are not active do not multiply.
+    Each combination occurs once, because inactive parameters do not multiply the number of combinations.
     """
     names = tuple(parameters)
 

@@ -1,7 +1,7 @@
-"""What must hold between the sections of a space file.
+"""The rules between the sections of a space file.
 
-The rules look at a :class:`PartialSpace`: what could be read of the file. So one broken section does not hide
-what is wrong in the others, and every rule looks only at what is there.
+The rules check a :class:`PartialSpace`: the sections that could be read. An unreadable section therefore does
+not hide what is wrong in the others, and every rule checks only the sections that it has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-#: Other names people have for our fields.
+#: Other tools' names for our fields.
 _FOREIGN: Final[Mapping[str, str]] = {
     "lr": "write `learning_rate`",
     "wd": "write `weight_decay`",
@@ -63,7 +63,7 @@ _FOREIGN: Final[Mapping[str, str]] = {
 
 
 def broken_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """Unknown names, names both fixed and searched, values and bounds that a field does not admit."""
+    """Yield unknown names, names both fixed and searched, and values or bounds that their field refuses."""
     for name, value in fixed.items():
         yield from _broken(("fixed", name), name, {(): value})
     if "dataset" in fixed:
@@ -81,12 +81,18 @@ def broken_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter])
 
 
 def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
-    """The names in ``parameters`` that are no field of a trial."""
+    """Yield the names in ``parameters`` that are no field of a trial."""
     yield from (_unknown(("parameters", name), name) for name in names if name not in field_names())
 
 
 def field_problem(path: Path, name: str, value: Any) -> Problem | None:
-    """The problem at ``path`` with ``value`` as TrialConfig's field ``name``, which must exist."""
+    """Return the problem with ``value`` as a field of TrialConfig, if it has one.
+
+    Args:
+        path: the place of the problem.
+        name: the field, which must exist.
+        value: the value.
+    """
     rule = check_field(name, value)
     if rule is None:
         return None
@@ -95,7 +101,7 @@ def field_problem(path: Path, name: str, value: Any) -> Problem | None:
 
 
 def holds_text(name: str, kind: type = TrialConfig) -> bool:
-    """Whether a configuration's field holds a text of a person's own, not one of a few words."""
+    """Return whether a configuration's field holds free text, instead of one of a few words."""
     rule = field_rule(name, kind)
     return not rule.choices and set(rule.kinds) <= {str, type(None)}
 
@@ -117,7 +123,7 @@ def _unknown(path: Path, name: str) -> Problem:
 
 
 def _limits(parameter: Parameter) -> dict[Path, Any]:
-    """What of a parameter its field must admit: every choice, or both bounds."""
+    """Return the values of a parameter that its field must accept: every choice, or both bounds."""
     if isinstance(parameter, CategoricalParameter):
         return {("choices", index): choice for index, choice in enumerate(parameter.choices)}
     return {("low",): parameter.low, ("high",): parameter.high}
@@ -131,7 +137,7 @@ def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
 
 
 def broken_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """A ``when`` must name a categorical declared above it, and some of that one's choices."""
+    """Check that each ``when`` names a categorical declared above it, and some of that one's choices."""
     above: dict[str, Parameter] = {}
     for name, parameter in parameters.items():
         if parameter.when:
@@ -158,12 +164,12 @@ def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
     return format_error(rule, got=shown(name), hint=there)
 
 
-#: How far from a step a number may be and still be on it, in steps: Optuna's own tolerance.
+#: How far a number may be from a step, in steps, and still count as on it: Optuna's own tolerance.
 _STEP_TOLERANCE = 1e-8
 
 
 def broken_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """Every row of ``initial`` must give each active parameter, no other, a value that it can have."""
+    """Check that every row of ``initial`` gives each active parameter, and no other, a value in its range."""
     for index, row in enumerate(rows):
         path = ("initial", index)
         for name in row:
@@ -192,7 +198,10 @@ def _problem(path: Path, name: str, parameter: Parameter, row: Mapping[str, Any]
 
 
 def why_outside(parameter: Parameter, value: Any) -> str | None:
-    """The rule that ``value`` breaks, which its field admits; None if the parameter can have it."""
+    """Return the rule that ``value`` breaks; None if the parameter can have this value.
+
+    The parameter's field must accept ``value``.
+    """
     if isinstance(parameter, CategoricalParameter):
         choices = ", ".join(map(shown, parameter.choices))
         return None if is_among(value, parameter.choices) else f"must be one of the choices {choices}"
@@ -208,14 +217,20 @@ def why_outside(parameter: Parameter, value: Any) -> str | None:
     return None
 
 
-#: Images of a batch that each worker must have: batch norm's variance of one is none.
+#: Images of a batch that each worker needs, because batch norm has no variance over one image.
 _LEAST: Final = 2
 
 
 def broken_shares(
     workers: int, fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]
 ) -> Iterator[Problem]:
-    """The smallest batch has two images for each of several workers."""
+    """Check that the smallest batch has two images for each worker, if there are several.
+
+    Args:
+        workers: the number of workers of a trial.
+        fixed: the fixed fields.
+        parameters: the searched fields.
+    """
     path, images = _smallest_batch(fixed, parameters)
     if workers > 1 and images < _LEAST * workers:
         rule = f"must be at least {_LEAST * workers}: {_LEAST} images for each of the {workers} `workers`"
@@ -231,24 +246,24 @@ def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter
     return ("fixed", "batch_size"), fixed.get("batch_size", TrialConfig().batch_size)
 
 
-#: Fields of a dataset that only a person's own images have.
+#: Fields of a dataset that only a user's own images have.
 FOLDER_ONLY: Final = ("path", "train", "val", "test", "ignore")
 
-#: Points of a grid: a larger one is a mistake, not a plan.
+#: The most points of a grid: a larger grid is a mistake.
 _LARGEST_GRID: Final = 10_000
 
-#: What Optuna's samplers of these types would silently draw at random instead of modelling.
+#: Sampler types whose Optuna sampler silently draws such parameters at random instead of modelling them.
 _MODELS_NO_WHEN: Final = ("gp", "cmaes")
 _MODELS_NO_CATEGORICAL: Final = ("cmaes",)
 _MODELS_NO_SINGLE: Final = ("cmaes",)
 
-#: What raises when a study has two objectives.
+#: Samplers that raise if a study has two objectives.
 _ONE_OBJECTIVE: Final = ("cmaes",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartialSpace:
-    """The sections that could be read; None (or empty) for those that could not."""
+    """The sections that could be read; None (or empty) for the others."""
 
     dataset: DatasetConfig | None = None
     metric: Metric | None = None
@@ -259,13 +274,13 @@ class PartialSpace:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     unread: Sequence[str] = ()
-    """Names of the parameters that could not be read: what relates parameters waits until there are none."""
+    """Names of the parameters that could not be read. Rules between parameters wait until this is empty."""
     initial: Sequence[Mapping[str, Any]] = ()
     resources_per_trial: Resources | None = None
 
 
 def broken_rules(draft: PartialSpace) -> Iterator[Problem]:
-    """Every rule between sections that ``draft`` breaks."""
+    """Yield a problem for every rule between sections that ``draft`` breaks."""
     fields = list(broken_fields(draft.fixed, draft.parameters))
     yield from fields
     yield from unknown_fields(draft.unread)
@@ -287,7 +302,10 @@ def broken_rules(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_dataset(draft: PartialSpace) -> Iterator[Problem]:
-    """Known names, the section's among those searched; a path with ``folder``, and only there."""
+    """Check the dataset names, and that ``folder`` has a path and no other dataset has one.
+
+    If the dataset is searched, the section's name must be among the choices.
+    """
     if draft.dataset is None:
         return
     wanted: dict[Path, Any] = {("dataset", "name"): draft.dataset.name}
@@ -316,7 +334,10 @@ def _broken_dataset(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_judging(draft: PartialSpace) -> Iterator[Problem]:
-    """Images that are held out judge, or the test images do; by those nothing may be chosen."""
+    """Check which images evaluate the trials: the held-out images or the test images.
+
+    No choice may be made by the test images.
+    """
     if draft.metric is None or draft.dataset is None:
         return
     last = draft.metric.of_test_images
@@ -336,7 +357,7 @@ def _broken_judging(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
-    """``group_by`` names a categorical that every trial has."""
+    """Check that ``group_by`` names a categorical that every trial has."""
     name = draft.scheduler.group_by if draft.scheduler else None
     if name is None:
         return
@@ -352,7 +373,7 @@ def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_warmup(draft: PartialSpace) -> Iterator[Problem]:
-    """The warm-up ends before training does, and before the first trial may be stopped."""
+    """Check that the warm-up ends before training ends, and before the first trial may be stopped."""
     if draft.fidelity is None:
         return
     path, epochs = _longest_warmup(draft)
@@ -367,7 +388,7 @@ def _broken_warmup(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _longest_warmup(draft: PartialSpace) -> tuple[Path, float]:
-    """The most epochs of warm-up that a trial can have, and where they stand."""
+    """Return the longest warm-up of a trial in epochs, and the place of its value."""
     parameter = draft.parameters.get("warmup_epochs")
     if isinstance(parameter, CategoricalParameter):
         return ("parameters", "warmup_epochs", "choices"), max(parameter.choices)
@@ -377,7 +398,7 @@ def _longest_warmup(draft: PartialSpace) -> tuple[Path, float]:
 
 
 def _broken_sampler(draft: PartialSpace) -> Iterator[Problem]:
-    """Each sampler gets only what it can take."""
+    """Check that the sampler supports the objectives and the parameters."""
     if draft.sampler is None:
         return
     kind = draft.sampler.type
@@ -407,7 +428,7 @@ def _broken_sampler(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_grid(draft: PartialSpace) -> Iterator[Problem]:
-    """A grid can be listed, and no trial is asked for by hand."""
+    """Check that the grid's points can be listed, and that ``initial`` is empty."""
     if draft.initial:
         text = format_error(
             "a grid runs every combination; `initial` must be empty", got=f"{len(draft.initial)} rows"

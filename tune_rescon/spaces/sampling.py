@@ -1,8 +1,8 @@
-"""From a space to trials: Optuna's distributions, what is drawn from them, the configuration of a trial.
+"""From a space to trials: Optuna's distributions, the values drawn from them, and a trial's configuration.
 
-Every sampled dict holds the active parameters only, in the file's order, with values a TrialConfig takes.
-Optuna's storages hold plain scalars, so a list among choices is kept there as its text; :func:`to_optuna` and
-:func:`from_optuna` go between the two.
+Every sampled dict has only the active parameters, in the file's order, with values that a TrialConfig
+accepts. Optuna's storages hold plain scalars, so a list among the choices is stored there as text;
+:func:`to_optuna` and :func:`from_optuna` convert between the two forms.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The distribution of every parameter, active or not: the very ones :func:`suggest` draws from."""
+    """Return the distribution of every parameter, active or not; :func:`suggest` draws from the same ones."""
     return {name: _distribution(parameter) for name, parameter in space.parameters.items()}
 
 
@@ -63,24 +63,24 @@ def suggest(space: Space, trial: BaseTrial) -> dict[str, Any]:
 
 
 def trial_config(space: Space, sampled: Mapping[str, Any]) -> TrialConfig:
-    """What a trial with the values ``sampled`` is: they, what the space fixes, and defaults for the rest.
+    """Return the configuration of a trial: its ``sampled`` values, the space's fixed ones, and defaults.
 
     Raises:
-        ConfigError: ``sampled`` did not come from this space.
+        ConfigError: ``sampled`` does not come from this space.
     """
     return TrialConfig.from_dict({**space.fixed, **sampled})
 
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
-    """Every combination of the active parameters' values, the last parameter changing fastest.
+    """Return every combination of the active parameters' values; the last parameter changes fastest.
 
-    Only for a space of parameters whose values can be listed, as ``sampler.type: grid`` demands.
+    The values of all parameters must be listable, as ``sampler.type: grid`` requires.
     """
     return list(combinations(space.parameters))
 
 
 def preview(space: Space, n: int) -> list[dict[str, Any]]:
-    """``n`` samples: a grid's first points; else the initial rows, then draws with the space's seed."""
+    """Return ``n`` samples: a grid's first points, or the initial rows and then draws by the space's seed."""
     if space.sampler.type == "grid":
         return grid_points(space)[:n]
     first = [_in_order(space, row) for row in space.initial[:n]]
@@ -90,12 +90,12 @@ def preview(space: Space, n: int) -> list[dict[str, Any]]:
 
 
 def to_optuna(sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """``sampled`` as Optuna holds it: what ``Study.enqueue_trial`` takes."""
+    """Return ``sampled`` as Optuna stores it, which is the form that ``Study.enqueue_trial`` accepts."""
     return {name: _held(value) for name, value in sampled.items()}
 
 
 def from_optuna(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's ``params`` as :func:`suggest` gave them."""
+    """Return a trial's ``params`` as :func:`suggest` returned them."""
     return _in_order(space, {name: _given(space.parameters[name], held) for name, held in params.items()})
 
 
@@ -111,7 +111,7 @@ def _drawn(name: str, parameter: Parameter, trial: BaseTrial) -> Any:
     if isinstance(parameter, CategoricalParameter):
         return _given(parameter, trial.suggest_categorical(name, _held_choices(parameter)))
     low, high, log = parameter.low, parameter.high, parameter.log
-    # Optuna returns NumPy's float64 where it clips a draw to a narrow range.
+    # Optuna returns a NumPy float64 if it clips a draw to a narrow range.
     if isinstance(parameter, FloatParameter):
         return plain_number(trial.suggest_float(name, low, high, log=log, step=parameter.step))
     return plain_number(trial.suggest_int(name, int(low), int(high), log=log, step=parameter.step or 1))
@@ -137,7 +137,7 @@ def _in_order(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's line about each new study."""
+    """Suppress Optuna's log line about each new study."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -147,11 +147,11 @@ def _quiet() -> Iterator[None]:
 
 
 def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> Hashable:
-    """Equal for ``values`` that are one point of the space.
+    """Return a key that is equal for ``values`` of the same point of the space.
 
     Args:
-        parameters: the space's.
-        values: of the active parameters, as :func:`.suggest` or as Optuna holds them.
+        parameters: the space's parameters.
+        values: the values of the active parameters, as :func:`.suggest` returns or as Optuna stores them.
 
     >>> parameters = {"drop_path": FloatParameter(type="float", low=0.0, high=0.3, step=0.1)}
     >>> point_key(parameters, {"drop_path": 0.1 + 0.2}) == point_key(parameters, {"drop_path": 0.3})
@@ -163,7 +163,7 @@ def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) ->
 
 def _place(parameter: Parameter, value: Any) -> Hashable:
     if isinstance(parameter, FloatParameter) and parameter.step is not None:
-        # In binary, 0.1 + 0.2 is not 0.3, but the same step.
+        # In binary, 0.1 + 0.2 is not equal to 0.3, but both are the same step.
         step: int = round((value - parameter.low) / parameter.step)
         return step
     # True == 1, but they are two choices.
@@ -171,7 +171,7 @@ def _place(parameter: Parameter, value: Any) -> Hashable:
 
 
 def count_points(parameters: Mapping[str, Parameter], *, most: int) -> int | None:
-    """How many points a space has; None if they cannot be listed, or are more than ``most``."""
+    """Return the number of points of a space; None if they cannot be listed or are more than ``most``."""
     if not all(map(is_finite, parameters.values())):
         return None
     found = sum(1 for _ in islice(combinations(parameters), most + 1))
@@ -181,9 +181,15 @@ def count_points(parameters: Mapping[str, Parameter], *, most: int) -> int | Non
 def free_points(
     parameters: Mapping[str, Parameter], taken: Collection[Hashable], *, most: int
 ) -> list[dict[str, Any]]:
-    """The first ``most`` points of a space whose keys are not ``taken``.
+    """Return the first ``most`` points of a space that have not run.
 
-    Empty if all points have run, or if the values of the space cannot be listed.
+    Args:
+        parameters: the space's parameters.
+        taken: the keys of the points that have run, by :func:`point_key`.
+        most: the largest number of points to return.
+
+    Returns:
+        The points; empty if all points have run or if the values of the space cannot be listed.
     """
     if not all(map(is_finite, parameters.values())):
         return []
@@ -196,12 +202,12 @@ def pending_rows(
     ran: Counter[Hashable],
     key: Callable[[Mapping[str, Any]], Hashable],
 ) -> list[Mapping[str, Any]]:
-    """The ``rows`` that have not run, in order; a row that is there twice runs twice.
+    """Return the ``rows`` that have not run, in order; a row that occurs twice runs twice.
 
     Args:
-        rows: points to run.
-        ran: how often each point has run, by its key. What a row accounts for is taken off.
-        key: of a row.
+        rows: the points to run.
+        ran: how often each point has run, by its key. Each run that matches a row is subtracted from it.
+        key: returns the key of a row.
     """
     pending = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The sections of a space file but for its parameters: keys, limits, and other tools' words for them."""
+"""The sections of a space file, except for its parameters: keys, limits, and other tools' words for them."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ __all__ = [
 ]
 
 
-#: A list in the file (``step_fractions``) is a tuple here; everything else is judged by its field's rule.
+#: Converts a list of the file (``step_fractions``) to a tuple; the field's own rule checks the value.
 Value = Annotated[Any, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
-#: A YAML list is no tuple to strict pydantic; its items stay strict.
+#: Strict pydantic does not accept a YAML list as a tuple; the items are still checked strictly.
 FROM_LIST: Final = Field(strict=False)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A section of the file: frozen, strict, and an unknown key is answered with the known ones."""
+    """A frozen, strict section of the file; the error for an unknown key lists the known keys."""
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    #: Another tool's word -> what to write in this section's place.
+    #: Another tool's word -> the key to write instead.
     foreign: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
-        """The keys this section may hold, in order."""
+        """Return the keys that this section may have, in order."""
         return tuple(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="wrap")
@@ -81,11 +81,11 @@ class Section(BaseModel):
         return f"{answer} That is another tool's word: {cls.foreign[key]}." if key in cls.foreign else answer
 
     def broken_rules(self) -> Iterator[Problem]:
-        """The rules between this section's values that they break."""
+        """Yield the rules between this section's values that the values break."""
         yield from ()
 
 
-#: numpy's generators take no larger seed.
+#: The largest seed that numpy's generators accept.
 _LARGEST_SEED: Final = 2**32 - 1
 
 _REDUCTION_FACTOR: Final = 3
@@ -123,11 +123,11 @@ class Metric(Section):
 
     @property
     def of_test_images(self) -> bool:
-        """Whether it is measured once, after a trial's last epoch: nothing may be chosen by it."""
+        """True if the metric is measured once, after a trial's last epoch: no choice may depend on it."""
         return is_test_metric(self.name)
 
     def broken_rules(self) -> Iterator[Problem]:
-        """An objective that is reported, in the direction that is better."""
+        """Check that the objective is reported and that ``mode`` is its better direction."""
         objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
         if self.name not in objectives:
             yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
@@ -157,7 +157,7 @@ class Fidelity(Section):
     """Epochs of a trial that is never stopped."""
 
     def broken_rules(self) -> Iterator[Problem]:
-        """``min <= max``."""
+        """Check that ``min <= max``."""
         if self.min > self.max:
             rule = format_error("`min <= max` must hold", got=f"min={self.min}, max={self.max}")
             yield Problem(path=("min",), text=rule)
@@ -213,13 +213,13 @@ class Scheduler(Section):
 
     @property
     def stops_trials(self) -> bool:
-        """Whether a trial may end before ``fidelity.max``."""
+        """True if a trial may end before ``fidelity.max``."""
         return self.type != "none"
 
     def broken_rules(self) -> Iterator[Problem]:
-        """What only asha reads is left as it is elsewhere.
+        """Check that the keys which only asha reads have their defaults for other types.
 
-        A value is judged, not whether the key is there: a resolved file has every key.
+        The values are checked, not the presence of the keys, because a resolved file has every key.
         """
         if self.type == "asha":
             return
@@ -254,14 +254,14 @@ class Budget(Section):
 
 
 class Goal(Section):
-    """What a search is to reach, with how many trials: all that a list of searches tells of its space."""
+    """The metric and the number of trials of a search: all that a list of searches shows of its space."""
 
     metric: Metric
     budget: Budget
 
 
 def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Of the two that a value fails to be, tell of the one that it was meant to be."""
+    """Report only the problem of the type that a value seems to have, a number or a word."""
     try:
         return handler(value)
     except ValidationError as error:
@@ -305,28 +305,31 @@ class Resources(Section):
     """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same; null: any."""
 
     def by_name(self) -> dict[str, float]:
-        """What Ray is asked for, by its own names, for each of the ``workers``."""
+        """Return the resources to request from Ray for each of the ``workers``, by Ray's names."""
         need = {"CPU": float(self.cpu), "GPU": self.gpus}
-        # Of which a node has one, for whoever names it.
+        # A node has 1 of this resource, for the requests that name it.
         return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
 
     @property
     def devices(self) -> float:
-        """What a trial holds: GPUs, or CPU cores where it holds no GPU."""
+        """The devices that a trial occupies: GPUs, or CPU cores if it has no GPU."""
         return self.workers * (self.gpus or float(self.cpu))
 
     @property
     def device(self) -> str:
-        """What a trial's costs are of: the kind of GPU where one is asked for, else ``GPU`` or ``CPU``."""
+        """The device whose hours a trial costs: the kind of GPU if given, else ``GPU`` or ``CPU``."""
         return self.accelerator or ("GPU" if self.gpu else "CPU")
 
     @property
     def gpus(self) -> float:
-        """``gpu`` as a number; until ``auto`` is measured the most that it can come to."""
+        """``gpu`` as a number; until ``auto`` is measured, its largest possible value."""
         return 1.0 if self.gpu == "auto" else self.gpu
 
     def broken_rules(self) -> Iterator[Problem]:
-        """No process uses a second GPU, so none may be paid for; a kind of GPU is for who has one."""
+        """Check the number of GPUs, and that ``accelerator`` is set only with a GPU.
+
+        A process uses at most one GPU, so no second one may be paid for.
+        """
         if self.gpus > 1:
             rule = "must be at most 1: a process trains on one GPU, or on a share of it"
             hint = f"Write `workers: {math.ceil(self.gpus)}, gpu: 1` for a trial of several GPUs."

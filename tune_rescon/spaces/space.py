@@ -1,4 +1,4 @@
-"""The whole space file as one frozen model: one that exists is sound."""
+"""The complete space file as one frozen model; every instance is valid."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["Space", "read_dataset"]
 
 
 def read_dataset(value: Any) -> DatasetConfig:
-    """DatasetConfig from a section of the file.
+    """Return the DatasetConfig of a section of the file.
 
     Raises:
-        pydantic.ValidationError: no section, or broken fields, each at its own path.
+        pydantic.ValidationError: ``value`` is no section, or has invalid fields, each at its own path.
     """
     if isinstance(value, DatasetConfig):
         return value
@@ -113,7 +113,7 @@ class Space(Section):
     """Trials to run first, each a value for every active parameter."""
 
     def broken_rules(self) -> Iterator[Problem]:
-        """What must hold between sections."""
+        """Yield the broken rules between sections."""
         yield from broken_rules(
             PartialSpace(
                 dataset=self.dataset,
@@ -130,11 +130,11 @@ class Space(Section):
         )
 
     def dataset_config(self, name: str | None = None) -> DatasetConfig:
-        """The images of a trial: ``dataset``, or the named one where ``parameters.dataset`` is searched."""
+        """Return a trial's dataset: ``dataset``, or the named one if ``parameters.dataset`` is searched."""
         if name is None or name == self.dataset.name:
             return self.dataset
         if name == "folder":
             return dataclasses.replace(self.dataset, name=name)
-        # A dataset known by name has no folders to choose from.
+        # A dataset that is known by its name has no folders to choose from.
         unset: dict[str, Any] = dict.fromkeys(FOLDER_ONLY)
         return dataclasses.replace(self.dataset, name=name, **unset)

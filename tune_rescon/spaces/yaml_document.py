@@ -1,7 +1,7 @@
-"""A YAML 1.2 text read as plain values that remember where each of them stands.
+"""Read a YAML 1.2 text as plain values, and remember the line of each value.
 
-Nodes are composed, not constructed, so that every key keeps its line and a repeated one is seen. A space file
-is plain values: one document, no tags, and no anchors (a bomb of them would never end).
+Nodes are composed, not constructed, so that every key has its line and a repeated key is found. A space file
+contains plain values in one document, without tags and without anchors (a bomb of anchors would never end).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = [
 #: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
 Path = tuple[str | int, ...]
 
-#: The rule a value breaks that should hold keys.
+#: The rule that a value breaks if it should be a mapping of keys.
 A_SECTION: Final = "must be a section (`key: value` lines)"
 
 _OURS: Final = "space_rule"
 _LONGEST_SHOWN: Final = 80
 
-#: Another tool's word where a value of ours belongs.
+#: Other tools' words for our values.
 _FOREIGN_VALUES: Final[Mapping[str, str]] = {
     "maximize": "write `max`",
     "minimize": "write `min`",
@@ -76,7 +76,7 @@ _FOREIGN_VALUES: Final[Mapping[str, str]] = {
     "training_iteration": "write `epoch`",
 }
 
-#: Pydantic's error types -> our words; ``{...}`` are filled from the error's context.
+#: Our texts for pydantic's error types; ``{...}`` are filled in from the error's context.
 _RULES: Final[Mapping[str, str]] = {
     "bool_type": "must be true or false",
     "dict_type": A_SECTION,
@@ -103,14 +103,14 @@ _RULES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One broken rule: where it stands (``path``) and what to tell (``text``, without the place)."""
+    """One broken rule: its place (``path``) and its message without the place (``text``)."""
 
     path: Path
     text: str
 
 
 def dotted(path: Path) -> str:
-    """The path as people write it.
+    """Format a path in the usual notation.
 
     >>> dotted(("parameters", "depth", "choices", 1))
     'parameters.depth.choices[1]'
@@ -122,13 +122,13 @@ def dotted(path: Path) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: its repr, cut where it grows long."""
+    """Format a value for an error message: its repr, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def quoting(key: object, value: object) -> str:
-    """What to do where YAML has read a text as another kind; empty for a text.
+    """Return a hint if YAML has read a text as another type; empty if it was read as text.
 
     >>> quoting("path", 2024)
     'A text that YAML takes for another kind goes in quotes: `path: "..."`.'
@@ -139,7 +139,13 @@ def quoting(key: object, value: object) -> str:
 
 
 def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
-    """Raise ``problems`` (and those of ``then``) as one ValidationError; return if there are none."""
+    """Raise ``problems`` (and those of ``then``) as one ValidationError; return if there are no problems.
+
+    Args:
+        title: the title of the ValidationError.
+        problems: the problems to raise.
+        then: a ValidationError whose problems are added.
+    """
     found = [*problems, *(problems_in(then) if then else ())]
     lines = [
         InitErrorDetails(
@@ -152,7 +158,7 @@ def raise_problems(title: str, problems: Iterable[Problem], then: ValidationErro
 
 
 def problems_in(error: ValidationError) -> Iterator[Problem]:
-    """The problems of a ValidationError, pydantic's own put in our words."""
+    """Yield the problems of a ValidationError, with pydantic's messages replaced by ours."""
     for line in error.errors(include_url=False):
         kind, path, context = line["type"], line["loc"], line.get("ctx", {})
         if kind == _OURS:
@@ -182,19 +188,19 @@ _SCALARS: Final = ("null", "bool", "int", "float")
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where something stands: a file's line (counted from 1), or a command-line override (line 0)."""
+    """The place of a value: a line of a file, counted from 1, or a command-line override (line 0)."""
 
     line: int
     source: str
 
     def __str__(self) -> str:
-        """``FILE:LINE``, or ``--set KEY``."""
+        """Return ``FILE:LINE``, or ``--set KEY``."""
         return f"{self.source}:{self.line}" if self.line else self.source
 
 
 @dataclass
 class Document:
-    """Plain values, the place of every path among them, and what was wrong in reading them."""
+    """Plain values, the place of every path in them, and the problems found when they were read."""
 
     top: Place
     value: Any = None
@@ -202,21 +208,27 @@ class Document:
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
 
     def place(self, path: Path) -> Place:
-        """Where ``path`` stands; for a path that is not there, where the nearest one above it does."""
+        """Return the place of ``path``; if the path is missing, the place of the nearest path above it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, self.top)
 
     def complain(self, place: Place, path: Path, text: str) -> None:
-        """Keep a problem that stands at ``place``."""
+        """Add a problem at ``place``.
+
+        Args:
+            place: the line or the override.
+            path: the path in the document.
+            text: the message, without the place.
+        """
         self.problems.append((place, Problem(path=path, text=text)))
 
     def override(self, key: str, text: str) -> None:
-        """Put the YAML ``text`` at the dotted ``key``, as ``--set KEY=VALUE`` asks."""
+        """Set the dotted ``key`` to the YAML ``text``, as ``--set KEY=VALUE`` does."""
         self._put(key, read_document(text, Place(0, f"--set {key}")))
 
     def override_text(self, key: str, value: str | None) -> None:
-        """Put ``value`` at the dotted ``key``, where a text is wanted and YAML might read another."""
+        """Set the dotted ``key`` to the text ``value``, which YAML might read as another type."""
         place = Place(0, f"--set {key}")
         self._put(key, Document(top=place, value=value, places={(): place}))
 
@@ -236,7 +248,7 @@ class Document:
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
 
     def _section(self, path: tuple[str, ...], place: Place) -> dict[str, Any] | None:
-        """The mapping at ``path``, made where nothing stands; None, and a problem, where a value does."""
+        """Return the mapping at ``path``, created if missing; add a problem and return None for a value."""
         section: dict[str, Any] = self.value
         for depth, step in enumerate(path, start=1):
             if section.get(step) is None:
@@ -251,11 +263,11 @@ class Document:
 
 
 def read_document(text: str, place: Place) -> Document:
-    """Read ``text``; what is wrong in it is kept in the document's ``problems``.
+    """Read ``text``; problems are kept in the document's ``problems``.
 
     Args:
         text: YAML.
-        place: where the text starts. At line 0 (an override) everything in it stands there.
+        place: the place of the text's first line. At line 0 (an override), every value has this place.
     """
     document = Document(top=place, places={(): place})
     if re.search(r"^%", text, re.MULTILINE):
@@ -279,7 +291,7 @@ def read_document(text: str, place: Place) -> Document:
 
 
 class _Reader:
-    """Turns composed nodes into plain values, noting places and problems in ``document``."""
+    """Converts composed nodes to plain values, and adds places and problems to ``document``."""
 
     def __init__(self, yaml: YAML, document: Document) -> None:
         self._yaml = yaml
@@ -288,7 +300,7 @@ class _Reader:
     def value(self, node: Node, path: Path) -> Any:
         self._document.places.setdefault(path, self._place(node))
         if node.anchor:
-            # Not descended into: an anchored node may hold itself.
+            # The reader does not descend into an anchored node, because the node may contain itself.
             self._complain(
                 node, path, format_error("must be written out", got=f"the anchor `&{node.anchor}`")
             )

@@ -1,19 +1,19 @@
-"""Searches kept at a URL: what is sent there, what is brought back, and which copy is the newer one.
+"""Searches stored at a URL: the files that are uploaded and downloaded, and which copy is the newer one.
 
 ::
 
     parse_storage    --storage as a directory or a StorageUrl
-    SearchHome       one search's place at a URL: taken once, found again
-    RemoteFolder     the few things asked of fsspec, each whole or not at all
-    fetch_databases  before a search goes on: the newest copies
-    Sender, Mirror   while it runs: what changed, and the thread that sends it
-    CheckpointMirror one trial's checkpoints, on its node and there
-    local_file       a file at a path or a URL, as one of this machine's
-    sqlite_url       the URL of a SQLite file, quoted; sqlite_file reads one
+    SearchHome       the place of one search at a URL: create reserves its name, find returns it
+    RemoteFolder     the operations that are needed of fsspec; each succeeds completely or has no effect
+    fetch_databases  before a search resumes: downloads the newest copies
+    Sender, Mirror   while a search runs: uploads the changes, in a thread
+    CheckpointMirror the checkpoints of one trial, on its node and at the URL
+    local_file       the file at a path or a URL, as a local file
+    sqlite_url       the URL of a SQLite file, quoted; sqlite_file is the inverse
     Register         a value that several machines may change; SharedValue reads and writes it as JSON
 
-It knows fsspec and SQLite files, and nothing of Ray or Optuna. Names are loaded on first use: a search in a
-directory needs none of this.
+The package depends on fsspec and SQLite files, but not on Ray or Optuna. Names are loaded on first use,
+because a search in a directory needs none of them.
 """
 
 from __future__ import annotations

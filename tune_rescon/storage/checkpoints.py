@@ -1,7 +1,7 @@
-"""A trial's checkpoints, kept at a URL while its process writes them on its own node.
+"""A trial's checkpoints, mirrored to a URL while its process writes them on its own node.
 
-The files themselves say how far a trial has come, so nothing else is kept about them: each is sent whole, the
-best network before the state training goes on from, as they are written.
+The progress of a trial is read from the checkpoint files themselves, so no other state is kept. Each file is
+sent whole as soon as it is written, the best network before the state from which training resumes.
 """
 
 from __future__ import annotations
@@ -20,33 +20,36 @@ __all__ = ["CheckpointMirror"]
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds a trial waits, before its first epoch and after its last, for a URL that does not answer.
+#: Seconds that a trial retries an unreachable URL, before its first epoch and after its last.
 PATIENCE: Final = 60.0
 
-#: Seconds between its tries.
+#: Seconds between two tries.
 PAUSE: Final = 2.0
 
 
 @dataclass(kw_only=True)
 class CheckpointMirror:
-    """One trial's files, here and at the URL."""
+    """The checkpoint files of one trial, on this node and at the URL."""
 
     local: Path
     remote: RemoteFolder
     names: Sequence[str]
-    """The files to keep there, in the order they are sent."""
+    """The files to mirror, in the order of sending."""
     note: Callable[[str], None]
-    """Told what went wrong; the trial goes on."""
+    """Called with a description of each failure; the trial continues."""
     patience: float = PATIENCE
     pause: float = PAUSE
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     _behind: bool = False
 
     def fetch(self, progress: Callable[[Path], int]) -> None:
-        """Have in ``local`` the copy that is further, by ``progress(folder)``; this node's if they are equal.
+        """Bring the copy with more progress into ``local``; prefer this node's copy if both are equal.
 
-        If the URL cannot be read, the trial goes on from what this node has: from its start, at worst, which
-        repeats epochs but changes none.
+        If the URL cannot be read, the trial resumes from the files on this node. In the worst case the trial
+        begins at its start, which repeats epochs but does not change their results.
+
+        Args:
+            progress: returns the progress of the checkpoints in a folder.
         """
         self.local.mkdir(parents=True, exist_ok=True)
         arrived = self.local.with_name(f".{self.local.name}.arrived")
@@ -60,9 +63,12 @@ class CheckpointMirror:
             shutil.rmtree(arrived, ignore_errors=True)
 
     def send(self, *, insist: bool = False) -> None:
-        """Send what is new. What fails is noted, once until all is there, and sent with the next epoch's.
+        """Send the files that have changed.
 
-        ``insist``: there is no next one, so try for a while.
+        A failure is noted once until all files are at the URL. The files are sent again after the next epoch.
+
+        Args:
+            insist: retry for ``patience`` seconds, because no epoch follows.
         """
         if insist:
             self._insist(self._upload)
@@ -75,9 +81,9 @@ class CheckpointMirror:
             self._behind = True
 
     def release(self) -> None:
-        """Delete this node's copies, unless something is not at the URL even now.
+        """Delete this node's copies, unless a file is still missing at the URL.
 
-        Nothing is noted: whoever was told is gone by now.
+        ``note`` is not called, because its receiver no longer exists at this point.
         """
         try:
             self._upload()
@@ -87,7 +93,7 @@ class CheckpointMirror:
             shutil.rmtree(self.local, ignore_errors=True)
 
     def url(self, name: str) -> str | None:
-        """Where a file is; None if it has not been sent yet."""
+        """Return the URL of a file; None if the file has not been sent yet."""
         return f"{self.remote.url}/{name}" if name in self._sent else None
 
     def _download(self, target: Path) -> None:
@@ -104,7 +110,7 @@ class CheckpointMirror:
         self._behind = False
 
     def _insist(self, action: Callable[[], None]) -> bool:
-        """Try for a while; whether it was done."""
+        """Retry ``action`` for at most ``patience`` seconds; return whether it succeeded."""
         deadline = time.monotonic() + self.patience
         while True:
             try:

@@ -1,8 +1,8 @@
-"""SQLite files that are kept at a URL: consistent copies of a live one, and which copy is newer.
+"""SQLite files that are mirrored to a URL: consistent copies of a live database, and the age of each copy.
 
-Each run of a search that writes there has a *term*, one more than the highest before it. It is SQLite's
-``user_version``, four bytes in the file's header that are there for an application to use, so it travels with
-the content it is about and can be read at the URL without fetching the file.
+Each run of a search that writes to the URL has a *term*: one more than the highest term before it. It is
+stored as SQLite's ``user_version``, four bytes in the file's header that are reserved for applications. The
+term is therefore part of the file it describes, and can be read at the URL without downloading the file.
 """
 
 from __future__ import annotations
@@ -14,31 +14,36 @@ from typing import Final
 
 __all__ = ["TERM_BYTES", "copy_database", "is_whole", "parse_term", "read_term", "write_term"]
 
-#: Where ``user_version`` stands in a SQLite file, big-endian (sqlite.org/fileformat2.html, section 1.3).
+#: Position of ``user_version`` in a SQLite file, big-endian (sqlite.org/fileformat2.html, section 1.3).
 TERM_BYTES: Final = (60, 64)
 
-#: Seconds to wait for another connection's write.
+#: Seconds to wait while another connection writes.
 BUSY_SECONDS: Final = 60.0
 
 
 def copy_database(source: Path, target: Path, *, term: int) -> None:
-    """Make ``target`` what ``source`` is at one moment, while others write to it, and stamp it ``term``.
+    """Copy ``source`` to ``target`` as of one moment, even while others write to it, and stamp the copy.
+
+    Args:
+        source: the live database.
+        target: the file to create or replace.
+        term: the term to stamp the copy with.
 
     Raises:
-        sqlite3.Error: the source is no database, or is locked for too long.
+        sqlite3.Error: the source is no database, or stays locked for too long.
     """
     target.unlink(missing_ok=True)
     with closing(_connect(source)) as live, closing(sqlite3.connect(target)) as copy:
-        # All pages in one step: with several, each write in between would begin the copy anew.
+        # All pages in one step: with several steps, each write between two of them would restart the copy.
         live.backup(copy, pages=-1)
-        # A copy in WAL mode would be two files.
+        # In WAL mode the copy would consist of two files.
         copy.execute("PRAGMA journal_mode=DELETE")
         copy.execute(f"PRAGMA user_version={term:d}")
         copy.commit()
 
 
 def read_term(path: Path) -> int | None:
-    """The term a local database is stamped with; None if there is none."""
+    """Return the term of a local database; None if the file does not exist."""
     if not path.is_file():
         return None
     with closing(_connect(path)) as database:
@@ -46,14 +51,14 @@ def read_term(path: Path) -> int | None:
 
 
 def write_term(path: Path, term: int) -> None:
-    """Stamp a live database."""
+    """Stamp a live database with a term."""
     with closing(_connect(path)) as database:
         database.execute(f"PRAGMA user_version={term:d}")
         database.commit()
 
 
 def parse_term(header: bytes | None) -> int | None:
-    """The term in the bytes at :data:`TERM_BYTES`; None where there are none.
+    """Return the term in the bytes at :data:`TERM_BYTES`; None if there are no bytes.
 
     >>> parse_term(bytes([0, 0, 1, 2]))
     258
@@ -62,7 +67,7 @@ def parse_term(header: bytes | None) -> int | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is a SQLite database without damage."""
+    """Return whether a file is an undamaged SQLite database."""
     try:
         with closing(_connect(path)) as database:
             return bool(database.execute("PRAGMA quick_check").fetchone()[0] == "ok")
@@ -71,5 +76,5 @@ def is_whole(path: Path) -> bool:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # A URI: a plain path that is missing would be made.
+    # A URI, because a plain path that does not exist would be created.
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)

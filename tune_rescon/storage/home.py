@@ -1,4 +1,4 @@
-"""A search's place at a URL: its name is taken there once, and it is told from a later one of that name."""
+"""A search's place at a URL: its name can be taken once, and a later search of that name is another one."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = [
 ]
 
 
-#: It names a directory, a study and an MLflow run, and stands in MLflow's queries.
+#: The name of a search is also a directory, a study and an MLflow run, and part of MLflow's queries.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-#: Characters of a name: file systems take names of 255 bytes.
+#: The most characters of a name, because file systems accept names of 255 bytes.
 LONGEST: Final = 255
 
-#: What a storage holds beside its searches.
+#: Names that a storage contains besides its searches.
 _RESERVED: Final = ("mlflow.db", "mlartifacts")
 
 
 def check_name(name: str, *, where: str = "--name") -> None:
-    """Refuse what is no name of a search; it came with ``where``.
+    """Raise an error unless ``name`` is a valid name of a search; ``where`` is the flag that gave it.
 
     Raises:
-        StorageError: it is none.
+        StorageError: the name is not valid.
     """
     if not _NAME.fullmatch(name):
         rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
@@ -50,10 +50,10 @@ def check_name(name: str, *, where: str = "--name") -> None:
 
 
 def check_new_name(name: str) -> None:
-    """:func:`check_name`, for a new search: its folder must not be where MLflow's store is.
+    """Check the name of a new search, whose folder must not be that of MLflow's store either.
 
     Raises:
-        StorageError: it cannot have this name.
+        StorageError: a new search cannot have this name.
     """
     check_name(name)
     if name.lower() in _RESERVED or name.startswith("mlflow.db-"):
@@ -62,43 +62,56 @@ def check_new_name(name: str) -> None:
 
 
 def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
-    """A new search cannot have this name: there is something at ``place``, perhaps a search (``begun``)."""
+    """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file.
+
+    Args:
+        name: the name.
+        place: the existing path or URL.
+        begun: True if there is a search that can be resumed.
+    """
     way = f"Go on with it by --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return StorageError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
 
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
-    """There is no search of this name, which came with ``where``; those that were ``found`` are listed."""
+    """Return the error for a name that no search has.
+
+    Args:
+        name: the name.
+        storage: the storage that was searched.
+        found: the searches in it, which the error lists.
+        where: the flag that gave the name.
+    """
     near = difflib.get_close_matches(name, found, n=1)
     guess = f"Did you mean {near[0]}? " if near else ""
     known = f"{guess}Searches there: {', '.join(found)}." if found else "There is no search there yet."
     return StorageError(format_error(f"no search named {name!r} in {storage}", where=where, hint=known))
 
 
-#: Made when the name is taken; holds the search's identity.
+#: This file is created when the name is taken, and contains the search's identity.
 _IDENTITY: Final = "search.json"
 
-#: Whoever has this file has begun, and can be gone on with.
+#: A search with this file has begun and can be resumed.
 _BEGUN: Final = "space.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchHome:
-    """``<url>/<name>/``."""
+    """The folder ``<url>/<name>/`` of a search."""
 
     storage: StorageUrl
     name: str
     remote: RemoteFolder
     identity: str
-    """Of this search, for ever: a search deleted and begun anew under its name has another one."""
+    """The search's permanent identity: a new search that reuses the name of a deleted one has another."""
 
     @classmethod
     def create(cls, storage: StorageUrl, name: str) -> SearchHome:
-        """Take the name of a new search; of several at once, one gets it.
+        """Take the name of a new search; if several callers try at once, one succeeds.
 
         Raises:
-            StorageError: the name is none, or taken, or the URL cannot be written.
+            StorageError: the name is not valid or is taken, or the URL cannot be written.
         """
         check_new_name(name)
         root = RemoteFolder.connect(storage)
@@ -111,10 +124,16 @@ class SearchHome:
 
     @classmethod
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
-        """The place of a search that has begun; ``where`` is the flag that names it.
+        """Return the home of a search that has begun.
+
+        Args:
+            storage: the storage that contains the search.
+            name: the search's name.
+            where: the flag that gave the name.
 
         Raises:
-            StorageError: there is none of that name (those there are, are listed), or the URL cannot be read.
+            StorageError: no search has this name (the error lists those that exist), or the URL cannot be
+            read.
         """
         check_name(name, where=where)
         root = RemoteFolder.connect(storage)
@@ -128,14 +147,14 @@ class SearchHome:
         raise no_such_search(name, storage, found, where=where)
 
     def scratch(self, cache_root: Path) -> Path:
-        """This machine's directory for it, which holds ``<name>/`` as a local storage does."""
+        """Return this machine's directory for the search; it contains ``<name>/``, like a local storage."""
         return cache_root / "searches" / self.identity
 
     def remove(self) -> None:
-        """Give the name back: of a search that never began.
+        """Release the name of a search that never began.
 
         Raises:
-            RemoteError: not now.
+            RemoteError: the URL cannot be changed now.
         """
         for name in self.remote.names():
             self.remote.delete(name)
@@ -143,10 +162,10 @@ class SearchHome:
 
 @contextlib.contextmanager
 def usable(storage: StorageUrl) -> Iterator[None]:
-    """What goes wrong in the block is the user's to mend: nothing has begun yet.
+    """Raise a storage error in the block as an error for the user to fix, because nothing has begun yet.
 
     Raises:
-        StorageError: a :class:`.RemoteError`, in words.
+        StorageError: the text of a :class:`.RemoteError`, with a hint.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""The thread that keeps a URL up to date while a search runs.
+"""The thread that keeps the copies at a URL up to date while a search runs.
 
-The search only says that something has changed. It waits for the URL where a trial begins or ends, and only
-for a moment; it never sees an error. What fails is done again with growing pauses; what is still
-missing at the end is counted, so that it can be said.
+The search reports only that something has changed. It waits for the URL only where a trial begins or ends,
+and only briefly; it never sees an error. The thread retries a failed upload after growing pauses and counts
+the changes that are still missing at the end, so that the search can report them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class Copy(Enum):
-    """Where the newest copy is."""
+    """The place of the newest copy."""
 
     NOWHERE = "nowhere"
     HERE = "here"
@@ -53,12 +53,16 @@ class Copy(Enum):
 
 
 def choose_copy(*, here: int | None, at_url: int | None) -> Copy:
-    """Where the newest copy is, by the terms of the two (None: no such copy).
+    """Return the place of the newest copy of a database.
 
-    A run takes the highest term plus one, and stamps its live database only once a copy with that term is at
-    the URL. So two copies of one term have one origin, the live one, which can only have gone on since. And a
-    higher term at the URL was begun from that copy, perhaps elsewhere; whatever this machine had not sent by
-    then was done again there.
+    A run uses the highest term plus one, and stamps its live database only after a copy with that term is at
+    the URL. Two copies with the same term therefore come from the same live database, and the local one can
+    only be newer. A run with a higher term at the URL began from the copy there, perhaps on another machine;
+    that run has repeated the work that this machine had not sent by then.
+
+    Args:
+        here: the term of the copy on this machine; None if there is no such copy.
+        at_url: the term of the copy at the URL; None if there is no such copy.
 
     >>> choose_copy(here=3, at_url=3)
     <Copy.HERE: 'here'>
@@ -73,11 +77,16 @@ def choose_copy(*, here: int | None, at_url: int | None) -> Copy:
 
 
 def choose_copies(terms: Sequence[tuple[int | None, int | None]]) -> list[Copy]:
-    """Where to take each of several databases from, by the terms of its copies here and at the URL.
+    """Return the place from which to take each of several databases.
 
-    All but the first follow it: what they hold was in the first before. Copies at the URL keep that order,
-    and so do those of one machine; but one from here beside a first from the URL might know what that has not
-    heard of. So where the first comes from the URL all do, or are begun anew.
+    The first database leads, because the content of the others was in the first one before. Copies at the URL
+    keep this order, and so do copies on one machine. A local copy next to a first database from the URL could
+    contain rows that the first one lacks. If the first database comes from the URL, all others therefore
+    come from the URL too, or start empty.
+
+    Args:
+        terms: for each database, the term of its local copy and of its copy at the URL; None if there is no
+            such copy.
 
     >>> [copy.value for copy in choose_copies([(1, 2), (1, 1), (1, None)])]
     ['url', 'url', 'nowhere']
@@ -89,14 +98,14 @@ def choose_copies(terms: Sequence[tuple[int | None, int | None]]) -> list[Copy]:
 
 
 class SupersededError(Exception):
-    """Another run has gone on from the URL: what this one sends now would undo that one's work."""
+    """Another run has resumed from the URL; an upload by this run would overwrite that run's work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discard:
-    """Files at the URL that are no longer needed: those of ``names`` in a folder, but ``keep``.
+    """Files at the URL that are no longer needed: the ``names`` in a folder, except ``keep``.
 
-    If ``keep`` is given and not there, nothing is deleted.
+    If ``keep`` is given and is not at the URL, nothing is deleted.
     """
 
     folder: str
@@ -105,17 +114,23 @@ class Discard:
 
 
 class Sender:
-    """Sends what has changed since it last did. For one thread at a time."""
+    """Sends the databases and files that changed after the last send. Use it from one thread at a time."""
 
     def __init__(
         self, remote: RemoteFolder, *, databases: Mapping[str, Path], files: Mapping[str, Path], term: int = 1
     ) -> None:
-        """``databases`` and ``files``: by their names at the URL; those that are not there yet are left out.
+        """Set up the sender; nothing is sent yet.
 
-        Nothing may be written to a database before it is in those above it (a run of MLflow's shows epochs
-        of the study): so it is with the copies at the URL, whenever this machine is lost.
+        The order of ``databases`` matters: a row may be written to a database only after it is in the
+        databases before it (an MLflow run shows epochs of the study). The copies at the URL keep this order
+        too, even if this machine is lost at any moment.
 
-        ``term`` is what :func:`.fetch_databases` gave this run, to be known before the first sending.
+        Args:
+            remote: the folder at the URL.
+            databases: local SQLite files by their names at the URL; missing ones are skipped.
+            files: other local files by their names at the URL; missing ones are skipped.
+            term: the term that :func:`.fetch_databases` returned for this run. It must be set before the
+                first send.
         """
         self._remote = remote
         self.term = term
@@ -126,17 +141,17 @@ class Sender:
     def send(self) -> None:
         """Bring the URL up to date.
 
-        Databases go first, for files (a table, a report) are made from them.
+        Databases are sent first, because the files (a table, a report) are made from them.
 
         Raises:
             RemoteError: the URL cannot be written now.
-            SupersededError: a later run writes there.
-            OSError, sqlite3.Error: something local is in the way.
+            SupersededError: a later run writes to the URL.
+            OSError, sqlite3.Error: a local file cannot be read or copied.
         """
         with tempfile.TemporaryDirectory(prefix="tune_rescon-copy-") as scratch:
             present = {name: path for name, path in self._databases.items() if path.is_file()}
             copies = {name: Path(scratch) / name for name in present}
-            # Copied from the last to the first and sent from the first to the last, none knows too much.
+            # Copied from last to first and sent from first to last, no copy is ahead of one before it.
             for name, live in reversed(present.items()):
                 copy_database(live, copies[name], term=self.term)
             for name, live in present.items():
@@ -146,10 +161,10 @@ class Sender:
                     self._send_file(name, path, Path(scratch) / name)
 
     def discard(self, discards: Iterable[Discard]) -> None:
-        """Delete at the URL what the copies there no longer speak of.
+        """Delete the files at the URL that the copies there no longer refer to.
 
         Raises:
-            RemoteError: not now.
+            RemoteError: the URL cannot be changed now.
         """
         for discard in discards:
             found = self._remote.names(discard.folder)
@@ -172,7 +187,7 @@ class Sender:
             )
         self._remote.upload(copy, name)
         self._sent[name] = digest
-        # Only now: see choose_copy.
+        # Stamped only after the upload: see choose_copy.
         if read_term(live) != self.term:
             write_term(live, self.term)
 
@@ -188,19 +203,24 @@ class Sender:
 
 _log: Final = logging.getLogger(__name__)
 
-#: What SQLite keeps beside a database, and must not be read with another one.
+#: Files that SQLite keeps beside a database; they must not be read with another database.
 _BESIDE: Final = ("-journal", "-wal", "-shm")
 
 
 def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, where: str = "--storage") -> int:
-    """Make each local database (by its name at the URL) the newest copy; the term of the run that begins.
+    """Replace each local database by the newest copy, and return the term of the run that begins.
 
-    To be called by one run at a time, before it opens any of them. The first leads, the others follow it: see
-    :func:`.choose_copies`. ``where`` is the flag that named the URL.
+    Only one run may call this at a time, and before it opens any of the databases. The first database leads
+    and the others follow it: see :func:`.choose_copies`.
+
+    Args:
+        remote: the folder at the URL.
+        databases: local SQLite files by their names at the URL.
+        where: the flag that named the URL, for error messages.
 
     Raises:
         RemoteError: the URL cannot be read now.
-        StorageError: a copy that is needed is damaged.
+        StorageError: a required copy is damaged.
     """
     terms = [_terms(remote, name, path) for name, path in databases.items()]
     for (name, path), pair, copy in zip(databases.items(), terms, choose_copies(terms), strict=True):
@@ -217,7 +237,7 @@ def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, wher
 
 
 def _terms(remote: RemoteFolder, name: str, path: Path) -> tuple[int | None, int | None]:
-    """Of the copy here and the one at the URL."""
+    """Return the terms of the local copy and of the copy at the URL."""
     here = read_term(path) if path.is_file() and is_whole(path) else None
     return here, parse_term(remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
 
@@ -235,40 +255,41 @@ def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:
 
 
 def _delete(path: Path) -> None:
-    # The database last: what is beside it means nothing without it.
+    # The database is deleted last, because the files beside it mean nothing without it.
     for suffix in (*_BESIDE, ""):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-#: Seconds :meth:`Mirror.close` gives a call that is in flight when its time is up.
+#: Seconds that :meth:`Mirror.close` waits for a call that is in progress when its time is up.
 LAST_CALL: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds, and one factor."""
+    """The intervals of a :class:`Mirror`, in seconds, and one factor."""
 
     interval: float = 5.0
-    """Between two copies nobody waits for: epochs come more often than copies need to."""
+    """Between two copies that no call waits for: epochs end more often than copies are needed."""
     rest: float = 9.0
-    """After a copy, times what it took: one of 10,000 trials takes seconds, and must not be made always."""
+    """Factor: the pause after a copy is this many times its duration. Copying a study of 10,000 trials needs
+    seconds, and must not happen all the time."""
     patience: float = 0.4
-    """A search waits for a copy at most; Ray Tune warns of callbacks that take half a second."""
+    """The longest wait of a search for a copy; Ray Tune warns of callbacks that last half a second."""
     first_pause: float = 0.5
     longest_pause: float = 15.0
-    """After a failure, doubling from the first to the longest."""
+    """The pause after a failure; it doubles from ``first_pause`` to ``longest_pause``."""
 
 
 class Mirror:
-    """Counts changes and has a :class:`.Sender` bring them to the URL. For the search's thread."""
+    """Counts changes and lets a :class:`.Sender` upload them. Call it from the search's thread."""
 
     def __init__(self, sender: Sender, pace: Pace | None = None) -> None:
-        """Nothing is sent before :meth:`start`."""
+        """Set up the mirror; nothing is sent before :meth:`start`."""
         self._sender = sender
         self._pace = pace or Pace()
         self._closing = threading.Event()
         self._deadline = 0.0
-        # The condition guards all that follows.
+        # The condition guards all attributes below.
         self._condition = threading.Condition()
         self._changes = self._urgent = self._sent = 0
         self._trouble = False
@@ -278,23 +299,23 @@ class Mirror:
         self._thread = threading.Thread(target=self._run, name="storage-mirror", daemon=True)
 
     def start(self) -> None:
-        """Begin to send what changes from now on."""
+        """Start to send changes."""
         self._thread.start()
 
     def changed(self) -> None:
-        """Have a change sent within the interval. Returns at once."""
+        """Schedule the upload of a change within the interval. Return at once."""
         with self._condition:
             self._changes += 1
             self._condition.notify_all()
 
     def forget(self, discard: Discard) -> None:
-        """Have files deleted once a copy is there that no longer needs them: the next :meth:`flush`'s."""
+        """Delete files after the next :meth:`flush`, once the URL has a copy that no longer needs them."""
         self._forgotten.append(discard)
 
     def flush(self) -> bool:
-        """Have a change sent now, and wait for it a little; whether it is there.
+        """Send changes now, wait briefly, and return whether they are at the URL.
 
-        Nobody waits for a URL that is in trouble already, nor for the end of a rest.
+        It does not wait if the last upload failed, nor for the end of a pause after a copy.
         """
         with self._condition:
             goal = self._urge()
@@ -304,22 +325,22 @@ class Mirror:
             return self._sent >= goal
 
     def close(self, patience: float) -> int:
-        """Send what is left, for ``patience`` seconds; the number of changes that are not at the URL.
+        """Send the remaining changes within ``patience`` seconds; return the number that are not at the URL.
 
-        May be called again, with less patience, where a signal came meanwhile.
+        It may be called again with less patience, for example after a signal.
         """
         with self._condition:
             self._deadline = time.monotonic() + patience
             if not self._closing.is_set():
                 self._closing.set()
                 self._urge()
-        # A call that hangs for longer is left to the daemon thread, and what it brings counts as missing.
+        # A call that hangs longer is left to the daemon thread, and its changes count as missing.
         self._thread.join(patience + LAST_CALL)
         with self._condition:
             return self._changes - self._sent
 
     def abandon(self) -> None:
-        """Begin nothing any more: the URL is another run's."""
+        """Start no further upload, because another run writes to the URL."""
         with self._condition:
             self._changes = self._sent
             self._discards.clear()
@@ -353,7 +374,7 @@ class Mirror:
                 pause, last = self._pace.first_pause, time.monotonic()
 
     def _next_goal(self, last: float) -> int | None:
-        """Wait until something is due; how many changes there are then, None when all is done."""
+        """Wait until an upload is due; return the number of changes by then, or None after the last one."""
         with self._condition:
             while True:
                 waiting = self._changes > self._sent or bool(self._discards)
@@ -387,7 +408,7 @@ class Mirror:
             self._condition.notify_all()
 
     def _rest(self, pause: float) -> bool:
-        """Wait before the next try; False if there is none."""
+        """Wait before the next try; return False if no time is left for one."""
         if self._closing.wait(pause):
             left = self._deadline - time.monotonic()
             if left <= 0:

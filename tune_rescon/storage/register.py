@@ -1,7 +1,8 @@
-"""A value at a URL that several machines may change, each change taking what it replaces for granted.
+"""A value at a URL that several machines may change; a change succeeds only if it replaces the current value.
 
-Object stores have no lock and few can compare and swap, but they can refuse to make a key that is there.
-So every value is a new file with the next number, and the one who makes it has made the change::
+Object stores have no locks and few support compare-and-swap, but they can refuse to create an existing key.
+Each value is therefore a new file with the next number; the process that creates the file has made the
+change::
 
     lease/0000000041.json      the past
     lease/0000000042.json      the value
@@ -24,16 +25,16 @@ __all__ = [
 
 
 class SharedValue:
-    """Reads and writes one value. Every call may raise :class:`.RemoteError`."""
+    """Reads and writes one JSON value. Every call may raise :class:`.RemoteError`."""
 
     def __init__(self, folder: RemoteFolder) -> None:
-        """Keep it in ``folder``, which holds nothing else."""
+        """Store the value in ``folder``, which must contain nothing else."""
         self._url = folder.url
         self._register = Register(folder)
         self._version = 0
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last, by whomever; None if nothing ever was."""
+        """Return the value that any process wrote last; None if no process has written one."""
         entry = self._register.read()
         self._version = entry.version if entry else 0
         if entry is None:
@@ -41,15 +42,15 @@ class SharedValue:
         try:
             value: dict[str, Any] = json.loads(entry.data)
         except ValueError:
-            # A file system whose writer has made the file and not yet filled it; an object is whole.
+            # On a file system, a writer may have created the file without filling it yet; an object is whole.
             raise RemoteError(f"{self._url} is being written") from None
         return value
 
     def write(self, value: dict[str, Any]) -> None:
-        """Replace what :meth:`read` gave last. ``value`` must tell writers apart.
+        """Replace the value that :meth:`read` returned last. ``value`` must differ between writers.
 
-        If somebody else has replaced that in the meantime nothing is written: as if theirs had come right
-        after this one.
+        If another process has replaced that value in the meantime, this call writes nothing. The result is
+        the same as if the other write had come right after this one.
         """
         if self._register.replace(self._version, json.dumps(value).encode()):
             self._version += 1
@@ -63,7 +64,7 @@ class RegisterEntry:
     """A value and its number."""
 
     version: int
-    """1, 2, ..."""
+    """1, 2, ..., one more for each change."""
     data: bytes
 
 
@@ -71,30 +72,37 @@ class Register:
     """The numbered files of one folder. Every call may raise :class:`.RemoteError`."""
 
     def __init__(self, folder: RemoteFolder) -> None:
-        """Use ``folder``, which holds nothing else."""
+        """Use ``folder``, which must contain nothing else."""
         self._folder = folder
 
     def read(self) -> RegisterEntry | None:
-        """The present value; None if there has never been one."""
+        """Return the current value; None if no value was ever written."""
         while (version := self._newest()) > 0:
             data = self._folder.read(_name(version))
-            # None: replaced and deleted between the two calls; there is a newer one.
+            # None: the file was replaced and deleted between the two calls, so a newer one exists.
             if data is not None:
                 return RegisterEntry(version=version, data=data)
         return None
 
     def replace(self, version: int, data: bytes) -> bool:
-        """Make ``data`` the value if the present one still has number ``version`` (0: there is none).
+        """Replace the value by ``data`` if the current one still has number ``version``.
 
-        ``data`` must tell writers apart (it names its holder), because a store that cannot refuse an
-        existing name is read back. False: the value is another's. After a RemoteError, read again.
+        After a RemoteError, call :meth:`read` again.
+
+        Args:
+            version: the number of the current value; 0 if there is no value.
+            data: the new value. It must differ between writers (it names its holder), because a store that
+                cannot refuse an existing name is read back after the write.
+
+        Returns:
+            True if ``data`` is the value now; False if another writer's value is.
         """
         name = _name(version + 1)
         if not self._folder.create(name, data):
             return False
         versions = self._versions()
         if max(versions) > version + 1:
-            # The number was free again only because others went on and have cleared up behind them.
+            # The number was free again only because other writers had continued and deleted their old files.
             self._folder.delete(name)
             return False
         for old in versions:

@@ -1,7 +1,8 @@
-"""The few things a search asks of a storage at a URL, each of them whole or not at all.
+"""The operations that a search needs of a storage at a URL; each one succeeds completely or has no effect.
 
-What fsspec's file systems raise is an open set (botocore's errors are no ``OSError``), so it is caught at
-this one boundary and comes out as :class:`RemoteError`: the storage did not do it now, and may later.
+fsspec's file systems raise an open set of exceptions (botocore's errors are no ``OSError``). They are
+therefore caught at this one boundary and raised as :class:`RemoteError`: the operation failed now, and a
+later try may succeed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = [
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Schemes that name a directory of this machine: no mirror is needed there.
+#: Schemes that name a directory of this machine, which needs no mirror.
 _LOCAL: Final = ("file", "local")
 
 
@@ -39,24 +40,24 @@ _LOCAL: Final = ("file", "local")
 class StorageUrl:
     """A storage that is no directory, such as ``s3://bucket/prefix``.
 
-    Nothing can be run in it: SQLite needs a real file. A search works in a scratch directory of its machine
-    and keeps what matters at the URL.
+    A search cannot run in it, because SQLite needs a real file. The search works in a scratch directory of
+    its machine and keeps its databases, checkpoints and reports at the URL.
     """
 
     url: str
-    """Without a slash at its end."""
+    """The URL, without a slash at its end."""
 
     def __str__(self) -> str:
-        """The URL."""
+        """Return the URL."""
         return self.url
 
     @property
     def scheme(self) -> str:
-        """What comes before ``://``."""
+        """The part before ``://``."""
         return self.url.partition("://")[0]
 
     def of(self, name: str) -> str:
-        """The URL of something in it.
+        """Return the URL of a file or folder in the storage.
 
         >>> StorageUrl(url="s3://bucket/runs").of("a/space.yaml")
         's3://bucket/runs/a/space.yaml'
@@ -65,9 +66,9 @@ class StorageUrl:
 
 
 def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
-    """What ``--storage`` names, or another flag that takes a place (``where``).
+    """Return the storage that ``--storage``, or another flag (``where``), names.
 
-    A leading ``~/`` is the home directory, also where no shell has expanded it (``--storage=~/runs``).
+    A leading ``~/`` is the home directory, even if no shell has expanded it (``--storage=~/runs``).
 
     >>> parse_storage("s3://bucket/runs/")
     StorageUrl(url='s3://bucket/runs')
@@ -75,7 +76,7 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     True
 
     Raises:
-        StorageError: a URL of several file systems (``simplecache::s3://...``), or one that names no place.
+        StorageError: a URL of several file systems (``simplecache::s3://...``), or one without a place.
     """
     if "::" in text and "://" in text:
         rule = "must be a directory, or the URL of one file system"
@@ -102,11 +103,11 @@ def _expanded(text: str, where: str) -> Path:
         ) from None
 
 
-#: Object stores: one PUT replaces a key in one step, and a key can be made only if it is not there. On other
-#: file systems a file is written beside its place and renamed, and made with mode "x".
+#: Object stores: one PUT replaces a key in one step, and can be made conditional on the key's absence. On
+#: other file systems a file is written under a temporary name and renamed, or created with mode "x".
 _OBJECT_STORES: Final = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a"})
 
-#: What to install for a scheme whose file system fsspec does not bring along: the extra of this package.
+#: The extra of this package to install for a scheme whose file system fsspec does not include.
 _EXTRAS: Final = {
     "abfs": "azure",
     "abfss": "azure",
@@ -119,14 +120,20 @@ _EXTRAS: Final = {
 
 
 class RemoteError(OSError):
-    """The storage did not do what it was asked; it may when it is asked again."""
+    """An operation on the storage failed; a later try may succeed."""
 
 
 class RemoteFolder:
-    """A folder at a URL. Names are relative to it, with ``/``; folders come and go with their files."""
+    """A folder at a URL. Names are relative to it, with ``/``; a folder exists only while it has files."""
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
-        """Wrap an fsspec file system; see :meth:`connect`."""
+        """Wrap an fsspec file system; see :meth:`connect`.
+
+        Args:
+            url: the folder's URL.
+            filesystem: the fsspec file system.
+            root: the folder's path in the file system.
+        """
         self._url = url
         self._fs = filesystem
         self._root = root.rstrip("/")
@@ -134,12 +141,12 @@ class RemoteFolder:
 
     @classmethod
     def connect(cls, storage: StorageUrl, *, where: str = "--storage") -> RemoteFolder:
-        """The storage's root; ``where`` is the flag that named it. No request is made yet.
+        """Return the storage's root without making a request; ``where`` is the flag that named the storage.
 
         Raises:
-            StorageError: fsspec knows no such scheme, or its package is not installed.
+            StorageError: fsspec has no such scheme, or the package of the scheme is not installed.
         """
-        # Imported here: a search in a directory needs no fsspec.
+        # Imported here, because a search in a directory needs no fsspec.
         from fsspec.core import url_to_fs
         from fsspec.registry import available_protocols
 
@@ -157,7 +164,7 @@ class RemoteFolder:
             rule = f"{storage.scheme}:// needs a package that is not installed"
             raise StorageError(format_error(rule, where=where, hint=hint)) from None
         except Exception as error:
-            # A URL only its file system can parse: a port that is no number, a host that is missing.
+            # Only the file system can parse its URL: a port may be no number, or the host may be missing.
             rule = "must be a URL its file system understands"
             got = f"{storage.url} ({_first_line(error)})"
             raise StorageError(format_error(rule, got=got, where=where)) from None
@@ -165,47 +172,54 @@ class RemoteFolder:
 
     @property
     def url(self) -> str:
-        """Its URL, without a slash at its end."""
+        """The URL of the folder, without a slash at its end."""
         return self._url
 
     def folder(self, name: str) -> RemoteFolder:
-        """A folder in it."""
+        """Return a folder in this one."""
         return RemoteFolder(f"{self._url}/{name}", self._fs, self._path(name))
 
     def read(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes | None:
-        """A file's bytes, or those from ``start`` up to ``end``; None if there is no such file."""
-        with _asking(f"reading {self._url}/{name}"):
+        """Return a file's bytes, or those in ``[start, end)``; None if there is no such file.
+
+        Args:
+            name: the file.
+            start: the first byte; None: the start of the file.
+            end: the byte after the last one; None: the end of the file.
+        """
+        with _as_remote_error(f"reading {self._url}/{name}"):
             try:
                 return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Make or replace a file in one step."""
-        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        """Create or replace a file in one step."""
+        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
             self._fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file unless there is one of that name; whether it was this call that made it.
+        """Create a file unless the name exists; return whether this call created the file.
 
-        Of several callers at once at most one is told so if the store can refuse an existing name (S3, GCS,
-        Azure, every POSIX file system). One that cannot (it answers 501 to the condition) is written to
-        and read back, which leaves a window of milliseconds. ``data`` must tell the callers apart.
+        If several callers create the same name at once, at most one receives True, provided that the store
+        can refuse an existing name (S3, GCS, Azure, every POSIX file system). A store that cannot (it answers
+        the condition with 501) is written and then read back, which leaves a race of milliseconds. ``data``
+        must differ between callers.
         """
         path = self._path(name)
-        with _asking(f"writing {self._url}/{name}"):
+        with _as_remote_error(f"writing {self._url}/{name}"):
             with contextlib.suppress(FileExistsError):
                 if self._create(path, data):
                     return True
-            # Also refused is a PUT that arrived, lost its answer and was repeated.
+            # The name also exists if a PUT arrived, lost its answer and was repeated.
             self._fs.invalidate_cache()
             with contextlib.suppress(FileNotFoundError):
                 return bytes(self._fs.cat_file(path)) == data
             return False
 
     def upload(self, source: Path, name: str) -> None:
-        """Make or replace a file by a local one in one step, and check that all of it arrived."""
-        with _asking(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        """Create or replace a file by a local one in one step, and check that all bytes arrived."""
+        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
             size = source.stat().st_size
             self._fs.put_file(str(source), path)
             arrived = self._size(path)
@@ -213,16 +227,16 @@ class RemoteFolder:
                 raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived")
 
     def download(self, name: str, target: Path) -> bool:
-        """Replace a local file by one from here in one step; False if there is none here."""
+        """Replace a local file by one from this folder in one step; return False if there is no such file."""
         half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         path = self._path(name)
-        with _asking(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self._url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 expected = self._size(path)
                 self._fs.get_file(path, str(half))
                 arrived = half.stat().st_size
-                # Or it is all of a file that has replaced that one meanwhile.
+                # Another size is right if the file was replaced in the meantime and the new one was read.
                 if arrived not in (expected, self._size(path)):
                     raise OSError(errno.EIO, f"{arrived} of {expected} bytes arrived")
                 half.replace(target)
@@ -233,29 +247,29 @@ class RemoteFolder:
         return True
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        with _asking(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
+        """Delete a file if it exists."""
+        with _as_remote_error(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str = "") -> list[str]:
-        """The files in a folder and below it, sorted."""
+        """Return the files in a folder and below it, sorted."""
         top = self._path(folder)
-        with _asking(f"listing {self._url}/{folder}"):
+        with _as_remote_error(f"listing {self._url}/{folder}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.find(top)]
-        # S3 lists by prefix and has files of zero bytes for folders.
+        # S3 lists by prefix, and represents folders by files of zero bytes.
         return sorted(self._name(path) for path in found if path.startswith(f"{top}/") and path != f"{top}/")
 
     def folders_with(self, name: str) -> list[str]:
-        """The folders right below that hold a file of this name, sorted."""
-        with _asking(f"listing {self._url}"):
+        """Return the folders directly below this one that contain a file of this name, sorted."""
+        with _as_remote_error(f"listing {self._url}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
     def modified(self, name: str) -> float | None:
-        """When a file was written, seconds since 1970 by the store's clock; None if it is not there."""
-        with _asking(f"looking at {self._url}/{name}"):
+        """Return when a file was written, in seconds since 1970 by the store's clock; None if absent."""
+        with _as_remote_error(f"looking at {self._url}/{name}"):
             self._fs.invalidate_cache()
             try:
                 return float(self._fs.modified(self._path(name)).timestamp())
@@ -267,7 +281,7 @@ class RemoteFolder:
         return int(self._fs.info(path)["size"])
 
     def _create(self, path: str, data: bytes) -> bool:
-        """Make a file; whether that is certain."""
+        """Create a file; return whether this call certainly created it."""
         if not self._is_object_store:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             with self._fs.open(path, "xb") as file:
@@ -285,7 +299,7 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def _replacing(self, name: str) -> Iterator[str]:
-        """The path to write to, so that ``name`` is there whole once the block is left."""
+        """Yield the path to write to; the complete file has the name ``name`` after the block."""
         path = self._path(name)
         if self._is_object_store:
             yield path
@@ -309,7 +323,8 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def _asking(what: str) -> Iterator[None]:
+def _as_remote_error(what: str) -> Iterator[None]:
+    """Raise every exception in the block as a :class:`RemoteError`; ``what`` describes the operation."""
     try:
         yield
     except RemoteError:
@@ -324,10 +339,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def local_file(place: str) -> Iterator[Path]:
-    """The file at a path or a URL; a copy of the latter, for the block.
+    """Yield the file at a path, or a temporary copy of the file at a URL; the copy lasts for the block.
 
     Raises:
-        StorageError: it is not at its URL.
+        StorageError: there is no file at the URL.
     """
     folder, _, name = place.rpartition("/")
     if "://" not in place:

@@ -1,4 +1,4 @@
-"""SQLite files as database URLs, and back: a path may hold ``?``, ``%``, ``#``, spaces, or braces."""
+"""Convert SQLite files to database URLs and back; a path may have ``?``, ``%``, ``#``, spaces or braces."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ __all__ = ["sqlite_file", "sqlite_url"]
 
 
 def sqlite_url(path: Path, *, driver: str = "sqlite") -> str:
-    """The URL of a SQLite file, quoted as SQLAlchemy reads it.
+    """Return the URL of a SQLite file, quoted as SQLAlchemy expects it.
 
     >>> sqlite_url(Path("/runs/50%?/study.db"))
     'sqlite:////runs/50%25%3F/study.db'
     """
-    # Imported here: a dry run asks for no URL.
+    # Imported here, because a dry run needs no URL.
     from sqlalchemy import URL
 
     return URL.create(driver, database=str(path)).render_as_string()
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file that a database URL names; None if it names a server, or is no URL.
+    """Return the file of a SQLite URL; None for the URL of a server, and for a text that is no URL.
 
     >>> sqlite_file("sqlite:////runs/50%25%3F/study.db")
     PosixPath('/runs/50%?/study.db')
@@ -32,7 +32,7 @@ def sqlite_file(url: str) -> Path | None:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # The latter of a port that is no number.
+        # ValueError: a port that is no number.
         return None
     database = parsed.database or ":memory:"
     if parsed.drivername.partition("+")[0] != "sqlite" or database.startswith((":memory:", "file:")):

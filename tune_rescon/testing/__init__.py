@@ -1,15 +1,16 @@
-"""For the tests of this project and of its users: searches whose answer is known, run without training.
+"""Simulated searches whose best result is known, for the tests of this project and of its users.
 
 ::
 
-    SyntheticCurve, Landscape   what a trial reports, as a formula of its hyperparameters
-    simulate, Simulation        a whole search under a simulated clock, workers and drivers dying on request
-    SimulatedSearch             a space's own coordinator, as run_search makes it, for that simulation
-    SearchConformance           what must hold of any search; a test class derives from it
+    SyntheticCurve, Landscape   the reports of a trial, as a formula of its hyperparameters
+    simulate, Simulation        a complete search under a simulated clock; workers and drivers die on request
+    SimulatedSearch             a space's own coordinator, as run_search creates it, for that simulation
+    SearchConformance           the properties that every search must have; a test class derives from it
     TunePolicy                  Ray Tune's searchers and schedulers in that simulation, without a Ray runtime
-    learn_slowly, ...           what Ray can run instead of a trial that learns
+    learn_slowly, ...           functions that Ray can run instead of a trial that trains
 
-Names are loaded on first use: a worker that pretends to learn needs neither Optuna nor SciPy.
+Names are loaded on first use, because a worker process that only pretends to train needs neither Optuna nor
+SciPy.
 """
 
 from __future__ import annotations

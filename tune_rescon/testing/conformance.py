@@ -1,13 +1,13 @@
-"""What must hold of any search, whatever its rule and its sampler: a test class derives from this one.
+"""Properties that hold for every search, whatever its stopping rule and its sampler.
 
-::
+A test class derives from :class:`SearchConformance`::
 
     class TestMyRule(SearchConformance):
         def begin(self) -> RecordedSearch:
             return MySearch()
 
-Every property is a method ``test_...`` that pytest (or anything else) can run. The searches are simulated, so
-all of them together take about a second.
+Every property is a method ``test_...`` that pytest (or any other runner) can call. The searches are
+simulated; all tests together last about a second.
 """
 
 from __future__ import annotations
@@ -28,39 +28,42 @@ __all__ = ["RecordedSearch", "SearchConformance"]
 
 
 class RecordedSearch(Protocol):
-    """A search and its record, which outlives the policies that work on it."""
+    """A search and its record, which survives the policies that work on it."""
 
     def policy(self) -> SearchPolicy:
-        """A driver's part: new, or, when the record holds trials already, one that goes on with them."""
+        """Return a driver's policy: new, or resuming the search if the record has trials already."""
 
     def trials(self) -> Sequence[TrialRecord]:
-        """What the record holds, read back from where it is kept."""
+        """Return all trials of the record, read from where it is stored."""
 
 
 class SearchConformance:
-    """The properties. :meth:`begin` is the only thing to supply; the figures may be changed."""
+    """The properties. A subclass must define :meth:`begin`, and may change the class attributes."""
 
     trials: ClassVar[int] = 16
-    """Trials of a search that :meth:`begin` makes."""
+    """Number of trials in a search that :meth:`begin` returns."""
     epochs: ClassVar[int] = 9
-    """Its last epoch."""
+    """The last epoch of a trial."""
     judged_epochs: ClassVar[tuple[int, ...]] = (1, 3)
-    """Its rungs below the last epoch; none for a rule that stops nobody."""
+    """The rungs below the last epoch; empty for a rule that never stops a trial."""
     ordinal: ClassVar[bool] = True
-    """Whether its rule only compares values. The median rule also takes averages of them."""
+    """True if the rule only compares values. The median rule also averages them."""
 
     def begin(self) -> RecordedSearch:
-        """A new search for the largest ``val_accuracy``; each call the same one, with an empty record."""
+        """Return a new search that maximizes ``val_accuracy``; equal on each call, with an empty record."""
         raise NotImplementedError
 
     def test_every_trial_ends_with_epochs_from_1_without_a_hole(self) -> None:
-        """Numbers 0..n-1 each once, at most the last epoch, nothing left running; record and trace agree."""
+        """Each number 0..n-1 occurs once, no trial runs past the last epoch, none is left running.
+
+        Record and trace agree.
+        """
         for workers in (1, 5):
             search = self.begin()
             self._check(search, simulate(search.policy(), by_number, workers=workers))
 
     def test_a_value_that_is_not_finite_ends_its_trial(self) -> None:
-        """Within the epoch, as diverged, wherever it comes."""
+        """The trial ends within the epoch, as diverged, at whichever epoch the value occurs."""
         for epoch in (1, 2, self.epochs):
             search = self.begin()
             trace = simulate(search.policy(), _always(SyntheticCurve(limit=0.9, diverges_at=epoch)))
@@ -70,7 +73,7 @@ class SearchConformance:
             assert {search.trials()[run.number].state for run in bad} == {TrialState.DIVERGED}
 
     def test_an_increasing_transform_of_the_metric_changes_no_decision(self) -> None:
-        """Accuracies in per cent, or their cubes, have the same trials stopped."""
+        """Accuracies in per cent, or their cubes, stop the same trials."""
         if not self.ordinal:
             return
         plain = simulate(self.begin().policy(), by_number, workers=4)
@@ -78,7 +81,7 @@ class SearchConformance:
         assert _decisions(plain) == _decisions(cubed)
 
     def test_the_best_trial_at_a_rung_is_never_stopped(self) -> None:
-        """Neither the best so far when it arrives, nor the best of all in the end."""
+        """Neither the best trial so far when it arrives, nor the best of all trials at the end is stopped."""
         trace = simulate(self.begin().policy(), by_number, workers=4)
         for epoch in self.judged_epochs:
             arrived = [run for run in trace.runs if run.epoch == epoch]
@@ -89,7 +92,7 @@ class SearchConformance:
             assert trace.epochs_of(best.number)[-1] > epoch
 
     def test_one_at_a_time_an_interrupted_search_is_the_uninterrupted_one(self) -> None:
-        """The driver is killed at moments all over the search; configurations and values are the same."""
+        """Kill the driver at moments throughout the search; configurations and values are the same."""
         whole = self.begin()
         reports = len(simulate(whole.policy(), by_parameters, workers=1).runs)
         for cut in range(1, reports, max(1, reports // 4)):
@@ -99,7 +102,7 @@ class SearchConformance:
             assert _results(search) == _results(whole), f"killed after {cut} of {reports} reports"
 
     def test_whatever_dies_nothing_is_lost(self) -> None:
-        """Several workers that die, a driver that is killed again and again."""
+        """Several workers die, and the driver is killed repeatedly."""
         for seed in range(3):
             deaths = WorkerDeaths(rate=0.02, seed=seed)
             search, simulation = self.begin(), Simulation(by_number, workers=4, worker_deaths=deaths)
@@ -108,7 +111,7 @@ class SearchConformance:
             self._check(search, simulation.trace)
 
     def test_a_trial_that_fails_does_not_end_the_search(self) -> None:
-        """Its code raises; the others go on."""
+        """The code of one trial raises; the other trials continue."""
         search = self.begin()
         broken = SyntheticCurve(limit=0.9, crashes_at=1)
         simulate(search.policy(), lambda trial: broken if trial.number == 2 else by_number(trial))
@@ -129,12 +132,12 @@ class SearchConformance:
 
 
 def by_number(trial: Assignment) -> SyntheticCurve:
-    """Curves that do not cross, good and bad in an order without pattern, no two alike."""
+    """Return curves that do not cross: good and bad in an order without pattern, no two equal."""
     return SyntheticCurve(limit=0.3 + 0.6 * (trial.number * 37 % 101) / 101)
 
 
 def by_parameters(trial: Assignment) -> SyntheticCurve:
-    """The same for the same configuration, whatever its number."""
+    """Return the same curve for the same configuration, whatever the trial's number."""
     text = repr(sorted(trial.parameters.items()))
     return SyntheticCurve(limit=0.3 + 0.6 * zlib.crc32(text.encode()) / 2**32)
 

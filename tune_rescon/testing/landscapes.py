@@ -1,7 +1,8 @@
-"""From a trial's hyperparameters to its learning curve: searches whose answer is known.
+"""Functions from a trial's hyperparameters to its learning curve: searches whose best result is known.
 
-The parameters are those of the shipped spaces (``search_spaces/att92.yaml``); one that a space does not have
-takes its default. The best learning rate is lower for deeper networks, so no parameter can be chosen alone.
+The parameters are those of the shipped spaces (``search_spaces/att92.yaml``); a parameter that a space does
+not have gets its default. The best learning rate is lower for deeper networks, so that no parameter can be
+chosen independently of the others.
 """
 
 from __future__ import annotations
@@ -24,42 +25,42 @@ __all__ = [
 ]
 
 
-#: Epochs by which noise has fallen to twice its late size.
+#: The epoch at which the noise has fallen to twice its final size.
 EARLY_NOISE: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticCurve:
-    """A validation accuracy by epoch, and what an epoch takes.
+    """A validation accuracy by epoch, and the duration of an epoch.
 
-    It goes from ``start`` towards ``limit`` by a power law, the shape that validation curves are usually
-    fitted with (Domhan et al., "Speeding up automatic hyperparameter optimization of deep neural networks by
-    extrapolation of learning curves", IJCAI 2015): the distance left after ``epoch`` epochs is
-    ``(1 + epoch / tau) ** -power`` of the first.
+    The accuracy moves from ``start`` towards ``limit`` by a power law, the shape that is usually fitted to
+    validation curves (Domhan et al., "Speeding up automatic hyperparameter optimization of deep neural
+    networks by extrapolation of learning curves", IJCAI 2015): after ``epoch`` epochs, the remaining distance
+    is ``(1 + epoch / tau) ** -power`` of the initial one.
     """
 
     limit: float
     start: float = 0.1
     tau: float = 3.0
-    """Epochs; small is a fast start."""
+    """Time constant, in epochs; a small value is a fast start."""
     power: float = 1.5
     peak_epoch: int = 0
-    """The last epoch before over-fitting sets in; 0: it never does."""
+    """The last epoch before over-fitting begins; 0: it never begins."""
     fall: float = 0.0
-    """What over-fitting costs in the long run."""
+    """The accuracy that over-fitting costs in the long run."""
     noise: float = 0.0
-    """Standard deviation of reported values around the curve in the long run; early ones are noisier, by
-    :data:`EARLY_NOISE` epochs over the epoch."""
+    """Standard deviation of the reported values around the curve in the long run. At an early epoch the
+    standard deviation is larger by the factor ``1 + EARLY_NOISE / epoch``."""
     noise_key: tuple[int, ...] = (0,)
-    """The noise of an epoch depends on this and the epoch, not on what was asked before."""
+    """The noise of an epoch depends only on this key and on the epoch, not on earlier calls."""
     diverges_at: int = 0
-    """The first epoch whose value is nan; 0: none."""
+    """The first epoch whose value is nan; 0: the curve never diverges."""
     crashes_at: int = 0
-    """The epoch amid which the trial's code raises; 0: none."""
+    """The epoch during which the trial's code raises; 0: it never raises."""
     epoch_seconds: float = 1.0
 
     def at(self, epoch: int) -> float:
-        """The accuracy reported after ``epoch`` epochs, in 0..1; nan once it has diverged.
+        """Return the accuracy reported after ``epoch`` epochs, in 0..1; nan once the trial has diverged.
 
         >>> round(SyntheticCurve(limit=0.9, start=0.0, tau=1.0, power=1.0).at(2), 3)
         0.6
@@ -75,7 +76,7 @@ class SyntheticCurve:
         return min(max(self.expected(epoch) + float(drawn), 0.0), 1.0)
 
     def expected(self, epoch: int) -> float:
-        """The accuracy without noise, as if it never diverged.
+        """Return the accuracy without noise, as if the trial never diverged.
 
         >>> SyntheticCurve(limit=0.9, tau=3.0).expected(0)
         0.1
@@ -101,21 +102,21 @@ _DEFAULTS: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Landscape:
-    """Learning curves over a search space; the fields say what makes the search hard."""
+    """Learning curves over a search space; the fields set what makes the search difficult."""
 
     crossing: float = 0.0
-    """How much faster small images, shallow networks and low learning rates start, which end low. 0: curves
-    keep their order."""
+    """How much faster small images, shallow networks and low learning rates start, although their final
+    accuracy is low. 0: the curves keep their order."""
     overfitting: float = 0.0
-    """What the least regularised trials lose after their peak. They also start fastest."""
+    """The accuracy that the least regularised trials lose after their peak; they also start fastest."""
     cliff: float = math.inf
-    """Decades of learning rate above the best one at which trials begin to diverge."""
+    """Trials begin to diverge this many decades of learning rate above the best one."""
     noise: float = 0.003
-    """Of the curves: see :class:`.SyntheticCurve`."""
+    """The noise of the curves: see :class:`.SyntheticCurve`."""
     seed: int = 0
 
     def curve(self, number: int, parameters: Mapping[str, Any]) -> SyntheticCurve:
-        """What trial ``number`` with these parameters reports."""
+        """Return the learning curve of trial ``number`` with these parameters."""
         of = {**_DEFAULTS, **parameters}
         deep = math.log2(of["depth"] / 56)
         large = math.log2(of["image_size"] / 32)
@@ -138,13 +139,13 @@ class Landscape:
         )
 
     def value(self, parameters: Mapping[str, Any], epochs: int) -> float:
-        """The accuracy after ``epochs`` epochs of these parameters, without noise; 0 if they diverge."""
+        """Return the accuracy after ``epochs`` epochs without noise; 0 if these parameters diverge."""
         curve = self.curve(0, parameters)
         diverged = 0 < curve.diverges_at <= epochs
         return 0.0 if diverged else curve.expected(epochs)
 
     def best_known(self, space: Space) -> float:
-        """The largest :meth:`value` of ``space`` at its last epoch, to about 1e-6."""
+        """Return the largest :meth:`value` in ``space`` at its last epoch, to about 1e-6."""
         parameters = space.parameters
         found = differential_evolution(
             lambda point: -self.value(_point(parameters, point), space.fidelity.max),
@@ -163,31 +164,31 @@ LANDSCAPES: Final[Mapping[str, Landscape]] = MappingProxyType(
         "diverging": Landscape(cliff=0.15),
     }
 )
-"""What the search-quality benchmark searches, from the easy one to the unkind."""
+"""The landscapes of the search-quality benchmark, from easy to difficult."""
 
 
 def _best_rate(deep: float) -> float:
-    """log10 of the best learning rate; 0.1 at depth 56, 0.046 at 128."""
+    """Return log10 of the best learning rate; the rate is 0.1 at depth 56 and 0.046 at depth 128."""
     return -1.0 - 0.28 * deep
 
 
 def _looseness(off_decay: float, drop_path: float) -> float:
-    """0: regularised enough never to over-fit; 1: hardly at all."""
+    """Return 0 if the regularisation prevents all over-fitting, and 1 if hardly any regularisation exists."""
     return min(max(-0.5 * off_decay - drop_path, 0.0), 1.0)
 
 
 def _diverges_at(decades: float) -> int:
-    """The first epoch that is nan: the further beyond the cliff, the earlier; 0 on this side of it."""
+    """Return the first epoch that is nan: the further beyond the cliff, the earlier; 0 below the cliff."""
     return max(1, round(8 - 20 * decades)) if decades > 0 else 0
 
 
 def _epoch_seconds(depth: float, image_size: float) -> float:
-    """As multiply-adds go: by depth, and by the square of the image's side."""
+    """Return a duration proportional to the multiply-adds: to the depth and the square of the image side."""
     return 10.0 * depth / 56 * (image_size / 32) ** 2
 
 
 def _point(parameters: Mapping[str, Parameter], point: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Active parameters at a point of the unit cube, one coordinate each."""
+    """Return the active parameters at a point of the unit cube, which has one coordinate per parameter."""
     values: dict[str, Any] = {}
     for (name, parameter), share in zip(parameters.items(), point, strict=True):
         if is_active(parameter, values):

@@ -1,7 +1,7 @@
-"""What a search is to whoever runs its trials: the seam that the simulator drives.
+"""The interface between a search and the process that runs its trials; the simulator uses it.
 
-:class:`tune_rescon.tuning.Coordinator` is a policy as it stands. So is a searcher and a scheduler of Ray Tune
-behind :class:`.TunePolicy`, and so can be a rule of the reader's own.
+:class:`tune_rescon.tuning.Coordinator` is a policy without any adapter. :class:`.TunePolicy` makes a policy
+of a searcher and a scheduler of Ray Tune. A user's own rule can be a policy too.
 """
 
 from __future__ import annotations
@@ -29,51 +29,65 @@ class Assignment(Protocol):
 
     @property
     def number(self) -> int:
-        """Who it is; the same when it is handed out again."""
+        """The trial's identity; it stays the same when the trial is handed out again."""
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Its active hyperparameters."""
+        """The active hyperparameters of the trial."""
 
     @property
     def epochs(self) -> int:
-        """Epochs it has reported already."""
+        """Epochs that the trial has reported already."""
 
 
 class SearchPolicy(Protocol):
-    """Whoever proposes trials and judges their epochs. Called from one thread."""
+    """Proposes trials and decides after each of their epochs. It is called from one thread."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing will be handed out any more."""
+        """True if no trial will be handed out any more."""
 
     def next_trial(self) -> Assignment | None:
-        """The next trial for a free worker.
+        """Return the next trial for a free worker.
 
-        None while not :attr:`exhausted` means: nothing now, ask again after the next epoch's end.
+        None while the policy is not :attr:`exhausted` means that no trial is ready: call again after the next
+        epoch has ended.
         """
 
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
-        """Judge an epoch (from 1) of a trial that was handed out.
+        """Decide after an epoch of a trial that was handed out.
 
-        All but CONTINUE frees its worker; a PAUSED trial may be handed out again. A worker that went on from
-        a checkpoint reports that epoch again, whether or not it was reported before.
+        Every decision except CONTINUE frees the worker; a PAUSED trial may be handed out again. A worker that
+        resumed from a checkpoint reports the checkpoint's epoch again, even if it was reported before.
+
+        Args:
+            number: the trial.
+            epoch: the epoch, counted from 1.
+            metrics: the metrics of the epoch.
+            checkpoint: the trial's checkpoint; None if it has none.
         """
 
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial whose code raised."""
+        """End a trial whose code raised.
+
+        Args:
+            number: the trial.
+            state: the final state.
+            checkpoint: the trial's checkpoint, if any.
+            error: the text of the exception.
+        """
 
     def worker_died(self, number: int) -> None:
-        """The process that ran a trial is gone; the trial may be handed out again, or be given up."""
+        """Record that a trial's process has died. The trial may be handed out again or be given up."""
 
 
 @dataclass(kw_only=True)
 class TuneTrial:
-    """What schedulers read of Tune's Trial, and the :class:`.Assignment` it stands for."""
+    """The attributes of Tune's Trial that schedulers read, and the :class:`.Assignment` it represents."""
 
     trial_id: str
     config: Mapping[str, Any]
@@ -85,7 +99,7 @@ class TuneTrial:
 
 
 class TunePolicy:
-    """A :class:`.SearchPolicy` made of a Tune searcher and a Tune scheduler."""
+    """A :class:`.SearchPolicy` that wraps a Tune searcher and a Tune scheduler."""
 
     def __init__(
         self,
@@ -96,16 +110,17 @@ class TunePolicy:
         read: Callable[[int, Mapping[str, Any]], Assignment] | None = None,
         write: Callable[[int, int, Mapping[str, float], str | None], Mapping[str, Any]] | None = None,
     ) -> None:
-        """Wrap both.
+        """Wrap a searcher and a scheduler.
 
         Args:
-            searcher: makes configurations.
-            scheduler: ends trials.
-            num_samples: Tune's: how many configurations to ask for; -1: until the searcher says FINISHED.
-            read: which trial a configuration is, given how many were made before; without it, a new one
-                whose parameters are the configuration.
-            write: the flat result a worker reports for ``(number, epoch, metrics, checkpoint)``; without it,
-                the metrics.
+            searcher: suggests configurations.
+            scheduler: stops trials.
+            num_samples: as in Tune: the number of configurations to request; -1: until the searcher returns
+                FINISHED.
+            read: returns the trial of a configuration, given the number of earlier ones. Without it, every
+                configuration is a new trial with the configuration as its parameters.
+            write: returns the flat result that a worker reports for ``(number, epoch, metrics, checkpoint)``.
+                Without it, the result is the metrics.
         """
         self._searcher = searcher
         self._scheduler = scheduler
@@ -118,11 +133,11 @@ class TunePolicy:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the searcher is done, or was asked often enough."""
+        """True if the searcher has finished or has suggested ``num_samples`` configurations."""
         return self._finished or self._made == self._num_samples
 
     def next_trial(self) -> TuneTrial | None:
-        """Ask the searcher, and show the scheduler what came."""
+        """Request a configuration from the searcher, add its trial to the scheduler and return the trial."""
         if self.exhausted:
             return None
         trial_id = f"{self._made:08d}"
@@ -139,12 +154,19 @@ class TunePolicy:
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
-        """Show a result to the scheduler, and to the searcher unless it ends the trial."""
+        """Pass a result to the scheduler, and to the searcher unless the result ends the trial.
+
+        Args:
+            number: the trial.
+            epoch: the epoch, counted from 1.
+            metrics: the metrics of the epoch.
+            checkpoint: the trial's checkpoint; None if it has none.
+        """
         written = self._write(number, epoch, metrics, checkpoint) if self._write else metrics
         return self.report(number, {"training_iteration": epoch, **written})
 
     def report(self, number: int, result: Mapping[str, Any]) -> Decision:
-        """One flat result of a running trial, whatever it holds."""
+        """Pass one flat result of a running trial to both, whatever keys the result has."""
         trial = self._running[number]
         trial.last_result = {"trial_id": trial.trial_id, **result}
         if self._scheduler.on_trial_result(self, trial, trial.last_result) != TrialScheduler.STOP:
@@ -155,7 +177,7 @@ class TunePolicy:
         return Decision.STOP
 
     def end(self, number: int) -> None:
-        """The trial stopped, or its function returned: both are told its last result."""
+        """End a trial that stopped or whose function returned; pass its last result to both."""
         trial = self._running.pop(number)
         self._scheduler.on_trial_complete(self, trial, trial.last_result)
         self._searcher.on_trial_complete(trial.trial_id, result=trial.last_result)
@@ -163,14 +185,23 @@ class TunePolicy:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """The trial's code raised; to Tune that is as good as a dead worker."""
+        """End a trial whose code raised, which Tune handles like a dead worker.
+
+        Args:
+            number: the trial.
+            state: not used.
+            checkpoint: not used.
+            error: not used.
+        """
         del state, checkpoint, error
         self.worker_died(number)
 
     def worker_died(self, number: int, *, on: str | None = None) -> None:
-        """The trial is in error, and Tune does not retry it itself (``max_failures=0``, its default).
+        """End a trial with an error. Tune does not retry the trial itself (``max_failures=0``, its default).
 
-        ``on``: the address of the node it ran on.
+        Args:
+            number: the trial.
+            on: the address of the node on which the trial ran.
         """
         trial = self._running.pop(number)
         trial.node_ip = on

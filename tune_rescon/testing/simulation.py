@@ -1,7 +1,7 @@
-"""A whole search without Ray: a policy, any number of workers, and a clock that jumps from event to event.
+"""A complete search without Ray: a policy, any number of workers, and a clock that jumps from event to event.
 
-Workers and drivers die on request. What outlives them is what outlives them in a real search: each trial's
-checkpoint, written before its epoch is reported, and the policy's own record.
+Workers and drivers die on request. The state that survives is the same as in a real search: each trial's
+checkpoint, which is written before its epoch is reported, and the policy's own record.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class SimulatedSearch:
         clock: Callable[[], float] | None = None,
         folder: SearchFolder | None = None,
     ) -> None:
-        """Begin a record.
+        """Create the record.
 
         Args:
-            space: what is searched.
-            rule: makes another stopping rule than the space's.
-            clock: seconds of the simulation; the record's epochs end by it, from now on.
-            folder: where the record and the space are kept, as a real search keeps them; None: in memory.
+            space: the space to search.
+            rule: returns the stopping rule to use instead of the space's.
+            clock: returns the simulated seconds; from now on the record's epochs are timed by it.
+            folder: where the record and the space are stored, as in a real search; None: in memory.
         """
         self._space = space
         self._rule = rule or (lambda: make_rule(space))
@@ -92,10 +92,10 @@ class SimulatedSearch:
         self._versions = note_space(self._record(), None, space)
 
     def change(self, space: Space) -> None:
-        """Have the next :meth:`policy` resume the search with another space.
+        """Make the next :meth:`policy` resume the search with another space.
 
         Raises:
-            SpaceError: its trials do not allow that.
+            SpaceError: the trials of the search do not allow this change.
         """
         record = self._record()
         before = read_versions(record, lambda: self._space)
@@ -104,7 +104,7 @@ class SimulatedSearch:
         self._space = space
 
     def policy(self) -> Coordinator:
-        """A driver's coordinator: new, or going on with what the record holds."""
+        """Return a driver's coordinator: new, or resuming from the trials in the record."""
         record = self._record()
         return Coordinator(
             SearchPlan(
@@ -119,11 +119,11 @@ class SimulatedSearch:
         )
 
     def trials(self) -> tuple[TrialRecord, ...]:
-        """What the record holds, read anew."""
+        """Read all trials from the record again."""
         return self._record().trials()
 
     def result(self, folder: Path, state: SearchState = SearchState.FINISHED) -> StudyResult:
-        """What the record amounts to; ``folder`` is where the search says its files are."""
+        """Return the result of the search, which gives ``folder`` as the directory of the search's files."""
         return sum_up(
             self._pricing, self.trials(), name=self._space.name, folder=folder, state=state, tracking_uri=""
         )
@@ -151,25 +151,31 @@ class SimulatedSearch:
 
 
 def _from_now(clock: Callable[[], float]) -> Callable[[], int]:
-    """Milliseconds since 1970, at the pace of ``clock``."""
+    """Return a function that gives milliseconds since 1970, at the pace of ``clock``."""
     begun = time.time() - clock()
     return lambda: round((begun + clock()) * 1000)
 
 
 Workload = Callable[[Assignment], SyntheticCurve]
-"""What a trial will report, once it is handed out."""
+"""Returns the learning curve that a trial will report, when the trial is handed out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerDeaths:
-    """Worker processes that are killed amid an epoch."""
+    """Worker processes that are killed in the middle of an epoch."""
 
     rate: float
-    """Of epochs that kill their worker, 0..1."""
+    """The fraction of epochs that kill their worker, 0..1."""
     seed: int = 0
 
     def kills(self, number: int, epoch: int, deaths: int) -> bool:
-        """Whether this epoch kills the worker of a trial that lost ``deaths`` of them before."""
+        """Return whether an epoch kills its worker.
+
+        Args:
+            number: the trial.
+            epoch: the epoch that the worker runs.
+            deaths: how many workers the trial has lost before.
+        """
         return (
             self.rate > 0 and np.random.default_rng((self.seed, number, epoch, deaths)).random() < self.rate
         )
@@ -181,42 +187,58 @@ NO_DEATHS: Final = WorkerDeaths(rate=0.0)
 def simulate(
     policy: SearchPolicy, workload: Workload, *, workers: int = 2, reports: int | None = None
 ) -> Trace:
-    """Run a search to its end, or until its driver is killed after ``reports`` reports."""
+    """Run a search to its end, or until its driver is killed.
+
+    Args:
+        policy: the search.
+        workload: the learning curve of each trial.
+        workers: the number of workers.
+        reports: kill the driver after this many reports; None: never.
+
+    Returns:
+        Every epoch that ran.
+    """
     simulation = Simulation(workload, workers=workers)
     simulation.drive(policy, reports=reports)
     return simulation.trace
 
 
 class Simulation:
-    """Workers, a clock and a disk, which outlive a driver: :meth:`drive` may be called again to resume."""
+    """Workers, a clock and a disk. They survive a driver: call :meth:`drive` again to resume the search."""
 
     def __init__(
         self, workload: Workload, *, workers: int = 2, worker_deaths: WorkerDeaths = NO_DEATHS
     ) -> None:
-        """Set up; nothing has run yet."""
+        """Set up the simulation; nothing runs yet.
+
+        Args:
+            workload: the learning curve of each trial.
+            workers: the number of workers.
+            worker_deaths: the epochs that kill their worker.
+        """
         self._workload = workload
         self._workers = workers
         self._worker_deaths = worker_deaths
         self._world = _World()
 
     def clock(self) -> float:
-        """Simulated seconds so far; the clock of a policy that has a deadline."""
+        """Return the simulated seconds so far. A policy with a deadline uses this clock."""
         return self._world.now
 
     @property
     def trace(self) -> Trace:
-        """What ran so far, over all drivers."""
+        """Every epoch that has run so far, under all drivers."""
         return Trace(workers=self._workers, runs=tuple(self._world.runs))
 
     def drive(self, policy: SearchPolicy, *, reports: int | None = None) -> None:
-        """Run ``policy``'s trials until it has no more, or its driver is killed after ``reports`` reports.
+        """Run ``policy``'s trials until none is left or its driver is killed after ``reports`` reports.
 
-        The driver dies between the policy's decision and acting on it, and its workers with it. The worker
-        that would have reported next has written its checkpoint by then; the others lose the epoch they
-        are in.
+        The driver dies after the policy has decided and before the driver acts on the decision. Its workers
+        die with it. The worker whose report is next has already written its checkpoint; the other workers
+        lose their current epoch.
 
         Raises:
-            RuntimeError: the policy hands out nothing, nothing runs, and yet it is not exhausted.
+            RuntimeError: the policy hands out no trial and no trial runs, but the policy is not exhausted.
         """
         driver = _Driver(self._world, policy, self._workload, self._workers, self._worker_deaths)
         while driver.fill():
@@ -228,36 +250,36 @@ class Simulation:
 
 @dataclass(kw_only=True)
 class _World:
-    """What outlives a driver."""
+    """The state that survives a driver."""
 
     now: float = 0.0
     saved: dict[int, int] = field(default_factory=dict)
-    """Epochs that each trial's checkpoint holds."""
+    """Epochs in each trial's checkpoint."""
     deaths: Counter[int] = field(default_factory=Counter)
     """Workers that each trial has lost."""
     reported: set[tuple[int, int]] = field(default_factory=set)
-    """Number and epoch of every report a policy took."""
+    """Trial number and epoch of every report that a policy has received."""
     runs: list[EpochRun] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class _Running:
-    """A trial on a worker, amid an epoch."""
+    """A trial on a worker, in the middle of an epoch."""
 
     trial: Assignment
     had: int
-    """Epochs it had reported when it was handed out."""
+    """Epochs that the trial had reported when it was handed out."""
     curve: SyntheticCurve
     worker: int
     epoch: int = 0
     begun: float = 0.0
     repeats: bool = False
-    """The epoch is in the checkpoint already; only its report is due."""
+    """True if the epoch is in the checkpoint already and only its report is missing."""
     dies: bool = False
 
 
 class _Driver:
-    """One life of a driver: who is on which worker, and what happens next."""
+    """One driver from start to death: the trial on each worker, and the next event."""
 
     def __init__(
         self,
@@ -277,10 +299,10 @@ class _Driver:
         self.reports = 0
 
     def fill(self) -> bool:
-        """Give every idle worker a trial, if there are any; whether anything runs."""
+        """Give a trial to every idle worker while the policy has trials; return whether any trial runs."""
         while self._idle and (trial := self._policy.next_trial()) is not None:
             self._world.saved[trial.number] = max(self._world.saved.get(trial.number, 0), trial.epochs)
-            # A policy's trial may count its epochs itself, so what it had is noted now.
+            # The policy may count the epochs in the same trial object, so the count is copied now.
             had, curve = trial.epochs, self._workload(trial)
             self._resume(_Running(trial=trial, had=had, curve=curve, worker=self._idle.pop()))
         if not self._events and not self._policy.exhausted:
@@ -288,7 +310,7 @@ class _Driver:
         return bool(self._events)
 
     def step(self) -> None:
-        """Go to the next event: an epoch ends, or kills its worker, or raises."""
+        """Advance to the next event: an epoch ends, kills its worker, or raises."""
         self._world.now, _, run = heapq.heappop(self._events)
         if run.dies:
             self._worker_died(run)
@@ -298,7 +320,7 @@ class _Driver:
             self._report(run)
 
     def die(self) -> None:
-        """Lose all that runs, but for the checkpoint that is written already."""
+        """Lose all running epochs, except the one whose checkpoint is written already."""
         _, _, next_one = self._events[0]
         survives = not next_one.dies and next_one.epoch != next_one.curve.crashes_at
         if survives:
@@ -308,7 +330,10 @@ class _Driver:
                 self._log(run, None)
 
     def _resume(self, run: _Running) -> None:
-        """Begin where the checkpoint ends; whether its last epoch was ever reported, a worker cannot know."""
+        """Resume from the checkpoint, and report its last epoch again.
+
+        A worker cannot tell whether that epoch was ever reported.
+        """
         saved = self._world.saved[run.trial.number]
         self._begin(run, max(saved, 1), repeats=saved > 0)
 
@@ -325,7 +350,7 @@ class _Driver:
         self.reports += 1
         checkpoint = f"best_{number}.ckpt"
         decision = self._policy.epoch_done(number, run.epoch, _metrics(value, run.curve), checkpoint)
-        # One that was owed by an earlier driver's worker is repeated here, and yet it is new.
+        # A report that an earlier driver lost arrives here as a repetition, but it is new to the record.
         if run.epoch > run.had and (number, run.epoch) not in self._world.reported:
             self._world.reported.add((number, run.epoch))
             self._log(run, decision, value)
@@ -363,6 +388,6 @@ class _Driver:
 
 
 def _metrics(value: float, curve: SyntheticCurve) -> Mapping[str, float]:
-    """What a trial of that accuracy reports; the losses mirror it."""
+    """Return the metrics that a trial with this accuracy reports; the losses are 1 minus the accuracy."""
     known = {"val_accuracy": value, "val_loss": 1 - value, "train_loss": 1 - value}
     return {**dict.fromkeys(METRICS, 1.0), **known, "epoch_seconds": curve.epoch_seconds}

@@ -1,6 +1,6 @@
-"""What Ray can run instead of a trial that learns: it reports the same things, and fails on demand.
+"""Functions that Ray can run instead of a trial that trains: they report the same metrics and fail on demand.
 
-A learning rate of 0.1 is best; each factor of ten away from it costs 0.2 of accuracy.
+A learning rate of 0.1 is the best; each factor of ten away from it costs 0.2 of accuracy.
 """
 
 from __future__ import annotations
@@ -43,18 +43,21 @@ class EpochRun:
     begun: float
     ended: float
     value: float
-    """What was reported; nan also where the epoch was lost."""
+    """The reported value; nan also if the epoch was lost."""
     decision: Decision | None
-    """None: the epoch was lost, with its worker or its driver."""
+    """The decision after the epoch; None if the epoch was lost with its worker or its driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best trial from some moment on: furthest first, then the best value (Optuna's order of pruned
-    trials, and this project's)."""
+    """The best trial from some moment on.
+
+    The trial with the most epochs wins, then the best value: Optuna's order of pruned trials, which is also
+    this project's order.
+    """
 
     epochs_spent: int
-    """By all trials together, up to that moment."""
+    """Epochs of all trials together, up to that moment."""
     seconds: float
     number: int
     epoch: int
@@ -63,33 +66,33 @@ class Incumbent:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Every epoch a simulated search ran, in the order in which they ended."""
+    """Every epoch that a simulated search ran, in the order in which the epochs ended."""
 
     workers: int
     runs: tuple[EpochRun, ...]
 
     @property
     def epochs_spent(self) -> int:
-        """Epochs run, lost ones included: what the search cost."""
+        """Epochs that ran, including lost ones: the cost of the search."""
         return len(self.runs)
 
     @property
     def seconds(self) -> float:
-        """When the last epoch ended."""
+        """The simulated time at which the last epoch ended."""
         return max((run.ended for run in self.runs), default=0.0)
 
     @property
     def utilisation(self) -> float:
-        """The share of the workers' time in which they trained; lost epochs count as idle."""
+        """The fraction of the workers' time that was spent on training; lost epochs count as idle."""
         busy = math.fsum(run.ended - run.begun for run in self.runs if run.decision is not None)
         return busy / (self.workers * self.seconds) if self.runs else 0.0
 
     def epochs_of(self, number: int) -> tuple[int, ...]:
-        """The epochs that a trial reported, in order."""
+        """Return the epochs that a trial reported, in order."""
         return tuple(r.epoch for r in self.runs if r.number == number and r.decision is not None)
 
     def incumbents(self) -> Iterator[Incumbent]:
-        """The best trial so far, each time it changes or gets further."""
+        """Yield the best trial so far, each time it changes or reports a later epoch."""
         best = (0, -math.inf)
         for spent, run in enumerate(self.runs, 1):
             if run.decision is None or not math.isfinite(run.value) or (run.epoch, run.value) <= best:
@@ -100,42 +103,46 @@ class Trace:
             )
 
 
-#: Seconds of an epoch that leaves time to interrupt it.
+#: Seconds of an epoch that is slow enough to be interrupted.
 SLOW_EPOCH: Final = 0.3
 
-#: Seconds between the moments at which trials end together.
+#: Seconds between two moments at which trials end together.
 TOGETHER: Final = 0.5
 
 
 def learn_nothing(config: dict[str, Any]) -> None:
-    """Report the whole curve as fast as Tune takes it."""
+    """Report the complete curve as fast as Tune accepts it."""
     _report(TrialTask.from_dict(config), seconds=0.0)
 
 
 def learn_slowly(config: dict[str, Any]) -> None:
-    """Report the curve at a pace a person or a signal can step into; go on after its last epoch."""
+    """Report the curve slowly enough for a person or a signal to interrupt it.
+
+    A resumed trial continues after its last epoch.
+    """
     _report(TrialTask.from_dict(config), seconds=SLOW_EPOCH)
 
 
 def die_once(config: dict[str, Any]) -> None:
-    """As :func:`learn_nothing`, but trial 0's process is killed once, after its second epoch."""
+    """Report as :func:`learn_nothing`, but kill the process of trial 0 once, after its second epoch."""
     task = TrialTask.from_dict(config)
     death = _Death(epoch=2, blow=_kill, reported=True)
     _report(task, seconds=0.0, death=death if task.number == 0 else None)
 
 
 def die_variously(config: dict[str, Any]) -> None:
-    """As :func:`learn_nothing`, but trials 0 to 4 lose their processes, each in a way of its own.
+    """Report as :func:`learn_nothing`, but end the processes of trials 0 to 4, each in a different way.
 
-    Before anything was written, after the first checkpoint, and in mid-trial; killed, or by an exit that no
-    ``except Exception`` sees. Trial 4 loses every one it gets.
+    A process ends before anything was written, after the first checkpoint, or in the middle of the trial. It
+    is killed, or it exits without an exception that ``except Exception`` catches. Trial 4 loses every
+    process.
     """
     task = TrialTask.from_dict(config)
     _report(task, seconds=0.0, death=_DEATHS.get(task.number))
 
 
 def end_together(config: dict[str, Any]) -> None:
-    """As :func:`learn_nothing`, at the next full half second; each trial notes which process ran it."""
+    """Report as :func:`learn_nothing`, at the next full half second; each trial notes its process ID."""
     from ray import tune
 
     task = TrialTask.from_dict(config)
@@ -145,7 +152,7 @@ def end_together(config: dict[str, Any]) -> None:
 
 
 def fail_second(config: dict[str, Any]) -> None:
-    """Trial 1 raises as a fault in our code would; the others learn."""
+    """Raise in trial 1, as a bug in our code would; report as :func:`learn_nothing` in all other trials."""
     if config["number"] == 1:
         raise RuntimeError("the second trial is broken on purpose")
     learn_nothing(config)
@@ -153,15 +160,15 @@ def fail_second(config: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Death:
-    """How a trial's process ends before its time."""
+    """How a trial's process ends early."""
 
     epoch: int
-    """In which epoch, after its checkpoint; 0: before anything is written."""
+    """The epoch in which the process ends, after the epoch's checkpoint; 0: before anything is written."""
     blow: Callable[[], object]
     reported: bool = False
-    """After the epoch's report, not before it."""
+    """True: after the report of the epoch; False: before it."""
     always: bool = False
-    """Each time the epoch is reached; else once."""
+    """True: each time the epoch is reached; False: only once."""
 
 
 def _kill() -> None:
@@ -196,7 +203,8 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
     ) as sync:
         done = _Progress(folder)
         done.die(death, epoch=0, reported=False)
-        # What the record has not heard of is owed, as by a real trial: its reports were lost with the driver.
+        # As in a real trial, epochs that are missing from the record are reported again: the driver lost
+        # them.
         for epoch in range(min(done.read(), task.recorded) + 1, task.epochs + 1):
             time.sleep(seconds)
             done.write(max(epoch, done.read()))
@@ -210,14 +218,14 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
 
 
 class _Progress:
-    """The checkpoint of a trial that learns nothing: how far it came."""
+    """The checkpoint of a trial that does not train: the number of its last epoch."""
 
     NAME: Final = "best.ckpt"
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / self.NAME
-        # Beside the checkpoints: a search deletes a loser's files, not this one.
+        # Beside the checkpoint folder: a search deletes the files of a losing trial, but not this one.
         self._killed = folder.parents[1] / f".{folder.name}.killed"
 
     def read(self) -> int:
@@ -227,7 +235,7 @@ class _Progress:
         self.path.write_text(str(epoch))
 
     def die(self, death: _Death | None, *, epoch: int, reported: bool) -> None:
-        """End this process, if it is time."""
+        """End this process if ``death`` is due at this point."""
         if death is None or (death.epoch, death.reported) != (epoch, reported):
             return
         if death.always or not self._killed.exists():
