@@ -139,7 +139,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
 
     time.sleep(2)  # Its keeper has had an answer, too.
     for process in service.servers():
-        if "tune_rescon.clusters.cluster_file" not in process.cmdline():
+        if "tune_rescon.clusters.guard" not in process.cmdline():
             process.suspend()
     assert within(30, lambda: not second & {process.pid for process in service.servers()})
     assert service.has_answered()

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,34 +15,9 @@ from tune_rescon.errors import ClusterFileError, format_error, unknown_name_mess
 __all__ = [
     "ClusterFile",
     "instance_problems",
-    "main",
     "parse_cluster",
     "read_cluster_file",
 ]
-
-
-def main(argv: Sequence[str]) -> None:
-    """Run a command until it or this process's standard input ends, then kill the process group.
-
-    This function does not return.
-    """
-    # Handlers instead of SIG_IGN, because the command would inherit ignored signals.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    command = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_wait, args=(command,), daemon=True).start()
-    sys.stdin.buffer.read()
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-def _wait(command: subprocess.Popen[bytes]) -> None:
-    code = command.wait()
-    print(f"mlflow server ended with code {code}", file=sys.stderr, flush=True)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
 
 
 #: Not an argument of RunInstances: Ray chooses a SubnetId from it.

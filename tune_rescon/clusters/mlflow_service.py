@@ -1,6 +1,6 @@
 """The MLflow server on a cluster's head: one server, checked for health and restarted when it fails.
 
-The server ends when this process ends, because a guard process (:func:`.cluster_file.main`) then kills its
+The server ends when this process ends, because a guard process (:func:`.guard.main`) then kills its
 process group. :class:`Care` decides what to do with the server. Its database is copied to a URL by the mirror
 that also copies a search's databases.
 """
@@ -37,6 +37,7 @@ from tune_rescon.storage import (
     StorageUrl,
     fetch_databases,
     parse_storage,
+    sqlite_url,
 )
 
 __all__ = [
@@ -201,7 +202,7 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
         argv += ["--allowed-hosts", settings.allowed_hosts]
     env = {
         # Not an argument: it may contain a password, and every user of the machine can list arguments.
-        "MLFLOW_BACKEND_STORE_URI": settings.database or f"sqlite:///{settings.sqlite.absolute()}",
+        "MLFLOW_BACKEND_STORE_URI": settings.database or sqlite_url(settings.sqlite.absolute()),
         # Its job runners would be a dozen more processes that are of no use here.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -360,7 +361,7 @@ class _Server:
         _end_leftovers(self._settings.folder)
         argv, env = server_command(self._settings)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tune_rescon.clusters.cluster_file", *argv],
+            [sys.executable, "-P", "-m", "tune_rescon.clusters.guard", *argv],
             env={**os.environ, **env, "PYTHONPATH": _import_path()},
             stdin=subprocess.PIPE,
             start_new_session=True,
