@@ -265,7 +265,7 @@ class Recorded:
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
-        """Create the recording, which is made at the first call.
+        """Wrap ``function``; the first call records it.
 
         Args:
             function: accepts tensors on ``network``'s device, and must not make the host wait for the device.
