@@ -88,7 +88,7 @@ class StopOnPreemption(Callback):
     ) -> None:
         """Stop after this batch, if requested, unless it is the epoch's last.
 
-        Lightning resumes from a checkpoint written in this hook after this batch.
+        From a checkpoint written in this hook, Lightning resumes with the batch after this one.
 
         Raises:
             Preempted: a preemption was requested.

@@ -39,8 +39,7 @@ _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) -> tuple[bool, str | None]:
     """Return whether to compile, and a message if the ``requested`` compilation is not possible.
 
-    With ``recomputes`` nothing is compiled: activation checkpointing recomputes each unit, and a compiled
-    unit's result would not be equal.
+    With ``recomputes`` nothing is compiled, because a compiled unit cannot handle activation checkpointing.
 
     Args:
         requested: "off" or "on".

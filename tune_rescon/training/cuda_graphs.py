@@ -1,7 +1,7 @@
 """CUDA graphs: the forward and backward pass of a step in one launch by the host instead of thousands.
 
 These networks have many small layers. On a fast GPU the host needs several times as long to launch a step's
-kernels as the device to run them (benchmarks/NOTES.md). A recorded step is replayed by a single call. A
+kernels as the device needs to run them (benchmarks/NOTES.md). A recorded step is replayed by a single call. A
 recording has fixed shapes and fixed addresses: batches are copied into its inputs, and each replay overwrites
 the outputs of the one before.
 """
@@ -71,10 +71,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class HangWatchdog:
-    """A watchdog that ends this process if a block hangs, and leaves a file that a node's processes share.
+    """A watchdog that ends this process if a block hangs.
 
-    The file of a process that the watchdog ended holds the stack traces of where it hung. The file of a
-    process that died otherwise is empty and is ignored.
+    It keeps files in a folder that the processes of a node share. The file of a process that the watchdog
+    ended holds the stack traces of where the process hung. The file of a process that died otherwise is empty
+    and is ignored.
     """
 
     folder: Path
@@ -82,10 +83,7 @@ class HangWatchdog:
     """Identifies the watched computation; equal for computations that would hang alike."""
 
     def found(self) -> Path | None:
-        """Return the file that an earlier process, ended by the watchdog, has left.
-
-        None if no process was.
-        """
+        """Return the file of an earlier process that the watchdog ended; None if it ended no process."""
         for file in self.folder.glob(f"{self._stem}.*"):
             # Another process may have finished in between and removed its file.
             with contextlib.suppress(FileNotFoundError):
@@ -126,12 +124,12 @@ Outputs = tuple[Tensor, ...]
 #: stream they are used on.
 _WARMUP_RUNS: Final = 3
 
-#: Replays that are watched and waited for one by one; a graph that hangs does so in its first replays.
+#: Replays that are watched and waited for one by one; a graph that hangs does so in one of its first replays.
 _WATCHED_REPLAYS: Final = 5
 
-#: Timeouts in seconds, for the runs before a recording and for the recording or a replay. On the slowest
-#: machine measured the runs took 13 because of the libraries' first use and 70 because of compiled units, and
-#: the recording or a replay took at most one (benchmarks/NOTES.md).
+#: Timeouts in seconds: one for the runs before a recording, one for the recording or a replay. On the slowest
+#: machine measured, the libraries' first runs took 13 and those of compiled units 70; the recording or a
+#: replay took one or less (benchmarks/NOTES.md).
 _WARMUP_TIMEOUT: Final = 600.0
 _REPLAY_TIMEOUT: Final = 120.0
 
@@ -207,7 +205,7 @@ class CudaGraphs:
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP_RUNS):
                 run()
-        torch.cuda.synchronize(self._device)  # within the watchdog's context
+        torch.cuda.synchronize(self._device)  # here, because the watchdog's context covers it
         return stream
 
     def _recorded(

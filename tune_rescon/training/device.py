@@ -58,9 +58,9 @@ _RESTORED_THRESHOLDS: Final = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 <<
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep memory that the process frees within the context.
+    """Keep freed memory in the process within the context, instead of returning it to the system.
 
-    It applies to all threads and leaves blocks in use unchanged.
+    This applies to all threads and leaves blocks in use unchanged.
     """
     # Only glibc has mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -84,9 +84,9 @@ def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precisi
     """Return the floating-point format to compute in.
 
     "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, TF32 on older CUDA devices (which
-    themselves fall back to fp32 before Ampere), and fp32 on a CPU. Many CPUs have no bf16 and emulate it many
-    times slower. A CPU with bf16 hardware (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times here
-    (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units; on other devices it is fp32.
+    themselves fall back to fp32 before Ampere), and fp32 on a CPU. Many CPUs have no bf16 and emulate it,
+    many times slower. A CPU with bf16 hardware (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times
+    here (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units; on other devices it is fp32.
 
     Args:
         requested: "auto", "fp32", "tf32" or "bf16".
@@ -116,10 +116,8 @@ class DeviceConfig:
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass: bf16 autocast, or a disabled one.
 
-        Bf16 needs no gradient scaler.
-
-        Autocast does not cache the cast weights: each weight is used once in a pass, and a recorded pass must
-        do its own casts.
+        No gradient scaler is needed for bf16. Autocast does not cache the cast weights: each weight is used
+        once in a pass, and a recorded pass must do its own casts.
         """
         bf16 = self.precision == "bf16"
         # If autocast is off, its cache's switch keeps torch's default, because compiled code depends on both.
@@ -190,7 +188,7 @@ _NETWORK_STREAM = 4
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Return 64 bits from ``seed``, ``epoch`` and ``rank``.
 
-    Neighbouring seeds and epochs give unrelated results; ``seed + epoch`` would give equal ones.
+    Neighbouring seeds and epochs give unrelated results; ``seed + epoch`` would collide.
 
     Args:
         seed: the trial's seed.

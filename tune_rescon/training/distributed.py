@@ -71,7 +71,7 @@ class ProcessGroup:
     All processes must make every call, except to properties, in the same order.
 
     Raises (every call):
-        PeerOutOfMemoryError, PeerFailedError: another process voted so.
+        PeerOutOfMemoryError, PeerFailedError: another process reported that failure.
         PeerLostError: another process cannot be reached.
     """
 
@@ -109,7 +109,7 @@ class ProcessGroup:
         """Report an exception of the block to the other processes, and raise it.
 
         Args:
-            alike: types of exceptions that all processes raise by themselves, and that need no report.
+            alike: types of exceptions that all processes raise by themselves; they are not reported.
         """
         try:
             yield
@@ -135,10 +135,10 @@ class ProcessGroup:
             return value if self.alone else int(_broadcast(torch.tensor([value])))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], *, images: int) -> None:
-        """Replace the gradients of this process's mean loss by those of the mean over all processes' images.
+        """Replace this process's gradients by those of the mean loss over all processes' images.
 
         Args:
-            parameters: the parameters whose gradients are replaced.
+            parameters: their gradients must be those of the mean loss over this process's images.
             images: images of this process's share of the batch.
         """
         if self.alone:

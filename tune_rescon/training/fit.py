@@ -79,8 +79,7 @@ def make_trainer(
             check_val_every_n_epoch=validate_every,
             gradient_clip_val=gradient_clip or None,
             callbacks=list(callbacks),
-            # The module applies the precision (DeviceConfig.autocast), so that the benchmarks' step has it
-            # too.
+            # The module applies the precision (DeviceConfig.autocast), so the benchmarks' step has it too.
             precision="32-true",
             # Set explicitly. Otherwise Lightning detects SLURM around a Ray worker, replaces the worker's
             # signal handlers and waits for peers.

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-#: CIFAR-10's, on which the published tables of these networks at 32 pixels are.
+#: The classes of CIFAR-10, for which the tables of these networks at 32 pixels were published.
 CLASSES = 10
 
 
@@ -179,7 +179,7 @@ def measure_occupancy(step: Callable[[], object], placement: DeviceConfig) -> Oc
 
 
 def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Seconds covered by at least one span (start, end).
+    """Return the seconds covered by at least one span (start, end).
 
     >>> busy_seconds([(0.0, 1.0), (0.5, 2.0), (3.0, 4.0)])
     3.0

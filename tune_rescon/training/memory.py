@@ -62,10 +62,10 @@ def recompute_activations(network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def activations_recomputed(network: nn.Module) -> Iterator[None]:
-    """Run ``network`` within the context as after :func:`recompute_activations`, and restore it afterwards.
+    """Recompute ``network``'s activations within the context, as :func:`recompute_activations` does.
 
-    The gradient may be computed outside the context. Between its runs the network can be scripted, copied and
-    pickled.
+    Afterwards the network is as before. The gradient may be computed outside the context. Between its runs
+    the network can be scripted, copied and pickled.
     """
     recompute_activations(network)
     try:
@@ -116,8 +116,8 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 _log = logging.getLogger(__name__)
 
-#: A memory of at least this share of another one counts as equally large, because the share that drivers and
-#: contexts use varies slightly.
+#: A memory of at least this share of another one counts as equally large, because drivers and contexts use
+#: slightly more or less each time.
 _EQUAL_SHARE: Final = 0.95
 
 #: Seconds to wait for another process to release the lock; a write takes milliseconds.
@@ -135,7 +135,7 @@ class OomRecord:
 
 
 def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> int:
-    """Return the smallest number of micro-batches that is not known to need more than ``available`` bytes.
+    """Return the smallest number of micro-batches none of which is known to be too large for the memory.
 
     If even the smallest micro-batches are known to be too large, return their number; the trial then fails by
     itself.
@@ -207,7 +207,7 @@ class OomRecordFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """``path`` need not exist."""
+        """Use the file at ``path``, which need not exist."""
         self._path = path
 
     def known(self, key: str) -> list[OomRecord]:
@@ -276,8 +276,9 @@ class Shape:
             self.file.add(self.key, OomRecord(images=-(-images // pieces), available=self.available))
 
 
-#: torch's allocator raises OutOfMemoryError. Other allocations (the driver, cuBLAS, cuDNN before version 9
-#: and from it on, torch's own allocator on a CPU) raise a RuntimeError that only its message identifies.
+#: torch's allocator raises OutOfMemoryError. Other allocations (by the driver, by cuBLAS, by cuDNN, whose
+#: message differs before and from version 9, and by torch's own allocator on a CPU) raise a RuntimeError that
+#: only its message identifies.
 _OOM_MESSAGES: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -304,8 +305,7 @@ def release_memory() -> None:
     A finished trial leaves its network, in Lightning's reference cycles, and freed memory, which glibc keeps
     (half-width networks at 16 pixels: 60 MiB a trial).
     """
-    # Imported here because it imports Lightning, which a process that only reads a node's records does not
-    # need.
+    # Imported here because it imports Lightning, which a reader of a node's records does not need.
     from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
     garbage_collection_cuda()  # Python's collection, on any device, and then CUDA's cache
@@ -319,28 +319,26 @@ def release_memory() -> None:
 def count_peak(device: torch.device) -> None:
     """Reset the peak that :func:`peak_memory_mb` returns.
 
-    The worker process has trained other trials before.
+    Without the reset the peak would include the trials that this worker process has trained before.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Return the peak memory of this process's tensors on ``device``, in million bytes.
+    """Return the peak memory of this process's tensors on ``device``.
 
-    None if it is not a GPU.
+    The allocator's reserve and CUDA's own context (some hundred megabytes) are not included. Nor are other
+    processes on the device, such as trials that share it.
 
-    It does not include the allocator's reserve and CUDA's own context (some hundred megabytes). Nor does it
-    include other processes on the device, such as trials that share it.
+    Returns:
+        Million bytes; None if ``device`` is not a GPU.
     """
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes that this process has or could get on ``device``.
-
-    Bytes that other processes hold are not included.
-    """
+    """Return the bytes that this process has or could get on ``device``, without its neighbours' memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

@@ -53,10 +53,7 @@ class EpochReport:
     names of ``config.TEST_METRICS`` instead.
     """
     checkpoint: Path | None = None
-    """The last checkpoint that could be written, from which training resumes.
-
-    None if no checkpoint exists.
-    """
+    """The last checkpoint that was written, from which training resumes; None if no checkpoint exists."""
     best_checkpoint: Path | None = None
     """The best network that could be written; None if none could be.
 

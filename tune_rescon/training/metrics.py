@@ -32,7 +32,7 @@ class EpochMetrics(nn.Module):
 
         Args:
             classes: number of classes.
-            top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, that is
+            top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, always
                 1.
             peers: the processes that train the trial together.
         """
@@ -93,7 +93,7 @@ class EpochMetrics(nn.Module):
     def go_on_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore the sums that :meth:`sums` returned, from any device.
 
-        They can be read after the next batch.
+        The metrics can be read after the next batch.
         """
         for name, metric in self._parts().items():
             for key, value in sums[name].items():
@@ -133,9 +133,9 @@ class FinalMetrics(EpochMetrics):
 
     @override
     def compute(self) -> dict[str, float]:
-        """Return the base class's metrics.
+        """Return the base class's metrics and, after the first batch, those of this class.
 
-        After the first batch also ``calibration_error`` and ``accuracy/CLASS``.
+        These are ``calibration_error`` and, for each class, ``accuracy/CLASS``.
         """
         known = super().compute()
         if not self.by_class.update_called:

@@ -72,8 +72,8 @@ class TrialModule(pl.LightningModule):
             epochs: length of the training; the schedule spans ``epochs`` x ``steps_per_epoch`` steps.
             steps_per_epoch: training steps of an epoch.
             placement: the device and the precision.
-            micro_batches: pieces in which every batch runs through the network, including those of the
-                validation and of the statistics. The validation uses more if these do not fit.
+            micro_batches: pieces into which every batch is split, also in the validation and when batch-norm
+                statistics are estimated. The validation uses more pieces if these do not fit.
             judging: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
             compiling: True if training runs the network's units compiled.
             recomputes: True if activations are recomputed, so that a step keeps less memory.

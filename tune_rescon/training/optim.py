@@ -86,9 +86,9 @@ def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: 
 
 
 def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Return half a cosine from 1 after the warm-up to 0 at ``total_steps`` (Loshchilov & Hutter 2017, eq.
+    """Return half a cosine: 1 after the warm-up, 0 at ``total_steps``.
 
-    5).
+    Loshchilov & Hutter 2017, eq. 5.
 
     Args:
         step: counted from 0.
@@ -106,7 +106,7 @@ def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
 def warmup_stable_decay(
     step: int, total_steps: int, warmup_steps: int = 0, *, decay_fraction: float = 0.2
 ) -> float:
-    """Return 1 until the last ``decay_fraction`` of ``total_steps``, then decay linearly to 0.
+    """Return 1 after the warm-up, decaying linearly to 0 over the last ``decay_fraction`` of ``total_steps``.
 
     Hu et al. 2024, section 4. If warm-up and decay overlap, the lower of the two applies.
 
@@ -128,10 +128,7 @@ def _warmup(step: int, warmup_steps: int) -> float:
 
 
 def _progress(step: float, start: float, end: float) -> float:
-    """Return the share of the way from ``start`` to ``end``, clamped to [0, 1].
-
-    1 if ``end`` is not after ``start``.
-    """
+    """Return the share of the way from ``start`` to ``end``, clamped to [0, 1]; 1 if the way is empty."""
     return min(1.0, max(0.0, (step - start) / (end - start))) if end > start else 1.0
 
 

@@ -40,10 +40,10 @@ def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset
     Args:
         peers: the processes that train the trial together.
         config: has the batch size.
-        dataset: its training images, and those the network is evaluated on.
+        dataset: has the training images, and the images on which the network is evaluated.
 
     Raises:
-        ConfigError: a batch, or the evaluated images, are too few for the number of processes.
+        ConfigError: a batch is too small, or the evaluated images are too few, for the number of processes.
     """
     if peers.alone:
         return
@@ -62,8 +62,8 @@ def find_start_together(
 ) -> ResumePoint:
     """Run :func:`.find_resume_point` in the first process and send the others the checkpoint it finds.
 
-    The folders of the other processes need not be on the first one's machine. Files that such a folder
-    already has are replaced or deleted.
+    The folders of the other processes need not be on the first one's machine. A ``last.ckpt`` in such a
+    folder is replaced, or deleted if the first process found no checkpoint.
 
     Args:
         record: the trial, before its first epoch.
@@ -72,7 +72,7 @@ def find_start_together(
         peers: the processes that train the trial together.
 
     Returns:
-        The point to start from, the same in every process.
+        The point from which this process starts or resumes.
 
     Raises:
         StorageError: as :func:`.find_resume_point`.
@@ -123,7 +123,7 @@ def train_trial(
       graphs, which have their own memory; then with activations recomputed
       (:mod:`tune_rescon.training.memory`); then with half the micro-batch, adding up the gradients of two
       (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a checkpoint it
-      trains the epochs again, but reports none twice. If ``overruns`` names a file, the next trial of the
+      trains the epochs again, but reports none twice. With a file of ``overruns``, the next trial of the
       same network on the same device starts with the settings that fitted.
     - A file cannot be written. The previous file stays, and the next epoch tries again.
     - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
@@ -143,12 +143,12 @@ def train_trial(
         mode: see ``metric``.
         keep: whose network ``best.ckpt`` holds: that of the epoch with the ``"best"`` metric, or that of the
             ``"last"`` epoch with a finite one.
-        overruns: a file, created if absent, in which the trials of this node share which steps ran out of
-            memory; None remembers nothing.
-        stalls: a folder, created if absent, that the trials of this node share. If a CUDA graph recording
-            does not return within minutes, this process writes there where it hung and exits (code 1); later
-            trials of the same network on the same device record no CUDA graphs. None: a recording may hang
-            for ever.
+        overruns: a file, created if absent, in which the trials of this node record steps that ran out of
+            memory; None records nothing.
+        stalls: a folder, created if absent, that the trials of this node share. If the recording of a CUDA
+            graph does not return within minutes, this process saves its stack traces in the folder and exits
+            (code 1). Later trials of the same network on the same device then use no CUDA graphs. None: a
+            recording may hang for ever.
         peers: this process among those that train the trial together
             (:mod:`tune_rescon.training.distributed`). All of them call this function, each with its own
             folder; the first one's folder counts.

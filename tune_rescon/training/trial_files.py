@@ -48,13 +48,13 @@ class CheckpointMetadata:
     epochs: int
     """Length of the whole training, which the schedule spans."""
     history: tuple[Mapping[str, float], ...] = ()
-    """Metrics of epochs 1, 2, ...; the ``epoch_seconds`` of an epoch do not include its checkpoint."""
+    """Metrics of epochs 1, 2, ...; an epoch's ``epoch_seconds`` exclude the writing of its own checkpoint."""
     batches: int = 0
     """Batches trained of the epoch after ``history``."""
     micro_batches: int = 1
-    """Micro-batches of a batch, as the memory was found to require; a resumed trial starts with them."""
+    """Micro-batches of a batch that the memory was found to require; a resumed trial starts with them."""
     recomputes: bool = False
-    """True if activations are recomputed, as the memory was found to require."""
+    """True if activations are recomputed, because the memory was found to require it; resumed likewise."""
 
     def extended(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
         """Return the metadata with one more epoch."""
@@ -281,10 +281,7 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
 
 
 def trained_steps(checkpoint_dir: Path) -> int:
-    """Return the training steps of the checkpoint that :func:`recorded_epochs` reads.
-
-    0 without a checkpoint.
-    """
+    """Return the training steps of the checkpoint that :func:`recorded_epochs` reads; 0 if it finds none."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 

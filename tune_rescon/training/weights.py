@@ -76,7 +76,7 @@ class TrainedNetwork:
     """Of each channel, for pixels scaled to 0..1; applied only if ``config.normalize``."""
     std: tuple[float, ...]
     dataset: str
-    """Content key of the images it was trained on and of their split."""
+    """Content key of the images the network was trained on and of their split."""
     seed: int
     epoch: int
     """Epochs trained when these weights were validated."""
@@ -309,7 +309,7 @@ class InitialWeights:
     def put_into(self, network: nn.Module) -> None:
         """Replace ``network``'s weights and statistics.
 
-        The classifier's only if the number of classes is equal.
+        The classifier is replaced only if both networks have the same number of classes.
 
         Raises:
             NetworkError: it is another network.
