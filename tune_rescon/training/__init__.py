@@ -1,13 +1,13 @@
-"""Training: one trial from its configuration to its last epoch, and what is left of it on disk.
+"""Training: one trial from its configuration to its last epoch, and its files on disk.
 
 ::
 
-    train_trial      train, validate, checkpoint and report, epoch by epoch; goes on where it was interrupted
-    recorded_epochs  what a checkpoint folder has reported so far
+    train_trial      train, validate, checkpoint and report, epoch by epoch; resumes an interrupted trial
+    recorded_epochs  the epochs that a checkpoint folder has reported so far
     load_trained     the network of a best.ckpt, ready to use
     build_step       one training step on its own, for benchmarks
 
-Names are loaded on first use: whoever only passes an :class:`EpochReport` on need not wait for torch.
+Names are loaded on first use, so a caller that only passes on an :class:`EpochReport` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""What happens around Lightning's loop, one concern a callback. Their order in the Trainer matters:
-:func:`tune_rescon.training.trial.train_trial` lists them in the order they must run.
+"""Callbacks of Lightning's training loop, one for each concern.
+
+Their order in the Trainer matters: :meth:`tune_rescon.training.fit.FitAttempt.run` lists them in the order in
+which they must run.
 """
 
 from __future__ import annotations
@@ -40,30 +42,42 @@ __all__ = [
 
 
 def never() -> bool:
-    """There is nobody to ask."""
+    """Return False: no preemption is ever requested."""
     return False
 
 
-class Preempted(Exception):  # noqa: N818 - a message to who has asked for it, not an error
-    """A trial was left after so many batches of an epoch, which is where another process goes on."""
+class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error
+    """A preempted trial stopped after some batches of an epoch, where another process resumes."""
 
     def __init__(self, epoch: int, batches: int) -> None:
-        """``epoch`` is counted from 1."""
+        """Create the exception.
+
+        Args:
+            epoch: the interrupted epoch, counted from 1.
+            batches: batches of that epoch that were trained.
+        """
         super().__init__(f"left after {batches} batches of epoch {epoch}")
         self.epoch = epoch
         self.batches = batches
 
 
 class StopOnPreemption(Callback):
-    """Ends a training between two steps, its state kept. The last of the callbacks: a report comes first.
+    """Stop the training between two steps and save its state when a preemption is requested.
 
-    Not between an epoch's last step and its report: the validation is waited for.
+    It must be the last of the callbacks, so that an epoch is reported first. It does not stop between an
+    epoch's last step and the report: the validation runs to its end.
     """
 
     def __init__(
         self, leave: Callable[[], bool], keeper: CheckpointWriter | None, on_note: OnMessage
     ) -> None:
-        """``leave``: whether to; it is asked often. ``keeper``: None keeps nothing."""
+        """Create the callback.
+
+        Args:
+            leave: returns True when the training is to stop; called often.
+            keeper: writes the checkpoint; None writes none.
+            on_note: called with each message to the user.
+        """
         self._leave = leave
         self._keeper = keeper
         self._on_note = on_note
@@ -72,10 +86,12 @@ class StopOnPreemption(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning takes a checkpoint that is written here for one after this batch.
+        """Stop after this batch, if requested, unless it is the epoch's last.
+
+        From a checkpoint written in this hook, Lightning resumes with the batch after this one.
 
         Raises:
-            Preempted: it was asked for.
+            Preempted: a preemption was requested.
         """
         batches, epoch = batch_idx + 1, trainer.current_epoch + 1
         if batches == trainer.num_training_batches or not self._leave():
@@ -87,10 +103,10 @@ class StopOnPreemption(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The epoch's own checkpoint is written.
+        """Stop after this epoch, if requested; its checkpoint is written by now.
 
         Raises:
-            Preempted: it was asked for, and there are epochs left.
+            Preempted: a preemption was requested, and there are epochs left.
         """
         epoch = trainer.current_epoch + 1
         if epoch != trainer.max_epochs and not trainer.should_stop and self._leave():
@@ -98,10 +114,11 @@ class StopOnPreemption(Callback):
 
 
 class EpochReporter(Callback):
-    """Turns Lightning's hooks into :class:`EpochReport`; the last of the callbacks, for it closes the epoch.
+    """Turn Lightning's hooks into an :class:`EpochReport` for each epoch.
 
-    The order at the end is: best network, checkpoint, report. A crash between any two of them repeats the
-    epoch, which writes and reports the same again, or leaves the report in the checkpoint's record.
+    It follows the callbacks that act on the network, because it closes the epoch: it writes the best network,
+    then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
+    reports the same values again, or leaves the report in the checkpoint's record.
     """
 
     def __init__(
@@ -115,17 +132,18 @@ class EpochReporter(Callback):
         peers: ProcessGroup = SINGLE_PROCESS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Go on from what was trained before.
+        """Continue from the epochs trained before.
 
         Args:
-            record: of the epochs so far.
-            on_epoch: told of each epoch.
-            on_note: told what the user should know.
-            keeper: None keeps nothing.
-            judged: the part of the images that validations are of: ``"val"``, or ``"test"``, which is looked
-                at once.
-            peers: each has a reporter; where the first one's report ends the trial, it ends for all.
-            clock: seconds.
+            record: the trial and its epochs so far.
+            on_epoch: called with the report of each epoch.
+            on_note: called with each message to the user.
+            keeper: writes the files; None writes none.
+            judged: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
+                once.
+            peers: the processes of the trial, each of which has a reporter. If the first one's report ends
+                the trial, the trial ends in all of them.
+            clock: returns seconds.
         """
         self.record = record
         self.stopped_by: BaseException | None = None
@@ -143,7 +161,7 @@ class EpochReporter(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The trial's identity and history travel in its checkpoint, and what there is of another epoch."""
+        """Save the trial's identity and history, and the state of an unfinished epoch."""
         assert isinstance(pl_module, TrialModule)
         checkpoint["trial"] = self.record.to_dict()
         checkpoint["epoch_so_far"] = {
@@ -157,7 +175,10 @@ class EpochReporter(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with an epoch under way. Where none is, the next one's start forgets all of it."""
+        """Restore the state of an unfinished epoch.
+
+        If the epoch was finished, the next one's start resets all of it.
+        """
         assert isinstance(pl_module, TrialModule)
         if so_far := checkpoint.get("epoch_so_far"):
             self._started = self._clock() - so_far["seconds"]
@@ -175,21 +196,27 @@ class EpochReporter(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the rate of the step about to be taken: after an epoch's last step it is the next one's."""
+        """Record the learning rate of this step.
+
+        After the epoch's last step the optimiser has the next step's.
+        """
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count. Before the last call the epoch's loss was read (FiniteLoss), so a GPU has caught up."""
+        """Count the batch and stop the clock.
+
+        On the epoch's last batch a GPU has finished by now, because FiniteLoss has read the epoch's loss.
+        """
         self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; statistics that are estimated for the validation are by now."""
+        """Start the clock; by now batch norm's statistics have been re-estimated for the validation."""
         self._judging, self._images_judged = self._clock(), 0
 
     @override
@@ -202,19 +229,19 @@ class EpochReporter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count."""
+        """Count the images."""
         self._images_judged += len(batch[0])
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock, once a GPU has caught up."""
+        """Stop the clock, after a GPU has finished the test images."""
         if self._judged == "test" and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._judged_in = self._clock() - self._judging
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the epoch; its validation is done."""
+        """Close the epoch, whose validation is done: write its files and report it."""
         metrics = self._measure(pl_module)
         self.record = self.record.extended(metrics)
         unkept: tuple[str, ...] = ()
@@ -226,13 +253,13 @@ class EpochReporter(Callback):
                 self._on_note(note)
             self._report(metrics | {"epoch_seconds": self._clock() - self._started})
         except BaseException as error:
-            # Not through Lightning, which makes another exception of some; train_trial raises it.
+            # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
             self.stopped_by = error
         if self._peers.told(self.stopped_by is not None):
             trainer.should_stop = True
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
-        """Close an epoch that :class:`Diverged` has ended: nothing is kept of it but the report."""
+        """Report an epoch that ended with :class:`Diverged`; none of its files are written."""
         metrics = self._measure(pl_module) | {"train_loss": math.nan}
         self.record = self.record.extended(metrics)
         self._report(metrics)
@@ -250,7 +277,7 @@ class EpochReporter(Callback):
         }
 
     def _judgement(self, module: TrialModule) -> dict[str, float]:
-        """What the validation measured; of the test images nothing until they are looked at."""
+        """Return the validation's metrics; nothing for the test images until they are evaluated."""
         once = self._judged == "test"
         if once and not self._images_judged:
             return {}
@@ -260,7 +287,10 @@ class EpochReporter(Callback):
         return {f"{self._judged}_{name}": value for name, value in measured.items()}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        """The trial's peak: also of what it trained in another process, before it was resumed."""
+        """Return the trial's peak memory.
+
+        It includes the epochs that other processes trained before a resume.
+        """
         peak = peak_memory_mb(pl_module.device)
         if peak is None:
             return {}
@@ -279,15 +309,20 @@ class EpochReporter(Callback):
         )
 
 
-class Diverged(Exception):  # noqa: N818 - a message to train_trial, not an error
-    """The training loss is no longer finite: the trial is over."""
+class Diverged(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
+    """The training loss is no longer finite, so the trial ends."""
 
 
 class SeedEpochs(Callback):
-    """Seed torch for each epoch, whatever drew random numbers since the last."""
+    """Seed torch at the start of each epoch, independently of random numbers drawn before."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        """``seed`` is the trial's; of its processes, if several, each drops its own paths by ``rank``."""
+        """Create the callback.
+
+        Args:
+            seed: the trial's seed.
+            rank: of this process. Each process of a trial drops its own paths.
+        """
         self._seed, self._rank = seed, rank
         self._drawn: Mapping[str, Tensor] = {}
 
@@ -295,52 +330,63 @@ class SeedEpochs(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """How much of the epoch was drawn goes with its checkpoint."""
+        """Save the generators' states, that is how many numbers the epoch has drawn."""
         checkpoint["generators"] = generator_states(pl_module.device)
 
     @override
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """An earlier version wrote none, and only at the end of epochs, where nothing is left to draw."""
+        """Read the generators' states.
+
+        An earlier version saved no states, but wrote checkpoints only at the end of epochs, when the epoch
+        draws no more numbers.
+        """
         self._drawn = checkpoint.get("generators", {})
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Of an epoch that goes on, Lightning does not call the start."""
+        """Restore the generators. Lightning does not call ``on_train_epoch_start`` for a resumed epoch."""
         restore_generators(self._drawn, pl_module.device)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Epochs count from 1 in seeds; 0 was the initialisation."""
+        """Seed the epoch, counted from 1; 0 is the seed of the initialisation."""
         seed_epoch(self._seed, trainer.current_epoch + 1, self._rank)
 
 
 class AverageWeights(Callback):
-    """Move the averaged network after each step, if the trial has one."""
+    """Update the averaged network after each step, if the trial has one."""
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """``global_step`` has counted the step just taken."""
+        """Update the average; ``global_step`` already includes this step."""
         assert isinstance(pl_module, TrialModule)
         if pl_module.averaged is not None:
             pl_module.averaged.update(pl_module.network, trainer.global_step - 1)
 
 
 class FiniteLoss(Callback):
-    """End a training whose loss is nan or infinite, within ``every`` steps and before it is validated."""
+    """Stop a training whose loss is nan or infinite, within ``every`` steps and before the validation."""
 
     def __init__(self, every: int = 20) -> None:
-        """Reading the loss makes a GPU wait for its queue, so not after each step."""
+        """Create the callback.
+
+        Args:
+            every: steps between two readings. Each reading makes the host wait for a GPU's queue, so the loss
+                is not read after each step.
+        """
         self._every = every
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The running mean keeps a non-finite value, so no step between two readings is missed.
+        """Check the running mean of the loss.
+
+        The mean stays non-finite once one loss was, so no step between two readings is missed.
 
         Raises:
             Diverged: the mean is not finite.
@@ -353,17 +399,20 @@ class FiniteLoss(Callback):
 
 
 class PreciseBatchNorm(Callback):
-    """Before a validation, re-estimate the judged network's batch-norm statistics on training batches.
+    """Before a validation, re-estimate the evaluated network's batch-norm statistics on training batches.
 
-    The batches are the epoch's last ones, kept as they were trained on: reading others would cost loading
-    and augmenting, and could disturb order and randomness. They stay on the device until the validation.
-    Where an epoch goes on, those of them that were trained on before are made again.
+    The batches are the last ones of the epoch, kept as the network was trained on them. Other batches would
+    have to be loaded and augmented, and could change the order and the random numbers. The kept ones stay on
+    the device until the validation. When an epoch is resumed, those of them that were trained before are
+    generated again.
     """
 
     def __init__(self, batches: int, *, done: int = 0) -> None:
-        """``batches``: how many; 0 leaves training's running statistics alone.
+        """Create the callback.
 
-        ``done``: batches of the first epoch that were trained on before.
+        Args:
+            batches: batches to estimate from; 0 leaves the running statistics of the training unchanged.
+            done: batches of the first epoch that were trained before.
         """
         self._batches = batches
         self._done = done
@@ -371,7 +420,10 @@ class PreciseBatchNorm(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A batch is a function of its place in the epoch."""
+        """Generate the batches trained before the resume.
+
+        A batch depends only on its position in the epoch.
+        """
         first = max(0, int(trainer.num_training_batches) - self._batches)
         if self._done > first:
             data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning does not declare it
@@ -381,7 +433,7 @@ class PreciseBatchNorm(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Not every epoch is followed by a validation."""
+        """Drop the batches kept in the previous epoch. Not every epoch is followed by a validation."""
         self._kept = []
 
     @override
@@ -395,7 +447,7 @@ class PreciseBatchNorm(Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has put the module in eval mode by now, and puts it back afterwards."""
+        """Re-estimate the statistics; Lightning has set eval mode by now and restores the mode afterwards."""
         assert isinstance(pl_module, TrialModule)
         pl_module.reestimate_batch_norm(self._kept)
         self._kept = []

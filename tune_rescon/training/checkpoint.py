@@ -1,12 +1,12 @@
-"""Checkpoints: written whole or not at all, checked before they are believed.
+"""Checkpoints: written whole or not at all, and verified before they are used.
 
-A trial's folder holds ``last.ckpt`` (Lightning's whole state after the last epoch, or amid one that had to be
-left, and the trial's identity), ``last.previous.ckpt`` (the one before) and ``best.ckpt`` (a trained network,
-nothing else).
+A trial's folder holds ``last.ckpt`` (Lightning's whole state after the last epoch, or within an interrupted
+one, and the trial's identity), ``last.previous.ckpt`` (the checkpoint before) and ``best.ckpt`` (a trained
+network, nothing else).
 
-torch's file is a zip archive with a CRC-32 of every record, which ``torch.load`` does not look at; checking
-them takes the place of a checksum file that could itself be out of step. No pickled code is ever loaded:
-all files hold tensors and plain values (``weights_only``).
+torch's file is a zip archive with a CRC-32 of every record, which ``torch.load`` does not check.
+:func:`is_intact` checks these instead of a checksum file, which could itself be out of step. No pickled code
+is ever loaded: all files hold tensors and plain values (``weights_only``).
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class FoundCheckpoint:
-    """What a trial goes on from."""
+    """The checkpoint from which a trial resumes."""
 
     path: Path | None
-    """None: from the start."""
+    """None: start from the beginning."""
     damaged: int
-    """How many newer checkpoints were passed over, because not all of their records have their CRC-32."""
+    """Newer checkpoints that were skipped because some of their records do not match their CRC-32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFolder:
-    """Where a trial keeps its checkpoints."""
+    """The folder of a trial's checkpoints."""
 
     path: Path
 
     @property
     def last(self) -> Path:
-        """What training goes on from."""
+        """The checkpoint from which training resumes."""
         return self.path / "last.ckpt"
 
     @property
     def previous(self) -> Path:
-        """The one before, for when ``last`` is damaged."""
+        """The checkpoint before, used if ``last`` is damaged."""
         return self.path / "last.previous.ckpt"
 
     @property
@@ -65,10 +65,10 @@ class CheckpointFolder:
         return self.path / "best.ckpt"
 
     def create(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: the folder cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class CheckpointFolder:
             ) from error
 
     def find(self) -> FoundCheckpoint:
-        """The last checkpoint; the previous one if that is damaged or missing."""
+        """Return the last checkpoint; the previous one if the last is damaged or missing."""
         damaged = 0
         for path in (self.last, self.previous):
             if path.exists():
@@ -88,35 +88,46 @@ class CheckpointFolder:
         return FoundCheckpoint(path=None, damaged=damaged)
 
     def recover(self) -> FoundCheckpoint:
-        """:meth:`find`, as ``last``, so that a damaged file never becomes the one to fall back on."""
+        """Return :meth:`find`'s checkpoint, renamed to ``last`` if it is the previous one.
+
+        The rename ensures that a damaged ``last`` never becomes the checkpoint to fall back on.
+        """
         found = self.find()
         if found.path == self.previous:
             return FoundCheckpoint(path=self.previous.replace(self.last), damaged=found.damaged)
         return found
 
     def written(self) -> Path | None:
-        """The newest checkpoint there is, unchecked: for who has just written it, or failed to."""
+        """Return the newest checkpoint, unchecked; None if the folder has none.
+
+        It serves a caller that has just written a checkpoint, or failed to.
+        """
         return next((path for path in (self.last, self.previous) if path.exists()), None)
 
 
 def is_intact(path: Path) -> bool:
-    """Whether every record of a checkpoint still has its CRC-32."""
+    """Return whether every record of a checkpoint matches its CRC-32."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except Exception:
-        # Whatever a flipped bit makes of a header (BadZipFile, NotImplementedError, RuntimeError for a
-        # "password", EOFError, ...): the file cannot be read, and that is the answer.
+        # A flipped bit in a header raises errors of many kinds (BadZipFile, NotImplementedError, RuntimeError
+        # for a "password", EOFError, ...). In each case the file cannot be read, so it is not intact.
         return False
 
 
 def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | None = None) -> None:
-    """Write ``values`` to ``path`` so that a reader, also one after a power cut, finds a whole file or none.
+    """Write ``values`` to ``path`` so that a reader, even after a power cut, finds a whole file or no file.
 
-    ``previous``: where the file that was at ``path`` is kept. Between the two renames only that one exists.
+    Args:
+        values: tensors and plain values.
+        path: the file to write.
+        previous: the path to which an existing file at ``path`` is moved. Between the two renames only
+            ``previous`` exists.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was at ``path`` is there or at ``previous``.
+        OSError: the disk is full or cannot be written. The file that was at ``path`` is still there or at
+            ``previous``.
     """
     partial = path.with_suffix(".partial")
     try:
@@ -135,9 +146,10 @@ def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | Non
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """When a write fails, torch's archive still writes its end, and that failure hides the file's own.
+    """Raise the OSError that torch hides when a write fails.
 
-    On a full disk ``torch.save`` raises ``RuntimeError: unexpected pos 768 vs 662`` (torch 2.15).
+    After a failed write torch's archive still writes its end; that fails too and hides the first error. On a
+    full disk ``torch.save`` raises ``RuntimeError: unexpected pos 768 vs 662`` (torch 2.15).
     """
     try:
         yield
@@ -151,7 +163,7 @@ def _as_os_error() -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is on disk once its folder is.
+    # A rename is durable only after its folder is synchronised.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -160,10 +172,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What :func:`write_durably` wrote, on the CPU, tensors mapped rather than read.
+    """Return the values that :func:`write_durably` wrote, on the CPU; tensors are memory-mapped, not read.
 
     Raises:
-        StorageError: no such file, a damaged one, or not one of torch's.
+        StorageError: the file does not exist, is damaged, or was not written by torch.
     """
     if not path.is_file():
         raise StorageError(format_error("a checkpoint must be a file", got=f"{path}, which is none"))

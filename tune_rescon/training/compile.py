@@ -1,9 +1,9 @@
-"""torch.compile for a network in training, unit by unit.
+"""torch.compile for a network in training, one residual unit at a time.
 
-The residual unit is the region: units of one shape share their code, also with the next trial of this
-process, and inductor's cache on the node's disk (:func:`keep_compiled_code`) keeps it for the next process. A
-whole network took more than twice the time to compile, and ran no faster on a CPU (benchmarks/NOTES.md).
-Modules keep their names, and copies of a network, as averages are, run uncompiled.
+The compiled region is the residual unit. Units of one shape share their code, also with the next trial of
+this process, and inductor's cache on the node's disk (:func:`keep_compiled_code`) keeps it for the next
+process. A whole network took more than twice the time to compile, and ran no faster on a CPU
+(benchmarks/NOTES.md). Modules keep their names. Copies of a network, such as averages, run uncompiled.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ __all__ = [
 ]
 
 
-#: Where inductor, and Triton below it, keep compiled code; read at each compilation.
+#: The folder in which inductor, and Triton below it, keep compiled code; they read the variable at each
+#: compilation.
 _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) -> tuple[bool, str | None]:
-    """Whether what is ``requested`` ("off", "on") is done here, and a note if it is not.
+    """Return whether to compile, and a message if the ``requested`` compilation is not possible.
 
-    What is computed twice (``recomputes``) is left to the checkpoints, which a compiled unit would not be
-    equal to.
+    With ``recomputes`` nothing is compiled, because a compiled unit cannot handle activation checkpointing.
+
+    Args:
+        requested: "off" or "on".
+        device: the device to compile for.
+        recomputes: True if activations are recomputed.
 
     >>> choose_compiling("off", torch.device("cpu"), recomputes=False)
     (False, None)
@@ -51,19 +56,19 @@ def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) 
 
 
 def compile_units(network: nn.Module) -> None:
-    """Have each residual unit compiled at its first call, for that call's shape."""
+    """Compile each residual unit at its first call, for that call's shape."""
     for module in _units(network):
         module.compile(dynamic=False)
 
 
 @contextlib.contextmanager
 def many_shapes(network: nn.Module) -> Iterator[None]:
-    """Room for as many compiled versions of a unit's code as ``network`` can need; torch stops at 8.
+    """Allow as many compiled versions of a unit's code as ``network`` can need; torch's default limit is 8.
 
-    That is two for each unit: micro-batches are of two sizes.
+    A network can need two for each unit, because micro-batches have two sizes.
     """
     versions = 2 * len(_units(network))
-    # Inside torch.compile everything says `torch._dynamo`: the public module has no such switch.
+    # The code inside torch.compile uses `torch._dynamo`; the public module has no such switch.
     config = torch._dynamo.config
     with config.patch(
         recompile_limit=max(versions, config.recompile_limit),
@@ -77,39 +82,44 @@ def _units(network: nn.Module) -> list[nn.Module]:
 
 
 def uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Within it compiled units run as written: what is done once an epoch is not worth a compilation."""
+    """Run compiled units eagerly within the context.
+
+    Work that is done once an epoch is not worth a compilation.
+    """
     eager: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return eager
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Have this process keep what it compiles in ``folder``, made when needed, and look for it there.
+    """Make this process keep its compiled code in ``folder``, created when needed, and look for it there.
 
-    Torch's own place is among the system's temporary files. A user who has named one keeps it.
+    torch's default is a folder among the system's temporary files. If the user has set another one, it is
+    kept.
     """
-    # Its import takes a second and a half, which only a trial that is compiled should wait for.
+    # The import takes 1.5 seconds, so only a trial that is compiled waits for it.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # Whoever asks inductor for its place has it written into the environment, as if a user had named it.
+    # Reading inductor's folder writes it into the environment, as if the user had set it.
     if os.environ.get(_CACHE) in (None, os.path.abspath(default_cache_dir())):  # noqa: PTH100 - as torch does
         os.environ[_CACHE] = str(folder)
 
 
 @functools.cache
 def compiler_trouble(device: torch.device) -> str | None:
-    """Why nothing can be compiled for ``device`` here, in the first line of the compiler's words; or None.
+    """Return why nothing can be compiled for ``device`` here, as the compiler's first line; None if it can.
 
-    A CPU needs a C++ compiler, a GPU Triton and one for C. Asked once a process: the answer takes seconds.
+    A CPU needs a C++ compiler; a GPU needs Triton and a C compiler. The result is cached for the process,
+    because the check takes seconds.
     """
     x_N = torch.ones(8, device=device, requires_grad=True)
     compiled: Callable[[Tensor], Tensor] = torch.compile(doubled)
     try:
         torch.autograd.grad(compiled(x_N).sum(), x_N)
-    except Exception as error:  # what a compiler, its driver or its cache raises is of no one kind
+    except Exception as error:  # a compiler, its driver or its cache can raise any error
         return str(error).strip().partition("\n")[0]
     return None
 
 
 def doubled(x_N: Tensor) -> Tensor:
-    """What is compiled to see whether anything can be."""
+    """Return ``2 * relu(x_N)``, the function that tests whether the compiler works."""
     return torch.relu(x_N) * 2

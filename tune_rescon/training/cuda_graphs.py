@@ -1,9 +1,9 @@
-"""A step's forward and backward pass as one CUDA graph: one launch by the host instead of thousands.
+"""CUDA graphs: the forward and backward pass of a step in one launch by the host instead of thousands.
 
-These networks are many small layers. On a fast GPU the host needs several times as long to launch a step's
-kernels as the device to run them (benchmarks/NOTES.md); recorded once, they are played back by a single call.
-What is recorded has fixed shapes and fixed places in memory: batches are copied in, results lie where the
-last ones did.
+These networks have many small layers. On a fast GPU the host needs several times as long to launch a step's
+kernels as the device needs to run them (benchmarks/NOTES.md). A recorded step is replayed by a single call. A
+recording has fixed shapes and fixed addresses: batches are copied into its inputs, and each replay overwrites
+the outputs of the one before.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ __all__ = [
 
 
 class FusedWeightCast:
-    """The weights of a network that autocast would cast: its convolutions' and linear layers'."""
+    """The weights of a network that autocast would cast: those of its convolutions and linear layers."""
 
     def __init__(self, network: nn.Module) -> None:
-        """``network`` stays as it is."""
+        """Collect the weights of ``network``, which is not changed."""
         self._weights = {
             f"{name}.weight": module.weight
             for name, module in network.named_modules()
@@ -51,14 +51,14 @@ class FusedWeightCast:
         }
 
     def copies(self) -> dict[str, Tensor]:
-        """Of each weight as it is now, by its name in the network; their gradients are wanted."""
+        """Return a bfloat16 copy of each weight, by its name in the network; the copies require gradients."""
         copies = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in self._weights.values()]
         with torch.no_grad():
             torch._foreach_copy_(copies, list(self._weights.values()))
         return {name: copy.requires_grad_() for name, copy in zip(self._weights, copies, strict=True)}
 
     def hand_over(self, copies: Mapping[str, Tensor]) -> None:
-        """Give the weights the gradients of their ``copies``."""
+        """Set the weights' gradients to those of their ``copies``."""
         pairs = [(self._weights[name], copy.grad) for name, copy in copies.items() if copy.grad is not None]
         gradients = [torch.empty_like(weight) for weight, _ in pairs]
         torch._foreach_copy_(gradients, [gradient for _, gradient in pairs])
@@ -71,20 +71,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class HangWatchdog:
-    """Watches over one kind of thing, in a folder that the processes of a node share.
+    """A watchdog that ends this process if a block hangs.
 
-    The file of a process that was ended here holds where it stood; that of one that died otherwise is empty,
-    and says nothing.
+    It keeps files in a folder that the processes of a node share. The file of a process that the watchdog
+    ended holds the stack traces of where the process hung. The file of a process that died otherwise is empty
+    and is ignored.
     """
 
     folder: Path
     key: str
-    """Of what is watched; equal where it would stand still again."""
+    """Identifies the watched computation; equal for computations that would hang alike."""
 
     def found(self) -> Path | None:
-        """Where it is written that an earlier process stood still, if one did."""
+        """Return the file of an earlier process that the watchdog ended; None if it ended no process."""
         for file in self.folder.glob(f"{self._stem}.*"):
-            # Another process may just have come back, and taken its file away.
+            # Another process may have finished in between and removed its file.
             with contextlib.suppress(FileNotFoundError):
                 if file.stat().st_size:
                     return file
@@ -92,7 +93,10 @@ class HangWatchdog:
 
     @contextlib.contextmanager
     def watching(self, seconds: float) -> Iterator[None]:
-        """End this process if the block is not left within ``seconds``. One block of a process at a time."""
+        """End this process if the block is not left within ``seconds``.
+
+        A process can watch one block at a time.
+        """
         evidence = self.folder / f"{self._stem}.{os.getpid()}.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,34 +120,41 @@ class HangWatchdog:
 
 Outputs = tuple[Tensor, ...]
 
-#: Runs before a recording: libraries try algorithms, load kernels and take memory for each stream they see.
-_WARM: Final = 3
+#: Runs before a recording, in which libraries try algorithms, load kernels and allocate memory for each
+#: stream they are used on.
+_WARMUP_RUNS: Final = 3
 
-#: Replays that are waited for under watch, each for itself: what stands still does so in the first ones.
-_WATCHED: Final = 5
+#: Replays that are watched and waited for one by one; a graph that hangs does so in one of its first replays.
+_WATCHED_REPLAYS: Final = 5
 
-#: Seconds for the runs before a recording, of which the libraries' first took 13 and compiled units 70 on the
-#: slowest machine measured, and for the recording or a replay, which took one and less (benchmarks/NOTES.md).
-_WARMING: Final = 600.0
-_PLAYING: Final = 120.0
+#: Timeouts in seconds: one for the runs before a recording, one for the recording or a replay. On the slowest
+#: machine measured, the libraries' first runs took 13 and those of compiled units 70; the recording or a
+#: replay took one or less (benchmarks/NOTES.md).
+_WARMUP_TIMEOUT: Final = 600.0
+_REPLAY_TIMEOUT: Final = 120.0
 
-#: A context that ends the process if it is not left within so many seconds.
+#: A context that ends the process if the context is not left within the given seconds.
 Watching = Callable[[float], contextlib.AbstractContextManager[object]]
 
 
 class RecordingError(RuntimeError):
-    """Something cannot be recorded on this device; as it is, it may well run."""
+    """A step cannot be recorded on this device; it may still run without a recording."""
 
 
 class GraphCapture(Protocol):
-    """Records what runs on a device."""
+    """A recorder of functions that run on a device."""
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
-        """What does all of ``run`` again on the same memory, and the outputs that are then written again."""
+        """Record ``run``.
+
+        Returns:
+            A function that replays all of ``run`` on the same memory, and the outputs that each replay
+            overwrites.
+        """
 
 
 class CudaGraphs:
-    """Records on a CUDA device."""
+    """A recorder of CUDA graphs on a CUDA device."""
 
     def __init__(
         self,
@@ -152,20 +163,27 @@ class CudaGraphs:
         compiles: bool = False,
         watching: Watching = contextlib.nullcontext,
     ) -> None:
-        """On ``device``, a CUDA one, under ``watching``; ``compiles``: a first run compiles what runs."""
+        """Create a recorder.
+
+        Args:
+            device: a CUDA device.
+            compiles: True if the first run of a function compiles it.
+            watching: the context that ends the process if a recording hangs; called with a timeout in
+                seconds.
+        """
         self._device, self._compiles, self._watching = device, compiles, watching
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
-        """As the protocol has it; ``run`` must not make the host wait for the device.
+        """Record ``run`` as :meth:`GraphCapture.__call__`; it must not make the host wait for the device.
 
         Raises:
-            RecordingError: ``run`` cannot be recorded, or not even run.
-            torch.OutOfMemoryError: there is no room for it.
+            RecordingError: ``run`` cannot be recorded, or fails even without a recording.
+            torch.OutOfMemoryError: the memory is too small.
         """
         try:
-            with self._watching(_WARMING):
+            with self._watching(_WARMUP_TIMEOUT):
                 stream = self._warmed(run)
-            with self._watching(_PLAYING):
+            with self._watching(_REPLAY_TIMEOUT):
                 replay, outputs = self._recorded(run, stream)
             replay = self._watched(replay)
             replay()
@@ -177,34 +195,34 @@ class CudaGraphs:
             raise RecordingError(str(error).strip().partition("\n")[0]) from error
 
     def _warmed(self, run: Callable[[], Outputs]) -> torch.cuda.Stream:
-        """A stream on which ``run`` was run, and has ended."""
+        """Run ``run`` on the recording stream, wait for its end, and return the stream."""
         if self._compiles:
-            # On the stream of steps that are launched, as compiled code is measured and loaded for them.
+            # Run on the stream of unrecorded steps first, for which compiled code is tuned and loaded.
             run()
-            gc.collect()  # what refers to that stream would bring it into the recording
+            gc.collect()  # leftover references to that stream would draw it into the recording
         stream = _recording_stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            for _ in range(_WARM):
+            for _ in range(_WARMUP_RUNS):
                 run()
-        torch.cuda.synchronize(self._device)  # while somebody watches
+        torch.cuda.synchronize(self._device)  # here, because the watchdog's context covers it
         return stream
 
     def _recorded(
         self, run: Callable[[], Outputs], stream: torch.cuda.Stream
     ) -> tuple[Callable[[], object], Outputs]:
         graph = torch.cuda.CUDAGraph()
-        # Only what this thread does is recorded: another one copies the next batches meanwhile.
+        # Record this thread only, because another thread copies the next batches meanwhile.
         recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
-        # torch leaves its own context of the stream open where a recording breaks off.
+        # torch leaves its own stream context open if a recording fails.
         with torch.cuda.stream(stream), recording:
             outputs = run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         return graph.replay, outputs
 
     def _watched(self, replay: Callable[[], object]) -> Callable[[], None]:
-        """``replay``, whose first times somebody watches."""
-        left = _WATCHED
+        """Return ``replay`` with its first calls watched and waited for."""
+        left = _WATCHED_REPLAYS
 
         def play() -> None:
             nonlocal left
@@ -212,7 +230,7 @@ class CudaGraphs:
                 replay()
                 return
             left -= 1
-            with self._watching(_PLAYING):
+            with self._watching(_REPLAY_TIMEOUT):
                 replay()
                 torch.cuda.synchronize(self._device)
 
@@ -221,43 +239,54 @@ class CudaGraphs:
 
 @functools.lru_cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: cuBLAS keeps 32 MB of a large device for each stream that has multiplied."""
+    """Return one stream for all recordings.
+
+    cuBLAS keeps 32 MB of a large device for each stream that has run a matrix product.
+    """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _release_generator(device: torch.device) -> None:
-    """Give the device's random numbers a state that no recording holds.
+    """Give the device's random generator a state that no recording holds.
 
-    One that breaks off leaves theirs marked as being recorded, and the next draw raises (torch 2.11).
+    A recording that fails leaves the generator's state marked as being recorded, and the next draw raises
+    (torch 2.11).
     """
     generator = torch.cuda.default_generators[device.index or 0]
     generator.graphsafe_set_state(generator.clone_state())
 
 
 class Recorded:
-    """A function that trains a network, recorded for its first inputs and played back for others like them.
+    """A network's training function, recorded for its first inputs and replayed for others of their shapes.
 
-    Inputs of other shapes run as they come. A network that has been moved is recorded anew.
+    Inputs of other shapes run without a recording. If the network was moved, the function is recorded again.
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
-        """``function`` takes tensors on ``network``'s device, and must not wait for it."""
+        """Wrap ``function``; the first call records it.
+
+        Args:
+            function: accepts tensors on ``network``'s device, and must not make the host wait for the device.
+            network: the network that ``function`` trains.
+            recorder: records the function.
+        """
         self._function, self._network, self._recorder = function, network, recorder
-        self._weights = list(network.parameters())  # walking through a network takes milliseconds
+        self._weights = list(network.parameters())  # kept, because traversing a network takes milliseconds
         self._inputs: tuple[Tensor, ...] = ()
-        self._places: list[int] = []
+        self._addresses: list[int] = []
         self._replay: Callable[[], object] | None = None
         self._outputs: Outputs = ()
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """What the function makes of ``inputs``; the next call may overwrite it.
+        """Return the function's outputs for ``inputs``; the next call may overwrite them.
 
         Raises:
-            RecordingError: it cannot be recorded, or not even run.
-            torch.OutOfMemoryError: there is no room for it.
+            RecordingError: the function cannot be recorded, or fails even without a recording.
+            torch.OutOfMemoryError: the memory is too small.
         """
-        # Lightning takes a network to the CPU at a training's end; a recording goes on where it lay before.
-        if self._places != _places(self._weights):
+        # Lightning moves a network to the CPU at the end of training, but a replay would still use the old
+        # addresses.
+        if self._addresses != _addresses(self._weights):
             self._replay, self._outputs = None, ()
         if self._replay is None:
             self._replay = self._record(inputs)
@@ -270,14 +299,14 @@ class Recorded:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
         function, mine = self._function, tuple(tensor.clone() for tensor in inputs)
-        with _untouched(self._network, mine[0].device):
+        with _state_restored(self._network, mine[0].device):
             replay, self._outputs = self._recorder(lambda: function(*mine))
-        self._inputs, self._places = mine, _places(self._weights)
+        self._inputs, self._addresses = mine, _addresses(self._weights)
         return replay
 
 
-def _places(tensors: Iterable[Tensor]) -> list[int]:
-    """Where they lie."""
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the tensors' addresses."""
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -293,10 +322,18 @@ def choose_recorder(
     recomputes: bool,
     watch: HangWatchdog | None = None,
 ) -> GraphCapture | None:
-    """What records the steps of a trial, under ``watch`` if any; None: they run as they are.
+    """Return the recorder of a trial's steps, or None if they run without a recording.
 
-    A batch in pieces is large for its device, whose kernels then hide their launches. Activation
-    checkpointing reads the state of the random numbers, for which a recording cannot stop.
+    A batch in several micro-batches is not recorded: it is large for its device, and its kernels hide their
+    launches. Nor are steps with activation checkpointing, which reads the state of the random numbers; a
+    recording cannot stop to read it.
+
+    Args:
+        config: the trial's configuration.
+        placement: the device.
+        micro_batches: micro-batches of a training batch.
+        recomputes: True if activations are recomputed.
+        watch: the watchdog that ends this process if a recording hangs; None watches nothing.
     """
     possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":
@@ -306,8 +343,8 @@ def choose_recorder(
 
 
 @contextlib.contextmanager
-def _untouched(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """What runs within it, to be recorded, changes neither ``network``'s statistics nor random numbers."""
+def _state_restored(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore ``network``'s statistics and the random numbers after the block, which records a function."""
     kept = [buffer.clone() for buffer in network.buffers()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:

@@ -1,7 +1,8 @@
-"""Where and how precisely a network runs: device, floating-point format, memory layout.
+"""The device on which a network runs, its floating-point format and its memory layout.
 
-``choose_precision`` decides, ``DeviceConfig`` carries the decision, and ``DeviceConfig.active`` is the only
-place that sets the process's switches (TF32, cuDNN's autotuner, threads, the heap) and restores them.
+``choose_precision`` decides the format and ``DeviceConfig`` holds the decision. ``DeviceConfig.active`` is
+the only function that sets the process's switches (TF32, cuDNN's autotuner, threads, the heap); it restores
+them afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 
 
 def device_name(device: str) -> str:
-    """The kind of ``device`` ("cpu", "cuda") of this process; GPUs of one kind have one name.
+    """Return the model of this process's ``device`` ("cpu", "cuda"); GPUs of one model have the same name.
 
     >>> device_name("cpu")
     'CPU'
@@ -43,31 +44,35 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
-#: mallopt's numbers, from glibc's malloc.h.
+#: mallopt's option numbers, from glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 
-#: Blocks up to here (bytes, an int's largest) come from the heap.
-_LARGEST: Final = 2**31 - 1
+#: Blocks up to this size come from the heap (bytes; the largest int).
+_LARGEST_BLOCK: Final = 2**31 - 1
 
-#: glibc adjusts both as blocks are freed, and cannot be asked; these are the ends it adjusts them to.
-_ADJUSTED: Final = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+#: The values to restore. glibc adjusts both thresholds when blocks are freed, and cannot report them; these
+#: are the limits of the adjustment.
+_RESTORED_THRESHOLDS: Final = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within it, what the process frees stays its own. For all threads; blocks in use are not touched."""
-    # glibc's alone.
+    """Keep freed memory in the process within the context, instead of returning it to the system.
+
+    This applies to all threads and leaves blocks in use unchanged.
+    """
+    # Only glibc has mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         yield
         return
-    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
     mallopt(_TRIM_THRESHOLD, -1)  # mallopt(3): -1 never trims
     try:
         yield
     finally:
-        for option, size in _ADJUSTED.items():
+        for option, size in _RESTORED_THRESHOLDS.items():
             mallopt(option, size)
 
 
@@ -76,12 +81,17 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precision:
-    """The format of ``requested`` ("auto", "fp32", "tf32", "bf16") on a device.
+    """Return the floating-point format to compute in.
 
-    "auto" is bf16 autocast where a CUDA device computes it in hardware, TF32 on older CUDA devices (which
-    fall back to fp32 themselves before Ampere), and fp32 on a CPU: many have no bf16 and emulate it, many
-    times slower. One that has it (AVX512-BF16, AMX) is faster for being asked: 1.8 times here
-    (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units: elsewhere it is fp32.
+    "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, TF32 on older CUDA devices (which
+    themselves fall back to fp32 before Ampere), and fp32 on a CPU. Many CPUs have no bf16 and emulate it,
+    many times slower. A CPU with bf16 hardware (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times
+    here (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units; on other devices it is fp32.
+
+    Args:
+        requested: "auto", "fp32", "tf32" or "bf16".
+        device_type: "cpu" or "cuda".
+        bf16: True if the CUDA device computes bf16 in hardware.
 
     >>> choose_precision("auto", device_type="cuda", bf16=True)
     'bf16'
@@ -104,30 +114,35 @@ class DeviceConfig:
     precision: Precision
 
     def autocast(self) -> torch.autocast:
-        """The context a forward pass runs in: bf16 autocast, or none. bf16 needs no gradient scaler.
+        """Return the context of a forward pass: bf16 autocast, or a disabled one.
 
-        It keeps no cast weights: each is used once in a pass, and a recorded pass must cast them itself.
+        No gradient scaler is needed for bf16. Autocast does not cache the cast weights: each weight is used
+        once in a pass, and a recorded pass must do its own casts.
         """
         bf16 = self.precision == "bf16"
-        # Where it is off, its cache's switch stays as torch has it: compiled code depends on both.
+        # If autocast is off, its cache's switch keeps torch's default, because compiled code depends on both.
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not bf16)
 
     def network(self, network: _Module) -> _Module:
-        """``network`` on the device, channels-last, in which CPUs and tensor cores convolve faster."""
+        """Return ``network`` on the device, channels-last: CPUs and tensor cores then convolve faster."""
         return network.to(self.device).to(memory_format=torch.channels_last)
 
     def images(self, images_BCHW: Tensor) -> Tensor:
-        """``images_BCHW`` on the device, channels-last."""
+        """Return ``images_BCHW`` on the device, channels-last."""
         return images_BCHW.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
     @contextlib.contextmanager
     def active(self, threads: int | None = None) -> Iterator[None]:
-        """Hold the process's switches at this placement; ``threads`` bounds torch's CPU threads.
+        """Set the process's switches for this device and precision, and restore them afterwards.
 
-        One trial's settings must not leak into the next one of a reused worker process, nor into a notebook.
+        The settings of one trial must not leak into the next one of a reused worker process, nor into a
+        notebook.
+
+        Args:
+            threads: CPU threads that torch may use; None leaves the number unchanged.
         """
         matmul, count = torch.get_float32_matmul_precision(), torch.get_num_threads()
-        # TF32's older switch: reading it, as Lightning does, raises once the newer one was set.
+        # Use TF32's older switch: Lightning reads it, and reading it raises if the newer one has been set.
         torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
         torch.set_num_threads(threads or count)
         on_cuda = self.device.type == "cuda"
@@ -144,10 +159,14 @@ class DeviceConfig:
 
 
 def place(device: str, *, precision: str) -> DeviceConfig:
-    """Resolve ``device`` ("auto", "cpu", "cuda") and ``precision`` (see :func:`choose_precision`).
+    """Return the device and precision that ``device`` and ``precision`` select.
+
+    Args:
+        device: "auto" (CUDA if available), "cpu" or "cuda".
+        precision: see :func:`choose_precision`.
 
     Raises:
-        ResourceError: no such device, or "cuda" on a machine without one.
+        ResourceError: the device is unknown, or it is "cuda" on a machine without a CUDA GPU.
     """
     available = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
@@ -156,44 +175,58 @@ def place(device: str, *, precision: str) -> DeviceConfig:
         rule = 'device "cuda" needs a CUDA GPU that torch can use'
         raise ResourceError(format_error(rule, got="none", hint='Use "cpu" or "auto".'))
     kind = "cuda" if available and device != "cpu" else "cpu"
-    # Emulated bf16 (before Ampere) is correct but slower than fp32: it does not count.
+    # Emulated bf16 (before Ampere) does not count: it is correct, but slower than fp32.
     bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_precision(precision, device_type=kind, bf16=bf16)
     return DeviceConfig(device=torch.device(kind), precision=chosen)
 
 
-# The data module's streams are 2 and 3: one seed, but no two uses of it alike.
+# The data module's streams are 2 and 3, so that different uses of one seed draw different numbers.
 _NETWORK_STREAM = 4
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """64 bits from ``seed`` and ``epoch``: far apart for neighbours, where ``seed + epoch`` would collide.
+    """Return 64 bits from ``seed``, ``epoch`` and ``rank``.
+
+    Neighbouring seeds and epochs give unrelated results; ``seed + epoch`` would collide.
+
+    Args:
+        seed: the trial's seed.
+        epoch: from 1; 0 is the network's initialisation.
+        rank: of this process among those that train the trial.
 
     >>> len({epoch_seed(seed, epoch) for seed in range(10) for epoch in range(10)})
     100
     >>> epoch_seed(0, 1) == epoch_seed(0, 1, 0), epoch_seed(0, 1) == epoch_seed(0, 1, 1)
     (True, False)
     """
-    # numpy seeds (s, e) and (s, e, 0) alike: the first of several processes draws what the only one would.
+    # numpy gives (s, e) and (s, e, 0) the same seed, so rank 0 of several processes draws the numbers of a
+    # single one.
     return int(np.random.SeedSequence((_NETWORK_STREAM, seed, epoch, rank)).generate_state(1, np.uint64)[0])
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed torch, on every device, for ``epoch`` (from 1; 0 is the network's initialisation).
+    """Seed torch, on every device, for an epoch.
 
-    ``rank``: of a process that trains the trial with others.
+    Args:
+        seed: the trial's seed.
+        epoch: from 1; 0 is the network's initialisation.
+        rank: of this process among those that train the trial.
     """
     torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """Where the generators are that a network on ``device`` draws from, by kind of device."""
+    """Return the states of the generators that a network on ``device`` draws from, by kind of device."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Back from :func:`generator_states`. Who goes on on another kind of device draws other numbers there."""
+    """Restore the states of :func:`generator_states`.
+
+    A trial that resumes on another kind of device draws other numbers there.
+    """
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
@@ -202,6 +235,6 @@ def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> No
 
 @contextlib.contextmanager
 def own_generator(device: torch.device) -> Iterator[None]:
-    """Leave the caller's generators, a notebook's say, as they were."""
+    """Restore the generators of the caller, such as a notebook, after the block."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -1,16 +1,18 @@
-"""The processes that train one trial together, and what they say to each other.
+"""The processes that train one trial together, and the data they exchange.
 
-Each has the whole network and its share of every batch (:mod:`tune_rescon.data.loader`). The gradient of a
-step is the sum over the shares, each weighted by its images, so that all of them take the same step; the sums
-of the metrics run over all images. Batch norm alone sees a difference: each process normalises by its own
-share's statistics, as micro-batches do (Goyal et al. 2017, section 2.3); before a validation their means are
-taken over all processes, so that all judge the same network.
+Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.loader`). The gradient
+of a step is the sum over the shares, each weighted by its images, so that all processes take the same step.
+The metrics are summed over all images. Only batch norm differs: each process normalises by the statistics of
+its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these statistics are
+averaged over all processes, so that all of them evaluate the same network.
 
-Every exchange begins with a vote, on the CPU: whoever could not get there (no memory, a fault) says so in its
-next one, and all of them end their attempt there and then. Nobody is left waiting for a process that has
-given up; only for one that has died, which whoever started the processes must watch for.
+Every exchange begins with a vote on the CPU. A process that could not reach the exchange (out of memory, an
+error) reports that in its next vote, and all processes then end their attempt at this point. So no process
+waits for one that has given up. A process can still wait for one that has died; the program that started the
+processes must watch for that.
 
-torch's process group carries it; it is there before training begins, and the CPU is among its devices.
+The exchanges use torch's process group. It must exist before the training begins, with the CPU among its
+devices.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 
-#: Bytes of a file sent at a time.
+#: Bytes of a file that are sent at a time.
 _CHUNK: Final = 64 << 20
 
 
@@ -47,15 +49,15 @@ class PeerOutOfMemoryError(torch.OutOfMemoryError):
 
 
 class PeerFailedError(RuntimeError):
-    """Another process of the trial has failed; the cause is raised there."""
+    """Another process of the trial has failed; that process raises the cause."""
 
 
 class PeerLostError(RuntimeError):
-    """Another process of the trial cannot be reached: it has died, or its machine has."""
+    """Another process of the trial cannot be reached: the process or its machine has died."""
 
 
 class _Vote(enum.IntEnum):
-    """The largest counts."""
+    """A process's vote; the largest one decides."""
 
     FINE = 0
     OUT_OF_MEMORY = 1
@@ -64,12 +66,12 @@ class _Vote(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """This process among those of its trial. Alone, nothing is said and nothing costs anything.
+    """This process among those of its trial. A single process exchanges nothing, at no cost.
 
-    Every call but those of properties is one that all processes make, in the same order.
+    All processes must make every call, except to properties, in the same order.
 
-    Raises (every one of them):
-        PeerOutOfMemoryError, PeerFailedError: another process said so.
+    Raises (every call):
+        PeerOutOfMemoryError, PeerFailedError: another process reported that failure.
         PeerLostError: another process cannot be reached.
     """
 
@@ -77,21 +79,24 @@ class ProcessGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that keeps the trial's files and reports."""
+        """True if this process writes the trial's files and reports."""
         return self.share.rank == 0
 
     @property
     def alone(self) -> bool:
-        """Whether there are no others."""
+        """True if the trial has no other processes."""
         return self.share.count == 1
 
     def largest_share(self, images: int) -> int:
-        """Of so many images, the most that one process has."""
+        """Return the largest number of ``images`` that one process has."""
         return Shard(count=self.share.count).of(images)
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """What all processes do together: after a vote, and with a broken connection called what it is."""
+        """Run a block that all processes run together.
+
+        A vote precedes it. A broken connection raises PeerLostError instead of torch's error.
+        """
         if self.alone:
             yield
             return
@@ -101,32 +106,41 @@ class ProcessGroup:
 
     @contextmanager
     def telling(self, *alike: type[BaseException]) -> Iterator[None]:
-        """Have the others know of an exception; of one that is ``alike``, all have it."""
+        """Report an exception of the block to the other processes, and raise it.
+
+        Args:
+            alike: types of exceptions that all processes raise by themselves; they are not reported.
+        """
         try:
             yield
         except BaseException as error:
             known = isinstance(error, (PeerOutOfMemoryError, PeerFailedError, PeerLostError, *alike))
             if not known and not self.alone:
-                # The first exception is the one to raise, whatever has become of the others.
+                # Raise the first exception, whatever has happened to the other processes.
                 with suppress(PeerOutOfMemoryError, PeerFailedError, PeerLostError):
                     self._vote(_vote_of(error))
             raise
 
     def most(self, value: float) -> float:
-        """The largest of all processes' values."""
+        """Return the largest of all processes' values."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
     def total(self, value: float) -> float:
-        """The sum of all processes' values."""
+        """Return the sum of all processes' values."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
     def told(self, value: int) -> int:
-        """The first process's value."""
+        """Return the first process's value."""
         with self.exchange():
             return value if self.alone else int(_broadcast(torch.tensor([value])))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], *, images: int) -> None:
-        """Replace the gradients of the mean over this process's ``images`` by those of the mean over all."""
+        """Replace this process's gradients by those of the mean loss over all processes' images.
+
+        Args:
+            parameters: their gradients must be those of the mean loss over this process's images.
+            images: images of this process's share of the batch.
+        """
         if self.alone:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -138,7 +152,7 @@ class ProcessGroup:
         _unflatten(sums.div_(counted), gradients)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their mean over the processes."""
+        """Replace tensors by their mean over all processes."""
         if self.alone or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -147,7 +161,11 @@ class ProcessGroup:
         _unflatten(flat.div_(self.share.count), tensors)
 
     def share_file(self, path: Path) -> None:
-        """Have every process's ``path`` be as the first one's: a copy, or no file. Each has its own path."""
+        """Copy the first process's file to every process, or delete the others' if the first one has none.
+
+        Args:
+            path: this process's own path of the file.
+        """
         size = self.told(path.stat().st_size if self.first and path.exists() else -1)
         if size < 0:
             path.unlink(missing_ok=True)
@@ -182,7 +200,7 @@ class ProcessGroup:
             raise PeerFailedError("another process of the trial has failed")
 
 
-#: Of a trial in one process.
+#: The group of a trial that runs in one process.
 SINGLE_PROCESS: Final = ProcessGroup()
 
 
@@ -196,7 +214,7 @@ def _named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo's and NCCL's errors are plain RuntimeErrors; a failed allocation is the caller's business.
+        # gloo and NCCL raise plain RuntimeErrors; a failed allocation is left to the caller.
         if ran_out_of_memory(error):
             raise
         raise PeerLostError(f"another process of the trial cannot be reached: {error}") from error

@@ -1,4 +1,4 @@
-"""One attempt at the rest of a trial: to its end, or until the device's memory was too small for a step."""
+"""One attempt to train a trial to its last epoch; it ends early if a step runs out of device memory."""
 
 from __future__ import annotations
 
@@ -62,7 +62,15 @@ def make_trainer(
     callbacks: Sequence[Callback],
     validate_every: int = 1,
 ) -> pl.Trainer:
-    """A Trainer of one device that only trains, validates, and calls ``callbacks`` in order."""
+    """Return a Trainer for one device that only trains and validates, and calls ``callbacks`` in order.
+
+    Args:
+        epochs: length of the whole training.
+        placement: the device; the module itself applies the precision.
+        gradient_clip: largest norm of the gradient; 0: no clipping.
+        callbacks: called in this order.
+        validate_every: epochs between two validations.
+    """
     with _quiet():
         return pl.Trainer(
             accelerator="gpu" if placement.device.type == "cuda" else "cpu",
@@ -71,9 +79,10 @@ def make_trainer(
             check_val_every_n_epoch=validate_every,
             gradient_clip_val=gradient_clip or None,
             callbacks=list(callbacks),
-            # Precision is the module's (Placement.autocast), so that the benchmarks' step has it too.
+            # The module applies the precision (DeviceConfig.autocast), so the benchmarks' step has it too.
             precision="32-true",
-            # Named, lest Lightning find SLURM around a Ray worker, take over its signals and wait for peers.
+            # Set explicitly. Otherwise Lightning detects SLURM around a Ray worker, replaces the worker's
+            # signal handlers and waits for peers.
             plugins=[LightningEnvironment(), DurableCheckpointIO()],
             logger=False,
             enable_checkpointing=False,
@@ -86,10 +95,19 @@ def make_trainer(
 def fit(
     trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
 ) -> None:
-    """``trainer.fit``, from ``checkpoint`` if there is one, with Ctrl-C as Python means it.
+    """Run ``trainer.fit`` and let Ctrl-C raise KeyboardInterrupt, as in plain Python.
 
-    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored; a command must be able
-    to answer it its own way.
+    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored. A command must be able
+    to handle Ctrl-C itself.
+
+    Args:
+        trainer: runs the training.
+        module: the network to train.
+        data: its batches.
+        checkpoint: the checkpoint to resume from; None starts from the beginning.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -104,16 +122,16 @@ def fit(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's notes on devices, limits and its makers' services, which come with every trial."""
+    """Silence the messages about devices, limits and services that Lightning repeats for every trial."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Lightning 2.6 asks torch's pytrees in a way torch 2.13 and later deprecate.
+            # Lightning 2.6 checks torch's pytrees in a way that torch 2.13 and later deprecate.
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
-            # The data module knows by itself which batches come next.
+            # The data module itself resumes at the next batch.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
             yield
     finally:
@@ -123,19 +141,22 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How to go on where an attempt could not: without recorded steps, which only save time, and so."""
+    """The settings with which to retry after a failed attempt.
+
+    The retry does not record its steps, because recording only saves time.
+    """
 
     micro_batches: int
     recomputes: bool
     note: str
-    """For the user: why."""
+    """The reason, as a message to the user."""
     overrun: bool = False
-    """Whether the attempt's steps, as they were, are too large for the memory."""
+    """True if the steps of the attempt, with its settings, need more memory than the device has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitAttempt:
-    """The parts of a trial that has epochs left."""
+    """An attempt to train a trial that has epochs left."""
 
     start: ResumePoint
     dataset: ImageDataset
@@ -144,31 +165,35 @@ class FitAttempt:
     metric: str
     mode: str
     keep: MetricAt = "best"
-    """Which epoch's network is kept."""
+    """The epoch whose network is saved."""
     peers: ProcessGroup = SINGLE_PROCESS
     leave: Callable[[], bool] = never
     record_steps: bool = True
-    """Whether training steps may be recorded."""
+    """True if training steps may be recorded."""
     watch: HangWatchdog | None = None
-    """Who watches whether a recording comes back."""
+    """The watchdog that ends this process if a recording hangs; None watches nothing."""
 
     @property
     def batch_images(self) -> int:
-        """Images of the largest share of a training batch: what a process has to find memory for."""
+        """Images in the largest share of a training batch, for which one process must find memory."""
         return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
     def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnMessage) -> Retry | None:
-        """Train from the start given to the end.
+        """Train from ``start`` to the last epoch.
+
+        Args:
+            on_epoch: called with the report of each epoch.
+            on_note: called with each message to the user.
 
         Returns:
-            None at the end; else what to try next. By then nothing refers to the network and its optimiser
-            but cycles, which a garbage collection frees.
+            None if the trial ended; else the settings to retry with. By then only reference cycles, which a
+            garbage collection frees, refer to the network and its optimiser.
 
         Raises:
-            torch.OutOfMemoryError: smaller micro-batches are no use.
+            torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.
         """
         record = self.start.record
-        # What an attempt asked for that failed is not what the trial takes.
+        # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
         data = ImageDataModule(
             self.dataset,
@@ -217,7 +242,7 @@ class FitAttempt:
 
     @property
     def recorder(self) -> GraphCapture | None:
-        """What records its training steps, if anything does."""
+        """The recorder of the training steps; None if they are not recorded."""
         record = self.start.record
         if not self.record_steps:
             return None
@@ -231,7 +256,7 @@ class FitAttempt:
 
     @property
     def _once(self) -> bool:
-        """Whether the network is judged by the test images, after its last epoch."""
+        """True if the network is evaluated only once, on the test images after its last epoch."""
         return is_test_metric(self.metric)
 
     def _compiling(self, on_note: OnMessage) -> bool:
@@ -244,7 +269,11 @@ class FitAttempt:
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
-        """First without what only saves time, then with what only costs time, then with less at once."""
+        """Return the settings to retry with, in order of their cost.
+
+        First drop CUDA graphs, which only save time. Then recompute activations, which only costs time. Then
+        compute less at once: halve the micro-batches. Last, free the dataset's images on the device.
+        """
         record, images = self.start.record, self.batch_images
         count, recomputes = record.micro_batches, record.recomputes
         if isinstance(error, RecordingError):
@@ -315,11 +344,11 @@ class FitAttempt:
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes through :func:`.write_durably`, and keeps the checkpoint before."""
+    """Write checkpoints with :func:`.write_durably` and keep the previous one."""
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; what was there gets the suffix ``.previous.ckpt``."""
+        """Write ``checkpoint`` to ``path``; an existing file is renamed to the suffix ``.previous.ckpt``."""
         assert storage_options is None
         path = Path(path)
         write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))

@@ -1,4 +1,4 @@
-"""What a network's training leaves of a GPU: how busy a step keeps it, and how much memory it takes."""
+"""Measure how busy the training of a network keeps a GPU, and how much of the GPU's memory it uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-#: The published tables of these networks at 32 pixels are CIFAR-10's.
+#: The classes of CIFAR-10, for which the tables of these networks at 32 pixels were published.
 CLASSES = 10
 
 
@@ -41,17 +41,27 @@ def build_step(
     checkpoint_activations: str = "auto",
     cuda_graphs: str = "auto",
 ) -> Callable[[], Tensor]:
-    """A callable that runs one full training step and returns its loss, on the device and not waited for.
+    """Return a callable that runs one full training step of a preset.
 
-    Images of the preset's nominal size lie on the device; forward, loss, backward, optimiser and schedule
-    are those of :func:`tune_rescon.training.train_trial` at the default recipe and ``precision``;
-    ``compiling`` is its ``compile``. On a GPU the first call records the step. Its metrics are counted, as in
-    training. The process's switches (TF32, cuDNN's autotuner, the heap) hold during a call only.
+    The callable returns the loss, on the device and without waiting for it. Images of the preset's nominal
+    size lie on the device. Forward, loss, backward, optimiser and schedule are those of
+    :func:`tune_rescon.training.train_trial` with the default recipe. On a GPU the first call records the
+    step. The step's metrics are counted, as in training. The process's switches (TF32, cuDNN's autotuner, the
+    heap) are set during a call only.
+
+    Args:
+        preset: the network.
+        batch_size: images of a step.
+        device: "auto", "cpu" or "cuda".
+        precision: as in ``train_trial``'s configuration.
+        compiling: that configuration's ``compile``.
+        checkpoint_activations: as in that configuration.
+        cuda_graphs: as in that configuration.
 
     Raises:
-        ConfigError: no such precision or ``compiling``.
-        NetworkError: no such preset.
-        ResourceError: no such device ("auto", "cpu", "cuda").
+        ConfigError: the precision or ``compiling`` is unknown.
+        NetworkError: the preset is unknown.
+        ResourceError: the device is unknown or absent.
     """
     config = TrialConfig(
         preset=preset,
@@ -72,10 +82,17 @@ def step_of(
     in_channels: int,
     watch: HangWatchdog | None = None,
 ) -> Callable[[], Tensor]:
-    """The same of any trial, for images of ``in_channels`` channels; recorded under ``watch``, if any.
+    """Return a callable that runs one full training step of a trial, as :func:`build_step` for a preset.
+
+    Args:
+        config: the trial's configuration.
+        placement: the device and the precision.
+        classes: number of classes.
+        in_channels: channels of the images.
+        watch: the watchdog that ends this process if the recording hangs; None watches nothing.
 
     Raises:
-        NetworkError: there is no such network.
+        NetworkError: the network does not exist.
     """
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
     recomputes = config.checkpoint_activations == "on"
@@ -108,43 +125,43 @@ def step_of(
     return step
 
 
-#: Steps before the measurement (cuDNN tries its algorithms, the allocator grows, a recording's first replays
-#: are waited for), and in it.
-_WARM: Final = 5
-_MEASURED: Final = 20
+#: Steps before the measurement and in it. During the first ones cuDNN tries its algorithms, the allocator
+#: grows, and a recording's first replays are waited for.
+_WARMUP_STEPS: Final = 5
+_MEASURED_STEPS: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Occupancy:
-    """A GPU while one process trains on it and no other does."""
+    """The load on a GPU on which one process trains and no other process runs."""
 
     device: str
-    """Its name."""
+    """The GPU's name."""
     busy: float
-    """Share of a step's time in which something ran on it, at most 1."""
+    """Share of a step's time in which the GPU ran something, at most 1."""
     used: int
     """Bytes: weights, activations, the allocator's reserve and the process's CUDA context."""
     total: int
-    """Bytes it has."""
+    """Bytes of the GPU's memory."""
 
 
 def measure_occupancy(step: Callable[[], object], placement: DeviceConfig) -> Occupancy:
-    """Run ``step`` some times on a CUDA device that nobody else uses.
+    """Run ``step`` several times on a CUDA device that no other process uses, and measure the load.
 
     Raises:
-        torch.OutOfMemoryError: not even one fits.
+        torch.OutOfMemoryError: the memory is too small even for one step.
     """
-    for _ in range(_WARM):
+    for _ in range(_WARMUP_STEPS):
         step()
     torch.cuda.synchronize(placement.device)
-    # Timed without the profiler, which makes the host slower and so the device idler.
+    # Time without the profiler, which slows the host and so leaves the device idle for longer.
     began = time.perf_counter()
-    for _ in range(_MEASURED):
+    for _ in range(_MEASURED_STEPS):
         step()
     torch.cuda.synchronize(placement.device)
     seconds = time.perf_counter() - began
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(_MEASURED):
+        for _ in range(_MEASURED_STEPS):
             step()
         torch.cuda.synchronize(placement.device)
     spans = (
@@ -162,7 +179,7 @@ def measure_occupancy(step: Callable[[], object], placement: DeviceConfig) -> Oc
 
 
 def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Seconds covered by at least one span (start, end).
+    """Return the seconds covered by at least one span (start, end).
 
     >>> busy_seconds([(0.0, 1.0), (0.5, 2.0), (3.0, 4.0)])
     3.0

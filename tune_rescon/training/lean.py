@@ -1,8 +1,9 @@
-"""torchmetrics without its plots, image and audio metrics, in a process that only trains.
+"""Import torchmetrics without its plots, image and audio metrics in a process that only trains.
 
-Lightning imports torchmetrics. That imports what is installed of matplotlib, torchvision and SciPy, which no
-training uses: 1.8 s of processor time in each process, of the 5.4 that torch and Lightning take in all
-(benchmarks/NOTES.md). It has no switch for this, but asks one class which packages there are.
+Lightning imports torchmetrics. torchmetrics imports matplotlib, torchvision and SciPy if they are installed,
+and training uses none of them. These imports cost 1.8 s of processor time in each process, out of 5.4 s for
+all of torch and Lightning (benchmarks/NOTES.md). torchmetrics has no switch for this, but it finds out
+through a single class which packages are installed.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from typing import Final
 
 __all__ = ["import_lean_torchmetrics"]
 
-#: What torchmetrics is told is not installed.
+#: Packages that are reported to torchmetrics as not installed.
 _UNUSED: Final = frozenset({"matplotlib", "scipy", "torchvision"})
 
 
 def import_lean_torchmetrics() -> None:
     """Import torchmetrics as if matplotlib, SciPy and torchvision were not installed.
 
-    Only for processes of this package's own, and before Lightning is imported: afterwards torchmetrics says
-    of its plots and image metrics that they need a package. Does nothing if torchmetrics is imported already.
+    Call it only in this package's own processes, and before Lightning is imported. Afterwards torchmetrics'
+    plots and image metrics report that a package is missing. If torchmetrics is already imported, the call
+    does nothing.
     """
     if "torchmetrics" in sys.modules:
         return
@@ -31,7 +33,7 @@ def import_lean_torchmetrics() -> None:
     def is_met_and_used(self: imports.RequirementCache) -> bool:
         if self.requirement not in _UNUSED:
             return is_met(self)
-        # Kept by the object, as its own answers are: a later question must be answered alike.
+        # Stored in the object, as by the original method, so that later calls return the same result.
         self.available = False
         self.message = f"{self.requirement} is not used in this process"
         return False

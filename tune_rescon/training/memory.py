@@ -1,4 +1,4 @@
-"""Memory of a training step: what it takes, and what is tried when a batch does not fit."""
+"""Memory of a training step: its peak, activation recomputation, and a record of steps that did not fit."""
 
 from __future__ import annotations
 
@@ -50,21 +50,22 @@ __all__ = [
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Have every residual unit, and the end of every mask, computed again for its gradient.
+    """Make every residual unit, and the head of every mask, recompute its activations in the backward pass.
 
-    Only where gradients are wanted. Names stay as they are, and so does what a copy or an export of the
-    weights holds.
+    They are recomputed only if gradients are enabled. Module names stay unchanged, and so do copies and
+    exports of the weights.
     """
     for module in _recomputed(network):
-        # A bound method, not a closure: it comes along in a deep copy, bound to the copy.
+        # A bound method, unlike a closure, is deep-copied with the module and then bound to the copy.
         module.forward = types.MethodType(_forward, module)
 
 
 @contextlib.contextmanager
 def activations_recomputed(network: nn.Module) -> Iterator[None]:
-    """Within it ``network`` runs as after :func:`recompute_activations`; afterwards it is as it was.
+    """Recompute ``network``'s activations within the context, as :func:`recompute_activations` does.
 
-    The gradient may be computed outside. A network can be scripted, copied and pickled between its runs.
+    Afterwards the network is as before. The gradient may be computed outside the context. Between its runs
+    the network can be scripted, copied and pickled.
     """
     recompute_activations(network)
     try:
@@ -87,23 +88,24 @@ def _forward(self: nn.Module, x_BCHW: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         unchanged_BCHW: Tensor = plain(x_BCHW)
         return unchanged_BCHW
-    # torch keeps the state of the random numbers by itself: dropped paths are the same ones again.
+    # torch restores the state of the random numbers, so that the recomputation drops the same paths.
     y_BCHW: Tensor = checkpoint(
         plain,
         x_BCHW,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_held(self)),
+        context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(self)),
     )
     return y_BCHW
 
 
 @contextlib.contextmanager
-def _statistics_held(module: nn.Module) -> Iterator[None]:
-    """Within it batch norm moves its running statistics by nothing: the first computation has moved them."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep batch norm's running statistics unchanged, because the first computation has updated them."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     held = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Without statistics torch would save fewer tensors for the gradient than it did the first time.
+        # Do not switch the statistics off: torch would then save fewer tensors for the gradient than the
+        # first time.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -114,12 +116,12 @@ def _statistics_held(module: nn.Module) -> Iterator[None]:
 
 _log = logging.getLogger(__name__)
 
-#: Of two memories the smaller counts as large as the other if no more than this share is missing: drivers and
-#: contexts take a little more or less each time.
-_AS_MUCH: Final = 0.95
+#: A memory of at least this share of another one counts as equally large, because drivers and contexts use
+#: slightly more or less each time.
+_EQUAL_SHARE: Final = 0.95
 
-#: Seconds to wait for another process that writes; it takes milliseconds.
-_PATIENCE: Final = 10
+#: Seconds to wait for another process to release the lock; a write takes milliseconds.
+_LOCK_TIMEOUT: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -127,15 +129,21 @@ class OomRecord:
     """A step that ran out of memory."""
 
     images: int
-    """Of its largest micro-batch."""
+    """Images in its largest micro-batch."""
     available: int
-    """Bytes the process could have had when its trial began."""
+    """Bytes that the process could have used when its trial began."""
 
 
 def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> int:
-    """Micro-batches to start with: the fewest of which none is known to be too large for ``available`` bytes.
+    """Return the smallest number of micro-batches none of which is known to be too large for the memory.
 
-    Where the smallest ones are too, those: the trial then fails on its own account.
+    If even the smallest micro-batches are known to be too large, return their number; the trial then fails by
+    itself.
+
+    Args:
+        images: images of a training batch.
+        available: bytes the process can use.
+        known: earlier steps that ran out of memory.
 
     >>> known = [OomRecord(images=64, available=1000)]
     >>> [starting_pieces(images, 1000, known) for images in (256, 128, 64, 63, 32)]
@@ -145,7 +153,7 @@ def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> 
     """
     known = list(known)
     count: int = 1
-    while any(_is_hopeless(-(-images // count), available, overrun) for overrun in known):
+    while any(_is_too_large(-(-images // count), available, overrun) for overrun in known):
         finer = twice_as_many(count, images=images)
         if finer is None:
             break
@@ -153,12 +161,12 @@ def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> 
     return count
 
 
-def _is_hopeless(images: int, available: int, overrun: OomRecord) -> bool:
-    return images >= overrun.images and overrun.available >= _AS_MUCH * available
+def _is_too_large(images: int, available: int, overrun: OomRecord) -> bool:
+    return images >= overrun.images and overrun.available >= _EQUAL_SHARE * available
 
 
 def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
-    """``known`` and ``new`` without what another of them says already.
+    """Return ``known`` and ``new`` without the records that another record implies.
 
     >>> merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=2000))
     [OomRecord(images=32, available=2000)]
@@ -166,19 +174,23 @@ def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
     2
     """
     every = sorted({*known, new})
-    return [one for one in every if not any(_says_more(other, one) for other in every if other != one)]
+    return [one for one in every if not any(_implies(other, one) for other in every if other != one)]
 
 
-def _says_more(one: OomRecord, other: OomRecord) -> bool:
+def _implies(one: OomRecord, other: OomRecord) -> bool:
     return one.images <= other.images and one.available >= other.available
 
 
 def shape_key(spec: NetworkSpec, placement: DeviceConfig, *ways: object) -> str:
-    """What decides how much memory an image takes: network, image size, precision, device, and the versions.
+    """Return a key of everything that decides how much memory an image needs.
 
-    ``ways``: what else does, of how it is trained.
+    That is the network, its image size, the precision, the device, the versions, and how the network is
+    trained. The optimiser and the averaged weights are left out: they are small beside a batch's activations.
 
-    Optimiser and averaged weights count for little beside a batch's activations.
+    Args:
+        spec: the network and its image size.
+        placement: the device and the precision.
+        ways: how the network is trained, as far as it affects the memory.
     """
     name = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else "cpu"
     versions = [torch.__version__, __version__]
@@ -187,28 +199,29 @@ def shape_key(spec: NetworkSpec, placement: DeviceConfig, *ways: object) -> str:
 
 
 class OomRecordFile:
-    """A small JSON file that the trials of a node share: for each shape, its overruns.
+    """A small JSON file, shared by the trials of a node, with the steps of each shape that ran out of memory.
 
-    It only saves time, so it never fails a trial: one that cannot be read knows nothing, one that cannot be
-    written keeps nothing. Reading needs no lock: a new file takes the old one's place whole.
+    It only saves time, so it never fails a trial. If the file cannot be read, it counts as empty; if it
+    cannot be written, the record is dropped. Reading needs no lock, because a new file replaces the old one
+    as a whole.
     """
 
     def __init__(self, path: Path) -> None:
-        """``path`` need not exist."""
+        """Use the file at ``path``, which need not exist."""
         self._path = path
 
     def known(self, key: str) -> list[OomRecord]:
-        """The overruns of a shape."""
+        """Return the recorded steps of a shape that ran out of memory."""
         try:
             return [OomRecord(**values) for values in self._read().get(key, [])]
-        except (TypeError, AttributeError):  # JSON, but not ours
+        except (TypeError, AttributeError):  # JSON of another format
             return []
 
     def add(self, key: str, overrun: OomRecord) -> None:
-        """Remember one."""
+        """Record a step of a shape that ran out of memory."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.with_name(f"{self._path.name}.lock"), timeout=_PATIENCE):
+            with FileLock(self._path.with_name(f"{self._path.name}.lock"), timeout=_LOCK_TIMEOUT):
                 everything = self._read() | {key: [asdict(one) for one in merged(self.known(key), overrun)]}
                 partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
                 partial.write_text(json.dumps(everything, indent=1, sort_keys=True))
@@ -219,14 +232,14 @@ class OomRecordFile:
     def _read(self) -> dict[str, Any]:
         try:
             values = json.loads(self._path.read_text())
-        except (OSError, ValueError):  # none yet, or damaged: it is written anew
+        except (OSError, ValueError):  # absent or damaged: the next write replaces it
             return {}
         return values if isinstance(values, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A trial's shape, the bytes it could have, and the node's file of overruns (None: nothing is kept)."""
+    """A trial's shape, the bytes it can use, and the node's file of records (None: nothing is kept)."""
 
     key: str
     available: int
@@ -234,7 +247,14 @@ class Shape:
 
     @classmethod
     def of(cls, config: TrialConfig, spec: NetworkSpec, placement: DeviceConfig, path: Path | None) -> Shape:
-        """Of a trial about to begin, as it is configured to train."""
+        """Return the shape of a trial before it starts, trained as configured.
+
+        Args:
+            config: the trial's configuration.
+            spec: its network.
+            placement: its device and precision.
+            path: the node's file of records; None keeps nothing.
+        """
         return cls(
             key=shape_key(spec, placement, config.compile),
             available=available_memory(placement.device),
@@ -242,23 +262,24 @@ class Shape:
         )
 
     def when(self, *, recorded: bool = False, recomputes: bool = False) -> Shape:
-        """The same, trained in another way: from a CUDA graph, or with activations computed again."""
+        """Return the same shape, trained from a CUDA graph or with activations recomputed."""
         ways = [way for way, taken in (("recorded", recorded), ("recomputes", recomputes)) if taken]
         return dataclasses.replace(self, key=" ".join((self.key, *ways)))
 
     def pieces(self, images: int) -> int:
-        """Micro-batches to start with for a batch of ``images``."""
+        """Return the number of micro-batches to start with for a batch of ``images``."""
         return starting_pieces(images, self.available, self.file.known(self.key) if self.file else ())
 
     def ran_out(self, images: int, pieces: int) -> None:
-        """A batch of ``images`` did not fit in so many micro-batches."""
+        """Record that a batch of ``images`` did not fit in ``pieces`` micro-batches."""
         if self.file is not None:
             self.file.add(self.key, OomRecord(images=-(-images // pieces), available=self.available))
 
 
-#: torch's allocator raises OutOfMemoryError. What allocates beside it (the driver, cuBLAS, cuDNN before and
-#: since version 9, torch's own allocator on a CPU) raises a RuntimeError that can be known by its words only.
-_WORDS: Final = (
+#: torch's allocator raises OutOfMemoryError. Other allocations (by the driver, by cuBLAS, by cuDNN, whose
+#: message differs before and from version 9, and by torch's own allocator on a CPU) raise a RuntimeError that
+#: only its message identifies.
+_OOM_MESSAGES: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -268,50 +289,56 @@ _WORDS: Final = (
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether less to compute at once would have prevented ``error``.
+    """Return whether ``error`` is a lack of memory, which a smaller computation would have avoided.
 
     >>> ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     True
     >>> ran_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     False
     """
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OOM_MESSAGES)
 
 
 def release_memory() -> None:
-    """Give back what nobody refers to any more, to the device and to the system.
+    """Return unreferenced memory to the device and to the system.
 
-    A trial that is over leaves two things to its process. Its network, in Lightning's reference cycles. And
-    freed memory, which glibc keeps (half-width networks at 16 pixels: 60 MiB a trial).
+    A finished trial leaves its network, in Lightning's reference cycles, and freed memory, which glibc keeps
+    (half-width networks at 16 pixels: 60 MiB a trial).
     """
-    # Imported here: it takes Lightning, which who only reads the notes of a node does without.
+    # Imported here because it imports Lightning, which a reader of a node's records does not need.
     from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
     garbage_collection_cuda()  # Python's collection, on any device, and then CUDA's cache
     if sys.platform == "linux":
-        # glibc's alone; another C library keeps less.
+        # Only glibc has malloc_trim; other C libraries keep less.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
 def count_peak(device: torch.device) -> None:
-    """Count :func:`peak_memory_mb` from now on: a worker's process has trained other trials before."""
+    """Reset the peak that :func:`peak_memory_mb` returns.
+
+    Without the reset the peak would include the trials that this worker process has trained before.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """The most this process's tensors have held on ``device`` at once, million bytes; None if it is no GPU.
+    """Return the peak memory of this process's tensors on ``device``.
 
-    What the allocator keeps in reserve and CUDA's own context (some hundred megabytes) come on top of it.
-    Other processes on the device, trials that share it among them, are not in it.
+    The allocator's reserve and CUDA's own context (some hundred megabytes) are not included. Nor are other
+    processes on the device, such as trials that share it.
+
+    Returns:
+        Million bytes; None if ``device`` is not a GPU.
     """
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes this process has or could have on ``device``, which is not what its neighbours there hold."""
+    """Return the bytes that this process has or could get on ``device``, without its neighbours' memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

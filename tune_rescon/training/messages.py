@@ -1,4 +1,4 @@
-"""What a person is told about a trial while it runs: one sentence for each thing they should know."""
+"""The messages to the user about a running trial, one sentence each, and the report of an epoch."""
 
 from __future__ import annotations
 
@@ -38,31 +38,43 @@ _TRAINING: Final = {name for name in METRICS if not name.startswith("val_")}
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """One finished epoch: validated, and its checkpoint on disk, or a note sent why it is not.
+    """A finished epoch, which was validated and saved; if saving failed, a message has reported why.
 
-    An epoch that ended in a non-finite training loss is reported too, with nan where nothing was measured
-    and without a checkpoint of its own.
+    An epoch that ended with a non-finite training loss is reported too, with nan for values that were not
+    measured and without its own checkpoint.
     """
 
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """Exactly the names of ``config.METRICS``, and on a GPU ``config.PEAK_MEMORY``. Of a trial that is judged
-    on the test images, instead of validation's the names of ``config.TEST_METRICS``, after its last epoch."""
+    """Exactly the names of ``config.METRICS``, and on a GPU ``config.PEAK_MEMORY``.
+
+    A trial that is evaluated on the test images has no validation metrics. After its last epoch it has the
+    names of ``config.TEST_METRICS`` instead.
+    """
     checkpoint: Path | None = None
-    """The last checkpoint that could be written, from which training goes on; None if there is none."""
+    """The last checkpoint that was written, from which training resumes; None if no checkpoint exists."""
     best_checkpoint: Path | None = None
-    """The best of the networks that could be written (:func:`tune_rescon.training.load_trained` says of which
-    epoch it is); None if there is none."""
+    """The best network that could be written; None if none could be.
+
+    :func:`tune_rescon.training.load_trained` returns its epoch.
+    """
 
     def __post_init__(self) -> None:
-        """Every report names every metric: whoever reads one need not ask."""
+        """Check that the report has every metric, so that its readers need not check."""
         names = {name for name in self.metrics if "/" not in name} - {PEAK_MEMORY}
         assert names in (set(METRICS), _TRAINING, _TRAINING | set(TEST_METRICS)), sorted(names)
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Whether ``value`` beats ``best``; the first finite value does, a non-finite one never, a tie does not.
+    """Return whether ``value`` is better than ``best``.
+
+    The first finite value is better. A non-finite value never is, and neither is a tie.
+
+    Args:
+        value: the new value.
+        best: the best value so far; None if there has been no finite one.
+        mode: "max" or "min".
 
     >>> is_better(0.9, None, "max"), is_better(0.9, 0.8, "min"), is_better(0.8, 0.8, "max")
     (True, False, False)
@@ -80,12 +92,17 @@ OnMessage = Callable[[str], None]
 
 
 def ignore(note: str) -> None:
-    """Tell nobody."""
+    """Discard the message."""
     del note
 
 
 def smaller(images: int, *, before: int, after: int) -> str:
-    """A batch of ``images`` in ``before`` micro-batches was too large for the memory; ``after`` are tried.
+    """Return the message that a batch ran out of memory and is tried again in more micro-batches.
+
+    Args:
+        images: images of the batch.
+        before: micro-batches that were too large.
+        after: micro-batches to try next.
 
     >>> smaller(128, before=1, after=2)
     'ran out of memory at 128 images; going on in 2 micro-batches of 64'
@@ -98,7 +115,7 @@ def smaller(images: int, *, before: int, after: int) -> str:
 
 
 def without_images(images: int, *, pieces: int) -> str:
-    """The smallest micro-batches of a batch did not fit beside the dataset's images, which are let go of.
+    """Return the message that the dataset's images are freed, because the smallest micro-batches did not fit.
 
     >>> without_images(128, pieces=16)
     'ran out of memory at 8 images; going on with the dataset no longer on the device'
@@ -110,7 +127,7 @@ def without_images(images: int, *, pieces: int) -> str:
 
 
 def recomputing(images: int, *, pieces: int) -> str:
-    """A batch of ``images`` in ``pieces`` micro-batches was too large; less of it will be kept.
+    """Return the message that activations are recomputed, because ``pieces`` micro-batches were too large.
 
     >>> recomputing(128, pieces=1)
     'ran out of memory at 128 images; going on with their activations computed twice'
@@ -121,7 +138,7 @@ def recomputing(images: int, *, pieces: int) -> str:
 
 
 def known_to_recompute(images: int) -> str:
-    """A whole batch fits if less of it is kept, as another trial has found out.
+    """Return the message that activations are recomputed, because another trial needed that to fit the batch.
 
     >>> known_to_recompute(128)
     'batches of 128 images are too large for the memory, as was found before; activations are computed twice'
@@ -133,7 +150,7 @@ def known_to_recompute(images: int) -> str:
 
 
 def known_too_large(images: int, *, pieces: int) -> str:
-    """Larger micro-batches of this network have run out of this device's memory before.
+    """Return the message that larger micro-batches of this network ran out of this device's memory before.
 
     >>> known_too_large(128, pieces=2)
     'batches of 128 images are too large for the memory, as was found before; 2 micro-batches of 64'
@@ -150,7 +167,12 @@ def _each(images: int, pieces: int) -> str:
 
 
 def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
-    """The disk did not take the state after so many batches of ``epoch``.
+    """Return the message that the checkpoint within an epoch could not be written.
+
+    Args:
+        epoch: the epoch, counted from 1.
+        batches: batches of the epoch that were trained.
+        error: the error of the write.
 
     >>> left_unwritten(3, 117, OSError(28, "No space left on device"))
     'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
@@ -159,7 +181,7 @@ def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
 
 
 def left(epoch: int, batches: int) -> str:
-    """A trial's process was told to go, after so many batches of ``epoch``.
+    """Return the message that a trial's process was preempted after ``batches`` batches of ``epoch``.
 
     >>> left(3, 117)
     'its process was told to end, after 117 batches of epoch 3; another one goes on'
@@ -171,7 +193,7 @@ def left(epoch: int, batches: int) -> str:
 
 
 def checkpoint_unwritten(epoch: int, error: OSError) -> str:
-    """The disk did not take the state after ``epoch``.
+    """Return the message that the checkpoint after ``epoch`` could not be written.
 
     >>> checkpoint_unwritten(3, OSError(28, "No space left on device"))
     'the checkpoint after epoch 3 could not be written (No space left on device); training goes on'
@@ -180,7 +202,12 @@ def checkpoint_unwritten(epoch: int, error: OSError) -> str:
 
 
 def best_unwritten(epoch: int, error: OSError, *, kept: int | None) -> str:
-    """The disk did not take the network of ``epoch``, better than that of epoch ``kept`` (None: none).
+    """Return the message that a better network could not be written.
+
+    Args:
+        epoch: the epoch of the better network.
+        error: the error of the write.
+        kept: the epoch of the network in ``best.ckpt``; None if the file does not exist.
 
     >>> best_unwritten(3, OSError(28, "No space left on device"), kept=2)
     "epoch 3's network could not be written (No space left on device); best.ckpt is still epoch 2's"
@@ -194,7 +221,9 @@ def _cause(error: OSError) -> str:
 
 
 def damaged(files: int, *, epoch: int) -> str:
-    """``files`` checkpoints cannot be used; training goes on after ``epoch`` (0: from the start).
+    """Return the message that ``files`` checkpoints are damaged and where training resumes.
+
+    ``epoch`` is the last epoch that is kept; 0 starts from the beginning.
 
     >>> damaged(1, epoch=4)
     'the last checkpoint was damaged; going on from epoch 4'
@@ -206,12 +235,12 @@ def damaged(files: int, *, epoch: int) -> str:
 
 
 def best_damaged() -> str:
-    """The best network cannot be read any more."""
+    """Return the message that the best network can no longer be read."""
     return "best.ckpt was damaged; the networks of the epochs before are lost"
 
 
 def uncompiled(trouble: str) -> str:
-    """A trial was to be compiled, which ``trouble`` prevents.
+    """Return the message that ``trouble`` prevents torch.compile from being used.
 
     >>> uncompiled("No working C++ compiler found")
     'torch.compile cannot be used here (No working C++ compiler found); training goes on without it'
@@ -220,7 +249,7 @@ def uncompiled(trouble: str) -> str:
 
 
 def too_large_to_record(images: int) -> str:
-    """The memory of a CUDA graph is its own, and there was too little beside it.
+    """Return the message that a CUDA graph, which has its own memory, leaves too little for the rest.
 
     >>> too_large_to_record(128)
     'a CUDA graph of a batch of 128 images leaves too little memory; training goes on without'
@@ -229,7 +258,7 @@ def too_large_to_record(images: int) -> str:
 
 
 def stalled(evidence: Path) -> str:
-    """A recording has not come back on this node, as a file there says.
+    """Return the message that a recording has hung on this node, with the file that records where.
 
     >>> stalled(Path("stalled/3c.812.txt"))
     'no CUDA graph: one of this network never came back here (stalled/3c.812.txt; remove it to try again)'
@@ -238,7 +267,7 @@ def stalled(evidence: Path) -> str:
 
 
 def unrecorded(trouble: str) -> str:
-    """A step cannot be made a CUDA graph.
+    """Return the message that a step cannot be recorded as a CUDA graph.
 
     >>> unrecorded("operation not permitted when stream is capturing")
     'no CUDA graph here (operation not permitted when stream is capturing); training goes on without'

@@ -1,4 +1,4 @@
-"""What an epoch is measured by, kept on the device until it is read.
+"""The metrics of an epoch, accumulated on the device until they are read.
 
 Shapes: B images of a batch, K classes.
 """
@@ -17,21 +17,29 @@ from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 
 __all__ = ["EpochMetrics", "FinalMetrics"]
 
-#: ImageNet's second measure: the label is among the five best.
+#: ImageNet's second metric: the label is among the five highest scores.
 TOP_K = 5
 
 
 class EpochMetrics(nn.Module):
-    """Mean loss, accuracy and, if asked for, top-5 accuracy over the images of an epoch.
+    """Mean loss, accuracy and, if requested, top-5 accuracy over the images of an epoch.
 
-    Where several processes train the trial, reading is an exchange: torchmetrics adds up what all have seen.
+    If several processes train the trial, reading is an exchange: torchmetrics sums over all processes.
     """
 
     def __init__(self, classes: int, *, top5: bool = False, peers: ProcessGroup = SINGLE_PROCESS) -> None:
-        """With fewer than five classes top-5 is top-``classes``, that is 1."""
+        """Create empty metrics.
+
+        Args:
+            classes: number of classes.
+            top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, always
+                1.
+            peers: the processes that train the trial together.
+        """
         super().__init__()
         self._peers = peers
-        # torchmetrics' argument checks and its NaN handling read values back, so a GPU would wait each step.
+        # torchmetrics' argument checks and its NaN handling read values back, which would make a GPU wait
+        # each step.
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.top5 = (
@@ -41,9 +49,16 @@ class EpochMetrics(nn.Module):
         )
 
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
-        """Take in a batch: its mean ``loss``, the class scores and the true classes."""
+        """Add a batch.
+
+        Args:
+            loss: mean loss over the batch.
+            logits_BK: the class scores.
+            labels_B: the true classes.
+        """
         loss, logits_BK = loss.detach(), logits_BK.detach()
-        # Once for each image: torchmetrics 1.9 drops `weight` under nan_strategy="disable".
+        # Repeat the loss for each image, because torchmetrics 1.9 ignores `weight` under
+        # nan_strategy="disable".
         self.loss.update(loss.expand(len(labels_B)))
         self.accuracy.update(logits_BK, labels_B)
         if self.top5 is not None:
@@ -51,21 +66,24 @@ class EpochMetrics(nn.Module):
 
     @property
     def mean_loss(self) -> float:
-        """Mean over the images so far; nan before the first, and from a non-finite batch loss on."""
+        """Mean over the images so far; nan before the first image, and after any non-finite batch loss."""
         return self._read(self.loss)
 
     def compute(self) -> dict[str, float]:
-        """``loss``, ``accuracy`` and, if asked for, ``top5``; nan before the first batch. Waits for a GPU."""
+        """Return ``loss``, ``accuracy`` and, if requested, ``top5``; nan before the first batch.
+
+        The call waits for a GPU.
+        """
         values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
         return values if self.top5 is None else {**values, "top5": self._read(self.top5)}
 
     def reset(self) -> None:
-        """Start the next epoch."""
+        """Clear the metrics for the next epoch."""
         for metric in self._parts().values():
             metric.reset()
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
-        """What was taken in so far: by metric, and by torchmetrics' name of the sum."""
+        """Return the sums so far, by metric and by torchmetrics' name of the sum."""
         states = {name: metric.metric_state.items() for name, metric in self._parts().items()}
         return {
             name: {key: value for key, value in state if isinstance(value, Tensor)}
@@ -73,7 +91,10 @@ class EpochMetrics(nn.Module):
         }
 
     def go_on_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back :meth:`sums`, from whatever device. They can be read after the next batch."""
+        """Restore the sums that :meth:`sums` returned, from any device.
+
+        The metrics can be read after the next batch.
+        """
         for name, metric in self._parts().items():
             for key, value in sums[name].items():
                 setattr(metric, key, value.to(getattr(metric, key).device))
@@ -88,10 +109,15 @@ class EpochMetrics(nn.Module):
 
 
 class FinalMetrics(EpochMetrics):
-    """What a finished network is judged by: also its accuracy on each class, and its calibration error."""
+    """The metrics of a finished network: also the accuracy of each class, and the calibration error."""
 
     def __init__(self, class_names: Sequence[str], *, peers: ProcessGroup = SINGLE_PROCESS) -> None:
-        """``class_names``: in the order of the labels."""
+        """Create empty metrics.
+
+        Args:
+            class_names: in the order of the labels.
+            peers: the processes that train the trial together.
+        """
         classes = len(class_names)
         super().__init__(classes, top5=True, peers=peers)
         self.by_class = MulticlassAccuracy(classes, average=None, validate_args=False)
@@ -107,7 +133,10 @@ class FinalMetrics(EpochMetrics):
 
     @override
     def compute(self) -> dict[str, float]:
-        """As the base class, and ``calibration_error`` and ``accuracy/CLASS`` once there are images."""
+        """Return the base class's metrics and, after the first batch, those of this class.
+
+        These are ``calibration_error`` and, for each class, ``accuracy/CLASS``.
+        """
         known = super().compute()
         if not self.by_class.update_called:
             return known

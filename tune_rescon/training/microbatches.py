@@ -1,11 +1,11 @@
-"""A batch in pieces: the same step of training in less memory.
+"""Micro-batches: a batch in pieces, which makes the same training step in less memory.
 
-Batches, augmentation, mixing, optimiser steps and schedule know nothing of it: a batch is made whole and cut
-on its way into the network. The gradient of a step is the sum over its micro-batches, each one's mean loss
-weighted by its share of the images: without batch norm that is the whole batch's, up to rounding. Batch norm
-normalises every micro-batch by that one's own statistics and moves its running ones once for each, so a
-network that has it trains a little differently in pieces (Hoffer et al. 2017's "ghost batches"), and so does
-one with dropped paths, which are drawn for one micro-batch after the other.
+Batches, augmentation, mixing, optimiser steps and schedule do not depend on micro-batches: a batch is built
+whole and split just before the network. The gradient of a step is the sum over its micro-batches of each
+one's mean loss, weighted by its share of the images. Without batch norm that is the whole batch's gradient,
+up to rounding. Batch norm normalises every micro-batch by its own statistics and updates its running
+statistics once for each. So a network with batch norm trains slightly differently in micro-batches (Hoffer et
+al. 2017's "ghost batches"). So does one with dropped paths, which are drawn for each micro-batch in turn.
 
 Shapes: B images, C channels, H x W pixels; targets are labels (B) or soft targets (B, K classes).
 """
@@ -20,22 +20,31 @@ if TYPE_CHECKING:
 
 __all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "smallest_piece", "split_batch", "twice_as_many"]
 
-#: Images. Of fewer than 8, batch norm's statistics are too rough to train with (Wu & He 2018, figure 1).
+#: Images. The batch-norm statistics of fewer than 8 are too rough to train with (Wu & He 2018, figure 1).
 SMALLEST_MICRO_BATCH: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """A micro-batch."""
+    """A piece of a batch."""
 
     images_BCHW: Tensor
     targets: Tensor
     share: float
-    """Of the whole batch's images."""
+    """Its share of the whole batch's images."""
 
 
 def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroBatch]:
-    """Cut a batch into ``count`` pieces whose sizes differ by one image at most; none is empty. Views."""
+    """Split a batch into micro-batches whose sizes differ by one image at most; none of them is empty.
+
+    Args:
+        images_BCHW: the batch's images.
+        targets: the batch's targets.
+        count: number of micro-batches; at most one for each image is made.
+
+    Returns:
+        The micro-batches, as views of the batch.
+    """
     images = len(images_BCHW)
     count = min(count, images)
     cuts = zip(images_BCHW.tensor_split(count), targets.tensor_split(count), strict=True)
@@ -43,9 +52,14 @@ def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroB
 
 
 def twice_as_many(count: int, *, images: int) -> int | None:
-    """The micro-batches to try after ``count`` were too large for the memory; None: they are too small then.
+    """Return the number of micro-batches to try after ``count`` were too large for the memory.
 
-    ``images``: of a whole training batch.
+    Args:
+        count: the number that was too large.
+        images: images of a whole training batch.
+
+    Returns:
+        Twice ``count``; None if the micro-batches would then be too small.
 
     >>> twice_as_many(1, images=32), twice_as_many(2, images=32), twice_as_many(4, images=32)
     (2, 4, None)
@@ -54,7 +68,7 @@ def twice_as_many(count: int, *, images: int) -> int | None:
 
 
 def smallest_piece(images: int) -> int:
-    """Images of the smallest micro-batch that a batch is cut into before it is given up.
+    """Return the number of images in the smallest micro-batch that is tried before a batch is given up.
 
     >>> smallest_piece(8), smallest_piece(15), smallest_piece(128), smallest_piece(100)
     (8, 15, 8, 12)

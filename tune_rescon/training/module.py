@@ -1,4 +1,4 @@
-"""The LightningModule: what one step computes.
+"""The LightningModule that computes one step.
 
 Shapes: B images of a batch, C channels, H x W pixels, K classes.
 """
@@ -41,10 +41,10 @@ Contexts = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 class TrialModule(pl.LightningModule):
-    """A network with its loss, optimiser and schedule, and the metrics of the epoch under way.
+    """A network with its loss, optimiser and schedule, and the metrics of the current epoch.
 
-    ``training_step``, ``backward`` and ``optimizer_and_scheduler`` need no Trainer: the benchmarks time this
-    very code.
+    ``training_step``, ``backward`` and ``optimizer_and_scheduler`` need no Trainer, so the benchmarks time
+    this same code.
     """
 
     def __init__(
@@ -63,16 +63,24 @@ class TrialModule(pl.LightningModule):
         recorder: GraphCapture | None = None,
         peers: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """Put ``network`` in place.
+        """Move ``network`` to the device and prepare its training.
 
-        ``epochs`` x ``steps_per_epoch`` is the length of the schedule. Every batch, also of the validation
-        and of the statistics, goes through the network in ``micro_batches`` pieces; of the validation in more
-        where those do not fit.
-
-        ``judging``: what a validation measures, if not loss, accuracy and top-5 accuracy. ``compiling`` has
-        training run the network's units compiled, ``recomputes`` has it keep less of a step. ``recorder``
-        records the first step, to be played back for all batches of its shape; micro-batches, whose gradients
-        add up, must do without. ``peers`` have this network too, and their own shares of the batches.
+        Args:
+            network: the network to train.
+            config: the trial's hyperparameters.
+            classes: number of classes.
+            epochs: length of the training; the schedule spans ``epochs`` x ``steps_per_epoch`` steps.
+            steps_per_epoch: training steps of an epoch.
+            placement: the device and the precision.
+            micro_batches: pieces into which every batch is split, also in the validation and when batch-norm
+                statistics are estimated. The validation uses more pieces if these do not fit.
+            judging: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
+            compiling: True if training runs the network's units compiled.
+            recomputes: True if activations are recomputed, so that a step keeps less memory.
+            recorder: records the first step, which is then replayed for all batches of the same shape; None:
+                steps run without a recording. It must be None with micro-batches, because their gradients are
+                added up.
+            peers: the processes that train this network together, each on its own share of the batches.
         """
         super().__init__()
         self.network = placement.network(network)
@@ -85,7 +93,7 @@ class TrialModule(pl.LightningModule):
         self._micro_batches = micro_batches
         self._judged_pieces = micro_batches
         self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
-        # Compiled code casts by itself.
+        # Compiled code includes the casts.
         casts = recorder is not None and placement.precision == "bf16" and not compiling
         self._cast = FusedWeightCast(self.network) if casts else None
         self._shapes: Contexts = contextlib.nullcontext
@@ -104,32 +112,40 @@ class TrialModule(pl.LightningModule):
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is validated and kept: the averaged one where there is one."""
+        """The network that is validated and saved: the averaged one if there is one, else ``network``."""
         return self.network if self.averaged is None else self.averaged.network
 
     def logits(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
-        """Class scores (B, K) of ``network``, fp32, computed in the placement's precision."""
+        """Return the class scores (B, K) of ``network``, in fp32, computed in the placement's precision."""
         with self._placement.autocast():
             logits_BK = network(self._placement.images(images_BCHW))
         return logits_BK.float()
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss to descend: cross entropy with the configured label smoothing.
+        """Return the training loss: cross entropy with the configured label smoothing.
 
-        Of several micro-batches it is the first one's, weighted by its share; :meth:`backward` runs the
-        others, each after the one before has given its gradient and its activations are freed.
+        With several micro-batches this is the loss of the first one, weighted by its share. :meth:`backward`
+        runs the others one by one: each starts after the previous one's gradient is computed and its
+        activations are freed.
 
-        Targets are labels (B) or, under mixup and cutmix, soft targets (B, K): accuracy then counts hits on
-        the class with the largest share.
+        Args:
+            batch: images (B, C, H, W) and targets. Targets are labels (B) or, under mixup and cutmix, soft
+                targets (B, K); accuracy then counts hits on the class with the largest share.
         """
         first, *self._ahead = split_batch(*batch, self._micro_batches)
         self._images = len(batch[0])
         return self._weighted_loss(first)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add up the gradients of the step that :meth:`training_step` began with ``loss``, over all peers."""
+        """Add up the step's gradients over its micro-batches and over all peers.
+
+        Args:
+            loss: the loss that :meth:`training_step` returned.
+            args: passed on to Lightning.
+            kwargs: passed on to Lightning.
+        """
         if self._gradients:
-            # Here, for the optimiser forgets the last ones between a training_step and this.
+            # Set here, because the optimiser clears the gradients between training_step and this call.
             for parameter, gradient in zip(self.network.parameters(), self._gradients, strict=True):
                 parameter.grad = gradient
             self._gradients = []
@@ -144,7 +160,7 @@ class TrialModule(pl.LightningModule):
         images_BCHW, targets = piece.images_BCHW, piece.targets
         if self._step:
             played, logits_BK, *self._gradients = self._step(images_BCHW, targets)
-            loss = played.clone()  # the next step's is written where this one lies
+            loss = played.clone()  # the next replay overwrites the original
         else:
             loss, logits_BK = self._loss_and_logits(self.network, images_BCHW, targets)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
@@ -159,12 +175,12 @@ class TrialModule(pl.LightningModule):
         return F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing), logits_BK
 
     def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
-        """Loss, logits, and the gradients of all parameters."""
+        """Return the loss, the logits, and the gradients of all parameters."""
         copies = self._cast.copies() if self._cast else {}
         network = functools.partial(torch.func.functional_call, self.network, copies)
         loss, logits_BK = self._loss_and_logits(network, images_BCHW, targets)
         self.network.zero_grad()
-        # Not torch.autograd.grad: it leaves a gradient in a layout that the fused optimiser would misread.
+        # torch.autograd.grad would return a gradient in a layout that the fused optimiser would misread.
         torch.autograd.backward(loss)
         if self._cast:
             self._cast.hand_over(copies)
@@ -173,16 +189,16 @@ class TrialModule(pl.LightningModule):
         return (loss.detach(), logits_BK.detach(), *known)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Measure the judged network; the loss is plain cross entropy, comparable between trials.
+        """Measure the evaluated network; the loss is plain cross entropy, so that trials can be compared.
 
-        Where the memory is too small for a batch, it and all after it are judged in smaller pieces, which
-        changes nothing but the time.
+        If a batch does not fit in the memory, this batch and all later ones are evaluated in smaller pieces.
+        That changes only the time.
         """
         for piece, logits_BK in self._judge(batch):
             self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
 
     def _judge(self, batch: tuple[Tensor, Tensor]) -> list[tuple[MicroBatch, Tensor]]:
-        """The batch's pieces, and the scores of their images."""
+        """Return the batch's pieces, each with the class scores of its images."""
         pieces = split_batch(*batch, self._judged_pieces)
         try:
             with self._eagerly():
@@ -190,19 +206,21 @@ class TrialModule(pl.LightningModule):
         except RuntimeError as error:
             if len(pieces) == len(batch[0]) or not ran_out_of_memory(error):
                 raise
-        # Here, not in the handler: the exception holds what did not fit.
+        # Outside the handler, because the exception holds the tensors that did not fit.
         self._judged_pieces = 2 * len(pieces)
         return self._judge(batch)
 
     def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
-        """Give the judged network the statistics of ``batches_BCHW`` (none: it keeps its own).
+        """Re-estimate the evaluated network's batch-norm statistics on ``batches_BCHW``.
 
-        Without an average this overwrites training's running statistics. Training never reads them: in
-        training mode batch norm normalises by the batch. So it goes on exactly as it would have.
+        Without batches the statistics stay unchanged. Without an averaged network the estimate overwrites the
+        training's running statistics. Training never reads these, because batch norm normalises by the batch
+        in training mode. So the training continues exactly as without the estimate.
 
-        Peers, each of which has seen its own batches, end with the average of what they have.
+        Each peer has seen its own batches; afterwards all of them have the average of their statistics.
 
-        Every micro-batch counts once: they are cut alike, so that their sizes differ by an image at most.
+        Every micro-batch counts once: all batches are cut alike, so that the sizes differ by one image at
+        most.
         """
         pieces_BCHW = (
             self._placement.images(piece_BCHW)
@@ -214,16 +232,16 @@ class TrialModule(pl.LightningModule):
         self._peers.average(batch_norm_statistics(self.judged))
 
     def on_train_epoch_start(self) -> None:
-        """Forget the metrics of the epoch before."""
+        """Reset the metrics of the previous epoch."""
         self.train_metrics.reset()
         self.val_metrics.reset()
 
     def optimizer_and_scheduler(self) -> tuple[Optimizer, LambdaLR]:
-        """What training steps with: the scheduler once after each of the optimiser's steps."""
+        """Return the optimiser and the scheduler, which must step once after each step of the optimiser."""
         optimizer = make_optimizer(self.network, self._config, device=self._placement.device)
         return optimizer, make_scheduler(optimizer, self._multiplier)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """:meth:`optimizer_and_scheduler` in Lightning's words."""
+        """Return :meth:`optimizer_and_scheduler` in Lightning's format."""
         optimizer, scheduler = self.optimizer_and_scheduler()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

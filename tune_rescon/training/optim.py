@@ -33,7 +33,12 @@ __all__ = [
 
 
 def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """The multiplier ``config`` asks for, as a function of the step alone.
+    """Return the learning-rate multiplier that ``config`` chooses, as a function of the step alone.
+
+    Args:
+        config: the schedule and its parameters.
+        total_steps: training steps of the whole training.
+        steps_per_epoch: training steps of an epoch.
 
     >>> rate = schedule_of(TrialConfig(schedule="cosine", warmup_epochs=1), total_steps=9, steps_per_epoch=1)
     >>> [rate(step) for step in (0, 1, 5, 9)]
@@ -54,7 +59,7 @@ def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) 
 
 
 def constant(step: int, warmup_steps: int = 0) -> float:
-    """1 once warm.
+    """Return 1 after the warm-up.
 
     >>> [constant(step, 4) for step in (0, 3, 4, 100)]
     [0.25, 1.0, 1.0, 1.0]
@@ -63,9 +68,15 @@ def constant(step: int, warmup_steps: int = 0) -> float:
 
 
 def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: Sequence[int]) -> float:
-    """Divided by 10 at each of ``fractions``, per cent of ``total_steps``.
+    """Return a multiplier that is divided by 10 at each of ``fractions``.
 
     Wang et al. 2017, section 4.1: 160k iterations, divided at 64k and 96k.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        fractions: per cent of ``total_steps``.
 
     >>> [multistep(step, 160_000, fractions=(40, 60)) for step in (0, 63_999, 64_000, 95_999, 96_000)]
     [1.0, 1.0, 0.1, 0.1, 0.01]
@@ -75,7 +86,14 @@ def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: 
 
 
 def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Half a cosine from 1, where warm-up ends, to 0 at ``total_steps`` (Loshchilov & Hutter 2017, eq. 5).
+    """Return half a cosine: 1 after the warm-up, 0 at ``total_steps``.
+
+    Loshchilov & Hutter 2017, eq. 5.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
 
     >>> [round(cosine(step, 110, 10), 3) for step in (0, 9, 10, 35, 60, 110)]
     [0.1, 1.0, 1.0, 0.854, 0.5, 0.0]
@@ -88,9 +106,15 @@ def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
 def warmup_stable_decay(
     step: int, total_steps: int, warmup_steps: int = 0, *, decay_fraction: float = 0.2
 ) -> float:
-    """1 until the last ``decay_fraction`` of ``total_steps``, then linearly to 0 (Hu et al. 2024, section 4).
+    """Return 1 after the warm-up, decaying linearly to 0 over the last ``decay_fraction`` of ``total_steps``.
 
-    Where warm-up and decay overlap, the lower of the two holds.
+    Hu et al. 2024, section 4. If warm-up and decay overlap, the lower of the two applies.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        decay_fraction: share of ``total_steps``.
 
     >>> [warmup_stable_decay(step, 100, 10, decay_fraction=0.2) for step in (0, 9, 80, 90, 100)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
@@ -104,16 +128,17 @@ def _warmup(step: int, warmup_steps: int) -> float:
 
 
 def _progress(step: float, start: float, end: float) -> float:
-    """Share of the way from ``start`` to ``end``, held to [0, 1]; 1 where there is no way to go."""
+    """Return the share of the way from ``start`` to ``end``, clamped to [0, 1]; 1 if the way is empty."""
     return min(1.0, max(0.0, (step - start) / (end - start))) if end > start else 1.0
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weights of convolutions and linear layers decay; 1-d parameters do not.
+    """Return parameter groups: weights of convolutions and linear layers decay; 1-d parameters do not.
 
     The authors' Caffe solver decays every convolution and the classifier. Its batch norms keep scale and
-    shift apart; decaying them, or biases, only pulls on what the next normalisation undoes (He et al. 2019,
-    section 3.1), so they are left out here. 1-d is exactly those: batch norm's scale and shift, and biases.
+    shift separately. Decaying these, or biases, only has an effect that the next normalisation undoes (He et
+    al. 2019, section 3.1), so they are left out here. The 1-d parameters are exactly these: batch norm's
+    scale and shift, and biases.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
@@ -123,9 +148,14 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.device) -> Optimizer:
-    """SGD or AdamW over ``network``'s parameters, which must already be on ``device``.
+    """Return SGD or AdamW over ``network``'s parameters, which must already be on ``device``.
 
-    The fused kernels are used where ``device`` has them (one launch instead of one per tensor or list).
+    The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
+
+    Args:
+        network: the network to train.
+        config: the optimiser and its parameters.
+        device: the device of ``network``.
     """
     groups = decay_groups(network, config.weight_decay)
     fused = True if device.type in ("cuda", "cpu") else None
@@ -135,22 +165,26 @@ def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.dev
         groups,
         lr=config.learning_rate,
         momentum=config.momentum,
-        # Nesterov's look-ahead is along the momentum: torch refuses it where there is none.
+        # Nesterov's look-ahead follows the momentum, so torch rejects it without momentum.
         nesterov=config.nesterov and config.momentum > 0,
         fused=fused,
     )
 
 
 def make_scheduler(optimizer: Optimizer, multiplier: Callable[[int], float]) -> LambdaLR:
-    """``multiplier`` of the step over ``optimizer``'s learning rate; step it once per training step."""
+    """Return a scheduler that multiplies the learning rate by ``multiplier(step)``.
+
+    It must step once per training step.
+    """
     return LambdaLR(optimizer, multiplier)
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Decay of the average at its ``step``-th update, from 0: short memory first, ``decay`` in the end.
+    """Return the decay of the average at its ``step``-th update, counted from 0.
 
-    ``min(decay, (1 + step) / (10 + step))``, as in Tan & Le 2019's training code: with a fixed 0.999 the
-    random first weights would still hold a third of the average after 1000 steps.
+    The memory is short at first; the decay reaches ``decay`` in the end. It is ``min(decay, (1 + step) / (10
+    + step))``, as in Tan & Le 2019's training code. With a fixed 0.999 the random initial weights would still
+    hold a third of the average after 1000 steps.
 
     >>> [round(ema_decay_at(step, 0.99), 3) for step in (0, 90, 10_000)]
     [0.1, 0.91, 0.99]
@@ -161,8 +195,8 @@ def ema_decay_at(step: int, decay: float) -> float:
 class AveragedNetwork(nn.Module):
     """An exponential moving average of a network's weights and batch-norm statistics.
 
-    torch's own ``AveragedModel`` counts its updates in a tensor and reads it back at each one, which makes
-    a GPU wait every step; here the step is handed in. The arithmetic is torch's.
+    torch's own ``AveragedModel`` counts its updates in a tensor and reads it back at each update, which makes
+    a GPU wait every step. Here the caller passes the step. The arithmetic is torch's.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -172,13 +206,16 @@ class AveragedNetwork(nn.Module):
         self._decay = decay
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of the averaged network."""
+        """Return the logits (B, K) of the averaged network."""
         logits_BK: Tensor = self.network(images_BCHW)
         return logits_BK
 
     @torch.no_grad()
     def update(self, live: nn.Module, step: int) -> None:
-        """Move towards ``live`` after its ``step``-th training step (from 0). Counters are copied."""
+        """Update the average with ``live`` after its ``step``-th training step (from 0).
+
+        Counters are copied.
+        """
         pairs = list(zip(_tensors(self.network), _tensors(live), strict=True))
         floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
         decay = ema_decay_at(step, self._decay)
@@ -195,7 +232,7 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 
 def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of ``network``."""
+    """Return the running means and variances of ``network``."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
     return [statistic for statistic in kept if statistic is not None]
@@ -205,12 +242,13 @@ def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
 def reestimate_batch_norm(network: nn.Module, batches_BCHW: Iterable[Tensor]) -> None:
     """Replace batch norm's running statistics by their plain average over ``batches_BCHW``.
 
-    Training's own running statistics lag behind the weights: on 21 steps an epoch, the first two epochs
-    validate at chance although training goes well. The network is left in eval mode.
+    The running statistics of the training lag behind the weights: with 21 steps an epoch, the first two
+    epochs validate at chance although training goes well. The network is left in eval mode. Without batches
+    nothing changes.
 
-    torch's ``swa_utils.update_bn`` does the same in full training mode; here only batch norm trains, so that
-    the statistics are those of the network that is judged (no drop path) and no random number is drawn.
-    No batches: nothing changes.
+    torch's ``swa_utils.update_bn`` does the same in full training mode. Here only batch norm is in training
+    mode, so that the statistics are those of the evaluated network (no drop path) and no random number is
+    drawn.
     """
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -229,5 +267,5 @@ def reestimate_batch_norm(network: nn.Module, batches_BCHW: Iterable[Tensor]) ->
 def _start_plain_average(norms: Iterable[_BatchNorm]) -> None:
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the plain average over all batches since the reset
+        norm.momentum = None  # in torch: the plain average over all batches after the reset
         norm.train()

@@ -1,4 +1,4 @@
-"""One trial, from its configuration to its last epoch. Usable from a notebook, a thread or a Ray worker."""
+"""One trial, from its configuration to its last epoch, in a notebook, a thread or a Ray worker process."""
 
 from __future__ import annotations
 
@@ -30,21 +30,26 @@ __all__ = [
 ]
 
 
-#: Images of a training batch that each process must have: batch norm's variance of one is none.
-_LEAST: Final = 2
+#: Images of a training batch that each process must have: one image has no variance for batch norm.
+_MIN_IMAGES: Final = 2
 
 
 def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset) -> None:
-    """Check that there is something of every batch for each process.
+    """Check that every process gets its share of each batch.
+
+    Args:
+        peers: the processes that train the trial together.
+        config: has the batch size.
+        dataset: has the training images, and the images on which the network is evaluated.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: a batch is too small, or the evaluated images are too few, for the number of processes.
     """
     if peers.alone:
         return
     batch, count = min(config.batch_size, len(dataset.train)), peers.share.count
-    if batch < _LEAST * count:
-        rule = f"a batch must have {_LEAST} images for each of {count} workers"
+    if batch < _MIN_IMAGES * count:
+        rule = f"a batch must have {_MIN_IMAGES} images for each of {count} workers"
         raise ConfigError(format_error(rule, got=str(batch)))
     judged = dataset.val if len(dataset.val) else dataset.test
     if len(judged) < count:
@@ -55,9 +60,19 @@ def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset
 def find_start_together(
     record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage, peers: ProcessGroup
 ) -> ResumePoint:
-    """:func:`.find_resume_point` by the first process; the others are sent the checkpoint it has found.
+    """Run :func:`.find_resume_point` in the first process and send the others the checkpoint it finds.
 
-    Their folders need not be on its machine. A folder of theirs that has files loses them.
+    The folders of the other processes need not be on the first one's machine. A ``last.ckpt`` in such a
+    folder is replaced, or deleted if the first process found no checkpoint.
+
+    Args:
+        record: the trial, before its first epoch.
+        folder: this process's checkpoint folder; None keeps no checkpoints.
+        on_note: called with each message to the user.
+        peers: the processes that train the trial together.
+
+    Returns:
+        The point from which this process starts or resumes.
 
     Raises:
         StorageError: as :func:`.find_resume_point`.
@@ -95,56 +110,59 @@ def train_trial(
     peers: ProcessGroup = SINGLE_PROCESS,
     leave: Callable[[], bool] = never,
 ) -> None:
-    """Train ``config`` for ``epochs`` epochs, going on from ``checkpoint_dir`` if it holds a checkpoint.
+    """Train ``config`` for ``epochs`` epochs; resume if ``checkpoint_dir`` holds a checkpoint.
 
-    Each epoch is trained, validated, written to ``last.ckpt``, and only then given to ``on_epoch``. A trial
-    that was interrupted and goes on reports, to the last bit on a CPU, what it would have reported without
-    (times apart). One that has no epoch left returns without a report; ``recorded_epochs`` tells what was
-    reported before. A training loss that is not finite ends the trial after one report with nan.
+    Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``. A trial
+    that was interrupted and resumed reports the same values as one that was not: on a CPU to the last bit,
+    apart from times. A trial that has no epochs left returns without a report; ``recorded_epochs`` returns
+    the epochs reported before. If the training loss is not finite, the trial ends after one report with nan.
 
-    What can be survived is, and is told to ``on_note``:
+    The trial survives the following faults and reports each to ``on_note``:
 
-    - The device's memory is too small for a step: the trial goes on from its last checkpoint without CUDA
-      graphs, whose memory is their own; then with activations computed twice
-      (:mod:`tune_rescon.training.memory`); then with half the micro-batch and the gradients of two
-      added up (:mod:`tune_rescon.training.memory`), and half of that, down to 8 images. Without a
-      checkpoint it trains the epochs again, but reports none twice. With a file of ``overruns``, the next
-      trial of that network on that device starts with what did fit.
-    - A file cannot be written: the one before stays, and the next epoch tries again.
-    - A checkpoint is damaged: training goes on from the one before, else from the start.
+    - The device's memory is too small for a step. The trial resumes from its last checkpoint without CUDA
+      graphs, which have their own memory; then with activations recomputed
+      (:mod:`tune_rescon.training.memory`); then with half the micro-batch, adding up the gradients of two
+      (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a checkpoint it
+      trains the epochs again, but reports none twice. With a file of ``overruns``, the next trial of the
+      same network on the same device starts with the settings that fitted.
+    - A file cannot be written. The previous file stays, and the next epoch tries again.
+    - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
 
     Args:
         config: all hyperparameters.
         dataset: images, decoded and split.
-        epochs: length of the whole training, over which the schedule is laid.
+        epochs: length of the whole training; the schedule spans it.
         seed: of weights, order, augmentation and dropped paths.
-        checkpoint_dir: a folder of this trial's own, made if absent; None keeps nothing.
-        on_epoch: called in this thread; an exception from it ends the training and comes out unchanged.
-        on_note: called like ``on_epoch`` with one sentence for the user.
-        device: "auto" (CUDA if there is one), "cpu", "cuda".
-        threads: CPU threads torch may use meanwhile; None leaves them.
-        metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds. Where it
-            is one of the test images, those are what the network is judged by, once, after its last epoch.
+        checkpoint_dir: a folder used by this trial only, created if absent; None keeps nothing.
+        on_epoch: called in this thread; an exception from it ends the training and is raised unchanged.
+        on_note: called in this thread with one sentence for the user.
+        device: "auto" (CUDA if available), "cpu", "cuda".
+        threads: CPU threads that torch may use during the training; None leaves the number unchanged.
+        metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds. If it is a
+            metric of the test images, the network is evaluated on those only, once, after its last epoch.
         mode: see ``metric``.
-        keep: whose network ``best.ckpt`` holds: the epoch's with the ``"best"`` metric, or the ``"last"``
-            epoch's with a finite one.
-        overruns: a file, made if absent, that the trials of this node share; None remembers nothing.
-        stalls: a folder, made if absent, that the trials of this node share, for where a recording stood
-            that did not come back within minutes. It ends this process (code 1), and later trials of
-            that network on that device do without. None: a recording may take for ever.
+        keep: whose network ``best.ckpt`` holds: that of the epoch with the ``"best"`` metric, or that of the
+            ``"last"`` epoch with a finite one.
+        overruns: a file, created if absent, in which the trials of this node record steps that ran out of
+            memory; None records nothing.
+        stalls: a folder, created if absent, that the trials of this node share. If the recording of a CUDA
+            graph does not return within minutes, this process saves its stack traces in the folder and exits
+            (code 1). Later trials of the same network on the same device then use no CUDA graphs. None: a
+            recording may hang for ever.
         peers: this process among those that train the trial together
-            (:mod:`tune_rescon.training.distributed`); all call
-            this function, each with its own folder; the first one's counts.
-        leave: asked after each training batch and each epoch's report; True has the trial written to
-            ``last.ckpt`` as it is, amid the epoch, and ended: whoever calls this function again goes on with
-            the next batch. A trial of several processes must not be asked to.
+            (:mod:`tune_rescon.training.distributed`). All of them call this function, each with its own
+            folder; the first one's folder counts.
+        leave: polled after each training batch and after each epoch's report. If it returns True, the trial
+            is written to ``last.ckpt`` as it is, also within an epoch, and ends; the next call of this
+            function resumes with the next batch. It must not return True in a trial of several processes.
 
     Raises:
-        Preempted: as ``leave`` said.
-        ConfigError: ``metric`` is no objective, ``mode`` no mode, or a batch too small for all ``peers``.
-        NetworkError: there is no such network.
-        ResourceError: there is no such device.
-        StorageError: ``checkpoint_dir`` cannot be made, or holds another trial's checkpoint.
+        Preempted: ``leave`` returned True.
+        ConfigError: ``metric`` is not an objective, ``mode`` is not a mode, or a batch is too small for all
+            ``peers``.
+        NetworkError: the network does not exist.
+        ResourceError: the device does not exist.
+        StorageError: ``checkpoint_dir`` cannot be created, or holds another trial's checkpoint.
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
     _check_objective(metric, mode)
@@ -155,7 +173,7 @@ def train_trial(
     check_shares(peers, config, dataset)
     start = find_start_together(record, folder, on_note, peers)
     report = _each_once(on_epoch)
-    release_memory()  # of this process's trials before, which would count as this one's need
+    release_memory()  # held by this process's earlier trials; it would count as this trial's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, overruns)
     watch = None if stalls is None else HangWatchdog(folder=stalls, key=shape.key)
@@ -164,8 +182,9 @@ def train_trial(
         on_note(messages.stalled(stalled))
     record_steps = not peers.most(stalled is not None or shape.when(recorded=True).pieces(images) > 1)
     if start.checkpoint is None:
-        # One that goes on keeps its micro-batches: batch norm would see the difference.
-        start = _as_known(start, shape, images, peers, on_note)
+        # A resumed trial keeps its micro-batches, because another number would change batch norm's
+        # statistics.
+        start = _apply_known_limits(start, shape, images, peers, on_note)
     while len(start.record.history) < epochs:
         attempt = FitAttempt(
             start=start,
@@ -195,10 +214,10 @@ def train_trial(
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
-def _as_known(
+def _apply_known_limits(
     start: ResumePoint, shape: Shape, images: int, peers: ProcessGroup, on_note: OnMessage
 ) -> ResumePoint:
-    """``start``, with as little at once as earlier trials on this node have found to be necessary."""
+    """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
     asked = start.record.config.checkpoint_activations
     recomputes = asked == "on"
     pieces = int(peers.most(shape.when(recomputes=recomputes).pieces(images)))
@@ -218,7 +237,7 @@ def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> Resume
 
 
 def _each_once(on_epoch: OnEpoch) -> OnEpoch:
-    """Pass an epoch on unless it was; one that ended the trial always."""
+    """Return ``on_epoch`` without repeated epochs; a report with a nan loss is always passed on."""
     reported = 0
 
     def report(epoch: EpochReport) -> None:

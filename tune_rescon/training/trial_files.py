@@ -1,4 +1,4 @@
-"""A trial's files: its checkpoints, what they say of themselves, and where a trial continues."""
+"""A trial's files: its checkpoints, their metadata, and the point at which a trial resumes."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ __all__ = [
 ]
 
 
-#: What makes a trial this one; the names are those of TrainedNetwork too.
+#: The fields that identify a trial; TrainedNetwork has fields of the same names.
 _IDENTITY: Final = ("config", "spec", "dataset", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMetadata:
-    """A trial and how far it has come."""
+    """A trial and its progress."""
 
     config: TrialConfig
     spec: NetworkSpec
     dataset: str
-    """Content key of its images and their split."""
+    """Content key of the dataset's images and their split."""
     seed: int
     epochs: int
-    """Length of the whole training: the schedule was laid over it."""
+    """Length of the whole training, which the schedule spans."""
     history: tuple[Mapping[str, float], ...] = ()
-    """Metrics of epochs 1, 2, ...; each one's ``epoch_seconds`` stops before its own checkpoint."""
+    """Metrics of epochs 1, 2, ...; an epoch's ``epoch_seconds`` exclude the writing of its own checkpoint."""
     batches: int = 0
-    """Batches trained of the epoch after those."""
+    """Batches trained of the epoch after ``history``."""
     micro_batches: int = 1
-    """Pieces a batch is cut into, as the memory was found to demand: what goes on starts with them."""
+    """Micro-batches of a batch that the memory was found to require; a resumed trial starts with them."""
     recomputes: bool = False
-    """Whether activations are computed again, likewise."""
+    """True if activations are recomputed, because the memory was found to require it; resumed likewise."""
 
     def extended(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
-        """With one more epoch."""
+        """Return the metadata with one more epoch."""
         return dataclasses.replace(self, history=(*self.history, dict(metrics)), batches=0)
 
     def continued(self, found: CheckpointMetadata) -> CheckpointMetadata:
-        """``found``, read from a checkpoint, if it is this trial's.
+        """Return ``found``, which a checkpoint holds, if it belongs to this trial.
 
         Raises:
-            StorageError: it is another trial's: another configuration, network, dataset, seed or length.
+            StorageError: ``found`` has another configuration, network, dataset, seed or length.
         """
         self._require_same(found, (*_IDENTITY, "epochs"))
         return found
 
     def check_own(self, network: TrainedNetwork) -> None:
-        """Check that a trained network is this trial's.
+        """Check that a trained network belongs to this trial.
 
         Raises:
-            StorageError: it is another trial's: another configuration, network, dataset or seed.
+            StorageError: the network has another configuration, network, dataset or seed.
         """
         self._require_same(network, _IDENTITY)
 
@@ -85,7 +85,7 @@ class CheckpointMetadata:
             raise StorageError(format_error(rule, got=f"one with another {', '.join(other)}", hint=hint))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the metadata as plain values."""
         return {
             "config": self.config.to_dict(),
             "spec": self.spec.to_dict(),
@@ -100,10 +100,10 @@ class CheckpointMetadata:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CheckpointMetadata:
-        """Back from :meth:`to_dict`.
+        """Create the metadata from the values of :meth:`to_dict`.
 
         Raises:
-            ConfigError, NetworkError: another version wrote it.
+            ConfigError, NetworkError: another version wrote the values.
         """
         nested = {
             "config": TrialConfig.from_dict(values["config"]),
@@ -114,19 +114,20 @@ class CheckpointMetadata:
 
 
 def kept_best(folder: CheckpointFolder) -> TrainedNetwork | None:
-    """Which network ``best.ckpt`` holds; None if there is none or it is damaged.
+    """Return the description of the network in ``best.ckpt``; None if the file is absent or damaged.
 
     Raises:
-        StorageError: the file is no trained network's.
+        StorageError: the file does not hold a trained network.
     """
     return describe_trained(folder.best) if is_intact(folder.best) else None
 
 
 class CheckpointWriter:
-    """Writes a trial's files, and knows what is in them.
+    """The writer of a trial's files, which tracks what they hold.
 
     A better network (a later one, if the last is kept) replaces the one in ``best.ckpt``, whatever else the
-    trial has reported: an epoch whose network could not be written does not keep the next one out.
+    trial has reported. The next epoch is compared with the network in the file, even if a better one could
+    not be written.
     """
 
     def __init__(
@@ -139,9 +140,16 @@ class CheckpointWriter:
         mode: str,
         keep: MetricAt = "best",
     ) -> None:
-        """``best``: what ``best.ckpt`` holds; ``about(epoch, metrics)`` goes with the network of an epoch.
+        """Create the writer.
 
-        ``keep``: the network of the epoch with the best ``metric``, or of the last one where it is finite.
+        Args:
+            folder: the trial's checkpoint folder.
+            best: description of the network in ``best.ckpt``, if any.
+            about: called as ``about(epoch, metrics)``; returns the description of an epoch's network.
+            metric: the metric by which networks are compared.
+            mode: "max" or "min".
+            keep: ``"best"`` keeps the network of the epoch with the best ``metric``, ``"last"`` that of the
+                last epoch with a finite one.
         """
         self._folder = folder
         self._best = best
@@ -150,22 +158,41 @@ class CheckpointWriter:
 
     @property
     def checkpoint(self) -> Path | None:
-        """What training would go on from."""
+        """The checkpoint from which training would resume; None if the trial has none."""
         return self._folder.written()
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The file of the best network kept."""
+        """The file of the best network; None if the trial has none."""
         return self._folder.best if self._best else None
 
     def keep(
         self, trainer: pl.Trainer, module: TrialModule, epoch: int, metrics: Mapping[str, float]
     ) -> tuple[str, ...]:
-        """Write the network, if it is to be kept, then the checkpoint. Returns what could not be."""
+        """Write the network, if it is to be kept, then the checkpoint.
+
+        Args:
+            trainer: holds the state that the checkpoint saves.
+            module: holds the network.
+            epoch: the epoch just trained, counted from 1.
+            metrics: that epoch's.
+
+        Returns:
+            A message for each file that could not be written.
+        """
         return (*self._keep_best(module, epoch, metrics), *self._keep_last(trainer, epoch))
 
     def keep_amid(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
-        """Write the checkpoint after so many batches of an epoch. Returns what could not be."""
+        """Write the checkpoint within an epoch.
+
+        Args:
+            trainer: holds the state that the checkpoint saves.
+            epoch: the epoch, counted from 1.
+            batches: batches of the epoch that were trained.
+
+        Returns:
+            A message for each file that could not be written.
+        """
         try:
             trainer.save_checkpoint(self._folder.last)
         except OSError as error:
@@ -174,14 +201,14 @@ class CheckpointWriter:
 
     def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
         best = self._best.metrics[self._metric] if self._best and self._keeps == "best" else None
-        # A metric of the test images is not there before the last epoch.
+        # A metric of the test images is absent before the last epoch.
         if not is_better(metrics.get(self._metric, math.nan), best, self._mode):
             return ()
         about = self._about(epoch, metrics)
         try:
             save_trained(module.judged, about, self._folder.best)
         except OSError as error:
-            # The file itself is asked: the write may have failed after its rename.
+            # Read the file itself, because the write may have failed after its rename.
             self._best = kept_best(self._folder)
             return (messages.best_unwritten(epoch, error, kept=self._best.epoch if self._best else None),)
         self._best = about
@@ -197,22 +224,27 @@ class CheckpointWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
-    """The beginning of a trial, or the point it goes on from."""
+    """The point at which a trial starts or resumes."""
 
     record: CheckpointMetadata
     checkpoint: Path | None = None
-    """None: from the start."""
+    """The checkpoint to resume from; None: start from the beginning."""
     best: TrainedNetwork | None = None
-    """What ``best.ckpt`` holds."""
+    """Description of the network in ``best.ckpt``; None if the file is absent or damaged."""
 
 
 def find_resume_point(
     record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage
 ) -> ResumePoint:
-    """How far the trial that begins as ``record`` has come in ``folder`` (made if absent).
+    """Return the point at which the trial ``record`` resumes from its folder.
+
+    Args:
+        record: the trial, before its first epoch.
+        folder: its checkpoint folder, created if absent; None: the trial starts from the beginning.
+        on_note: called with each message to the user, such as that a file was damaged.
 
     Raises:
-        StorageError: the folder cannot be made, or holds another trial's files.
+        StorageError: the folder cannot be created, or holds another trial's files.
     """
     if folder is None:
         return ResumePoint(record=record)
@@ -231,11 +263,12 @@ def find_resume_point(
 
 
 def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
-    """The epochs that :func:`tune_rescon.training.train_trial` would find behind it, oldest first.
+    """Return the epochs that :func:`tune_rescon.training.train_trial` would find trained, oldest first.
 
-    For a caller that went down between the writing of an epoch's checkpoint and its report: damaged files
-    are passed over as there, but nothing is moved. In these, ``epoch_seconds`` leaves out the writing of the
-    epoch's own checkpoint, and the files named are those there are now, not those of the epoch.
+    It serves a caller that crashed between the writing of an epoch's checkpoint and its report. Damaged files
+    are skipped as in ``train_trial``, but no file is moved. In these reports ``epoch_seconds`` does not
+    include the writing of the epoch's own checkpoint, and the paths are those of the current files, not of
+    the files at that epoch.
     """
     folder = CheckpointFolder(path=checkpoint_dir)
     found = folder.find()
@@ -248,7 +281,7 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
 
 
 def trained_steps(checkpoint_dir: Path) -> int:
-    """Training steps behind the checkpoint that :func:`recorded_epochs` finds: how far a folder has come."""
+    """Return the training steps of the checkpoint that :func:`recorded_epochs` reads; 0 if it finds none."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 

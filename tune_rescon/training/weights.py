@@ -1,4 +1,4 @@
-"""Weights in files: a trained network and what goes with it, exported networks, and weights to begin with.
+"""Files of weights: trained networks with their description, exported networks, and initial weights.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -42,13 +42,13 @@ __all__ = [
 
 
 class Classifier(nn.Module):
-    """A trained network with what belongs before and behind it: pixels in, probabilities out."""
+    """A trained network with its normalisation and a softmax: it maps pixels to probabilities."""
 
     mean_C11: Tensor
     std_C11: Tensor
 
     def __init__(self, network: nn.Module, about: TrainedNetwork) -> None:
-        """Wrap ``network``, which is in eval mode."""
+        """Wrap ``network``, which must be in eval mode, with the normalisation that ``about`` describes."""
         super().__init__()
         preprocessing = about.preprocessing
         self.network = network
@@ -56,44 +56,44 @@ class Classifier(nn.Module):
         self.register_buffer("std_C11", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Probabilities, B x classes, of images in 0..1 at the size the network was trained with."""
+        """Return the probabilities (B, K) of images in 0..1, of the size the network was trained with."""
         logits_BK: Tensor = self.network((images_BCHW - self.mean_C11) / self.std_C11)
         return logits_BK.softmax(1)
 
 
-#: Version of the file; a reader refuses those it does not know.
+#: Version of the file format; a reader rejects others.
 FORMAT: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """What goes with a trained network's weights."""
+    """Description of a trained network, saved with its weights."""
 
     spec: NetworkSpec
     config: TrialConfig
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Of each channel, pixels scaled to 0..1; applied only if ``config.normalize``."""
+    """Of each channel, for pixels scaled to 0..1; applied only if ``config.normalize``."""
     std: tuple[float, ...]
     dataset: str
-    """Content key of the images it was trained on and their split."""
+    """Content key of the images the network was trained on and of their split."""
     seed: int
     epoch: int
     """Epochs trained when these weights were validated."""
     metrics: Mapping[str, float]
-    """That epoch's."""
+    """The metrics of that epoch."""
     stored_side: int | None = None
-    """Side of the squares that pictures are decoded to, pixels; None: an earlier version did not note it."""
+    """Side of the squares to which pictures are decoded, pixels; None: an earlier version did not save it."""
     resize: str = "crop"
-    """How pictures became squares."""
+    """How pictures were made square."""
     levels: tuple[float, float] | None = None
-    """The values that became 0 and 255 in pictures of more than 8 bits."""
+    """The values that were mapped to 0 and 255 in pictures of more than 8 bits."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to a picture before this network sees it.
+        """The preprocessing of a picture before this network.
 
-        Where the stored side is not known, pictures are decoded to the network's own image size.
+        If the stored side is unknown, pictures are decoded to the network's image size.
         """
         return Preprocessing.of(
             stored_side=self.stored_side or self.spec.image_size,
@@ -106,7 +106,7 @@ class TrainedNetwork:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the description as plain values."""
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "spec": self.spec.to_dict(),
@@ -116,7 +116,7 @@ class TrainedNetwork:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainedNetwork:
-        """Back from :meth:`to_dict`."""
+        """Create the description from the values of :meth:`to_dict`."""
         nested = {
             "spec": NetworkSpec.from_dict(values["spec"]),
             "config": TrialConfig.from_dict(values["config"]),
@@ -125,16 +125,22 @@ class TrainedNetwork:
 
 
 def save_trained(network: nn.Module, about: TrainedNetwork, path: Path) -> None:
-    """Write ``network``'s weights and statistics, and ``about``, durably."""
+    """Write ``network``'s weights and statistics durably.
+
+    Args:
+        network: the trained network.
+        about: its description.
+        path: the file to write.
+    """
     write_durably({"format": FORMAT, "about": about.to_dict(), "weights": network.state_dict()}, path)
 
 
 def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
-    """The network of a ``best.ckpt``, on the CPU and in eval mode, and what goes with it.
+    """Return the network of a ``best.ckpt``, on the CPU and in eval mode, and its description.
 
     Raises:
-        StorageError: there is no such file, it is damaged, or it is not a trained network's.
-        NetworkError: another version wrote its numbers.
+        StorageError: the file does not exist, is damaged, or does not hold a trained network.
+        NetworkError: another version wrote the network's numbers.
     """
     values = _read(Path(path))
     about = TrainedNetwork.from_dict(values["about"])
@@ -145,7 +151,11 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
 
 
 def describe_trained(path: Path) -> TrainedNetwork:
-    """What goes with the network of a ``best.ckpt``. Raises as :func:`load_trained`."""
+    """Return the description of the network in a ``best.ckpt``.
+
+    Raises:
+        StorageError, NetworkError: as :func:`load_trained`.
+    """
     return TrainedNetwork.from_dict(_read(path)["about"])
 
 
@@ -169,13 +179,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 _RULE: Final = "a .safetensors file must be one that `export` has written"
 
-#: Names of tensors that a message spells out.
-_NAMED: Final = 3
+#: Tensors that an error message names.
+_SHOWN_TENSORS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Safetensors:
-    """A file's metadata, texts by name, and its tensors."""
+    """The content of a .safetensors file: its metadata and its tensors, each by name."""
 
     path: Path
     metadata: Mapping[str, str]
@@ -183,22 +193,26 @@ class Safetensors:
 
     @property
     def is_ours(self) -> bool:
-        """Whether `export` has written it, by its metadata."""
+        """True if, according to the metadata, this package's `export` wrote the file."""
         return "tune_rescon" in self.metadata
 
     @property
     def words(self) -> str:
-        """What it holds, for a message."""
-        names = ", ".join(list(self.tensors)[:_NAMED])
+        """The content, summarised for a message."""
+        names = ", ".join(list(self.tensors)[:_SHOWN_TENSORS])
         metadata = ", ".join(self.metadata) or "none"
         return f"{self.path} ({len(self.tensors)} tensors: {names}, ...; metadata: {metadata})"
 
 
 def read_safetensors(path: Path, *, where: str) -> Safetensors:
-    """Any such file.
+    """Read any .safetensors file.
+
+    Args:
+        path: the file.
+        where: the setting or option that names the file, for the error message.
 
     Raises:
-        StorageError: it is damaged, or of another kind; ``where`` says who asked for it.
+        StorageError: the file is damaged or of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -211,10 +225,14 @@ def read_safetensors(path: Path, *, where: str) -> Safetensors:
 
 
 def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
-    """The network of an exported file, on the CPU and in eval mode, and what goes with it.
+    """Return the network of an exported file, on the CPU and in eval mode, and its description.
+
+    Args:
+        file: the content of the file.
+        where: the setting or option that names the file, for the error message.
 
     Raises:
-        StorageError: its metadata is another program's or another version's, or its tensors do not fit.
+        StorageError: another program or another version wrote the metadata, or the tensors do not match it.
     """
     if not file.is_ours:
         hint = "Classes and normalisation are read from its metadata."
@@ -232,43 +250,51 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
 
 
 def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
-    """Read a file and build its network. Raises as :func:`read_safetensors` and :func:`build_exported`."""
+    """Read an exported file and build its network.
+
+    Args:
+        path: the file.
+        where: the setting or option that names the file, for the error message.
+
+    Raises:
+        StorageError: as :func:`read_safetensors` and :func:`build_exported`.
+    """
     return build_exported(read_safetensors(path, where=where), where=where)
 
 
 def _plain(values: dict[str, object]) -> dict[str, object]:
-    """JSON has lists where a trained network has tuples."""
+    """Return JSON's ``values`` with tuples instead of lists, as TrainedNetwork's fields are."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-#: Numbers of a network that weights do not depend on.
-_FREE: Final = ("layout", "classes", "image_size", "drop_path")
+#: Fields of a network's spec on which its weights do not depend.
+_WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
 
-#: TrialConfig's fields beside layout and depth that choose a network.
-_VARIATIONS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
+#: TrialConfig's fields that choose a network, apart from layout and depth.
+_NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
 
-#: Differences that an error spells out before it only counts them.
+#: Differences that an error message names; it only counts the rest.
 _SHOWN_DIFFERENCES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """A file's network and its weights, by our names."""
+    """A file's network and its weights, under this package's names."""
 
     source: str
     """Path or URL."""
     spec: NetworkSpec
     choice: Mapping[str, Any]
-    """TrialConfig's fields that ask for this network."""
+    """TrialConfig's fields that choose this network."""
     weights: Mapping[str, Tensor]
 
     def check_fits(self, spec: NetworkSpec, *, where: str = "init_from") -> None:
-        """Check that a trial's network ``spec`` can begin with these weights.
+        """Check that a trial's network ``spec`` can start with these weights.
 
         Raises:
-            NetworkError: it is another network; says in what, and what to choose.
+            NetworkError: it is another network; the message names the differences and what to choose.
         """
-        mine, theirs = _numbers(self.spec), _numbers(spec)
+        mine, theirs = _weight_fields(self.spec), _weight_fields(spec)
         other = [name for name in mine if mine[name] != theirs[name]]
         if not other:
             return
@@ -281,7 +307,9 @@ class InitialWeights:
         raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
 
     def put_into(self, network: nn.Module) -> None:
-        """Replace ``network``'s weights and statistics; its classifier only where the classes are as many.
+        """Replace ``network``'s weights and statistics.
+
+        The classifier is replaced only if both networks have the same number of classes.
 
         Raises:
             NetworkError: it is another network.
@@ -289,17 +317,17 @@ class InitialWeights:
         spec = network.spec
         assert isinstance(spec, NetworkSpec)
         self.check_fits(spec)
-        anew = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
-        kept = {name: tensor for name, tensor in self.weights.items() if name not in anew}
+        redrawn = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
+        kept = {name: tensor for name, tensor in self.weights.items() if name not in redrawn}
         network.load_state_dict({**network.state_dict(), **kept})
 
 
 def read_initial(source: str) -> InitialWeights:
-    """The weights at a path or a URL. No code that a file holds is run.
+    """Return the weights at a path or a URL. No code in the file is run.
 
     Raises:
-        StorageError: there is no such file, it is damaged, or it holds more than tensors and plain values.
-        NetworkError: it holds no network of this family.
+        StorageError: the file does not exist, is damaged, or holds more than tensors and plain values.
+        NetworkError: the file does not hold a network of this family.
     """
     with local_file(source) as path, own_generator(torch.device("cpu")):
         if not path.is_file():
@@ -326,12 +354,13 @@ def _of(source: str, network: nn.Module, choice: Mapping[str, Any]) -> InitialWe
 
 
 def _values(path: Path, source: str) -> Any:
-    # A file of torch before 1.6, as the port's are, is no archive and cannot be mapped.
+    # A file of torch before 1.6, such as the port's, is not an archive and cannot be memory-mapped.
     mapped = zipfile.is_zipfile(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        # Whatever another kind of file makes of the unpickler; torch's words advise to run its code.
+        # Another kind of file can raise any error in the unpickler, and torch's message advises running its
+        # code.
         rule = "must be a whole file that torch wrote, of tensors and plain values; code in it is never run"
         hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
         raise StorageError(format_error(rule, got=source, where="init_from", hint=hint)) from error
@@ -353,15 +382,15 @@ def _preset(spec: Any) -> str:
 
 
 def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
-    """What of ``config`` has chosen its network ``spec``."""
+    """Return the fields of ``config`` that chose its network ``spec``."""
     plain = TrialConfig()
     named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
-    varied = {name: getattr(config, name) for name in _VARIATIONS}
+    varied = {name: getattr(config, name) for name in _NETWORK_FIELDS}
     return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
 
 
-def _numbers(spec: NetworkSpec) -> dict[str, object]:
-    """All that weights depend on, by name."""
+def _weight_fields(spec: NetworkSpec) -> dict[str, object]:
+    """Return all fields of ``spec`` on which weights depend, by name."""
     return dict(_named(spec))
 
 
@@ -370,7 +399,7 @@ def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
         if field.name == "stages":
             for number in dataclasses.fields(StageSpec):
                 yield f"{number.name} of stages", [getattr(stage, number.name) for stage in spec.stages]
-        elif field.name not in _FREE:
+        elif field.name not in _WEIGHTLESS_FIELDS:
             yield field.name, getattr(spec, field.name)
 
 
