@@ -91,7 +91,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
-class _Shown:
+class _RunContent:
     """The content of one run on the server."""
 
     run_id: str
@@ -99,7 +99,7 @@ class _Shown:
     """Empty if the run's status does not match its state tag, so that the state is sent again."""
     params: set[str] = field(default_factory=set)
     epochs: set[int] = field(default_factory=set)
-    asked: bool = True
+    epochs_known: bool = True
     """True if ``epochs`` is valid; False if it must first be read from the server, for a run found there."""
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
@@ -121,8 +121,8 @@ class MlflowRunSync:
         self._search = destination.search
         self._experiment_id = ""
         self._id = self._place = ""
-        self._parent: _Shown | None = None
-        self._shown: dict[int, _Shown] = {}
+        self._parent: _RunContent | None = None
+        self._runs: dict[int, _RunContent] = {}
         self._found: dict[int, list[Run]] = {}
         self._unsure: set[int] = set()
         self._remarks: list[str] = []
@@ -195,18 +195,18 @@ class MlflowRunSync:
         if view.champion_is_near:
             _load_exporter()
         if view.champion is not None:
-            self._crown(parent, view.champion)
+            self._register_champion(parent, view.champion)
         return parent.run_id
 
     def _show_run(self, view: TrialRunState) -> str:
-        run = self._shown.get(view.number) or self._open_run(view)
-        self._shown[view.number] = run
-        if not run.asked:
+        run = self._runs.get(view.number) or self._open_run(view)
+        self._runs[view.number] = run
+        if not run.epochs_known:
             run.epochs = self._epochs(run, view)
-            run.asked = True
+            run.epochs_known = True
         changes = view.state != run.state
         for params, points, last in _batches(view, run, closes=changes):
-            tags = _ending(view) if last and changes else {}
+            tags = _closing_tags(view) if last and changes else {}
             self._log(run.run_id, metrics=points, params=params, tags=tags)
             run.params |= params.keys()
             run.epochs.update(point.step for point in points)
@@ -214,7 +214,7 @@ class MlflowRunSync:
             self._change(run, view.state, view.ended_ms)
         return run.run_id
 
-    def _open_parent(self, view: SearchRunState) -> _Shown:
+    def _open_parent(self, view: SearchRunState) -> _RunContent:
         self._id, self._place = view.id, view.place
         parents: list[Run] = []
         self._found = {}
@@ -223,12 +223,12 @@ class MlflowRunSync:
             (parents if number is None else self._found.setdefault(int(number), [])).append(run)
         found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
         if found is not None:
-            return self._taken_over(found)
+            return self._adopt(found)
         tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
         run = self._client.create_run(
             self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
         )
-        return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
+        return _RunContent(run_id=run.info.run_id, tags=dict(view.tags))
 
     def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
         """Find the parent run of a search that began without an id.
@@ -254,15 +254,15 @@ class MlflowRunSync:
         free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
         return run if free and tags.get(SEARCH_TAG) == self._search else None
 
-    def _taken_over(self, run: Run, *, parent: _Shown | None = None) -> _Shown:
+    def _adopt(self, run: Run, *, parent: _RunContent | None = None) -> _RunContent:
         """Put this search's id on an existing run and move it below ``parent``; return its content."""
         tags = {ID_TAG: self._id, **({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})}
         missing = {key: text for key, text in tags.items() if run.data.tags.get(key) != text}
         if missing:
             self._log(run.info.run_id, tags=missing)
-        return _recalled(run)
+        return _content_of(run)
 
-    def _open_run(self, view: TrialRunState) -> _Shown:
+    def _open_run(self, view: TrialRunState) -> _RunContent:
         assert self._parent is not None, "the search is shown before its trials"
         number = view.number
         known = self._found.get(number, [])
@@ -271,11 +271,11 @@ class MlflowRunSync:
             # A request without a response may have created the run; a trial must have one run only.
             found = _same_trial(view, self._search_runs(number))
         if found is not None:
-            run = self._taken_over(found, parent=self._parent)
+            run = self._adopt(found, parent=self._parent)
         else:
             self._delete_superseded(known)
             self._unsure.add(number)
-            run = _Shown(run_id=self._create_run(view, self._parent))
+            run = _RunContent(run_id=self._create_run(view, self._parent))
         self._unsure.discard(number)
         return run
 
@@ -296,7 +296,7 @@ class MlflowRunSync:
             if self._place and run.data.tags.get(PLACE_TAG) == self._place:
                 self._client.delete_run(run.info.run_id)
 
-    def _create_run(self, view: TrialRunState, parent: _Shown) -> str:
+    def _create_run(self, view: TrialRunState, parent: _RunContent) -> str:
         tags = {
             MLFLOW_PARENT_RUN_ID: parent.run_id,
             ID_TAG: self._id,
@@ -313,7 +313,7 @@ class MlflowRunSync:
         )
         return str(run.info.run_id)
 
-    def _epochs(self, run: _Shown, view: TrialRunState) -> set[int]:
+    def _epochs(self, run: _RunContent, view: TrialRunState) -> set[int]:
         """Return the epochs of a run on the server.
 
         One metric is enough to find them, because all metrics of an epoch are sent in one request.
@@ -340,7 +340,7 @@ class MlflowRunSync:
             if not token:
                 return
 
-    def _change(self, run: _Shown, state: str, time_ms: int) -> None:
+    def _change(self, run: _RunContent, state: str, time_ms: int) -> None:
         """Set a run's status to that of ``state``, which is already in the run's tag."""
         if state == ACTIVE:
             self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
@@ -363,13 +363,13 @@ class MlflowRunSync:
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
-    def _crown(self, parent: _Shown, champion: Champion) -> None:
+    def _register_champion(self, parent: _RunContent, champion: Champion) -> None:
         """Register the winner's network under the search's name, unless it is registered already."""
         label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
         if parent.tags.get(CHAMPION_TAG) == label:
             return
         exported = _load_exporter()
-        run_id = self._shown[champion.number].run_id
+        run_id = self._runs[champion.number].run_id
         try:
             with exported(champion.checkpoint) as folder:
                 self._client.log_artifacts(run_id, str(folder), "model")
@@ -420,7 +420,7 @@ class MlflowRunSync:
                 raise
             return ""
 
-    def _upload(self, run: _Shown, file: Path) -> None:
+    def _upload(self, run: _RunContent, file: Path) -> None:
         stat = file.stat()
         version = (stat.st_mtime_ns, stat.st_size)
         if run.files.get(file) != version:
@@ -461,19 +461,19 @@ def _same_trial(view: TrialRunState, runs: Iterable[Run]) -> Run | None:
     return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
 
 
-def _recalled(run: Run) -> _Shown:
+def _content_of(run: Run) -> _RunContent:
     state = run.data.tags.get(STATE_TAG, "")
-    return _Shown(
+    return _RunContent(
         run_id=run.info.run_id,
         state=state if _STATUS.get(state) == run.info.status else "",
         params=set(run.data.params),
-        asked=False,
+        epochs_known=False,
         tags=dict(run.data.tags),
     )
 
 
 def _batches(
-    view: TrialRunState, run: _Shown, *, closes: bool
+    view: TrialRunState, run: _RunContent, *, closes: bool
 ) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
     """Yield the additions of ``view`` as requests: parameters, metrics, and whether the request is the last.
 
@@ -508,7 +508,7 @@ def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> lis
     return [Metric(key, value, time_ms, step) for key, value in figures.items()]
 
 
-def _ending(view: TrialRunState) -> dict[str, str]:
+def _closing_tags(view: TrialRunState) -> dict[str, str]:
     """Return the tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
-    said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
-    return {**{key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}, STATE_TAG: view.state}
+    texts = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
+    return {**{key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text}, STATE_TAG: view.state}

@@ -40,11 +40,11 @@ def remedy_words(error: Exception, uri: str) -> str | None:
         error: The exception that a call to MLflow has raised.
         uri: The tracking URI.
     """
-    said = str(error)
+    message = str(error)
     if isinstance(error, MlflowException) and error.error_code in _UNKNOWN_USER:
         return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    if "out-of-date database schema" in said:
-        versions = re.search(r"found version (\w+), but expected (\w+)", said)
+    if "out-of-date database schema" in message:
+        versions = re.search(r"found version (\w+), but expected (\w+)", message)
         found = f" (its tables have version {versions[1]}, not {versions[2]})" if versions else ""
         return (
             f"Another version of MLflow has made its database{found}. If that was an older one, take a copy"

@@ -30,7 +30,7 @@ __all__ = [
 
 
 #: The path of the checkpoint within a model: MLflow's folder for extra files, and the file in it.
-_KEPT: Final = "extra_files/best.ckpt"
+_CHECKPOINT_PATH: Final = "extra_files/best.ckpt"
 
 _URI: Final = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
@@ -103,14 +103,14 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
             yield Path(
                 mlflow.artifacts.download_artifacts(
-                    f"{place.rstrip('/')}/{_KEPT}", dst_path=folder, tracking_uri=tracking_uri
+                    f"{place.rstrip('/')}/{_CHECKPOINT_PATH}", dst_path=folder, tracking_uri=tracking_uri
                 )
             )
     except (MlflowException, OSError) as error:
         rule = "MODEL must be registered by a search"
-        said = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise StorageError(
-            format_error(rule, got=f"{uri} ({said})", where=f"MLflow at {tracking_uri}")
+            format_error(rule, got=f"{uri} ({reason})", where=f"MLflow at {tracking_uri}")
         ) from error
 
 

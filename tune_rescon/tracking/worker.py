@@ -71,7 +71,7 @@ class MlflowWorker:
     def __init__(self, destination: Destination) -> None:
         """Store ``destination``; nothing is sent yet."""
         self._destination = destination
-        self._book: MlflowRunSync | None = None
+        self._runs: MlflowRunSync | None = None
 
     def show(self, view: View) -> Answer:
         """Send ``view`` to MLflow, and return the id of its run and the messages to the user.
@@ -81,16 +81,16 @@ class MlflowWorker:
                 them.
         """
         uri = self._destination.uri
-        with _judged(uri, hopeless=RetryPolicy.GIVE_UP):
-            book = self._book = self._book or self._connect()
+        with _errors_converted(uri, hopeless=RetryPolicy.GIVE_UP):
+            runs = self._runs = self._runs or self._connect()
         try:
-            with _judged(uri, hopeless=RetryPolicy.SKIP):
-                return Answer(run_id=book.show(view), remarks=book.take_remarks())
+            with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+                return Answer(run_id=runs.show(view), remarks=runs.take_remarks())
         except CallError as error:
             if error.remedy is RetryPolicy.SKIP:
                 # If the experiment was deleted meanwhile, every other call will be refused too.
-                with _judged(uri, hopeless=RetryPolicy.SKIP):
-                    book.check()
+                with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+                    runs.check()
             raise
 
     def start(self) -> None:
@@ -109,13 +109,13 @@ class MlflowWorker:
             file = sqlite_file(self._destination.uri)
             if file is not None and self._destination.artifacts is not None:
                 follow_artifacts(file, self._destination.artifacts)
-            book = MlflowRunSync(self._destination)
-            book.connect()
-        return book
+            runs = MlflowRunSync(self._destination)
+            runs.connect()
+        return runs
 
 
 @contextmanager
-def _judged(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
+def _errors_converted(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
     """Convert errors within the block to :class:`.CallError` with a retry policy.
 
     Args:
@@ -128,11 +128,11 @@ def _judged(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
         raise
     except Exception as error:
         if remedy := remedy_words(error, uri):
-            raise CallError(f"{_words(error)} {remedy}", RetryPolicy.GIVE_UP) from error
+            raise CallError(f"{_message_line(error)} {remedy}", RetryPolicy.GIVE_UP) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")
-        raise CallError(_words(error), hopeless if final else RetryPolicy.AGAIN) from error
+        raise CallError(_message_line(error), hopeless if final else RetryPolicy.AGAIN) from error
 
 
 def is_final(error: Exception) -> bool:
@@ -148,13 +148,13 @@ def is_final(error: Exception) -> bool:
     return not isinstance(error, OSError | SQLAlchemyError)
 
 
-def _words(error: Exception) -> str:
+def _message_line(error: Exception) -> str:
     """Return the first line of an error's message; for a database error, without SQLAlchemy's text."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DBAPIError):
         cause = cause.__cause__ or cause.__context__
-    said = str(error if cause is None else cause.orig)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    message = str(error if cause is None else cause.orig)
+    return (message.strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Forwarder(QueueHandler):
@@ -181,10 +181,10 @@ def _serve(connection: Connection) -> None:
     logging.getLogger().addHandler(forwarder)
     arrived: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
-    desk = MlflowWorker(arrived.get())
+    worker = MlflowWorker(arrived.get())
     while True:
         try:
-            forwarder.send(desk.show(arrived.get()))
+            forwarder.send(worker.show(arrived.get()))
         except CallError as error:
             forwarder.send(error)
 

@@ -29,7 +29,7 @@ __all__ = [
 
 
 _SEARCH: Final = "search"
-_ITS_END: Final = "its end"
+_SEARCH_END: Final = "its end"
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ class UpdateQueue:
             if known.view is view:
                 return
             newer = _Waiting(known.view, known.updates - updates, self._due(known.view))
-            end = self._waiting.pop(_ITS_END, None)
+            end = self._waiting.pop(_SEARCH_END, None)
             if end is None:
                 self._waiting[key] = newer
             elif key == _SEARCH:
                 # Sent after the search's end, this view would mark the search as running again. The end view
                 # contains all of its content.
-                self._waiting[_ITS_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
+                self._waiting[_SEARCH_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
             else:
-                self._waiting |= {key: newer, _ITS_END: end}
+                self._waiting |= {key: newer, _SEARCH_END: end}
 
     def _due(self, view: View) -> float:
         return self._clock() + (self._settle if view.state == ACTIVE else 0.0)
@@ -128,7 +128,7 @@ def _key(view: View) -> Hashable:
     if isinstance(view, TrialRunState):
         return view.number
     # A search is sent before its trials, and its end after them.
-    return _SEARCH if view.state == ACTIVE else _ITS_END
+    return _SEARCH if view.state == ACTIVE else _SEARCH_END
 
 
 _LOGGER = logging.getLogger(__name__)
@@ -293,7 +293,7 @@ class MlflowWriter:
                     continue
                 if error.remedy is RetryPolicy.GIVE_UP:
                     self._trouble = error.words
-                    self._tell(f"MLflow cannot be used: {error.words}")
+                    self._report(f"MLflow cannot be used: {error.words}")
                     return
                 self._refuse(view, updates, error.words)
             self._backlog.done(view, updates)
@@ -305,9 +305,9 @@ class MlflowWriter:
         if words != self._refusal:
             self._refusal = words
             what = f"trial_{view.number:04d}" if isinstance(view, TrialRunState) else "the search itself"
-            self._tell(f"MLflow refuses an update of {what}, which is left out: {words}")
+            self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         _LOGGER.warning("%s", text)
         try:
             self._say(text)
@@ -337,7 +337,7 @@ class MlflowWriter:
     def _send(self, view: View) -> None:
         answer = self._desk.show(view)
         for remark in answer.remarks:
-            self._tell(remark)
+            self._report(remark)
         if isinstance(view, TrialRunState) and view.number not in self._known:
             self._known.add(view.number)
             self._opened.put((view.number, answer.run_id))

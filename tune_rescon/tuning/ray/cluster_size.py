@@ -42,7 +42,7 @@ def sampled_cluster(
         ask: Returns the size of the cluster; by default, from Ray.
         every: Seconds between two polls.
     """
-    sampler = _Sampler(gone, ask or _ask_ray, every)
+    sampler = _Sampler(gone, ask or _poll_ray, every)
     try:
         yield sampler.latest
     finally:
@@ -82,7 +82,7 @@ class _Sampler:
             return None
 
 
-def _ask_ray() -> ClusterSize:
+def _poll_ray() -> ClusterSize:
     import ray
 
     resources = ray.cluster_resources()

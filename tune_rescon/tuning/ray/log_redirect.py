@@ -21,7 +21,15 @@ __all__ = [
 
 
 #: Loggers that have their own handler for the terminal.
-_LOUD: Final = ("ray", "optuna", "mlflow", "alembic", "pytorch_lightning", "lightning_fabric", "tune_rescon")
+_TERMINAL_LOGGERS: Final = (
+    "ray",
+    "optuna",
+    "mlflow",
+    "alembic",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "tune_rescon",
+)
 
 #: Standard output and error.
 _STREAMS: Final = (1, 2)
@@ -44,7 +52,7 @@ def library_log(path: Path) -> Iterator[None]:
     file = _LogFile(path, encoding="utf-8")
     file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    level, before = root.level, {name: _taken(name) for name in _LOUD}
+    level, before = root.level, {name: _without_handlers(name) for name in _TERMINAL_LOGGERS}
     root.addHandler(file)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -107,7 +115,7 @@ def _flush() -> None:
             stream.flush()
 
 
-def _taken(name: str) -> tuple[list[logging.Handler], bool]:
+def _without_handlers(name: str) -> tuple[list[logging.Handler], bool]:
     """Remove a logger's handlers and make it propagate to the root logger.
 
     Returns:

@@ -114,7 +114,7 @@ def _name_interface(address: str) -> None:
 _PARTING: Final = 20.0
 
 #: Seconds for rank 0 to notice, in its own training, that another process has failed.
-_NOTICE: Final = 60.0
+_FAILURE_NOTICE: Final = 60.0
 
 _TICK: Final = 0.5
 
@@ -143,10 +143,10 @@ class Member:
             tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as folder,
             met(meeting, rank, address=address, device=task.device) as peers,
         ):
-            train_task(task, Path(folder), peers, on_epoch=_to_nobody, on_note=_to_nobody)
+            train_task(task, Path(folder), peers, on_epoch=_discard, on_note=_discard)
 
 
-def _to_nobody(report: EpochReport | str) -> None:
+def _discard(report: EpochReport | str) -> None:
     del report
 
 
@@ -171,10 +171,10 @@ def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
         try:
             yield peers
         except Exception as error:
-            raise _cause(error, work) from error
+            raise _peer_error(error, work) from error
         finally:
             # Before this process disconnects, because the others would take the disconnection for its death.
-            _part(work)
+            _end_peers(work)
 
 
 @functools.cache
@@ -219,11 +219,11 @@ def _watch(work: Sequence[Any], over: threading.Event) -> None:
     left = list(work)
     while left and not over.wait(_TICK):
         done, left = ray.wait(left, num_returns=len(left), timeout=0)
-        if any(_fault(one) for one in done) and not over.wait(_NOTICE):
+        if any(_peer_exception(one) for one in done) and not over.wait(_FAILURE_NOTICE):
             os._exit(1)
 
 
-def _fault(work: Any) -> Exception | None:
+def _peer_exception(work: Any) -> Exception | None:
     """Return the exception that a process's finished work has raised, or None.
 
     Ends this process if the other process has died.
@@ -243,7 +243,7 @@ def _fault(work: Any) -> Exception | None:
     return None
 
 
-def _cause(error: Exception, work: Sequence[Any]) -> Exception:
+def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
     """Return the exception of another process if it caused ``error``, else ``error``.
 
     Ends this process if another one has died.
@@ -262,11 +262,11 @@ def _cause(error: Exception, work: Sequence[Any]) -> Exception:
     if not isinstance(error, PeerFailedError):
         return error
     done, _ = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
-    faults = [fault for one in done if (fault := _fault(one))]
+    faults = [fault for one in done if (fault := _peer_exception(one))]
     return next((fault for fault in faults if not isinstance(fault, PeerFailedError)), error)
 
 
-def _part(work: Sequence[Any]) -> None:
+def _end_peers(work: Sequence[Any]) -> None:
     """Wait for the other processes, and kill all of them if one does not end in time.
 
     The next trial then starts new processes.
@@ -275,7 +275,7 @@ def _part(work: Sequence[Any]) -> None:
 
     done, left = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
     for one in done:
-        _fault(one)
+        _peer_exception(one)
     if left:
         for member in _members(len(work)):
             ray.kill(member)

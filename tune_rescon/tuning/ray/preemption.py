@@ -50,26 +50,28 @@ class SpotNotice:
         self._service = service
         # Without a proxy, because a proxy cannot serve this machine's own metadata.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._answers: bool | None = None
+        self._responds: bool | None = None
 
     def came(self) -> bool:
         """Return whether EC2 has announced that the machine will be taken away; False if that is unknown."""
-        if self._answers is False:
+        if self._responds is False:
             return False
         try:
-            token = self._ask("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-            said = self._ask("GET", "meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
-            return json.loads(said)["action"] in _ACTIONS
+            token = self._request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+            notice = self._request(
+                "GET", "meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
+            )
+            return json.loads(notice)["action"] in _ACTIONS
         except HTTPError:
             # 404: no notice. The metadata services of other clouds return similar errors.
-            self._answers = True
+            self._responds = True
         except OSError:
-            self._answers = self._answers or False
+            self._responds = self._responds or False
         except (ValueError, LookupError, TypeError):
-            self._answers = False
+            self._responds = False
         return False
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
         request = urllib.request.Request(f"{self._service}/{path}", headers=headers, method=method)
         with self._opener.open(request, timeout=_PATIENCE) as answer:
             return str(answer.read().decode())
@@ -79,7 +81,7 @@ class SpotNotice:
 LOOK_EVERY: Final = 3.0
 
 #: Time limit of a check in seconds.
-_LOOK: Final = 5.0
+_CHECK_TIMEOUT: Final = 5.0
 
 #: Seconds that a spot machine has left after its notice: slightly less than EC2's two minutes.
 _SPOT_SECONDS: Final = 110.0
@@ -103,8 +105,8 @@ class PreemptionSignal:
 
     def __init__(self) -> None:
         """Start without a preemption."""
-        self._told = threading.Event()
-        self._heeding = False
+        self._preempted = threading.Event()
+        self._polled = False
         self._before: Any = None
 
     def hear(self) -> None:
@@ -130,23 +132,23 @@ class PreemptionSignal:
             target=self._watch, args=(is_drained, look_every, over), name="notice", daemon=True
         )
         watch.start()
-        self._heeding = True
+        self._polled = True
         try:
-            yield self._told.is_set
+            yield self._preempted.is_set
         finally:
-            self._heeding = False
+            self._polled = False
             # The thread is not joined: a check can take long, and has no effect after the block.
             over.set()
 
     def _watch(self, is_drained: Callable[[], bool], look_every: float, over: threading.Event) -> None:
         while not over.wait(look_every):
             if is_drained():
-                self._told.set()
+                self._preempted.set()
                 return
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._heeding and not self._told.is_set():
-            self._told.set()
+        if self._polled and not self._preempted.is_set():
+            self._preempted.set()
         elif callable(self._before):
             # Ray's handler, if no trial polls the preemption, or for a second signal.
             self._before(number, frame)
@@ -176,7 +178,7 @@ def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
         return False
     node, control = ray.get_runtime_context().get_node_id(), global_worker.gcs_client
     with suppress(ray.exceptions.RpcError):
-        if node in control.get_draining_nodes(timeout=_LOOK):
+        if node in control.get_draining_nodes(timeout=_CHECK_TIMEOUT):
             return True
     if not spot.came():
         return False
@@ -185,5 +187,5 @@ def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
     reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     deadline = int(1000 * (time.time() + _SPOT_SECONDS))
     with suppress(ray.exceptions.RpcError):
-        control.drain_node(node, reason, "EC2's spot notice has come", deadline, timeout=_LOOK)
+        control.drain_node(node, reason, "EC2's spot notice has come", deadline, timeout=_CHECK_TIMEOUT)
     return True

@@ -59,7 +59,7 @@ class SignalState:
         """
         self._grace = grace
         self._clock = clock
-        self._came: list[tuple[int, float]] = []
+        self._received: list[tuple[int, float]] = []
         self.deferred = False
         """True if signals are only stored; otherwise the next signal raises KeyboardInterrupt."""
 
@@ -69,35 +69,35 @@ class SignalState:
         Raises:
             KeyboardInterrupt: If signals are not deferred: no work is running that could end in order.
         """
-        self._came.append((number, self._clock()))
+        self._received.append((number, self._clock()))
         if not self.deferred:
             raise KeyboardInterrupt
 
     @property
     def count(self) -> int:
         """The number of signals received so far."""
-        return len(self._came)
+        return len(self._received)
 
     @property
     def urgency(self) -> StopLevel:
         """The present stop level."""
-        if not self._came:
+        if not self._received:
             return StopLevel.NONE
         left = self.seconds_left
-        if _has_second_ctrl_c(self._came) or (left is not None and left <= 0):
+        if _has_second_ctrl_c(self._received) or (left is not None and left <= 0):
             return StopLevel.STOP
         return StopLevel.FINISH_EPOCHS
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the deadline, negative after it; None if no signal with a deadline was received."""
-        ends = [when + self._grace for number, when in self._came if number in _DEADLINED]
+        ends = [when + self._grace for number, when in self._received if number in _DEADLINED]
         return min(ends) - self._clock() if ends else None
 
 
-def _has_second_ctrl_c(came: Sequence[tuple[int, float]]) -> bool:
-    first = came[0][1]
-    return any(number == signal.SIGINT and when - first >= ECHO_SECONDS for number, when in came)
+def _has_second_ctrl_c(received: Sequence[tuple[int, float]]) -> bool:
+    first = received[0][1]
+    return any(number == signal.SIGINT and when - first >= ECHO_SECONDS for number, when in received)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def listening(interruption: SignalState) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGHUP:
-            _silence(terminals)
+            _discard_output(terminals)
         interruption.receive(number)
 
     wanted = [signal.SIGINT, *_DEADLINED]
@@ -133,7 +133,7 @@ def listening(interruption: SignalState) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _silence(terminals: Set[int]) -> None:
+def _discard_output(terminals: Set[int]) -> None:
     """Redirect output to closed terminals to the null device, because a write to them would raise an error.
 
     Such an error would end the work that is still running. All descriptors of these devices are redirected,
@@ -178,7 +178,7 @@ class Watch:
         self._assure = assure
         self._interrupt = interrupt
         self._say = say
-        self._heard = StopLevel.NONE
+        self._level = StopLevel.NONE
         self._gone = ""
         self._signals_before_end: int | None = None
 
@@ -189,11 +189,11 @@ class Watch:
             LeaseLostError: If another driver has taken over the search.
         """
         self._assure()
-        self._hear()
+        self._update_level()
         # A signal to all processes at once may end Ray before this process handles the signal. Therefore Ray
         # must be found dead in two consecutive calls.
         gone_before, self._gone = self._gone, self._ray_gone()
-        return self._heard is StopLevel.STOP or bool(gone_before)
+        return self._level is StopLevel.STOP or bool(gone_before)
 
     def trials_ended(self) -> None:
         """Let each later signal shorten the remaining waits, because no epoch is left to finish."""
@@ -256,16 +256,16 @@ class Watch:
         )
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
-    def _hear(self) -> None:
+    def _update_level(self) -> None:
         urgency = self._interruption.urgency
-        if urgency is self._heard:
+        if urgency is self._level:
             return
-        self._heard = urgency
+        self._level = urgency
         self._interrupt()
-        self._say(_answer(urgency, self._interruption.seconds_left))
+        self._say(_stop_message(urgency, self._interruption.seconds_left))
 
 
-def _answer(urgency: StopLevel, seconds_left: float | None) -> str:
+def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
     if urgency is StopLevel.STOP:
         return "Interrupted: stopping now; what is recorded stays"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"

@@ -24,7 +24,7 @@ __all__ = [
 
 
 #: Seconds between two messages that the preparation is still running.
-_WORD_EVERY: Final = 60.0
+_MESSAGE_EVERY: Final = 60.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def stage_data(
         on_it = task.options(scheduling_strategy=strategy)
         waiting[on_it.remote(list(datasets), str(data_root), str(cache_root))] = node["NodeManagerAddress"]
     while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_WORD_EVERY)
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
             say(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
         for reference in done:

@@ -46,8 +46,8 @@ __all__ = [
 
 _Result = TypeVar("_Result")
 
-_TODO: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
-_BEGINNING: Final = threading.Lock()
+_WORK_QUEUE: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
+_START_LOCK: Final = threading.Lock()
 
 
 def on_one_thread(work: Callable[[], _Result]) -> _Result:
@@ -58,14 +58,14 @@ def on_one_thread(work: Callable[[], _Result]) -> _Result:
             trial.
     """
     done: Future[_Result] = Future()
-    with _BEGINNING:
-        _begin()
-    _TODO.put((work, done))  # type: ignore[arg-type]  # of any result
+    with _START_LOCK:
+        _start_thread()
+    _WORK_QUEUE.put((work, done))  # type: ignore[arg-type]  # of any result
     return done.result()
 
 
 @functools.cache
-def _begin() -> None:
+def _start_thread() -> None:
     # A daemon thread, unlike an executor's, so that a process can end without waiting for a trial.
     threading.Thread(target=_serve, name="trials", daemon=True).start()
 
@@ -73,7 +73,7 @@ def _begin() -> None:
 def _serve() -> None:
     while True:
         # In a separate frame, so that no reference to finished work is kept until the next work arrives.
-        _do(*_TODO.get())
+        _do(*_WORK_QUEUE.get())
 
 
 def _do(work: Callable[[], object], done: Future[object]) -> None:
@@ -148,7 +148,7 @@ def synchronised(
         return
     from tune_rescon.storage import CheckpointMirror, RemoteFolder, StorageUrl
 
-    _forget_other_runs(folder.parent)
+    _delete_other_runs(folder.parent)
     remote = RemoteFolder.connect(StorageUrl(url=url))
     mirror = CheckpointMirror(local=folder, remote=remote, names=names, note=note)
     mirror.fetch(progress)
@@ -158,7 +158,7 @@ def synchronised(
         mirror.release()
 
 
-def _forget_other_runs(run: Path) -> None:
+def _delete_other_runs(run: Path) -> None:
     """Delete the folders that earlier runs of the search left on this node when their workers were killed."""
     if run.parent.is_dir():
         for other in run.parent.iterdir():
@@ -244,10 +244,10 @@ def _dataset(dataset: DatasetConfig, data_root: str, cache_root: str) -> ImageDa
 
 
 #: The files of a trial that are copied if the storage is a URL, in the order they are written.
-_KEPT: Final = ("best.ckpt", "last.ckpt")
+_COPIED_FILES: Final = ("best.ckpt", "last.ckpt")
 
 #: Seconds that a preempted process waits for the driver to receive its last report before it exits.
-_FAREWELL: Final = 10.0
+_LAST_REPORT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,10 +314,12 @@ def _run(task: TrialTask) -> None:
     try:
         left = _train(task)
     except Exception as error:
-        tune.report({"number": task.number, "state": _fate(error).value, "error": traceback.format_exc()})
+        tune.report(
+            {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
+        )
     else:
         if left is not None:
-            _go(task, left)
+            _exit_preempted(task, left)
 
 
 def _train(task: TrialTask) -> Preempted | None:
@@ -356,14 +358,14 @@ def _train(task: TrialTask) -> Preempted | None:
     with synchronised(
         folder,
         task.checkpoint_url,
-        names=_KEPT,
+        names=_COPIED_FILES,
         progress=trained_steps,
         note=note,
     ) as sync:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # These epochs are in the checkpoint, but a worker or the driver died before they were recorded.
             report(owed)
-        with gathered(task) as peers, _told_to_leave(task) as leave:
+        with gathered(task) as peers, _watched_for_preemption(task) as leave:
             try:
                 train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
             except Preempted as left:
@@ -373,15 +375,15 @@ def _train(task: TrialTask) -> Preempted | None:
 
 
 @contextmanager
-def _told_to_leave(task: TrialTask) -> Iterator[Callable[[], bool]]:
+def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
     if task.workers > 1:
         yield never
         return
-    with NOTICE.heeded(is_drained=node_is_drained) as told:
-        yield told
+    with NOTICE.heeded(is_drained=node_is_drained) as leave:
+        yield leave
 
 
-def _go(task: TrialTask, left: Preempted) -> None:
+def _exit_preempted(task: TrialTask, left: Preempted) -> None:
     """End this process after a preemption.
 
     Tune regards the trial as ended with its process. The report below has the coordinator hand it out again.
@@ -389,14 +391,14 @@ def _go(task: TrialTask, left: Preempted) -> None:
     from ray import tune
 
     # tune.report waits for the driver, which may have ended.
-    patience = threading.Timer(_FAREWELL, os._exit, [1])
+    patience = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
     patience.daemon = True
     patience.start()
     tune.report({"number": task.number, "note": messages.left(left.epoch, left.batches), "leaving": True})
     os._exit(1)
 
 
-def _fate(error: Exception) -> TrialState:
+def _end_state(error: Exception) -> TrialState:
     import torch
 
     return TrialState.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else TrialState.FAILED
