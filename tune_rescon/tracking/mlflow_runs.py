@@ -395,7 +395,7 @@ class MlflowRunSync:
         parent.tags[CHAMPION_TAG] = label
 
     def _keep_other_champion(self, new: str) -> None:
-        """Give another search's champion of this name a separate alias before ``new`` gets its alias."""
+        """Give another search's champion of this name a separate alias before version ``new`` replaces it."""
         aliases = self._client.get_registered_model(self._search).aliases
         standing = aliases.get(CHAMPION)
         if standing is None or str(standing) == str(new):

@@ -234,7 +234,7 @@ class ControlStoreProbe:
     def gone(self) -> str:
         """Return a description of the control store if it has been unreachable for too long, else "".
 
-        A control store that was never reached is not reported: with a proxy (``ray://``), its address is not
+        A control store that was never reached is not reported: with a proxy (``ray://``), the address is not
         valid on this machine.
         """
         now = self._clock()

@@ -386,7 +386,8 @@ def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
 def _exit_preempted(task: TrialTask, left: Preempted) -> None:
     """End this process after a preemption.
 
-    Tune regards the trial as ended with its process. The report below has the coordinator hand it out again.
+    Tune regards the trial as ended with its process. The report below informs the coordinator that the worker
+    leaves in order, and the coordinator then hands the trial out again.
     """
     from ray import tune
 
