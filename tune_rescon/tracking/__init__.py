@@ -1,4 +1,4 @@
-"""All that speaks to MLflow: the calls, the process that makes them, and the thread that hands them over."""
+"""Track a search in MLflow: the calls, the process that makes them, and the thread that submits them."""
 
 from tune_rescon.tracking.messages import (
     Champion,

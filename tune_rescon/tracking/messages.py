@@ -1,10 +1,11 @@
-"""What MLflow is to show of a search and of each trial: the newest value holds all that the older ones did.
+"""The content of the MLflow runs of a search and its trials. The newest view contains all of the older ones.
 
-So nothing has to be kept of what was not sent yet but the newest, however long the server is away: the record
-of the search (decision 1 of the design) is the spool, on disk and in order, and these are read from it.
+Therefore only the newest unsent view must be kept, however long the server is unavailable. The search's
+record (decision 1 of the design) serves as the queue, on disk and in order, and the views are read from the
+record.
 
-Times are milliseconds since the epoch, MLflow's own unit. A trial is named by its number; the writer finds or
-creates the run that shows it.
+Times are in milliseconds since the Unix epoch, which is MLflow's unit. A trial is identified by its number;
+the writer finds or creates the run that shows the trial.
 """
 
 from __future__ import annotations
@@ -35,31 +36,34 @@ __all__ = [
 ]
 
 
-#: The state of what is not over, and does not wait to be resumed or promoted either.
+#: The state of a search or trial that has not ended and does not wait to be resumed or promoted.
 ACTIVE: Final = "running"
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch."""
+    """Return the milliseconds since the Unix epoch."""
     return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRunState:
-    """A trial's child run."""
+    """The child run of a trial."""
 
     number: int
     run_id: str | None = None
-    """The run that shows the trial, where the record knows it."""
+    """The id of the run that shows the trial; None if the record does not contain it."""
     state: str = ACTIVE
-    """The contract's word; :data:`ACTIVE` until the trial is over, paused or interrupted."""
+    """The trial's state by the contract's name.
+
+    It is :data:`ACTIVE` until the trial has ended, or is paused or interrupted.
+    """
     params: Mapping[str, str] = field(default_factory=dict)
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Each metric by epoch, the first being epoch 1."""
+    """The values of each metric by epoch, from epoch 1."""
     times_ms: Sequence[int] = ()
-    """When each epoch was recorded."""
+    """The time at which each epoch was recorded, in milliseconds."""
     closing: Mapping[str, float] = field(default_factory=dict)
-    """The figures of a trial that is over, each a single point at its last epoch."""
+    """The final figures of an ended trial, each a single point at the trial's last epoch."""
     error: str | None = None
     notes: tuple[str, ...] = ()
     started_ms: int = field(default_factory=now_ms)
@@ -67,56 +71,59 @@ class TrialRunState:
 
     @property
     def epochs(self) -> int:
-        """How many there are to show."""
+        """The number of epochs to show."""
         return len(self.times_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What a search trains on."""
+    """A dataset on which a search trains."""
 
     name: str
     digest: str
-    """Equal where images, labels and splits are; 36 characters at most."""
+    """Equal for datasets with equal images, labels and splits; at most 36 characters."""
     counts: Mapping[str, int]
-    """How many images each part has."""
+    """The number of images in each split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The winner's network, to be registered as a model of the search's name."""
+    """The winner's network, to be registered as a model under the search's name."""
 
     number: int
     epoch: int
     checkpoint: str
     """The ``best.ckpt``: a path, or the URL of a storage."""
     value: str = ""
-    """The winner's value, and the epoch it is of, in words: for the registered model's description."""
+    """The winner's metric value and its epoch, as text for the registered model's description."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRunState:
-    """The parent run."""
+    """The parent run of a search."""
 
     id: str
-    """The search's identity. Its runs carry it as a tag and are found by that tag alone."""
+    """The search's id. The search's runs carry the id as a tag and are found by this tag only."""
     place: str = ""
-    """The host and folder, or the URL, of the search's record. A run that another place created is never
-    deleted: a copy of a search has the same identity until it is resumed."""
+    """The host and folder, or the URL, of the search's record.
+
+    A run that was created at another place is never deleted, because a copy of a search has the same id until
+    it is resumed.
+    """
     known_runs: tuple[str, ...] = ()
-    """Run ids in the record. They find the runs of a search that began without an identity."""
+    """The run ids in the record. They find the runs of a search that began without an id."""
     state: str = ACTIVE
     tags: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
-    """Markdown: what MLflow shows on the run's page."""
+    """The text on the run's page in MLflow, in Markdown."""
     closing: Mapping[str, float] = field(default_factory=dict)
     images: tuple[Images, ...] = ()
     champion_is_near: bool = False
-    """Whether the search will have one soon: what registers it can be loaded meanwhile."""
+    """True if the search will soon have a champion: the code that registers it can be imported now."""
     champion: Champion | None = None
-    """Registered once the search is over and all else is sent."""
+    """The champion, which is registered after the search has ended and all other content is sent."""
     files: tuple[Path, ...] = ()
-    """Kept as artifacts, in the newest version of each."""
+    """Files to upload as artifacts, each in its newest version."""
     started_ms: int = field(default_factory=now_ms)
     ended_ms: int = field(default_factory=now_ms)
 
@@ -126,29 +133,30 @@ View: TypeAlias = TrialRunState | SearchRunState
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """An MLflow store, and what a search is called there."""
+    """An MLflow store, and the names of a search in it."""
 
     uri: str
     """The tracking URI."""
     experiment: str
-    """The experiment's name: the dataset's."""
+    """The name of the experiment, which is the dataset's name."""
     search: str
-    """The parent run's name, and the tag that all runs of the search carry."""
+    """The name of the parent run, and the tag of all runs of the search."""
     metric: str
     maximize: bool
-    """Whether a larger ``metric`` is better."""
+    """True if a larger ``metric`` is better."""
     artifacts: Path | None = None
-    """Where an experiment that is made now keeps its files; None: where the server says."""
+    """The folder for the artifacts of a new experiment; None for the server's default."""
 
 
 _SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse a URI no MLflow store answers to.
+    """Check that a tracking URI has the scheme of an MLflow store.
 
     Raises:
-        StorageError: its scheme is not a server's or a database's (MLflow refuses its file store since 3.13).
+        StorageError: If the scheme is not a server's or a database's. MLflow 3.13 and later refuse the file
+            store.
     """
     scheme, slashes, _ = uri.partition("://")
     if uri == "databricks" or (slashes and scheme.partition("+")[0] in _SCHEMES):
@@ -159,7 +167,10 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def alone_at(uri: str) -> AbstractContextManager[object]:
-    """Keep this machine's other writers away from a SQLite store, by a lock file beside it."""
+    """Lock a SQLite store against other writers on this machine, with a lock file beside the store.
+
+    For other stores, the returned context manager does nothing.
+    """
     file = sqlite_file(uri)
     if file is None:
         return nullcontext()

@@ -1,8 +1,12 @@
-"""The MLflow calls: a parent run for the search, a child run for each trial, found again by the search's id.
+"""Log a search to MLflow: a parent run for the search and a child run for each trial.
 
-A name says nothing about whose a run is: two storages may share one MLflow and have searches of one name. So
-no run is opened, changed or deleted unless it carries this search's id, or the record of this search has its
-run id and no search has put an id on it (an earlier version put none on its searches).
+The runs are found by the search's id, because a name does not identify the owner of a run: two storages may
+share one MLflow server and have searches of the same name. A run is opened, changed or deleted only if one of
+these holds:
+
+- The run carries this search's id.
+- The record of this search has the run's id, and the run carries no search's id. (An earlier version put no
+  id on its searches.)
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ __all__ = [
 
 
 ID_TAG: Final = "tune_rescon.id"
-#: Of a trial's run: where the search was that created it.
+#: Tag of a trial's run: the place of the search that created the run.
 PLACE_TAG: Final = "tune_rescon.place"
 SEARCH_TAG: Final = "tune_rescon.search"
 TRIAL_TAG: Final = "tune_rescon.trial"
@@ -59,18 +63,18 @@ NOTE_TAG: Final = "mlflow.note.content"
 CHAMPION_TAG: Final = "tune_rescon.champion"
 CHAMPION: Final = "champion"
 
-#: Longest text kept in a tag, characters (MLflow admits 8,000 bytes).
+#: Maximum length of the text in a tag, in characters (MLflow allows 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
 
-#: Runs asked for at once, and metrics sent at once: MLflow's own limits.
+#: Maximum number of runs per page of results, and of metrics per request: MLflow's own limits.
 RUNS_A_PAGE: Final = 1000
 METRICS_A_REQUEST: Final = 1000
 
-#: A run shows a trial of its number only if both started within so many milliseconds: some databases keep
-#: whole seconds.
+#: Maximum difference of start times, in milliseconds, between a trial and the run that shows it. Some
+#: databases store whole seconds.
 SAME_START_MS: Final = 1000
 
-#: MLflow's word for how a run ended, by ours.
+#: The state of a search or trial to MLflow's run status.
 _STATUS: Final = {
     ACTIVE: "RUNNING",
     "finished": "FINISHED",
@@ -87,43 +91,44 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
-class _Shown:
-    """What the server has of one run."""
+class _RunContent:
+    """The content of one run on the server."""
 
     run_id: str
     state: str = ACTIVE
-    """Empty where the run's status says something else, so that it is sent again."""
+    """Empty if the run's status does not match its state tag, so that the state is sent again."""
     params: set[str] = field(default_factory=set)
     epochs: set[int] = field(default_factory=set)
-    asked: bool = True
-    """Whether ``epochs`` is known: of a run that was there already, the server has yet to be asked."""
+    epochs_known: bool = True
+    """True if ``epochs`` is valid; False if it must first be read from the server, for a run found there."""
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 class MlflowRunSync:
-    """One search's runs. Every call may raise what MLflow raises, and can be made again.
+    """The MLflow runs of one search. Every method may raise MLflow's exceptions, and can then be retried.
 
-    Of each run it is known what the server has, so a view is sent by what it adds; of a run that an earlier
-    driver opened, or that a request without an answer may have opened, the server is asked.
+    The content of each run on the server is stored here, so only the additions of a view are sent. For a run
+    that an earlier driver has opened, or that a request without a response may have opened, the content is
+    read from the server.
     """
 
     def __init__(self, destination: Destination) -> None:
-        """Remember where to write; nothing is sent yet."""
+        """Store ``destination``; nothing is sent yet."""
         uri = destination.uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._destination = destination
         self._search = destination.search
         self._experiment_id = ""
         self._id = self._place = ""
-        self._parent: _Shown | None = None
-        self._shown: dict[int, _Shown] = {}
+        self._parent: _RunContent | None = None
+        self._runs: dict[int, _RunContent] = {}
         self._found: dict[int, list[Run]] = {}
         self._unsure: set[int] = set()
         self._remarks: list[str] = []
 
     def connect(self) -> None:
-        """Find or make the experiment, whose primary metric is the search's."""
+        """Find or create the experiment, and set its primary metric to the search's metric."""
         name, artifacts = self._destination.experiment, self._destination.artifacts
         found = self._client.get_experiment_by_name(name)
         if found is None:
@@ -131,7 +136,7 @@ class MlflowRunSync:
             try:
                 self._experiment_id = self._client.create_experiment(name, location)
             except MlflowException:
-                # Another search on this storage made it between the two calls.
+                # Another search on this storage may have created the experiment between the two calls.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
@@ -148,10 +153,10 @@ class MlflowRunSync:
             )
 
     def check(self) -> None:
-        """Check that the experiment still takes runs.
+        """Check that the experiment still accepts runs.
 
         Raises:
-            CallError: it was deleted.
+            CallError: If the experiment was deleted.
         """
         self._check(self._client.get_experiment(self._experiment_id))
 
@@ -161,18 +166,18 @@ class MlflowRunSync:
             raise CallError(words, RetryPolicy.GIVE_UP)
 
     def show(self, view: View) -> str:
-        """Send what ``view`` adds to what the server has; the id of its run."""
+        """Send the additions of ``view`` to the server, and return the id of the view's run."""
         return self._show_search(view) if isinstance(view, SearchRunState) else self._show_run(view)
 
     def take_remarks(self) -> tuple[str, ...]:
-        """What the user should know of what was done since the last call."""
+        """Return the messages to the user since the last call."""
         taken, self._remarks = tuple(self._remarks), []
         return taken
 
     def _show_search(self, view: SearchRunState) -> str:
         parent = self._parent or self._open_parent(view)
         if self._parent is None and view.images:
-            # As often as the search is begun: MLflow keeps the same input once.
+            # Each run of the search logs the same input; MLflow stores it once.
             self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in view.images])
         self._parent = parent
         words = {**view.tags, **({NOTE_TAG: view.note} if view.note else {})}
@@ -184,24 +189,24 @@ class MlflowRunSync:
             points = _single_points(view.closing, 0, view.ended_ms)
             self._log(parent.run_id, metrics=points, tags={STATE_TAG: view.state})
             self._change(parent, view.state, view.ended_ms)
-        # Last: a file that the server does not take (a proxy's size limit) leaves no run open.
+        # Files are last, so that a file that the server rejects (a proxy's size limit) leaves no run open.
         for file in view.files:
             self._upload(parent, file)
         if view.champion_is_near:
             _load_exporter()
         if view.champion is not None:
-            self._crown(parent, view.champion)
+            self._register_champion(parent, view.champion)
         return parent.run_id
 
     def _show_run(self, view: TrialRunState) -> str:
-        run = self._shown.get(view.number) or self._open_run(view)
-        self._shown[view.number] = run
-        if not run.asked:
+        run = self._runs.get(view.number) or self._open_run(view)
+        self._runs[view.number] = run
+        if not run.epochs_known:
             run.epochs = self._epochs(run, view)
-            run.asked = True
+            run.epochs_known = True
         changes = view.state != run.state
         for params, points, last in _batches(view, run, closes=changes):
-            tags = _ending(view) if last and changes else {}
+            tags = _closing_tags(view) if last and changes else {}
             self._log(run.run_id, metrics=points, params=params, tags=tags)
             run.params |= params.keys()
             run.epochs.update(point.step for point in points)
@@ -209,7 +214,7 @@ class MlflowRunSync:
             self._change(run, view.state, view.ended_ms)
         return run.run_id
 
-    def _open_parent(self, view: SearchRunState) -> _Shown:
+    def _open_parent(self, view: SearchRunState) -> _RunContent:
         self._id, self._place = view.id, view.place
         parents: list[Run] = []
         self._found = {}
@@ -218,22 +223,25 @@ class MlflowRunSync:
             (parents if number is None else self._found.setdefault(int(number), [])).append(run)
         found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
         if found is not None:
-            return self._taken_over(found)
+            return self._adopt(found)
         tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
         run = self._client.create_run(
             self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
         )
-        return _Shown(run_id=run.info.run_id, tags=dict(view.tags))
+        return _RunContent(run_id=run.info.run_id, tags=dict(view.tags))
 
     def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
-        """The parent of a search that began without an identity: that of the first child the record knows."""
+        """Find the parent run of a search that began without an id.
+
+        It is the parent of the first child run that the record names and that exists.
+        """
         for child in map(self._run_without_id, known_runs):
             if child is not None:
                 return self._run_without_id(child.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
         return None
 
     def _run_without_id(self, run_id: str) -> Run | None:
-        """An active run of a search of this name that no identity has been put on."""
+        """Return the run if it is active, has no search id, and is of a search of this name; else None."""
         if not run_id:
             return None
         try:
@@ -246,49 +254,49 @@ class MlflowRunSync:
         free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
         return run if free and tags.get(SEARCH_TAG) == self._search else None
 
-    def _taken_over(self, run: Run, *, parent: _Shown | None = None) -> _Shown:
-        """A run that was there, with this search's tags, and below ``parent``."""
+    def _adopt(self, run: Run, *, parent: _RunContent | None = None) -> _RunContent:
+        """Put this search's id on an existing run and move it below ``parent``; return its content."""
         tags = {ID_TAG: self._id, **({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})}
         missing = {key: text for key, text in tags.items() if run.data.tags.get(key) != text}
         if missing:
             self._log(run.info.run_id, tags=missing)
-        return _recalled(run)
+        return _content_of(run)
 
-    def _open_run(self, view: TrialRunState) -> _Shown:
+    def _open_run(self, view: TrialRunState) -> _RunContent:
         assert self._parent is not None, "the search is shown before its trials"
         number = view.number
         known = self._found.get(number, [])
         found = self._recorded_run(view, known) or _same_trial(view, known)
         if found is None and number in self._unsure:
-            # A request that was not answered may have been carried out: one run a trial.
+            # A request without a response may have created the run; a trial must have one run only.
             found = _same_trial(view, self._search_runs(number))
         if found is not None:
-            run = self._taken_over(found, parent=self._parent)
+            run = self._adopt(found, parent=self._parent)
         else:
             self._delete_superseded(known)
             self._unsure.add(number)
-            run = _Shown(run_id=self._create_run(view, self._parent))
+            run = _RunContent(run_id=self._create_run(view, self._parent))
         self._unsure.discard(number)
         return run
 
     def _recorded_run(self, view: TrialRunState, known: Iterable[Run]) -> Run | None:
-        """The run that the record names, if it is there, in use and this search's."""
+        """Return the run that the record names if it is active and belongs to this search, else None."""
         if view.run_id is None:
             return None
         named = (run for run in known if run.info.run_id == view.run_id)
         return next(named, None) or self._run_without_id(view.run_id)
 
     def _delete_superseded(self, known: Iterable[Run]) -> None:
-        """Delete the runs of a trial whose number is given out again.
+        """Delete the earlier runs of a trial number that is used again.
 
-        A driver that dies before its record is anywhere safe leaves one. It carries this search's id and
-        place; what a copy of the search created carries another place and stays.
+        A driver that dies before its record is stored safely leaves such a run, which carries this search's
+        id and place. A run that a copy of the search has created carries another place and is not deleted.
         """
         for run in known:
             if self._place and run.data.tags.get(PLACE_TAG) == self._place:
                 self._client.delete_run(run.info.run_id)
 
-    def _create_run(self, view: TrialRunState, parent: _Shown) -> str:
+    def _create_run(self, view: TrialRunState, parent: _RunContent) -> str:
         tags = {
             MLFLOW_PARENT_RUN_ID: parent.run_id,
             ID_TAG: self._id,
@@ -305,10 +313,13 @@ class MlflowRunSync:
         )
         return str(run.info.run_id)
 
-    def _epochs(self, run: _Shown, view: TrialRunState) -> set[int]:
-        """The epochs a run has; each was in one request, so one metric stands for all."""
+    def _epochs(self, run: _RunContent, view: TrialRunState) -> set[int]:
+        """Return the epochs of a run on the server.
+
+        One metric is enough to find them, because all metrics of an epoch are sent in one request.
+        """
         if run.state == view.state and view.state != ACTIVE:
-            # The state is sent last.
+            # The state is sent last, so all epochs are there.
             return set(range(1, view.epochs + 1))
         if not view.history:
             return set()
@@ -316,7 +327,7 @@ class MlflowRunSync:
         return {point.step for point in history}
 
     def _search_runs(self, number: int | None = None) -> Iterator[Run]:
-        """The runs with this search's id; those of one trial's number."""
+        """Yield the runs with this search's id; with ``number``, only those of that trial."""
         query = f"tags.`{ID_TAG}` = '{self._id}'"
         query += "" if number is None else f" AND tags.`{TRIAL_TAG}` = '{number}'"
         token = None
@@ -329,8 +340,8 @@ class MlflowRunSync:
             if not token:
                 return
 
-    def _change(self, run: _Shown, state: str, time_ms: int) -> None:
-        """Bring a run into ``state``, of which its tag tells already."""
+    def _change(self, run: _RunContent, state: str, time_ms: int) -> None:
+        """Set a run's status to that of ``state``, which is already in the run's tag."""
         if state == ACTIVE:
             self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
         else:
@@ -352,18 +363,18 @@ class MlflowRunSync:
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
-    def _crown(self, parent: _Shown, champion: Champion) -> None:
-        """Register the winner's network under the search's name, unless that is done."""
+    def _register_champion(self, parent: _RunContent, champion: Champion) -> None:
+        """Register the winner's network under the search's name, unless it is registered already."""
         label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
         if parent.tags.get(CHAMPION_TAG) == label:
             return
         exported = _load_exporter()
-        run_id = self._shown[champion.number].run_id
+        run_id = self._runs[champion.number].run_id
         try:
             with exported(champion.checkpoint) as folder:
                 self._client.log_artifacts(run_id, str(folder), "model")
         except StorageError as error:
-            # Deleted or damaged: no later try would find it.
+            # The checkpoint is deleted or damaged, so a retry cannot succeed.
             self._remarks.append(f"The winner's network is not registered in MLflow: {error}")
             return
         try:
@@ -384,7 +395,7 @@ class MlflowRunSync:
         parent.tags[CHAMPION_TAG] = label
 
     def _keep_other_champion(self, new: str) -> None:
-        """Give another search's champion of this name an alias of its own, before the new one takes it."""
+        """Give another search's champion of this name a separate alias before version ``new`` replaces it."""
         aliases = self._client.get_registered_model(self._search).aliases
         standing = aliases.get(CHAMPION)
         if standing is None or str(standing) == str(new):
@@ -401,7 +412,7 @@ class MlflowRunSync:
         )
 
     def _id_of_run(self, run_id: str | None) -> str:
-        """The id of the search that created a run; empty where none is known."""
+        """Return the id of the search that created a run; empty if the run or its id does not exist."""
         try:
             return self._client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
         except MlflowException as error:
@@ -409,7 +420,7 @@ class MlflowRunSync:
                 raise
             return ""
 
-    def _upload(self, run: _Shown, file: Path) -> None:
+    def _upload(self, run: _RunContent, file: Path) -> None:
         stat = file.stat()
         version = (stat.st_mtime_ns, stat.st_size)
         if run.files.get(file) != version:
@@ -418,7 +429,8 @@ class MlflowRunSync:
 
 
 def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
-    # Imported here: it takes torch, and seconds. MLflow imports Lightning for it, and that torchmetrics.
+    # Imported here, because the import loads torch and takes seconds. It also makes MLflow import Lightning,
+    # and Lightning import torchmetrics.
     import_lean_torchmetrics()
     from tune_rescon.tracking.registry import exported
 
@@ -442,30 +454,39 @@ def _start(run: Run) -> int:
 
 
 def _same_trial(view: TrialRunState, runs: Iterable[Run]) -> Run | None:
-    """Of the runs of one number, the one of this trial, which the record does not name."""
+    """Return the run of ``view``'s trial among the runs of its number, by start time.
+
+    It is needed for a run that the record does not name.
+    """
     return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
 
 
-def _recalled(run: Run) -> _Shown:
+def _content_of(run: Run) -> _RunContent:
     state = run.data.tags.get(STATE_TAG, "")
-    return _Shown(
+    return _RunContent(
         run_id=run.info.run_id,
         state=state if _STATUS.get(state) == run.info.status else "",
         params=set(run.data.params),
-        asked=False,
+        epochs_known=False,
         tags=dict(run.data.tags),
     )
 
 
 def _batches(
-    view: TrialRunState, run: _Shown, *, closes: bool
+    view: TrialRunState, run: _RunContent, *, closes: bool
 ) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
-    """What ``view`` adds, in requests, and whether it is the last: parameters with the first epochs.
+    """Yield the additions of ``view`` as requests: parameters, metrics, and whether the request is the last.
 
-    A request holds as many epochs as it may. The last one has the closing figures of a run whose state
-    changes (``closes``), so a short trial is one request, with a status behind it.
+    Each request holds as many epochs as MLflow allows. The first one has the parameters. The last one has the
+    closing figures if the run's state changes. A short trial is therefore one request, followed by a status.
+
+    Args:
+        view: The trial.
+        run: The content of the run on the server.
+        closes: True if the run's state changes.
     """
-    # MLflow keeps a parameter as it first was; one that a resumed search has changed is left as it is.
+    # MLflow does not change a parameter that is set. One that a resumed search has changed keeps its first
+    # value.
     params = {key: value for key, value in view.params.items() if key not in run.params}
     fresh = [epoch for epoch in range(1, view.epochs + 1) if epoch not in run.epochs]
     closing = _single_points(view.closing, view.epochs, view.ended_ms) if closes else []
@@ -487,7 +508,7 @@ def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> lis
     return [Metric(key, value, time_ms, step) for key, value in figures.items()]
 
 
-def _ending(view: TrialRunState) -> dict[str, str]:
-    """The tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
-    said = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
-    return {**{key: text[-TAG_CHARACTERS:] for key, text in said.items() if text}, STATE_TAG: view.state}
+def _closing_tags(view: TrialRunState) -> dict[str, str]:
+    """Return the tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
+    texts = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
+    return {**{key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text}, STATE_TAG: view.state}

@@ -1,4 +1,4 @@
-"""MLflow's store: its local files, and what to do about each error that it raises."""
+"""MLflow's store: create a local one, and find the remedy for an error that a store raises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _UNKNOWN_USER: Final = frozenset({"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"})
 
 _ANOTHER: Final = "name another store with --tracking-uri."
 
-#: A database's own words. Locked and full ones are not among them: they pass.
+#: Part of a database's error message to remedy. Locked and full databases are excluded, because these errors
+#: are temporary.
 _DATABASE: Final = {
     "not a database": f"The file is no database. Move it away, or {_ANOTHER}",
     "malformed": f"The database is damaged. Restore a copy of it, or {_ANOTHER}",
@@ -33,17 +34,17 @@ _DATABASE: Final = {
 
 
 def remedy_words(error: Exception, uri: str) -> str | None:
-    """What the user can do about ``error``; None if it may pass by itself, or is about one call alone.
+    """Return the user's remedy for ``error``; None if the error is temporary or concerns one call only.
 
     Args:
-        error: what a call to MLflow has raised.
-        uri: the tracking URI.
+        error: The exception that a call to MLflow has raised.
+        uri: The tracking URI.
     """
-    said = str(error)
+    message = str(error)
     if isinstance(error, MlflowException) and error.error_code in _UNKNOWN_USER:
         return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    if "out-of-date database schema" in said:
-        versions = re.search(r"found version (\w+), but expected (\w+)", said)
+    if "out-of-date database schema" in message:
+        versions = re.search(r"found version (\w+), but expected (\w+)", message)
         found = f" (its tables have version {versions[1]}, not {versions[2]})" if versions else ""
         return (
             f"Another version of MLflow has made its database{found}. If that was an older one, take a copy"
@@ -55,7 +56,7 @@ def remedy_words(error: Exception, uri: str) -> str | None:
 
 
 def deleted_experiment(name: str, experiment_id: str) -> str:
-    """Why an experiment that was deleted takes no runs, and what to do.
+    """Return a message that an experiment was deleted and accepts no runs, with the command to restore it.
 
     >>> deleted_experiment("digits", "3")
     "the experiment 'digits' is deleted. Restore it: `mlflow experiments restore --experiment-id 3`"
@@ -65,13 +66,13 @@ def deleted_experiment(name: str, experiment_id: str) -> str:
 
 
 def make_local_store(uri: str) -> None:
-    """Make the store if it is a SQLite file that is not there yet. For a process that is alone at it."""
+    """Create the store if it is a SQLite file that does not exist. No other process may use it meanwhile."""
     file = sqlite_file(uri)
     if file is None or file.exists():
         return
     half = file.with_name(f".{file.name}.half")
     for remains in (half, half.with_name(f"{half.name}-journal")):
         remains.unlink(missing_ok=True)
-    # Any question makes the store.
+    # Any query creates the store.
     MlflowClient(sqlite_url(half, driver="sqlite+pysqlite")).search_experiments()
     half.replace(file)

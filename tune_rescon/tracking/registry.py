@@ -1,4 +1,4 @@
-"""The winner as an MLflow model: anybody with torch can load it, without this package."""
+"""Save the winner's network as an MLflow model, which torch can load without this package."""
 
 from __future__ import annotations
 
@@ -29,23 +29,27 @@ __all__ = [
 ]
 
 
-#: Where MLflow puts what belongs to a model, and what of ours is there.
-_KEPT: Final = "extra_files/best.ckpt"
+#: The path of the checkpoint within a model: MLflow's folder for extra files, and the file in it.
+_CHECKPOINT_PATH: Final = "extra_files/best.ckpt"
 
 _URI: Final = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
-#: Images of the example a model is traced and shown with: not 1, which torch would take for a constant.
+#: Batch size of a model's input example, with which it is traced. It is not 1, because torch would treat 1 as
+#: a constant.
 EXAMPLES = 2
 
 
 @contextmanager
 def exported(checkpoint: str) -> Iterator[Path]:
-    """The network of a ``best.ckpt``, at a path or a URL, as an MLflow model in a folder for the block.
+    """Save the network of a ``best.ckpt`` as an MLflow model in a temporary folder for the block.
 
-    torch's own export format: no code of anybody's is run when it is loaded, and none is needed.
+    The model has torch's own export format. Loading it runs no third-party code and needs none.
+
+    Args:
+        checkpoint: The path or URL of the checkpoint.
 
     Raises:
-        StorageError: the file is missing or damaged.
+        StorageError: If the file is missing or damaged.
     """
     with local_file(checkpoint) as file, tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         network, about = load_trained(file)
@@ -62,14 +66,15 @@ def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Pa
         signature=_signature(channels, side, len(about.class_names)),
         input_example=example_BCHW,
         serialization_format="pt2",
-        # Given, for MLflow finds them out by loading the model in another process.
+        # Given here, because MLflow would otherwise find them by loading the model in another process.
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
         metadata={
             "class_names": list(about.class_names),
             "dataset": about.dataset,
             "preprocessing": about.preprocessing.to_dict(),
         },
-        # For whoever has this package: a network to export, and not its program alone.
+        # The checkpoint lets users of this package export the network again; the model alone has only its
+        # exported program.
         extra_files=[str(checkpoint)],
     )
     return path
@@ -77,10 +82,14 @@ def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Pa
 
 @contextmanager
 def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
-    """The ``best.ckpt`` behind ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, for the block.
+    """Download the ``best.ckpt`` of a registered model for the block.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking_uri: The URI of the MLflow store.
 
     Raises:
-        StorageError: there is no such model, or it was not registered by a search.
+        StorageError: If the model does not exist, or was not registered by a search.
     """
     found = _URI.fullmatch(uri)
     if found is None:
@@ -94,14 +103,14 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
             yield Path(
                 mlflow.artifacts.download_artifacts(
-                    f"{place.rstrip('/')}/{_KEPT}", dst_path=folder, tracking_uri=tracking_uri
+                    f"{place.rstrip('/')}/{_CHECKPOINT_PATH}", dst_path=folder, tracking_uri=tracking_uri
                 )
             )
     except (MlflowException, OSError) as error:
         rule = "MODEL must be registered by a search"
-        said = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise StorageError(
-            format_error(rule, got=f"{uri} ({said})", where=f"MLflow at {tracking_uri}")
+            format_error(rule, got=f"{uri} ({reason})", where=f"MLflow at {tracking_uri}")
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""A storage's own MLflow store after the storage was moved or copied.
+"""Update the artifact paths in a storage's own MLflow store after the storage was moved or copied.
 
-MLflow keeps the artifacts' absolute places. After a move no artifact would be found, and a copy would write
-into the original's.
+MLflow stores absolute paths of artifacts. Without the update, no artifact would be found after a move, and a
+copy would write into the artifacts of the original.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["follow_artifacts"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-#: Seconds to wait for another writer; the call is repeated after that.
+#: Seconds to wait for another writer. After that, the call fails and is retried.
 _BUSY_SECONDS: Final = 5.0
 
-#: Where MLflow keeps places of artifacts (its tables since 3.0).
+#: Tables and columns in which MLflow stores the paths of artifacts (MLflow 3.0 and later).
 _PLACES: Final = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -30,7 +30,8 @@ _PLACES: Final = (
     ("model_versions", "storage_location"),
 )
 
-#: Experiments that searches made, by the tag that they gave them, in a storage that was elsewhere.
+#: Finds experiments that searches have created, by the tag that searches set, while the storage was at
+#: another path.
 _MOVED: Final = """
     SELECT DISTINCT artifact_location FROM experiments
     JOIN experiment_tags ON experiment_tags.experiment_id = experiments.experiment_id
@@ -40,14 +41,18 @@ _MOVED: Final = """
 
 
 def follow_artifacts(file: Path, artifacts: Path) -> None:
-    """Have the SQLite store ``file`` find its searches' artifacts in ``artifacts``, the directory beside it.
+    """Change the artifact paths in the SQLite store ``file`` to the directory ``artifacts``.
 
-    Only experiments that a search made in a storage's own directory are changed; others keep their places. A
-    store whose tables are others is left as it is, with a line in the log.
+    Only experiments that a search has created in a storage's own directory are changed. A store with other
+    tables is left unchanged, and a warning is logged.
+
+    Args:
+        file: The SQLite file.
+        artifacts: The directory of the artifacts, beside ``file``.
 
     Raises:
-        CallError: another process has the store locked. Without this step, artifacts would be written where
-            the storage was before.
+        CallError: If another process has locked the store. Without the change, artifacts would be written to
+            the storage's former path.
     """
     here = artifacts.resolve().as_uri()
     uri = f"{file.absolute().as_uri()}?mode=rw"

@@ -1,12 +1,14 @@
-"""Who makes the calls to MLflow, and the process that does nothing else.
+"""Make the calls to MLflow in a separate process.
 
-MLflow's calls are tens of milliseconds of Python each. On a thread of the driver they would hold its
-interpreter lock while trials wait for their next epoch; in a process of low priority they cost a search
-little more than what nobody else wants. What arrives here is a view. What goes back is an :class:`.Answer` or
-what the call failed with (:class:`.CallError`), and before either the log records that it gave rise to.
+Each call to MLflow runs Python code for tens of milliseconds. On a thread of the driver, the calls would hold
+the driver's interpreter lock while trials wait for their next epoch. In a process of low priority, they cost
+a search little more than otherwise idle CPU time.
 
-``python -m tune_rescon.tracking.worker DESCRIPTOR`` is :class:`.link.WorkerProcess`'s business: it reads a
-:class:`.Destination` and then views from that descriptor, and ends when its other end is closed.
+The process receives views. For each view, it sends the log records of the calls and then an :class:`.Answer`,
+or a :class:`.CallError` if a call failed.
+
+:class:`.worker_client.WorkerProcess` runs ``python -m tune_rescon.tracking.worker DESCRIPTOR``. The process
+reads a :class:`.Destination` and then views from that descriptor, and ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 
-#: MLflow's error codes that mean the call itself is wrong; every other one may be the server's bad day.
+#: MLflow's error codes for a wrong call. All other codes may be temporary failures of the server.
 _REFUSALS: Final = frozenset(
     {
         "ALREADY_EXISTS",
@@ -52,82 +54,89 @@ _REFUSALS: Final = frozenset(
     }
 )
 
-#: HTTP's 4xx answers that are about the moment or the server, not the request: time-out, too many requests,
-#: and "forbidden", which a server says to every request until it is told this host's name.
+#: HTTP status codes 4xx that depend on the time or the server, not on the request: time-out, too many
+#: requests, and "forbidden", which a server returns for every request until it is configured with this host's
+#: name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
-#: The lowest priority. Ray has its workers at 15, where a trial then has the larger part of a processor.
+#: The lowest priority. Ray runs its workers at niceness 15, so a trial gets the larger share of a CPU core.
 _NICENESS: Final = 19
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class MlflowWorker:
-    """Shows one search's views. Connects with the first one."""
+    """Sends one search's views to MLflow. Connects to the store with the first view."""
 
     def __init__(self, destination: Destination) -> None:
-        """Remember where to write; nothing is sent yet."""
+        """Store ``destination``; nothing is sent yet."""
         self._destination = destination
-        self._book: MlflowRunSync | None = None
+        self._runs: MlflowRunSync | None = None
 
     def show(self, view: View) -> Answer:
-        """Have MLflow show ``view``; the id of its run, and what the user should be told.
+        """Send ``view`` to MLflow, and return the id of its run and the messages to the user.
 
         Raises:
-            CallError: a call failed; what was done before it is done, and not done again the next time.
+            CallError: If a call fails. The calls before it have taken effect, and a retry does not repeat
+                them.
         """
         uri = self._destination.uri
-        with _judged(uri, hopeless=RetryPolicy.GIVE_UP):
-            book = self._book = self._book or self._connect()
+        with _errors_converted(uri, hopeless=RetryPolicy.GIVE_UP):
+            runs = self._runs = self._runs or self._connect()
         try:
-            with _judged(uri, hopeless=RetryPolicy.SKIP):
-                return Answer(run_id=book.show(view), remarks=book.take_remarks())
+            with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+                return Answer(run_id=runs.show(view), remarks=runs.take_remarks())
         except CallError as error:
             if error.remedy is RetryPolicy.SKIP:
-                # Every other call is refused too if the experiment was deleted meanwhile.
-                with _judged(uri, hopeless=RetryPolicy.SKIP):
-                    book.check()
+                # If the experiment was deleted meanwhile, every other call will be refused too.
+                with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+                    runs.check()
             raise
 
     def start(self) -> None:
-        """Nothing has to be made ready; see :class:`.link.Shower`."""
+        """Do nothing, because no preparation is needed; see :class:`.worker_client.Shower`."""
 
     def hurry(self) -> None:
-        """It is as fast as it is."""
+        """Do nothing, because the calls cannot be made faster."""
 
     def close(self) -> None:
-        """Nothing has to be ended."""
+        """Do nothing, because nothing must be ended."""
 
     def _connect(self) -> MlflowRunSync:
-        # Two searches that make the same SQLite store at once break each other's migrations.
+        # Two searches that create the same SQLite store at once would break each other's migrations.
         with alone_at(self._destination.uri):
             make_local_store(self._destination.uri)
             file = sqlite_file(self._destination.uri)
             if file is not None and self._destination.artifacts is not None:
                 follow_artifacts(file, self._destination.artifacts)
-            book = MlflowRunSync(self._destination)
-            book.connect()
-        return book
+            runs = MlflowRunSync(self._destination)
+            runs.connect()
+        return runs
 
 
 @contextmanager
-def _judged(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
-    """Turn an error into what is to be done about it: ``hopeless`` if making the call again cannot help."""
+def _errors_converted(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
+    """Convert errors within the block to :class:`.CallError` with a retry policy.
+
+    Args:
+        uri: The tracking URI.
+        hopeless: The policy if a retry of the call cannot succeed.
+    """
     try:
         yield
     except CallError:
         raise
     except Exception as error:
         if remedy := remedy_words(error, uri):
-            raise CallError(f"{_words(error)} {remedy}", RetryPolicy.GIVE_UP) from error
+            raise CallError(f"{_message_line(error)} {remedy}", RetryPolicy.GIVE_UP) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")
-        raise CallError(_words(error), hopeless if final else RetryPolicy.AGAIN) from error
+        raise CallError(_message_line(error), hopeless if final else RetryPolicy.AGAIN) from error
 
 
 def is_final(error: Exception) -> bool:
-    """Whether making the same call again cannot help."""
+    """Return whether a retry of the same call cannot succeed."""
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
     if isinstance(error, HTTPError) and error.response is not None:
@@ -135,24 +144,24 @@ def is_final(error: Exception) -> bool:
         return 400 <= status < 500 and status not in _PASSING_STATUS
     if isinstance(error, FileNotFoundError | PermissionError):
         return True
-    # The network's, the disk's and the database's errors pass; any other is a fault of the call.
+    # Errors of the network, the disk and the database are temporary. Any other is a fault of the call.
     return not isinstance(error, OSError | SQLAlchemyError)
 
 
-def _words(error: Exception) -> str:
-    """What happened, in a line: of a database's error its own words, not what SQLAlchemy puts around them."""
+def _message_line(error: Exception) -> str:
+    """Return the first line of an error's message; for a database error, without SQLAlchemy's text."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DBAPIError):
         cause = cause.__cause__ or cause.__context__
-    said = str(error if cause is None else cause.orig)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    message = str(error if cause is None else cause.orig)
+    return (message.strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Forwarder(QueueHandler):
-    """Sends log records to the driver, into whose log they belong."""
+    """Sends log records to the driver, which writes them to its log."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(queue.SimpleQueue())  # stays empty: enqueue() goes past it
+        super().__init__(queue.SimpleQueue())  # stays empty, because enqueue() does not use it
         self._connection = connection
         self._turn = threading.Lock()
 
@@ -160,28 +169,28 @@ class _Forwarder(QueueHandler):
         self.send(record)
 
     def send(self, message: object) -> None:
-        """Send one message as a whole: other threads may be logging."""
+        """Send one message without interleaving, because other threads may be logging."""
         with self._turn:
             self._connection.send(message)
 
 
 def _serve(connection: Connection) -> None:
-    """Answer views until the other end is closed."""
+    """Process views and send the results until the other end is closed."""
     os.nice(_NICENESS)
     forwarder = _Forwarder(connection)
     logging.getLogger().addHandler(forwarder)
     arrived: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_receive, args=(connection, arrived), daemon=True).start()
-    desk = MlflowWorker(arrived.get())
+    worker = MlflowWorker(arrived.get())
     while True:
         try:
-            forwarder.send(desk.show(arrived.get()))
+            forwarder.send(worker.show(arrived.get()))
         except CallError as error:
             forwarder.send(error)
 
 
 def _receive(connection: Connection, arrived: queue.Queue[Any]) -> None:
-    # On a thread of its own, so that the driver's end is the end of this process in whatever call it is.
+    # On a separate thread, so that this process ends with the driver even during a call.
     try:
         while True:
             arrived.put(connection.recv())

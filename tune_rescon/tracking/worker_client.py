@@ -1,4 +1,4 @@
-"""The driver's end of the process that talks to MLflow."""
+"""The driver's interface to the process that makes the calls to MLflow."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ __all__ = [
 
 
 class RetryPolicy(enum.Enum):
-    """What helps after a call that failed."""
+    """The action after a failed call."""
 
     AGAIN = enum.auto()
-    """Making it again, later."""
+    """Retry the call later."""
     SKIP = enum.auto()
-    """Nothing: the call itself is wrong. The next one may be right."""
+    """Skip the call, because the call itself is wrong. The next call may succeed."""
     GIVE_UP = enum.auto()
-    """Nothing, and the same holds for every call: the store cannot be used."""
+    """Make no more calls, because the store cannot be used."""
 
 
 class CallError(Exception):
     """A call to MLflow failed."""
 
     def __init__(self, words: str, remedy: RetryPolicy) -> None:
-        """``words``: the error in a line."""
+        """Create an error with the message ``words``, which is one line, and the retry policy ``remedy``."""
         super().__init__(words, remedy)
         self.words = words
         self.remedy = remedy
@@ -49,54 +49,60 @@ class CallError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of calls that succeeded."""
+    """The result of successful calls."""
 
     run_id: str
     remarks: tuple[str, ...] = ()
-    """What the user should be told about them."""
+    """Messages to the user about the calls."""
 
 
-#: MLflow's settings, read when it is imported: its HTTP client gives up in seconds (by default a dead server
-#: holds one call for 246 s), its log records go where everybody's go, and it tells its makers nothing.
+#: MLflow's settings, which it reads at its import. Its HTTP client gives up within seconds (by default, one
+#: call to a dead server takes 246 s), its log records go to the same place as all others, and telemetry is
+#: off.
 _ENVIRONMENT: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Two lines with the run's address, at every run's end.
+    # Otherwise MLflow prints two lines with the run's address at the end of every run.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-#: Where this package is imported from.
+#: The directory from which this package is imported.
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class Shower(Protocol):
-    """Whoever has MLflow show things: a desk, or the process one is in."""
+    """Sends views to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
 
     def start(self) -> None:
-        """Get ready, without making anything anywhere."""
+        """Prepare for views without creating anything in the store."""
 
     def show(self, view: View) -> Answer:
-        """Have MLflow show ``view``. May take long, and may raise :class:`.CallError`."""
+        """Send ``view`` to MLflow. May take long.
+
+        Raises:
+            CallError: If a call fails.
+        """
 
     def hurry(self) -> None:
-        """The search is over: nobody else needs the processor any more."""
+        """Use the CPU at normal priority, because the search has ended and no trial needs it."""
 
     def close(self) -> None:
-        """No more comes. A call that another thread is waiting for ends with an error."""
+        """Accept no more views. A call for which another thread waits ends with an error."""
 
 
 class WorkerProcess:
-    """A :class:`.worker.MlflowWorker` in its own process, which is started when it is needed.
+    """A :class:`.worker.MlflowWorker` in a separate process, which is started when it is needed.
 
-    A process that dies has failed the call it was in. The next one is shown the search first: its runs are
-    found by the search's id. It does not outlive this one: it ends when the connection does.
+    If the process dies, its present call fails. The next process gets the view of the search first, because
+    runs are found by the search's id. The process does not outlive the driver, because it ends when the
+    connection is closed.
     """
 
     def __init__(self, destination: Destination) -> None:
-        """Remember where to write; nothing is started yet."""
+        """Store ``destination``; no process is started yet."""
         self._destination = destination
         self._lock = threading.Lock()
         self._closed = False
@@ -106,7 +112,7 @@ class WorkerProcess:
         self._knows_search = False
 
     def start(self) -> None:
-        """Have the process there before it is needed: importing MLflow takes it seconds."""
+        """Start the process before it is needed, because it takes seconds to import MLflow."""
         with self._lock:
             if self._process is None and not self._closed:
                 self._process, self._connection = _started()
@@ -114,10 +120,10 @@ class WorkerProcess:
                 self._knows_search = False
 
     def show(self, view: View) -> Answer:
-        """Have MLflow show ``view``.
+        """Send ``view`` to MLflow.
 
         Raises:
-            CallError: the call failed, or the process died of it.
+            CallError: If a call fails, or the process dies during it.
         """
         try:
             self.start()
@@ -126,7 +132,8 @@ class WorkerProcess:
             if isinstance(view, SearchRunState):
                 self._search, self._knows_search = view, True
             elif self._search is not None and not self._knows_search:
-                # Whose runs these are; what a server may refuse waits for the search's next view.
+                # The new process needs the search's id to find the runs. The champion and the files, which a
+                # server may refuse, wait for the search's next view.
                 self._call(self._connection, dataclasses.replace(self._search, champion=None, files=()))
                 self._knows_search = True
             return self._call(self._connection, view)
@@ -136,13 +143,13 @@ class WorkerProcess:
             raise CallError(words, RetryPolicy.AGAIN) from error
 
     def hurry(self) -> None:
-        """Give the process the driver's own priority, where that may be done (by root alone, as a rule)."""
+        """Give the process the driver's priority, if that is permitted (usually for root only)."""
         with self._lock, suppress(OSError):
             if self._process is not None:
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0))
 
     def close(self) -> None:
-        """End the process, in whatever call it is."""
+        """End the process, even during a call."""
         self._closed = True
         self._end()
 
@@ -174,8 +181,8 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection[object, object]]:
             env=_environment(),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            # Ctrl-C is the driver's to answer. Not a session: Linux may share the processor by sessions,
-            # and then niceness says nothing.
+            # In a separate process group, because only the driver handles Ctrl-C. Not in a separate session:
+            # Linux may divide CPU time among sessions, and niceness then has no effect between them.
             process_group=0,
         )
     return process, ours

@@ -1,9 +1,9 @@
-"""The one writer: a background thread that has MLflow show what the search is, through a process of its own.
+"""Log a search to MLflow from a background thread, which makes the calls in a separate process.
 
-The search only leaves the newest view of a run here: it never waits for the tracking server and never sees
-its errors. A call that fails is made again, with growing pauses, until it succeeds or
-:meth:`MlflowWriter.close` runs out of time. What then still waits is counted and said; the record has it all,
-and a later run of the search, or ``report --sync``, sends it.
+The search only stores the newest view of a run here. It never waits for the tracking server and never gets
+the server's errors. A call that fails is retried with increasing pauses until it succeeds or
+:meth:`MlflowWriter.close` runs out of time. The updates that are still unsent then are counted and reported.
+The record contains all of them, and a later run of the search or ``report --sync`` sends them.
 """
 
 from __future__ import annotations
@@ -29,25 +29,31 @@ __all__ = [
 
 
 _SEARCH: Final = "search"
-_ITS_END: Final = "its end"
+_SEARCH_END: Final = "its end"
 
 
 @dataclass(frozen=True)
 class _Waiting:
     view: View
     updates: int
-    """How many views of this run there were since it was last sent."""
+    """Number of views of this run since the run was last sent."""
     due: float
 
 
 class UpdateQueue:
-    """Hands the views of one thread to another. Its size is that of the search, not of what happened.
+    """A queue of views between two threads, with at most one view per run.
 
-    A run that goes on is held back for a moment, so that a trial of short epochs is one request, not ten.
+    Its size therefore depends on the number of runs, not on the number of updates. The view of an active run
+    is held back for a moment, so that a trial with short epochs needs one request and not ten.
     """
 
     def __init__(self, *, settle: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``settle``: seconds for which the view of a run that goes on is held back."""
+        """Create an empty queue.
+
+        Args:
+            settle: Seconds for which the view of an active run is held back.
+            clock: Returns the time in seconds.
+        """
         self._settle = settle
         self._clock = clock
         self._changed = threading.Condition()
@@ -56,11 +62,11 @@ class UpdateQueue:
         self._closed = False
 
     def __len__(self) -> int:
-        """Updates that wait."""
+        """Return the number of waiting updates."""
         return self._updates
 
     def put(self, view: View) -> None:
-        """Replace what waits of this run."""
+        """Add a view, and replace the waiting view of the same run."""
         with self._changed:
             key = _key(view)
             known = self._waiting.get(key)
@@ -70,15 +76,15 @@ class UpdateQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Nothing more comes: hold nothing back."""
+        """Close the queue: no more views follow, and waiting views are no longer held back."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def next(self) -> tuple[View, int] | None:
-        """Wait for what is due first, and how many updates it stands for; None: closed, and all is sent.
+        """Wait for the first view that is due; return it and the number of updates that it includes.
 
-        It stays here until it is :meth:`done`.
+        Returns None if the queue is closed and empty. The view stays in the queue until :meth:`done`.
         """
         with self._changed:
             while True:
@@ -91,7 +97,12 @@ class UpdateQueue:
                 self._changed.wait(left)
 
     def done(self, view: View, updates: int) -> None:
-        """``view`` is settled, one way or the other; what came of the same run since still waits."""
+        """Remove ``view``, which was sent or refused; a newer view of the same run keeps waiting.
+
+        Args:
+            view: The view from :meth:`next`.
+            updates: The number of updates from :meth:`next`.
+        """
         with self._changed:
             key = _key(view)
             known = self._waiting.pop(key)
@@ -99,14 +110,15 @@ class UpdateQueue:
             if known.view is view:
                 return
             newer = _Waiting(known.view, known.updates - updates, self._due(known.view))
-            end = self._waiting.pop(_ITS_END, None)
+            end = self._waiting.pop(_SEARCH_END, None)
             if end is None:
                 self._waiting[key] = newer
             elif key == _SEARCH:
-                # Sent after its end it would have the search go on; the end shows all that it does.
-                self._waiting[_ITS_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
+                # Sent after the search's end, this view would mark the search as running again. The end view
+                # contains all of its content.
+                self._waiting[_SEARCH_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
             else:
-                self._waiting |= {key: newer, _ITS_END: end}
+                self._waiting |= {key: newer, _SEARCH_END: end}
 
     def _due(self, view: View) -> float:
         return self._clock() + (self._settle if view.state == ACTIVE else 0.0)
@@ -115,24 +127,25 @@ class UpdateQueue:
 def _key(view: View) -> Hashable:
     if isinstance(view, TrialRunState):
         return view.number
-    # A search is shown before its trials, and its end after them.
-    return _SEARCH if view.state == ACTIVE else _ITS_END
+    # A search is sent before its trials, and its end after them.
+    return _SEARCH if view.state == ACTIVE else _SEARCH_END
 
 
 _LOGGER = logging.getLogger(__name__)
 
-#: Seconds between tries of a call that fails: the first pause and the longest.
+#: Seconds between the attempts of a failing call: the first and the longest pause.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
 
-#: Seconds :meth:`MlflowWriter.close` gives a call that is in flight when its time is up.
+#: Seconds that :meth:`MlflowWriter.close` waits for a call in progress after its own time limit.
 LAST_CALL: Final = 5.0
 
-#: Seconds for which the view of a run that goes on is held back: what comes in them is one request.
+#: Seconds for which the view of an active run is held back. All updates in that time are one request.
 SETTLE: Final = 0.5
 
-#: Rest after a call while the search runs, as a multiple of what the call took. A server may share its
-#: machine with the trials, a database its disk with the record, and one that is far away has others to serve.
+#: Pause after a call while the search runs, as a multiple of the call's duration. A server may share its
+#: machine with the trials, a database may share its disk with the record, and a remote server has other
+#: clients.
 REST: Final = 2.0
 
 
@@ -140,12 +153,15 @@ REST: Final = 2.0
 def mlflow_writer(
     destination: Destination, say: Callable[[str], object] = _LOGGER.info, *, delay: float = 0.0
 ) -> Iterator[MlflowWriter]:
-    """A writer that has begun, and whose process is gone afterwards; what waits then is not sent any more.
+    """Provide a started writer for the block, and end its process afterwards.
+
+    Updates that are still waiting at the end of the block are not sent.
 
     Args:
-        destination: the store.
-        say: tells the user what was done or can never be done. It is called on the writer's thread.
-        delay: as of :meth:`MlflowWriter.start`.
+        destination: The MLflow store.
+        say: Prints a message to the user about an action that was taken or can never succeed. It is called on
+            the writer's thread.
+        delay: The delay of :meth:`MlflowWriter.start`, in seconds.
     """
     writer = MlflowWriter(destination, say=say)
     writer.start(delay)
@@ -156,7 +172,7 @@ def mlflow_writer(
 
 
 class MlflowWriter:
-    """Takes views from the search's thread, and sends them from its own."""
+    """Accepts views on the search's thread and sends them from a separate thread."""
 
     def __init__(
         self,
@@ -165,12 +181,12 @@ class MlflowWriter:
         open_desk: Callable[[Destination], Shower] = WorkerProcess,
         say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
-        """Describe the store; :meth:`start` begins.
+        """Create the writer without starting it; see :meth:`start`.
 
         Args:
-            destination: the store.
-            open_desk: makes what makes the calls.
-            say: see :func:`mlflow_writer`.
+            destination: The MLflow store.
+            open_desk: Creates the object that makes the calls to MLflow.
+            say: See :func:`mlflow_writer`.
         """
         self._uri = destination.uri
         self._desk = open_desk(destination)
@@ -189,29 +205,29 @@ class MlflowWriter:
 
     @property
     def uri(self) -> str:
-        """Where the runs go."""
+        """The tracking URI."""
         return self._uri
 
     @property
     def waiting(self) -> int:
-        """Updates that are not sent yet; those that :meth:`start` holds back are not counted."""
+        """The number of updates that are not sent yet; 0 during the delay of :meth:`start`."""
         return len(self._backlog) if self._awake.is_set() else 0
 
     @property
     def trouble(self) -> str:
-        """What the last call failed with, in a line; empty since one succeeded."""
+        """The error of the last call in one line; empty if the call succeeded."""
         return self._trouble
 
     @property
     def reason(self) -> str:
-        """Why updates were not sent: what the last call failed with, or the last refused one."""
+        """The reason why updates were not sent: the error of the last call, or of the last refused call."""
         return self._trouble or self._refusal
 
     def start(self, delay: float = 0.0) -> None:
-        """Begin sending what there is to send; before that, nothing is made anywhere.
+        """Start to send updates. Before this call, the writer creates nothing in the store.
 
         Args:
-            delay: seconds to wait for :meth:`wake` first: to import MLflow is seconds of a processor's work.
+            delay: Seconds to wait for :meth:`wake` first, because importing MLflow takes seconds of CPU time.
         """
         self._delay = delay
         self._thread.start()
@@ -221,11 +237,11 @@ class MlflowWriter:
         self._awake.set()
 
     def show(self, view: View) -> None:
-        """Have MLflow show it. Returns at once, always. The search must be shown before its trials."""
+        """Queue ``view`` for MLflow. Always returns at once. The search must be shown before its trials."""
         self._backlog.put(view)
 
     def opened_runs(self) -> list[tuple[int, str]]:
-        """Trial numbers and run ids of the child runs opened since the last call."""
+        """Return the trial numbers and run ids of the child runs opened since the last call."""
         opened = []
         while True:
             try:
@@ -234,19 +250,23 @@ class MlflowWriter:
                 return opened
 
     def hurry(self) -> None:
-        """Hold nothing back any more: nothing but the rest of the search's views is to come."""
+        """Send all views without delay from now on, because only the last views of the search follow."""
         self._backlog.close()
         self._hurry.set()
         self._awake.set()
         self._desk.hurry()
 
     def close(self, timeout: float) -> int:
-        """Send what waits, for ``timeout`` seconds (and the last call); the number of updates left unsent."""
+        """Send the waiting updates, end the process, and return the number of unsent updates.
+
+        Args:
+            timeout: Seconds for sending; a call in progress gets :data:`LAST_CALL` seconds more.
+        """
         self.hurry()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)
-        # A call that hangs for longer ends with its process, and counts as unsent.
+        # A call that hangs longer ends with its process, and its updates count as unsent.
         self._desk.close()
         self._thread.join(LAST_CALL)
         return self.waiting + self._refused
@@ -255,9 +275,9 @@ class MlflowWriter:
         pause = FIRST_PAUSE
         self._awake.wait(self._delay)
         self._awake.set()
-        # At the end the process is needed only if there is something to send: the first view starts it.
+        # After the search has ended, the process is needed only to send a view; the first view starts it.
         if not self._hurry.is_set():
-            with suppress(OSError):  # no process to be had now: the first view says so, and asks again
+            with suppress(OSError):  # the process cannot start now: the first view reports that and retries
                 self._desk.start()
         while not self._give_up.is_set():
             waiting = self._backlog.next()
@@ -273,7 +293,7 @@ class MlflowWriter:
                     continue
                 if error.remedy is RetryPolicy.GIVE_UP:
                     self._trouble = error.words
-                    self._tell(f"MLflow cannot be used: {error.words}")
+                    self._report(f"MLflow cannot be used: {error.words}")
                     return
                 self._refuse(view, updates, error.words)
             self._backlog.done(view, updates)
@@ -285,32 +305,39 @@ class MlflowWriter:
         if words != self._refusal:
             self._refusal = words
             what = f"trial_{view.number:04d}" if isinstance(view, TrialRunState) else "the search itself"
-            self._tell(f"MLflow refuses an update of {what}, which is left out: {words}")
+            self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         _LOGGER.warning("%s", text)
         try:
             self._say(text)
         except Exception:
-            # A terminal that is gone is no reason to stop sending.
+            # A closed terminal is no reason to stop sending.
             _LOGGER.exception("this could not be printed: %s", text)
 
     def _pause(self, seconds: float, error: CallError, *, was_ending: bool) -> float:
-        """Wait before the next try; how long to wait after that.
+        """Wait before the next attempt.
 
-        ``was_ending``: whether the search was over when the call was made. If it ended since, the call is
-        repeated at once.
+        Args:
+            seconds: The length of the pause.
+            error: The error of the call.
+            was_ending: True if the search had ended when the call was made. If the search has ended since
+                then, the call is repeated at once.
+
+        Returns:
+            The length of the pause after the next failure, in seconds.
         """
         self._trouble = error.words
         _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.words)
-        # The end of the search is worth a try at once; after that, only its own end cuts a pause short.
+        # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
+        # writer does.
         (self._give_up if was_ending else self._hurry).wait(seconds)
         return min(2 * seconds, LONGEST_PAUSE)
 
     def _send(self, view: View) -> None:
         answer = self._desk.show(view)
         for remark in answer.remarks:
-            self._tell(remark)
+            self._report(remark)
         if isinstance(view, TrialRunState) and view.number not in self._known:
             self._known.add(view.number)
             self._opened.put((view.number, answer.run_id))

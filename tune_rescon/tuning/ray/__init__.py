@@ -1,1 +1,1 @@
-"""The run of a search's trials by Ray. Nothing outside this package imports Ray."""
+"""Run the trials of a search with Ray. No module outside this package imports Ray."""

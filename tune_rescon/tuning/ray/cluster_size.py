@@ -1,4 +1,7 @@
-"""How large Ray is, asked now and then on a thread of its own: Ray's client can hang, a drawing may not."""
+"""Poll the size of the Ray cluster on a separate thread.
+
+Ray's client can hang, and the search's display must not.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ __all__ = [
 ]
 
 
-#: Seconds between two questions: an autoscaled node takes minutes.
+#: Seconds between two polls. An autoscaled node takes minutes to start.
 SAMPLE_EVERY: Final = 5.0
 
-#: Seconds an answer is waited for at the end; Ray must not be shut down under a question.
+#: Seconds to wait for a running poll at the end, because Ray must not be shut down during a poll.
 PARTING: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
@@ -28,16 +31,18 @@ _LOGGER = logging.getLogger(__name__)
 def sampled_cluster(
     gone: Callable[[], str], *, ask: Callable[[], ClusterSize] | None = None, every: float = SAMPLE_EVERY
 ) -> Iterator[Callable[[], ClusterSize | None]]:
-    """Give a function that says, at once, what was answered last; None before that, and when Ray is gone.
+    """Provide a function that returns the last known size of the cluster at once.
 
-    Nothing is asked before its first call, which may come from any one thread.
+    The function returns None before the first result and after Ray has died. Polling starts with the
+    function's first call, which may come from any thread, but all calls must come from the same one.
 
     Args:
-        gone: what of Ray has died, "" for nothing. A Ray that is gone is not asked.
-        ask: asks Ray.
-        every: seconds between two questions.
+        gone: Returns a description of the part of Ray that has died, or "" while Ray is alive. A dead Ray is
+            not polled.
+        ask: Returns the size of the cluster; by default, from Ray.
+        every: Seconds between two polls.
     """
-    sampler = _Sampler(gone, ask or _ask_ray, every)
+    sampler = _Sampler(gone, ask or _poll_ray, every)
     try:
         yield sampler.latest
     finally:
@@ -72,12 +77,12 @@ class _Sampler:
         try:
             return self._ask()
         except Exception as error:
-            # Ray raises what it likes while it goes down; the search's watch is who judges that.
+            # Ray may raise any exception while it shuts down. The search's Watch decides what follows.
             _LOGGER.warning("Ray did not say how large it is: %s", error)
             return None
 
 
-def _ask_ray() -> ClusterSize:
+def _poll_ray() -> ClusterSize:
     import ray
 
     resources = ray.cluster_resources()

@@ -1,4 +1,4 @@
-"""Ray Tune as executor: it places trials, keeps their processes, and says which of those have died."""
+"""Run trials with Ray Tune, which places them, keeps their worker processes and reports dead ones."""
 
 from __future__ import annotations
 
@@ -26,9 +26,18 @@ def execute(
     concurrent: int,
     turns: DriverLock,
 ) -> None:
-    """Run the coordinator's trials on the Ray that is connected, until it has no more, or no ``turns``.
+    """Run the coordinator's trials on the connected Ray until no trials are left or the ``turns`` have ended.
 
-    A trial is given ``resources`` for each of its ``workers``, all at once: none waits with half of them.
+    A trial gets the resources of all its processes at once, so no trial waits while it holds half of them.
+
+    Args:
+        coordinator: The source of the trials, which also decides when each trial stops.
+        make_task: Creates a worker's description of a trial.
+        trainable: The function that a worker runs.
+        resources: The resources of each process of a trial, by Ray's names.
+        workers: World size: the number of processes that train one trial.
+        concurrent: Number of trials that run at once.
+        turns: The lock on the coordinator and the record.
     """
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -41,12 +50,12 @@ def execute(
         TurnTakingSearcher,
     )
 
-    # The first is the trial's own; the others are for who joins it (:mod:`.gang`).
+    # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
     place = tune.PlacementGroupFactory([_positive(resources)] * workers)
     processes = KeptProcesses(coordinator, resources=place, slots=concurrent)
-    # Tune's own files are scratch: the record and the checkpoints are the search.
+    # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
-        # How Tune lets others into the class that it makes of a function.
+        # Tune adds these mixins to the class that it creates from a function.
         trainable.__mixins__ = (Hearing,)  # type: ignore[attr-defined]
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
@@ -54,7 +63,7 @@ def execute(
                 search_alg=TurnTakingSearcher(coordinator, make_task, turns),
                 scheduler=TurnTakingScheduler(coordinator, turns, processes),
                 num_samples=-1,
-                # Without it Tune asks a searcher for one trial at a time (ray's _get_max_pending_trials).
+                # Without this limit, Tune requests one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
                 trial_dirname_creator=_directory,
@@ -62,10 +71,10 @@ def execute(
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=scratch,
-                # Without its JSON files Tune complains that it cannot fetch the metrics at the end.
+                # Without its JSON files, Tune reports at the end that it cannot fetch the metrics.
                 callbacks=[JsonLoggerCallback(), LeavingCallback(turns)],
-                # The coordinator hands out again. Tune would retry only a trial that runs, not one whose
-                # process dies while it is made ready (TuneController._process_trial_failure).
+                # The coordinator retries trials. Tune would retry only a running trial, not one whose process
+                # dies while it is being set up (TuneController._process_trial_failure).
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
@@ -74,11 +83,11 @@ def execute(
 
 
 def _positive(resources: dict[str, float]) -> dict[str, float]:
-    """Ray takes no zeros."""
+    """Return the nonzero resources, because Ray does not accept zeros."""
     return {name: amount for name, amount in resources.items() if amount}
 
 
 def _directory(trial: Any) -> str:
-    # Tune's own names hold every value of the config and are cut at 130 characters. A trial that was paused
-    # is another one to Tune when it goes on.
+    # Tune's own names contain every value of the config and are cut at 130 characters. The name has Tune's
+    # trial id because a paused trial is a new Tune trial when it continues.
     return f"trial_{trial.config['number']:04d}_{trial.trial_id}"

@@ -1,4 +1,4 @@
-"""What Ray, Optuna, MLflow and Lightning say goes to the search's log file, not between the user's lines."""
+"""Redirect the output of Ray, Optuna, MLflow and Lightning from the terminal to the search's log file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ __all__ = [
 ]
 
 
-#: Loggers that bring a handler of their own to the terminal.
-_LOUD: Final = ("ray", "optuna", "mlflow", "alembic", "pytorch_lightning", "lightning_fabric", "tune_rescon")
+#: Loggers that have their own handler for the terminal.
+_TERMINAL_LOGGERS: Final = (
+    "ray",
+    "optuna",
+    "mlflow",
+    "alembic",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "tune_rescon",
+)
 
 #: Standard output and error.
 _STREAMS: Final = (1, 2)
 
 
 class _Formatter(logging.Formatter):
-    """Hides passwords, also in a traceback: the log is sent to the storage, and shown to others."""
+    """Hides passwords, also in tracebacks, because the log is sent to the storage and shown to others."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -37,14 +45,14 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def library_log(path: Path) -> Iterator[None]:
-    """Write the libraries' log records and Python's warnings to ``path`` for the time being."""
+    """Write the libraries' log records and Python's warnings to ``path`` within the block."""
     import optuna
 
     optuna.logging.disable_default_handler()
     file = _LogFile(path, encoding="utf-8")
     file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
-    level, before = root.level, {name: _taken(name) for name in _LOUD}
+    level, before = root.level, {name: _without_handlers(name) for name in _TERMINAL_LOGGERS}
     root.addHandler(file)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -63,7 +71,7 @@ def library_log(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """Loses what the disk does not take: logging would print a traceback for each record."""
+    """Drops records that cannot be written to disk, because logging would print a traceback for each."""
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:
@@ -73,15 +81,15 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def diverted(path: Path) -> Iterator[None]:
-    """Append what is written to standard output and error to ``path`` for the time being.
+    """Append standard output and standard error to ``path`` within the block.
 
-    Not all noise passes a logger: Ray's C++ writes to descriptor 2 when a process of its own dies, and so may
-    any library's, and what a driver's children inherit. Nothing in Python is between such a write and the
-    terminal, so the descriptors themselves are turned; whoever has something to say to the person does that
-    on a duplicate made before.
+    Some output does not pass a logger. Ray's C++ code writes to descriptor 2 when one of Ray's processes
+    dies. The C++ code of any library and the driver's child processes, which inherit the descriptors, may do
+    so as well. Python cannot intercept such a write, so the descriptors themselves are redirected. Messages
+    to the user must be written to a duplicate of a descriptor that was made before.
 
-    What this costs: a crash in C++ says its last words in the log alone. An exception of ours does not: it
-    leaves this block first, and is printed when the descriptors are back.
+    A disadvantage is that the last messages of a crash in C++ are in the log only. An exception in Python is
+    still printed, because it leaves this block first and the descriptors are then restored.
     """
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     _flush()
@@ -91,7 +99,7 @@ def diverted(path: Path) -> Iterator[None]:
             os.dup2(log, stream)
         yield
     finally:
-        # What waits in Python's buffers was said before this moment.
+        # The text in Python's buffers was written within the block, so it belongs to the log.
         _flush()
         for stream, original in before.items():
             os.dup2(original, stream)
@@ -101,13 +109,18 @@ def diverted(path: Path) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # A full disk, a pipe nobody reads: what is lost is noise, and the descriptors must come back.
+        # The disk may be full or the pipe's reader gone. Only unimportant output is lost, and the descriptors
+        # must be restored.
         with suppress(OSError):
             stream.flush()
 
 
-def _taken(name: str) -> tuple[list[logging.Handler], bool]:
-    """Take a logger's own handlers away and let it speak through the root; what it had before."""
+def _without_handlers(name: str) -> tuple[list[logging.Handler], bool]:
+    """Remove a logger's handlers and make it propagate to the root logger.
+
+    Returns:
+        The logger's handlers and its ``propagate`` flag before the call.
+    """
     logger = logging.getLogger(name)
     had = (list(logger.handlers), logger.propagate)
     logger.handlers.clear()

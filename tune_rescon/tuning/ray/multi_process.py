@@ -1,13 +1,14 @@
-"""A trial of several processes: Tune's own, which is the first, and those that train with it.
+"""Train one trial in several processes: Tune's own process, which is rank 0, and its peers.
 
-Tune reserves a place for each of them at once (a placement group of so many bundles) and puts its own process
-into the first. That one starts the others, in the other bundles, and keeps them for its next trial as Tune
-keeps it: to begin a trial costs milliseconds. Ray Train within Tune starts a controller and new processes for
-each trial (26 s against 0.04 s from one to the next, on two busy cores), in places it asks for beside Tune's.
+Tune reserves the places of all processes at once (a placement group with one bundle per process) and puts its
+own process into the first bundle. Rank 0 starts the other processes in the other bundles and keeps them for
+its next trial, as Tune keeps rank 0. The start of a trial therefore costs milliseconds. Ray Train within Tune
+starts a controller and new processes for each trial (26 s against 0.04 s from one trial to the next, on two
+busy cores), in places that it requests in addition to Tune's.
 
-Only the first process reports to Tune. What ends a trial in one process ends it in all of them
-(:mod:`tune_rescon.training.distributed`). Where a process has died, the first one ends itself: Tune then sees
-what it sees when a trial's only process dies, and Ray ends the others.
+Only rank 0 reports to Tune. An event that ends a trial in one process ends it in all processes
+(:mod:`tune_rescon.training.distributed`). If a process has died, rank 0 ends itself. For Tune, this is the
+same as the death of a trial's only process, and Ray ends the other processes.
 """
 
 from __future__ import annotations
@@ -44,26 +45,30 @@ __all__ = [
 ]
 
 
-#: How long one process waits for another, that lives, in an exchange: the first one may be sending a
-#: checkpoint to a slow storage. One that has died is noticed otherwise.
+#: Time for which one process waits for another live process in a collective operation, because rank 0 may be
+#: sending a checkpoint to a slow storage. A dead process is detected by other means.
 _PATIENCE: Final = timedelta(minutes=30)
 
-#: By the kind of device: gradients of GPUs are summed by NCCL, votes and files by gloo.
+#: Backends by device type. NCCL sums the gradients of GPUs; gloo exchanges votes and files.
 _BACKENDS: Final = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """An address that all processes of a trial can reach."""
+    """The address of a trial's store, which all processes of the trial can reach."""
 
     host: str
     port: int
     count: int
-    """Processes of the trial."""
+    """World size: the number of processes of the trial."""
 
 
 def opened(host: str, count: int) -> tuple[Meeting, Any]:
-    """A meeting at this machine's address ``host``, on a free port; it lasts as long as the store does."""
+    """Open a store at this machine's address ``host``, on a free port.
+
+    Returns:
+        The store's meeting, which lasts as long as the store, and the store.
+    """
     store = _store(host, 0, count, is_master=True, wait_for_workers=False)
     return Meeting(host=host, port=store.port, count=count), store
 
@@ -72,14 +77,14 @@ def opened(host: str, count: int) -> tuple[Meeting, Any]:
 def met(
     meeting: Meeting, rank: int, *, address: str, device: str, store: Any = None
 ) -> Iterator[ProcessGroup]:
-    """Be process ``rank`` of a meeting for the time of the block.
+    """Join the process group of a meeting as process ``rank`` for the block.
 
     Args:
-        meeting: the trial's.
-        rank: counted from 0, which is who opened it.
-        address: this machine's, by which the others reach it.
+        meeting: The meeting of the trial.
+        rank: The rank of this process. Rank 0 has opened the meeting.
+        address: This machine's address, at which the other processes reach it.
         device: "cpu" or "cuda".
-        store: of who opened the meeting.
+        store: The store that :func:`opened` returned, in the process that opened the meeting; else None.
     """
     _name_interface(address)
     if store is None:
@@ -94,36 +99,42 @@ def met(
 
 
 def _store(host: str, port: int, count: int, **how: bool) -> Any:
-    # torch leaves it out of what it says is public, and documents it.
+    # torch documents TCPStore, but does not export it as public.
     return dist.TCPStore(host, port, count, timeout=_PATIENCE, **how)  # type: ignore[attr-defined]
 
 
 def _name_interface(address: str) -> None:
-    """Have gloo listen where Ray does: it takes the host name's address, on Debian 127.0.1.1, by itself."""
+    """Make gloo listen at Ray's address, because its default is the host name's (on Debian 127.0.1.1)."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.family == socket.AF_INET and one.address == address for one in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-#: Seconds the other processes have to end after the first one has.
+#: Seconds for which the other processes may continue after rank 0 has ended the trial.
 _PARTING: Final = 20.0
 
-#: Seconds the first process has to notice by itself that another one has failed.
-_NOTICE: Final = 60.0
+#: Seconds for rank 0 to notice, in its own training, that another process has failed.
+_FAILURE_NOTICE: Final = 60.0
 
 _TICK: Final = 0.5
 
 
 class Member:
-    """A process that trains with the first one, as Ray runs it; it stays for the next trial."""
+    """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
     def train(self, task: TrialTask, meeting: Meeting, rank: int) -> None:
-        """Train a trial to whatever end it has."""
+        """Train a trial until it ends.
+
+        Args:
+            task: The trial.
+            meeting: The meeting of the trial.
+            rank: The rank of this process.
+        """
         import ray
 
         from tune_rescon.training.lean import import_lean_torchmetrics
 
-        # First, as Lightning would otherwise bring all of torchmetrics.
+        # First, because Lightning would otherwise import all of torchmetrics.
         import_lean_torchmetrics()
         from tune_rescon.tuning.ray.worker import train_task
 
@@ -132,18 +143,18 @@ class Member:
             tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as folder,
             met(meeting, rank, address=address, device=task.device) as peers,
         ):
-            train_task(task, Path(folder), peers, on_epoch=_to_nobody, on_note=_to_nobody)
+            train_task(task, Path(folder), peers, on_epoch=_discard, on_note=_discard)
 
 
-def _to_nobody(report: EpochReport | str) -> None:
+def _discard(report: EpochReport | str) -> None:
     del report
 
 
 @contextmanager
 def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
-    """The first process's peers for the time of the block, in which it trains ``task``.
+    """Start the peers of this process, which is rank 0, and train ``task`` with them within the block.
 
-    Ends this process if another one dies.
+    Ends this process if another process dies.
     """
     from tune_rescon.training.distributed import SINGLE_PROCESS
 
@@ -160,15 +171,15 @@ def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
         try:
             yield peers
         except Exception as error:
-            raise _cause(error, work) from error
+            raise _peer_error(error, work) from error
         finally:
-            # Before the connection is given up, which the others would take for a death.
-            _part(work)
+            # Before this process disconnects, because the others would take the disconnection for its death.
+            _end_peers(work)
 
 
 @functools.cache
 def _members(count: int) -> Sequence[Any]:
-    """The other processes, started in the places that Tune has reserved for them beside this one's."""
+    """Return the other processes, started in the bundles that Tune has reserved for them; cached."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -188,9 +199,9 @@ def _members(count: int) -> Sequence[Any]:
 
 @contextmanager
 def _watched(work: Sequence[Any]) -> Iterator[None]:
-    """End this process where one of the others has died, or has failed and this one does not notice.
+    """End this process if another one dies within the block, or fails without this process noticing.
 
-    With gloo a lost connection is an error in the exchange under way. NCCL may wait for ever.
+    With gloo, a lost connection raises an error in the running collective operation. NCCL may wait forever.
     """
     over = threading.Event()
     thread = threading.Thread(target=_watch, args=(work, over), name="gang", daemon=True)
@@ -208,19 +219,23 @@ def _watch(work: Sequence[Any], over: threading.Event) -> None:
     left = list(work)
     while left and not over.wait(_TICK):
         done, left = ray.wait(left, num_returns=len(left), timeout=0)
-        if any(_fault(one) for one in done) and not over.wait(_NOTICE):
+        if any(_peer_exception(one) for one in done) and not over.wait(_FAILURE_NOTICE):
             os._exit(1)
 
 
-def _fault(work: Any) -> Exception | None:
-    """What a process's work that is over has raised. Where the process has died, this one ends, too."""
+def _peer_exception(work: Any) -> Exception | None:
+    """Return the exception that a process's finished work has raised, or None.
+
+    Ends this process if the other process has died.
+    """
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     try:
         ray.get(work)
     except RayActorError:
-        # As Tune and the coordinator know it: the trial goes on from its checkpoint, in other processes.
+        # Tune and the coordinator handle the death of this process: the trial continues from its checkpoint
+        # in other processes.
         os._exit(1)
     except RayTaskError as error:
         cause: Exception = error.cause
@@ -228,29 +243,39 @@ def _fault(work: Any) -> Exception | None:
     return None
 
 
-def _cause(error: Exception, work: Sequence[Any]) -> Exception:
-    """Of an error here that another process is behind: what was raised there."""
+def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
+    """Return the exception of another process if it caused ``error``, else ``error``.
+
+    Ends this process if another one has died.
+
+    Args:
+        error: The exception raised in this process.
+        work: The Ray references of the other processes' work.
+    """
     import ray
 
     from tune_rescon.training.distributed import PeerFailedError, PeerLostError
 
     if isinstance(error, PeerLostError):
-        # A process or its machine has died; of a machine Ray learns it only half a minute later.
+        # A process or its machine has died. Ray detects a machine's death only half a minute later.
         os._exit(1)
     if not isinstance(error, PeerFailedError):
         return error
     done, _ = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
-    faults = [fault for one in done if (fault := _fault(one))]
+    faults = [fault for one in done if (fault := _peer_exception(one))]
     return next((fault for fault in faults if not isinstance(fault, PeerFailedError)), error)
 
 
-def _part(work: Sequence[Any]) -> None:
-    """Wait for the others. Who does not end in time is ended; the next trial starts new ones."""
+def _end_peers(work: Sequence[Any]) -> None:
+    """Wait for the other processes, and kill all of them if one does not end in time.
+
+    The next trial then starts new processes.
+    """
     import ray
 
     done, left = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
     for one in done:
-        _fault(one)
+        _peer_exception(one)
     if left:
         for member in _members(len(work)):
             ray.kill(member)

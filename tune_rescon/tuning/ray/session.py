@@ -1,4 +1,4 @@
-"""Ray itself: started here, or joined, watched, and asked what a trial can get."""
+"""Start Ray on this machine or connect to a cluster, monitor it, and report its resources."""
 
 from __future__ import annotations
 
@@ -36,28 +36,31 @@ __all__ = [
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-#: Bytes of a Unix socket's path: 108 in C, with the 0 at its end.
+#: Maximum length of a Unix socket's path in bytes. C allows 108, including the terminating 0.
 SOCKET_PATH: Final = 107
 
-#: The longest path that Ray makes in its temporary directory, of a process number of so many digits.
+#: The longest path that Ray creates in its temporary directory. ``{}`` is the process ID, whose digits count.
 _SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_store"
 
-#: Ray's setting for how long its control store may take to start, seconds, where it took too long at first.
-#: Its node manager has 30 s in any case (ray 2.60): at the second try its files are in memory.
+#: Ray's time limit for the start of its control store, in seconds, at the second attempt. Its node manager
+#: has a limit of 30 s at both attempts (ray 2.60); at the second one, Ray's files are already in memory.
 LONGER_START: Final = {"RAY_gcs_server_port_wait_time_s": "120"}
 
 _Started = TypeVar("_Started")
 
 
 def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
-    """Check that Ray's sockets fit into its temporary directory; batch systems give long ones.
+    """Check that the paths of Ray's sockets in its temporary directory are short enough.
+
+    Batch systems set temporary directories with long paths.
 
     Args:
-        environment: ``RAY_TMPDIR`` or ``TMPDIR`` name the directory; else it is ``/tmp``.
-        pid: the process that starts Ray.
+        environment: The environment variables. ``RAY_TMPDIR`` or ``TMPDIR`` names the directory; without
+            them it is ``/tmp``.
+        pid: The ID of the process that starts Ray.
 
     Raises:
-        ConfigError: the directory's path is too long.
+        ConfigError: If the directory's path is too long.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), "")
     room = SOCKET_PATH - len(_SOCKET.format(pid).encode())
@@ -71,19 +74,22 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
 def start_or_retry(
     start: Callable[[], _Started], clean_up: Callable[[], object], say: Callable[[str], object]
 ) -> _Started:
-    """Start Ray; if that fails, once more with a longer limit (:data:`LONGER_START`).
+    """Start Ray, and retry once with a longer time limit (:data:`LONGER_START`) if the start fails.
 
     Args:
-        start: starts it.
-        clean_up: ends what a start that failed has left.
-        say: tells the user that it takes longer.
+        start: Starts Ray.
+        clean_up: Ends the processes that a failed start has left.
+        say: Prints a message to the user that the start takes longer.
+
+    Returns:
+        The value that ``start`` returns.
 
     Raises:
-        ClusterError: both failed.
+        ClusterError: If both attempts fail.
     """
     try:
         return start()
-    # Ray raises a bare Exception where its node manager is not there in time.
+    # Ray raises a bare Exception if its node manager does not start in time.
     except Exception as error:
         _LOGGER.exception("Ray did not start")
         clean_up()
@@ -105,13 +111,13 @@ def start_or_retry(
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the rest; its type if it says nothing."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().partition("\n")[0].strip(" .") or type(error).__name__
 
 
 @contextmanager
 def _set_in_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Have ``values`` in the environment, unless the user has others there."""
+    """Set ``values`` in the environment for the block, except variables that the user has already set."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -121,17 +127,17 @@ def _set_in_environment(values: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-#: The processes without which nothing runs, by name.
+#: The processes that Ray cannot run without: process name to description.
 _VITAL: Final = {"gcs_server": "its control store (gcs_server)", "raylet": "its node manager (raylet)"}
 
-#: Seconds between two looks at a control store elsewhere, and how long one look may take.
+#: Seconds between two checks of a remote control store, and the time limit of one check in seconds.
 PROBE_EVERY: Final = 5.0
 PROBE_TIMEOUT: Final = 2.0
 
-#: Seconds a control store elsewhere may be away; after 60 Ray's client ends the whole process.
+#: Seconds for which a remote control store may be unreachable. After 60 s, Ray's client ends this process.
 AWAY_TOO_LONG: Final = 40.0
 
-#: Seconds killed processes have to be gone.
+#: Seconds to wait for killed processes to end.
 KILL_PATIENCE: Final = 5.0
 
 _apart = False
@@ -139,13 +145,15 @@ _apart = False
 
 @contextmanager
 def started_apart() -> Iterator[None]:
-    """Give each process that Ray starts here a session of its own.
+    """Run each process that Ray starts within the block in its own session.
 
-    ``timeout``, a shell's Ctrl-C, a closed terminal: such a signal goes to the driver's whole process group,
-    and Ray's raylet and control store end at once on it, and with them the epochs that are running. Ray has
-    no setting for this, but runs Python in its children before they become what they are (``preexec_fn``),
-    where a fork hook can move them. Their end does not depend on the group: the kernel ends them with the
-    driver (Ray asks for that on Linux only, so elsewhere they stay together).
+    ``timeout``, a shell's Ctrl-C and a closed terminal send their signal to the driver's whole process group.
+    Ray's raylet and control store end at once on such a signal, and the running epochs are lost with them.
+
+    Ray has no setting for this. However, Ray runs Python in its child processes before they execute their
+    program (``preexec_fn``), so a fork hook can move them to another session. They still end with the driver,
+    because the kernel ends them; Ray requests that on Linux only, so on other systems they stay in the
+    driver's session.
     """
     global _apart
     _apart = sys.platform == "linux"
@@ -164,21 +172,21 @@ os.register_at_fork(after_in_child=_move_apart)
 
 
 class RayProcesses:
-    """What was started here for one Ray: this process's children, and in their sessions the workers."""
+    """The processes started for one Ray: this process's children, and the workers in their sessions."""
 
     def __init__(self, others: frozenset[int]) -> None:
-        """The sessions ``others`` are somebody else's; see :meth:`ahead`."""
+        """Exclude the sessions ``others``, which do not belong to this Ray; see :meth:`ahead`."""
         self._others = others
         self._sessions: frozenset[int] = frozenset()
         self._vital: dict[str, psutil.Process] = {}
 
     @classmethod
     def ahead(cls) -> RayProcesses:
-        """For the Ray that is about to be started."""
+        """Create an instance for a Ray that is not started yet."""
         return cls(_child_sessions())
 
     def find(self) -> None:
-        """Look which processes there are, once they were started; those found earlier stay known."""
+        """Find the processes after Ray has started. Those found by earlier calls are kept."""
         self._sessions |= _child_sessions() - self._others
         for process in psutil.Process().children():
             with suppress(psutil.NoSuchProcess):
@@ -186,22 +194,22 @@ class RayProcesses:
                     self._vital.setdefault(name, process)
 
     def gone(self) -> str:
-        """The vital process that has died, in words; "" while all live."""
+        """Return a description of the vital process that has died, or "" while all are alive."""
         return next((_VITAL[name] for name, process in self._vital.items() if not _lives(process)), "")
 
     def end(self) -> None:
-        """Kill whatever still lives: a worker may have outlived its raylet."""
+        """Kill all processes that are still alive, because a worker may outlive its raylet."""
         left = [process for process in psutil.process_iter() if _session_id(process.pid) in self._sessions]
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, KILL_PATIENCE)
-        # Another Ray may be started here after this one: it is not this one's processes that it misses.
+        # Another Ray may be started after this one; gone() must not report the processes killed here.
         self._vital.clear()
 
 
 class ControlStoreProbe:
-    """Whether the control store of a Ray that was not started here can be reached."""
+    """Checks that the control store of a Ray can be reached that this process did not start."""
 
     def __init__(
         self,
@@ -210,7 +218,13 @@ class ControlStoreProbe:
         reach: Callable[[str], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch ``address`` (HOST:PORT) by ``reach``, on a clock of seconds."""
+        """Store the address; nothing is checked yet.
+
+        Args:
+            address: HOST:PORT of the control store.
+            reach: Returns True if the address can be reached; by default, connects to it.
+            clock: Returns the time in seconds.
+        """
         self._address = address
         self._reach = reach or _can_connect
         self._clock = clock
@@ -218,9 +232,10 @@ class ControlStoreProbe:
         self._seen: float | None = None
 
     def gone(self) -> str:
-        """In words, that it has been away for too long; "" while it may come back.
+        """Return a description of the control store if it has been unreachable for too long, else "".
 
-        One that was never reached is not missed: through a proxy (``ray://``) its address means nothing here.
+        A control store that was never reached is not reported: with a proxy (``ray://``), the address is not
+        valid on this machine.
         """
         now = self._clock()
         if now >= self._next_look:
@@ -260,64 +275,72 @@ def _can_connect(address: str) -> bool:
     return True
 
 
-#: Bytes of shared memory a local Ray sets aside; trials exchange nothing but a report an epoch.
+#: Bytes of shared memory that a local Ray reserves. Trials exchange only one report per epoch.
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
 
-#: Seconds Ray has to shut down in order; it takes one to six, also when half of it is dead.
+#: Seconds to wait for Ray's orderly shutdown. It takes one to six seconds, even if half of Ray is dead.
 SHUTDOWN_PATIENCE: Final = 15.0
 
-#: Ray and Tune as this package needs them, for the driver and its workers.
+#: Settings of Ray and Tune for the driver and its workers.
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # The command has its own handler, which ends a search in a way that can be resumed.
+    # The command has its own handler, which stops a search so that it can be resumed.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # The record is what a search resumes from; Tune's own snapshots would only cost time.
+    # A search resumes from its record; Tune's own snapshots would only cost time.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # A stopped trial's thread may be amid freeing its memory when its process is reused.
+    # The thread of a stopped trial may still be freeing its memory when its process is reused.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
 
-#: For a Ray of this machine's own.
+#: Settings of a Ray that is started on this machine.
 _OWN_RAY_ENVIRONMENT: Final = {
-    # It would start a worker for each core. Trials need other ones, for Tune gives them an environment.
+    # By default Ray starts a worker for each core. Trials cannot use those workers because Tune gives trials
+    # their own environment.
     "RAY_prestart_worker_first_driver": "0",
 }
 
-#: For the workers alone.
+#: Settings of the workers only.
 _WORKERS_ENVIRONMENT: Final = {
-    # One heap for all threads. By default glibc has up to eight a core, and Ray trains each trial on a new
-    # thread: its turn would be that of the next heap, which keeps its ragged rests (10 MiB a trial measured).
+    # One heap for all threads. By default, glibc has up to eight heaps per core. Ray runs each trial on a new
+    # thread, which would use the next heap, and each heap keeps its fragmented memory (10 MiB per trial
+    # measured).
     "MALLOC_ARENA_MAX": "1",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaySession:
-    """A Ray that runs."""
+    """A running Ray."""
 
     resources: dict[str, float]
-    """What it has in all, by Ray's names (CPU, GPU)."""
+    """The total resources, by Ray's names (CPU, GPU)."""
     now: tuple[Nodes, ...]
-    """Its machines."""
+    """The present machines."""
     later: tuple[Nodes, ...] | None
-    """Those it may come to have; None: it grows, as far as is asked."""
+    """The machines that may be added; None if the cluster grows by as many as are requested."""
     gone: Callable[[], str]
-    """What of it has died ("" while it lives): nothing more can come from it then. Never waits long."""
+    """Returns a description of the part of Ray that has died, or "" while Ray is alive.
+
+    After such a death, Ray returns no more results. The call never blocks for long.
+    """
 
 
 @contextmanager
 def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info) -> Iterator[RaySession]:
-    """A Ray to run on: the cluster at ``address``, or one of this machine's own.
+    """Connect to the Ray cluster at ``address``, or start Ray on this machine, for the block.
 
-    A Ray that was started here is shut down again, to the last process; one that was already there is left
-    alone. The caller's signal handlers are as they were, also while it runs. ``say`` tells the user that a
-    start takes longer.
+    A Ray that was started here is shut down afterwards, including all of its processes. A Ray that was
+    already running is left running. The caller's signal handlers stay in place, also while Ray runs.
+
+    Args:
+        address: The address of a cluster; None starts Ray on this machine.
+        say: Prints a message to the user if the start takes longer.
 
     Raises:
-        ConfigError: the directory for Ray's sockets has too long a path.
-        ClusterError: Ray does not start here, or cannot be reached.
+        ConfigError: If the path of the directory for Ray's sockets is too long.
+        ClusterError: If Ray does not start, or the cluster cannot be reached.
     """
     prepare_environment(own_ray=address is None)
     import ray
@@ -352,10 +375,10 @@ def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
 
 
 def _settings() -> dict[str, Any]:
-    """What a Ray of this machine's own and a cluster's are told."""
+    """Return the arguments of ``ray.init`` that a local Ray and a cluster share."""
     return {
         "log_to_driver": False,
-        # Its log records go where everybody's go, not to the terminal.
+        # Ray's log records go to the same place as all others, not to the terminal.
         "configure_logging": False,
         "runtime_env": {"env_vars": _ENVIRONMENT | _WORKERS_ENVIRONMENT},
     }
@@ -366,7 +389,7 @@ def _join(address: str) -> None:
 
     try:
         ray.init(address=address, **_settings())
-    # Ray raises many types: for a malformed address, a cluster that is gone, or another Ray version.
+    # Ray raises many types: for a malformed address, for a cluster that has ended, for another Ray version.
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
@@ -389,7 +412,7 @@ def _start() -> None:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Take back what Ray does to SIGTERM (``ray.init`` has it call ``sys.exit``)."""
+    """Restore the caller's SIGTERM handler, because ``ray.init`` installs one that calls ``sys.exit``."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -403,14 +426,14 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def _shut_down(own: RayProcesses) -> None:
-    """End the connection and whatever was started for it, in bounded time."""
+    """Disconnect from Ray and end the processes that were started for it, in bounded time."""
     import ray
 
     own.find()
     if own.gone():
-        # What is left of it would only be waited for.
+        # Otherwise ray.shutdown waits for the processes that are left.
         own.end()
-    # On a thread: a call to a control store that is gone can hang.
+    # On a thread, because a call to a control store that has died can hang.
     thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     thread.start()
     thread.join(SHUTDOWN_PATIENCE)
@@ -418,11 +441,14 @@ def _shut_down(own: RayProcesses) -> None:
 
 
 def prepare_environment(*, own_ray: bool) -> None:
-    """Put the settings where Ray reads them when it is imported.
+    """Set the environment variables that Ray reads when it is imported.
 
-    A Ray of this machine's own gets a token of its own: Ray's default writes one to the home directory, and
-    without any, whoever reaches its port can have it run code. Too late once Ray is imported: it keeps the
-    mode it found then.
+    A Ray that is started on this machine gets its own authentication token. Ray's default writes a token to
+    the home directory. Without a token, any process that reaches Ray's port can run code in Ray. The token is
+    not set if Ray is already imported, because Ray keeps the mode that it read at its import.
+
+    Args:
+        own_ray: True if Ray is to be started on this machine.
     """
     for name, value in (_ENVIRONMENT | (_OWN_RAY_ENVIRONMENT if own_ray else {})).items():
         os.environ.setdefault(name, value)

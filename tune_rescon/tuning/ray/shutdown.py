@@ -1,8 +1,9 @@
-"""Signals: what they ask of a search, and for how long it may still run.
+"""Stop a search on signals, and end the thread that runs its trials.
 
-Ctrl-C lets the running epochs end; a second one does not. SIGTERM (a spot notice, ``docker stop``, a
-scheduler) and SIGHUP (the terminal was closed) are a first Ctrl-C with a deadline, after which the search
-stops as at a second one. Nothing is lost either way: every epoch that was reported is in the record.
+On a first Ctrl-C, the search finishes the running epochs and stops. On a second one, it stops at once.
+SIGTERM (a spot notice, ``docker stop``, a scheduler) and SIGHUP (a closed terminal) act as a first Ctrl-C
+with a deadline, after which the search stops as on a second one. No reported epoch is lost in either case,
+because every reported epoch is in the record.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ __all__ = [
 ]
 
 
-#: A second Ctrl-C comes later than this (seconds) after the first. ``timeout`` sends its signal to its child
-#: and then to the child's whole group, so that the child has it twice at once.
+#: Seconds after the first signal before another one counts as a second Ctrl-C. ``timeout`` sends its signal
+#: to its child and then to the child's process group, so the child receives the signal twice at once.
 ECHO_SECONDS: Final = 0.25
 
 _DEADLINED: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class StopLevel(enum.IntEnum):
-    """What is asked of the search."""
+    """How soon the search must stop."""
 
     NONE = 0
     FINISH_EPOCHS = 1
@@ -47,71 +48,77 @@ class StopLevel(enum.IntEnum):
 
 
 class SignalState:
-    """The signals that came, and what they mean by now."""
+    """The signals received so far, and the stop level that follows from them."""
 
     def __init__(self, *, grace: float, clock: Callable[[], float]) -> None:
-        """None came yet; ``grace`` is what running epochs have after a SIGTERM. Both count seconds."""
+        """Start without signals.
+
+        Args:
+            grace: Seconds for which epochs may run after a SIGTERM or SIGHUP.
+            clock: Returns the time in seconds.
+        """
         self._grace = grace
         self._clock = clock
-        self._came: list[tuple[int, float]] = []
+        self._received: list[tuple[int, float]] = []
         self.deferred = False
-        """Whether signals wait to be asked for; else the next one raises KeyboardInterrupt."""
+        """True if signals are only stored; otherwise the next signal raises KeyboardInterrupt."""
 
     def receive(self, number: int) -> None:
-        """Note a signal.
+        """Store a signal.
 
         Raises:
-            KeyboardInterrupt: nothing is running that could end in order.
+            KeyboardInterrupt: If signals are not deferred: no work is running that could end in order.
         """
-        self._came.append((number, self._clock()))
+        self._received.append((number, self._clock()))
         if not self.deferred:
             raise KeyboardInterrupt
 
     @property
     def count(self) -> int:
-        """How many signals came so far."""
-        return len(self._came)
+        """The number of signals received so far."""
+        return len(self._received)
 
     @property
     def urgency(self) -> StopLevel:
-        """What is asked of the search now."""
-        if not self._came:
+        """The present stop level."""
+        if not self._received:
             return StopLevel.NONE
         left = self.seconds_left
-        if _has_second_ctrl_c(self._came) or (left is not None and left <= 0):
+        if _has_second_ctrl_c(self._received) or (left is not None and left <= 0):
             return StopLevel.STOP
         return StopLevel.FINISH_EPOCHS
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the deadline (negative once it has passed); None if there is none."""
-        ends = [when + self._grace for number, when in self._came if number in _DEADLINED]
+        """Seconds until the deadline, negative after it; None if no signal with a deadline was received."""
+        ends = [when + self._grace for number, when in self._received if number in _DEADLINED]
         return min(ends) - self._clock() if ends else None
 
 
-def _has_second_ctrl_c(came: Sequence[tuple[int, float]]) -> bool:
-    first = came[0][1]
-    return any(number == signal.SIGINT and when - first >= ECHO_SECONDS for number, when in came)
+def _has_second_ctrl_c(received: Sequence[tuple[int, float]]) -> bool:
+    first = received[0][1]
+    return any(number == signal.SIGINT and when - first >= ECHO_SECONDS for number, when in received)
 
 
 @contextmanager
 def listening(interruption: SignalState) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP go to ``interruption``.
+    """Pass SIGINT, SIGTERM and SIGHUP to ``interruption`` within the block.
 
-    Outside the main thread, where Python admits no handlers, nothing is changed. A SIGHUP that is ignored
-    (``nohup``) stays ignored; after one that is not, what is printed to the terminal goes nowhere.
+    Outside the main thread, the handlers are left unchanged, because Python allows signal handlers in the
+    main thread only. A SIGHUP that is ignored (``nohup``) stays ignored. After any other SIGHUP, output to
+    the terminal is discarded.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    # Asked now: one that was closed is a terminal no longer, but the same device.
+    # Found now, because isatty() is False for a closed terminal although its device number is the same.
     terminals = {os.fstat(stream).st_rdev for stream in (1, 2) if os.isatty(stream)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGHUP:
-            _silence(terminals)
+            _discard_output(terminals)
         interruption.receive(number)
 
     wanted = [signal.SIGINT, *_DEADLINED]
@@ -122,18 +129,22 @@ def listening(interruption: SignalState) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None: somebody's handler that is not Python's, which cannot be put back.
+            # None: a handler that Python did not install, so Python cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _silence(terminals: Set[int]) -> None:
-    """Let go of a terminal that was closed: a write to it is an error, and would end what still goes on.
+def _discard_output(terminals: Set[int]) -> None:
+    """Redirect output to closed terminals to the null device, because a write to them would raise an error.
 
-    All descriptors of these devices: a console may print on a duplicate, with standard output diverted.
+    Such an error would end the work that is still running. All descriptors of these devices are redirected,
+    because a console may print on a duplicate while standard output is diverted.
+
+    Args:
+        terminals: The device numbers of the terminals.
     """
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
-        # The one that listed them is closed by now.
+        # The descriptor that listed the directory is closed by now.
         with suppress(OSError):
             status = os.fstat(descriptor)
             if stat.S_ISCHR(status.st_mode) and status.st_rdev in terminals:
@@ -142,7 +153,7 @@ def _silence(terminals: Set[int]) -> None:
 
 
 class Watch:
-    """Says when the trials are not to be waited for any longer, and remembers why."""
+    """Decides when to stop waiting for the trials, and stores the reason."""
 
     def __init__(
         self,
@@ -153,49 +164,61 @@ class Watch:
         interrupt: Callable[[], None],
         say: Callable[[str], object],
     ) -> None:
-        """Look at everything on each call of :meth:`leave`.
+        """Store the sources that each call of :meth:`leave` checks.
 
         Args:
-            interruption: the signals.
-            ray_gone: what of Ray has died, "" for nothing.
-            assure: raises when the search is another driver's.
-            interrupt: has each running trial end after its present epoch.
-            say: tells the user.
+            interruption: The signals.
+            ray_gone: Returns a description of the part of Ray that has died, or "" while Ray is alive.
+            assure: Raises LeaseLostError if another driver has taken over the search.
+            interrupt: Stops each running trial after its present epoch.
+            say: Prints a message to the user.
         """
         self._interruption = interruption
         self._ray_gone = ray_gone
         self._assure = assure
         self._interrupt = interrupt
         self._say = say
-        self._heard = StopLevel.NONE
+        self._level = StopLevel.NONE
         self._gone = ""
         self._signals_before_end: int | None = None
 
     def leave(self) -> bool:
-        """Whether to leave the trials now.
+        """Return whether to stop waiting for the trials now.
 
         Raises:
-            LeaseLostError: the search is another driver's.
+            LeaseLostError: If another driver has taken over the search.
         """
         self._assure()
-        self._hear()
-        # A signal to everything at once reaches Ray before it is looked for here: it gets a second look.
+        self._update_level()
+        # A signal to all processes at once may end Ray before this process handles the signal. Therefore Ray
+        # must be found dead in two consecutive calls.
         gone_before, self._gone = self._gone, self._ray_gone()
-        return self._heard is StopLevel.STOP or bool(gone_before)
+        return self._level is StopLevel.STOP or bool(gone_before)
 
     def trials_ended(self) -> None:
-        """From now on each signal cuts the remaining waits short: no epoch is left to be finished."""
+        """Let each later signal shorten the remaining waits, because no epoch is left to finish."""
         self._signals_before_end = self._interruption.count
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody asked for the end."""
+        """True if a signal has requested a stop."""
         return self._interruption.urgency is not StopLevel.NONE
 
     def hurried(self, call: Callable[[float], int], patience: float, hurried: float) -> int:
-        """Have ``call`` wait ``patience`` seconds; less before a deadline; ``hurried`` once that has come.
+        """Run ``call`` with a time limit that depends on the signals received.
 
-        A signal that comes meanwhile ends the wait: nobody waits twice for the same thing.
+        The limit is ``patience`` without signals. Before a deadline, it is at most the time left, but not
+        less than ``hurried``. It is ``hurried`` after the deadline, after a second Ctrl-C, and after a signal
+        that follows :meth:`trials_ended`. A signal during the call interrupts it, and ``call`` is repeated
+        with ``hurried``, so that the user does not wait twice.
+
+        Args:
+            call: Waits for at most the given number of seconds, and returns a count.
+            patience: The usual limit in seconds.
+            hurried: The shortest limit in seconds.
+
+        Returns:
+            The value that ``call`` returns.
         """
         left = self._interruption.seconds_left
         if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
@@ -218,13 +241,13 @@ class Watch:
 
     @property
     def ray_is_gone(self) -> bool:
-        """Whether there is no Ray to run anything on."""
+        """True if Ray has died."""
         self._gone = self._gone or self._ray_gone()
         return bool(self._gone)
 
     @property
     def failure(self) -> str | None:
-        """Why the search could not go on, in a paragraph; None if that is not so."""
+        """The reason why the search had to stop, as one paragraph; None if Ray is alive or a signal came."""
         if not self.ray_is_gone or self.interrupted:
             return None
         hint = (
@@ -233,79 +256,81 @@ class Watch:
         )
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
-    def _hear(self) -> None:
+    def _update_level(self) -> None:
         urgency = self._interruption.urgency
-        if urgency is self._heard:
+        if urgency is self._level:
             return
-        self._heard = urgency
+        self._level = urgency
         self._interrupt()
-        self._say(_answer(urgency, self._interruption.seconds_left))
+        self._say(_stop_message(urgency, self._interruption.seconds_left))
 
 
-def _answer(urgency: StopLevel, seconds_left: float | None) -> str:
+def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
     if urgency is StopLevel.STOP:
         return "Interrupted: stopping now; what is recorded stays"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"
     return f"Interrupted: finishing the running epochs{until}; Ctrl-C again to stop now"
 
 
-#: Seconds between two looks at signals, at Ray and at the lease.
+#: Seconds between two checks of the signals, of Ray and of the lease.
 TICK: Final = 0.2
 
-#: Seconds a thread that may not go on is waited for; one that hangs in Ray is left behind.
+#: Seconds to wait for a thread that must stop. A thread that hangs in Ray is abandoned.
 PARTING: Final = 3.0
 
 
 class SearchIsOver(BaseException):
-    """Raised in the working thread when its turns were taken away; Tune does not catch it."""
+    """Raised in the working thread when it may take no more turns. Tune does not catch it."""
 
 
 class DriverLock:
-    """Whose turn it is to touch the coordinator, the record and their listeners.
+    """A lock on the coordinator, the record and their listeners.
 
-    The working thread takes a turn for each call; the main thread takes all that are left.
+    The working thread takes one turn (one acquisition of the lock) for each call. The main thread ends the
+    turns: afterwards the working thread can take none.
     """
 
     def __init__(self, assure: Callable[[], None]) -> None:
-        """Begin each turn by ``assure``, which raises LeaseLostError when the search is another driver's."""
+        """Call ``assure`` at each turn; it raises LeaseLostError if another driver has the search."""
         self._assure = assure
         self._lock = threading.Lock()
         self._over = False
         self.failure: RecordError | None = None
-        """Why the record takes no more, if that is so: no turn comes after it."""
+        """The error of a failed write to the record, or None. No turn follows such an error."""
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One call of the working thread.
+        """Hold the lock for one call of the working thread.
 
         Raises:
-            SearchIsOver: there are no turns left, for this thread or for this process.
+            SearchIsOver: If the turns have ended, if this process has lost the lease, or if a write to the
+                record fails in the block.
         """
         with self._lock:
             self.check()
             try:
                 self._assure()
             except LeaseLostError as error:
-                # The main thread finds out by itself, and can say it.
+                # The main thread detects the lost lease itself, and can report it.
                 raise SearchIsOver from error
             try:
                 yield
             except RecordError as error:
-                # Tune would log it, ask again and log again: the main thread raises it instead.
+                # The main thread raises this error. Tune would log it, call again, and log it again.
                 self.failure, self._over = error, True
                 raise SearchIsOver from error
 
     def check(self) -> None:
-        """Go no further than this when there are no turns left.
+        """Check that the working thread may still take turns.
 
         Raises:
-            SearchIsOver: that is so.
+            SearchIsOver: If the turns have ended.
         """
         if self._over:
             raise SearchIsOver
 
     def end(self, patience: float) -> bool:
-        """Take all turns that are left; False if the present one did not end in ``patience`` seconds."""
+        """End the turns; return False if the present turn does not end within ``patience`` seconds."""
         self._over = True
         ended = self._lock.acquire(timeout=patience)
         if ended:
@@ -314,13 +339,19 @@ class DriverLock:
 
 
 def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: DriverLock) -> None:
-    """Run ``work`` on a thread until it ends or ``leave``, asked every tick, says not to wait for it.
+    """Run ``work`` on a thread until it ends or ``leave`` returns True.
 
-    Afterwards ``work`` has no turns left. What it raised is raised here; so is what ``leave`` raises.
+    Afterwards ``work`` can take no more turns. An exception that ``work`` or ``leave`` raises is raised here,
+    except that an exception of ``work`` is dropped after ``leave`` has returned True.
+
+    Args:
+        work: Runs the trials. It uses the record within ``turns`` only.
+        leave: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
+        turns: The lock that ``work`` uses.
 
     Raises:
-        RecordError: a write in one of its turns failed.
-        RecordBusyError: ``work`` is amid a turn that does not end: nobody may touch the record.
+        RecordError: If a write to the record fails in a turn.
+        RecordBusyError: If a turn of ``work`` does not end, so that no other thread may use the record.
     """
     failures: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""The data on every machine of a cluster, before the first trial asks for it."""
+"""Prepare the datasets on every machine of a cluster before the first trial, and measure a trial on a GPU."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 
-#: Seconds between two words that it is still going on.
-_WORD_EVERY: Final = 60.0
+#: Seconds between two messages that the preparation is still running.
+_MESSAGE_EVERY: Final = 60.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,12 +37,20 @@ def stage_data(
     need: Mapping[str, float],
     say: Callable[[str], object],
 ) -> None:
-    """Have each other machine that a trial may land on fetch and decode the datasets, all at once.
+    """Fetch and decode the datasets on all other machines that can run a trial, in parallel.
 
-    One that joins later does it when its first trial begins; one that is lost meanwhile is left out.
+    A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
+    meanwhile is skipped.
+
+    Args:
+        datasets: The datasets of the search.
+        data_root: The folder of the original data on each machine.
+        cache_root: The folder of the cache on each machine.
+        need: The resources of a trial, by Ray's names; machines without room for them are skipped.
+        say: Prints a message to the user.
 
     Raises:
-        DataError: a machine cannot have them; it says which.
+        DataError: If the datasets cannot be prepared on a machine; the message names the machine.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -64,7 +72,7 @@ def stage_data(
         on_it = task.options(scheduling_strategy=strategy)
         waiting[on_it.remote(list(datasets), str(data_root), str(cache_root))] = node["NodeManagerAddress"]
     while waiting:
-        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_WORD_EVERY)
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
             say(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
         for reference in done:
@@ -88,18 +96,27 @@ def _open(datasets: list[DatasetConfig], data_root: str, cache_root: str) -> Non
 
 
 def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
-    """Measure on a whole GPU, in a process that ends with it; None: the batch does not fit.
+    """Measure a trial's occupancy of a whole GPU, in a separate process that ends with the measurement.
 
-    A CUDA graph whose recording never comes back is measured without, as trials there then train
-    (``cache_root`` is the GPU's node's).
+    If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
+    node then train without them.
+
+    Args:
+        config: The configuration of the trial.
+        facts: The dataset's number of classes and channels.
+        cache_root: The folder of the cache on the GPU's node.
+
+    Returns:
+        The occupancy; None if the batch does not fit into the GPU's memory.
 
     Raises:
-        ResourceError: Ray has a GPU, torch cannot use it.
+        ResourceError: If Ray has a GPU that torch cannot use.
     """
     import ray
     from ray.exceptions import RayTaskError
 
-    # max_calls: the process goes, and with it what it holds of the GPU. A retry, for one that stood still.
+    # max_calls=1: the process ends and frees its GPU memory. max_retries=1: a process that hangs is ended,
+    # and the measurement is run again.
     task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
     try:
         found: Occupancy | None = ray.get(task.remote(config, facts, cache_root / STALLS))

@@ -1,4 +1,4 @@
-"""From a recorded trial to what a worker is told."""
+"""Create a worker's task from a recorded trial."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTaskFactory(CostModel):
-    """What all trials of one run of a search share, and with that what a worker is told."""
+    """Creates the tasks of trials from the settings that all trials of one run of a search share."""
 
     options: RunOptions
     store: SearchStore
 
     def group(self, trial: TrialRecord) -> Hashable:
-        """Equal for trials that a rung may compare."""
+        """Return the trial's group; a rung may compare trials of the same group only."""
         name, origin = self.space.scheduler.group_by, trial.origin
         return None if name is None or origin is None else origin.config[name]
 
     def task(self, trial: TrialRecord) -> TrialTask:
-        """What the worker is told."""
+        """Create the worker's task for a trial."""
         space, options, origin = self.space, self.options, trial.origin
         assert origin is not None, "a resume is refused while an unfinished trial has no configuration"
         config = TrialConfig.from_dict(origin.config)

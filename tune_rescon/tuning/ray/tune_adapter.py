@@ -1,6 +1,7 @@
-"""Tune's searcher and scheduler as the working thread runs them: each call is a turn.
+"""Tune's searcher and scheduler, which the working thread calls; each call takes a turn.
 
-This is where the thread that may hang in Ray touches what the main thread may take away from it.
+Here the working thread, which may hang in Ray, uses the coordinator and the record. The main thread may end
+the working thread's access to both.
 """
 
 from __future__ import annotations
@@ -34,61 +35,72 @@ __all__ = [
 ]
 
 
-#: Seconds a trial waits for the process that was asked for it before it may have another's: more than one
-#: needs to start, also on a machine with twenty times too much to do, or a cluster to grow by a node.
+#: Seconds a trial waits for the worker process requested for it before it may get another trial's. A process
+#: needs less to start, even on a machine with twenty times its load, and so does a cluster to add a node.
 PATIENCE: Final = 600.0
 
-#: And one that had a process, which died or went: its machine may not come back.
+#: The same for a trial whose worker process died or left, because its machine may not return.
 PATIENCE_AGAIN: Final = 20.0
 
 
 class WaitingTrials:
-    """The trials that have no process yet, first in first.
+    """The trials without a worker process, in order of arrival.
 
-    Tune asks for a process for every trial that finds none free. A scheduler may then name who gets the next
-    one that is free (``TrialScheduler.choose_trial_to_run``), and Tune takes back what it had asked for that
-    trial, though that process may be about to start; the next new trial finds none free, and asks anew.
-    Tune's own schedulers name the oldest. Where trials are shorter than the start of a process, the slots
-    that began late so never get one: of 179 processes that were asked for, 6 came to run trials.
+    Tune requests a process for every trial that finds no free one. A scheduler may then name the trial that
+    gets the next free process (``TrialScheduler.choose_trial_to_run``). Tune then cancels the process that it
+    had requested for this trial, even if that process is about to start. The next new trial finds no free
+    process and requests another one. Tune's own schedulers name the oldest trial. If trials are shorter than
+    the start of a process, the slots that began late therefore never get a process: of 179 requested
+    processes, 6 ran trials.
 
-    With nobody named, a free process goes to a trial for which none was asked. But on a cluster that has
-    fewer places than the search has slots (it has yet to grow), those that wait would do so until the search
-    ends; so who has waited too long is named, and soon who has lost a process.
+    If no trial is named, a free process goes to a trial for which no process was requested. However, if a
+    cluster has fewer places than the search has slots (because the cluster has yet to grow), the waiting
+    trials would wait until the search ends. Therefore a trial is named after it has waited too long
+    (:data:`PATIENCE`), and sooner if it has lost a process (:data:`PATIENCE_AGAIN`).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock``: seconds."""
+        """Start without trials; ``clock`` returns the time in seconds."""
         self._clock = clock
         self._waiting: list[tuple[float, Trial]] = []
 
     def add(self, trial: Trial, *, again: bool = False) -> None:
-        """A new one of Tune's trials; ``again``: one of the search's that had a process before."""
+        """Add a new Tune trial. ``again`` is True if the search's trial had a process before."""
         self._waiting.append((self._clock() + (PATIENCE_AGAIN if again else PATIENCE), trial))
 
     def overdue(self) -> Trial | None:
-        """Who is to have the next process that is free, whatever was asked for it; None: nobody is named."""
+        """Return the trial to name for the next free process; None to name no trial."""
         self._waiting = [(until, trial) for until, trial in self._waiting if trial.status == Trial.PENDING]
         now = self._clock()
         return next((trial for until, trial in self._waiting if now > until), None)
 
 
 def node_is_gone(address: str) -> bool:
-    """Whether Ray has no living node at ``address``."""
+    """Return whether Ray has no living node at ``address``."""
     import ray
 
     return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
 
 
 class CoordinatorScheduler(FIFOScheduler):
-    """Which trial gets a free process: :class:`.WaitingTrials`. When it ends: the coordinator's decision."""
+    """Tune's scheduler: stops trials by the coordinator's decisions, and assigns free worker processes.
 
-    # Buffered results would be judged late, in bulk.
+    :class:`.WaitingTrials` decides which trial gets a free process.
+    """
+
+    # Buffered results would be evaluated late and in bulk.
     _supports_buffered_results = False
 
     def __init__(
         self, coordinator: Coordinator, *, node_is_gone: Callable[[str], bool] = node_is_gone
     ) -> None:
-        """Wrap ``coordinator``; ``node_is_gone`` is asked of the address of a node whose trial died."""
+        """Wrap ``coordinator``.
+
+        Args:
+            coordinator: Decides which trials run and when each one stops.
+            node_is_gone: Called with the address of a node on which a trial died; returns True if Ray has no
+                living node there.
+        """
         super().__init__()
         self._coordinator = coordinator
         self._node_is_gone = node_is_gone
@@ -97,25 +109,25 @@ class CoordinatorScheduler(FIFOScheduler):
         self._waiting = WaitingTrials()
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
         return {}
 
     def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
-        """Have it wait its turn."""
+        """Add the trial to those that wait for a process."""
         del tune_controller
         number = trial.config["number"]
         self._waiting.add(trial, again=number in self._struck)
         self._struck.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """Name who takes over the next process that is free, though another was asked for it."""
+        """Return the trial that gets the next free process although another was requested for it."""
         del tune_controller
         return self._waiting.overdue()
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
-        """Say that a trial's worker died, and whether its node went with it.
+        """Report to the coordinator that a trial's worker process died or left, and whether its node died.
 
-        Tune tells its searcher as well, but not which node it was.
+        Tune calls its searcher as well, but does not pass it the node.
         """
         del tune_controller
         number, address = trial.config["number"], trial.node_ip
@@ -129,7 +141,16 @@ class CoordinatorScheduler(FIFOScheduler):
         )
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Take one report of :func:`.run_trial`; Tune hands it over flattened."""
+        """Pass one report of :func:`.run_trial` to the coordinator.
+
+        Args:
+            tune_controller: Unused.
+            trial: Unused.
+            result: The report, which Tune has flattened.
+
+        Returns:
+            Tune's constant for continuing or stopping the trial.
+        """
         del tune_controller, trial
         number = result["number"]
         if "error" in result:
@@ -149,26 +170,29 @@ class CoordinatorScheduler(FIFOScheduler):
 
 
 class CoordinatorSearcher(Searcher):
-    """Hands the coordinator's trials to Tune.
+    """Tune's searcher: passes the coordinator's trials to Tune.
 
-    Results and deaths do not pass through here: Tune shows a searcher neither the result that stops a trial
-    nor the node it ran on, so the scheduler takes them all. Tune's saving of searcher state is switched off
-    by leaving it empty: the record is the state.
+    The scheduler handles all results and worker deaths, because Tune passes a searcher neither the result
+    that stops a trial nor the node on which the trial ran. The methods that save the searcher's state are
+    empty, because the record is the state.
     """
 
     def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask]) -> None:
-        """Wrap ``coordinator``; ``make_task`` says what a worker is told about a trial."""
+        """Wrap ``coordinator``; ``make_task`` creates a worker's description of a trial."""
         super().__init__()
         self._coordinator = coordinator
         self._make_task = make_task
         self._numbers: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Tune's config of the next trial; Tune's word that there is none, or None to be asked again."""
+        """Return Tune's config of the next trial.
+
+        Returns None if Tune is to ask again later, and ``Searcher.FINISHED`` if no more trials follow.
+        """
         trial = self._coordinator.next_trial()
         if trial is None:
             return str(Searcher.FINISHED) if self._coordinator.exhausted else None
@@ -178,57 +202,79 @@ class CoordinatorSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Close a trial whose function ended before its last epoch."""
+        """Close a trial whose function ended before its last epoch.
+
+        Args:
+            trial_id: Tune's ID of the trial.
+            result: Unused.
+            error: True if the trial's worker process died; the scheduler handles that.
+        """
         del result
         if not error:
             self._coordinator.close(self._numbers[trial_id], TrialState.FAILED, error="training ended early")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record is the state."""
+        """Do nothing, because the record is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: resuming reads the record."""
+        """Do nothing, because a search resumes from the record."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the record is the state."""
+        """Do nothing, because the record is the state."""
 
 
 class KeptProcesses:
-    """Has Tune keep the process of every slot as long as there are trials to come.
+    """Makes Tune keep the worker process of every slot while more trials follow.
 
-    Tune keeps one, and as many as wait for a place at that moment (``TuneController._actor_cache`` of ray
-    2.60). As many trials as there are slots run, so none waits: of those that end within a turn of Tune's
-    loop all but one lose their process, and the next trials pay for new ones. With 16 slots and trials of a
-    second that was six seconds for each trial.
+    By default, Tune keeps one idle process plus one for each trial that waits for a place at that moment
+    (``TuneController._actor_cache`` of ray 2.60). As many trials run as the search has slots, so no trial
+    waits. Of the trials that end within one step of Tune's loop, all but one therefore lose their process,
+    and the next trials must start new ones. With 16 slots and trials of one second, that cost six seconds for
+    each trial.
     """
 
     def __init__(self, coordinator: Coordinator, *, resources: Any, slots: int) -> None:
-        """``resources``: the placement group factory that all trials share."""
+        """Wrap ``coordinator``; no process is kept yet.
+
+        Args:
+            coordinator: The source of the trials.
+            resources: The placement group factory that all trials share.
+            slots: Number of trials that run at once.
+        """
         self._coordinator = coordinator
         self._resources = resources
         self._slots = slots
         self._kept = 0
 
     def keep(self, controller: Any) -> None:
-        """Called before each round of Tune's; ``controller`` is what Tune shows its scheduler.
+        """Set how many processes Tune keeps; called before each step of Tune's loop.
 
-        Once no trial is to come the processes go, so that their machines can.
+        Once no more trials follow, the processes are released, so that their machines can be released too.
+
+        Args:
+            controller: The controller that Tune passes to its scheduler.
         """
         wanted = 0 if self._coordinator.exhausted else self._slots
         if wanted != self._kept:
-            # What a scheduler is shown has no name for it.
+            # The controller that a scheduler gets has no public attribute for the cache.
             cache = controller._tune_controller._actor_cache
             cache.increase_max(self._resources, wanted - self._kept)
             self._kept = wanted
 
 
 class TurnTakingSearcher(CoordinatorSearcher):
-    """Asks for trials, and closes them, in turn."""
+    """A :class:`CoordinatorSearcher` that takes a turn for each call."""
 
     def __init__(
         self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], turns: DriverLock
     ) -> None:
-        """Take ``turns``."""
+        """Wrap ``coordinator``.
+
+        Args:
+            coordinator: Provides the trials.
+            make_task: Creates a worker's description of a trial.
+            turns: The lock that each call acquires.
+        """
         super().__init__(coordinator, make_task)
         self._turns = turns
 
@@ -246,10 +292,17 @@ class TurnTakingSearcher(CoordinatorSearcher):
 
 
 class TurnTakingScheduler(CoordinatorScheduler):
-    """Judges results in turn."""
+    """A :class:`CoordinatorScheduler` that takes a turn for each call."""
 
     def __init__(self, coordinator: Coordinator, turns: DriverLock, processes: KeptProcesses) -> None:
-        """Take ``turns``. Tune begins each round by asking its scheduler: then ``processes`` are kept."""
+        """Wrap ``coordinator``.
+
+        Args:
+            coordinator: Decides which trials run and when each one stops.
+            turns: The lock that each call acquires.
+            processes: Updated in each step of Tune's loop, which begins with a call of
+                :meth:`choose_trial_to_run`.
+        """
         super().__init__(coordinator)
         self._turns = turns
         self._processes = processes
@@ -272,17 +325,17 @@ class TurnTakingScheduler(CoordinatorScheduler):
 
 
 class LeavingCallback(tune.Callback):
-    """Ends Tune's loop when there are no turns left, also where an epoch takes an hour."""
+    """Ends Tune's loop once the turns have ended, even if an epoch takes an hour."""
 
     def __init__(self, turns: DriverLock) -> None:
-        """Look at ``turns``."""
+        """Store ``turns``, which each step of Tune's loop checks."""
         self._turns = turns
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its parts for a restore this package does not use."""
+        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """About ten times a second."""
+        """Check the turns; Tune calls this about ten times per second."""
         del iteration, trials, info
         self._turns.check()

@@ -1,7 +1,7 @@
-"""What Ray runs: one trial, in a process that stays for the next one.
+"""Run one trial in a worker process, which Ray keeps for the next trial.
 
-This module is imported by the driver (to send the function by reference) and by the workers (to run it), so
-nothing heavy is imported before a trial really runs.
+The driver imports this module to send the function by reference, and the workers import it to run the
+function. Therefore the module imports no heavy library before a trial runs.
 """
 
 from __future__ import annotations
@@ -46,33 +46,34 @@ __all__ = [
 
 _Result = TypeVar("_Result")
 
-_TODO: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
-_BEGINNING: Final = threading.Lock()
+_WORK_QUEUE: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
+_START_LOCK: Final = threading.Lock()
 
 
 def on_one_thread(work: Callable[[], _Result]) -> _Result:
-    """What ``work`` returns, run on the thread on which this process has run all others, after them.
+    """Run ``work`` on this process's one trial thread, after all earlier work, and return its result.
 
     Raises:
-        BaseException: what ``work`` has raised, ``SystemExit`` too, by which Tune ends a trial.
+        BaseException: The exception that ``work`` raises, including ``SystemExit``, with which Tune ends a
+            trial.
     """
     done: Future[_Result] = Future()
-    with _BEGINNING:
-        _begin()
-    _TODO.put((work, done))  # type: ignore[arg-type]  # of any result
+    with _START_LOCK:
+        _start_thread()
+    _WORK_QUEUE.put((work, done))  # type: ignore[arg-type]  # of any result
     return done.result()
 
 
 @functools.cache
-def _begin() -> None:
-    # A daemon, unlike an executor's: a process that is told to end need not wait for a trial.
+def _start_thread() -> None:
+    # A daemon thread, unlike an executor's, so that a process can end without waiting for a trial.
     threading.Thread(target=_serve, name="trials", daemon=True).start()
 
 
 def _serve() -> None:
     while True:
-        # A frame of its own: what is done is not kept until the next work comes.
-        _do(*_TODO.get())
+        # In a separate frame, so that no reference to finished work is kept until the next work arrives.
+        _do(*_WORK_QUEUE.get())
 
 
 def _do(work: Callable[[], object], done: Future[object]) -> None:
@@ -83,38 +84,38 @@ def _do(work: Callable[[], object], done: Future[object]) -> None:
 
 
 class CheckpointSync(Protocol):
-    """What a trial's loop asks for. Neither call raises: a trial does not end because a copy is late."""
+    """Copies a trial's checkpoints to the storage. No method raises: a late copy must not end the trial."""
 
     def send(self, *, last: bool) -> None:
-        """Have kept what was written since; ``last``: no epoch comes after this one."""
+        """Copy the files written since the last call. ``last`` is True if no epoch follows this one."""
 
     def kept(self, path: Path) -> str | None:
-        """Where any machine finds a file of the folder; None if it is on this node only."""
+        """Return where any machine finds a file of the folder; None if the file is on this node only."""
 
 
 class _InPlace:
-    """The folder is where the checkpoints are kept."""
+    """The trial's folder is in the storage itself."""
 
     def send(self, *, last: bool) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def kept(self, path: Path) -> str | None:
-        """The file itself."""
+        """Return the file's path."""
         return str(path)
 
 
 class _AtUrl:
-    """The folder is this node's own."""
+    """The trial's folder is local to this node, and its files are copied to a URL."""
 
     def __init__(self, mirror: CheckpointMirror) -> None:
         self._mirror = mirror
 
     def send(self, *, last: bool) -> None:
-        """Send what is new."""
+        """Send the new files."""
         self._mirror.send(insist=last)
 
     def kept(self, path: Path) -> str | None:
-        """The file's URL, once it is there."""
+        """Return the file's URL; None if the file is not sent yet."""
         return self._mirror.url(path.name)
 
 
@@ -127,24 +128,27 @@ def synchronised(
     progress: Callable[[Path], int],
     note: Callable[[str], None],
 ) -> Iterator[CheckpointSync]:
-    """For the time of the block, ``folder`` holds what there is of a trial, here or at ``url``.
+    """Keep a trial's checkpoints in ``folder`` within the block, restored from and copied to ``url``.
+
+    At the start, ``folder`` gets the copy with more progress, from this node or from ``url``.
 
     Args:
-        folder: the trial's checkpoints; if there is a URL, in a folder of this run of the search.
-        url: where they are kept; None: where they are.
-        names: the files to keep, in the order they are written.
-        progress: how far a folder has come by its files, in any unit.
-        note: told what fails.
+        folder: The folder of the trial's checkpoints. With a URL, its parent belongs to this run of the
+            search.
+        url: The URL of the storage; None if ``folder`` is in the storage itself.
+        names: The files to copy, in the order they are written.
+        progress: Returns the progress of the trial in a folder, in any unit.
+        note: Called with a message when a copy fails.
 
     Raises:
-        StorageError: this node cannot use the URL at all (a package is missing).
+        StorageError: If this node cannot use the URL at all, because a package is missing.
     """
     if url is None:
         yield _InPlace()
         return
     from tune_rescon.storage import CheckpointMirror, RemoteFolder, StorageUrl
 
-    _forget_other_runs(folder.parent)
+    _delete_other_runs(folder.parent)
     remote = RemoteFolder.connect(StorageUrl(url=url))
     mirror = CheckpointMirror(local=folder, remote=remote, names=names, note=note)
     mirror.fetch(progress)
@@ -154,21 +158,21 @@ def synchronised(
         mirror.release()
 
 
-def _forget_other_runs(run: Path) -> None:
-    """Delete what earlier runs of the search left on this node: their workers were killed."""
+def _delete_other_runs(run: Path) -> None:
+    """Delete the folders that earlier runs of the search left on this node when their workers were killed."""
     if run.parent.is_dir():
         for other in run.parent.iterdir():
             if other != run:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-#: What ran out of memory on this node, beside its decoded images.
+#: File in the cache, beside the decoded images: the trial shapes that ran out of memory on this node.
 _OVERRUNS: Final = "out_of_memory.json"
 
-#: Where a process stood that a recording of its training steps had not come back to, likewise: a folder.
+#: Folder in the cache: the stack traces of processes that hung while they recorded a CUDA graph.
 STALLS: Final = "stalled"
 
-#: What torch.compile has made on this node, there too.
+#: Folder in the cache: the code that torch.compile has generated on this node.
 _COMPILED: Final = "compiled"
 
 
@@ -181,10 +185,18 @@ def train_task(
     on_note: Callable[[str], None],
     leave: Callable[[], bool] = never,
 ) -> None:
-    """Train as ``task`` says, with ``peers``, from what ``folder`` holds.
+    """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
+
+    Args:
+        task: The trial.
+        folder: The folder of the trial's checkpoints.
+        peers: The processes that train the trial together.
+        on_epoch: Called with the report of each epoch.
+        on_note: Called with each message about the trial.
+        leave: Polled during training; returns True if this process must end.
 
     Raises:
-        Preempted: ``leave`` said so, and the trial is to go on in another process.
+        Preempted: If ``leave`` returned True; the trial is to continue in another process.
     """
     from tune_rescon.training import train_trial
     from tune_rescon.training.compile import keep_compiled_code
@@ -214,9 +226,10 @@ def train_task(
 
 @functools.cache
 def freeze_imports() -> None:
-    """Once a process: have garbage collections, one before each trial, pass over what was imported.
+    """Exclude the imported libraries from garbage collection, once per process.
 
-    The libraries' half a million objects make each of them take 0.3 s; without them it is a tenth of that.
+    A garbage collection runs before each trial. The libraries' half a million objects make it take 0.3 s;
+    without them it takes a tenth of that.
     """
     gc.collect()
     gc.freeze()
@@ -224,22 +237,25 @@ def freeze_imports() -> None:
 
 @functools.lru_cache(maxsize=2)
 def _dataset(dataset: DatasetConfig, data_root: str, cache_root: str) -> ImageDataset:
-    # Opened once per process: the next trial of a reused actor finds it here.
+    # Cached per process, so that the next trial of a reused actor does not open the dataset again.
     from tune_rescon.data import open_dataset
 
     return open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
 
 
-#: The files of a trial that are kept where the storage is a URL, in the order they are written.
-_KEPT: Final = ("best.ckpt", "last.ckpt")
+#: The files of a trial that are copied if the storage is a URL, in the order they are written.
+_COPIED_FILES: Final = ("best.ckpt", "last.ckpt")
 
-#: Seconds a process that was told to go waits for the driver to hear that it goes in order.
-_FAREWELL: Final = 10.0
+#: Seconds that a preempted process waits for the driver to receive its last report before it exits.
+_LAST_REPORT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """All a worker is told about a trial. Plain values only: it crosses processes as Tune's config dict."""
+    """The description of a trial for a worker.
+
+    It holds plain values only, because it is sent to another process as Tune's config dict.
+    """
 
     number: int
     config: TrialConfig
@@ -250,28 +266,28 @@ class TrialTask:
     metric: str
     mode: str
     keep: MetricAt = "best"
-    """Which epoch's network the trial keeps (``metric.at``)."""
+    """The epoch whose network the trial keeps (``metric.at``)."""
     recorded: int
-    """Epochs the record holds; a worker that knows of more owes their reports."""
+    """Number of epochs in the record. A worker whose checkpoint has more epochs must report the others."""
     checkpoint_dir: str
     checkpoint_url: str | None
-    """Where they are kept, if that is not where they are written."""
+    """URL to which the checkpoints are copied; None if ``checkpoint_dir`` is in the storage itself."""
     data_root: str
     cache_root: str
     threads: int
-    """CPU threads of a training process."""
+    """CPU threads of each training process."""
     workers: int = 1
-    """Processes that train it together."""
+    """World size: the number of processes that train the trial together."""
     device: str
-    """``"cuda"`` where the trial was given a GPU, else ``"cpu"``."""
+    """``"cuda"`` if the trial has a GPU, else ``"cpu"``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Tune's config."""
+        """Return Tune's config dict of the trial."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialTask:
-        """Back from Tune's config."""
+        """Create a task from Tune's config dict."""
         nested = {
             "config": TrialConfig.from_dict(values["config"]),
             "dataset": DatasetConfig(**values["dataset"]),
@@ -280,11 +296,14 @@ class TrialTask:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Train as ``config`` (a :class:`TrialTask` as dict) says, reporting to Tune after each epoch.
+    """Train the trial ``config`` (a :class:`TrialTask` as a dict) and report to Tune after each epoch.
 
-    An exception is reported as the trial's end rather than raised: Tune would retry it, and a fault of the
-    configuration comes back every time. What Tune retries is a worker that died: so does one that was told to
-    go, once its trial is left in order.
+    An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
+    fault of the configuration would occur every time. Only a trial whose worker process died is retried.
+    Therefore a preempted worker ends its process after its trial has stopped in order.
+
+    Args:
+        config: :meth:`TrialTask.to_dict` of the trial.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 
@@ -295,16 +314,18 @@ def _run(task: TrialTask) -> None:
     try:
         left = _train(task)
     except Exception as error:
-        tune.report({"number": task.number, "state": _fate(error).value, "error": traceback.format_exc()})
+        tune.report(
+            {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
+        )
     else:
         if left is not None:
-            _go(task, left)
+            _exit_preempted(task, left)
 
 
 def _train(task: TrialTask) -> Preempted | None:
     from tune_rescon.training.lean import import_lean_torchmetrics
 
-    # First, as Lightning would otherwise bring all of torchmetrics.
+    # First, because Lightning would otherwise import all of torchmetrics.
     import_lean_torchmetrics()
     from ray import tune
 
@@ -337,14 +358,14 @@ def _train(task: TrialTask) -> Preempted | None:
     with synchronised(
         folder,
         task.checkpoint_url,
-        names=_KEPT,
+        names=_COPIED_FILES,
         progress=trained_steps,
         note=note,
     ) as sync:
         for owed in recorded_epochs(folder)[task.recorded :]:
-            # A worker or driver that died between a checkpoint and its record owes that report.
+            # These epochs are in the checkpoint, but a worker or the driver died before they were recorded.
             report(owed)
-        with gathered(task) as peers, _told_to_leave(task) as leave:
+        with gathered(task) as peers, _watched_for_preemption(task) as leave:
             try:
                 train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
             except Preempted as left:
@@ -354,27 +375,31 @@ def _train(task: TrialTask) -> Preempted | None:
 
 
 @contextmanager
-def _told_to_leave(task: TrialTask) -> Iterator[Callable[[], bool]]:
+def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
     if task.workers > 1:
         yield never
         return
-    with NOTICE.heeded(is_drained=node_is_drained) as told:
-        yield told
+    with NOTICE.heeded(is_drained=node_is_drained) as leave:
+        yield leave
 
 
-def _go(task: TrialTask, left: Preempted) -> None:
-    """End this process, and with it what Tune takes for the trial; the coordinator knows better."""
+def _exit_preempted(task: TrialTask, left: Preempted) -> None:
+    """End this process after a preemption.
+
+    Tune regards the trial as ended with its process. The report below informs the coordinator that the worker
+    leaves in order, and the coordinator then hands the trial out again.
+    """
     from ray import tune
 
-    # A report waits for the driver, which may be gone.
-    patience = threading.Timer(_FAREWELL, os._exit, [1])
+    # tune.report waits for the driver, which may have ended.
+    patience = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
     patience.daemon = True
     patience.start()
     tune.report({"number": task.number, "note": messages.left(left.epoch, left.batches), "leaving": True})
     os._exit(1)
 
 
-def _fate(error: Exception) -> TrialState:
+def _end_state(error: Exception) -> TrialState:
     import torch
 
     return TrialState.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else TrialState.FAILED
