@@ -6,5 +6,5 @@ __all__ = ["__version__"]
 
 try:
     __version__ = version("tune_rescon")
-except PackageNotFoundError:  # run from its source, as `make gpu-check` can be
+except PackageNotFoundError:  # run from source without an installation, as `make gpu-check` may do
     __version__ = "0+source"

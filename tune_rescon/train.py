@@ -1,8 +1,11 @@
-"""``python -m tune_rescon.train``: train a search's best, or a published network, in full; judge it once.
+"""``python -m tune_rescon.train``: train the best trials of a search, or a published network.
+
+Each training is run in full, and its network is evaluated once.
 
 Exit: 0 done; 1 every training failed; 2 bad usage, search or data; 130 interrupted (and resumable).
 
-Nothing here is ever sent to a worker: this file runs as ``__main__``, which a worker's is not.
+No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
+``__main__`` of a worker process is another module.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: What a search's finals are called unless they are given a name.
+#: Suffix of the default name of a search's finals.
 SUFFIX: Final = "-final"
 
 _ALTERNATIVES: Final = "Give one of --from NAME, --preset NAME and --resume NAME."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         train,
         argv,
@@ -143,7 +146,7 @@ def train(
         image_size=image_size,
         concurrent=concurrent,
         seed=seed,
-        # Last, for a --set of the whole section would drop it.
+        # Appended last, because a --set of the whole section would drop it.
         settings=(*settings, *([f"fixed.init_from={json.dumps(init_from)}"] if init_from else [])),
     )
     with open_console(plain=plain) as console:
@@ -172,7 +175,7 @@ def train(
             divert_output=True,
         )
         print_opening(space, options, console)
-        # Imported after the first line: they bring the driver's libraries.
+        # Imported after the first line of output, because these modules import the driver's libraries.
         from tune_rescon.finals import FinalsPresentation
         from tune_rescon.reporting import resume_command, run_with_display
 
@@ -189,7 +192,7 @@ def train(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What the options say of the trainings, wherever their configurations come from."""
+    """The options of the trainings, which are the same for every source of configurations."""
 
     name: str | None
     top: int
@@ -229,7 +232,7 @@ def _from_search(place: Place, source: str, asked: _Asked, console: Console) -> 
     _print_length(result, found, asked, epochs, console)
     configs, dataset = of_dataset(found, result.space)
     if asked.image_size is not None:
-        # The search's own side may be too small for it.
+        # The search's stored side may be too small for the larger images.
         dataset = dataclasses.replace(dataset, store_size=None)
         configs = tuple(dataclasses.replace(config, image_size=asked.image_size) for config in configs)
     return finals_space(
@@ -263,7 +266,7 @@ def _epochs(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) ->
 def _print_length(
     result: StudyResult, found: Sequence[TrialConfig], asked: _Asked, epochs: int, console: Console
 ) -> None:
-    """What it will take, before it is paid for."""
+    """Print an estimate of the time that the trainings take, before they start."""
     from tune_rescon.finals import finals_seconds
     from tune_rescon.reporting.formatting import roughly
 
@@ -279,7 +282,10 @@ def _print_length(
 
 
 def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> float:
-    """Of a final, from the search's, which trained on fewer images, and perhaps smaller ones."""
+    """Estimate the seconds of a final's epoch from the search's epochs.
+
+    The search trained on fewer images, and perhaps on smaller ones.
+    """
     from tune_rescon.finals import seconds_per_epoch
 
     seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
@@ -316,7 +322,7 @@ def _from_preset(preset: str, dataset: str, recipe: str, asked: _Asked) -> Space
 
 
 def _images(dataset: str) -> DatasetConfig:
-    """A dataset known by name, or the folder, .zip or URL of one."""
+    """Return the dataset of a name, or of the path of a folder or .zip, or of a URL."""
     from tune_rescon.data import is_url
 
     if is_url(dataset) or Path(dataset).exists():
