@@ -128,7 +128,13 @@ def opening_line(space: Space, options: RunOptions) -> str:
 
 
 def print_opening(space: Space, options: RunOptions, console: Console) -> None:
-    """Print :func:`opening_line`, as one line on any terminal."""
+    """Print :func:`opening_line`, as one line on any terminal.
+
+    Args:
+        space: the space of the search.
+        options: where the search runs and is stored.
+        console: the console to print to.
+    """
     console.print(hide_passwords(opening_line(space, options)), markup=False, soft_wrap=True)
 
 

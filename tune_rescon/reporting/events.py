@@ -66,7 +66,13 @@ class EventLines:
         self._print(note_line(trial, text))
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """Print the trial's value, and its rank if it reached a rung."""
+        """Print the trial's value, and its rank if it reached a rung.
+
+        Args:
+            trial: the trial after the epoch.
+            metrics: the metrics of the epoch.
+            verdict: the rung that the trial reached, if any, and its rank there.
+        """
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""

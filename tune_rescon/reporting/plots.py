@@ -1,4 +1,4 @@
-"""Write the main plots as PNG files for MLflow, which shows images but not the report's page."""
+"""Write a few readable plots as PNG files for MLflow, which shows images but not the report's page."""
 
 from __future__ import annotations
 

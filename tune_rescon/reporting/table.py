@@ -22,8 +22,7 @@ __all__ = ["print_left_over", "print_result", "result_table"]
 ROWS: Final = 20
 
 
-#: Columns that a narrow terminal leaves out, in this order; after them it leaves out parameters from the
-#: right.
+#: Columns that a narrow terminal leaves out, in this order. Parameters follow, from the right.
 SPARE: Final = ("hours", "params M", "best", "GMACs")
 
 #: Characters of a column's frame: a line and two spaces.
@@ -65,7 +64,7 @@ def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
 
 
 def print_result(result: StudyResult, console: Console) -> None:
-    """Print the table, the states of the trials, the best trial, and where the files and MLflow are."""
+    """Print the table, the trial states, the best trial, and where the report, files and MLflow are."""
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):

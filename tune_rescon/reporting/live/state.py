@@ -204,7 +204,13 @@ class SearchState:
         return again
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
-        """Count a completed epoch."""
+        """Count a completed epoch.
+
+        Args:
+            trial: the trial after the epoch.
+            metrics: the metrics of the epoch.
+            now: the current time in seconds.
+        """
         self._survival.came(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
         self._running[trial.number] = trial

@@ -209,7 +209,7 @@ def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
     ]
 
 
-#: Pixels: maximum and minimum height of a slot's bar, of the frame around the slots, and maximum in all.
+#: Heights in pixels: maximum and minimum of a slot's bar, the frame around the slots, and the maximum in all.
 TALL: Final = 26
 FLAT: Final = 7
 FRAME: Final = 90

@@ -218,8 +218,7 @@ def _front(front: CostFront) -> dict[str, Any]:
         "name": "Pareto front",
         "x": rounded(cost for _, cost in front.front),
         "y": rounded(trial.value for trial, _ in front.front),
-        # A step, because between two points of the front the best achievable value is that of the cheaper
-        # one.
+        # A step, because between two points the best achievable value is that of the cheaper point.
         "line": {"color": "#8a94a0", "dash": "dot", "shape": "hv", "width": 1.5},
         "marker": {"symbol": "circle-open", "size": 13, "color": "#8a94a0", "line": {"width": 1.5}},
         "hoverinfo": "skip",
