@@ -22,7 +22,7 @@ __all__ = ["INTERRUPTED", "print_line", "run_command"]
 INTERRUPTED = 130
 
 #: The error numbers of a write to a full disk, and of a write over the quota of a disk.
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_command(
@@ -51,27 +51,29 @@ def run_command(
         # The message quotes the user's input, which may contain a password.
         shown = io.StringIO()
         error.show(shown)
-        _say(shown.getvalue().rstrip("\n"))
+        _print_error(shown.getvalue().rstrip("\n"))
         return 2
     except UserError as error:
-        _say(f"Error: {error}")
+        _print_error(f"Error: {error}")
         return 2
     except TuneResconError as error:
-        _say(f"{what} failed: {error}")
+        _print_error(f"{what} failed: {error}")
         return 1
     except (KeyboardInterrupt, click.Abort):
-        _say(interrupted)
+        _print_error(interrupted)
         return INTERRUPTED
     except (OSError, SystemExit) as error:
-        if _reader_left(error):
+        if _reader_closed(error):
             # The reader needs no more output (`| head`), so neither it nor the shell should see an error.
-            _drop_output()
+            _discard_output()
             return 0
-        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
             raise
-        _drop_output()
+        _discard_output()
         place = error.filename or "standard output, or a file that it writes,"
-        _say(f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again.")
+        _print_error(
+            f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again."
+        )
         return 1
     return code
 
@@ -94,7 +96,7 @@ def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> in
         return ended.exit_code
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     # Standard error may be closed or full as well; the exit code still reports the result.
     with suppress(OSError):
         if text:
@@ -117,7 +119,7 @@ def _open_closed_streams() -> None:
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 
-def _reader_left(error: OSError | SystemExit) -> bool:
+def _reader_closed(error: OSError | SystemExit) -> bool:
     """Return whether the reader of standard output has closed it.
 
     A BrokenPipeError alone does not show this, because another pipe may have broken.
@@ -134,7 +136,7 @@ def _reader_left(error: OSError | SystemExit) -> bool:
     return False
 
 
-def _drop_output() -> None:
+def _discard_output() -> None:
     """Redirect standard output to the null device, because Python flushes the rest of the output at exit."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)

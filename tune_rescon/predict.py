@@ -110,7 +110,7 @@ def predict(
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
-        found = _noted(follow(predictions(network, about, batches, placement, top=top)), classified)
+        found = _recorded(follow(predictions(network, about, batches, placement, top=top)), classified)
         for line in _lines(found, "json" if as_json else "csv" if as_csv else "table", files, about):
             echo(line)
     if masks is not None:
@@ -153,7 +153,7 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         yield follow, echo
 
 
-def _noted(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
+def _recorded(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
     """Yield the predictions unchanged, and append the path of each to ``classified``."""
     for one in found:
         classified.append(one.path)

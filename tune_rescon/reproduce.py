@@ -104,7 +104,9 @@ def reproduce(
             return 0
         source = _images(images, chosen)
         shares = Shares(schedule=scale, images=data_scale or scale)
-        run = _Run(place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain)
+        run = _Reproduction(
+            place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain
+        )
         codes = []
         for row in chosen:
             codes.append(run.row(row))
@@ -132,7 +134,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
 
 
-class _Run:
+class _Reproduction:
     """Trains rows one after the other. Each row is a separate search, which resumes if it had begun."""
 
     def __init__(
@@ -160,7 +162,7 @@ class _Run:
         from tune_rescon.finals import FinalsPresentation, print_judgement
         from tune_rescon.reporting import resume_command, run_with_display
 
-        known = self._known(row)
+        known = self._result(row)
         if known is not None and len(known.trials) >= self._seeds and known.state.value == "finished":
             return 0
         self._console.print(f"{row.table}, {row.name}", markup=False)
@@ -179,10 +181,10 @@ class _Run:
         """Print the published values beside the measured ones, for the rows that have finished."""
         from tune_rescon.finals import print_reproduction
 
-        found = {row: known for row in rows if (known := self._known(row)) is not None}
+        found = {row: known for row in rows if (known := self._result(row)) is not None}
         print_reproduction(found, self._shares, self._console)
 
-    def _known(self, row: PublishedRow) -> StudyResult | None:
+    def _result(self, row: PublishedRow) -> StudyResult | None:
         """Return the row's trainings so far; None if they have not begun."""
         from tune_rescon.tuning import list_searches, read_search
 

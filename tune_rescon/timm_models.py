@@ -228,7 +228,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         wanted = _taken(len(self.feature_info), indices)
         furthest = max(wanted)
         found: list[Tensor] = []
-        with self._kept_for_gradients():
+        with self._checkpointing():
             for index, x_BCHW in enumerate(self._taps(x)):
                 is_last = index == len(self.feature_info) - 1
                 if index in wanted:
@@ -304,7 +304,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         if len(self.final):
             yield self.final(x_BCHW)
 
-    def _kept_for_gradients(self) -> contextlib.AbstractContextManager[None]:
+    def _checkpointing(self) -> contextlib.AbstractContextManager[None]:
         return activations_recomputed(self) if self.grad_checkpointing else contextlib.nullcontext()
 
 
@@ -400,16 +400,16 @@ def data_config(
     }
 
 
-def _entry(preset: str) -> Callable[..., TimmNetwork]:
+def _entrypoint(preset: str) -> Callable[..., TimmNetwork]:
     def build(pretrained: bool = False, **options: Any) -> TimmNetwork:
-        return _built(f"{_PREFIX}{preset}", _spec(preset), pretrained, preset=preset, **options)
+        return _build(f"{_PREFIX}{preset}", _spec(preset), pretrained, preset=preset, **options)
 
     build.__name__ = build.__qualname__ = f"{_PREFIX}{preset}"
     build.__doc__ = f"The preset ``{preset}``."
     return build
 
 
-def _built(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
+def _build(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
     network: TimmNetwork = build_model_with_cfg(
         TimmNetwork,
         name,
@@ -438,9 +438,9 @@ def tune_rescon_network(
     if spec is None:
         hint = "`timm.create_model('local-dir:FOLDER')` takes it from an exported folder."
         raise ConfigError(format_error(f"{EXPORTED} needs a `spec`", got="none", hint=hint))
-    return _built(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
+    return _build(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
 
 
 for _preset in list_presets():
     # timm adds the name to __all__, so the name must exist in this module.
-    globals()[f"{_PREFIX}{_preset}"] = register_model(_entry(_preset))
+    globals()[f"{_PREFIX}{_preset}"] = register_model(_entrypoint(_preset))

@@ -137,7 +137,7 @@ def train(
     place = Place(
         storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
     )
-    asked = _Asked(
+    flags = _Flags(
         name=name,
         top=top,
         seeds=seeds,
@@ -153,10 +153,10 @@ def train(
         if resume is not None:
             space = _resumed(place, resume, settings)
         elif source is not None:
-            space = _from_search(place, source, asked, console)
+            space = _from_search(place, source, flags, console)
         else:
             assert preset is not None, "one of the three is given"
-            space = _from_preset(preset, dataset, recipe, asked)
+            space = _from_preset(preset, dataset, recipe, flags)
         if dry_run:
             from tune_rescon.reporting import print_dry_run
 
@@ -186,12 +186,12 @@ def train(
             live=live,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=_tell,
+            tell=_print_finals,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Flags:
     """The options of the trainings, which are the same for every source of configurations."""
 
     name: str | None
@@ -220,59 +220,59 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     return space
 
 
-def _from_search(place: Place, source: str, asked: _Asked, console: Console) -> Space:
+def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
     from tune_rescon.finals import finalists, finals_space, of_dataset
     from tune_rescon.tuning import read_search
 
     result = read_search(place, source, where="--from")
-    found = finalists(result, asked.top)
-    if len(found) < asked.top:
+    found = finalists(result, flags.top)
+    if len(found) < flags.top:
         console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
-    epochs = asked.epochs or _epochs(result, found, asked)
-    _print_length(result, found, asked, epochs, console)
+    epochs = flags.epochs or _epochs(result, found, flags)
+    _print_estimate(result, found, flags, epochs, console)
     configs, dataset = of_dataset(found, result.space)
-    if asked.image_size is not None:
+    if flags.image_size is not None:
         # The search's stored side may be too small for the larger images.
         dataset = dataclasses.replace(dataset, store_size=None)
-        configs = tuple(dataclasses.replace(config, image_size=asked.image_size) for config in configs)
+        configs = tuple(dataclasses.replace(config, image_size=flags.image_size) for config in configs)
     return finals_space(
-        asked.name or f"{source}{SUFFIX}",
+        flags.name or f"{source}{SUFFIX}",
         tuple(dict.fromkeys(configs)),
         dataset=dataset,
         epochs=epochs,
-        seeds=asked.seeds,
+        seeds=flags.seeds,
         resources=result.space.resources_per_trial,
-        concurrent=asked.concurrent or result.space.budget.concurrent,
-        seed=asked.seed,
+        concurrent=flags.concurrent or result.space.budget.concurrent,
+        seed=flags.seed,
         about=f"The best of the search {source}, trained on all training images.",
-        overrides=asked.settings,
+        overrides=flags.settings,
     )
 
 
-def _epochs(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> int:
+def _epochs(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> int:
     from tune_rescon.finals import epochs_within, read_duration
 
-    if asked.budget is None:
+    if flags.budget is None:
         return result.space.fidelity.max
     return epochs_within(
-        read_duration(asked.budget),
-        _epoch_seconds(result, found, asked),
+        read_duration(flags.budget),
+        _epoch_seconds(result, found, flags),
         found,
-        trainings=asked.seeds * len(found),
-        slots=_slots(result, asked),
+        trainings=flags.seeds * len(found),
+        slots=_slots(result, flags),
     )
 
 
-def _print_length(
-    result: StudyResult, found: Sequence[TrialConfig], asked: _Asked, epochs: int, console: Console
+def _print_estimate(
+    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, epochs: int, console: Console
 ) -> None:
     """Print an estimate of the time that the trainings take, before they start."""
     from tune_rescon.finals import finals_seconds
     from tune_rescon.reporting.formatting import roughly
 
-    trainings, slots = asked.seeds * len(found), _slots(result, asked)
+    trainings, slots = flags.seeds * len(found), _slots(result, flags)
     seconds = finals_seconds(
-        _epoch_seconds(result, found, asked), epochs=epochs, trainings=trainings, slots=slots
+        _epoch_seconds(result, found, flags), epochs=epochs, trainings=trainings, slots=slots
     )
     console.print(
         f"{trainings} trainings of {epochs} epochs, {roughly(seconds)} if an epoch takes as long as in"
@@ -281,7 +281,7 @@ def _print_length(
     )
 
 
-def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> float:
+def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> float:
     """Estimate the seconds of a final's epoch from the search's epochs.
 
     The search trained on fewer images, and perhaps on smaller ones.
@@ -290,34 +290,34 @@ def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], asked: _As
 
     seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
     sizes = [config.image_size for config in found if config.image_size is not None]
-    if asked.image_size is None or not sizes:
+    if flags.image_size is None or not sizes:
         return seconds
-    return seconds * asked.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
+    return seconds * flags.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
-def _slots(result: StudyResult, asked: _Asked) -> int:
+def _slots(result: StudyResult, flags: _Flags) -> int:
     from tune_rescon.reporting.analysis import timeline
 
     had = max(1, timeline(result).slots)
-    return had if asked.concurrent is None else min(had, asked.concurrent)
+    return had if flags.concurrent is None else min(had, flags.concurrent)
 
 
-def _from_preset(preset: str, dataset: str, recipe: str, asked: _Asked) -> Space:
+def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:
     from tune_rescon.finals import finals_space, find_recipe, local_resources, preset_config
 
     how = find_recipe(recipe)
-    images, epochs = _images(dataset), asked.epochs or how.epochs
+    images, epochs = _images(dataset), flags.epochs or how.epochs
     return finals_space(
-        asked.name or f"{preset}-{images.name}-{recipe}",
-        [preset_config(preset, how, epochs=epochs, image_size=asked.image_size)],
+        flags.name or f"{preset}-{images.name}-{recipe}",
+        [preset_config(preset, how, epochs=epochs, image_size=flags.image_size)],
         dataset=images,
         epochs=epochs,
-        seeds=asked.seeds,
+        seeds=flags.seeds,
         resources=local_resources(),
-        concurrent=asked.concurrent,
-        seed=asked.seed,
+        concurrent=flags.concurrent,
+        seed=flags.seed,
         about=f"{preset} on {images.name} by the recipe {recipe} ({how.about}).",
-        overrides=asked.settings,
+        overrides=flags.settings,
     )
 
 
@@ -331,7 +331,7 @@ def _images(dataset: str) -> DatasetConfig:
     return DatasetConfig(name=dataset)
 
 
-def _tell(result: StudyResult, console: Console) -> None:
+def _print_finals(result: StudyResult, console: Console) -> None:
     from tune_rescon.finals import print_judgement
     from tune_rescon.reporting import print_result
 

@@ -186,7 +186,7 @@ def find_recipe(name: str) -> Recipe:
 METRIC: Final = "test_accuracy"
 
 #: The field that is always a parameter, because a space of one finalist would have no parameter otherwise.
-_ALWAYS: Final = "learning_rate"
+_KEPT_PARAMETER: Final = "learning_rate"
 
 
 def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
@@ -291,7 +291,7 @@ def finals_space(
     Raises:
         SpaceError: the space breaks a rule, for example because the images are too small for a network.
     """
-    fixed, parameters = _common_and_own(configs)
+    fixed, parameters = _split_fields(configs)
     rows = [{field: values[index] for field, values in parameters.items()} for index in range(len(configs))]
     document = {
         "version": 1,
@@ -316,13 +316,13 @@ def finals_space(
     return parse_space(json.dumps(document, indent=1), source=f"the space of {name}", overrides=overrides)
 
 
-def _common_and_own(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def _split_fields(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return the non-default values that all configurations share, and each one's values of other fields."""
     fixed: dict[str, Any] = {}
     own: dict[str, list[Any]] = {}
     for name, default in TrialConfig().to_dict().items():
         values = [getattr(config, name) for config in configs]
-        if name == _ALWAYS or any(value != values[0] for value in values):
+        if name == _KEPT_PARAMETER or any(value != values[0] for value in values):
             own[name] = values
         elif values[0] != default:
             fixed[name] = values[0]

@@ -78,13 +78,13 @@ class _LossyFile(io.TextIOWrapper):
     @override
     def write(self, text: str) -> int:
         """Write ``text``, unless an earlier write has failed."""
-        self._unless_lost(lambda: super(_LossyFile, self).write(text))
+        self._unless_failed(lambda: super(_LossyFile, self).write(text))
         return len(text)
 
     @override
     def flush(self) -> None:
         """Flush, unless an earlier write has failed."""
-        self._unless_lost(super().flush)
+        self._unless_failed(super().flush)
 
     @override
     def close(self) -> None:
@@ -92,7 +92,7 @@ class _LossyFile(io.TextIOWrapper):
         with suppress(OSError):
             super().close()
 
-    def _unless_lost(self, call: Callable[[], object]) -> None:
+    def _unless_failed(self, call: Callable[[], object]) -> None:
         if self._lost:
             return
         try:

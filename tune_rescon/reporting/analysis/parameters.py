@@ -58,16 +58,16 @@ def _axis(result: StudyResult, name: str) -> Axis:
         places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
         ticks = [(place, _short(choice)) for choice, place in places.items()]
         positions = {number: places[str(value)] for number, value in values.items()}
-        return _whole(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
+        return _with_absent(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
     low, high = _range(result.space, name, values)
     log = _is_log(result.space, name) and low > 0
     positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
     steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
     ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
-    return _whole(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
+    return _with_absent(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
 
 
-def _whole(
+def _with_absent(
     result: StudyResult,
     name: str,
     positions: Mapping[int, float],

@@ -67,7 +67,7 @@ def rank_classes(values: Mapping[int, float], *, maximize: bool) -> tuple[RankCl
 
 
 #: The field that remains a parameter if all others are fixed, because a space needs at least one parameter.
-_ALWAYS: Final = "learning_rate"
+_KEPT_PARAMETER: Final = "learning_rate"
 
 
 def best_command(result: StudyResult) -> str | None:
@@ -84,7 +84,7 @@ def best_command(result: StudyResult) -> str | None:
         return None
     row = place_config(result.space, config.to_dict()).sampled
     settings = [] if row is not None else _fixed(config)
-    row = row or {_ALWAYS: config.learning_rate}
+    row = row or {_KEPT_PARAMETER: config.learning_rate}
     return shlex.join(
         [
             *("python", "-m", "tune_rescon.search"),
@@ -102,11 +102,11 @@ def _fixed(config: TrialConfig) -> list[str]:
     fixed = {
         name: value
         for name, value in config.to_dict().items()
-        if value != default[name] and name not in (_ALWAYS, "dataset")
+        if value != default[name] and name not in (_KEPT_PARAMETER, "dataset")
     }
     values: dict[str, Any] = {
         "fixed": fixed,
-        "parameters": {_ALWAYS: {"type": "categorical", "choices": [config.learning_rate]}},
+        "parameters": {_KEPT_PARAMETER: {"type": "categorical", "choices": [config.learning_rate]}},
         "scheduler.group_by": None,
     }
     if config.dataset is not None:
@@ -172,7 +172,7 @@ def devices_of(trial: TrialRecord) -> str:
     return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
 
 
-_BAD = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
+_FAILED_STATES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def failures(result: StudyResult) -> tuple[Failure, ...]:
     """Return every cause of failure, the most frequent first."""
     groups: dict[tuple[TrialState, str], list[TrialRecord]] = defaultdict(list)
     for trial in result.trials:
-        if trial.state in _BAD:
+        if trial.state in _FAILED_STATES:
             groups[trial.state, _cause(trial)].append(trial)
     found = [
         Failure(
@@ -285,12 +285,12 @@ class RungSurvival:
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
     """Return the survival at every rung, the lowest first."""
-    return tuple(_at(result, level) for level in result.levels)
+    return tuple(_survival_at(result, level) for level in result.levels)
 
 
-def _at(result: StudyResult, level: int) -> RungSurvival:
+def _survival_at(result: StudyResult, level: int) -> RungSurvival:
     reached = [trial for trial in result.trials if trial.epochs >= level]
-    went_on = sum(_goes_on(trial, level) for trial in reached)
+    went_on = sum(_continued(trial, level) for trial in reached)
     stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
     return RungSurvival(
         epoch=level,
@@ -301,7 +301,7 @@ def _at(result: StudyResult, level: int) -> RungSurvival:
     )
 
 
-def _goes_on(trial: TrialRecord, level: int) -> bool:
+def _continued(trial: TrialRecord, level: int) -> bool:
     return trial.epochs > level or trial.state is TrialState.FINISHED
 
 

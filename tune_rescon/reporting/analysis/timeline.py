@@ -77,9 +77,9 @@ def timeline(result: StudyResult) -> Timeline:
         (stretch for trial in result.trials for stretch in _stretches(trial)),
         key=lambda stretch: (stretch.begun, stretch.number),
     )
-    placed = tuple(_placed(found))
+    placed = tuple(_assign_slots(found))
     slots = 1 + max((stretch.slot for stretch in placed), default=-1)
-    return Timeline(stretches=placed, slots=slots, seconds=_covered(placed))
+    return Timeline(stretches=placed, slots=slots, seconds=_driver_seconds(placed))
 
 
 def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
@@ -117,7 +117,7 @@ def epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
         before = ended
 
 
-def _placed(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
+def _assign_slots(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
     """Yield each stretch with the lowest slot that is free when the stretch begins."""
     free: list[int] = []
     busy: list[tuple[float, int]] = []
@@ -130,7 +130,7 @@ def _placed(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
         yield replace(stretch, slot=slot)
 
 
-def _covered(stretches: Sequence[Stretch]) -> float:
+def _driver_seconds(stretches: Sequence[Stretch]) -> float:
     """Return the seconds from the first start to the last end, without the gaps in which no driver ran."""
     if not stretches:
         return 0.0
@@ -165,7 +165,7 @@ class Throughput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class _EpochRun:
     """An epoch: its start and end, in seconds since 1970, and its speed in images/s."""
 
     begun: float
@@ -211,14 +211,14 @@ def devices_in_use(trials: int, share: float) -> int:
     return math.ceil(trials / math.floor(1 / share + 1e-9))
 
 
-def _runs(trial: TrialRecord) -> Iterator[_Run]:
+def _runs(trial: TrialRecord) -> Iterator[_EpochRun]:
     speeds = trial.history.get("images_per_second", ())
     for (begun, ended), speed in zip(epoch_spans(trial), speeds, strict=False):
         if ended > begun and math.isfinite(speed):
-            yield _Run(begun=begun, ended=ended, speed=speed)
+            yield _EpochRun(begun=begun, ended=ended, speed=speed)
 
 
-def _means(runs: Sequence[_Run], begun: float, part: float) -> tuple[float, ...]:
+def _means(runs: Sequence[_EpochRun], begun: float, part: float) -> tuple[float, ...]:
     """Return the mean speed of each part of the time.
 
     Means are used because the many epochs begin and end within moments of each other.
@@ -234,7 +234,7 @@ def _means(runs: Sequence[_Run], begun: float, part: float) -> tuple[float, ...]
     return tuple(count / part for count in images)
 
 
-def _busy_seconds(runs: Sequence[_Run]) -> float:
+def _busy_seconds(runs: Sequence[_EpochRun]) -> float:
     """Return the seconds in which at least one of the epochs ran."""
     total, until = 0.0, -math.inf
     for run in sorted(runs, key=lambda run: run.begun):

@@ -263,7 +263,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
         yield "Went on", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
     yield "Spent", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time{_pace(seen)}")
     if seen.ended:
-        yield "Ended", _fates(seen)
+        yield "Ended", _ended_states(seen)
 
 
 def _best(best: TrialRecord) -> Text:
@@ -288,7 +288,7 @@ def _cluster(size: ClusterSize) -> str:
     return f"{size.nodes} node{'s' * (size.nodes != 1)}, {devices}{'s' * (count != 1)}"
 
 
-def _fates(seen: Snapshot) -> Text:
+def _ended_states(seen: Snapshot) -> Text:
     parts = []
     for state, count in sorted(seen.ended.items(), key=lambda item: -item[1]):
         parts.append(Text.assemble(f"{count} ", (state.value.replace("_", " "), STATE_STYLE[state])))

@@ -122,12 +122,12 @@ class LiveView(SearchListener):
         with self._lock:
             again = self._state.trial_started(trial, self._clock())
         if again:
-            self._tell(start_line(trial, promoted=False))
+            self._add_line(start_line(trial, promoted=False))
 
     @override
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
         """Print the note as a line."""
-        self._tell(note_line(trial, text))
+        self._add_line(note_line(trial, text))
 
     @override
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
@@ -142,11 +142,11 @@ class LiveView(SearchListener):
         with self._lock:
             self._state.trial_ended(trial)
         if trial.state in TOLD:
-            self._tell(end_line(trial))
+            self._add_line(end_line(trial))
         if trial.error:
             self._lines.append(Text(trial.error.strip(), style="red"))
 
-    def _tell(self, markup: str) -> None:
+    def _add_line(self, markup: str) -> None:
         self._lines.append(Text.from_markup(markup))
 
     def _run(self) -> None:
