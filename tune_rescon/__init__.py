@@ -52,5 +52,5 @@ __getattr__ = lazy_names(
 
 try:
     __version__ = version("tune_rescon")
-except PackageNotFoundError:  # run from its source, as `make gpu-check` can be
+except PackageNotFoundError:  # run from source without an installation, as `make gpu-check` may do
     __version__ = "0+source"

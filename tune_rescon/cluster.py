@@ -1,6 +1,6 @@
-"""``python -m tune_rescon.cluster``: start a Ray cluster from a file, send it searches, watch and end it.
+"""``python -m tune_rescon.cluster``: start a Ray cluster from a file, submit searches, show it and stop it.
 
-Exit: 0 done; 1 the cluster, or the search, failed; 2 something given is wrong; 130 interrupted.
+Exit: 0 done; 1 the cluster, or the search, failed; 2 the user's input is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tune_rescon.command import run_command
 
 __all__ = ["main"]
 
-#: Characters of a line where the output is no terminal.
+#: Width of a line, in characters, where the output is not a terminal.
 PIPE_WIDTH: Final = 120
 
 _FILE = click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(cluster, argv, name="tune_rescon.cluster", what="The command")
 
 
@@ -206,7 +206,7 @@ def inspect(as_json: bool) -> int:
 
 
 def _check(path: Path) -> int:
-    """Print what is found in a file; 2 if that is an error."""
+    """Print the findings of a file; return 2 if any of them is an error, else 0."""
     from tune_rescon.clusters.lint import check_file
 
     found = check_file(path)

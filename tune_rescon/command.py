@@ -1,4 +1,4 @@
-"""How every command ends: what it says, and its exit code."""
+"""Run a command, print its error messages and return its exit code, in the same way for every command."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from tune_rescon.home import ensure_home
 
 __all__ = ["INTERRUPTED", "print_line", "run_command"]
 
-#: The exit code of a command that was interrupted, as shells give it.
+#: The exit code of an interrupted command, as shells report it.
 INTERRUPTED = 130
 
-#: What a write to a full disk, and to a full share of one, fails with.
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+#: The error numbers of a write to a full disk, and of a write over the quota of a disk.
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_command(
     command: click.Command, argv: Sequence[str] | None, *, name: str, what: str, interrupted: str = ""
 ) -> int:
-    """Run a command; its exit code: 0 done, 1 it failed, 2 something given is wrong, 130 interrupted.
+    """Run a command and return its exit code.
 
-    A reader that closes the pipe (``| head``) ends it quietly, with 0; a full disk under standard output ends
-    it with a paragraph, and 1.
+    The exit code is 0 if the command succeeded, 1 if it failed, 2 if the user's input is wrong, and 130 if
+    the command was interrupted. If the reader of standard output closes the pipe (``| head``), the command
+    ends without a message and with 0. If standard output is on a full disk, the command ends with a message
+    and 1.
 
     Args:
-        command: returns its exit code, or None for 0.
-        argv: its arguments; None: the process's.
-        name: the module it is started by.
-        what: what has failed if it fails ("The search").
-        interrupted: what to say if it is interrupted.
+        command: the command; it returns its exit code, or None for 0.
+        argv: the command's arguments; None: the arguments of the process.
+        name: the module that starts the command.
+        what: the subject of the message if the command fails ("The search").
+        interrupted: the message if the command is interrupted.
     """
     _open_closed_streams()
     ensure_home()
@@ -46,41 +48,46 @@ def run_command(
         code = _invoke(command, argv, name)
         sys.stdout.flush()
     except click.ClickException as error:
-        # It quotes what was typed, which may hold a password.
+        # The message quotes the user's input, which may contain a password.
         shown = io.StringIO()
         error.show(shown)
-        _say(shown.getvalue().rstrip("\n"))
+        _print_error(shown.getvalue().rstrip("\n"))
         return 2
     except UserError as error:
-        _say(f"Error: {error}")
+        _print_error(f"Error: {error}")
         return 2
     except TuneResconError as error:
-        _say(f"{what} failed: {error}")
+        _print_error(f"{what} failed: {error}")
         return 1
     except (KeyboardInterrupt, click.Abort):
-        _say(interrupted)
+        _print_error(interrupted)
         return INTERRUPTED
     except (OSError, SystemExit) as error:
-        if _reader_left(error):
-            # It has seen enough (`| head`): to it, and to a shell, nothing is wrong.
-            _drop_output()
+        if _reader_closed(error):
+            # The reader needs no more output (`| head`), so neither it nor the shell should see an error.
+            _discard_output()
             return 0
-        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
             raise
-        _drop_output()
+        _discard_output()
         place = error.filename or "standard output, or a file that it writes,"
-        _say(f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again.")
+        _print_error(
+            f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again."
+        )
         return 1
     return code
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """Print a line, as :func:`presentable`, to standard output or, with ``err``, to standard error."""
+    """Print a line to standard output or, with ``err``, to standard error.
+
+    The line is made :func:`presentable` first.
+    """
     click.echo(presentable(text), err=err)
 
 
 def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> int:
-    # Not `command.main`, which ends the process with exit code 1 when a reader closes the pipe.
+    # `command.main` would end the process with exit code 1 when a reader closes the pipe.
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with command.make_context(f"python -m {name}", arguments) as context:
@@ -89,32 +96,36 @@ def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> in
         return ended.exit_code
 
 
-def _say(text: str) -> None:
-    # Standard error may be closed or full as well; the exit code says the rest.
+def _print_error(text: str) -> None:
+    # Standard error may be closed or full as well; the exit code still reports the result.
     with suppress(OSError):
         if text:
             print_line(text, err=True)
 
 
 def _open_closed_streams() -> None:
-    """Open the null device as each standard stream that the caller closed (``>&-``).
+    """Open the null device in place of each standard stream that the caller closed (``>&-``).
 
-    The next file that is opened would have its descriptor, and get what libraries print.
+    Otherwise the next file that the process opens gets the stream's descriptor, and libraries print into
+    that file.
     """
     for descriptor, mode in enumerate(("r", "w", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free descriptor, which is this one.
+            # `os.open` returns the lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
             stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 
-def _reader_left(error: OSError | SystemExit) -> bool:
-    """Whether what reads standard output has closed it; another pipe may have broken as well."""
+def _reader_closed(error: OSError | SystemExit) -> bool:
+    """Return whether the reader of standard output has closed it.
+
+    A BrokenPipeError alone does not show this, because another pipe may have broken.
+    """
     if isinstance(error, SystemExit):
-        # What rich makes of it, once it has found that out.
+        # rich turns the BrokenPipeError of a closed output into a SystemExit.
         return isinstance(error.__context__, BrokenPipeError)
     if not isinstance(error, BrokenPipeError):
         return False
@@ -125,8 +136,8 @@ def _reader_left(error: OSError | SystemExit) -> bool:
     return False
 
 
-def _drop_output() -> None:
-    """Send what standard output still holds to the null device: Python flushes it when it ends."""
+def _discard_output() -> None:
+    """Redirect standard output to the null device, because Python flushes the rest of the output at exit."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

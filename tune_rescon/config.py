@@ -1,8 +1,9 @@
-"""What one trial is: frozen dataclasses every room may read.
+"""Configuration of one trial: frozen dataclasses that every subpackage may read.
 
-``TrialConfig`` is the one list of hyperparameters. A space file's ``fixed`` and ``parameters`` name its
-fields; the sampled dict that travels to a worker is turned into one there. Each field carries its rule, so
-that a bound in a space file and a value in Python are judged by the same words (:func:`check_field`).
+``TrialConfig`` is the only list of hyperparameters. A space file's ``fixed`` and ``parameters`` name its
+fields. The sampled dict is sent to a worker process, which builds a ``TrialConfig`` from it. Each field has a
+:class:`Rule`, so that :func:`check_field` checks a bound in a space file and a value in Python by the same
+rule and with the same message.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ __all__ = [
     "watched_metric",
 ]
 
-#: What a trial reports each epoch, and which way is better ("" = neither: a fact, not an objective).
+#: The metrics that a trial reports after each epoch, and which direction is better. "" means neither: the
+#: metric is a measurement, not an objective.
 METRICS: Final[Mapping[str, str]] = {
     "train_loss": "min",
     "train_accuracy": "max",
@@ -48,9 +50,9 @@ METRICS: Final[Mapping[str, str]] = {
     "epoch_seconds": "",
 }
 
-#: What is measured once, after the last epoch, of the test images: by a trial that trains on the validation
-#: images too, and so has nothing else to be judged by. Its accuracy on each class comes with them, as
-#: ``test_accuracy/CLASS``.
+#: The metrics that are measured once, on the test images, after the last epoch. A trial that also trains on
+#: the validation images reports them, because it has no other images to be evaluated on. It reports its
+#: accuracy on each class too, as ``test_accuracy/CLASS``.
 TEST_METRICS: Final[Mapping[str, str]] = {
     "test_loss": "min",
     "test_accuracy": "max",
@@ -59,45 +61,45 @@ TEST_METRICS: Final[Mapping[str, str]] = {
     "test_images_per_second": "",
 }
 
-#: What an epoch on a GPU reports besides: the most memory that the trial's tensors have held there at once,
-#: since it began, million bytes. On a CPU there is no such figure: a worker's process also holds what it is
-#: made of, and what the trials before have left.
+#: An additional metric of each epoch on a GPU: the peak memory of the trial's tensors on the GPU since the
+#: trial started, in million bytes. A CPU trial does not report it, because the memory of a worker process
+#: also includes its libraries and what earlier trials left behind.
 PEAK_MEMORY: Final = "peak_memory_mb"
 
 
-#: Which epoch's metric is a trial's value, and whose network it keeps: its best one's, or its last one's.
+#: The epoch whose metric is the trial's value, and whose network is kept: the best epoch or the last one.
 MetricAt: TypeAlias = Literal["best", "last"]
 
 
 class TrialState(StrEnum):
-    """What became of a trial: the words of the study's ``state`` and MLflow's ``tune_rescon.state``."""
+    """State of a trial, as written to the study's ``state`` and MLflow's ``tune_rescon.state``."""
 
     RUNNING = "running"
     FINISHED = "finished"
-    """It reached the last epoch."""
+    """The trial reached its last epoch."""
     STOPPED = "stopped"
-    """A rung, or the end of the budget, ended it early."""
+    """A rung, or the end of the budget, stopped the trial before its last epoch."""
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-    """The search was interrupted; ``--resume`` goes on with it."""
+    """The search was interrupted; ``--resume`` continues the trial."""
     PAUSED = "paused"
-    """It waits at its rung to be promoted."""
+    """The trial waits at its rung to be promoted."""
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more will happen to the trial, also on resume."""
+        """True if the trial will not change any more, not even when the search is resumed."""
         return self not in (TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.PAUSED)
 
 
 def metric_mode(name: str) -> str:
-    """``"max"`` or ``"min"`` for an objective; ``""`` for a metric that is none."""
+    """Return ``"max"`` or ``"min"`` for an objective, and ``""`` for a metric that is not an objective."""
     return {**METRICS, **TEST_METRICS}[name]
 
 
 def is_test_metric(name: str) -> bool:
-    """Whether a metric is of the test images, and so measured only once.
+    """Return whether a metric is measured on the test images, and therefore only once.
 
     >>> is_test_metric("test_accuracy"), is_test_metric("test_accuracy/cat"), is_test_metric("val_accuracy")
     (True, True, False)
@@ -106,7 +108,9 @@ def is_test_metric(name: str) -> bool:
 
 
 def watched_metric(name: str) -> str:
-    """What a trial can be followed by after each epoch: the metric itself, where every epoch has it.
+    """Return the metric that shows a trial's progress after each epoch.
+
+    This is the metric itself if every epoch reports it, and the training loss otherwise.
 
     >>> watched_metric("val_accuracy"), watched_metric("test_accuracy")
     ('val_accuracy', 'train_loss')
@@ -115,9 +119,10 @@ def watched_metric(name: str) -> str:
 
 
 def plain_number(value: Any) -> Any:
-    """A number of any real type, such as NumPy's, as Python's own; any other value unchanged.
+    """Convert a real number of any type, such as NumPy's, to Python's; return any other value unchanged.
 
-    Samplers return NumPy's numbers now and then. JSON, YAML and SQL take Python's.
+    Samplers sometimes return NumPy's numbers, but JSON, YAML and SQL need Python's. The items of a tuple are
+    converted one by one.
 
     >>> from fractions import Fraction
     >>> plain_number(Fraction(1, 4)), plain_number(True), plain_number("0.25")
@@ -132,7 +137,7 @@ def plain_number(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a field admits. ``None`` among ``kinds`` means the field may be left unset."""
+    """The values that a field accepts. ``None`` among ``kinds`` means that the field may be left unset."""
 
     kinds: tuple[type, ...]
     low: float = -math.inf
@@ -143,7 +148,10 @@ class Rule:
     increasing: bool = False
 
     def broken_by(self, value: Any) -> str | None:
-        """The rule in words if ``value`` breaks it, else None. A bool is never a number here."""
+        """Return the rule in words if ``value`` breaks it, else None.
+
+        A bool is never accepted as a number.
+        """
         value = plain_number(value)
         if value is None and type(None) in self.kinds:
             return None
@@ -201,83 +209,86 @@ _NONE = type(None)
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which images, and how they are split. Sizes are in pixels.
+    """The dataset of a trial, and how it is split. Sizes are in pixels.
 
     Raises:
-        ConfigError: a value breaks its field's rule; every broken one is named.
+        ConfigError: one or more values break their field's rule; the message names every one of them.
     """
 
     name: str = _field("digits", str)
     path: str | None = _field(None, str, _NONE)
     """``folder`` only: a directory or a .zip."""
     val_fraction: float = _field(0.1, float, low=0, high=1, open_low=True, open_high=True)
-    """Share of the training images held out for validation (unused where the folder brings its own val/)."""
+    """Fraction of the training images held out for validation. Unused if the folder has its own val/."""
     test_fraction: float | None = _field(None, float, _NONE, low=0, high=1, open_low=True, open_high=True)
-    """Share of the training images held out as test images, before all else (unused where the source brings
-    its own); None: none are."""
+    """Fraction of the training images held out as test images, before any other split. Unused if the source
+    has its own test images. None: hold out no test images."""
     without_test: str = _word("error", "error", "val")
-    """Where nothing is held out and there are no test images: ``error``: refused; ``val``: the validation
-    images stand in for them, and do not train. ``tune_rescon.train`` sets ``val``."""
+    """How to handle a dataset without test images when nothing is held out. ``error``: raise an error;
+    ``val``: use the validation images as test images and do not train on them. ``tune_rescon.train`` sets
+    ``val``."""
     hold_out: bool = _field(True, bool)
-    """False: nothing is, and a folder's own val/ trains too, as ``tune_rescon.train`` does; a trial is then
-    judged once, on the test images."""
+    """False: hold out no validation images, and also train on a folder's own val/. The trial is then
+    evaluated once, on the test images. ``tune_rescon.train`` sets False."""
     label_noise: float = _field(0.0, float, low=0, high=1, open_high=True)
-    """Share of the training images whose label is replaced by another class at random (paper, table 5)."""
+    """Fraction of the training images whose label is replaced by another class at random (paper, table 5)."""
     split_seed: int = _field(0, int, low=0)
     limit: int | None = _field(None, int, _NONE, low=2)
-    """Use at most this many training images (stratified), and as many test images at most."""
+    """Use at most this many training images (stratified), and at most as many test images."""
     on_bad_image: str = _word("error", "error", "skip")
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
-    """Side of the decoded square the cache keeps of a ``folder``, at most; pictures all of one smaller size
-    stay as they are. None: the largest ``image_size`` of the search, or 256 outside a search."""
+    """Largest side of the decoded squares that the cache keeps of a ``folder``. Pictures that all have one
+    smaller size are kept as they are. None: the largest ``image_size`` of the search, or 256 outside a
+    search."""
     resize: str = _word("crop", "crop", "pad", "squash")
-    """How a picture of a ``folder`` becomes a square. ``crop``: its centre; ``pad``: all of it, black beside
-    it; ``squash``: all of it, with its sides scaled apart."""
+    """How a picture of a ``folder`` becomes a square. ``crop``: use its centre; ``pad``: use the whole
+    picture, with black borders; ``squash``: use the whole picture, and scale each side separately."""
     train: str | None = _field(None, str, _NONE)
-    """``folder`` only: the folder inside it that holds the training part's class folders, or a glob of such
-    folders; ``.``: the folder itself. None: the usual names decide. docs/images.md has the rules."""
+    """``folder`` only: the subfolder that contains the class folders of the training split, or a glob that
+    matches such folders; ``.``: the folder itself. None: find it by the usual names. docs/images.md has the
+    rules."""
     val: str | None = _field(None, str, _NONE)
-    """``folder`` only: likewise, of the validation part."""
+    """``folder`` only: the same for the validation split."""
     test: str | None = _field(None, str, _NONE)
-    """``folder`` only: likewise, of the test part."""
+    """``folder`` only: the same for the test split."""
     ignore: str | None = _field(None, str, _NONE)
-    """``folder`` only: globs of files and folders that are left out, separated by commas."""
+    """``folder`` only: globs of files and folders to leave out, separated by commas."""
 
     def __post_init__(self) -> None:
-        """Judge every field."""
+        """Check every field."""
         _check_all(self, "dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """Every hyperparameter of one trial. How long it trains is the search's fidelity, not a field here.
+    """The hyperparameters of one trial. Its number of epochs is the search's fidelity, not a field here.
 
     Raises:
-        ConfigError: a value breaks its field's rule; every broken one is named.
+        ConfigError: one or more values break their field's rule; the message names every one of them.
     """
 
-    # What is searched over when a space compares datasets; None: the space's own dataset.
+    # Searched over when a space compares datasets; None: the space's own dataset.
     dataset: str | None = _field(None, str, _NONE)
 
-    # The network: a preset by name, or layout + depth (+ variations of it). See models.presets.
+    # The network: the name of a preset, or a layout and a depth with variations. See models.presets.
     preset: str | None = _field(None, str, _NONE)
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
     depth: int = _field(56, int, low=1)
     width: float = _field(1.0, float, low=0, high=8, open_low=True)
-    """Multiplier of every stage's channels."""
+    """Multiplier of the channels of every stage."""
     image_size: int | None = _field(None, int, _NONE, low=16, high=1024)
-    """Side of the square the network sees, pixels; None: the layout's or preset's nominal size."""
+    """Side of the network's square input, in pixels; None: the nominal size of the layout or preset."""
     attention: str = _word("mixed", "mixed", "channel", "spatial")
     attention_learning: str = _word("arl", "arl", "nal")
     """``arl``: (1 + M) * T; ``nal``: M * T (paper, section 3.2)."""
     mask: str = _word("encoder_decoder", "encoder_decoder", "local")
     added_reference: bool = _field(False, bool)
-    """ResCon's addition of the down-path features at each interpolation."""
+    """Add the down-path features at each interpolation, as ResCon does."""
     drop_path: float = _field(0.0, float, low=0, high=1, open_high=True)
-    """Probability that a residual branch of the last trunk unit is dropped; grows linearly with depth."""
+    """Probability of dropping the residual branch of the last trunk unit; it grows linearly with depth."""
     init_from: str | None = _field(None, str, _NONE)
-    """A file of the weights to begin with, or its URL: a best.ckpt, an exported .safetensors, or a ResCon or
-    port checkpoint; None: they are drawn. See :mod:`tune_rescon.training.weights`."""
+    """File or URL of the initial weights: a best.ckpt, an exported .safetensors, or a ResCon or port
+    checkpoint. None: draw the weights at random. See :mod:`tune_rescon.training.weights`."""
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)
@@ -290,24 +301,28 @@ class TrialConfig:
     schedule: str = _word("cosine", "multistep", "cosine", "warmup_stable_decay", "constant")
     warmup_epochs: float = _field(0.0, float, low=0)
     decay_fraction: float = _field(0.2, float, low=0, high=1, open_low=True)
-    """``warmup_stable_decay``: the last share of training over which the rate falls to 0."""
+    """``warmup_stable_decay``: the last fraction of training, in which the learning rate falls to 0."""
     step_fractions: tuple[int, ...] = _field((40, 60), tuple, low=1, high=99, increasing=True)
-    """``multistep``: per cent of training at which the rate is divided by 10 (paper: 64k and 96k of 160k)."""
+    """``multistep``: the points of training, in per cent, at which the learning rate is divided by 10 (paper:
+    64k and 96k of 160k)."""
     label_smoothing: float = _field(0.0, float, low=0, high=1, open_high=True)
     gradient_clip: float = _field(0.0, float, low=0)
-    """Largest norm of the gradient; 0: no clipping."""
+    """Maximum norm of the gradient; 0: no clipping."""
     ema_decay: float = _field(0.0, float, low=0, high=1, open_high=True)
-    """Decay per step of the averaged weights that are validated; 0: no averaging."""
+    """Decay per step of the averaged weights, which are the ones validated; 0: no averaging."""
     precise_bn_batches: int = _field(0, int, low=0)
-    """Training batches over which batch norm's statistics are re-estimated before each validation; 0: off."""
+    """Number of training batches over which batch norm's statistics are re-estimated before each validation;
+    0: off."""
     precision: str = _word("auto", "auto", "fp32", "tf32", "bf16")
     cuda_graphs: str = _word("auto", "auto", "off")
-    """``auto``: on a CUDA GPU training steps are recorded and played back, where a batch fits whole."""
+    """``auto``: on a CUDA GPU, record the training step as a CUDA graph and replay it, if a batch fits in
+    memory as a whole."""
     compile: str = _word("off", "off", "on")
-    """``on``: torch.compile, for long trials; the first of a shape on a node waits for it (a minute)."""
+    """``on``: use torch.compile, which suits long trials. The first trial of a shape on a node waits for the
+    compilation (a minute)."""
     checkpoint_activations: str = _word("auto", "auto", "off", "on")
-    """Keep less of a step and compute it again: the same results, about a third slower. ``auto``: where a
-    whole batch does not fit otherwise."""
+    """Keep fewer activations of a step and compute them again. The results are the same; training is about a
+    third slower. ``auto``: only if a whole batch does not fit in memory otherwise."""
 
     # Augmentation.
     normalize: bool = _field(True, bool)
@@ -316,20 +331,21 @@ class TrialConfig:
     flip: bool = _field(True, bool)
     augment: str = _word("none", "none", "randaugment", "trivialaugment")
     mixup: float = _field(0.0, float, low=0)
-    """Beta distribution's alpha; 0: off."""
+    """Alpha of the beta distribution; 0: off."""
     cutmix: float = _field(0.0, float, low=0)
-    """Beta distribution's alpha; 0: off. With mixup too, each batch takes one of them at even odds."""
+    """Alpha of the beta distribution; 0: off. If mixup is on too, each batch uses one of the two at even
+    odds."""
 
     def __post_init__(self) -> None:
-        """Judge every field."""
+        """Check every field."""
         _check_all(self, "")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialConfig:
-        """Build from plain values (lists become tuples).
+        """Build a configuration from plain values; lists become tuples.
 
         Raises:
-            ConfigError: an unknown name, or a value that breaks its rule.
+            ConfigError: a name is unknown, or a value breaks its field's rule.
         """
         known = field_names()
         unknown = [unknown_name_message("parameter", name, known) for name in values if name not in known]
@@ -339,22 +355,34 @@ class TrialConfig:
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for files, messages and :meth:`from_dict`."""
+        """Return plain values, for files, messages and :meth:`from_dict`."""
         return dataclasses.asdict(self)
 
 
 def field_names(kind: type = TrialConfig) -> tuple[str, ...]:
-    """Names of a configuration's fields, in order; ``fixed`` and ``parameters`` may name TrialConfig's."""
+    """Return the names of a configuration's fields, in order.
+
+    A space file's ``fixed`` and ``parameters`` may name the fields of TrialConfig.
+    """
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def field_rule(name: str, kind: type = TrialConfig) -> Rule:
-    """The rule of one field of a configuration; KeyError if there is no such field."""
+    """Return the rule of one field of a configuration.
+
+    Raises:
+        KeyError: the configuration has no such field.
+    """
     return _rules(kind)[name]
 
 
 def check_field(name: str, value: Any, kind: type = TrialConfig) -> str | None:
-    """The rule ``value`` breaks as a configuration's field ``name``, in words; None if it breaks none.
+    """Return the rule that ``value`` breaks as the field ``name``, in words; None if it breaks no rule.
+
+    Args:
+        name: the name of the field.
+        value: the value to check; a list is checked as a tuple.
+        kind: the configuration class.
 
     >>> check_field("drop_path", 1.5)
     'must be in [0, 1)'
@@ -373,7 +401,8 @@ def _check_all(config: Any, section: str) -> None:
     broken = list(_broken(config, section))
     if broken:
         raise ConfigError(" ".join(broken))
-    # A whole number given for a number (`warmup_epochs: 1`) becomes one, so equal configs compare equal.
+    # Convert an int given for a float field (`warmup_epochs: 1`) to float, so that equal configs compare
+    # equal.
     for name, rule in _rules(type(config)).items():
         value = getattr(config, name)
         plain = plain_number(value)

@@ -1,4 +1,4 @@
-"""The exceptions of this package, and the one way their messages are put.
+"""The exceptions of this package, and the function that words their messages.
 
 ::
 
@@ -6,20 +6,20 @@
     ├── UserError            bad usage, space or data: exit 2, one paragraph, no traceback
     │   ├── ConfigError      a TrialConfig or DatasetConfig that breaks a rule
     │   ├── SpaceError       a search-space file that breaks a rule
-    │   ├── NetworkError     a preset, layout, depth or image size no network has
+    │   ├── NetworkError     a preset, layout, depth or image size that no network has
     │   ├── DataError        images that are missing, unreadable or too few
     │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
-    │   ├── ClusterFileError a cluster's file that is missing or no cluster's
-    │   ├── LeaseError       another driver has the search
-    │   └── ResourceError    more per trial than the machine or cluster has
-    ├── ClusterError         a cluster did not do what it was told: exit 1
+    │   ├── ClusterFileError a cluster file that is missing or does not describe a cluster
+    │   ├── LeaseError       another driver runs the search
+    │   └── ResourceError    a trial needs more than the machine or cluster has
+    ├── ClusterError         a cluster failed to do what it was requested to do: exit 1
     └── SearchError          the search itself failed: exit 1
-        ├── LeaseLostError   another driver has taken it over
-        └── RecordError      its record cannot be written: a full disk, a file that is gone
-            └── RecordBusyError  a write to it does not end
+        ├── LeaseLostError   another driver has taken over the search
+        └── RecordError      the search's record cannot be written: a full disk, a missing file
+            └── RecordBusyError  a write to the record does not end
 
-A user's mistake raises one of these; ``assert`` marks what cannot happen. A message states the rule,
-then what came, then where, then what to do: see :func:`format_error`.
+A user's mistake raises one of these exceptions; ``assert`` marks what cannot happen. A message states where
+the error is, the rule, the value that broke it, and what to do: see :func:`format_error`.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ __all__ = [
     "unknown_name_message",
 ]
 
-#: The end of an object's default repr, of which libraries' messages are full: a number that nobody can use.
+#: The end of an object's default repr. Libraries' messages often contain it, and the address is of no use.
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class TuneResconError(Exception):
-    """Root of every exception this package raises on purpose."""
+    """Base class of every exception that this package raises on purpose."""
 
 
 class UserError(TuneResconError):
-    """Something the user gave is wrong. Commands print it as one paragraph and exit 2."""
+    """The user's input is wrong. Commands print the message as one paragraph and exit with 2."""
 
 
 class ConfigError(UserError):
@@ -73,11 +73,11 @@ class SpaceError(UserError):
 
 
 class NetworkError(UserError):
-    """No such network: unknown preset, impossible depth, image too small for the layout."""
+    """No such network: an unknown preset, an impossible depth, or an image too small for the layout."""
 
 
 class DataError(UserError):
-    """A dataset is missing, unreadable, or not what its layout promises."""
+    """A dataset is missing, unreadable, or different from what its layout requires."""
 
 
 class StorageError(UserError):
@@ -85,39 +85,45 @@ class StorageError(UserError):
 
 
 class ClusterFileError(UserError):
-    """A cluster's file is missing, or describes no cluster of Ray's."""
+    """A cluster file is missing, or does not describe a Ray cluster."""
 
 
 class LeaseError(UserError):
-    """A second driver on a search that has one."""
+    """Another driver already runs the search."""
 
 
 class ResourceError(UserError):
-    """A trial asks for more than the machine or cluster has."""
+    """A trial needs more than the machine or cluster has."""
 
 
 class ClusterError(TuneResconError):
-    """A cluster did not start, answer or take what it was given. Commands exit 1."""
+    """A cluster did not start, did not answer or did not accept its input. Commands exit with 1."""
 
 
 class SearchError(TuneResconError):
-    """The search could not be carried through. Commands exit 1."""
+    """The search failed. Commands exit with 1."""
 
 
 class LeaseLostError(SearchError):
-    """Another driver has taken the search over: this one may write nothing any more."""
+    """Another driver has taken over the search, so this driver may not write any more."""
 
 
 class RecordError(SearchError):
-    """The record cannot be written any more: the disk is full, or the database is gone."""
+    """The record of the search cannot be written any more: the disk is full, or the database is missing."""
 
 
 class RecordBusyError(RecordError):
-    """A write to the record does not end, and nothing can be written beside it."""
+    """A write to the record does not end, and it blocks every other write."""
 
 
 def format_error(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:
-    """Put an error in this package's words: where, the rule, what came, what to do, as :func:`presentable`.
+    """Return an error message: where, the rule, the value and a hint, made :func:`presentable`.
+
+    Args:
+        rule: the rule that was broken.
+        got: the value that broke the rule; None: not shown.
+        where: the field, flag or file that has the value.
+        hint: what the user can do.
 
     >>> format_error("`low <= high` must hold", got="low=1.0, high=0.1", where="parameters.learning_rate")
     'parameters.learning_rate: `low <= high` must hold, but got low=1.0, high=0.1.'
@@ -130,7 +136,7 @@ def format_error(rule: str, *, got: object = None, where: str = "", hint: str = 
 
 
 def presentable(text: str) -> str:
-    """``text`` as a user may see it: no passwords in URLs, and no addresses of objects in memory.
+    """Return ``text`` without passwords in URLs and without memory addresses of objects, to show to the user.
 
     >>> presentable("<urllib3.connection.HTTPConnection object at 0x7fc1a0>: http://ann:s3cret@mlflow")
     '<urllib3.connection.HTTPConnection object>: http://ann:***@mlflow'
@@ -139,7 +145,13 @@ def presentable(text: str) -> str:
 
 
 def unknown_name_message(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:
-    """Answer an unknown name with the names that exist, the likeliest first.
+    """Return the error message for an unknown name: the likeliest known name, then all known names.
+
+    Args:
+        kind: the kind of name, such as "metric".
+        name: the unknown name.
+        known: the names that exist.
+        where: the field, flag or file that has the name.
 
     >>> unknown_name_message("metric", "val_acc", ["train_loss", "val_accuracy"])
     "unknown metric 'val_acc' (did you mean 'val_accuracy'?); known: train_loss, val_accuracy."

@@ -1,6 +1,6 @@
-"""``python -m tune_rescon.export``: a trained network as a file for other tools.
+"""``python -m tune_rescon.export``: write a trained network to a file for other tools.
 
-Exit: 0 done; 2 no such model or format, or the file cannot be written; 130 interrupted.
+Exit: 0 done; 2 unknown model or format, or the file cannot be written; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(export, argv, name="tune_rescon.export", what="The export")
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(model: str, form: str, output: Path, storage: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
     print_line(f"Loading {model}", err=True)
-    # Imported after the first line: they bring torch and Optuna.
+    # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import export_model, load_model
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import Place, default_storage

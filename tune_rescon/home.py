@@ -11,10 +11,11 @@ __all__ = ["ensure_home", "home_directory"]
 
 
 def ensure_home() -> None:
-    """Set ``HOME`` to the cache directory where the user has no home.
+    """Set ``HOME`` to the cache directory if the user has no home directory.
 
-    Ray Tune and other libraries ask for a home when they are imported. Nothing is set if the user has one, or
-    gives neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME``. Child processes inherit it.
+    Ray Tune and other libraries look up the home directory when they are imported. ``HOME`` is not changed
+    if the user has a home directory, or if neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME`` is set.
+    Child processes inherit ``HOME``.
     """
     try:
         Path.home()
@@ -25,10 +26,10 @@ def ensure_home() -> None:
 
 
 def home_directory(variable: str) -> Path:
-    """The user's home directory.
+    """Return the user's home directory.
 
     Args:
-        variable: the environment variable that names what is looked for in it.
+        variable: the environment variable to set if the user has no home directory; the error names it.
 
     Raises:
         ConfigError: the user has no home directory; the error names the variable to set.

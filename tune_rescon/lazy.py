@@ -1,4 +1,4 @@
-"""Public names that load their module on first use (PEP 562): a quick command need not wait for torch."""
+"""Public names that import their module on first use (PEP 562), so quick commands do not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ __all__ = ["lazy_names"]
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: ``homes`` says in which of its modules each name lives.
+    """Return a package's ``__getattr__``, which imports a name's module when the name is first used.
+
+    Args:
+        package: the name of the package.
+        homes: for each public name, the module of the package that defines it.
 
     >>> get = lazy_names("tune_rescon", {"format_error": "errors"})
     >>> get("format_error").__name__

@@ -1,7 +1,7 @@
-"""Passwords in URLs: what is printed, logged, recorded or sent elsewhere shows none.
+"""Hide the passwords of URLs in all text that is printed, logged, recorded or sent elsewhere.
 
-The URL of a tracking server or of a study's database may contain its password. Libraries quote such URLs in
-their error messages, so whole texts are searched, and a URL is found even if it is malformed.
+The URL of a tracking server or of a study's database may contain a password. Libraries quote such URLs in
+their error messages. Therefore the whole text is searched, and a URL is found even if it is malformed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 
 __all__ = ["has_password", "hide_passwords", "shell_command", "without_password"]
 
-#: ``SCHEME://USER:PASSWORD@``. A password may hold any character but a space: also ``@`` and ``/`` that
-#: should have been quoted. After ``http://HOST:PORT/`` an ``@`` is part of a path.
+#: ``SCHEME://USER:PASSWORD@``. A password may contain any character except a space, including ``@`` and
+#: ``/`` that should have been quoted. After ``http://HOST:PORT/`` an ``@`` is part of a path.
 _USER: Final = re.compile(
     r"(?P<before>(?i:https?)://[^\s:@/?#\"'`]*:(?!\d{1,5}(?:[/?#\s]|$))"
     r"|\b(?!(?i:https?):)[A-Za-z][A-Za-z0-9+.-]*://[^\s:@/?#\"'`]*:)"
     r"(?P<password>[^\s]*)@"
 )
 
-#: ``?password=...``, as database drivers take it, and the signatures of presigned URLs.
+#: ``?password=...``, as database drivers accept it, and the signatures of presigned URLs.
 _QUERY: Final = re.compile(
     r"(?P<before>[?&](?:password|passwd|pwd|sslpassword|passfile|token|access_token|secret|api_?key"
     r"|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
@@ -34,7 +34,7 @@ _SHOWN: Final = "***"
 
 
 def hide_passwords(text: str) -> str:
-    """``text`` with ``***`` for each password in a URL.
+    """Return ``text`` with each password in a URL replaced by ``***``.
 
     >>> hide_passwords("no answer from http://ann:s3cret@mlflow:5000/api")
     'no answer from http://ann:***@mlflow:5000/api'
@@ -49,16 +49,19 @@ def hide_passwords(text: str) -> str:
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL holds a password that is not hidden."""
+    """Return whether a URL contains a password that is not hidden."""
     return hide_passwords(url) != url
 
 
 def shell_command(words: Iterable[str], flags: Iterable[tuple[str, str | None, str | None]]) -> str:
-    """A command as a person types it. A URL that holds a password is not in it: its variable is.
+    """Return a command as a user types it.
+
+    A value that is a URL with a password is replaced by the environment variable that may hold it.
 
     Args:
         words: the command's first words.
-        flags: flag, value and, for a URL, the environment variable that may hold it; no value: not given.
+        flags: tuples of a flag, its value and, for a URL, the environment variable that may hold the URL. A
+            flag whose value is None is left out.
 
     >>> shell_command(["report", "s"], [("--study", "postgresql://ann:s3cret@db/x", "STUDY")])
     'report s --study "$STUDY"'
@@ -72,10 +75,10 @@ def shell_command(words: Iterable[str], flags: Iterable[tuple[str, str | None, s
 
 
 def without_password(url: str) -> str:
-    """``url`` as it may be recorded: drivers and clients add the password from a variable or file of theirs.
+    """Return ``url`` without its password, as it may be recorded.
 
-    Of an HTTP URL the user goes too: a client that finds one there looks for no password elsewhere.
-
+    Drivers and clients add the password from an environment variable or a file. The user is removed from an
+    HTTP URL too, because a client that finds a user in the URL does not look elsewhere for the password.
     >>> without_password("http://ann:s3cret@mlflow:5000")
     'http://mlflow:5000'
     >>> without_password("postgresql://ann:s3cret@db/mlflow?password=s3cret&sslmode=require")

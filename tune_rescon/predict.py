@@ -1,6 +1,7 @@
-"""``python -m tune_rescon.predict``: what a trained network says of pictures, and what it attends to.
+"""``python -m tune_rescon.predict``: classify pictures by a trained network, and draw its attention masks.
 
-Exit: 0 done; 2 no such model or path, or a file that is no picture (the others are told); 130 interrupted.
+Exit: 0 done; 2 unknown model or path, or a file that is not a picture (the other files are still classified);
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Pictures whose masks are held at a time.
+#: Pictures whose masks are held in memory at once.
 _DRAWN_AT_ONCE: Final = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         predict,
         argv,
@@ -83,7 +84,7 @@ def predict(
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
     print_line(f"Loading {model}", err=True)
-    # Imported after the first line: they bring torch and Optuna.
+    # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import load_model, make_gallery, predictions
     from tune_rescon.training.device import place as place_on
     from tune_rescon.tuning import Place, default_storage
@@ -109,7 +110,7 @@ def predict(
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
-        found = _noted(follow(predictions(network, about, batches, placement, top=top)), classified)
+        found = _recorded(follow(predictions(network, about, batches, placement, top=top)), classified)
         for line in _lines(found, "json" if as_json else "csv" if as_csv else "table", files, about):
             echo(line)
     if masks is not None:
@@ -117,17 +118,17 @@ def predict(
     return 2 if bad else 0
 
 
-#: Follows an iterator on a bar; prints a line beside it.
+#: ``Follow`` shows the progress of an iterator in a bar. ``Echo`` prints a line of output beside the bar.
 Follow = Callable[[Iterable[Any]], Iterator[Any]]
 Echo = Callable[[str], object]
 
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
-    """A bar where somebody looks at one, and a way to print lines of the output that leaves it whole.
+    """Show a progress bar on a terminal, and yield a function that advances it and one that prints a line.
 
-    Lines go to standard output in any case, each at once. Where that is a terminal the bar is there too: one
-    console must write both, or they would overwrite each other.
+    Every line is written to standard output at once. If standard output is a terminal, the bar is on it too;
+    one console must then write both, because two consoles would overwrite each other.
     """
     screen = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(stderr=True)
     shared = sys.stdout.isatty() and screen.is_terminal
@@ -135,7 +136,7 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         console=screen,
         transient=True,
         disable=not screen.is_terminal,
-        # Never: it would send the output to where the bar is.
+        # Must be False: rich would redirect the output to the console of the bar.
         redirect_stdout=False,
         redirect_stderr=sys.stderr.isatty(),
     ) as progress:
@@ -152,8 +153,8 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         yield follow, echo
 
 
-def _noted(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
-    """The same, and each one's path in ``classified``."""
+def _recorded(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
+    """Yield the predictions unchanged, and append the path of each to ``classified``."""
     for one in found:
         classified.append(one.path)
         yield one
@@ -162,7 +163,7 @@ def _noted(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Pred
 def _lines(
     found: Iterable[Prediction], form: str, files: Sequence[Path], about: TrainedNetwork
 ) -> Iterator[str]:
-    """The output, line by line as the predictions come."""
+    """Yield the lines of output, as the predictions arrive."""
     if form == "json":
         yield from map(_json, found)
         return
@@ -188,7 +189,7 @@ def _csv_row(*cells: str) -> str:
 
 
 def _table_row(files: Sequence[Path], about: TrainedNetwork) -> Callable[[str, str, str], str]:
-    """Writes rows of one width, which is known before the first prediction."""
+    """Return a function that formats rows of one width, which is known before the first prediction."""
     paths = max(cell_len(str(path)) for path in files)
     classes = max(cell_len(name) for name in (*about.class_names, "class"))
 
@@ -207,7 +208,7 @@ def _draw(network: nn.Module, about: TrainedNetwork, files: Sequence[Path], fold
     from tune_rescon.inference import PAGE, batches_of, draw_gallery
 
     print_line(f"Drawing the masks of {len(files)} pictures: {folder / PAGE}", err=True)
-    # What is no picture has been told of.
+    # Files that are not pictures were reported when the pictures were classified.
     batches = batches_of(files, about, batch_size=_DRAWN_AT_ONCE, on_bad=lambda *_: None)
     with (
         _bar("masks", len(files)) as (follow, _),

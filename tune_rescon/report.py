@@ -1,6 +1,6 @@
-"""``python -m tune_rescon.report``: look at searches, compare them, list them.
+"""``python -m tune_rescon.report``: report on searches, compare them and list them.
 
-Exit: 0 done; 1 the report failed; 2 bad usage, or no such search; 130 interrupted.
+Exit: 0 done; 1 the report failed; 2 bad usage, or unknown search; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Characters of a line where the output is no terminal.
+#: Width of a line, in characters, where the output is not a terminal.
 PIPE_WIDTH: Final = 250
 
-#: Seconds MLflow has to take what it missed.
+#: Seconds within which MLflow must accept the updates that it lacks.
 SYNC_PATIENCE: Final = 120.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(report, argv, name="tune_rescon.report", what="The report")
 
 
@@ -124,7 +124,7 @@ def _read(place: Place, name: str, others: Sequence[str]) -> list[StudyResult]:
     from tune_rescon.tuning import read_search
 
     found = [read_search(place, name)]
-    # The same one twice would be drawn over itself.
+    # A search that is given twice would be drawn over itself.
     return found + [
         read_search(place, other, where="--compare") for other in dict.fromkeys(others) if other != name
     ]
@@ -175,7 +175,7 @@ def _list(place: Place, *, as_json: bool) -> None:
 
 
 def _console() -> Console:
-    # A file or a pipe has no width: tables there are as wide as they need to be.
+    # A file or a pipe has no width, so its tables are as wide as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 

@@ -1,6 +1,6 @@
-"""``python -m tune_rescon.reproduce``: published rows, run again, in full or in part.
+"""``python -m tune_rescon.reproduce``: train the rows of published tables again, in full or in part.
 
-Exit: 0 done; 1 a row failed; 2 bad usage or data; 130 interrupted (the same command goes on).
+Exit: 0 done; 1 a row failed; 2 bad usage or data; 130 interrupted (the same command resumes).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         reproduce,
         argv,
@@ -104,7 +104,9 @@ def reproduce(
             return 0
         source = _images(images, chosen)
         shares = Shares(schedule=scale, images=data_scale or scale)
-        run = _Run(place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain)
+        run = _Reproduction(
+            place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain
+        )
         codes = []
         for row in chosen:
             codes.append(run.row(row))
@@ -115,10 +117,10 @@ def reproduce(
 
 
 def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | None:
-    """Where the images lie that all of the rows are of.
+    """Return the dataset at ``path``, which all of the rows then use; None if ``path`` is None.
 
     Raises:
-        DataError: the rows are of several datasets.
+        DataError: the rows are of more than one dataset.
     """
     from tune_rescon.config import DatasetConfig
 
@@ -132,8 +134,8 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
 
 
-class _Run:
-    """Rows one after the other, each a search of its own that goes on where it was."""
+class _Reproduction:
+    """Trains rows one after the other. Each row is a separate search, which resumes if it had begun."""
 
     def __init__(
         self,
@@ -156,11 +158,11 @@ class _Run:
         self._live = console.is_terminal and not console.is_dumb_terminal and not plain
 
     def row(self, row: PublishedRow) -> int:
-        """Train a row, or what is left of it; the exit code."""
+        """Train a row, or resume its training, and return the exit code."""
         from tune_rescon.finals import FinalsPresentation, print_judgement
         from tune_rescon.reporting import resume_command, run_with_display
 
-        known = self._known(row)
+        known = self._result(row)
         if known is not None and len(known.trials) >= self._seeds and known.state.value == "finished":
             return 0
         self._console.print(f"{row.table}, {row.name}", markup=False)
@@ -176,14 +178,14 @@ class _Run:
         )
 
     def print_table(self, rows: Sequence[PublishedRow]) -> None:
-        """Published beside measured, of the rows that have come to their end."""
+        """Print the published values beside the measured ones, for the rows that have finished."""
         from tune_rescon.finals import print_reproduction
 
-        found = {row: known for row in rows if (known := self._known(row)) is not None}
+        found = {row: known for row in rows if (known := self._result(row)) is not None}
         print_reproduction(found, self._shares, self._console)
 
-    def _known(self, row: PublishedRow) -> StudyResult | None:
-        """The row's trainings so far; None if they were not begun."""
+    def _result(self, row: PublishedRow) -> StudyResult | None:
+        """Return the row's trainings so far; None if they have not begun."""
         from tune_rescon.tuning import list_searches, read_search
 
         name = self._name(row)

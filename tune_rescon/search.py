@@ -1,8 +1,9 @@
-"""``python -m tune_rescon.search``: search a space.
+"""``python -m tune_rescon.search``: run a hyperparameter search over a space.
 
 Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 130 interrupted (and resumable).
 
-Nothing here is ever sent to a worker: this file runs as ``__main__``, which a worker's is not.
+No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
+``__main__`` of a worker process is another module.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         search,
         argv,
@@ -115,7 +116,8 @@ def search(
     }
     overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
     if init_from is not None:
-        # Last, for `--set fixed={...}` would drop it; quoted, for a path may hold what YAML reads as its own.
+        # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
+        # syntax.
         settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
@@ -146,7 +148,7 @@ def search(
             tensorboard=tensorboard,
         )
         print_opening(space, options, console)
-        # Imported after the first line: it brings the driver's libraries.
+        # Imported after the first line of output, because it imports the driver's libraries.
         from tune_rescon.reporting import resume_command, run_with_display
 
         return run_with_display(space, options, console, live=live, resume=resume_command(options))

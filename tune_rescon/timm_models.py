@@ -1,4 +1,4 @@
-"""The networks in timm's registry: import this module, and every preset is ``tune_rescon_PRESET`` there.
+"""Register the networks with timm: importing this module adds every preset as ``tune_rescon_PRESET``.
 
 ::
 
@@ -8,21 +8,22 @@
     timm.create_model("tune_rescon_attention92", num_classes=10)
     timm.create_model("tune_rescon_cifar_attention56", num_classes=10, checkpoint_path="winner.safetensors")
 
-The name has an underscore because timm refuses one with a slash, as a repository's or a folder's (1.0.31).
-The weights' names are those of the package's own networks, so that what ``export --format safetensors`` has
-written loads as it is. There are no pretrained weights. What ``export --format timm`` has written is a folder
-with a network of any shape, its weights and its data config::
+The name has an underscore because timm refuses a name with a slash, which it reads as a repository or a
+folder (1.0.31). The weights have the same names as in the package's own networks, so a file that
+``export --format safetensors`` wrote loads unchanged. No pretrained weights are available.
+``export --format timm`` writes a folder with a network of any shape, its weights and its data config::
 
     network = timm.create_model("local-dir:FOLDER", pretrained=True)
     pixels = network.preprocess(PIL.Image.open("photo.jpg"))
 
-What timm offers for its own networks works here too: ``features_only``, ``forward_intermediates``, gradient
+timm's features for its own networks work here too: ``features_only``, ``forward_intermediates``, gradient
 checkpointing, layer-wise decay, TorchScript and torch.fx.
 
 Shapes in names: B images, C channels, H and W height and width in pixels, K classes.
 """
 
-# Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
+# No `from __future__ import annotations`: torch.fx copies the annotations of `forward` to code that
+# TorchScript reads, and TorchScript needs types, not strings.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,24 +60,24 @@ __all__ = ["EXPORTED", "TimmNetwork", "data_config", "default_cfgs", "tune_resco
 
 _PREFIX: Final = "tune_rescon_"
 
-#: The name of networks that are no preset.
+#: The name of networks that are not presets.
 EXPORTED: Final = f"{_PREFIX}network"
 
-#: timm's words for ``Preprocessing.resize``.
+#: timm's names for the values of ``Preprocessing.resize``.
 _CROP_MODES: Final = {"crop": "center", "pad": "border", "squash": "squash"}
 
-#: Classes unless asked otherwise: ImageNet's, and CIFAR-10's of the networks for its images.
+#: Default number of classes: ImageNet's, or CIFAR-10's for networks whose images have CIFAR-10's size.
 _CLASSES, _SMALL_CLASSES, _SMALL_SIDE = 1000, 10, 32
 
-#: Of the feature maps, B x C x H x W: averaged over H and W, or left as they are.
+#: Pooling of the feature maps, B x C x H x W: averaged over H and W, or left unchanged.
 _POOLS: Final = ("avg", "")
 
-#: timm's sign in a matcher: these parameters belong to the layer before them.
+#: timm's mark in a group matcher: these parameters belong to the preceding layer.
 _SAME_LAYER: Final = (99999,)
 
 
 class TimmNetwork(ResidualAttentionNetwork):
-    """A preset with the methods that timm's tools call; of images at any size from 16 pixels on."""
+    """A preset with the methods that timm's tools call. It accepts images of any size from 16 pixels."""
 
     def __init__(
         self,
@@ -94,19 +95,19 @@ class TimmNetwork(ResidualAttentionNetwork):
         """Build ``preset``, or the network of ``spec``.
 
         Args:
-            preset: a name of ``list_presets``; None: ``spec`` is given.
-            spec: plain values of a ``NetworkSpec``, as an exported folder has them.
-            preprocessing: plain values of a ``Preprocessing``, likewise.
-            num_classes: 0: features, pooled, and no classifier.
+            preset: a name of ``list_presets``; None: use ``spec``.
+            spec: plain values of a ``NetworkSpec``, as an exported folder contains them.
+            preprocessing: plain values of a ``Preprocessing``, as an exported folder contains them.
+            num_classes: number of classes; 0: return pooled features, without a classifier.
             in_chans: channels of the images.
-            global_pool: "avg", or "" for the feature maps themselves (then without classifier).
+            global_pool: "avg", or "" for the feature maps themselves (then without a classifier).
             drop_rate: probability of dropping a feature before the classifier.
             drop_path_rate: probability of dropping the last unit's branch.
-            img_size: pixels, a side or (height, width), that the images are meant to have; None: the
-                preset's. It changes no weight, and the network takes other sizes as well.
+            img_size: nominal size of the images in pixels, a side or (height, width); None: the preset's.
+                It changes no weight, and the network accepts other sizes as well.
 
         Raises:
-            ConfigError, NetworkError: there is no such network.
+            ConfigError, NetworkError: the arguments describe no network.
         """
         _check_head(num_classes, global_pool)
         side = img_size if isinstance(img_size, int | None) else min(img_size)
@@ -132,14 +133,14 @@ class TimmNetwork(ResidualAttentionNetwork):
             self.add_module("classifier", nn.Identity())
 
     def preprocess(self, picture: Image.Image) -> Tensor:
-        """A picture as validation showed it to the network: normalised, C x H x W.
+        """Return a picture as the network saw it in validation: normalised, C x H x W.
 
-        timm's own transform (``timm.data.create_transform``) comes near: it scales in one step, without the
-        squares of the search's cache in between.
+        timm's own transform (``timm.data.create_transform``) gives a close result: it scales in one step,
+        without the intermediate squares of the search's cache.
 
         Args:
-            picture: of any size and mode. A file's is best given as ``PIL.Image.open`` returns it, not
-                decoded, as training reads it.
+            picture: a picture of any size and mode. Pass a file as ``PIL.Image.open`` returns it, not
+            decoded, because training reads files this way.
 
         Raises:
             ConfigError: the network was not exported by this package.
@@ -154,14 +155,18 @@ class TimmNetwork(ResidualAttentionNetwork):
         return Normalization(how)(image_CHW[None])[0].contiguous()
 
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """What makes logits of features; ``name_only``: its name."""
+        """Return the layer that computes logits from features, or its name if ``name_only``."""
         return "classifier" if name_only else self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of ``num_classes`` (0: none); ``global_pool``: None keeps it.
+        """Replace the classifier by a new one.
+
+        Args:
+            num_classes: number of classes; 0: no classifier.
+            global_pool: "avg" or ""; None: unchanged.
 
         Raises:
-            ConfigError: no such pooling, or classes without any.
+            ConfigError: ``global_pool`` is unknown, or it is "" although ``num_classes`` is not 0.
         """
         pool = self.global_pool if global_pool is None else global_pool
         _check_head(num_classes, pool)
@@ -171,18 +176,18 @@ class TimmNetwork(ResidualAttentionNetwork):
         self.add_module("classifier", head.to(device=like.device, dtype=like.dtype))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep each unit's input only for the gradient, and compute the rest again; ``False``: keep all.
+        """Keep only each unit's input for the gradient and compute the rest again; ``False``: keep all.
 
         Outputs, gradients, running statistics and random numbers stay the same.
         """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters into layers, from the stem to the last unit.
+        """Return regular expressions that sort the parameters into layers, from the stem to the last unit.
 
         Args:
-            coarse: a layer is a whole stage; otherwise a stage's opening units, an attention module, or a
-                final unit.
+            coarse: True: a layer is a whole stage; False: a layer is a stage's opening units, an
+                attention module, or a final unit.
         """
         fine_blocks = [(r"^stages\.(\d+)\.opening", None), (r"^stages\.(\d+)\.attention\.(\d+)", None)]
         return {
@@ -200,21 +205,22 @@ class TimmNetwork(ResidualAttentionNetwork):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps of images, and those on the way to them.
+        """Return the final feature maps of images, and the intermediate feature maps.
 
         Args:
             x: images, B x C x H x W.
-            indices: of ``feature_info``; a number: the last so many; None: all.
-            norm: apply the final normalisation and ReLU to the last of them, where it is among them.
-            stop_early: compute nothing behind the last that is wanted; the feature maps are then its own.
-            output_fmt: "NCHW", the only one.
-            intermediates_only: return the list alone.
+            indices: indices into ``feature_info``; an int n: the last n; None: all.
+            norm: apply the final normalisation and ReLU to the last map of ``feature_info``, if it is
+                wanted.
+            stop_early: stop after the last wanted map; the final feature maps are then that map.
+            output_fmt: "NCHW", the only supported format.
+            intermediates_only: return only the list.
 
         Returns:
-            The feature maps, as of :meth:`forward_features`, and the list; or the list.
+            The feature maps, as :meth:`forward_features` returns them, and the list; or only the list.
 
         Raises:
-            ConfigError: another ``output_fmt``, or no such index.
+            ConfigError: ``output_fmt`` is not "NCHW", or an index does not exist.
             NetworkError: an image side is below 16 pixels.
         """
         if output_fmt != "NCHW":
@@ -222,7 +228,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         wanted = _taken(len(self.feature_info), indices)
         furthest = max(wanted)
         found: list[Tensor] = []
-        with self._kept_for_gradients():
+        with self._checkpointing():
             for index, x_BCHW in enumerate(self._taps(x)):
                 is_last = index == len(self.feature_info) - 1
                 if index in wanted:
@@ -236,18 +242,19 @@ class TimmNetwork(ResidualAttentionNetwork):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what none of the wanted feature maps needs; the network then ends in the last of them.
+        """Remove the layers that no wanted feature map needs; the network then ends at the last wanted map.
 
         Args:
-            indices: of ``feature_info``; a number: the last so many.
+            indices: indices into ``feature_info``; an int n: the last n.
             prune_norm: also remove the final normalisation and ReLU.
-            prune_head: also remove the classifier and the pooling, which go in any case with the last map.
+            prune_head: also remove the classifier and the pooling. They are always removed if the last
+                map of ``feature_info`` is not wanted.
 
         Returns:
-            The indices, counted from the first.
+            The wanted indices, as non-negative numbers.
 
         Raises:
-            ConfigError: there is no such index.
+            ConfigError: an index does not exist.
         """
         wanted = _taken(len(self.feature_info), indices)
         furthest = max(wanted)
@@ -265,25 +272,25 @@ class TimmNetwork(ResidualAttentionNetwork):
         return wanted
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """Feature maps of images."""
+        """Return the feature maps of images."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             with activations_recomputed(self):
                 return self.features(x_BCHW)
         return self.features(x_BCHW)
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of feature maps; ``pre_logits``: what the classifier would see."""
+        """Return the logits of feature maps, or the classifier's input if ``pre_logits``."""
         if self.global_pool == "avg":
             x_BCHW = F.dropout(x_BCHW.mean(dim=(2, 3)), self.drop_rate, self.training)
         logits: Tensor = x_BCHW if pre_logits else self.classifier(x_BCHW)
         return logits
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits of images."""
+        """Return the logits of images."""
         return self.forward_head(self.forward_features(images_BCHW))
 
     def _taps(self, x_BCHW: Tensor) -> Iterator[Tensor]:
-        """The feature maps of ``feature_info``; each is computed when it is asked for."""
+        """Yield the feature maps of ``feature_info``; each is computed when it is requested."""
         check_sides(x_BCHW, self.least_side)
         for name, layer in self.stem.named_children():
             if name == "pool":
@@ -297,7 +304,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         if len(self.final):
             yield self.final(x_BCHW)
 
-    def _kept_for_gradients(self) -> contextlib.AbstractContextManager[None]:
+    def _checkpointing(self) -> contextlib.AbstractContextManager[None]:
         return activations_recomputed(self) if self.grad_checkpointing else contextlib.nullcontext()
 
 
@@ -308,7 +315,7 @@ def _check_head(num_classes: int, global_pool: str) -> None:
 
 
 def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Indices of ``count`` feature maps, from the first: all, the last so many, or those that are named.
+    """Return non-negative indices into ``count`` feature maps: all, the last n, or those that are given.
 
     >>> _taken(4, None), _taken(4, 2), _taken(4, (0, -1))
     ([0, 1, 2, 3], [2, 3], [0, 3])
@@ -322,9 +329,10 @@ def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
 
 
 def _feature_info(spec: NetworkSpec) -> list[dict[str, Any]]:
-    """What timm knows of the feature maps: the stem's, each stage's, and the final units' before the norm.
+    """Return timm's table of the feature maps.
 
-    ``reduction`` is the image's side over the map's.
+    The maps are the stem's, each stage's, and the final units' before the norm. ``reduction`` is the image's
+    side divided by the map's.
     """
     tap = "stem.relu" if spec.stem_norm else "stem.conv"
     reduction = spec.stem_stride
@@ -345,7 +353,7 @@ def _spec(preset: str) -> NetworkSpec:
 
 
 def _default(spec: NetworkSpec) -> dict[str, Any]:
-    """What timm wants to know of a network."""
+    """Return timm's default config of a network."""
     side, small = spec.image_size, spec.image_size == _SMALL_SIDE
     *_, last, _classifier = walk(spec)
     return {
@@ -373,7 +381,13 @@ default_cfgs = generate_default_cfgs(
 def data_config(
     preprocessing: Preprocessing, spec: NetworkSpec, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """What timm calls ``pretrained_cfg``, of a trained network: its transform and loaders read it."""
+    """Return timm's ``pretrained_cfg`` of a trained network, which timm's transform and loaders read.
+
+    Args:
+        preprocessing: the preprocessing of the network's images.
+        spec: the network.
+        class_names: the names of the classes, in the order of the logits.
+    """
     return {
         **_default(spec),
         "num_classes": len(class_names),
@@ -386,21 +400,21 @@ def data_config(
     }
 
 
-def _entry(preset: str) -> Callable[..., TimmNetwork]:
+def _entrypoint(preset: str) -> Callable[..., TimmNetwork]:
     def build(pretrained: bool = False, **options: Any) -> TimmNetwork:
-        return _built(f"{_PREFIX}{preset}", _spec(preset), pretrained, preset=preset, **options)
+        return _build(f"{_PREFIX}{preset}", _spec(preset), pretrained, preset=preset, **options)
 
     build.__name__ = build.__qualname__ = f"{_PREFIX}{preset}"
     build.__doc__ = f"The preset ``{preset}``."
     return build
 
 
-def _built(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
+def _build(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
     network: TimmNetwork = build_model_with_cfg(
         TimmNetwork,
         name,
         pretrained,
-        # Stem, stages and final units are sequences of layers, from within which timm takes the maps.
+        # Stem, stages and final units are sequences of layers; timm reads the feature maps from inside them.
         feature_cfg={"out_indices": tuple(range(len(_feature_info(numbers)))), "flatten_sequential": True},
         **options,
     )
@@ -411,22 +425,22 @@ def _built(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) ->
 def tune_rescon_network(
     pretrained: bool = False, *, spec: Mapping[str, Any] | None = None, **options: Any
 ) -> TimmNetwork:
-    """The network of plain numbers: what a search found, whether or not it is a preset.
+    """Build a network from plain values, such as a network that a search found; it need not be a preset.
 
     Args:
-        pretrained: load weights; timm says from where.
+        pretrained: load weights, from the place that timm's config gives.
         spec: plain values of a ``NetworkSpec``. ``export --format timm`` writes them.
-        options: of :class:`TimmNetwork`.
+        options: arguments of :class:`TimmNetwork`.
 
     Raises:
-        ConfigError: no ``spec``.
+        ConfigError: ``spec`` is None.
     """
     if spec is None:
         hint = "`timm.create_model('local-dir:FOLDER')` takes it from an exported folder."
         raise ConfigError(format_error(f"{EXPORTED} needs a `spec`", got="none", hint=hint))
-    return _built(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
+    return _build(EXPORTED, NetworkSpec.from_dict(spec), pretrained, spec=spec, **options)
 
 
 for _preset in list_presets():
-    # timm adds the name to __all__, so it has to be one of this module.
-    globals()[f"{_PREFIX}{_preset}"] = register_model(_entry(_preset))
+    # timm adds the name to __all__, so the name must exist in this module.
+    globals()[f"{_PREFIX}{_preset}"] = register_model(_entrypoint(_preset))

@@ -1,8 +1,11 @@
-"""``python -m tune_rescon.train``: train a search's best, or a published network, in full; judge it once.
+"""``python -m tune_rescon.train``: train the best trials of a search, or a published network.
+
+Each training is run in full, and its network is evaluated once.
 
 Exit: 0 done; 1 every training failed; 2 bad usage, search or data; 130 interrupted (and resumable).
 
-Nothing here is ever sent to a worker: this file runs as ``__main__``, which a worker's is not.
+No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
+``__main__`` of a worker process is another module.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: What a search's finals are called unless they are given a name.
+#: Suffix of the default name of a search's finals.
 SUFFIX: Final = "-final"
 
 _ALTERNATIVES: Final = "Give one of --from NAME, --preset NAME and --resume NAME."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
+    """Run the command and return the exit code."""
     return run_command(
         train,
         argv,
@@ -134,7 +137,7 @@ def train(
     place = Place(
         storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
     )
-    asked = _Asked(
+    flags = _Flags(
         name=name,
         top=top,
         seeds=seeds,
@@ -143,17 +146,17 @@ def train(
         image_size=image_size,
         concurrent=concurrent,
         seed=seed,
-        # Last, for a --set of the whole section would drop it.
+        # Appended last, because a --set of the whole section would drop it.
         settings=(*settings, *([f"fixed.init_from={json.dumps(init_from)}"] if init_from else [])),
     )
     with open_console(plain=plain) as console:
         if resume is not None:
             space = _resumed(place, resume, settings)
         elif source is not None:
-            space = _from_search(place, source, asked, console)
+            space = _from_search(place, source, flags, console)
         else:
             assert preset is not None, "one of the three is given"
-            space = _from_preset(preset, dataset, recipe, asked)
+            space = _from_preset(preset, dataset, recipe, flags)
         if dry_run:
             from tune_rescon.reporting import print_dry_run
 
@@ -172,7 +175,7 @@ def train(
             divert_output=True,
         )
         print_opening(space, options, console)
-        # Imported after the first line: they bring the driver's libraries.
+        # Imported after the first line of output, because these modules import the driver's libraries.
         from tune_rescon.finals import FinalsPresentation
         from tune_rescon.reporting import resume_command, run_with_display
 
@@ -183,13 +186,13 @@ def train(
             live=live,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=_tell,
+            tell=_print_finals,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What the options say of the trainings, wherever their configurations come from."""
+class _Flags:
+    """The options of the trainings, which are the same for every source of configurations."""
 
     name: str | None
     top: int
@@ -217,59 +220,59 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     return space
 
 
-def _from_search(place: Place, source: str, asked: _Asked, console: Console) -> Space:
+def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
     from tune_rescon.finals import finalists, finals_space, of_dataset
     from tune_rescon.tuning import read_search
 
     result = read_search(place, source, where="--from")
-    found = finalists(result, asked.top)
-    if len(found) < asked.top:
+    found = finalists(result, flags.top)
+    if len(found) < flags.top:
         console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
-    epochs = asked.epochs or _epochs(result, found, asked)
-    _print_length(result, found, asked, epochs, console)
+    epochs = flags.epochs or _epochs(result, found, flags)
+    _print_estimate(result, found, flags, epochs, console)
     configs, dataset = of_dataset(found, result.space)
-    if asked.image_size is not None:
-        # The search's own side may be too small for it.
+    if flags.image_size is not None:
+        # The search's stored side may be too small for the larger images.
         dataset = dataclasses.replace(dataset, store_size=None)
-        configs = tuple(dataclasses.replace(config, image_size=asked.image_size) for config in configs)
+        configs = tuple(dataclasses.replace(config, image_size=flags.image_size) for config in configs)
     return finals_space(
-        asked.name or f"{source}{SUFFIX}",
+        flags.name or f"{source}{SUFFIX}",
         tuple(dict.fromkeys(configs)),
         dataset=dataset,
         epochs=epochs,
-        seeds=asked.seeds,
+        seeds=flags.seeds,
         resources=result.space.resources_per_trial,
-        concurrent=asked.concurrent or result.space.budget.concurrent,
-        seed=asked.seed,
+        concurrent=flags.concurrent or result.space.budget.concurrent,
+        seed=flags.seed,
         about=f"The best of the search {source}, trained on all training images.",
-        overrides=asked.settings,
+        overrides=flags.settings,
     )
 
 
-def _epochs(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> int:
+def _epochs(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> int:
     from tune_rescon.finals import epochs_within, read_duration
 
-    if asked.budget is None:
+    if flags.budget is None:
         return result.space.fidelity.max
     return epochs_within(
-        read_duration(asked.budget),
-        _epoch_seconds(result, found, asked),
+        read_duration(flags.budget),
+        _epoch_seconds(result, found, flags),
         found,
-        trainings=asked.seeds * len(found),
-        slots=_slots(result, asked),
+        trainings=flags.seeds * len(found),
+        slots=_slots(result, flags),
     )
 
 
-def _print_length(
-    result: StudyResult, found: Sequence[TrialConfig], asked: _Asked, epochs: int, console: Console
+def _print_estimate(
+    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, epochs: int, console: Console
 ) -> None:
-    """What it will take, before it is paid for."""
+    """Print an estimate of the time that the trainings take, before they start."""
     from tune_rescon.finals import finals_seconds
     from tune_rescon.reporting.formatting import roughly
 
-    trainings, slots = asked.seeds * len(found), _slots(result, asked)
+    trainings, slots = flags.seeds * len(found), _slots(result, flags)
     seconds = finals_seconds(
-        _epoch_seconds(result, found, asked), epochs=epochs, trainings=trainings, slots=slots
+        _epoch_seconds(result, found, flags), epochs=epochs, trainings=trainings, slots=slots
     )
     console.print(
         f"{trainings} trainings of {epochs} epochs, {roughly(seconds)} if an epoch takes as long as in"
@@ -278,45 +281,48 @@ def _print_length(
     )
 
 
-def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], asked: _Asked) -> float:
-    """Of a final, from the search's, which trained on fewer images, and perhaps smaller ones."""
+def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> float:
+    """Estimate the seconds of a final's epoch from the search's epochs.
+
+    The search trained on fewer images, and perhaps on smaller ones.
+    """
     from tune_rescon.finals import seconds_per_epoch
 
     seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
     sizes = [config.image_size for config in found if config.image_size is not None]
-    if asked.image_size is None or not sizes:
+    if flags.image_size is None or not sizes:
         return seconds
-    return seconds * asked.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
+    return seconds * flags.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
-def _slots(result: StudyResult, asked: _Asked) -> int:
+def _slots(result: StudyResult, flags: _Flags) -> int:
     from tune_rescon.reporting.analysis import timeline
 
     had = max(1, timeline(result).slots)
-    return had if asked.concurrent is None else min(had, asked.concurrent)
+    return had if flags.concurrent is None else min(had, flags.concurrent)
 
 
-def _from_preset(preset: str, dataset: str, recipe: str, asked: _Asked) -> Space:
+def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:
     from tune_rescon.finals import finals_space, find_recipe, local_resources, preset_config
 
     how = find_recipe(recipe)
-    images, epochs = _images(dataset), asked.epochs or how.epochs
+    images, epochs = _images(dataset), flags.epochs or how.epochs
     return finals_space(
-        asked.name or f"{preset}-{images.name}-{recipe}",
-        [preset_config(preset, how, epochs=epochs, image_size=asked.image_size)],
+        flags.name or f"{preset}-{images.name}-{recipe}",
+        [preset_config(preset, how, epochs=epochs, image_size=flags.image_size)],
         dataset=images,
         epochs=epochs,
-        seeds=asked.seeds,
+        seeds=flags.seeds,
         resources=local_resources(),
-        concurrent=asked.concurrent,
-        seed=asked.seed,
+        concurrent=flags.concurrent,
+        seed=flags.seed,
         about=f"{preset} on {images.name} by the recipe {recipe} ({how.about}).",
-        overrides=asked.settings,
+        overrides=flags.settings,
     )
 
 
 def _images(dataset: str) -> DatasetConfig:
-    """A dataset known by name, or the folder, .zip or URL of one."""
+    """Return the dataset of a name, or of the path of a folder or .zip, or of a URL."""
     from tune_rescon.data import is_url
 
     if is_url(dataset) or Path(dataset).exists():
@@ -325,7 +331,7 @@ def _images(dataset: str) -> DatasetConfig:
     return DatasetConfig(name=dataset)
 
 
-def _tell(result: StudyResult, console: Console) -> None:
+def _print_finals(result: StudyResult, console: Console) -> None:
     from tune_rescon.finals import print_judgement
     from tune_rescon.reporting import print_result
 

@@ -1,11 +1,11 @@
-"""What comes after a search: its best configurations, or published ones, trained in full and judged once.
+"""The finals of a search: train its best configurations, or published ones, in full; evaluate them once.
 
 ::
 
-    finals_space      what is to be trained, as a space that the search's engine runs row by row
-    judgement         what the test images said of it, over the seeds
-    find_recipe       published ways to train
-    published_rows    published figures, to be reproduced
+    finals_space      the trainings as a space, which the search's engine runs row by row
+    judgement         the results on the test images, over the seeds
+    find_recipe       published training recipes
+    PUBLISHED         published figures to reproduce
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the finals came to: each configuration's trainings together, and their mean and spread."""
+"""Results of the finals: the trainings of each configuration, with their mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -13,58 +13,63 @@ from tune_rescon.tuning import StudyResult, TrialRecord, repeated
 
 __all__ = ["Estimate", "Finalist", "Lead", "judgement", "judgement_document"]
 
-#: Of intervals: how often such an interval holds the true difference.
+#: Confidence level of the intervals: how often such an interval contains the true difference.
 CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A measure over the trainings of one configuration."""
+    """Mean and spread of a metric over the trainings of one configuration."""
 
     mean: float
     spread: float
-    """Sample standard deviation; nan of a single training."""
+    """Sample standard deviation; nan for a single training."""
     values: tuple[float, ...]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The figure of these values, of which there is at least one."""
+        """Return the estimate from ``values``, which must not be empty."""
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return cls(mean=statistics.fmean(values), spread=spread, values=tuple(values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """One configuration that was trained to its end, once for each seed."""
+    """One configuration that was trained to its last epoch, once for each seed."""
 
     trials: tuple[TrialRecord, ...]
     figures: Mapping[str, Estimate]
-    """By the names of ``config.TEST_METRICS``."""
+    """Estimates by the metric names of ``config.TEST_METRICS``."""
     by_class: Mapping[str, Estimate] = field(default_factory=dict)
-    """Accuracy on the test images of each class."""
+    """Accuracy on the test images of each class, by class name."""
     params_m: float
-    """Parameters, millions."""
+    """Number of parameters, in millions."""
     gmacs: float
-    """Multiply-adds of one image's forward pass, billions."""
+    """Multiply-adds of one image's forward pass, in billions."""
     hours: float
     """Device-hours of all trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """How far one configuration's mean is ahead of another's."""
+    """The lead of one configuration's mean over another's."""
 
     difference: float
-    """Positive where it is ahead."""
+    """Difference of the means; positive if the first configuration is better."""
     margin: float
-    """Half the interval of :data:`CONFIDENCE` around it, over the seeds; infinite where the seed's effect is
-    unknown, for one of the two was trained once."""
+    """Half the width of the :data:`CONFIDENCE` interval of the difference, over the seeds. It is infinite if
+    one of the two configurations was trained once, because the effect of the seed is then unknown."""
 
     @classmethod
     def of(cls, first: Estimate, second: Estimate, *, maximize: bool) -> Lead:
-        """The lead of ``first`` on ``second``, by Welch's t interval (Biometrika, 1947).
+        """Return the lead of ``first`` over ``second``, by Welch's t interval (Biometrika, 1947).
 
-        Two or three trainings each are few: the interval is several standard errors wide.
+        With only two or three trainings each, the interval is several standard errors wide.
+
+        Args:
+            first: the estimate of the first configuration.
+            second: the estimate of the second configuration.
+            maximize: True if a higher value is better.
 
         >>> Lead.of(Estimate.of([0.8, 0.82]), Estimate.of([0.7, 0.71]), maximize=True).margin > 0.03
         True
@@ -78,7 +83,7 @@ class Lead:
             return cls(difference=difference, margin=math.inf)
         if variance == 0:
             return cls(difference=difference, margin=0.0)
-        # Imported here: it takes a second, and only the end of finals needs it.
+        # Imported here, because the import takes a second and only the end of the finals needs it.
         from scipy.stats import t
 
         freedom = variance**2 / sum(part**2 / free for part, free in parts)
@@ -87,23 +92,23 @@ class Lead:
 
     @property
     def is_known(self) -> bool:
-        """Whether both were trained with several seeds."""
+        """True if both configurations were trained with several seeds."""
         return math.isfinite(self.margin)
 
     @property
     def is_beyond_seeds(self) -> bool:
-        """Whether the interval lies above zero."""
+        """True if the whole interval is above zero."""
         return self.difference > self.margin
 
 
 def judgement(result: StudyResult) -> tuple[Finalist, ...]:
-    """The configurations of which a training reached its end, the best mean first."""
+    """Return the configurations with at least one finished training, the best mean first."""
     found = [_finalist(result, trials) for trials in repeated(result.trials)]
     return tuple(sorted(found, key=lambda one: one.figures[result.metric].mean, reverse=result.maximize))
 
 
 def judgement_document(result: StudyResult, found: Sequence[Finalist]) -> dict[str, Any]:
-    """``finals.json``: plain values."""
+    """Return the content of ``finals.json`` as plain values."""
     return {
         "name": result.name,
         "dataset": result.space.dataset.name,

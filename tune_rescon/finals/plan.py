@@ -1,7 +1,7 @@
-"""From what is to be retrained to a space that the engine runs: every row of it, and nothing else.
+"""Build the space of the finals: the search's engine runs every row of the space, and nothing else.
 
-The space's metric is of the test images, so nothing is held out, nothing is stopped early and nothing is
-drawn: see :mod:`tune_rescon.spaces.rules`.
+The space's metric is measured on the test images. Therefore no images are held out, no trial is stopped
+early and no parameter is sampled: see :mod:`tune_rescon.spaces.rules`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:
 
 
 def read_duration(text: str) -> float:
-    """Seconds.
+    """Return the seconds of a duration.
 
     >>> read_duration("2h"), read_duration("1h30m"), read_duration("90s")
     (7200.0, 5400.0, 90.0)
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: ``text`` is not a duration.
     """
     found = _DURATION.fullmatch(text)
     parts = [float(part or 0) for part in found.groups()] if found else [0.0]
@@ -60,7 +60,13 @@ def read_duration(text: str) -> float:
 
 
 def finals_seconds(epoch_seconds: float, *, epochs: int, trainings: int, slots: int) -> float:
-    """Wall time of ``trainings`` of ``epochs`` epochs, ``slots`` at once.
+    """Return the wall time in seconds of ``trainings`` trainings, of which ``slots`` run at once.
+
+    Args:
+        epoch_seconds: seconds of an epoch.
+        epochs: epochs of each training.
+        trainings: number of trainings.
+        slots: number of trainings that run at once.
 
     >>> finals_seconds(10, epochs=3, trainings=5, slots=2)
     90
@@ -71,10 +77,17 @@ def finals_seconds(epoch_seconds: float, *, epochs: int, trainings: int, slots: 
 def epochs_within(
     seconds: float, epoch_seconds: float, configs: Sequence[TrialConfig], *, trainings: int, slots: int
 ) -> int:
-    """The most epochs for which :func:`finals_seconds` is at most ``seconds``.
+    """Return the maximum number of epochs for which :func:`finals_seconds` is at most ``seconds``.
+
+    Args:
+        seconds: the time budget.
+        epoch_seconds: seconds of an epoch.
+        configs: the configurations to train, which have the number of warm-up epochs.
+        trainings: number of trainings.
+        slots: number of trainings that run at once.
 
     Raises:
-        ConfigError: they do not reach past the warm-up.
+        ConfigError: ``seconds`` are not enough for one epoch, or for the warm-up epochs.
     """
     epochs = int(seconds / finals_seconds(epoch_seconds, epochs=1, trainings=trainings, slots=slots))
     least = max(1, math.ceil(max(config.warmup_epochs for config in configs)))
@@ -88,12 +101,12 @@ def epochs_within(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long a network is trained, and with what."""
+    """The number of epochs of a network, and the other settings of its training."""
 
     about: str
     epochs: int
     settings: Mapping[str, Any]
-    """TrialConfig's fields; those left out have its defaults."""
+    """Fields of TrialConfig; a field that is left out has TrialConfig's default."""
 
 
 #: The paper's 160,000 iterations on batches of 64 of CIFAR's 50,000 images are 204.8 epochs.
@@ -101,7 +114,7 @@ _PAPER_EPOCHS: Final = 205
 
 RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
     {
-        # Wang et al., section 4.1; the rate falls at 64k and 96k of 160k iterations.
+        # Wang et al., section 4.1; the learning rate falls at 64k and 96k of 160k iterations.
         "paper": Recipe(
             about="Wang et al.: 160k iterations on batches of 64, Nesterov SGD, 0.1 divided by 10 twice",
             epochs=_PAPER_EPOCHS,
@@ -118,7 +131,7 @@ RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
                 "flip": True,
             },
         ),
-        # Its README has no weight decay: the paper's is taken.
+        # ResCon's README states no weight decay, so the paper's is used.
         "rescon": Recipe(
             about="ResCon: 10 epochs on batches of 16, Nesterov SGD at 0.1, images as they are",
             epochs=10,
@@ -159,28 +172,28 @@ RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe of a name.
 
     Raises:
-        ConfigError: there is none; the names there are, are listed.
+        ConfigError: no recipe has this name; the message lists the known names.
     """
     if name not in RECIPES:
         raise ConfigError(unknown_name_message("recipe", name, list(RECIPES), where="--recipe"))
     return RECIPES[name]
 
 
-#: What finalists are compared by.
+#: The metric by which finalists are compared.
 METRIC: Final = "test_accuracy"
 
-#: The field that every finalist has as a parameter, lest a space of one finalist have none.
-_ALWAYS: Final = "learning_rate"
+#: The field that is always a parameter, because a space of one finalist would have no parameter otherwise.
+_KEPT_PARAMETER: Final = "learning_rate"
 
 
 def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
-    """The configurations of the best ``top`` trials that finished, the best first; none twice.
+    """Return the distinct configurations of the finished trials, the best first, at most ``top``.
 
     Raises:
-        StorageError: no trial has.
+        StorageError: no trial has finished.
     """
     found: dict[TrialConfig, None] = {}
     for trial in sorted(result.trials, key=lambda trial: trial.rank_key()):
@@ -194,16 +207,17 @@ def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
 
 
 def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> float:
-    """Mean seconds of an epoch, over the epochs that trials of these configurations have trained."""
+    """Return the mean seconds of an epoch, over all epochs of the trials with these configurations."""
     wanted = set(configs)
     trials = [trial for trial in result.trials if _config(result, trial) in wanted]
     return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
 
 
 def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[TrialConfig, ...], DatasetConfig]:
-    """The images of configurations that were found by searching ``space``, which may search datasets too.
+    """Return the configurations and their dataset, for a ``space`` that may search over datasets too.
 
-    Where they share one, it becomes the finals' own, and no field of theirs.
+    If all configurations have the same dataset, it becomes the dataset of the finals, and the configurations
+    do not name it.
     """
     names = list(dict.fromkeys(config.dataset or space.dataset.name for config in configs))
     if len(names) > 1:
@@ -217,10 +231,16 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
-    """A network by name, trained by a recipe for ``epochs``: its warm-up keeps its share of them.
+    """Return the configuration of a preset that is trained by a recipe for ``epochs`` epochs.
+
+    Args:
+        preset: the name of the network.
+        recipe: the recipe of the training.
+        epochs: number of epochs; the warm-up keeps its fraction of them.
+        image_size: side of the images in pixels; None: the preset's.
 
     Raises:
-        ConfigError: a value breaks its rule.
+        ConfigError: a value breaks its field's rule.
     """
     warmup = recipe.settings.get("warmup_epochs", 0) * epochs / recipe.epochs
     own = {"preset": preset, "image_size": image_size, "warmup_epochs": warmup}
@@ -228,7 +248,10 @@ def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int |
 
 
 def local_resources() -> Resources:
-    """What one training takes of this machine, of which nothing else is known: a GPU where there is one."""
+    """Return the resources of one training on this machine: a GPU if it has one, and at most 4 CPU cores.
+
+    The function assumes no more, because nothing else is known about the machine.
+    """
     import torch
 
     return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if torch.cuda.is_available() else 0.0)
@@ -247,27 +270,28 @@ def finals_space(
     about: str = "",
     overrides: Sequence[str] = (),
 ) -> Space:
-    """Each of ``configs`` ``seeds`` times: trial ``n`` is configuration ``n % len(configs)``.
+    """Return a space that trains each of ``configs`` ``seeds`` times.
 
-    One that is interrupted early has then trained all of them equally often.
+    Trial ``n`` trains configuration ``n % len(configs)``, so that finals that are interrupted early have
+    trained all configurations equally often.
 
     Args:
-        name: of the search that the finals are.
-        configs: different from each other.
-        dataset: what they were searched on. Nothing of it is held out, but for validation images where there
-            are no test images for the networks to be judged by.
-        epochs: of each training.
-        seeds: trainings of each configuration, which differ by their seed.
-        resources: of each training.
-        concurrent: trainings at once at most.
-        seed: of all of the seeds.
-        about: what the space file says of itself.
-        overrides: ``KEY=VALUE`` of the space file, as ``--set`` takes them.
+        name: name of the search that runs the finals.
+        configs: the configurations, which must differ from each other.
+        dataset: the dataset that they were searched on. No images are held out, except that validation images
+            are held out if the dataset has no test images to evaluate the networks on.
+        epochs: epochs of each training.
+        seeds: number of trainings of each configuration, which differ by their seed.
+        resources: resources of each training.
+        concurrent: maximum number of trainings at once.
+        seed: the seed from which all seeds are derived.
+        about: the description in the space file.
+        overrides: ``KEY=VALUE`` pairs that change the space file, as for ``--set``.
 
     Raises:
-        SpaceError: a rule of spaces is broken, as by a network that the images are too small for.
+        SpaceError: the space breaks a rule, for example because the images are too small for a network.
     """
-    fixed, parameters = _common_and_own(configs)
+    fixed, parameters = _split_fields(configs)
     rows = [{field: values[index] for field, values in parameters.items()} for index in range(len(configs))]
     document = {
         "version": 1,
@@ -287,17 +311,18 @@ def finals_space(
         },
         "initial": rows * seeds,
     }
-    # As a text, so that what is wrong is said as of any other space. JSON is YAML, and has every digit.
+    # Passed as text, so that errors are reported as for any other space. JSON is valid YAML and keeps all
+    # digits.
     return parse_space(json.dumps(document, indent=1), source=f"the space of {name}", overrides=overrides)
 
 
-def _common_and_own(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What all configurations share, defaults left out; and of what they do not, each one's value."""
+def _split_fields(configs: Sequence[TrialConfig]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return the non-default values that all configurations share, and each one's values of other fields."""
     fixed: dict[str, Any] = {}
     own: dict[str, list[Any]] = {}
     for name, default in TrialConfig().to_dict().items():
         values = [getattr(config, name) for config in configs]
-        if name == _ALWAYS or any(value != values[0] for value in values):
+        if name == _KEPT_PARAMETER or any(value != values[0] for value in values):
             own[name] = values
         elif values[0] != default:
             fixed[name] = values[0]

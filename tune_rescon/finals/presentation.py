@@ -1,4 +1,4 @@
-"""The finals as tables: in a terminal, in MLflow's note, and as a file."""
+"""Present the finals as tables: on a terminal, in MLflow's note, and as a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "print_reproduction",
 ]
 
-#: Classes of the winner that a terminal names: the worst of more.
+#: Number of classes of the best finalist that are printed: the worst ones if there are more.
 CLASSES: Final = 10
 
 _HEADINGS: Final = (
@@ -49,16 +49,16 @@ _HEADINGS: Final = (
 
 
 class FinalsPresentation(SearchPresentation):
-    """A search's page and plots; in its note and in ``finals.json`` what the test images said."""
+    """Draws a search's page and plots, and writes the test results to its note and to ``finals.json``."""
 
     def note(self, result: StudyResult) -> str:
-        """The table of the finalists above the search's note."""
+        """Return the table of the finalists, followed by the search's note."""
         found = judgement(result)
         lines = markdown_table(_HEADINGS, judgement_rows(found)) if found else []
         return "\n".join([*lines, "", super().note(result)])
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
-        """Also ``finals.json``."""
+        """Write ``finals.json`` and the search's documents; return their paths."""
         document = judgement_document(result, judgement(result))
         path = folder.path / "finals.json"
         write_atomically(path, json.dumps(document, indent=2) + "\n")
@@ -66,7 +66,7 @@ class FinalsPresentation(SearchPresentation):
 
 
 def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
-    """A line for each finalist, the best first, under the table's headings."""
+    """Return the rows of the finalists under the table's headings, the best first."""
     return [
         (
             " ".join(str(trial.number) for trial in one.trials),
@@ -84,7 +84,7 @@ def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
 
 
 def print_judgement(result: StudyResult, console: Console) -> None:
-    """What the images that judge said: a table, the winner by class, and what was not chosen by what."""
+    """Print the test results: a table, the best finalist by class, and a caution about its lead."""
     found = judgement(result)
     if not found:
         return
@@ -103,7 +103,7 @@ def print_judgement(result: StudyResult, console: Console) -> None:
 
 
 def print_published(console: Console) -> None:
-    """Every row that can be run again."""
+    """Print every row that can be reproduced."""
     table = Table(title="Published rows", title_justify="left")
     for heading in ("table", "row", "dataset", "network", "recipe", "published"):
         table.add_column(heading)
@@ -113,7 +113,13 @@ def print_published(console: Console) -> None:
 
 
 def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares, console: Console) -> None:
-    """Published beside measured, and what was scaled."""
+    """Print the published values beside the measured ones, and how far each training was scaled down.
+
+    Args:
+        found: the search of each row.
+        shares: the fractions of the schedule and of the images that were used.
+        console: the console to print to.
+    """
     table = Table(title="Published and measured", title_justify="left")
     for heading in ("row", "published", "measured", "trainings", "scaled to"):
         table.add_column(heading, overflow="fold")
@@ -166,7 +172,7 @@ def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Cons
 
 
 def _judging_images(result: StudyResult) -> str:
-    """What judged the networks: validation images where the source has no test images."""
+    """Return the images that evaluated the networks: validation images if the source has no test images."""
     dataset = result.space.dataset
     account = result.accounts.get(dataset.name)
     has_test = account is None or account.images["test"] or dataset.test_fraction is not None
@@ -174,7 +180,7 @@ def _judging_images(result: StudyResult) -> str:
 
 
 def _trainings(found: Sequence[Finalist]) -> str:
-    """Over how many trainings the means are; a configuration has fewer where some failed."""
+    """Return over how many trainings the means are; a configuration has fewer if some failed."""
     counts = sorted({len(one.trials) for one in found})
     if counts == [1]:
         return "One training each."

@@ -1,4 +1,4 @@
-"""The tables that were published of these networks, as data: each row with what it takes to run it again.
+"""The published tables of these networks as data: each row with the settings that reproduce it.
 
 Sources: Wang et al., "Residual Attention Network for Image Classification", CVPR 2017, tables 1 and 3 to 6
 (test error on CIFAR, per cent); ResCon's README (losses after 10 epochs).
@@ -44,21 +44,21 @@ class PublishedRow:
     preset: str
     recipe: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """TrialConfig's fields besides the preset and the recipe."""
+    """Fields of TrialConfig that differ from the preset and the recipe."""
     label_noise: float = 0.0
-    """Share of the training images with a wrong label."""
+    """Fraction of the training images with a wrong label."""
     figures: Mapping[str, float]
-    """Published: ``test_error`` (per cent, top-1), ``train_loss``, ``test_loss``."""
+    """Published values: ``test_error`` (per cent, top-1), ``train_loss``, ``test_loss``."""
 
 
 def find_rows(names: Sequence[str]) -> tuple[PublishedRow, ...]:
-    """The rows of these names, and those of the tables of these names, in the order of the tables.
+    """Return the rows with these names and those of the tables with these names, in the order of the tables.
 
     >>> [row.name for row in find_rows(["paper-1"])]
     ['attention56-mixed', 'attention56-channel', 'attention56-spatial']
 
     Raises:
-        ConfigError: there is no such row or table; the names there are, are listed.
+        ConfigError: no row or table has one of the names; the message lists the known names.
     """
     tables = list(dict.fromkeys(row.table for row in PUBLISHED))
     known = [row.name for row in PUBLISHED]
@@ -69,20 +69,27 @@ def find_rows(names: Sequence[str]) -> tuple[PublishedRow, ...]:
 
 
 def _paper(table: int, name: str, error: float, **changes: Any) -> PublishedRow:
-    """A row on CIFAR-10 by the paper's recipe, unless ``changes`` say otherwise."""
+    """Return a row on CIFAR-10 by the paper's recipe, changed by ``changes``.
+
+    Args:
+        table: number of the paper's table.
+        name: name of the row.
+        error: published test error, per cent.
+        changes: further fields of the row.
+    """
     given = {"dataset": "cifar10", "recipe": "paper", **changes}
     return PublishedRow(name=name, table=f"paper-{table}", figures={"test_error": error}, **given)
 
 
 def _attention_types() -> Iterator[PublishedRow]:
-    """Table 1: mixed, channel and spatial attention (section 3.2's f1, f2, f3)."""
+    """Yield table 1: mixed, channel and spatial attention (section 3.2's f1, f2, f3)."""
     for kind, error in (("mixed", 5.52), ("channel", 6.24), ("spatial", 6.33)):
         settings = {"attention": kind}
         yield _paper(1, f"attention56-{kind}", error, preset="cifar_attention56", settings=settings)
 
 
 def _attention_learning() -> Iterator[PublishedRow]:
-    """Table 3: attention residual learning, (1 + M) * T, against naive attention learning, M * T."""
+    """Yield table 3: attention residual learning, (1 + M) * T, against naive attention learning, M * T."""
     errors = {56: (5.52, 5.89), 92: (4.99, 5.35), 128: (4.44, 5.57), 164: (4.31, 7.18)}
     for depth, pair in errors.items():
         for kind, error in zip(("arl", "nal"), pair, strict=True):
@@ -91,21 +98,24 @@ def _attention_learning() -> Iterator[PublishedRow]:
 
 
 def _mask_structures() -> Iterator[PublishedRow]:
-    """Table 4: a mask of local convolutions against encoder and decoder."""
+    """Yield table 4: a mask of local convolutions against one of encoder and decoder."""
     for mask, error in (("local", 6.48), ("encoder_decoder", 5.52)):
         name = f"attention56-{mask.replace('_', '-')}"
         yield _paper(4, name, error, preset="cifar_attention56", settings={"mask": mask})
 
 
 def _label_noise() -> Iterator[PublishedRow]:
-    """Table 5: a share of the training labels is wrong."""
+    """Yield table 5: a fraction of the training labels is wrong."""
     for percent, error in ((10, 5.15), (30, 5.79), (50, 7.27), (70, 15.75)):
         noise = percent / 100
         yield _paper(5, f"attention92-noise{percent}", error, preset="cifar_attention92", label_noise=noise)
 
 
 def _depths() -> Iterator[PublishedRow]:
-    """Table 6: CIFAR-10 and CIFAR-100. Of 452, this network has 10.2 M parameters and the paper 8.6 M."""
+    """Yield table 6: CIFAR-10 and CIFAR-100.
+
+    At depth 452 this network has 10.2 M parameters, while the paper states 8.6 M.
+    """
     errors = {92: (4.99, 21.71), 236: (4.14, 21.16), 452: (3.90, 20.45)}
     for depth, pair in errors.items():
         for dataset, error in zip(("cifar10", "cifar100"), pair, strict=True):
@@ -114,7 +124,7 @@ def _depths() -> Iterator[PublishedRow]:
 
 
 def _rescon() -> Iterator[PublishedRow]:
-    """ResCon's six rows: 10 epochs on batches of 16; losses, no accuracy."""
+    """Yield ResCon's six rows: 10 epochs on batches of 16; losses, not accuracies."""
     losses = {
         ("cifar100", 92, 32): (1.26, 1.58),
         ("cifar10", 92, 32): (0.51, 0.53),
@@ -144,7 +154,7 @@ PUBLISHED: Final[tuple[PublishedRow, ...]] = (
 )
 
 
-#: Images of each class that a scaled training keeps at least: fewer say nothing at all.
+#: Minimum number of images of each class in a scaled training; with fewer, its result means nothing.
 LEAST_OF_A_CLASS = 10
 
 
@@ -161,7 +171,7 @@ class Scaled:
 
     @property
     def words(self) -> str:
-        """What was scaled; nothing where nothing was.
+        """The scaled numbers in words; empty if nothing was scaled.
 
         >>> Scaled(
         ...     epochs=2, of_epochs=205, images=500, of_images=50_000, test_images=500, of_test_images=10_000
@@ -178,14 +188,14 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Of a published training: 1 is all of it."""
+    """Fractions of a published training to run; 1 is all of it."""
 
     schedule: float
     images: float
 
     @property
     def suffix(self) -> str:
-        """What tells a scaled training's name from a full one's.
+        """Suffix that distinguishes a scaled training's name from a full one's.
 
         >>> Shares(schedule=1, images=1).suffix, Shares(schedule=0.1, images=0.05).suffix
         ('', '-0.1x0.05')
@@ -194,7 +204,7 @@ class Shares:
 
 
 def scaled(row: PublishedRow, shares: Shares) -> Scaled:
-    """What is run of a row: at least an epoch, on at least some images of each class.
+    """Return how much of a row is run: at least one epoch, on at least some images of each class.
 
     >>> from tune_rescon.finals.published import find_rows
     >>> scaled(find_rows(["rescon-cifar10-92-32"])[0], Shares(schedule=0.1, images=0.1)).words
@@ -209,7 +219,7 @@ def scaled(row: PublishedRow, shares: Shares) -> Scaled:
         of_epochs=of_epochs,
         images=images,
         of_images=known.train_images,
-        # `dataset.limit` holds for both.
+        # `dataset.limit` applies to both.
         test_images=min(images, known.test_images),
         of_test_images=known.test_images,
     )
@@ -225,16 +235,16 @@ def row_space(
     images: DatasetConfig | None = None,
     overrides: Sequence[str] = (),
 ) -> Space:
-    """What trains a row, as :func:`.finals_space` has it.
+    """Return the space that trains a row, built by :func:`.finals_space`.
 
     Args:
-        row: of a published table.
-        name: of the trainings.
-        shares: how much of the schedule, and of the training images.
-        seeds: how many trainings.
-        resources: of each.
-        images: where the row's dataset lies, if not where it is downloaded to.
-        overrides: ``KEY=VALUE`` of the space file.
+        row: the row of a published table.
+        name: name of the search that trains it.
+        shares: fractions of the schedule and of the training images.
+        seeds: number of trainings.
+        resources: resources of each training.
+        images: the dataset of the row's images, if they are not where datasets are downloaded to.
+        overrides: ``KEY=VALUE`` pairs that change the space file.
     """
     part = scaled(row, shares)
     recipe = find_recipe(row.recipe)
@@ -256,7 +266,7 @@ def row_space(
 
 
 def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Estimate]:
-    """The published measures, as they came out; nothing if no training reached its end."""
+    """Return the measured values of the published metrics; empty if no training has finished."""
     trials = [trial for group in repeated(result.trials) for trial in group]
     if not trials:
         return {}

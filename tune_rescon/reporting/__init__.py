@@ -1,13 +1,13 @@
-"""What a person sees: lines or a live table while a search runs, a table at its end, the report, the dry run.
+"""Present a search: lines or a live table while it runs, a table at its end, the report and the dry run.
 
 ::
 
-    analysis    what can be said of a search, as plain values
+    analysis    the figures of a search, as plain values
     page        report.html
-    documents   JSON, markdown, CSV
+    formats     JSON, markdown, CSV
     plots       the plots as PNG
 
-Names are loaded on first use: a dry run needs no plots.
+Names are loaded on first use, so that a dry run does not import the plotting libraries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the commands print: the person's terminal or pipe, whatever else standard output is used for."""
+"""The console of the commands, which prints to the user even while standard output is redirected."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 
-#: Characters of a line where the output is no terminal.
+#: Width of a line, in characters, where the output is not a terminal.
 PIPE_WIDTH: Final = 250
 
-#: A terminal that does not say how large it is.
+#: The assumed size of a terminal that does not report its size.
 DEFAULT_SIZE: Final = ConsoleDimensions(80, 25)
 
 STDOUT: Final = 1
@@ -40,18 +40,19 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 @contextmanager
 def open_console(*, plain: bool) -> Iterator[Console]:
-    """A console on a descriptor of its own.
+    """Yield a console that writes to its own file descriptor.
 
-    Standard output itself goes to the search's log while the trials run
-    (:func:`tune_rescon.tuning.ray.log_redirect.diverted`), so that what Ray's C++ writes there does not go
-    through the person's lines.
+    Standard output itself is redirected to the search's log while the trials run
+    (:func:`tune_rescon.tuning.ray.log_redirect.diverted`), so that output of Ray's C++ code does not appear
+    among the user's lines.
 
     Args:
-        plain: no colours, and lines as wide as they need to be; so it is too where there is no terminal.
+        plain: print no colours, and lines as wide as they need to be. Output that is not a terminal is always
+            printed this way.
     """
     no_color = True if plain else None
     if not _is_real(STDOUT):
-        # Somebody in this process reads what is printed: a test, a notebook.
+        # A test or a notebook in this process captures standard output.
         yield Console(no_color=no_color, highlight=False, width=PIPE_WIDTH)
         return
     raw = os.fdopen(os.dup(STDOUT), "wb")
@@ -70,28 +71,28 @@ def _is_real(descriptor: int) -> bool:
 
 
 class _LossyFile(io.TextIOWrapper):
-    """Loses what it cannot write: a search does not end because its reader did, or because a disk is full."""
+    """Drops output that cannot be written, so that a closed pipe or a full disk does not end the search."""
 
     _lost = False
 
     @override
     def write(self, text: str) -> int:
         """Write ``text``, unless an earlier write has failed."""
-        self._unless_lost(lambda: super(_LossyFile, self).write(text))
+        self._unless_failed(lambda: super(_LossyFile, self).write(text))
         return len(text)
 
     @override
     def flush(self) -> None:
-        """Flush, likewise."""
-        self._unless_lost(super().flush)
+        """Flush, unless an earlier write has failed."""
+        self._unless_failed(super().flush)
 
     @override
     def close(self) -> None:
-        """Close; what is left to write may be lost."""
+        """Close the file; unwritten output may be lost."""
         with suppress(OSError):
             super().close()
 
-    def _unless_lost(self, call: Callable[[], object]) -> None:
+    def _unless_failed(self, call: Callable[[], object]) -> None:
         if self._lost:
             return
         try:
@@ -102,12 +103,12 @@ class _LossyFile(io.TextIOWrapper):
 
 
 class _TerminalConsole(Console):
-    """Asks its own descriptor how large the terminal is: rich asks standard input, output and error."""
+    """Gets the terminal's size from its own descriptor; rich uses standard input, output and error."""
 
     @property
     @override
     def size(self) -> ConsoleDimensions:
-        """Characters, now: a window may be resized."""
+        """The current size in characters; a window may be resized."""
         size = os.get_terminal_size(self.file.fileno())
         return ConsoleDimensions(size.columns or DEFAULT_SIZE.width, size.lines or DEFAULT_SIZE.height)
 
@@ -117,7 +118,7 @@ class _TerminalConsole(Console):
 
 
 def opening_line(space: Space, options: RunOptions) -> str:
-    """What is about to be started, and where its runs go."""
+    """Return a line that states what is about to start, and where its runs are recorded."""
     most = space.budget.concurrent
     workers = "as many workers as fit" if most is None else f"{most} worker{'s' if most > 1 else ''}"
     where = "a Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
@@ -127,7 +128,13 @@ def opening_line(space: Space, options: RunOptions) -> str:
 
 
 def print_opening(space: Space, options: RunOptions, console: Console) -> None:
-    """Print :func:`opening_line`, as one line on any terminal."""
+    """Print :func:`opening_line`, as one line on any terminal.
+
+    Args:
+        space: the space of the search.
+        options: where the search runs and is stored.
+        console: the console to print to.
+    """
     console.print(hide_passwords(opening_line(space, options)), markup=False, soft_wrap=True)
 
 
@@ -136,5 +143,5 @@ def _mlflow(options: RunOptions) -> str:
         return options.tracking_uri
     if isinstance(options.storage, StorageUrl):
         return f"{options.storage}/{options.name}"
-    # The file, not its URL: SQLAlchemy, which quotes URLs, takes long to import.
+    # The path of the file, not its URL: SQLAlchemy, which quotes URLs, takes long to import.
     return str(SearchFolder(storage=options.storage.resolve(), name=options.name).mlflow_db)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what would be searched, and what it can cost, without torch, Ray or MLflow."""
+"""``--dry-run``: print the search that would run and its maximum cost, without torch, Ray or MLflow."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from tune_rescon.tuning import cache_words, datasets_of, judging_words, rung_lev
 
 __all__ = ["print_dry_run"]
 
-#: Samples shown at most.
+#: Maximum number of samples shown.
 SAMPLES: Final = 8
 
-#: Multiply-adds of a training step over those of its forward pass: the backward pass does each twice.
+#: Multiply-adds of a training step over those of its forward pass; the backward pass does each of them twice.
 FORWARD_AND_BACKWARD: Final = 3
 
 
 def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
-    """The resolved space, its rungs, its images, and the first samples with their cost.
+    """Print the resolved space, its rungs, its images, and the first samples with their cost.
+
+    Args:
+        space: the space of the search.
+        console: the console to print to.
+        data_root: the directory of the datasets.
 
     Raises:
-        UserError: the dataset is not there, or a sample is no network.
+        UserError: the dataset is missing, or a sample does not describe a network.
     """
     space = with_store_size(space, None)
-    # The URL of an archive may be signed.
+    # The URL of an archive may contain a signature.
     console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
     console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
     console.print(_stopping(space), soft_wrap=True)
@@ -52,7 +57,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
 
 
 def _stopping(space: Space) -> str:
-    """Who ends trials, where and why, in words."""
+    """Return in words which scheduler stops trials, where and why."""
     scheduler, fidelity = space.scheduler, space.fidelity
     group = f" of its {scheduler.group_by}" if scheduler.group_by else ""
     best = f"among the best 1 in {scheduler.reduction_factor} there{group}"
@@ -89,6 +94,6 @@ def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetInf
 
 
 def _training_macs(cost: Cost, facts: DatasetInfo, epochs: int) -> float:
-    """Multiply-adds of ``epochs`` epochs with their validation."""
+    """Return the multiply-adds of ``epochs`` epochs of training and validation."""
     epoch = FORWARD_AND_BACKWARD * facts.train_images + facts.val_images
     return float(cost.macs) * epoch * epochs

@@ -1,4 +1,4 @@
-"""One line per event while a search runs."""
+"""Print one line per event while a search runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_rescon.tuning import Gauges, TrialRecord, Verdict
 
 __all__ = ["STATE_STYLE", "EventLines", "end_line", "note_line", "start_line"]
 
-#: How each state looks, in lines and tables.
+#: Style of each state, in lines and tables.
 STATE_STYLE: Final = {
     TrialState.RUNNING: "cyan",
     TrialState.FINISHED: "green",
@@ -29,7 +29,7 @@ STATE_STYLE: Final = {
 
 
 class EventLines:
-    """A :class:`tune_rescon.tuning.SearchListener` that prints."""
+    """A :class:`tune_rescon.tuning.SearchListener` that prints a line for each event."""
 
     def __init__(self, console: Console, space: Space) -> None:
         """Print to ``console`` about a search of ``space``."""
@@ -40,14 +40,14 @@ class EventLines:
         self._paused: set[int] = set()
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def attend(self, gauges: Gauges) -> None:
-        """Nothing: lines tell what happens, not how it stands."""
+        """Do nothing: the lines report events, not the current state."""
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """How much there is to do, and how much is done."""
+        """Print how many trials there are, and how many have ended."""
         self._ended = sum(trial.state.is_final for trial in trials)
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
         before = f", {self._ended} of them ended before" if trials else ""
@@ -57,18 +57,24 @@ class EventLines:
         )
 
     def trial_started(self, trial: TrialRecord) -> None:
-        """Its parameters; from which epoch on, if it was promoted or is not begun for the first time."""
+        """Print the trial's parameters and, if it was promoted or restarted, the epoch it continues from."""
         self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
 
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Something that a person should know about it."""
+        """Print a note about the trial."""
         self._print(note_line(trial, text))
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """Its value, and its place at the rung if it came to one."""
+        """Print the trial's value, and its rank if it reached a rung.
+
+        Args:
+            trial: the trial after the epoch.
+            metrics: the metrics of the epoch.
+            verdict: the rung that the trial reached, if any, and its rank there.
+        """
         place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
-        # The test images are looked at after the last epoch only.
+        # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
             f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {value}"
@@ -76,7 +82,7 @@ class EventLines:
         )
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        """Its fate; of a paused one, that it waits."""
+        """Print the trial's final state, or, if it is paused, that it waits."""
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)
             self._print(f"{end_line(trial)}: waits to be promoted")
@@ -87,24 +93,27 @@ class EventLines:
             self._console.print(trial.error.strip(), style="red", markup=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
-        # Unwrapped: it stays one line, also where the terminal is narrower.
+        # Without wrapping, so that an event is one line of output even if the terminal is narrower.
         self._console.print(line, soft_wrap=True)
 
 
 def start_line(trial: TrialRecord, *, promoted: bool) -> str:
-    """That a trial starts, goes on after its pause, or starts again; rich's markup, as all of these."""
+    """Return the line of a trial that starts, continues after its pause, or starts again.
+
+    Like the other lines of this module, it is rich markup.
+    """
     word = "goes on" if promoted else "starts again" if trial.epochs else "starts"
     where = f" after epoch {trial.epochs}" if trial.epochs else ""
     return f"{_name(trial)} {word}{where}: {escape(pairs(trial.parameters))}"
 
 
 def note_line(trial: TrialRecord, text: str) -> str:
-    """What a person should know about a trial."""
+    """Return the line of a note about a trial."""
     return f"{_name(trial)} note: {escape(text)}"
 
 
 def end_line(trial: TrialRecord) -> str:
-    """What became of a trial; of one that is done, the best it had."""
+    """Return the line of a trial's state; if the trial has ended, with its best value."""
     style = STATE_STYLE[trial.state]
     words = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
     if trial.state is TrialState.PAUSED or not trial.best_epoch:

@@ -1,4 +1,4 @@
-"""A search as text for other programs and other pages: JSON, markdown, CSV."""
+"""Write a search as text for other programs and pages: JSON, markdown, CSV."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ __all__ = [
 ]
 
 
-#: Trials that markdown names.
+#: Number of trials that the markdown lists.
 BEST: Final = 5
 
 
 def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
-    """One document: the search, and under ``compared`` the others. What is not finite is null."""
+    """Return one JSON document: the search, and the other searches under ``compared``.
+
+    A number that is not finite is null.
+    """
     document = {**_search(result), "compared": [_search(other) for other in compared]}
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
 def csv_text(results: Sequence[StudyResult]) -> str:
-    """The trials of every search, in the order of their numbers: a column names the search.
+    """Return the trials of all searches, in the order of their numbers; one column names the search.
 
-    Parameters come last, those of all searches; an empty cell is none.
+    The parameters of all searches are the last columns. A cell is empty if its value is missing.
     """
     names = list(dict.fromkeys(name for result in results for t in result.trials for name in t.parameters))
     text = io.StringIO()
@@ -63,7 +66,7 @@ def csv_text(results: Sequence[StudyResult]) -> str:
 
 
 def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
-    """A summary to paste: how it stands, its best five, and how it compares."""
+    """Return a markdown summary: the state, the best five trials, and the comparison with other searches."""
     saved = savings(result)
     summary = (
         f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
@@ -97,7 +100,7 @@ def _by_device(result: StudyResult) -> str:
 
 
 def overviews_json(found: Sequence[SearchOverview]) -> str:
-    """Every search of a storage."""
+    """Return a JSON list of all searches of a storage."""
     return json.dumps(
         [
             _finite(
@@ -211,7 +214,7 @@ def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """With None, which JSON has, where a number is not finite."""
+    """Replace every number that is not finite by None, because JSON has only null for it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -222,18 +225,18 @@ def _finite(value: Any) -> Any:
 
 
 def markdown_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a table."""
+    """Return the lines of a markdown table."""
     heads = [name.replace("_", " ") for name in names]
     body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
     return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *body]
 
 
-#: Characters of a note at most: MLflow's limit of a tag is 8,000 bytes.
+#: Maximum number of characters of a note: MLflow limits a tag to 8,000 bytes.
 LONGEST: Final = 5000
 
 
 def note_text(result: StudyResult) -> str:
-    """The best five, the rungs, the cost, and the commands to look closer and to go on."""
+    """Return the best five trials, the rungs, the cost, and the commands that report and resume."""
     return "\n\n".join(_paragraphs(result))[:LONGEST]
 
 

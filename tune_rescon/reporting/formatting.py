@@ -1,4 +1,4 @@
-"""Figures and parameters as a person reads them."""
+"""Format figures and parameters for reading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def format_number(value: object) -> str:
-    """A value in at most four significant digits; a dash for what is not there.
+    """Format a value with at most four significant digits; a missing value is a dash.
 
     >>> values = (0.123456, 0.000012345, 92, float("nan"), None)
     >>> tuple(format_number(value) for value in values)
@@ -36,7 +36,7 @@ def format_number(value: object) -> str:
 
 
 def pairs(parameters: Mapping[str, object]) -> str:
-    """``name=value`` of each, in order.
+    """Return ``name=value`` of each parameter, in order.
 
     >>> pairs({"depth": 92, "learning_rate": 0.1})
     'depth=92 learning_rate=0.1'
@@ -45,13 +45,13 @@ def pairs(parameters: Mapping[str, object]) -> str:
 
 
 def value_words(trial: TrialRecord) -> str:
-    """A trial's value, the epoch that it is of, and why that one: the network of that epoch is kept."""
+    """Return a trial's value, its epoch, and the rule that chose the epoch, whose network is kept."""
     shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
     return f"{shown} (metric.at: {trial.at})"
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the largest two; of hundreds of hours, only those.
+    """Format a time by its two largest units of hours, minutes and seconds; from 100 hours, by hours alone.
 
     >>> duration(7.26), duration(75), duration(7384), duration(6_684_720)
     ('7.3 s', '1 min 15 s', '2 h 3 min', '1857 h')
@@ -67,7 +67,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """A time that is only estimated, without the figures nobody can rely on.
+    """Format an estimated time, rounded to the digits that are reliable.
 
     >>> roughly(29), roughly(190), roughly(7900), roughly(300_000)
     ('under a minute', 'about 3 min', 'about 2 h 10 min', 'about 3 days')
@@ -82,7 +82,7 @@ def roughly(seconds: float) -> str:
 
 
 def foreign_words(numbers: Sequence[int]) -> str:
-    """A line about the trials in a study that are not the search's.
+    """Return a line about the trials of a study that the search did not create.
 
     >>> foreign_words((3, 7))
     'Foreign trials in the study, which another program created and this search has not run: 3, 7'
@@ -102,7 +102,8 @@ FATE_COLOUR: Final = {
     TrialState.PAUSED: "#8a94a0",
 }
 
-#: What is drawn first lies below: the many that were stopped, below the few that finished.
+#: Drawing order of the states. The first are at the bottom, so the many stopped trials do not hide the few
+#: finished ones.
 FATE_ORDER: Final = (
     TrialState.STOPPED,
     TrialState.PAUSED,

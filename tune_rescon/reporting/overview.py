@@ -1,4 +1,4 @@
-"""``--list`` and ``--compare`` on a terminal."""
+"""The tables of ``--list`` and ``--compare`` on a terminal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ _STYLE: Final = {
     SearchState.FAILED: "red",
 }
 
-#: Names of searches: in a narrow terminal all else may be shorter.
+#: Columns that are never shortened; in a narrow terminal all other columns may be.
 _KEPT: Final = ("search", "state")
 
 
 def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
-    """A line for each search, the one that changed last first; what is wrong with those that are."""
+    """Print a line for each search, the last changed first, and then the problems of the searches.
+
+    Args:
+        found: the searches, in the order of the lines.
+        console: the console to print to.
+        now: the time from which a change is counted back.
+    """
     table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
@@ -49,7 +55,7 @@ def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: d
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
-    """The searches side by side."""
+    """Print the searches side by side."""
     table = Table(title="Compared", title_justify="left")
     for name in comparison_headings():
         table.add_column(name, justify="left" if name in _KEPT else "right", no_wrap=name in _KEPT)
@@ -59,7 +65,7 @@ def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
 
 
 def _ago(moment: datetime | None, now: datetime) -> str:
-    """How long ago, or the day if that is long.
+    """Return how long ago a moment was, or its date if it was more than a day ago.
 
     >>> _ago(datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 1, 1, 12, 5, tzinfo=UTC))
     '5 min 0 s ago'

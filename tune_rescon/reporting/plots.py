@@ -1,4 +1,4 @@
-"""The plots as PNG files, few and readable: for MLflow, which shows images and no pages of ours."""
+"""Write a few readable plots as PNG files for MLflow, which shows images but not the report's page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DPI: Final = 110
 
 _GREY: Final = "#8a94a0"
 
-#: Of each class of trials: colour, opacity, width.
+#: Colour, opacity and line width of each class of trials.
 _LOOKS: Final = {
     "best tenth": ("#e69f00", 0.95, 1.8),
     "best quarter": ("#009e73", 0.7, 1.2),
@@ -39,10 +39,13 @@ _LOOKS: Final = {
 
 
 def write_plots(result: StudyResult, folder: Path) -> list[Path]:
-    """Write what there is to show into ``folder``; the files: none before the first epoch.
+    """Write the plots that have data into ``folder``: the learning curves, costs, parameters and importance.
 
-    Learning curves, the value against each cost, parallel coordinates, importance. Each figure has a canvas
-    of its own, so this may run on any thread, and no display is asked for.
+    The cost plots show the value against each cost, and the parameters are parallel coordinates. Each figure
+    has its own canvas, so this function may run on any thread and needs no display.
+
+    Returns:
+        The files; empty before the first epoch.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The rows that every form of the report shares: a line for each trial, the best first; or each search."""
+"""The rows that all forms of the report share: one for each trial, best first, or one for each search."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]
 
-#: What marks a trial of the Pareto front.
+#: The mark of a trial on the Pareto front.
 FRONT: Final = "*"
 
 
 def headings(result: StudyResult) -> tuple[str, ...]:
-    """Column names; the sampled parameters come last.
+    """Return the column names; the sampled parameters come last.
 
-    Two objectives have a column that marks the front; several kinds of device have one that names them.
+    If the search has two objectives, a column marks the Pareto front. If its trials ran on several kinds of
+    device, a column names them.
     """
     return (
         "trial",
@@ -35,12 +36,12 @@ def headings(result: StudyResult) -> tuple[str, ...]:
 
 
 def ranked(result: StudyResult) -> list[TrialRecord]:
-    """By how far they got, then by value there."""
+    """Return the trials, those with the most epochs first, and by value among those with equally many."""
     return sorted(result.trials, key=TrialRecord.rank_key)
 
 
 def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
-    """One trial's cells, as text, under :func:`headings`."""
+    """Return the cells of one trial as text, under :func:`headings`."""
     cost = result.costs[trial.number]
     return (
         str(trial.number),
@@ -58,7 +59,7 @@ def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
 
 
 def comparison_headings() -> tuple[str, ...]:
-    """Column names where searches are compared."""
+    """Return the column names of a comparison of searches."""
     return (
         "search",
         "state",
@@ -75,7 +76,7 @@ def comparison_headings() -> tuple[str, ...]:
 
 
 def comparison_row(result: StudyResult) -> tuple[str, ...]:
-    """One search's cells, as text, under :func:`comparison_headings`."""
+    """Return the cells of one search as text, under :func:`comparison_headings`."""
     best, saved = result.best, savings(result)
     cost = result.costs[best.number] if best else None
     ended = sum(trial.state.is_final for trial in result.trials)

@@ -1,4 +1,4 @@
-"""A search with somebody in front of it: shown while it runs, summed up when it ends; its exit code."""
+"""Run a search with a display: show its progress, print its result and return the exit code."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ __all__ = [
 
 
 class SearchPresentation:
-    """What a run of a search has drawn: see :class:`tune_rescon.tuning.Presentation`."""
+    """Draws the documents of a search: see :class:`tune_rescon.tuning.Presentation`."""
 
     def note(self, result: StudyResult) -> str:
-        """As :func:`.note_text`."""
+        """Return the text of :func:`.note_text`."""
         return note_text(result)
 
     @contextmanager
     def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchListener]:
-        """A page a minute."""
+        """Yield a listener that writes ``report.html`` at most once a minute, while the search runs."""
         live = LiveReport(snapshot, _write_page, folder.report_html)
         try:
             yield live
@@ -62,7 +62,7 @@ class SearchPresentation:
             live.close()
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
-        """``report.html``, and the plots as images beside it."""
+        """Write ``report.html`` and the plots as images beside it; return their paths."""
         from tune_rescon.reporting.plots import write_plots
 
         _write_page(result, folder.report_html)
@@ -70,23 +70,24 @@ class SearchPresentation:
 
 
 def _write_page(result: StudyResult, path: Path) -> None:
-    # Imported here, and aside: what draws takes seconds, and the first trial need not wait for it.
+    # Imported here, on the report's own thread: the drawing libraries take seconds to import, and the first
+    # trial need not wait for them.
     from tune_rescon.reporting.page import write_report
 
     write_report(result, path)
 
 
-#: Seconds from one page to the next.
+#: Seconds between two pages.
 INTERVAL: Final = 60.0
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class LiveReport(SearchListener):
-    """Asks for the search as it stands, and writes its page aside, at most every ``interval`` seconds.
+    """Takes a snapshot of the search and writes its page on a separate thread, at most once per ``interval``.
 
-    An event that comes too soon, or while a page is being written, writes none: there will be another, and
-    the search's end has a page of its own. :meth:`close` before that.
+    An event that arrives too soon, or while a page is being written, writes no page: a later event will, and
+    the end of the search writes its own page. Call :meth:`close` before that last page is written.
     """
 
     def __init__(
@@ -98,14 +99,15 @@ class LiveReport(SearchListener):
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare; the first event writes the first page.
+        """Prepare the report; the first event writes the first page.
 
         Args:
-            snapshot: the search as it stands, running; called on the thread that brings the events.
-            write: writes a page, on the thread aside.
-            path: where.
-            interval: seconds from one page's begin to the next.
-            clock: monotonic seconds.
+            snapshot: returns the current state of the running search; it is called on the thread of the
+                events.
+            write: writes a page; it is called on the separate thread.
+            path: the file of the page.
+            interval: seconds between the starts of two pages.
+            clock: returns monotonic seconds.
         """
         self._snapshot = snapshot
         self._write = write
@@ -117,31 +119,32 @@ class LiveReport(SearchListener):
 
     @override
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Nothing: what there is to see is in the page of an earlier run."""
+        """Do nothing: the page of an earlier run already shows the trials so far."""
 
     @override
     def trial_started(self, trial: TrialRecord) -> None:
-        """A page, if it is time."""
+        """Write a page if one is due."""
         self._tick()
 
     @override
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """A page, if it is time."""
+        """Write a page if one is due."""
         self._tick()
 
     @override
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """It can wait for the next page."""
+        """Do nothing: the note can wait for the next page."""
 
     @override
     def trial_ended(self, trial: TrialRecord) -> None:
-        """A page, if it is time."""
+        """Write a page if one is due."""
         self._tick()
 
     def close(self, patience: float = INTERVAL) -> bool:
-        """Write no more; whether the page under way was done within ``patience`` seconds.
+        """Write no more pages; return whether the current page was finished within ``patience`` seconds.
 
-        One that was not may yet replace the last page: its writer then writes that again, or leaves it.
+        An unfinished page may still replace the last page. The caller must then write the last page again, or
+        accept the older one.
         """
         self._due = float("inf")
         if self._thread is not None:
@@ -169,7 +172,7 @@ class LiveReport(SearchListener):
         try:
             self._write(result, self._path)
         except Exception:
-            # The search goes on, and the next minute has another page.
+            # The search continues, and the next page is due within a minute.
             _LOGGER.exception("%s could not be written", self._path)
 
 
@@ -183,24 +186,24 @@ def run_with_display(
     presentation: SearchPresentation | None = None,
     tell: Callable[[StudyResult, Console], None] = print_result,
 ) -> int:
-    """Run a search, and say how it ended.
+    """Run a search, show its progress and print how it ended.
 
     Args:
-        space: what to search.
-        options: where.
-        console: what to print to.
-        live: whether it is drawn in place; else a line for each event.
-        resume: the command that goes on with it.
-        presentation: what draws its page.
-        tell: prints the result, as soon as the trials have ended.
+        space: the space to search.
+        options: where the search runs and is stored.
+        console: the console to print to.
+        live: draw a table in place; False: print a line for each event.
+        resume: the command that resumes the search.
+        presentation: draws the search's page; None: a :class:`SearchPresentation`.
+        tell: prints the result as soon as the trials have ended.
 
     Returns:
-        0: done; 1: it failed; 130: it was interrupted.
+        The exit code: 0 if the search succeeded, 1 if it failed, 130 if it was interrupted.
 
     Raises:
-        UserError: something given is wrong.
+        UserError: the user's input is wrong.
         SearchError, ClusterError: a new search failed before its first trial.
-        KeyboardInterrupt: before the first trial of a new search.
+        KeyboardInterrupt: a new search was interrupted before its first trial.
     """
 
     def say(text: str) -> None:
@@ -212,7 +215,7 @@ def run_with_display(
             view = drawn.enter_context(_shown(space, options, console, live=live))
 
             def show(result: StudyResult) -> None:
-                # The live table leaves the screen before the result's is printed.
+                # Remove the live table from the screen before the result's table is printed.
                 drawn.close()
                 tell(result, console)
 
@@ -252,9 +255,10 @@ def run_with_display(
 
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
-    """The shell command that resumes a search; it may be typed in another directory.
+    """Return the shell command that resumes a search; it may be run in any directory.
 
-    A URL that holds a password is not printed: its variable stands in its place, and has to be set.
+    A URL that contains a password is not printed. The command has an environment variable in its place, which
+    the user must set.
     """
     line = shell_command(
         ["python", "-m", module, "--resume", options.name],
@@ -273,7 +277,7 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
 def _shown(
     space: Space, options: RunOptions, console: Console, *, live: bool
 ) -> Iterator[EventLines | LiveView]:
-    """Whoever shows the search while it runs."""
+    """Yield the view that shows the search while it runs."""
     from tune_rescon.reporting.events import EventLines
     from tune_rescon.reporting.live.view import LiveView
 

@@ -1,4 +1,4 @@
-"""The table at a search's end, and where everything is."""
+"""The table at the end of a search, and the paths of its files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tune_rescon.tuning import StudyResult
 
 __all__ = ["print_left_over", "print_result", "result_table"]
 
-#: Rows of the table at most; trials.csv has them all.
+#: Maximum number of rows; trials.csv has every trial.
 ROWS: Final = 20
 
 
-#: Columns a narrow terminal goes without, the first of them first; after them, parameters from the right.
+#: Columns that a narrow terminal leaves out, in this order. Parameters follow, from the right.
 SPARE: Final = ("hours", "params M", "best", "GMACs")
 
 #: Characters of a column's frame: a line and two spaces.
@@ -30,7 +30,7 @@ FRAME: Final = 3
 
 
 def result_table(result: StudyResult, *, width: int) -> Table:
-    """The best trials, :data:`ROWS` at most, with the columns that ``width`` characters have room for."""
+    """Return a table of at most :data:`ROWS` best trials, with the columns that fit ``width`` characters."""
     names = [heading.replace("_", " ") for heading in headings(result)]
     best = ranked(result)[:ROWS]
     rows = [row(result, trial) for trial in best]
@@ -47,12 +47,12 @@ def result_table(result: StudyResult, *, width: int) -> Table:
 
 
 def _width(name: str, cells: Iterable[str]) -> int:
-    """A column's characters: its cells are never broken, its heading is between words."""
+    """Return a column's width in characters. A heading is broken between words; a cell is never broken."""
     return max(*map(len, name.split()), *map(len, cells), 0)
 
 
 def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
-    """Names of the columns to show: all that have room, but at least a trial's fate and value."""
+    """Return the names of the columns that fit, and always those of a trial's state and value."""
     always = list(widths)[:4]
     rest = [name for name in widths if name not in always and name not in SPARE]
     shown = dict(widths)
@@ -64,7 +64,7 @@ def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
 
 
 def print_result(result: StudyResult, console: Console) -> None:
-    """The table, what became of the trials, the winner, and where the report, the files and MLflow are."""
+    """Print the table, the trial states, the best trial, and where the report, files and MLflow are."""
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
@@ -95,12 +95,12 @@ def print_result(result: StudyResult, console: Console) -> None:
 
 
 def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None:
-    """What MLflow, and a storage at a URL, did not take in time; nothing if they took all.
+    """Print the updates that MLflow, or a storage at a URL, did not accept in time, if there are any.
 
     Args:
-        result: of a search that has ended.
-        console: what to print to.
-        sync: the command that sends MLflow the rest.
+        result: the result of a search that has ended.
+        console: the console to print to.
+        sync: the command that sends the remaining updates to MLflow.
     """
     if result.unsent:
         why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
@@ -116,7 +116,7 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
 
 
 def _front(result: StudyResult) -> str:
-    """The Pareto front, the cheapest first."""
+    """Return the Pareto front in words, the cheapest trial first."""
     points = (
         f"trial_{trial.number:04d} {format_number(trial.value)} at {format_number(result.cost(trial))}"
         for trial in result.front
@@ -125,5 +125,5 @@ def _front(result: StudyResult) -> str:
 
 
 def _view(uri: str) -> str:
-    """How to look at the runs: a server is there already, a database needs one."""
+    """Return how to view the runs: a server's URL can be opened, while a database needs a command."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"

@@ -1,19 +1,19 @@
-"""What can be said of a search, as plain values: no page, no plot, no terminal.
+"""The figures of a search as plain values, without a page, a plot or a terminal.
 
 ::
 
     shared_epoch, values_at   the epoch after which trials are compared fairly, and their values there
-    rung_survival             who reached each rung, and who went on
-    savings                   what early stopping did not have to train
+    rung_survival             the trials that reached each rung, and those that continued after it
+    savings                   the epochs that early stopping saved
     timeline                  which trial held which slot when, and how busy the slots were
     throughput                images trained per second, by all trials at once and by each device
-    failures                  the trials that ended badly, by cause
-    incumbents                the best value so far, by what had been spent
-    cost_fronts               accuracy against each cost, and the trials no other dominates
-    device_hours, devices_of  what was spent on each kind of device, and the kinds of a trial
-    best_command              the best configuration as a command
-    rank_classes              from the best few to the rest
-    parameter_axes            where each trial is on each parameter's axis
+    failures                  the trials that failed, by cause
+    incumbents                the best value so far, by the device-hours spent
+    cost_fronts               accuracy against each cost, and the trials that no other dominates
+    device_hours, devices_of  the hours spent on each kind of device, and the kinds of a trial
+    best_command              the command that trains the best configuration
+    rank_classes              classes of trials by rank, from the best tenth to the rest
+    parameter_axes            the position of each trial on each parameter's axis
 """
 
 from tune_rescon.reporting.analysis.parameters import Axis, parameter_axes

@@ -1,4 +1,4 @@
-"""Where each trial is on each parameter's axis: numbers for plots, labels for people."""
+"""The position of each trial on each parameter's axis: numbers for plots, labels for readers."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = [
 ]
 
 
-#: Where trials without the parameter are: below the axis.
+#: Position of trials without the parameter: below the axis.
 ABSENT: Final = -0.12
 
 _ABSENT: Final = object()
 
-#: Labels of an axis of numbers.
+#: Number of labels on a numeric axis.
 LABELS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One parameter, as a scale from 0 to 1."""
+    """A parameter's values as positions on a scale from 0 to 1."""
 
     name: str
     positions: Mapping[int, float]
-    """Of every trial, by number, 0..1; :data:`ABSENT` for one without the parameter."""
+    """Position of every trial by its number, 0..1; :data:`ABSENT` for a trial without the parameter."""
     ticks: tuple[tuple[float, str], ...]
-    """Positions with labels, rising."""
+    """Positions and their labels, in ascending order."""
     log: bool = False
     is_categorical: bool = False
 
 
 def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
-    """An axis for each parameter that any trial has and whose values differ, in the order of the space."""
+    """Return an axis for each sampled parameter whose values differ, in the order of the space."""
     sampled = dict.fromkeys(name for trial in result.trials for name in trial.parameters)
     names = [*(name for name in result.space.parameters if name in sampled)]
     names += [name for name in sampled if name not in names]
@@ -49,7 +49,7 @@ def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
 
 
 def _axis(result: StudyResult, name: str) -> Axis:
-    # A trial that was drawn before the space had the parameter has a value of it all the same.
+    # A trial that was sampled before the space had the parameter still has a value of it.
     settings = {trial.number: trial.setting(name, _ABSENT) for trial in result.trials}
     values = {number: value for number, value in settings.items() if value is not _ABSENT}
     absent = len(values) < len(result.trials)
@@ -58,16 +58,16 @@ def _axis(result: StudyResult, name: str) -> Axis:
         places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
         ticks = [(place, _short(choice)) for choice, place in places.items()]
         positions = {number: places[str(value)] for number, value in values.items()}
-        return _whole(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
+        return _with_absent(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
     low, high = _range(result.space, name, values)
     log = _is_log(result.space, name) and low > 0
     positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
     steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
     ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
-    return _whole(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
+    return _with_absent(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
 
 
-def _whole(
+def _with_absent(
     result: StudyResult,
     name: str,
     positions: Mapping[int, float],
@@ -77,7 +77,7 @@ def _whole(
     log: bool,
     is_categorical: bool,
 ) -> Axis:
-    """With a place for the trials that do not have the parameter."""
+    """Return an axis with a position for the trials that do not have the parameter."""
     everywhere = {trial.number: positions.get(trial.number, ABSENT) for trial in result.trials}
     labelled = [(ABSENT, "none"), *ticks] if absent else list(ticks)
     return Axis(
@@ -96,7 +96,7 @@ def _is_categorical(space: Space, name: str, values: Any) -> bool:
 
 
 def _choices(space: Space, name: str, values: Sequence[Any]) -> list[str]:
-    """The choices in the file's order, as Optuna holds them: a list is its text."""
+    """Return the choices in the file's order, in the form that Optuna stores: a list as its text."""
     parameter = space.parameters.get(name)
     declared = parameter.choices if isinstance(parameter, CategoricalParameter) else ()
     held = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
@@ -107,7 +107,7 @@ def _choices(space: Space, name: str, values: Sequence[Any]) -> list[str]:
 def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
     parameter = space.parameters.get(name)
     bounds = [getattr(parameter, bound) for bound in ("low", "high") if hasattr(parameter, bound)]
-    # Trials of an earlier version of the space may lie outside the bounds of this one.
+    # Trials of an earlier version of the space may lie outside the current bounds.
     whole = [*bounds, *values.values()]
     return float(min(whole)), float(max(whole))
 
@@ -117,7 +117,7 @@ def _place(index: int, count: int) -> float:
 
 
 def _share(value: float, low: float, high: float, *, log: bool) -> float:
-    """Where a value is between the bounds, 0..1.
+    """Return the position of a value between the bounds, 0..1.
 
     >>> round(_share(0.01, 0.001, 0.1, log=True), 3), _share(5.0, 5.0, 5.0, log=False)
     (0.5, 0.0)
@@ -135,7 +135,7 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
 
 
 def _short(label: str, most: int = 14) -> str:
-    """A label that leaves room for its neighbours.
+    """Shorten a label so that it leaves room for its neighbours.
 
     >>> _short("a very long name of a choice")
     'a very long n…'

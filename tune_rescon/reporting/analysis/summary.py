@@ -1,4 +1,4 @@
-"""What a search found and what it cost: its figures, one function each."""
+"""The result and the cost of a search: one function for each figure."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ __all__ = [
 ]
 
 
-#: Names of the classes, and the share of all trials up to which each goes.
+#: Names of the classes, and for each the fraction of all trials at which it ends.
 SHARES: Final = (("best tenth", 0.1), ("best quarter", 0.25), ("better half", 0.5), ("the rest", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankClass:
-    """Some trials of about one quality."""
+    """A class of trials of similar rank."""
 
     name: str
     numbers: tuple[int, ...]
-    """The best first."""
+    """Numbers of the trials, the best first."""
 
 
 def rank_classes(values: Mapping[int, float], *, maximize: bool) -> tuple[RankClass, ...]:
-    """The classes that anybody is in, the best first.
+    """Return the classes that have a trial, the best first.
 
     >>> [c.numbers for c in rank_classes({0: 0.1, 1: 0.9, 2: 0.5}, maximize=True)]
     [(1,), (2,), (0,)]
@@ -66,44 +66,47 @@ def rank_classes(values: Mapping[int, float], *, maximize: bool) -> tuple[RankCl
     return tuple(one for one in classes if one.numbers)
 
 
-#: The field that stays a parameter where all others are fixed: a space has one at least.
-_ALWAYS: Final = "learning_rate"
+#: The field that remains a parameter if all others are fixed, because a space needs at least one parameter.
+_KEPT_PARAMETER: Final = "learning_rate"
 
 
 def best_command(result: StudyResult) -> str | None:
-    """A search of one trial, the best one, to the last epoch; None where there is no best.
+    """Return the command of a search that trains only the best trial, to the last epoch.
 
-    It begins with the space that the search left in its folder: the row of ``initial`` is run first. If a
-    resume has changed that space and it no longer contains the trial, every field but one is fixed instead.
+    The command uses the space in the search's folder: a row of ``initial`` is run first. If a resume has
+    changed that space so that it no longer contains the trial, the command fixes every field but one instead.
+
+    Returns:
+        The command, or None if the search has no best trial.
     """
     config = None if result.best is None else result.best.config(result.space)
     if config is None:
         return None
     row = place_config(result.space, config.to_dict()).sampled
     settings = [] if row is not None else _fixed(config)
-    row = row or {_ALWAYS: config.learning_rate}
+    row = row or {_KEPT_PARAMETER: config.learning_rate}
     return shlex.join(
         [
             *("python", "-m", "tune_rescon.search"),
             *("--space", str(result.folder / "space.yaml"), "--name", f"{result.name}-best"),
             *settings,
-            # JSON is YAML, and has every digit.
+            # JSON is valid YAML, and it keeps every digit.
             *("--trials", "1", "--set", f"initial=[{json.dumps(row)}]", "--set", "sampler.type=random"),
         ]
     )
 
 
 def _fixed(config: TrialConfig) -> list[str]:
-    """Settings of a space that contains this configuration and no other."""
+    """Return the settings of a space that contains only this configuration."""
     default = TrialConfig().to_dict()
     fixed = {
         name: value
         for name, value in config.to_dict().items()
-        if value != default[name] and name not in (_ALWAYS, "dataset")
+        if value != default[name] and name not in (_KEPT_PARAMETER, "dataset")
     }
     values: dict[str, Any] = {
         "fixed": fixed,
-        "parameters": {_ALWAYS: {"type": "categorical", "choices": [config.learning_rate]}},
+        "parameters": {_KEPT_PARAMETER: {"type": "categorical", "choices": [config.learning_rate]}},
         "scheduler.group_by": None,
     }
     if config.dataset is not None:
@@ -119,11 +122,11 @@ class CostFront:
     points: tuple[tuple[TrialRecord, float], ...]
     """Each trial and its cost."""
     front: tuple[tuple[TrialRecord, float], ...]
-    """Those of the winner's epochs that no other of them dominates, the cheapest first."""
+    """The trials with as many epochs as the best one that no other such trial dominates, cheapest first."""
 
 
 def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
-    """By GMACs, parameters and compute; one that is known of no trial is left out."""
+    """Return the fronts by GMACs, parameters and compute; a cost that no trial has is left out."""
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
@@ -134,7 +137,7 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
 
 
 def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]) -> CostFront:
-    # By the value that trials are ranked by, so that the front and the winner are where the table has them.
+    # Use the value that trials are ranked by, so that the front and the best trial agree with the table.
     priced = {t.number: (t, cost(t)) for t in result.trials if math.isfinite(t.value)}
     priced = {number: point for number, point in priced.items() if math.isfinite(point[1])}
     furthest = result.best.epochs if result.best else 0
@@ -146,12 +149,15 @@ def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]
     return CostFront(title=title, points=tuple(priced.values()), front=front)
 
 
-#: The kind of an epoch whose record does not name one: an earlier version wrote it.
+#: The device kind of an epoch whose record has none because an earlier version wrote it.
 UNKNOWN: Final = "unknown"
 
 
 def device_hours(result: StudyResult) -> dict[str, float]:
-    """Device-hours by kind, the most first; each epoch counts where it ran, also of a trial that moved."""
+    """Return the device-hours by device kind, in descending order.
+
+    Each epoch counts for the kind that it ran on, so a trial that moved counts for several kinds.
+    """
     hours: defaultdict[str, float] = defaultdict(float)
     for trial in result.trials:
         for epoch, seconds in enumerate(trial.history.get("epoch_seconds", ())):
@@ -162,30 +168,30 @@ def device_hours(result: StudyResult) -> dict[str, float]:
 
 
 def devices_of(trial: TrialRecord) -> str:
-    """The kinds a trial ran on, in order and each once; "" if none is known."""
+    """Return the device kinds that a trial ran on, in order and without repeats; "" if none is known."""
     return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
 
 
-_BAD = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
+_FAILED_STATES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One cause."""
+    """The trials that failed for one cause."""
 
     state: TrialState
     cause: str
-    """In a line: the exception, as Python puts it last."""
+    """The cause in one line: the exception, which is the last line of a Python traceback."""
     numbers: tuple[int, ...]
     details: str
-    """All that the first of them said, with its traceback."""
+    """The full error message of the first of these trials, with its traceback."""
 
 
 def failures(result: StudyResult) -> tuple[Failure, ...]:
-    """Every cause, the most frequent first."""
+    """Return every cause of failure, the most frequent first."""
     groups: dict[tuple[TrialState, str], list[TrialRecord]] = defaultdict(list)
     for trial in result.trials:
-        if trial.state in _BAD:
+        if trial.state in _FAILED_STATES:
             groups[trial.state, _cause(trial)].append(trial)
     found = [
         Failure(
@@ -207,20 +213,21 @@ def _cause(trial: TrialRecord) -> str:
     return "no reason was recorded"
 
 
-#: Trials that make a comparison worth drawing.
+#: Number of trials that makes a comparison worth drawing.
 ENOUGH: Final = 30
 
 
 def values_at(result: StudyResult, epoch: int) -> dict[int, float]:
-    """The finite values after ``epoch`` of the trials that came so far, by number."""
+    """Return the finite values after ``epoch`` of the trials that reached it, by trial number."""
     reached = {t.number: t.values[epoch - 1] for t in result.trials if t.epochs >= epoch > 0}
     return {number: value for number, value in reached.items() if math.isfinite(value)}
 
 
 def shared_epoch(result: StudyResult) -> int:
-    """The highest rung that :data:`ENOUGH` trials have a value at, or else the one with most; 0: no value.
+    """Return the highest rung at which :data:`ENOUGH` trials have a value.
 
-    Values there say more the higher it is, and compare more trials the lower it is.
+    If no rung has that many, return the rung with the most values, or 0 if no trial has a value. Values at a
+    higher rung are more meaningful; a lower rung compares more trials.
     """
     counts = {level: len(values_at(result, level)) for level in {1, *result.levels}}
     populated = [level for level, count in counts.items() if count >= ENOUGH]
@@ -230,24 +237,24 @@ def shared_epoch(result: StudyResult) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """Epochs that ran, and those that the stopped trials would have run to the last one."""
+    """The epochs that ran, and the epochs that the stopped trials would have run."""
 
     epochs: int
-    """That ran."""
+    """Epochs that ran."""
     epochs_saved: int
     hours: float
-    """Device-hours that ran."""
+    """Device-hours of the epochs that ran."""
     hours_saved: float
-    """At each stopped trial's own mean epoch: an estimate."""
+    """Estimated device-hours of the saved epochs, by the mean epoch of each stopped trial."""
 
     @property
     def share(self) -> float:
-        """Saved epochs of all that would have run, 0..1."""
+        """Saved epochs as a fraction of all epochs that would have run, 0..1."""
         return self.epochs_saved / max(self.epochs + self.epochs_saved, 1)
 
 
 def savings(result: StudyResult) -> Savings:
-    """Of the trials that a rule stopped; what diverged or failed was no saving."""
+    """Return the savings by the trials that were stopped; diverged and failed trials saved nothing."""
     stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
     last = result.levels[-1]
     return Savings(
@@ -264,26 +271,26 @@ def _hours_saved(result: StudyResult, trial: TrialRecord, last: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RungSurvival:
-    """The trials that have a value at one rung; the other counts add up to :attr:`reached`."""
+    """The trials that have a value at one rung. The other three counts add up to :attr:`reached`."""
 
     epoch: int
     reached: int
     went_on: int
-    """Finished, at the last rung."""
+    """Trials that continued after the rung or, at the last rung, finished."""
     stopped: int
-    """Right there."""
+    """Trials that were stopped at the rung."""
     otherwise: int
-    """Diverged or failed there, or they wait or run."""
+    """Trials that diverged or failed at the rung, or that wait or run."""
 
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
-    """Every rung, the lowest first."""
-    return tuple(_at(result, level) for level in result.levels)
+    """Return the survival at every rung, the lowest first."""
+    return tuple(_survival_at(result, level) for level in result.levels)
 
 
-def _at(result: StudyResult, level: int) -> RungSurvival:
+def _survival_at(result: StudyResult, level: int) -> RungSurvival:
     reached = [trial for trial in result.trials if trial.epochs >= level]
-    went_on = sum(_goes_on(trial, level) for trial in reached)
+    went_on = sum(_continued(trial, level) for trial in reached)
     stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
     return RungSurvival(
         epoch=level,
@@ -294,13 +301,13 @@ def _at(result: StudyResult, level: int) -> RungSurvival:
     )
 
 
-def _goes_on(trial: TrialRecord, level: int) -> bool:
+def _continued(trial: TrialRecord, level: int) -> bool:
     return trial.epochs > level or trial.state is TrialState.FINISHED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best trial from some moment on: furthest first, then the best value, as the winner is found."""
+    """The best trial from some moment on, with the most epochs and then the best value, as the winner is."""
 
     hours: float
     """Device-hours that all trials had spent by then."""
@@ -310,7 +317,10 @@ class Incumbent:
 
 
 def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
-    """Each time the best trial changed or came further; one that came further may have a worse value."""
+    """Return each time that the best trial changed or trained further.
+
+    The value may get worse when a trial with more epochs becomes the best.
+    """
     found: list[Incumbent] = []
     best = (0, -math.inf)
     spent = 0.0
@@ -324,7 +334,7 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
 
 
 def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
-    """When each epoch ended, its trial and number, the trial's value by then and its seconds."""
+    """Return each epoch's end time, trial and epoch number, the trial's value by then, and its seconds."""
     return [
         (when, trial.number, epoch, value, seconds if math.isfinite(seconds) else 0.0)
         for trial in result.trials
@@ -341,7 +351,7 @@ def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
 
 
 def _counted(trial: TrialRecord) -> Sequence[float]:
-    """A trial's value after each epoch, as ``metric.at`` counts it."""
+    """Return a trial's value after each epoch, as ``metric.at`` defines it."""
     if trial.at == "last":
         return trial.values
     better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)

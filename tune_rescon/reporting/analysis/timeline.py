@@ -1,7 +1,8 @@
-"""Which trial held which slot when, from the recorded ends and lengths of epochs.
+"""Compute which trial held which slot when, from the recorded ends and durations of epochs.
 
-The record does not say which worker ran an epoch, so slots are counted: a stretch of epochs takes the lowest
-slot that is free when it begins, which needs as many slots as ever were busy at once.
+The record does not contain the worker process of an epoch. Slots are therefore assigned: a stretch of epochs
+gets the lowest slot that is free when the stretch begins. The number of slots is then the maximum number of
+stretches at once.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ __all__ = [
 ]
 
 
-#: Two epochs of a trial are one stretch if between them is less than this, seconds, or half an epoch.
+#: Two epochs of a trial belong to one stretch if the pause between them is shorter than this, in seconds, or
+#: than half an epoch.
 PAUSE: Final = 2.0
 
-#: Longer than this, seconds, without any epoch anywhere: no driver ran then.
+#: A pause of all trials that is longer than this, in seconds, means that no driver ran.
 DOWN: Final = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """Epochs of one trial without a break."""
+    """Consecutive epochs of one trial without a pause."""
 
     number: int
     state: TrialState
-    """Of its trial, in the end."""
+    """Final state of the trial."""
     begun: float
-    """Seconds since 1970."""
+    """Start time, in seconds since 1970."""
     ended: float
     epochs: tuple[int, int]
-    """The first and the last."""
+    """The first and the last epoch."""
     busy: float
-    """Seconds of :attr:`begun` to :attr:`ended` in which an epoch ran."""
+    """Seconds between :attr:`begun` and :attr:`ended` in which an epoch ran."""
     slot: int = 0
 
 
@@ -57,28 +59,31 @@ class Timeline:
     stretches: tuple[Stretch, ...]
     slots: int
     seconds: float
-    """From the first epoch's begin to the last one's end, without the time when no driver ran."""
+    """Seconds from the first epoch's start to the last one's end, without the time when no driver ran."""
 
     @property
     def utilisation(self) -> float:
-        """The share of the slots' time in which an epoch ran, 0..1; 0 where nothing ran."""
+        """Fraction of the slots' time in which an epoch ran, 0..1; 0 if no epoch ran."""
         busy = math.fsum(stretch.busy for stretch in self.stretches)
         return min(busy / (self.slots * self.seconds), 1.0) if self.seconds else 0.0
 
 
 def timeline(result: StudyResult) -> Timeline:
-    """The epochs that were recorded; lost ones are not in the record, and count as idle."""
+    """Return the timeline of the recorded epochs.
+
+    Epochs that were lost are not in the record, so their time counts as idle.
+    """
     found = sorted(
         (stretch for trial in result.trials for stretch in _stretches(trial)),
         key=lambda stretch: (stretch.begun, stretch.number),
     )
-    placed = tuple(_placed(found))
+    placed = tuple(_assign_slots(found))
     slots = 1 + max((stretch.slot for stretch in placed), default=-1)
-    return Timeline(stretches=placed, slots=slots, seconds=_covered(placed))
+    return Timeline(stretches=placed, slots=slots, seconds=_driver_seconds(placed))
 
 
 def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
-    """A trial's, in order."""
+    """Yield the stretches of a trial, in order."""
     held: Stretch | None = None
     for epoch, (begun, ended) in enumerate(epoch_spans(trial), 1):
         if held is not None and begun - held.ended < max(PAUSE, (ended - begun) / 2):
@@ -100,7 +105,10 @@ def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
 
 
 def epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
-    """When each recorded epoch began and ended, seconds since 1970; none begins before the last one's end."""
+    """Yield the start and end of each recorded epoch, in seconds since 1970.
+
+    No epoch starts before the previous one ends.
+    """
     before = -math.inf
     for time_ms, seconds in zip(trial.times_ms, trial.history.get("epoch_seconds", ()), strict=False):
         ended = time_ms / 1000
@@ -109,12 +117,12 @@ def epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
         before = ended
 
 
-def _placed(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
-    """Each with the lowest slot that is free when it begins."""
+def _assign_slots(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
+    """Yield each stretch with the lowest slot that is free when the stretch begins."""
     free: list[int] = []
     busy: list[tuple[float, int]] = []
     for stretch in stretches:
-        # A report takes a moment: who begins within it has waited for this slot.
+        # A report takes a moment, so a stretch that begins within it was waiting for this slot.
         while busy and busy[0][0] <= stretch.begun + 1e-3:
             heapq.heappush(free, heapq.heappop(busy)[1])
         slot = heapq.heappop(free) if free else len(busy)
@@ -122,8 +130,8 @@ def _placed(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
         yield replace(stretch, slot=slot)
 
 
-def _covered(stretches: Sequence[Stretch]) -> float:
-    """Seconds between the first begin and the last end, but for gaps in which no driver ran."""
+def _driver_seconds(stretches: Sequence[Stretch]) -> float:
+    """Return the seconds from the first start to the last end, without the gaps in which no driver ran."""
     if not stretches:
         return 0.0
     total, until = 0.0, stretches[0].begun
@@ -134,7 +142,7 @@ def _covered(stretches: Sequence[Stretch]) -> float:
     return total
 
 
-#: Parts that the time from the first epoch's begin to the last one's end is cut into.
+#: Number of parts into which the time from the first epoch's start to the last one's end is divided.
 PARTS: Final = 200
 
 
@@ -143,22 +151,22 @@ class Throughput:
     """The recorded speeds of the epochs that ran, added up."""
 
     begun: float
-    """Seconds since 1970."""
+    """Start of the first epoch, in seconds since 1970."""
     part: float
-    """Seconds of each of :attr:`speeds`."""
+    """Duration of each entry of :attr:`speeds`, in seconds."""
     speeds: tuple[float, ...]
-    """Images/s of all trials, the mean of one part of the time after the other."""
+    """Images/s of all trials together: the mean of each part of the time, in order."""
     devices: int
-    """That were in use at most: GPUs, or CPU cores where trials held no GPU."""
+    """Maximum number of devices in use at once: GPUs, or CPU cores if the trials held no GPU."""
     per_device: float
-    """Images/s of one of them, averaged over the time in which any epoch ran."""
+    """Images/s of one device, averaged over the time in which any epoch ran."""
     one_trial: float
-    """Images/s of a trial, averaged over the epochs' time."""
+    """Images/s of one trial, averaged over the time of the epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """An epoch: seconds since 1970, and images/s."""
+class _EpochRun:
+    """An epoch: its start and end, in seconds since 1970, and its speed in images/s."""
 
     begun: float
     ended: float
@@ -166,9 +174,9 @@ class _Run:
 
 
 def throughput(result: StudyResult) -> Throughput | None:
-    """None where no epoch has a speed and a length.
+    """Return the throughput of a search, or None if no epoch has both a speed and a duration.
 
-    An epoch's speed is that of its training steps and stands for its whole time, validation included.
+    An epoch's speed is that of its training steps. It is used for the whole epoch, including validation.
     """
     runs = [run for trial in result.trials for run in _runs(trial)]
     if not runs:
@@ -188,9 +196,12 @@ def throughput(result: StudyResult) -> Throughput | None:
 
 
 def devices_in_use(trials: int, share: float) -> int:
-    """Devices that so many trials at once hold, each ``share`` of one (or several).
+    """Return the number of devices that trials hold at once.
 
-    Of a third of a GPU, three fit on one.
+    Args:
+        trials: number of trials that run at once.
+        share: devices of each trial, which may be a fraction or more than one. Three trials with a third of a
+            GPU each fit on one GPU.
 
     >>> devices_in_use(3, 1 / 3), devices_in_use(4, 1 / 3), devices_in_use(3, 0.4), devices_in_use(3, 2)
     (1, 2, 2, 6)
@@ -200,15 +211,18 @@ def devices_in_use(trials: int, share: float) -> int:
     return math.ceil(trials / math.floor(1 / share + 1e-9))
 
 
-def _runs(trial: TrialRecord) -> Iterator[_Run]:
+def _runs(trial: TrialRecord) -> Iterator[_EpochRun]:
     speeds = trial.history.get("images_per_second", ())
     for (begun, ended), speed in zip(epoch_spans(trial), speeds, strict=False):
         if ended > begun and math.isfinite(speed):
-            yield _Run(begun=begun, ended=ended, speed=speed)
+            yield _EpochRun(begun=begun, ended=ended, speed=speed)
 
 
-def _means(runs: Sequence[_Run], begun: float, part: float) -> tuple[float, ...]:
-    """Means, not every change: epochs begin and end within moments of each other."""
+def _means(runs: Sequence[_EpochRun], begun: float, part: float) -> tuple[float, ...]:
+    """Return the mean speed of each part of the time.
+
+    Means are used because the many epochs begin and end within moments of each other.
+    """
     images = [0.0] * PARTS
     for run in runs:
         first = int((run.begun - begun) / part)
@@ -220,8 +234,8 @@ def _means(runs: Sequence[_Run], begun: float, part: float) -> tuple[float, ...]
     return tuple(count / part for count in images)
 
 
-def _busy_seconds(runs: Sequence[_Run]) -> float:
-    """Seconds in which any of them ran."""
+def _busy_seconds(runs: Sequence[_EpochRun]) -> float:
+    """Return the seconds in which at least one of the epochs ran."""
     total, until = 0.0, -math.inf
     for run in sorted(runs, key=lambda run: run.begun):
         total += max(0.0, run.ended - max(run.begun, until))

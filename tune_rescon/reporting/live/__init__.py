@@ -1,1 +1,1 @@
-"""The table that is redrawn while a search runs: what is known, how it looks, and who draws it."""
+"""The table that is redrawn while a search runs: its state, its rendering and the view that draws it."""

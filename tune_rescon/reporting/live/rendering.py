@@ -1,4 +1,4 @@
-"""How a search looks at one moment."""
+"""Render a snapshot of a running search as a table."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 
-#: Running trials that are shown before any other line is.
+#: Running trials that take precedence over the lines below the table.
 FIRST_ROWS: Final = 3
 
-#: Columns and their characters, those a narrow terminal keeps longest first; parameters take what is left.
+#: Columns and their widths in characters, in the order in which they get room; parameters use the rest.
 PARAMETERS_FROM: Final = 16
 CURVE: Final = 12
 SPEED: Final = 8
@@ -41,30 +41,30 @@ GAP: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Characters and lines."""
+    """The number of lines and the widths of columns that fit the terminal."""
 
     rows: int
-    """Running trials shown."""
+    """Number of running trials shown."""
     facts: int
-    """Lines below them."""
+    """Number of lines shown below the trials."""
     curve: int
-    """Characters of a curve; 0: no such column. So for the other two."""
+    """Width of the curve's column in characters; 0: no such column. Likewise for the next two fields."""
     speed: int
     parameters: int
 
 
 def fit(width: int, height: int, *, running: int, facts: int, always: int) -> Layout:
-    """What ``width`` x ``height`` characters have room for.
+    """Return the layout for a terminal of ``width`` x ``height`` characters.
 
-    A line of title and one for the cursor are taken; so are one for the table's head and, where not all
-    trials are shown, one that says so.
+    Two lines are reserved for the title and the cursor. The table needs one for its head and, if not all
+    trials are shown, one that counts the others.
 
     Args:
-        width: of the terminal.
-        height: of the terminal.
-        running: trials there are to show.
-        facts: lines there are to show below, the most important first.
-        always: characters of the columns that are never left out.
+        width: width of the terminal in characters.
+        height: height of the terminal in lines.
+        running: number of running trials.
+        facts: number of lines to show below the trials, the most important first.
+        always: total width of the columns that are never left out, in characters.
 
     >>> fit(80, 24, running=64, facts=5, always=30)
     Layout(rows=15, facts=5, curve=12, speed=8, parameters=24)
@@ -92,15 +92,21 @@ def _columns(left: int) -> tuple[int, int, int]:
     return curve, speed, left - GAP if left >= PARAMETERS_FROM + GAP else 0
 
 
-#: What draws a value, the lowest first: eighths of a line, or what every terminal has.
+#: Characters that draw a value, the lowest first: eighths of a line, or characters that every terminal has.
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII: Final = "_.-~=+*#"
 
 
 def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str:
-    """At most ``width`` characters, from the lowest value's to the highest's; a gap where one is not finite.
+    """Return a curve of at most ``width`` characters, scaled from the lowest to the highest value.
 
-    More values than characters: each character is the last of its share, so the end is always there.
+    A value that is not finite is drawn as a gap. If there are more values than characters, each character
+    shows the last of its group of values, so that the last value is always shown.
+
+    Args:
+        values: the values, in order.
+        width: the maximum number of characters.
+        ramp: the characters that draw a value, the lowest first.
 
     >>> sparkline([0.1, 0.5, 0.3, 0.9], 8), sparkline([1, 2, 3, 4, 5, 6, 7, 8], 4)
     ('▁▅▃█', '▁▃▆█')
@@ -111,7 +117,7 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
     finite = [value for value in chosen if math.isfinite(value)]
     if not finite:
         return " " * len(chosen)
-    # Halves: the span of any two values is a number then, also that of the largest and the smallest.
+    # Halve the values, because the span of the largest and the smallest float would overflow.
     low = min(finite) / 2
     span = max(finite) / 2 - low
 
@@ -128,25 +134,25 @@ def _share(character: int, values: int, width: int) -> int:
     return (character + 1) * values // width - 1
 
 
-#: Characters of the title without which a bar would be no bar.
+#: Minimum width of the title, in characters, with a progress bar; a bar in a narrower title is too short.
 BAR_FROM: Final = 60
 
-#: Characters of a trial's number, and of a value whose metric has a shorter name.
+#: Widths of a trial's number and of a value, in characters; a longer metric name widens the value's column.
 NUMBER: Final = 5
 VALUE: Final = 9
 
 
 class SearchTable:
-    """A renderable as large as the terminal has room for."""
+    """A rich renderable as large as the terminal has room for."""
 
     def __init__(self, seen: Snapshot) -> None:
-        """Draw ``seen``."""
+        """Render ``seen``."""
         self._seen = seen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The title, the running trials, and below them what is known of the whole."""
+        """Yield the title, the running trials, and below them the totals of the search."""
         seen = self._seen
-        # A line that fills the terminal to its edge would wrap in some.
+        # Some terminals wrap a line that fills their width.
         width = options.max_width - 1
         facts = list(_facts(seen))
         layout = fit(
@@ -155,7 +161,7 @@ class SearchTable:
         table = (
             list(_trials(seen, layout, ramp=ASCII if options.ascii_only else BLOCKS)) if layout.rows else []
         )
-        # A line of the title, one of the cursor, and two that part the whole from its surroundings.
+        # Four lines: the title, the cursor, and two blank lines around the table.
         space = [Text()] if len(table) + layout.facts + 4 <= console.height else []
         yield from space
         yield _title(seen, width)
@@ -197,7 +203,7 @@ def _title(seen: Snapshot, width: int) -> RenderableType:
 
 
 def _trials(seen: Snapshot, layout: Layout, *, ramp: str) -> Iterator[Text]:
-    # Lines put together here: as a rich table of 40 rows they took four times as long to draw.
+    # Built as plain lines, because a rich table of 40 rows took four times as long to draw.
     columns = [
         ("trial", NUMBER, True),
         ("epoch", _epoch_wide(seen), True),
@@ -217,7 +223,7 @@ def _trials(seen: Snapshot, layout: Layout, *, ramp: str) -> Iterator[Text]:
 
 
 def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
-    """Cells of these widths, cut where they are longer, each to the left or to the right, a gap between."""
+    """Join cells with gaps. Each cell is truncated or padded to its width, and aligned left or right."""
     for text, width, right in cells:
         text.truncate(max(width, 1), overflow="ellipsis")
         missing = max(width - text.cell_len, 0)
@@ -247,7 +253,7 @@ def _speed(images_per_second: float) -> str:
 
 
 def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
-    """Lines below the table, the most important first."""
+    """Yield the lines below the table, the most important first."""
     if seen.best is not None:
         yield "Best", _best(seen.best)
     if seen.waiting:
@@ -257,7 +263,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
         yield "Went on", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
     yield "Spent", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time{_pace(seen)}")
     if seen.ended:
-        yield "Ended", _fates(seen)
+        yield "Ended", _ended_states(seen)
 
 
 def _best(best: TrialRecord) -> Text:
@@ -282,7 +288,7 @@ def _cluster(size: ClusterSize) -> str:
     return f"{size.nodes} node{'s' * (size.nodes != 1)}, {devices}{'s' * (count != 1)}"
 
 
-def _fates(seen: Snapshot) -> Text:
+def _ended_states(seen: Snapshot) -> Text:
     parts = []
     for state, count in sorted(seen.ended.items(), key=lambda item: -item[1]):
         parts.append(Text.assemble(f"{count} ", (state.value.replace("_", " "), STATE_STYLE[state])))

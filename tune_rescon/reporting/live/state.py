@@ -1,4 +1,4 @@
-"""What is known of a running search: filled by its events, each at the same cost, and shown as a snapshot."""
+"""The state of a running search. Events update it, each at the same cost, and a snapshot of it is drawn."""
 
 from __future__ import annotations
 
@@ -22,41 +22,46 @@ __all__ = [
 ]
 
 
-#: From simulated searches of 120 and of 400 trials on eight slots: 1 says too much at first, 8 too little.
+#: Weight of the prior belief that one of ``reduction_factor`` trials passes a rung, in rounds of trials. In
+#: simulated searches of 120 and of 400 trials on eight slots, 1 estimated too many epochs at first,
+#: and 8 too few.
 BELIEF: Final = 3
 
 
 class Survival:
-    """Counts of how far trials came and where they ended; to count costs the same, however many there are."""
+    """Counts of the epochs that trials reached and ended at.
+
+    The cost of an update does not grow with the number of trials.
+    """
 
     def __init__(self, levels: Sequence[int], *, reduction_factor: int) -> None:
-        """Nothing is known yet; ``levels`` are the rungs, epochs, of which the last is the last epoch."""
+        """Start without any trial. ``levels`` are the rungs in epochs; the last of them is the last epoch."""
         self._rungs = frozenset(levels[:-1])
         self._factor = reduction_factor
         self._came = [0] * (levels[-1] + 1)
         self._ended = [0] * (levels[-1] + 1)
 
     def came(self, epoch: int) -> None:
-        """A trial has reported ``epoch``; 0: it has begun."""
+        """Count a trial that reported ``epoch``; 0: a trial that started."""
         self._came[epoch] += 1
 
     def ended(self, epoch: int) -> None:
-        """A trial has ended, or pauses, after its ``epoch``."""
+        """Count a trial that ended, or paused, after ``epoch``."""
         self._ended[epoch] += 1
 
     def went_on(self, epoch: int) -> None:
-        """A trial that paused after ``epoch`` was promoted."""
+        """Count the promotion of a trial that paused after ``epoch``."""
         self._ended[epoch] -= 1
 
     def at(self, epoch: int) -> tuple[int, int]:
-        """Trials that came to ``epoch``, and those of them that went on after it."""
+        """Return the number of trials that reached ``epoch``, and of those that continued after it."""
         return self._came[epoch], self._came[epoch] - self._ended[epoch]
 
     def epochs_ahead(self) -> list[float]:
-        """The epochs that a trial, going on after epoch 0, 1, ..., is expected to train yet.
+        """Return the expected remaining epochs of a trial that continues after epoch 0, 1, ....
 
-        One of ``reduction_factor`` is expected to pass a rung, and that belief counts as much as
-        :data:`BELIEF` such rounds of trials: the first ones that come to a rung pass it too easily.
+        One of ``reduction_factor`` trials is expected to pass a rung. This prior has the weight of
+        :data:`BELIEF` such rounds of trials, because the first trials that reach a rung pass it too easily.
 
         >>> [round(epochs, 2) for epochs in Survival((1, 3, 9), reduction_factor=3).epochs_ahead()[:4]]
         [2.33, 4.0, 3.0, 6.0]
@@ -81,16 +86,17 @@ def seconds_left(
     slots: int,
     seconds_per_epoch: float,
 ) -> float:
-    """Seconds until the last trial has ended.
+    """Return the estimated seconds until the last trial has ended.
 
-    The slots share the work evenly, but no trial is split: the longest of those that run is waited for.
+    The slots share the work evenly, but a trial cannot be split. The estimate is therefore at least the time
+    of the longest running trial.
 
     Args:
-        ahead: see :meth:`Survival.epochs_ahead`.
-        running: the epochs that each unfinished trial has behind it.
-        unstarted: trials to come.
-        slots: trials at once.
-        seconds_per_epoch: of a slot's time, pauses between epochs included.
+        ahead: the expected remaining epochs: see :meth:`Survival.epochs_ahead`.
+        running: the number of epochs that each unfinished trial has trained.
+        unstarted: number of trials that have not started.
+        slots: number of trials that run at once.
+        seconds_per_epoch: seconds of a slot per epoch, including the pauses between epochs.
 
     >>> seconds_left([3.0, 2.0, 1.0, 0.0], running=[1, 2], unstarted=3, slots=2, seconds_per_epoch=10.0)
     60.0
@@ -104,20 +110,20 @@ def seconds_left(
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the search's gauges say at one moment."""
+    """The values of the search's gauges at one moment."""
 
     slots: int = 1
-    """Trials at once."""
+    """Number of trials that run at once."""
     seconds: float = math.inf
-    """Until trials are to end."""
+    """Seconds until all trials are stopped."""
     waiting: int = 0
-    """Updates MLflow has kept waiting."""
+    """Number of updates that wait for MLflow."""
     cluster: ClusterSize | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungCount:
-    """How many came to a rung, and how many of them went on."""
+    """The number of trials that reached a rung, and how many of them continued after it."""
 
     epoch: int
     came: int
@@ -126,42 +132,42 @@ class RungCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A search at one moment: all that is drawn."""
+    """The state of a search at one moment, with everything that is drawn."""
 
     name: str
     metric: str
     total: int
-    """Trials in all."""
+    """Total number of trials."""
     last_epoch: int
     ended: Mapping[TrialState, int]
-    """Trials by their fate; those that pause too."""
+    """Number of trials by state, including the paused ones."""
     running: tuple[TrialRecord, ...] = ()
-    """In the order of their numbers."""
+    """The running trials, in the order of their numbers."""
     speeds: Mapping[int, float] = field(default_factory=dict)
-    """Images a second in the last epoch of each running trial that has one behind it."""
+    """Images/s in the last epoch of each running trial that has completed one."""
     best: TrialRecord | None = None
     """See :func:`tune_rescon.tuning.best_trial`."""
     rungs: tuple[RungCount, ...] = ()
-    """Those below the last to which somebody came."""
+    """Rungs below the last that at least one trial has reached."""
     seconds_left: float | None = None
-    """None: there is nothing to go on yet."""
+    """Estimated seconds until the search ends; None: not enough epochs have been measured yet."""
     compute_hours: float = 0.0
     device: str = "CPU"
-    """What these hours are of: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
+    """The device of these hours: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     waiting: int = 0
     cluster: ClusterSize | None = None
 
     @property
     def done(self) -> int:
-        """Trials that will not go on."""
+        """Number of trials that will not continue."""
         return sum(count for state, count in self.ended.items() if state.is_final)
 
 
 class SearchState:
-    """Sums over a search, kept up by its events. For one thread at a time; ``now`` is in seconds."""
+    """Totals of a search, updated by its events. Not thread-safe. Every ``now`` is in seconds."""
 
     def __init__(self, space: Space, name: str) -> None:
-        """Nothing has happened yet in the search ``name`` of ``space``."""
+        """Start without any event in the search ``name`` of ``space``."""
         self._space, self._name = space, name
         self._devices = space.resources_per_trial.devices
         self._levels = rung_levels(space)
@@ -177,7 +183,7 @@ class SearchState:
         self._pace = _Pace()
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Count what the record holds already."""
+        """Count the trials that are already in the record."""
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
@@ -187,7 +193,7 @@ class SearchState:
             self._settle(trial)
 
     def trial_started(self, trial: TrialRecord, now: float) -> bool:
-        """Whether it is a trial that runs already, and lost its worker."""
+        """Count a started trial; return True if it was already running, which means that its worker died."""
         again = trial.number in self._running
         if trial.number in self._paused:
             self._resume(trial)
@@ -198,7 +204,13 @@ class SearchState:
         return again
 
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
-        """One epoch more."""
+        """Count a completed epoch.
+
+        Args:
+            trial: the trial after the epoch.
+            metrics: the metrics of the epoch.
+            now: the current time in seconds.
+        """
         self._survival.came(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
         self._running[trial.number] = trial
@@ -209,11 +221,11 @@ class SearchState:
         self._compare(trial)
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        """It runs no longer: for good, or until it is promoted or resumed."""
+        """Count a trial that stopped running, either for good or until it is promoted or resumed."""
         if trial.number in self._paused:
             self._resume(trial)
         elif trial.number not in self._unfinished:
-            # One that is closed without having been run.
+            # The trial was closed without having run.
             self._begin(trial)
         self._running.pop(trial.number, None)
         self._speeds.pop(trial.number, None)
@@ -222,7 +234,11 @@ class SearchState:
         self._settle(trial)
 
     def snapshot(self, reading: Reading) -> Snapshot:
-        """All of it now. The cost grows with the running trials and the last epoch, not with all trials."""
+        """Return the current state.
+
+        The cost grows with the number of running trials and the last epoch, not with the total number of
+        trials.
+        """
         counts = [(level, *self._survival.at(level)) for level in self._levels[:-1]]
         return Snapshot(
             name=self._name,
@@ -247,14 +263,14 @@ class SearchState:
         self._survival.came(0)
 
     def _resume(self, trial: TrialRecord) -> None:
-        """Its pause is over: it goes on, or is about to be counted as what it ended as."""
+        """End a trial's pause: the trial continues, or its final state is about to be counted."""
         self._paused.remove(trial.number)
         self._ended[TrialState.PAUSED] -= 1
         self._survival.went_on(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
     def _settle(self, trial: TrialRecord) -> None:
-        """Count its fate, unless it is yet to go on."""
+        """Count a trial's state if it ended or paused, but not if it is to be resumed."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return
         del self._unfinished[trial.number]
@@ -289,7 +305,7 @@ def _order(trial: TrialRecord) -> tuple[bool, int, float]:
 
 
 class _Pace:
-    """What an epoch takes of a slot's time: from hand-out or report to report, in this run of the search."""
+    """Seconds of a slot per epoch in this run, from the start or previous report of a trial to its report."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
@@ -308,5 +324,8 @@ class _Pace:
         self._since.pop(number, None)
 
     def seconds_per_epoch(self, *, at_least: int) -> float | None:
-        """None before so many epochs: the first ones also load the data and the libraries."""
+        """Return the mean, or None before ``at_least`` epochs.
+
+        The first epochs are not representative, because they also load the data and the libraries.
+        """
         return self._seconds / self._epochs if self._epochs >= at_least else None

@@ -1,4 +1,4 @@
-"""Keeps the table of a running search on the terminal."""
+"""Draw the table of a running search on the terminal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tune_rescon.tuning import Gauges, SearchListener, TrialRecord, Verdict
 
 __all__ = ["LiveView"]
 
-#: Seconds between two drawings.
+#: Seconds between two redraws.
 REDRAW_EVERY: Final = 0.25
 
-#: Seconds MLflow has to keep an update waiting before that is said: a healthy one takes some hundredths.
+#: Seconds an update must wait for MLflow before the table shows it; a healthy server needs some hundredths.
 PATIENCE: Final = 2.0
 
-#: Ends that deserve a line of their own. The many that a rung stopped are counted in the table.
+#: Final states that are printed as a line. The many trials that a rung stopped are counted in the table.
 TOLD: Final = frozenset(
     {TrialState.FINISHED, TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED}
 )
@@ -40,30 +40,39 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class LiveView(SearchListener):
-    """A listener that draws: a table in place, and above it a line for whatever must not scroll out of sight.
+    """A listener that redraws a table in place and prints the most important events as lines above it.
 
-    Only its own thread touches the terminal. A terminal that takes nothing (Ctrl-S), or is gone, holds up
-    nobody else: what happens is noted, and drawn at the next occasion.
+    Only the view's own thread writes to the terminal. If the terminal accepts no output (Ctrl-S), or is gone,
+    no other thread is blocked: events are stored and drawn at the next opportunity.
 
-    These get a line: a trial that reached the last epoch, diverged, ran out of memory or failed, with its
-    error; one that begins again because its worker died; notes; and what :meth:`say` is given.
+    Lines are printed for a trial that reached the last epoch, diverged, ran out of memory or failed, with its
+    error; for a trial that starts again because its worker died; for notes; and for the text of :meth:`say`.
     """
 
     def __init__(
         self, console: Console, space: Space, *, name: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Draw the search ``name`` of ``space`` on ``console``, once entered; ``clock`` counts seconds."""
+        """Prepare to draw the search ``name`` of ``space`` on ``console``.
+
+        Drawing begins when the view is entered.
+
+        Args:
+            console: the console of the terminal.
+            space: the space of the search.
+            name: the name of the search.
+            clock: returns monotonic seconds.
+        """
         self._console = console
         self._clock = clock
         self._state = SearchState(space, name)
-        # Held for as long as it takes to change or copy the state, never while anything is drawn.
+        # Held only while the state is changed or copied, never while it is drawn.
         self._lock = threading.Lock()
         self._lines: deque[Text] = deque()
         self._gauges: Gauges | None = None
         self._queue_empty_at = clock()
         self._begun = False
         self._closing = threading.Event()
-        # transient: the result's table follows it.
+        # transient, because the table of the result replaces it.
         self._live = Live(
             console=console,
             auto_refresh=False,
@@ -75,7 +84,7 @@ class LiveView(SearchListener):
         self._thread = threading.Thread(target=self._run, name="live-view")
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         self._thread.start()
         return self
 
@@ -85,59 +94,59 @@ class LiveView(SearchListener):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the table away, print the lines that are left, and give the terminal back."""
+        """Remove the table, print the remaining lines, and release the terminal."""
         self._closing.set()
         self._thread.join()
         self._print_lines()
 
     def say(self, text: str) -> None:
-        """Print ``text`` above the table; once that has been taken away, where it was."""
+        """Print ``text`` above the table or, after the table was removed, in its place."""
         self._lines.append(Text(text))
         if self._closing.is_set() and not self._thread.is_alive():
             self._print_lines()
 
     def attend(self, gauges: Gauges) -> None:
-        """Show what ``gauges`` say from now on."""
+        """Show the values of ``gauges`` from now on."""
         self._gauges = gauges
 
     @override
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """The table appears."""
+        """Show the table."""
         with self._lock:
             self._state.search_started(trials)
         self._begun = True
 
     @override
     def trial_started(self, trial: TrialRecord) -> None:
-        """Another row."""
+        """Add the trial's row."""
         with self._lock:
             again = self._state.trial_started(trial, self._clock())
         if again:
-            self._tell(start_line(trial, promoted=False))
+            self._add_line(start_line(trial, promoted=False))
 
     @override
     def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """A line."""
-        self._tell(note_line(trial, text))
+        """Print the note as a line."""
+        self._add_line(note_line(trial, text))
 
     @override
     def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """A row changes."""
+        """Update the trial's row."""
         del verdict
         with self._lock:
             self._state.epoch_done(trial, metrics, self._clock())
 
     @override
     def trial_ended(self, trial: TrialRecord) -> None:
-        """A row less."""
+        """Remove the trial's row."""
         with self._lock:
             self._state.trial_ended(trial)
         if trial.state in TOLD:
-            self._tell(end_line(trial))
+            self._add_line(end_line(trial))
         if trial.error:
             self._lines.append(Text(trial.error.strip(), style="red"))
 
-    def _tell(self, markup: str) -> None:
+    def _add_line(self, markup: str) -> None:
         self._lines.append(Text.from_markup(markup))
 
     def _run(self) -> None:
@@ -150,11 +159,11 @@ class LiveView(SearchListener):
         except OSError as error:
             _LOGGER.warning("the terminal takes nothing any more: %s", error)
         except Exception:
-            # The search is worth more than its picture.
+            # The search must continue even if the table cannot be drawn.
             _LOGGER.exception("the live table ends here")
 
     def _draw(self) -> None:
-        """The lines that came and the table as it is now, in one go."""
+        """Print the new lines and draw the current table, in one write."""
         if self._begun:
             reading = self._read()
             with self._lock:
@@ -165,7 +174,10 @@ class LiveView(SearchListener):
             self._live.refresh()
 
     def _print_lines(self) -> bool:
-        """Whether there were any. Unwrapped: each can be copied as a whole."""
+        """Print the stored lines and return whether there were any.
+
+        The lines are not wrapped, so that each can be copied as a whole.
+        """
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
         if lines:
             self._console.print(*lines, sep="\n", soft_wrap=True)

@@ -1,7 +1,8 @@
-"""report.html: one file that a browser opens without any network, on paper-white and in the dark, on a phone.
+"""report.html: one file that a browser opens without a network, in a light or dark theme, also on a phone.
 
-The plots are plain dictionaries that plotly.js draws (:mod:`.charts`), the rest is HTML (:mod:`.sections`),
-and :mod:`.document` puts them together with the library, a style sheet and a small script (``assets/``).
+The plots are plain dictionaries that plotly.js draws (:mod:`.plots`). The other parts are HTML
+(:mod:`.sections`). :mod:`.document` joins them with the library, a style sheet and a small script
+(``assets/``).
 """
 
 from tune_rescon.reporting.page.document import render_page, write_report

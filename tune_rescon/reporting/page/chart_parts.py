@@ -1,7 +1,8 @@
-"""One plot, and the few things all plots share.
+"""The class of a plot, and the parts that all plots share.
 
 The dictionaries are built without plotly's Python classes, which check each of a hundred thousand numbers.
-Colours of text and grid are not theirs: the page's script sets them by the reader's light or dark.
+The dictionaries do not set the colours of text and grid: the page's script sets them for its light or dark
+theme.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ __all__ = [
 ]
 
 
-#: What stands out and what stays back, readable on white and on black.
+#: Colours of the emphasised and the muted elements, readable on white and on black.
 ACCENT: Final = "#e69f00"
 MUTED: Final = "#8a94a0"
 
-#: Significant digits of what is drawn: a pixel is a thousandth of a plot.
+#: Significant digits of the drawn numbers: a pixel is a thousandth of a plot.
 DIGITS: Final = 5
 
 
@@ -54,23 +55,23 @@ class Chart:
     """A plot of the page."""
 
     key: str
-    """Its element's id."""
+    """Id of the plot's element."""
     label: str
-    """What a screen reader says."""
+    """Description for screen readers."""
     data: Sequence[dict[str, Any]]
     layout: dict[str, Any]
     height: int = 380
-    """Pixels."""
+    """Height in pixels."""
     min_width: int = 0
-    """Pixels; on a narrower screen it scrolls in its box."""
+    """Minimum width in pixels; on a narrower screen the plot scrolls in its box."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plotly.js takes it."""
+        """Return the plot in the form that plotly.js reads."""
         layout = {
             "height": self.height,
             "margin": {"l": 56, "r": 16, "t": 8, "b": 44},
             "hovermode": "closest",
-            # Above the plot: beside it, it would take half of a phone's width.
+            # Above the plot, because beside it the legend would use half of a phone's width.
             "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
             **self.layout,
         }
@@ -78,12 +79,12 @@ class Chart:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis of numbers."""
+    """Return a numeric axis; ``more`` are further keys of plotly's axis."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:
-    """Numbers as the page has them; None, which JSON has, for what is not finite.
+    """Round numbers for the page, with None for a number that is not finite, because JSON has no such number.
 
     >>> rounded([0.1234567, float("nan"), 12.0, None])
     [0.12346, None, 12.0, None]
@@ -92,7 +93,9 @@ def rounded(values: Iterable[float | None]) -> list[float | None]:
 
 
 def jitter(number: int, width: float) -> float:
-    """A small step aside that is always the same for a trial: points of one choice lie beside each other.
+    """Return an offset that is always the same for a trial, so that points of one choice do not coincide.
+
+    The offset is between ``-width / 2`` and ``width / 2``.
 
     >>> abs(jitter(7, 0.1)) <= 0.05, jitter(7, 0.1) == jitter(7, 0.1)
     (True, True)
@@ -101,7 +104,7 @@ def jitter(number: int, width: float) -> float:
     return (golden - 0.5) * width
 
 
-#: Of each class, the best first: colour, opacity, width.
+#: Colour, opacity and line width of each class, the best first.
 _LOOKS: Final = {
     "best tenth": (ACCENT, 0.95, 1.8),
     "best quarter": ("#009e73", 0.7, 1.3),
@@ -109,25 +112,30 @@ _LOOKS: Final = {
     "the rest": (MUTED, 0.25, 0.8),
 }
 
-#: Pixels an axis needs with its labels.
+#: Pixels that an axis needs with its labels.
 AXIS_WIDTH: Final = 105
 
-#: How far lines through one choice lie apart.
+#: Width of the band of the lines that pass through one choice.
 SPREAD: Final = 0.05
 
 
 def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch: int) -> Chart:
-    """The trials that have a value, in classes by it; a click on a class hides it.
+    """Return the trials that have a value, in classes by it; a click on a class hides it.
 
-    Lines of an ordinary plot and not plotly's own type for it, which needs WebGL: not every browser that a
-    person has on a remote machine draws that.
+    The plot uses ordinary lines instead of plotly's own type for parallel coordinates. That type needs WebGL,
+    which not every browser on a remote machine can draw.
+
+    Args:
+        result: the search.
+        values: the value of each trial by its number.
+        epoch: the epoch of the values.
     """
     axes = [*parameter_axes(result), _value_axis(values, f"{result.metric} at epoch {epoch}")]
     classes = rank_classes(values, maximize=result.maximize)
     return Chart(
         key="coordinates",
         label=f"parameters of each trial and its {result.metric}",
-        # The best last: on top.
+        # The best class is drawn last, so that it is on top.
         data=[_lines(axes, one) for one in reversed(classes)],
         layout={
             "xaxis": {
@@ -201,7 +209,7 @@ def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
     ]
 
 
-#: Pixels: of a slot's bar at most and at least, of the frame around the slots, and of all at most.
+#: Heights in pixels: maximum and minimum of a slot's bar, the frame around the slots, and the maximum in all.
 TALL: Final = 26
 FLAT: Final = 7
 FRAME: Final = 90
@@ -209,7 +217,7 @@ HIGHEST: Final = 900
 
 
 def importance_bars(shares: Mapping[str, float]) -> Chart:
-    """The share of each parameter, the most important on top."""
+    """Return the importance of each parameter, the most important at the top."""
     names = list(shares)[::-1]
     return Chart(
         key="importance",
@@ -234,7 +242,7 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
 
 
 def survival_bars(result: StudyResult) -> Chart:
-    """At each rung, the trials that came there, by what became of them."""
+    """Return, for each rung, the trials that reached it, by their state after it."""
     rungs = rung_survival(result)
     parts = (
         ("went on or finished", FATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
@@ -266,7 +274,7 @@ def survival_bars(result: StudyResult) -> Chart:
 
 
 def gantt(found: Timeline) -> Chart:
-    """The slots, one above the other, and the trials that held them."""
+    """Return the slots, one above the other, with the trials that held them."""
     tall = min(TALL, max(FLAT, (HIGHEST - FRAME) // max(found.slots, 1)))
     begin, unit, seconds = clock(found)
     data = [
@@ -290,7 +298,7 @@ def gantt(found: Timeline) -> Chart:
 
 
 def clock(found: Timeline) -> tuple[float, str, float]:
-    """What the axis of the slots' time begins at, its unit, and the unit's seconds."""
+    """Return the time at which the axis of the slots begins, its unit, and the unit's seconds."""
     begin = min((stretch.begun for stretch in found.stretches), default=0.0)
     return (begin, "hours", 3600.0) if found.seconds > 5400 else (begin, "minutes", 60.0)
 
@@ -301,7 +309,7 @@ def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds
         "orientation": "h",
         "name": state.value,
         "y": [stretch.slot + 1 for stretch in stretches],
-        # Else the bars of a fate are as wide as the slots between two of its trials.
+        # Without a width, plotly makes a state's bars as wide as the distance between two of its slots.
         "width": 0.85,
         "base": rounded((stretch.begun - begin) / seconds for stretch in stretches),
         "x": rounded((stretch.ended - stretch.begun) / seconds for stretch in stretches),

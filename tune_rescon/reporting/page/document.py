@@ -1,4 +1,4 @@
-"""The whole page: parts, figures, library, style and script in one file."""
+"""Write the whole page: sections, plots, library, style and script in one file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tune_rescon.tuning import SearchState, StudyResult, write_atomically
 
 __all__ = ["render_page", "write_report"]
 
-#: Seconds after which a page of a running search asks for the next one.
+#: Seconds after which the browser reloads the page of a running search.
 REFRESH: Final = 60
 
-#: Before anything is shown, so that a page a reader turned dark does not flash.
+#: Runs before the page is shown, so that a page that the reader set to dark does not flash.
 _THEME: Final = (
     'try{const t=sessionStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}'
     "catch{/* a browser that stores nothing */}"
@@ -31,12 +31,26 @@ _THEME: Final = (
 
 
 def write_report(result: StudyResult, path: Path, *, compared: Sequence[StudyResult] = ()) -> None:
-    """Write the report of a search to ``path``, whole or not at all; beside it, the ``compared`` ones."""
+    """Write the report of a search to ``path`` atomically.
+
+    Args:
+        result: the search.
+        path: the file to write.
+        compared: other searches to compare with it.
+    """
     write_atomically(path, render_page(result, compared=compared, written=datetime.now()))
 
 
 def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), written: datetime) -> str:
-    """The page as text. It fetches nothing; while the search runs, a browser loads it anew each minute."""
+    """Return the page as text.
+
+    The page loads nothing from a network. While the search runs, the browser reloads the page each minute.
+
+    Args:
+        result: the search.
+        compared: other searches to compare with it.
+        written: the time that the page shows as its date.
+    """
     shown = list(panels(result))
     beside = list(comparison_panels([result, *compared])) if compared else []
     parts = [
@@ -63,7 +77,7 @@ def _head(result: StudyResult) -> str:
     return (
         f'<head><meta charset="utf-8"><title>{html.escape(result.name)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # A page has an icon, else a browser asks its server for one.
+        # An explicit icon, because a browser requests one from the server otherwise.
         f'<link rel="icon" href="data:,">{refresh}'
         f"<style>{_asset('style.css')}</style><script>{_THEME}</script></head>"
     )
@@ -74,7 +88,10 @@ def _is_running(result: StudyResult) -> bool:
 
 
 def _scripts(shown: Sequence[Panel]) -> Iterator[str]:
-    """At the end: the text is there before the library is read. Without a plot there is no library."""
+    """Yield the scripts at the end of the page, so that the text is shown before the library is read.
+
+    A page without a plot does not include the library.
+    """
     charts = [chart for panel in shown for chart in panel.charts]
     yield f'<script type="application/json" id="figures">{_figures(charts)}</script>'
     if charts:
@@ -86,7 +103,7 @@ def _figures(charts: Sequence[Chart]) -> str:
     text = json.dumps(
         {chart.key: chart.to_dict() for chart in charts}, separators=(",", ":"), allow_nan=False
     )
-    # Nothing in it may end the element it stands in.
+    # A "<" in the text could end the script element that contains it.
     return text.replace("<", "\\u003c")
 
 

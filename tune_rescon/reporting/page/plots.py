@@ -1,4 +1,4 @@
-"""The plots of a page, in their order, each with a heading and what it shows."""
+"""The plots of the page, in their order, each with a heading and a note."""
 
 from __future__ import annotations
 
@@ -49,17 +49,18 @@ __all__ = [
 ]
 
 
-#: Lines of many stopped trials are a background.
+#: Opacity of the many stopped and paused trials, whose lines are a background.
 _FAINT: Final = {TrialState.STOPPED: 0.45, TrialState.PAUSED: 0.45}
 
-#: Lines that would hide each other if they were thicker.
+#: Number of trials of a state from which their lines are thin, because thicker lines would hide each other.
 MANY: Final = 150
 
 
 def learning_curves(result: StudyResult) -> Chart:
-    """A line for each trial, its end marked, and the rungs.
+    """Return a line for each trial, with a mark at its end, and the rungs.
 
-    One trace holds all lines of a state, with gaps between: a thousand traces would take seconds to draw.
+    One trace contains all lines of a state, with gaps between them, because a thousand traces would take
+    seconds to draw.
     """
     data: list[dict[str, Any]] = []
     for state in FATE_ORDER:
@@ -97,7 +98,7 @@ def _lines(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Where each line ends; of one epoch, there is no more of it."""
+    """Return the marks at the ends of the lines; a trial of one epoch has only its mark."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -113,7 +114,7 @@ def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def _winner(trial: TrialRecord) -> dict[str, Any]:
-    """The best trial's line, once more and above all others."""
+    """Return the best trial's line, which is drawn again above all others."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -138,14 +139,14 @@ def _rung(level: int) -> dict[str, Any]:
     }
 
 
-#: How far points of one choice lie apart.
+#: Width of the band of the points of one choice.
 SPREAD: Final = 0.12
 
 HEIGHT: Final = 260
 
 
 def slices(result: StudyResult, values: Mapping[int, float]) -> list[Chart]:
-    """For each parameter, the values against it."""
+    """Return a plot of the values against each parameter."""
     return [_slice(result, values, one) for one in parameter_axes(result)]
 
 
@@ -181,7 +182,10 @@ def _beside(one: Axis, number: int) -> float:
 
 
 def costs(result: StudyResult) -> list[Chart]:
-    """For each cost, the last values against it, with the Pareto front of the trials that came furthest."""
+    """Return a plot of the last values against each cost.
+
+    Each plot has the Pareto front of the trials with the most epochs.
+    """
     return [_cost(result, index, front) for index, front in enumerate(cost_fronts(result))]
 
 
@@ -214,7 +218,7 @@ def _front(front: CostFront) -> dict[str, Any]:
         "name": "Pareto front",
         "x": rounded(cost for _, cost in front.front),
         "y": rounded(trial.value for trial, _ in front.front),
-        # A step: between two points, what can be had is the cheaper one's value.
+        # A step, because between two points the best achievable value is that of the cheaper point.
         "line": {"color": "#8a94a0", "dash": "dot", "shape": "hv", "width": 1.5},
         "marker": {"symbol": "circle-open", "size": 13, "color": "#8a94a0", "line": {"width": 1.5}},
         "hoverinfo": "skip",
@@ -236,7 +240,7 @@ _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e
 
 
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
-    """The best value so far of each, by device-hours."""
+    """Return the best value so far of each search, by device-hours."""
     devices = " or ".join(sorted({result.device for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
     return Chart(
@@ -253,7 +257,7 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
 
 def _line(result: StudyResult, colour: str) -> dict[str, Any]:
     leaders = incumbents(result)
-    # On to the end: the last leader stayed the best.
+    # Extend the line to the end, because the last leader remained the best.
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     ends = [leaders[-1]] if leaders else []
     return {
@@ -269,7 +273,7 @@ def _line(result: StudyResult, colour: str) -> dict[str, Any]:
 
 
 def speed_steps(found: Timeline, trained: Throughput) -> Chart:
-    """All trials' speeds added up."""
+    """Return the summed speeds of all trials over time."""
     begin, unit, seconds = clock(found)
     begins = (trained.begun + index * trained.part for index in range(len(trained.speeds) + 1))
     return Chart(
@@ -301,14 +305,14 @@ class Panel:
 
     heading: str
     note: str
-    """What is seen, in a sentence or two."""
+    """Explanation of the plots, in a sentence or two."""
     charts: Sequence[Chart]
     half: bool = False
-    """Two of these share a row where there is room."""
+    """True: two such panels share a row if there is room."""
 
 
 def panels(result: StudyResult) -> Iterator[Panel]:
-    """All that there is something to show in; nothing before the first epoch."""
+    """Yield the panels that have data; none before the first epoch."""
     if not any(trial.epochs for trial in result.trials):
         return
     yield Panel(
@@ -337,7 +341,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
 
 
 def comparison_panels(results: Sequence[StudyResult]) -> Iterator[Panel]:
-    """What compares several searches."""
+    """Yield the panels that compare several searches."""
     yield Panel(
         heading="Best so far",
         note="Of each search the leader: the trial that came furthest and is best there.",
@@ -346,7 +350,7 @@ def comparison_panels(results: Sequence[StudyResult]) -> Iterator[Panel]:
 
 
 def _by_parameter(result: StudyResult) -> Iterator[Panel]:
-    """What needs values that can be compared."""
+    """Yield the panels that need values at a shared epoch."""
     epoch = shared_epoch(result)
     if not epoch:
         return

@@ -1,4 +1,4 @@
-"""The parts of the page that are text and tables; everything that came from elsewhere is escaped."""
+"""The sections of the page that are text and tables. All text from outside the package is escaped."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = [
     "trials",
 ]
 
-#: Numbers of trials that one line names.
+#: Maximum number of trials that one line lists.
 NAMED = 20
 
-#: Rows from which on a table is laid out only where it is in sight.
+#: Number of rows above which a table is laid out only while it is visible.
 LONG = 50
 
 
 def title(result: StudyResult, written: datetime) -> str:
-    """The name, how the search stands, and when this was written."""
+    """Return the header: the name, the state of the search, and the time at which the page was written."""
     state = result.state.value
     about = f'<p class="soft">{_text(result.space.description)}</p>' if result.space.description else ""
     failure = f'<p class="bad">{_text(result.failure)}</p>' if result.failure else ""
@@ -44,7 +44,7 @@ def title(result: StudyResult, written: datetime) -> str:
 
 
 def cards(result: StudyResult) -> str:
-    """The few figures that a person looks for first."""
+    """Return the cards with the most important figures."""
     return f'<div class="cards">{"".join(_cards(result))}</div>'
 
 
@@ -73,7 +73,7 @@ def _card(value: str, words: str) -> str:
 
 
 def best(result: StudyResult) -> str:
-    """The winner, its parameters, and the command that trains it."""
+    """Return the best trial, its parameters, and the command that trains it."""
     command = best_command(result)
     if result.best is None or command is None:
         return (
@@ -101,7 +101,7 @@ def _winner_words(result: StudyResult, winner: TrialRecord) -> str:
 
 
 def panel(one: Panel) -> str:
-    """A heading, a note, and room for its plots."""
+    """Return a section with a heading, a note, and the elements of its plots."""
     places = "".join(
         f'<div class="wide"><div class="chart" id="{_text(chart.key)}" role="img"'
         f' aria-label="{_text(chart.label)}" style="min-height:{chart.height}px"></div></div>'
@@ -113,7 +113,7 @@ def panel(one: Panel) -> str:
 
 
 def trials(result: StudyResult) -> str:
-    """Every trial, the best first."""
+    """Return the table of all trials, the best first."""
     body = "".join(_trial(result, trial) for trial in ranked(result))
     note = "The furthest first, and of those the best. A click on a heading sorts."
     table = _table(headings(result), body, "sortable")
@@ -129,7 +129,7 @@ def _trial(result: StudyResult, trial: TrialRecord) -> str:
 
 
 def failure_table(result: StudyResult) -> str:
-    """What trials died of; nothing where none did."""
+    """Return the table of the causes of failure; empty if no trial failed."""
     found = failures(result)
     if not found:
         return ""
@@ -156,7 +156,7 @@ def _named(numbers: Sequence[int]) -> str:
 
 
 def space_history(result: StudyResult) -> str:
-    """What resumes have changed of the space; nothing where they changed nothing."""
+    """Return the changes that resumes made to the space; empty without changes."""
     if not result.space_history:
         return ""
     items = "".join(f"<li>{_text(line)}</li>" for line in result.space_history)
@@ -165,7 +165,7 @@ def space_history(result: StudyResult) -> str:
 
 
 def images(result: StudyResult) -> str:
-    """What was found and left out of each folder or zip of images; nothing for datasets known by name."""
+    """Return the files found in and left out of each folder or zip; empty for datasets known by name."""
     items = "".join(
         f"<li>{_text(f'{name}: {line}')}</li>"
         for name, account in result.accounts.items()
@@ -175,7 +175,7 @@ def images(result: StudyResult) -> str:
 
 
 def comparison_table(results: Sequence[StudyResult]) -> str:
-    """The searches side by side."""
+    """Return the table of the searches side by side."""
     body = "".join(f"<tr>{_cells(comparison_row(result))}</tr>" for result in results)
     best = "".join(
         f'<p class="soft">{_text(result.name)}: {_text(pairs(result.best.parameters))}</p>'
