@@ -1,14 +1,14 @@
-"""Images: where they come from, the decoded cache every trial of a node shares, batches made on the device.
+"""Images: their sources, the decoded cache that all trials of a node share, and batches on the device.
 
 ::
 
-    describe       what a dataset is, from constants or a listing        (torch-free, nothing decoded)
-    is_url         whether a dataset's path is that of an archive elsewhere
-    open_dataset   decode once, memory-map, split                        (torch-free once the cache is built)
-    decode_image   one encoded picture -> uint8 square, as the cache does (torch-free; for `predict`)
-    ImageDataModule  Lightning's view: gather, augment, resize, normalise on the device
+    describe         describe a dataset from constants or a listing       (no torch, decodes nothing)
+    is_url           return whether a dataset's path is a URL of an archive
+    open_dataset     decode once, memory-map, split                       (no torch once the cache is built)
+    decode_image     decode one picture to a uint8 square as the cache does (no torch; for `predict`)
+    ImageDataModule  Lightning's data module: gather, augment, resize, normalise on the device
 
-Names are loaded on first use, so the torch-free rooms can ask :func:`describe` without paying for torch.
+Names are loaded on first use, so that packages without torch can call :func:`describe` and not import torch.
 """
 
 from __future__ import annotations

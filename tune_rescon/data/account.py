@@ -1,6 +1,6 @@
-"""The account of a listing: what a source holds, what is read of it, and what is left out and why.
+"""The account of a listing: the files of a source that are read, those that are left out, and the reasons.
 
-Nothing is left out in silence. A dry run, the start of a search, its report and its record show the account.
+No file is left out silently: a dry run, the start of a search, its report and its record show the account.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from typing import Any, Final
 
 __all__ = ["Account", "Kind", "LeftOut", "Tally", "left_out_lines"]
 
-#: Names that the account gives for each kind.
+#: Maximum number of names that the account lists for each kind.
 _NAMED: Final = 3
 
-#: Classes whose images a line counts one by one; of more, the smallest and the largest.
+#: Maximum number of classes for which a line lists the count of each class. With more classes, the line lists
+#: only the smallest and the largest class.
 _FEW_CLASSES: Final = 10
 
 
 class Kind(StrEnum):
-    """Why something is left out, in words. docs/images.md explains each."""
+    """Reasons why files are left out. docs/images.md explains each reason."""
 
     OUTSIDE = "images outside train, val and test"
     NO_CLASS = "images without a class folder"
@@ -41,12 +42,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What is left out for one reason.
+    """The files that are left out for one reason.
 
     Attributes:
-        kind: the reason, one of :class:`Kind`.
-        count: how many.
-        names: the first of them by name.
+        kind: The reason, a value of :class:`Kind`.
+        count: Number of files.
+        names: The first files by name.
     """
 
     kind: str
@@ -56,12 +57,12 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What a listing found.
+    """The result of a listing.
 
     Attributes:
-        class_names: in the order of the labels.
-        per_class: images of each class, for each part (train, val, test).
-        left_out: everything else, by kind.
+        class_names: Class names in the order of the labels.
+        per_class: Number of images of each class, for each part (train, val, test).
+        left_out: All other files, by kind.
     """
 
     class_names: tuple[str, ...]
@@ -70,11 +71,11 @@ class Account:
 
     @property
     def images(self) -> dict[str, int]:
-        """Images of each part."""
+        """Number of images of each part."""
         return {part: sum(counts) for part, counts in self.per_class.items()}
 
     def lines(self) -> list[str]:
-        """The account for people: one line of what is read, and one for each kind of what is not.
+        """Return the account as text: a line for the files that are read, and one for each kind left out.
 
         >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 0)}).lines()
         ['found 2 classes; images: train 7 (cat 3, dog 4), val 0']
@@ -91,7 +92,7 @@ class Account:
         return [found, *as_classes, *left_out_lines(self.left_out)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for the record and for :meth:`from_json`."""
+        """Return plain values, for the record and for :meth:`from_json`."""
         return {
             "class_names": list(self.class_names),
             "images": self.images,
@@ -103,7 +104,7 @@ class Account:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Account:
-        """The account that :meth:`to_json` wrote."""
+        """Create the account from the result of :meth:`to_json`."""
         return cls(
             class_names=tuple(values["class_names"]),
             per_class={part: tuple(counts) for part, counts in values["per_class"].items()},
@@ -123,16 +124,16 @@ class Account:
 
 @dataclass
 class Tally:
-    """Collects what is left out while a source is listed."""
+    """Collects the left-out files while a source is listed."""
 
     _names: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, kind: Kind, *names: str) -> None:
-        """Note that these are left out."""
+        """Record that these files are left out."""
         self._names[kind] += names
 
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What was noted, in the order of :class:`Kind`; a name that was noted twice counts once."""
+        """Return the recorded files in the order of :class:`Kind`; a name recorded twice counts once."""
         found = ((kind, sorted(set(self._names[kind]))) for kind in Kind if self._names.get(kind))
         return tuple(
             LeftOut(kind=kind.value, count=len(names), names=tuple(names[:_NAMED])) for kind, names in found
@@ -140,7 +141,7 @@ class Tally:
 
 
 def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
-    """A line of text for each kind.
+    """Return a line of text for each kind.
 
     >>> left_out_lines([LeftOut(kind="hidden files", count=5, names=("a/._1.png", "a/._2.png"))])
     ['left out, hidden files: 5 (a/._1.png, a/._2.png, ...)']
@@ -149,7 +150,7 @@ def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
 
 
 def _first(names: Sequence[str], count: int) -> str:
-    # A name may hold a line break, or bytes that no terminal can print.
+    # A name may contain a line break, or bytes that a terminal cannot print.
     shown = [name.encode(errors="backslashreplace").decode() for name in names]
     shown = [name if name.isprintable() else repr(name) for name in shown]
     return ", ".join(shown + (["..."] if count > len(names) else []))

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on the device, each image by its own draw.
+"""Augment whole batches on the device, with separate random draws for each image.
 
-Draws are made with a numpy generator on the host and sent along: the same images come out on every device,
-torch's own random state is never touched, and nothing waits for the device.
+A numpy generator on the host makes the draws, which are then copied to the device. Therefore every device
+returns the same images, torch's random state is never changed, and the host never waits for the device.
 
 Shape legend: B images of a batch, C channels, H height, W width, K classes.
 """
@@ -35,7 +35,7 @@ __all__ = [
 
 
 FloatArray = npt.NDArray[np.float64]
-#: Changes uint8 images B x C x H x W, each by its strength.
+#: A function that changes uint8 images B x C x H x W, each by its strength.
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 _BINS: Final = 31
@@ -46,13 +46,13 @@ class Policy:
     """Ranges of a published policy.
 
     Attributes:
-        layers: operations applied to each image, one after another.
-        bin: strength of every operation, 0 to 30; None: drawn for each image.
-        shear: largest, as a slope.
-        translate: largest, as (share of the side, pixels): their sum.
-        rotate: largest, degrees.
-        colour: largest change of a colour factor from 1.
-        bits: largest number of bits posterize takes away.
+        layers: Number of operations applied to each image in sequence.
+        bin: Strength of every operation, 0 to 30; None: drawn for each image.
+        shear: Largest shear, as a slope.
+        translate: Largest translation, as the sum of (share of the side, pixels).
+        rotate: Largest rotation, degrees.
+        colour: Largest change of a colour factor from 1.
+        bits: Largest number of bits that posterize removes.
     """
 
     layers: int
@@ -77,7 +77,16 @@ POLICIES: Final[Mapping[str, Policy]] = {
 
 
 def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Tensor:
-    """Apply a policy to square uint8 images of 1 or 3 channels; returns new ones."""
+    """Apply a policy to a batch.
+
+    Args:
+        images_BCHW: Square uint8 images of 1 or 3 channels.
+        rng: Source of all random draws.
+        policy: The policy to apply.
+
+    Returns:
+        New images of the same shape and dtype.
+    """
     batch, side = len(images_BCHW), images_BCHW.shape[-1]
     names = list(OPERATIONS)
     for _ in range(policy.layers):
@@ -100,9 +109,16 @@ def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Te
 def strengths(
     name: str, bins_B: npt.NDArray[np.int64], signs_B: FloatArray, policy: Policy, side: int
 ) -> FloatArray:
-    """Strength of an operation at each bin (0 to 30), in its own unit.
+    """Return the strength of an operation at each bin, in the unit of the operation.
 
-    Shear: slope; translate: pixels; rotate: degrees; posterize: bits kept; solarize: level; else: factor.
+    Shear: slope; translate: pixels; rotate: degrees; posterize: bits kept; solarize: level; others: factor.
+
+    Args:
+        name: Name of the operation.
+        bins_B: Bin of each image, 0 to 30.
+        signs_B: Direction of each operation, -1 or 1.
+        policy: Ranges of the operations.
+        side: Side of the images, pixels.
 
     >>> strengths("rotate", np.array([30]), np.array([-1.0]), POLICIES["randaugment"], 32)
     array([-30.])
@@ -125,9 +141,10 @@ def strengths(
 
 
 def _affine(images_BCHW: Tensor, rows: Sequence[Sequence[Tensor | float]], by_B: Tensor) -> Tensor:
-    """Sample the nearest pixel at ``rows @ (x, y, 1)``, counted from the image's centre; outside is black."""
+    """Sample the nearest pixel at ``rows @ (x, y, 1)``, measured from the image centre; outside is black."""
     height, width = images_BCHW.shape[-2:]
-    # affine_grid counts in half sides. Python's numbers: to copy a tensor of them would wait for a GPU.
+    # affine_grid uses half sides as units. These are Python numbers, because copying a tensor of them would
+    # wait for a GPU.
     half = (width / 2, height / 2, 1.0)
     cells_B = [
         [(by_B * 0 + cell) * half[j] / half[i] for j, cell in enumerate(row)] for i, row in enumerate(rows)
@@ -138,7 +155,7 @@ def _affine(images_BCHW: Tensor, rows: Sequence[Sequence[Tensor | float]], by_B:
 
 
 def _shear_x(images_BCHW: Tensor, slope_B: Tensor) -> Tensor:
-    # As in the policies' reference code, the top row stays where it is.
+    # As in the reference code of the policies, the top row does not move.
     height = images_BCHW.shape[-2]
     return _affine(images_BCHW, [[1, slope_B, slope_B * height / 2], [0, 1, 0]], slope_B)
 
@@ -177,7 +194,7 @@ def _contrast(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def _sharpness(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    # The reference's smoothing kernel; it leaves the outermost pixels alone.
+    # The smoothing kernel of the reference code, which does not change the outermost pixels.
     channels = images_BCHW.shape[1]
     kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images_BCHW.device)
     kernel[:, :, 1, 1] = 5 / 13
@@ -200,7 +217,7 @@ def _grey(images_BCHW: Tensor) -> Tensor:
 
 
 def _torchvision() -> ModuleType:
-    # Imported by a trial that augments so, not by every one: it takes seconds.
+    # The import takes seconds, so only trials that use these operations pay for it.
     from torchvision.transforms.v2 import functional
 
     module: ModuleType = functional
@@ -235,15 +252,15 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
 
 
 def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int, flip: bool) -> Tensor:
-    """Pad with zeros, cut each image out at its own place, mirror each with probability one half.
+    """Pad with zeros, crop each image at a random position, and mirror it with probability one half.
 
     One gather does both.
 
     Args:
-        images_BHWC: any dtype.
-        rng: is drawn from.
-        padding: pixels on each side; 0: no crop.
-        flip: mirror left to right.
+        images_BHWC: Images of any dtype.
+        rng: Source of all random draws.
+        padding: Pixels on each side; 0: do not crop.
+        flip: Mirror left to right.
 
     Returns:
         Images of the same shape.
@@ -256,8 +273,8 @@ def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int
     draws_B3[:, 0], draws_B3[:, 1] = rng.integers(0, 2 * padding + 1, size=(2, batch))
     if flip:
         draws_B3[:, 2] = rng.random(batch) < 0.5
-    # Three numbers an image travel; the places of all its pixels are made of them on the device. From memory
-    # that is not page-locked, CUDA takes a copy of up to 64 KiB without waiting for what is queued.
+    # Only three numbers per image are copied; the device computes the positions of all pixels from them. CUDA
+    # copies up to 64 KiB from memory that is not page-locked without waiting for the queued work.
     top_B, left_B, mirrored_B = torch.from_numpy(draws_B3).to(device, non_blocking=True).unbind(1)
     columns_W = torch.arange(width, device=device)
     columns_BW = left_B[:, None] + torch.where(mirrored_B[:, None].bool(), width - 1 - columns_W, columns_W)
@@ -269,16 +286,25 @@ def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int
 
 
 def one_hot(labels_B: Tensor, classes: int) -> Tensor:
-    """Labels as float32 targets, B x K."""
+    """Return the labels as float32 targets, B x K."""
     return F.one_hot(labels_B, classes).float()
 
 
 def mixup(
     images_BCHW: Tensor, targets_BK: Tensor, rng: np.random.Generator, *, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image with its neighbour in the batch, targets alike (Zhang et al., 2018).
+    """Blend each image with its neighbour in the batch, and the targets likewise (Zhang et al., 2018).
 
-    ``lambda ~ Beta(alpha, alpha)`` is drawn once for the batch, as the authors do.
+    ``lambda ~ Beta(alpha, alpha)`` is drawn once per batch, as in the authors' code.
+
+    Args:
+        images_BCHW: Float images.
+        targets_BK: Float targets.
+        rng: Source of the draw.
+        alpha: Parameter of the beta distribution.
+
+    Returns:
+        Images and targets of the same shapes.
     """
     weight = float(rng.beta(alpha, alpha))
     return (
@@ -290,7 +316,17 @@ def mixup(
 def cutmix(
     images_BCHW: Tensor, targets_BK: Tensor, rng: np.random.Generator, *, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """Paste a box of each image's neighbour into it; targets are mixed by area (Yun et al., 2019)."""
+    """Paste a box of its neighbour into each image, and mix the targets by area (Yun et al., 2019).
+
+    Args:
+        images_BCHW: Float images.
+        targets_BK: Float targets.
+        rng: Source of all random draws.
+        alpha: Parameter of the beta distribution of the box's area.
+
+    Returns:
+        Images and targets of the same shapes.
+    """
     height, width = images_BCHW.shape[-2:]
     centre = (int(rng.integers(height)), int(rng.integers(width)))
     top, bottom, left, right = cutmix_box(
@@ -305,7 +341,13 @@ def cutmix(
 def cutmix_box(
     height: int, width: int, *, share: float, centre: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box of ``share`` of the area, clipped at the image's edges.
+    """Return (top, bottom, left, right) of a box, clipped at the edges of the image, pixels.
+
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        share: Area of the unclipped box as a share of the image's area.
+        centre: Row and column of the box's centre, pixels.
 
     >>> cutmix_box(32, 32, share=0.25, centre=(16, 16)), cutmix_box(32, 32, share=0.25, centre=(0, 31))
     ((8, 24, 8, 24), (0, 8, 23, 32))

@@ -1,6 +1,6 @@
-"""Where the images of a batch come from: the mapped cache, now or ahead of the device, or the device itself.
+"""Sources of batches: the mapped cache on demand, the mapped cache with prefetching, or the device's memory.
 
-All three give the same batches to the last bit; only when and where the bytes are copied differs.
+All three sources return bitwise identical batches. They differ only in when and where the bytes are copied.
 
 Shape legend: B images of a batch, H = W stored side, C channels, N images of a split.
 """
@@ -39,22 +39,22 @@ __all__ = [
 
 Part = Literal["train", "val", "test"]
 
-#: Of the device's free memory, at most one part in so many. A batch of half the size gives back more than
-#: that, so images on the device hardly ever decide how large a micro-batch can be.
+#: A split uses at most 1 / ``_LARGEST_PART`` of the device's free memory. Halving the micro-batch frees more
+#: than that, so images on the device hardly ever limit the size of a micro-batch.
 _LARGEST_PART: Final = 8
 
-#: Bytes uploaded at a time: the host never holds a second copy of a split.
+#: Bytes uploaded at a time, so that the host never holds a second copy of a split.
 _CHUNK_BYTES: Final = 64 << 20
 
 
 @dataclass
 class _Held:
-    """What of one dataset is on one device."""
+    """The splits of one dataset that are on one device."""
 
     digest: str
     splits: dict[Part, Resident] = field(default_factory=dict)
     unwanted: bool = False
-    """It was let go of for want of memory: this dataset does not come back."""
+    """True once the images were released because memory was short; the dataset is not uploaded again."""
 
 
 _held: dict[torch.device, _Held] = {}
@@ -62,7 +62,7 @@ _lock = threading.Lock()
 
 
 def fits(needed: int, free: int) -> bool:
-    """Whether ``needed`` bytes of images may live on a device with ``free`` bytes free.
+    """Return whether ``needed`` bytes of images may be kept on a device with ``free`` bytes of free memory.
 
     >>> gib = 2**30
     >>> fits(gib, 8 * gib), fits(gib + 1, 8 * gib)
@@ -72,10 +72,15 @@ def fits(needed: int, free: int) -> bool:
 
 
 def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
-    """Where the batches of a trial on ``device`` come from.
+    """Return the source of the batches of a trial on ``device``.
 
-    A CPU's memory is where the mapped cache is already. A GPU is given the split, unless it has it; where
-    that does not fit, batches are copied ahead.
+    On a CPU the mapped cache is already in the right memory. On a GPU the split is uploaded, unless it is
+    there already. If the split does not fit, batches are prefetched.
+
+    Args:
+        dataset: The open dataset.
+        part: The split to read.
+        device: The device of the trial.
     """
     split: Split = getattr(dataset, part)
     if not has_own_memory(device):
@@ -86,9 +91,9 @@ def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Ba
 
 
 def release(device: torch.device) -> bool:
-    """Let go of the images on ``device`` and do without them; whether there were any.
+    """Release the images on ``device`` and do not upload them again; return whether there were any.
 
-    Their memory is free once the loaders that read them are gone.
+    Their memory becomes free once the loaders that read them are deleted.
     """
     with _lock:
         held = _held.get(_numbered(device))
@@ -100,7 +105,7 @@ def release(device: torch.device) -> bool:
 
 
 def _resident(digest: str, part: Part, split: Split, device: torch.device) -> Resident | None:
-    # Two trials in two threads of a notebook share the copy; the second waits for the first one's.
+    # Two trials in two threads of a notebook share the copy; the second waits for the upload of the first.
     with _lock:
         held = _held.get(device)
         if held is None or held.digest != digest:
@@ -108,24 +113,24 @@ def _resident(digest: str, part: Part, split: Split, device: torch.device) -> Re
         if part not in held.splits and not held.unwanted and fits(_bytes_of(split), free_memory(device)):
             try:
                 held.splits[part] = _upload(split, device)
-            except torch.OutOfMemoryError:  # another process was faster
+            except torch.OutOfMemoryError:  # another process allocated the memory first
                 held.unwanted = True
         return held.splits.get(part)
 
 
 def has_own_memory(device: torch.device) -> bool:
-    """Whether images must be copied before ``device`` can compute on them."""
+    """Return whether images must be copied before ``device`` can compute on them."""
     return device.type == "cuda"
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes this process could still have on a GPU: the device's, and what torch holds in reserve."""
+    """Return the bytes this process can still allocate on a GPU: free memory plus torch's unused reserve."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """``cuda`` and ``cuda:0`` are one device, and must be one key."""
+    """Return the device with its index: ``cuda`` and ``cuda:0`` are one device and must be one key."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -146,54 +151,54 @@ def _upload(split: Split, device: torch.device) -> Resident:
 
 
 IntArray = npt.NDArray[np.int64]
-#: images_BHWC as stored, uint8, and labels_B, int64.
+#: images_BHWC as stored (uint8), and labels_B (int64).
 Pair = tuple[Tensor, Tensor]
 _Made = TypeVar("_Made")
 
-#: Batches made before they are asked for. One hides a copy behind a step; the second, a step that was short.
+#: Number of prefetched batches. The first hides a copy behind a step; the second covers a short step.
 _DEPTH = 2
 
 
 class BatchSource(Protocol):
-    """Gives the images of a split in any order asked for, as often as asked; keeps nothing between passes."""
+    """Yields the images of a split in any order and any number of times; keeps no state between passes."""
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Return the number of images of the split."""
 
     def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
-        """The images at these positions of the split, ``batch_size`` at a time; the rest comes last."""
+        """Yield the images at these positions, ``batch_size`` at a time; the last batch may be smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mapped:
-    """From the mapped cache, when asked: on a CPU that is a millisecond before a step of seconds."""
+    """Reads from the mapped cache on demand. On a CPU this takes a millisecond before a step of seconds."""
 
     split: Split
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Return the number of images of the split."""
         return len(self.split)
 
     def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
-        """Copies, on the CPU."""
+        """Yield copies on the CPU."""
         return (_gather(self.split, chosen) for chosen in _cut(order, batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """From the mapped cache by a thread of its own, while the device is at the batches before."""
+    """Reads from the mapped cache in a separate thread while the device processes the previous batches."""
 
     split: Split
     device: torch.device
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Return the number of images of the split."""
         return len(self.split)
 
     def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
-        """Copies, on the device; what reads them there waits for them by itself.
+        """Yield copies on the device. Work that is queued there later waits for the copies.
 
-        The thread is there as long as this pass is: a pass that is given up ends it.
+        The thread runs as long as this pass; closing the iterator early stops the thread.
         """
         upload = _Upload(self.device)
         makers = (partial(self._make, upload, chosen) for chosen in _cut(order, batch_size))
@@ -209,17 +214,17 @@ class Ahead:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Resident:
-    """From the device's own memory."""
+    """Reads from the memory of the device."""
 
     images_NHWC: Tensor
     labels_N: Tensor
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Return the number of images of the split."""
         return len(self.labels_N)
 
     def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
-        """Copies within the device; of the host's they need the order, once."""
+        """Yield copies made within the device. Only the order is copied from the host, once per pass."""
         order_N = torch.from_numpy(order).to(self.labels_N.device)
         for start in range(0, len(order), batch_size):
             chosen_B = order_N[start : start + batch_size]
@@ -227,10 +232,10 @@ class Resident:
 
 
 def made_ahead(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
-    """What ``makers`` make, in order, each made by one other thread up to ``depth`` before it is asked for.
+    """Yield the results of ``makers`` in order; one other thread computes them up to ``depth`` items ahead.
 
-    A maker's exception comes out where its product would have. When the iterator is closed, the thread ends
-    with the maker it is at.
+    An exception of a maker is raised at the position of its result. When the iterator is closed, the thread
+    stops after the running maker.
     """
     waiting: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
@@ -247,7 +252,7 @@ def made_ahead(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generato
 
 
 class _Upload:
-    """Copies to a device on a stream of their own, which a GPU carries out beside its computations."""
+    """Copies to a device on a separate stream, so that a GPU copies while it computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -256,12 +261,12 @@ class _Upload:
     def __call__(
         self, images_BHWC: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
-        """The copies, and what tells that they are complete (None: they are)."""
+        """Return the copies, and an event that marks their completion (None: they are complete)."""
         if self._stream is None:
             return images_BHWC.to(self._device), labels_B.to(self._device), None
         with torch.cuda.stream(self._stream):
-            # Only from page-locked memory does a copy leave the host free and run beside kernels. torch keeps
-            # those pages until the copy is done, and for the batches after.
+            # Only a copy from page-locked memory is asynchronous and runs beside kernels. torch keeps these
+            # pages until the copy is complete, and reuses them for later batches.
             copies = [
                 tensor.pin_memory().to(self._device, non_blocking=True) for tensor in (images_BHWC, labels_B)
             ]
@@ -270,16 +275,17 @@ class _Upload:
 
 @lru_cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all passes: torch keeps the memory of every stream apart, and gives none of it to another."""
+    """Return one stream for all passes, because torch never reuses the memory of one stream for another."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _hand_over(tensors: Pair, copied: torch.cuda.Event) -> None:
-    """Order what is queued on the current stream from now on after the copy, without waiting here."""
+    """Make later work on the current stream wait for the copy, without blocking the host."""
     stream = torch.cuda.current_stream(tensors[0].device)
     stream.wait_event(copied)
     for tensor in tensors:
-        # The memory is the copying stream's: else it would be given to its next copy while still being read.
+        # The copying stream owns the memory. Without this call, its next copy could overwrite memory that is
+        # still being read.
         tensor.record_stream(stream)
 
 

@@ -1,4 +1,4 @@
-"""The decoded cache on disk: its files, and how a reader knows they are whole and the right ones.
+"""The decoded cache on disk: its files, and the checks that they are complete and current.
 
 A cache is a folder::
 
@@ -6,9 +6,10 @@ A cache is a folder::
     labels.npy   int64 N
     meta.json    Meta, and a digest of it
 
-The image file counts as chunks of :data:`CHUNK_BYTES`, each with its digest in the metadata. Opening checks
-the metadata's digest, format, source, header and length, all labels, and a few chunks spread over the file:
-milliseconds, whatever the size. A flipped bit elsewhere in the pixels is only found by :func:`verify_all`.
+The image file is divided into chunks of :data:`CHUNK_BYTES`; the metadata contains the digest of each chunk.
+Opening checks the metadata's digest, format and source, the header and length of the image file, all labels,
+and a few chunks spread over the file. This takes milliseconds at any size. Only :func:`verify_all` detects a
+flipped bit in the other chunks.
 
 Shape legend: N images, H = W side, C channels, B images of a chunk.
 """
@@ -49,11 +50,11 @@ ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 Shape = tuple[int, int, int, int]
 
-#: Raise when what is stored, or how images are decoded, changes: older caches are then rebuilt.
+#: Increase this number if the stored data or the decoding of images changes: older caches are then rebuilt.
 FORMAT: Final = 1
 
 CHUNK_BYTES: Final = 2 << 20
-#: Chunks read on opening.
+#: Number of chunks that are checked on opening.
 _SAMPLED_CHUNKS: Final = 8
 
 _IMAGES: Final = "images.npy"
@@ -62,22 +63,22 @@ _META: Final = "meta.json"
 
 
 class CacheError(Exception):
-    """These files are not the whole cache of that source: rebuild."""
+    """Raised if the files are not a complete cache of the source; the cache must be rebuilt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What is known about the stored images.
+    """Metadata of the stored images.
 
     Attributes:
-        source: fingerprint of what they were decoded from.
-        counts: images of each part, in the order they are stored.
-        mean: of each channel over the training images, in 0..1.
-        std: likewise.
-        levels: the range of values that pictures of more than 8 bits were scaled by; None: there are none.
-        skipped: rows that hold no image, with the image's name and why it could not be decoded.
-        labels_digest: of labels.npy's bytes.
-        chunk_digests: of the images' chunks, in order.
+        source: Fingerprint of the source of the images.
+        counts: Number of images of each part, in the order in which the parts are stored.
+        mean: Mean of each channel over the training images, in 0..1.
+        std: Standard deviation of each channel over the training images, in 0..1.
+        levels: Range of values by which pictures of more than 8 bits were scaled; None without such pictures.
+        skipped: Rows without an image: (row, name of the image, reason why it could not be decoded).
+        labels_digest: Digest of the bytes of labels.npy.
+        chunk_digests: Digests of the chunks of images, in order.
     """
 
     format: int = FORMAT
@@ -94,14 +95,14 @@ class Meta:
 
     @property
     def content(self) -> str:
-        """Digest of the images, labels and parts themselves: equal on every node, wherever they came from."""
+        """Digest of the images, labels and parts, equal on every node and independent of their source."""
         known = [self.shape, self.counts, self.class_names, [row for row, *_ in self.skipped]]
         return _digest(json.dumps([*known, self.labels_digest, self.chunk_digests]).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """An open cache. The image pages are shared by every process that maps them."""
+    """An open cache. All processes that map it share its image pages."""
 
     folder: Path
     meta: Meta
@@ -110,7 +111,7 @@ class Cache:
 
 
 def chunk_rows(shape: Shape) -> int:
-    """Images of one chunk.
+    """Return the number of images in a chunk.
 
     >>> chunk_rows((60_000, 32, 32, 3)), chunk_rows((10, 2048, 2048, 3))
     (682, 1)
@@ -119,38 +120,44 @@ def chunk_rows(shape: Shape) -> int:
 
 
 def chunks(shape: Shape) -> Iterator[slice]:
-    """Rows of each chunk, in order."""
+    """Yield the rows of each chunk, in order."""
     rows = chunk_rows(shape)
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
 def chunk_digest(images_BHWC: ByteArray) -> str:
-    """Digest of one chunk's pixels."""
+    """Return the digest of the pixels of one chunk."""
     return blake2b(np.ascontiguousarray(images_BHWC).data, digest_size=8).hexdigest()
 
 
 def create_images(folder: Path, shape: Shape) -> Path:
-    """Make an empty image file of its final length, for chunks to be written into."""
+    """Create an empty image file of its final length, into which chunks can be written."""
     path, header = folder / _IMAGES, _npy_header(shape)
     length = len(header) + math.prod(shape)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(length)
         if hasattr(os, "posix_fallocate"):
-            # A full disk is an error here; in a mapped page later it would be a SIGBUS.
+            # A full disk raises an error here. Later, writing to a mapped page would raise SIGBUS.
             os.posix_fallocate(file.fileno(), 0, length)
     return path
 
 
 def map_chunk(path: Path, shape: Shape, rows: slice) -> ByteArray:
-    """Some rows of an image file being made, writable."""
+    """Map some rows of an unfinished image file for writing.
+
+    Args:
+        path: The image file.
+        shape: Shape of all images, N x H x W x C.
+        rows: The rows to map.
+    """
     offset = len(_npy_header(shape)) + rows.start * math.prod(shape[1:])
     part = (rows.stop - rows.start, *shape[1:])
     return np.memmap(path, mode="r+", dtype=np.uint8, offset=offset, shape=part)
 
 
 def write_labels(folder: Path, labels_N: IntArray) -> str:
-    """Store the labels; returns their digest."""
+    """Store the labels and return their digest."""
     data = io.BytesIO()
     np.save(data, labels_N)
     (folder / _LABELS).write_bytes(data.getvalue())
@@ -158,20 +165,20 @@ def write_labels(folder: Path, labels_N: IntArray) -> str:
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
-    """Store the metadata: the last file, without which there is no cache."""
+    """Store the metadata. It must be written last, because it makes the cache complete."""
     body = json.dumps(dataclasses.asdict(meta), sort_keys=True)
     (folder / _META).write_text(json.dumps({"digest": _digest(body.encode()), "meta": body}))
 
 
 def open_cache(folder: Path, source: str) -> Cache:
-    """Map a cache and check it (see the module's head).
+    """Map a cache and check it; the module docstring lists the checks.
 
     Args:
-        folder: of the cache.
-        source: fingerprint it must have been decoded from.
+        folder: Folder of the cache.
+        source: Fingerprint that the cache's source must have.
 
     Raises:
-        CacheError: absent, incomplete, damaged, of another format or of another source.
+        CacheError: The cache is absent, incomplete, damaged, of another format or of another source.
     """
     try:
         meta = _read_meta(folder)
@@ -193,7 +200,7 @@ def verify_all(cache: Cache) -> None:
     """Read every pixel and compare its chunk's digest.
 
     Raises:
-        CacheError: a chunk is damaged.
+        CacheError: A chunk is damaged.
     """
     _check_chunks(cache, range(len(cache.meta.chunk_digests)))
 
@@ -209,7 +216,7 @@ def _read_meta(folder: Path) -> Meta:
 
 
 def _tuples(known: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists only; :class:`Meta` is frozen all through."""
+    """Convert lists to tuples, because JSON has only lists and :class:`Meta` is immutable throughout."""
     return {name: _tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
@@ -220,12 +227,12 @@ def _tuple(values: list[Any]) -> tuple[Any, ...]:
 def _map_images(folder: Path, meta: Meta) -> ByteArray:
     path, header = folder / _IMAGES, _npy_header(meta.shape)
     with path.open("rb") as file:
-        # Compared, not parsed: a damaged header is never believed.
+        # The header is compared, not parsed, so that a damaged header is never trusted.
         if file.read(len(header)) != header:
             raise CacheError(f"{_IMAGES} does not begin as an array of uint8 {meta.shape}")
     if path.stat().st_size != len(header) + math.prod(meta.shape):
         raise CacheError(f"{_IMAGES} has the wrong length")
-    # Seen as a plain array: indexing an np.memmap costs a Python call for each result.
+    # The view is a plain array, because indexing an np.memmap costs a Python call for each result.
     return np.memmap(path, mode="r", dtype=np.uint8, shape=meta.shape, offset=len(header)).view(np.ndarray)
 
 

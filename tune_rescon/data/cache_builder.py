@@ -1,7 +1,8 @@
-"""Making the cache: decode into a scratch folder, then put it in place with one rename.
+"""Build the cache: decode into a scratch folder, then publish the folder with one rename.
 
-Any number of processes may ask at once: one builds under a file lock, the others wait and map its result.
-The lock belongs to the process that holds it: a killed builder frees it, and the next one sweeps up.
+Any number of processes may request a cache at the same time. One of them builds it under a file lock; the
+others wait and map the result. The lock belongs to the building process, so it is released if that process is
+killed. The next builder removes the leftovers.
 """
 
 from __future__ import annotations
@@ -45,13 +46,20 @@ __all__ = [
 ]
 
 
-#: True: draw a bar; a callable: gets (images done, images in all) from time to time; False: silence.
+#: True: draw a progress bar. A callable: call it with (images done, total images) from time to time. False:
+#: no output.
 Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
 def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told how many more are done."""
+    """Yield a function that the caller calls with the number of newly finished images.
+
+    Args:
+        progress: How to report progress.
+        title: Label of the bar.
+        total: Total number of images.
+    """
     if callable(progress):
         yield _counting(progress, total)
     elif progress:
@@ -83,10 +91,10 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda more: bar.advance(task, more)
 
 
-#: Fewer images than this are decoded in the calling process: starting others takes longer.
+#: Fewer images than this are decoded in the calling process, because starting others takes longer.
 _WORTH_PROCESSES = 256
 
-#: Decoding processes that find nothing to do leave after this many seconds.
+#: Idle decoding processes exit after this many seconds.
 _IDLE_SECONDS = 10
 
 
@@ -101,20 +109,20 @@ def fill(
     """Write the images, labels and metadata of a cache into an empty folder.
 
     Args:
-        plan: every row.
-        folder: to write into.
-        fingerprint: of the source, for the metadata.
-        advance: told how many more images are done.
-        on_bad: told of each image that cannot be decoded; may raise to give up.
+        plan: The layout of all rows.
+        folder: The folder to write into.
+        fingerprint: Fingerprint of the source, for the metadata.
+        advance: Called with the number of newly finished images.
+        on_bad: Called with each image that cannot be decoded; may raise to stop the build.
 
     Returns:
-        The range of values of the training pictures of more than 8 bits; None: there are none. Where it is
-        not the plan's, they were not scaled by it.
+        The range of values of the training pictures of more than 8 bits, or None without such pictures. If it
+        differs from the plan's range, the pictures were not scaled by the returned range.
 
     Raises:
-        SizesDifferError: images that the plan takes for one size are not.
-        DataError: no training image can be decoded.
-        OSError: the folder cannot be written.
+        SizesDifferError: The plan assumes one size, but the images differ in size.
+        DataError: No training image can be decoded.
+        OSError: The folder cannot be written.
     """
     path = create_images(folder, plan.shape)
     done: dict[int, _Chunk] = {}
@@ -144,9 +152,10 @@ def fill(
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """What is kept of a stored chunk. Sums are over its training images' pixels: whole numbers, so exact.
+    """Statistics of a stored chunk.
 
-    Levels are those of its deep training pictures.
+    The sums run over the pixels of its training images. They are integers, so they are exact. ``levels`` is
+    the range of its deep training pictures.
     """
 
     start: int
@@ -160,10 +169,11 @@ class _Chunk:
 
 
 def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
-    """Store every chunk; they come as they are finished.
+    """Store every chunk, and yield the chunks in the order in which they finish.
 
     joblib's loky processes need no ``__main__`` guard in the user's script and start from any thread or Ray
-    worker. Threads would not do: a small jpeg is mostly Python, and two threads were slower than one.
+    worker. Threads are unsuitable: decoding a small jpeg runs mostly Python code, and two threads were slower
+    than one.
     """
     tasks = ((plan.reader(rows), path, plan.shape, rows, plan.counts["train"]) for rows in chunks(plan.shape))
     joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
@@ -180,7 +190,10 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
 
 
 def _joblib() -> Any:
-    """None where only torch and Lightning are (`make gpu-check`): one process decodes there."""
+    """Return joblib, or None if it is not installed; then one process decodes.
+
+    `make gpu-check` runs where only torch and Lightning are installed.
+    """
     try:
         import joblib
     except ModuleNotFoundError:
@@ -211,7 +224,7 @@ def _channel_sums(values_BHWC: npt.NDArray[np.unsignedinteger]) -> tuple[int, ..
 
 
 def _mean_std(done: list[_Chunk]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each channel over the training pixels, in 0..1."""
+    """Return mean and standard deviation of each channel over the training pixels, in 0..1."""
     pixels = sum(chunk.pixels for chunk in done)
     if not pixels:
         raise DataError(format_error("no training image can be decoded", where="dataset"))
@@ -228,17 +241,17 @@ _SCRATCH = ".building-"
 
 
 def ensure_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
-    """Map the source's cache, building it first where there is none that is whole and current.
+    """Map the source's cache. If the cache is absent, incomplete or outdated, build it first.
 
     Args:
-        source: what to decode.
-        root: folder that holds the caches of this node.
-        skip_bad: leave out images that cannot be decoded, instead of raising.
-        progress: True draws a bar; a callable gets (images done, images in all).
+        source: The images to decode.
+        root: Folder that contains the caches of this node.
+        skip_bad: Leave out images that cannot be decoded, instead of raising.
+        progress: True draws a progress bar; a callable is called with (images done, total images).
 
     Raises:
-        DataError: the source is not what it should be, or holds a broken image and ``skip_bad`` is off.
-        StorageError: the cache cannot be written.
+        DataError: The source is invalid, or contains a broken image and ``skip_bad`` is False.
+        StorageError: The cache cannot be written.
     """
     folder = root / source.key
     order = _Order(source, folder, source.fingerprint(), skip_bad, progress)
@@ -253,7 +266,7 @@ def ensure_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progre
 
 @dataclass(frozen=True)
 class _Order:
-    """One cache to be made."""
+    """Parameters of one build."""
 
     source: Source
     folder: Path
@@ -278,7 +291,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _open_or_build(order: _Order) -> Cache:
     try:
-        # Another process may have built it while this one waited for the lock.
+        # Another process may have built the cache while this process waited for the lock.
         return open_cache(order.folder, order.fingerprint)
     except CacheError as reason:
         if order.folder.exists():
@@ -297,7 +310,11 @@ def _open_or_build(order: _Order) -> Cache:
 
 
 def _build(order: _Order, scratch: Path) -> None:
-    """Decode, twice where the first pass finds what it could not know: unlike sizes, or deep pictures."""
+    """Decode the source.
+
+    Decode it again if the first pass finds images of different sizes, or deep pictures, whose range is only
+    known after a pass.
+    """
     alike = True
     try:
         levels = _decode(order, scratch, alike=True)
@@ -309,7 +326,7 @@ def _build(order: _Order, scratch: Path) -> None:
 
 
 def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
-    """Fill the scratch folder; returns the range of values of deep training pictures, if there are any."""
+    """Fill the scratch folder; return the range of values of the deep training pictures, if any."""
 
     def judge(bad: BadImage) -> None:
         if not order.skip_bad:
@@ -322,7 +339,10 @@ def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None 
 
 
 def _publish(scratch: Path, folder: Path) -> None:
-    """Make the finished cache durable, then visible all at once. Readers of an older one keep their pages."""
+    """Make the finished cache durable, then make it visible with one rename.
+
+    Readers of an older cache keep their mapped pages.
+    """
     for path in (*scratch.iterdir(), scratch):
         _fsync(path)
     if folder.exists():
@@ -341,21 +361,21 @@ def _fsync(path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed builders left. The lock is held, so no living one owns any of it."""
+    """Remove the leftovers of killed builders. The caller holds the lock, so no running builder owns them."""
     for path in folder.parent.glob(f"{folder.name}{_SCRATCH}*"):
         _remove(path)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        # A killed builder's processes may still be writing here for a moment: the next sweep gets the rest.
+        # Processes of a killed builder may still write here for a moment. The next sweep removes the rest.
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
 def _judge_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
-    """One cache serves those who skip and those who mind."""
+    """Raise for skipped images unless ``skip_bad`` is True; callers with either setting share one cache."""
     skipped = cache.meta.skipped
     if not skipped:
         return

@@ -1,6 +1,8 @@
-"""Which datasets there are, and what one is: classes, channels, sizes. Nothing is decoded or downloaded.
+"""The available datasets and their descriptions: classes, channels, sizes.
 
-Torch-free and quick, so that ``--dry-run`` and the driver can ask before any worker starts.
+A description needs no decoding and no download, except that an archive at a URL is fetched first. It is quick
+and does not import torch, so that ``--dry-run`` and the driver can describe a dataset before any worker
+process starts.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a dataset before it is opened.
+    """Description of a dataset that is available before the dataset is opened.
 
     Attributes:
-        image_size: side of the stored squares in pixels; None: a folder whose images differ in size.
-        train_images: after ``limit`` and the validation split.
-        val_images: likewise.
-        test_images: after ``limit``; 0 if the source has no test part.
-        class_names: in the order of the labels.
-        account: what a listing of the folder or zip found and left out; None: a dataset known by name.
-        stored_side: side of the squares that the cache keeps of a folder, pixels.
-        stored_images: images that the cache keeps of a folder, of all parts.
-        validation_tests: whether the test images are validation images, for there are no others.
+        image_size: Side of the stored squares, pixels; None for a folder whose images differ in size.
+        train_images: Training images after ``limit`` and the validation split.
+        val_images: Validation images after ``limit`` and the validation split.
+        test_images: Test images after ``limit``; 0 if the source has no test part.
+        class_names: Class names in the order of the labels.
+        account: Files that the listing of the folder or zip found and left out; None for a built-in dataset.
+        stored_side: Side of the squares that the cache stores for a folder, pixels.
+        stored_images: Number of images that the cache stores for a folder, over all parts.
+        validation_tests: True if the validation images are used as test images because there are no others.
     """
 
     name: str
@@ -67,7 +69,7 @@ class DatasetInfo:
 
     @property
     def cache_bytes(self) -> int | None:
-        """Bytes of the images that the cache keeps of a folder; None: a dataset known by name."""
+        """Bytes of the images that the cache stores for a folder; None for a built-in dataset."""
         if self.stored_side is None or self.stored_images is None:
             return None
         return self.stored_images * self.stored_side**2 * self.channels
@@ -75,10 +77,11 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """A dataset known by name.
+    """A built-in dataset, which is selected by its name alone.
 
     Attributes:
-        archives: file names that an offline user puts into ``<data root>/<folder>``; none: embedded.
+        archives: Names of the files that an offline user puts into ``<data root>/<folder>``; empty if the
+            dataset is embedded.
     """
 
     channels: int
@@ -189,27 +192,31 @@ BUILTIN: Final[Mapping[str, BuiltIn]] = {
 
 
 def list_datasets() -> tuple[str, ...]:
-    """Names a space file's ``dataset.name`` may have."""
+    """Return the valid values of ``dataset.name`` in a space file."""
     return (*BUILTIN, "folder")
 
 
 def describe(dataset: DatasetConfig, *, data_root: Path) -> DatasetInfo:
-    """What the dataset is, without decoding or downloading: constants, or one listing of the folder or zip.
+    """Describe a dataset from constants, or from one listing of the folder or zip, without decoding.
 
-    Images that turn out to be broken still count here. An archive at a URL is fetched to ``data_root`` first.
+    Nothing is downloaded either, except that an archive at a URL is fetched to ``data_root`` first. The
+    counts include images that later turn out to be broken.
 
     Raises:
-        DataError: an unknown name, or whatever is wrong with the folder that a listing shows.
+        DataError: The name is unknown, or the listing shows a fault of the folder.
     """
     path = dataset_path(dataset, data_root)
     return _describe_builtin(dataset) if path is None else _describe_folder(dataset, path)
 
 
 def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
-    """The folder or .zip to read, absolute; None for a built-in dataset. One at a URL is fetched first.
+    """Return the absolute path of the folder or .zip, or None for a built-in dataset.
+
+    A .zip at a URL is fetched first.
 
     Raises:
-        DataError: an unknown name, or a ``path`` that is missing, out of place or cannot be fetched.
+        DataError: The name is unknown, or ``path`` is missing, given for a built-in dataset, or cannot be
+            fetched.
     """
     if dataset.name not in list_datasets():
         raise DataError(unknown_name_message("dataset", dataset.name, list_datasets(), where="dataset.name"))
@@ -237,10 +244,10 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
 
 
 def local_path(path: str) -> Path:
-    """The absolute path that a person's ``path`` means on this machine, with ``~`` as the home folder.
+    """Return a user's ``path`` as an absolute path on this machine, with ``~`` as the home folder.
 
     Raises:
-        DataError: ``~NAME`` of a user that this machine does not have.
+        DataError: The path begins with ``~NAME``, and this machine has no such user.
     """
     try:
         return Path(path).expanduser().resolve()
@@ -251,7 +258,13 @@ def local_path(path: str) -> Path:
 
 
 def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) -> SplitRule:
-    """How the dataset's training images are cut; a source's own validation part is used as it is."""
+    """Return the rule that splits the dataset's training images.
+
+    Args:
+        dataset: The dataset's configuration.
+        own_validation: True if the source has a validation part, which is then used as it is.
+        has_test: True if the dataset has test images.
+    """
     holds_out = dataset.hold_out or validation_tests(dataset, has_test=has_test)
     return SplitRule(
         limit=dataset.limit,
@@ -261,9 +274,9 @@ def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) 
 
 
 def held_out_test_rule(dataset: DatasetConfig, *, has_test: bool) -> SplitRule | None:
-    """How test images are drawn from the training images, as a rule whose validation part they are.
+    """Return the rule that draws test images from the training images, or None if none are drawn.
 
-    None: they are not drawn.
+    The test images are the validation part of this rule.
     """
     if has_test or dataset.test_fraction is None:
         return None
@@ -271,7 +284,7 @@ def held_out_test_rule(dataset: DatasetConfig, *, has_test: bool) -> SplitRule |
 
 
 def validation_tests(dataset: DatasetConfig, *, has_test: bool) -> bool:
-    """Whether the validation images stand in for test images."""
+    """Return whether the validation images are used as test images."""
     return not (dataset.hold_out or has_test) and dataset.without_test == "val"
 
 
@@ -333,17 +346,18 @@ ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 Arrays = tuple[ByteArray, IntArray]
 
-#: scikit-learn's digits have no official test part: this one is ours, whatever the split seed.
+#: scikit-learn's digits have no official test part. This package defines one; it ignores the split seed.
 _DIGITS_TEST: Final = SplitRule(limit=None, val_fraction=0.2, seed=0)
 _DIGITS_LEVELS: Final = 16
 _DIGITS_SIDE: Final = 8
 
 
 def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
-    """Training and test (images_NHWC, labels_N).
+    """Return (images_NHWC, labels_N) of the training part and of the test part.
 
     Raises:
-        DataError: absent and not to be downloaded; says which file to put where.
+        DataError: The dataset is absent and the download failed. The message names the missing file and its
+            folder.
     """
     if name == "digits":
         return _digits()
@@ -363,7 +377,7 @@ def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
 
 
 def _digits() -> tuple[Arrays, Arrays]:
-    # A line is an image's 64 pixels and its label.
+    # Each line holds the 64 pixels of an image and its label.
     values_NV = np.loadtxt(_digits_file(), delimiter=",")
     pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
     images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
@@ -373,7 +387,10 @@ def _digits() -> tuple[Arrays, Arrays]:
 
 
 def _digits_file() -> Path:
-    """The file that ``sklearn.datasets.load_digits`` reads; to import scikit-learn takes seconds."""
+    """Return the file that ``sklearn.datasets.load_digits`` reads.
+
+    The package reads this file itself, because importing scikit-learn takes seconds.
+    """
     package = find_spec("sklearn")
     assert package is not None, "scikit-learn is a dependency"
     assert package.origin is not None, "scikit-learn is an ordinary package"
@@ -381,7 +398,7 @@ def _digits_file() -> Path:
 
 
 def _torchvision(name: str, data_root: Path, *, train: bool) -> Arrays:
-    # Seconds of torch, paid only while the cache is built.
+    # Importing torch takes seconds. Only building the cache needs it.
     from torchvision import datasets
 
     part = "train" if train else "test"

@@ -1,6 +1,7 @@
-"""Lightning's view of a dataset: stored rows go to the device, everything else happens there.
+"""Lightning's data module: copy stored rows to the device and do all other work there.
 
-Shape legend: B batch, C channels, H = W side (stored before, image_size after resizing), K classes.
+Shape legend: B images of a batch, C channels, H = W side (stored side before resizing, image_size after it),
+K classes.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ __all__ = [
 ]
 
 
-#: Validation keeps no activations for a backward pass, so its batches may be larger: on a GPU so large that
-#: the device sets the pace, not the host that launches its kernels (benchmarks/NOTES.md).
+#: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
+#: large that the device limits the speed, not the host that launches its kernels (benchmarks/NOTES.md).
 _VALIDATION_BATCH_FACTOR: Final = 2
 _VALIDATION_BATCH_FACTOR_ON_GPU: Final = 8
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of one trial. Cheap to make: the dataset is shared, nothing is read until a loader is iterated.
+    """Batches of one trial.
 
-    Order and augmentation of an epoch depend on (seed, epoch) alone; torch's, numpy's and Python's own random
-    states are neither read nor changed. Batches come out in channels_last memory format.
+    The module is cheap to create: the dataset is shared, and no data is read until a loader is iterated.
+
+    The order and augmentation of an epoch depend only on (seed, epoch). The global random states of torch,
+    numpy and Python are neither read nor changed. Batches have channels_last memory format.
 
     Without a Trainer::
 
@@ -53,16 +56,18 @@ class ImageDataModule(LightningDataModule):
         share: Shard = WHOLE,
         done: tuple[int, int] = (0, 0),
     ) -> None:
-        """Keep what the batches depend on.
+        """Store the settings of the batches.
 
         Args:
-            dataset: open; shared with other trials.
-            config: its augmentation, normalisation and batch size are used.
-            image_size: side of the squares the network sees, pixels.
-            seed: of order and augmentation.
-            judged: what Lightning validates on: ``"test"`` for a finished network that is judged once.
-            share: of every batch, where several processes train one trial.
-            done: an epoch (counted from 0) and how many of its batches Lightning is not given any more.
+            dataset: The open dataset, which other trials share.
+            config: The trial's configuration; augmentation, normalisation and batch size are used.
+            image_size: Side of the network's input, pixels.
+            seed: Seed of order and augmentation.
+            judged: The split on which Lightning validates; ``"test"`` for the single evaluation of a
+                finished network.
+            share: This process's shard of every batch, if several processes train one trial.
+            done: An epoch (counted from 0), and the number of its first batches that are done and that
+                Lightning does not receive again.
         """
         super().__init__()
         self._judged: Part = judged
@@ -75,38 +80,47 @@ class ImageDataModule(LightningDataModule):
         self._to_input = Normalization(dataset.preprocessing(config, image_size))
 
     def train_dataloader(self) -> ShuffledBatches:
-        """Training batches of the Trainer's current epoch, raw; Lightning hands them to :meth:`prepare`."""
+        """Return the raw training batches of the Trainer's current epoch; Lightning calls :meth:`prepare`."""
         begun, batches = self._done
         return self._shuffled(
             self._current_epoch, self._device(), lambda epoch: batches if epoch == begun else 0
         )
 
     def val_dataloader(self) -> Batches:
-        """What the network is judged on, raw, none dropped."""
+        """Return all raw batches of the split on which the network is evaluated; none is dropped."""
         return self._in_order(self._judged, self._device())
 
     def transfer_batch_to_device(
         self, batch: RawBatch, device: torch.device, dataloader_idx: int
     ) -> RawBatch:
-        """Lightning's hook: bytes travel, a quarter of what floats would be, if they have not yet."""
+        """Copy the batch to the device, unless it is already there (a hook of Lightning).
+
+        The copy is in bytes, a quarter of the size of floats.
+        """
         del dataloader_idx
         return batch.to(device)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Lightning's hook: on the device, make what the network sees."""
+        """Compute the network's input on the device (a hook of Lightning)."""
         del dataloader_idx
         return self.prepare(batch)
 
     def train_batches(
         self, *, epoch: int, device: torch.device | str = "cpu", first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches that epoch (counted from 0) trains on, prepared, from number ``first`` on."""
+        """Yield the prepared training batches of an epoch.
+
+        Args:
+            epoch: The epoch, counted from 0.
+            device: Device of the batches.
+            first: Number of the first batch to yield.
+        """
         device = torch.device(device)
         batches = self._shuffled(lambda: epoch, device, lambda _: first)
         return (self.prepare(batch.to(device)) for batch in batches)
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation batches, prepared."""
+        """Yield the prepared validation batches."""
         device = torch.device(device)
         return (self.prepare(batch.to(device)) for batch in self._in_order("val", device))
 
@@ -115,7 +129,7 @@ class ImageDataModule(LightningDataModule):
 
         Returns:
             images_BCHW: float32, ``image_size`` square.
-            targets: int64 labels B, or float32 B x K where mixup or cutmix is on.
+            targets: int64 labels B, or float32 B x K if mixup or cutmix is on.
         """
         if batch.place is None:
             return self._to_input(batch.images_BHWC.permute(0, 3, 1, 2)), batch.labels_B

@@ -1,6 +1,6 @@
-"""An open dataset: memory-mapped images, and which of them train, validate and test.
+"""An open dataset: memory-mapped images and their training, validation and test splits.
 
-Shape legend: N images of the cache or of a split, B of a batch, H = W stored side, C channels.
+Shape legend: N images of the cache or of a split, B images of a batch, H = W stored side, C channels.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Split:
     """Some images of a cache. Reading is thread-safe.
 
     Attributes:
-        images_NHWC: all images of the cache, mapped read-only and shared with the other splits and processes.
-        rows_N: this split's rows of it.
-        labels_N: their classes.
+        images_NHWC: All images of the cache, mapped read-only and shared with other splits and processes.
+        rows_N: Rows of ``images_NHWC`` that belong to this split.
+        labels_N: Classes of these rows.
     """
 
     images_NHWC: ByteArray
@@ -43,25 +43,25 @@ class Split:
     labels_N: IntArray
 
     def __len__(self) -> int:
-        """Images of this split."""
+        """Return the number of images of this split."""
         return len(self.rows_N)
 
     def gather(self, positions_B: IntArray) -> tuple[ByteArray, IntArray]:
-        """Copies of the images at these positions of the split, and their labels."""
+        """Return copies of the images at these positions of the split, and their labels."""
         return self.images_NHWC[self.rows_N[positions_B]], self.labels_N[positions_B]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
-    """Images to train on, to validate on, and to be judged by once at the very end.
+    """The training and validation splits, and the test split, which is evaluated once at the end.
 
     Attributes:
-        test: empty if the source has no test part. A search never touches it.
-        mean: of each channel over all the source's training images, in 0..1.
-        std: likewise.
-        resize: how pictures became squares.
-        levels: the values that became 0 and 255 in pictures of more than 8 bits; None: there are none.
-        digest: equal where images, labels and splits are: on every node, wherever the files lie.
+        test: The test split; empty if the source has no test part. A search never reads it.
+        mean: Mean of each channel over all training images of the source, in 0..1.
+        std: Standard deviation of each channel over all training images of the source, in 0..1.
+        resize: The method by which pictures became squares.
+        levels: Values that became 0 and 255 in pictures of more than 8 bits; None without such pictures.
+        digest: Equal if the images, labels and splits are equal, on every node and at every path.
     """
 
     train: Split
@@ -78,12 +78,12 @@ class ImageDataset:
 
     @property
     def stored_side(self) -> int:
-        """Side of the squares that the cache keeps, pixels."""
+        """Side of the squares in the cache, pixels."""
         side: int = self.train.images_NHWC.shape[1]
         return side
 
     def preprocessing(self, config: TrialConfig, image_size: int) -> Preprocessing:
-        """The preprocessing of this dataset's pictures for a network that sees ``image_size`` pixels."""
+        """Return the preprocessing of this dataset's pictures for a network with inputs of ``image_size``."""
         return Preprocessing.of(
             stored_side=self.stored_side,
             image_size=image_size,
@@ -98,19 +98,21 @@ class ImageDataset:
 def open_dataset(
     dataset: DatasetConfig, *, data_root: Path, cache_root: Path, progress: Progress = False
 ) -> ImageDataset:
-    """Open a dataset, decoding (and downloading) it first if this node has not yet.
+    """Open a dataset. If this node has no cache of it, decode it first, after a download if necessary.
 
-    Limits and splits are indexes into one cache, so every setting of them shares it.
+    Limits and splits are indexes into one cache, so that all settings of them share the cache.
 
     Args:
-        dataset: which, and how it is split.
-        data_root: where archives of datasets known by name are, or are downloaded to.
-        cache_root: where this node keeps decoded images; on a local disk.
-        progress: True draws a bar while decoding; a callable gets (images done, images in all).
+        dataset: Name of the dataset and settings of its splits.
+        data_root: Folder with the archives of built-in datasets, and the target of downloads.
+        cache_root: Folder on a local disk for this node's decoded images.
+        progress: True draws a progress bar while decoding; a callable is called with (images done, total
+            images).
 
     Raises:
-        DataError: unknown, missing, broken, not to be downloaded, or too few images for the splits.
-        StorageError: the cache cannot be written.
+        DataError: The dataset is unknown, missing or broken, cannot be downloaded, or has too few images for
+            its splits.
+        StorageError: The cache cannot be written.
     """
     source = find_source(dataset, data_root)
     cache = ensure_cache(source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress)
@@ -149,7 +151,7 @@ def open_dataset(
 
 
 def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) -> dict[str, IntArray]:
-    """The rows of each part, with test images drawn from the training ones where that is asked for."""
+    """Return the rows of each part; draw test images from the training images if so configured."""
     rule = held_out_test_rule(dataset, has_test=bool(len(rows["test"])))
     if rule is None:
         return rows
@@ -160,7 +162,7 @@ def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) 
 
 
 def _part_rows(cache: Cache) -> dict[str, IntArray]:
-    """Rows of each part of the source that hold an image."""
+    """Return the rows of each part of the source, without rows of skipped images."""
     ends = np.cumsum([cache.meta.counts[part] for part in PARTS])
     skipped = [row for row, *_ in cache.meta.skipped]
     whole = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
@@ -172,7 +174,7 @@ def _split(cache: Cache, rows_N: IntArray) -> Split:
 
 
 def _noisy(train: Split, classes: int, dataset: DatasetConfig) -> Split:
-    """The training images with some labels wrong, if that is asked for."""
+    """Return the training split, with label noise if so configured."""
     if not dataset.label_noise:
         return train
     labels_N = mislabelled(train.labels_N, classes, dataset.label_noise, dataset.split_seed)
@@ -180,7 +182,11 @@ def _noisy(train: Split, classes: int, dataset: DatasetConfig) -> Split:
 
 
 def _digest(content: str, rows: Sequence[IntArray], dataset: DatasetConfig) -> str:
-    """Noise only where there is some: what was trained before there could be goes on."""
+    """Return the digest of an open dataset.
+
+    Label noise enters the digest only if it is on, so that training from before the setting existed can
+    continue.
+    """
     state = blake2b(content.encode(), digest_size=16)
     for rows_N in rows:
         state.update(len(rows_N).to_bytes(8, "little") + rows_N.tobytes())

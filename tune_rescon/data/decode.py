@@ -1,10 +1,10 @@
 """Decode one encoded picture into one uint8 square of the cache.
 
-Only Pillow and numpy are imported: decoding processes start without torch.
+This module imports only Pillow and numpy, so that decoding processes start without torch.
 
-Pictures of more than 8 bits (a microscope's 12-bit values in 16-bit files, heights in metres in a float TIFF)
-have no scale of their own. They are scaled to bytes by the range of the training pictures. Colour pictures of
-16 bits are not deep here: Pillow itself reads their upper 8 bits.
+Pictures of more than 8 bits ("deep" pictures: a microscope's 12-bit values in 16-bit files, heights in metres
+in a float TIFF) do not define their scale. They are scaled to bytes by the range of the training pictures.
+Colour pictures of 16 bits do not count as deep, because Pillow itself reads only their upper 8 bits.
 
 Shape legend: B images of a run of rows, H = W side, C = 3 channels.
 """
@@ -50,26 +50,26 @@ __all__ = [
 ]
 
 
-#: The least and the greatest value of some deep pictures.
+#: The smallest and the largest value of some deep pictures.
 Levels = tuple[float, float]
 
-#: Pillow's modes with more than 8 bits a value.
+#: Pillow's modes with more than 8 bits per value.
 _DEEP_MODES: Final = ("I", "F")
 
-#: Where the training pictures have no range, for they are not deep: the whole of 16 bits, and of 0..1.
+#: The range if the training pictures are not deep and so have no range: all of 16 bits, or 0..1.
 _WHOLE: Final[dict[str, Levels]] = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture has one channel of more than 8 bits (Pillow's modes ``I``, ``I;16`` and ``F``)."""
+    """Return whether a picture has one channel of more than 8 bits (modes ``I``, ``I;16`` and ``F``)."""
     return image.mode.startswith(_DEEP_MODES)
 
 
 def levels_of(image: Image.Image) -> Levels:
-    """The least and the greatest finite value of a deep picture.
+    """Return the smallest and the largest finite value of a deep picture.
 
     Raises:
-        ValueError: it has none.
+        ValueError: The picture has no finite value.
     """
     values_HW = _values(image)
     finite = values_HW[np.isfinite(values_HW)]
@@ -79,19 +79,19 @@ def levels_of(image: Image.Image) -> Levels:
 
 
 def widest(ranges: list[Levels]) -> Levels | None:
-    """The range that holds all ranges; None of none."""
+    """Return the range that contains all ``ranges``, or None if ``ranges`` is empty."""
     if not ranges:
         return None
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
-    """A deep picture in 8 bits of grey.
+    """Convert a deep picture to 8-bit grey.
 
     Args:
-        image: deep.
-        levels: the values that become 0 and 255; values outside are clipped, infinite and missing ones become
-            0 or 255 by their sign, NaN 0. None: 0 and 65535 for whole numbers, 0 and 1 for floats.
+        image: A deep picture.
+        levels: The values that become 0 and 255. Values outside are clipped; infinite values become 0 or 255
+            by their sign, and NaN becomes 0. None: 0 and 65535 for integers, 0 and 1 for floats.
     """
     low, high = levels or _WHOLE[image.mode[0]]
     scale = 255 / (high - low) if high > low else 0.0
@@ -101,7 +101,7 @@ def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
 
 
 def levels_words(levels: Levels) -> str:
-    """A line for people.
+    """Return a line of text for the user.
 
     >>> levels_words((0.0, 4095.0))
     "pictures of more than 8 bits: values from 0 to 4095, the training pictures' range, become 0 to 255"
@@ -121,11 +121,11 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 class BadImageError(Exception):
-    """The bytes are no image, or only part of one."""
+    """Raised if the bytes are not an image, or only part of one."""
 
 
 class SizesDifferError(Exception):
-    """Images taken for one size are not."""
+    """Raised if images that were assumed to have one size differ in size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +139,10 @@ class BadImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Decoded images; rows of bad ones are zero.
+    """Decoded images; the rows of bad images are zero.
 
     Attributes:
-        deep: the range of values of each picture of more than 8 bits, by its row in the cache.
+        deep: The range of values of each picture of more than 8 bits, by its row in the cache.
     """
 
     images_BHWC: ByteArray
@@ -151,32 +151,34 @@ class Block:
 
 
 def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels | None = None) -> ByteArray:
-    """Decode to an upright RGB square.
+    """Decode a picture to an upright RGB square.
 
-    Any Pillow mode; transparent parts come out white; of an animation the first frame. Scaling is bilinear
-    and antialiased, as on the device.
+    All Pillow modes are accepted. Transparent parts become white. Only the first frame of an animation is
+    decoded. Scaling is bilinear and antialiased, as on the device.
 
     Args:
-        data: a file's bytes, in one of the formats of :mod:`tune_rescon.data.formats`.
-        side: of the result, in pixels.
-        resize: how a picture becomes a square: see :func:`to_square`.
-        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.decode.to_bytes`.
+        data: Bytes of a file in one of the formats of :mod:`tune_rescon.data.formats`.
+        side: Side of the square, pixels.
+        resize: How a picture becomes a square; see :func:`to_square`.
+        levels: Range of a picture of more than 8 bits; see :func:`tune_rescon.data.decode.to_bytes`.
 
     Returns:
         uint8 array ``side x side x 3``.
 
     Raises:
-        BadImageError: broken or cut short.
+        BadImageError: The picture is broken or truncated.
     """
     with blaming_the_image():
         return _decode(data, _Form(side=side, size=None, resize=resize, levels=levels))[0]
 
 
 def probe_size(source: Path, name: str) -> tuple[int, int]:
-    """Upright (width, height) in pixels of an image in a directory or .zip, without decoding where possible.
+    """Return the upright (width, height), pixels, of an image in a directory or .zip.
+
+    The image is not decoded where possible.
 
     Raises:
-        BadImageError: unreadable, or no image.
+        BadImageError: The file cannot be read, or is not an image.
     """
     with blaming_the_image(), open_picture(read_bytes(source, name)) as image:
         return upright_size(image, orientation_of(image))
@@ -195,17 +197,17 @@ def decode_block(
     """Decode some images of a directory or .zip.
 
     Args:
-        source: the directory or archive.
-        names: paths inside it.
-        first_row: row of the cache that the first of them gets.
-        side: of the squares, in pixels.
-        size: upright (width, height) that every image must have; None: any.
-        resize: as of :func:`decode_image`.
-        levels: likewise.
+        source: The directory or archive.
+        names: Paths of the images inside the source.
+        first_row: Row of the cache for the first image.
+        side: Side of the squares, pixels.
+        size: Upright (width, height) that every image must have; None: any size.
+        resize: See :func:`decode_image`.
+        levels: See :func:`decode_image`.
 
     Raises:
-        SizesDifferError: an image's size is not ``size``.
-        DataError: the source itself is gone.
+        SizesDifferError: The size of an image is not ``size``.
+        DataError: The source itself is missing.
     """
     form = _Form(side=side, size=size, resize=resize, levels=levels)
     images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)
@@ -225,7 +227,10 @@ def decode_block(
 
 
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
-    """RGB of any Pillow mode; transparent parts come out white, deep pictures in grey by ``levels``."""
+    """Convert a picture of any Pillow mode to RGB.
+
+    Transparent parts become white. Deep pictures become grey, scaled by ``levels``.
+    """
     if is_deep(image):
         return to_bytes(image, levels).convert("RGB")
     if image.has_transparency_data:
@@ -238,8 +243,15 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
 def square_of(
     image: Image.Image, side: int, *, resize: str = "crop", levels: Levels | None = None
 ) -> Image.Image:
-    """The upright RGB square of a picture that is open and not decoded yet; see :func:`decode_image`."""
-    # libjpeg scales by 1/2, 1/4 or 1/8 while decoding: most of a large photograph is never decoded.
+    """Return the upright RGB square of a picture that is open but not decoded yet.
+
+    Args:
+        image: The open picture.
+        side: Side of the square, pixels.
+        resize: See :func:`decode_image`.
+        levels: See :func:`decode_image`.
+    """
+    # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, so most of a large photograph is never decoded.
     image.draft(None, (2 * side, 2 * side))
     return to_square(to_rgb(upright(image, orientation_of(image)), levels), side, resize)
 
@@ -248,10 +260,10 @@ def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
     """Scale a picture to a square, bilinear and antialiased.
 
     Args:
-        image: of any size.
-        side: of the square, pixels.
-        resize: ``crop``: the centre square of it; ``pad``: all of it, black beside it; ``squash``: all of it,
-            its two sides scaled by themselves.
+        image: A picture of any size.
+        side: Side of the square, pixels.
+        resize: ``crop`` keeps the centre square of the picture. ``pad`` keeps the whole picture and adds
+            black bars. ``squash`` keeps the whole picture and scales its two sides independently.
     """
     width, height = image.size
     if (width, height) == (side, side):
@@ -273,17 +285,17 @@ def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
 
 @contextmanager
 def blaming_the_image() -> Iterator[None]:
-    """Whatever the decoders raise means that the bytes are wrong.
+    """Turn every exception of a decoder into a :class:`BadImageError`.
 
-    Pillow and zipfile document no list: among 40,000 damaged files were OSError, SyntaxError, ValueError,
-    TypeError, struct.error, zlib.error and NotImplementedError.
+    Pillow and zipfile do not document which exceptions damaged bytes raise. 40,000 damaged files raised
+    OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error and NotImplementedError.
     """
     try:
         yield
     except (SizesDifferError, UserError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        # Pillow's own words hold the address of an object.
+        # Pillow's message contains the address of an object.
         raise BadImageError(f"not an image in a format that is read ({', '.join(FORMATS)})") from error
     except Exception as error:
         raise BadImageError(str(error) or type(error).__name__) from error
@@ -291,7 +303,7 @@ def blaming_the_image() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What the pictures of a cache become: see :func:`decode_block`."""
+    """The form to which all pictures of a cache are decoded; see :func:`decode_block`."""
 
     side: int
     size: tuple[int, int] | None
@@ -300,7 +312,7 @@ class _Form:
 
 
 def _decode(data: bytes, form: _Form) -> tuple[ByteArray, Levels | None]:
-    """The square, and the range of values of a deep picture."""
+    """Return the square, and the range of values of a deep picture."""
     with open_picture(data) as image:
         found = upright_size(image, orientation_of(image))
         if form.size is not None and found != form.size:
@@ -309,16 +321,17 @@ def _decode(data: bytes, form: _Form) -> tuple[ByteArray, Levels | None]:
         return np.asarray(square_of(image, form.side, resize=form.resize, levels=form.levels)), levels
 
 
-#: Side of the cache's squares, pixels, where a dataset gives no ``store_size``.
+#: Side of the squares in the cache, pixels, if a dataset has no ``store_size``.
 USUAL_STORE_SIZE: Final = 256
 
 _PROBED = 32
 
 
 def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
-    """(width, height) that images spread over the listing share; None if they differ or none can be read.
+    """Return the common (width, height), pixels, of images spread over the listing.
 
-    A judgement from 32 headers: the decoder checks every image.
+    Return None if the sizes differ or no image can be read. Only about 32 headers are read, so the result is
+    an assumption; the decoder checks every image.
     """
     step = max(1, len(names) // _PROBED)
     sizes = set()
@@ -336,14 +349,14 @@ def common_size(source: Path, names: Sequence[str]) -> tuple[int, int] | None:
 def stored_size(
     common: tuple[int, int] | None, store_size: int | None, resize: str = "crop"
 ) -> tuple[int, tuple[int, int] | None]:
-    """Side of the cache's squares, and the size every image must then have (None: any).
+    """Return the side of the squares in the cache, and the size that every image must then have (None: any).
 
-    Images all of one smaller size are kept at it: enlarging them would add nothing.
+    If all images have one smaller size, the squares keep it, because enlarging them adds no information.
 
     Args:
-        common: width and height of all images, pixels; None: they differ.
-        store_size: the largest side, pixels; None: :data:`USUAL_STORE_SIZE`.
-        resize: how pictures become squares: a ``pad`` keeps the longer side, the others the shorter.
+        common: Width and height of all images, pixels; None: the sizes differ.
+        store_size: The largest side, pixels; None: :data:`USUAL_STORE_SIZE`.
+        resize: How pictures become squares: ``pad`` keeps the longer side, the others keep the shorter side.
 
     >>> stored_size((48, 32), None), stored_size((48, 32), None, "pad")
     ((32, (48, 32)), (48, (48, 32)))

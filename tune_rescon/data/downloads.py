@@ -1,4 +1,4 @@
-"""A dataset's archive at a URL: fetched once to each node, however many trials want it."""
+"""Fetch a dataset's archive from a URL once per node, independent of the number of trials that need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_rescon.errors import DataError, format_error
 
 __all__ = ["fetched", "is_url"]
 
-#: What file systems call the version of a file, the more telling first.
+#: Keys under which file systems report the version of a file, the most specific first.
 _VERSIONS: Final = (
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "LastModified", "Last-Modified"),
     *("mtime", "last_modified"),
@@ -23,7 +23,7 @@ _VERSIONS: Final = (
 
 
 def is_url(path: str) -> bool:
-    """Whether a dataset's path is a URL.
+    """Return whether a dataset's path is a URL.
 
     >>> is_url("s3://bucket/photos.zip"), is_url("photos.zip")
     (True, False)
@@ -31,7 +31,7 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-#: Keys of a signed URL's query: CloudFront's, S3's and Google's earlier ones, Azure's, tokens.
+#: Keys in the query of a signed URL: CloudFront's, the earlier ones of S3 and Google, Azure's, and tokens.
 _SIGNATURES: Final = frozenset(
     {
         *("expires", "signature", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"),
@@ -43,22 +43,23 @@ _SIGNATURES: Final = frozenset(
 
 @functools.cache
 def fetched(url: str, folder: Path) -> Path:
-    """The archive at ``url``, in ``folder`` of this node; asked for its version once in a process.
+    """Fetch the archive at ``url`` into ``folder`` of this node and return its path.
 
-    Another version is another file, so whoever reads the old one goes on.
+    The version at the URL is requested once per process. Each version is a separate file, so that a process
+    that reads an old version can continue.
 
     Raises:
-        DataError: it is not there or cannot be read, or no file system goes by that scheme.
+        DataError: The archive does not exist or cannot be read, or no file system supports the URL's scheme.
     """
-    # Imported here: most datasets need no fsspec.
+    # Imported here because most datasets do not need fsspec.
     from fsspec.core import url_to_fs
 
     try:
         filesystem, path = url_to_fs(url)
         facts = filesystem.info(path)
-    except Exception as error:  # an open set: each file system has errors of its own
+    except Exception as error:  # each file system has its own exceptions, so the set is open
         raise _unreadable(url, error) from error
-    # What follows a `?` is no part of a file's name on a web server; elsewhere it may be.
+    # On a web server, the text after a `?` is not part of a file's name. Elsewhere it may be.
     name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
     if facts.get("type") == "directory" or name.suffix.lower() != ".zip":
         rule = "a dataset.path that is a URL must be that of a .zip of images"
@@ -82,13 +83,14 @@ def fetched(url: str, folder: Path) -> Path:
 def _version(url: str, facts: dict[str, Any]) -> str:
     told = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
     size = facts.get("size")
-    # Signed anew, a URL is that of the same file, if the server tells anything by which a file is known.
+    # A URL with a new signature is the same file. The signature is ignored only if the server reports a
+    # version or a size by which the file can be identified.
     known = _unsigned(url) if told or size is not None else url
     return blake2b(f"{known}\0{size}\0{told}".encode(), digest_size=8).hexdigest()
 
 
 def _unsigned(url: str) -> str:
-    """A URL without the part of its query that says who may read it, and until when.
+    """Return the URL without the part of its query that grants access and limits its duration.
 
     >>> _unsigned("https://host/a.zip?id=3&X-Amz-Date=20260101&X-Amz-Signature=5e1f")
     'https://host/a.zip?id=3'

@@ -1,6 +1,6 @@
-"""The image formats that are read, by Pillow's name, and the file names that announce them.
+"""The supported image formats by Pillow's name, and the suffixes of their files.
 
-Only these are ever tried: Pillow can open more, and for one of them (EPS) it starts another program.
+Other formats are never tried. Pillow can open more, but for one of them (EPS) it starts another program.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Final
 
 __all__ = ["FORMATS", "SUFFIXES", "is_image_name"]
 
-#: Pillow's name of each format, and the suffixes of its files in lower case. Pillow reads the MPO files of
-#: telephones, which end in .jpg, as JPEG.
+#: Pillow's name of each format, and the suffixes of its files in lower case. Pillow reads MPO files of
+#: phones, which end in .jpg, as JPEG.
 FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -29,7 +29,7 @@ SUFFIXES: Final = tuple(suffix for suffixes in FORMATS.values() for suffix in su
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name announces an image; its content is another matter.
+    """Return whether the name of a file has the suffix of an image. The content is not checked.
 
     >>> is_image_name("photos/cat.JPG"), is_image_name("notes.txt")
     (True, False)

@@ -1,8 +1,8 @@
-"""Reading an image directory or .zip: its classes and parts, every image, and whether it has changed.
+"""Read an image directory or .zip: list its classes, parts and images, and detect changes.
 
-Two layouts: ``train/<class>/*`` with ``val/`` and ``test/`` beside it under their usual names, or one folder
-of classes. Either may lie inside a single top folder, as zips of folders do. docs/images.md has the table of
-what is read, left out and refused.
+Two layouts are supported: ``train/<class>/*``, with ``val/`` and ``test/`` beside it under their usual names,
+or one folder of classes. Both may be inside a single top folder, as in zips of folders.
+docs/images.md has a table of the files that are read, left out and refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Part:
     labels: tuple[int, ...] = ()
 
     def counts(self, classes: int) -> list[int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         found = [0] * classes
         for label in self.labels:
             found[label] += 1
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageIndex:
-    """A source's classes, sorted by name, and its parts; ``val`` and ``test`` may be empty."""
+    """The classes of a source, sorted by name, and its parts; ``val`` and ``test`` may be empty."""
 
     class_names: tuple[str, ...]
     train: Part
@@ -57,7 +57,7 @@ class ImageIndex:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every image: training, then validation, then test."""
+        """All images: training, then validation, then test images."""
         return self.train.names + self.val.names + self.test.names
 
 
@@ -75,14 +75,14 @@ def arrange(
     (('cat', 'dog'), ('pets/cat/1.jpg', 'pets/cat/2.jpg', 'pets/dog/1.PNG'), ())
 
     Args:
-        entries: the paths; folders end in ``/``.
-        where: what errors call the source.
-        selection: which folders are which part, where the dataset says so.
-        tally: what is left out already; the rest is added.
+        entries: The paths; the paths of folders end in ``/``.
+        where: Name of the source in error messages.
+        selection: The folders of each part, if the dataset configures them.
+        tally: Files that are left out already; this function adds the others.
 
     Raises:
-        DataError: no images, one class only, a class without training images, parts that do not fit together,
-            or a layout that may mean two things.
+        DataError: The source has no images, only one class, a class without training images, parts that do
+            not fit together, or an ambiguous layout.
     """
     tally = Tally() if tally is None else tally
     tree = plant(entries, selection, tally)
@@ -114,13 +114,13 @@ def arrange(
 
 
 def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
-    """What may belong to a part: not the other parts' folders inside its own, as with ``train: .``."""
+    """Return the tree of a part without folders of other parts inside it, as with ``train: .``."""
     others = [folder for other, folders in parts.items() if other != part for folder in folders]
     return tree.without([f for f in others if any(is_inside(f, own) for own in parts[part])])
 
 
 def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, ...]:
-    """The training part's classes. Two spellings of one name in Unicode are one class."""
+    """Return the classes of the training part. Two Unicode spellings of one name are the same class."""
     spellings = sorted({name for folder in folders for name in _images_by_name(tree, folder)})
     names = tuple(sorted({_same(name): name for name in reversed(spellings)}.values()))
     if len(names) < 2:
@@ -142,7 +142,7 @@ def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, .
 def _check_empty_classes(
     trees: Mapping[str, Tree], parts: Mapping[str, Sequence[str]], names: Sequence[str], where: str
 ) -> None:
-    """A class folder of the training part is empty, and another part has images of the class."""
+    """Raise if a class folder of the training part is empty and another part has images of this class."""
     train = {
         _same(name): join(folder, name) for folder in parts["train"] for name in trees["train"].empty(folder)
     }
@@ -183,7 +183,10 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
 
 
 def _images_by_name(tree: Tree, folder: str) -> dict[str, list[str]]:
-    """The images of each class folder that has any. Inside a class a hidden folder is some program's."""
+    """Return the images of each class folder that contains images.
+
+    Hidden folders inside a class are left out, because they belong to other programs.
+    """
     inside = {
         name: tree.below(join(folder, name), lambda _folder, inner: not is_hidden(inner))
         for name in tree.filled(folder)
@@ -192,7 +195,7 @@ def _images_by_name(tree: Tree, folder: str) -> dict[str, list[str]]:
 
 
 def _down_to(top: str) -> list[str]:
-    """The folders from the source to where classes or parts lie."""
+    """Return the folders from the source down to ``top``, which contains the classes or parts."""
     steps = top.split("/") if top else []
     return ["/".join(steps[:depth]) for depth in range(len(steps) + 1)]
 
@@ -204,7 +207,7 @@ def _empty(tree: Tree, folders: Sequence[str]) -> Iterator[str]:
 def _tally_rest(
     tree: Tree, parts: Mapping[str, Sequence[str]], found: Mapping[str, Part], tally: Tally
 ) -> None:
-    """Note every image that no part has."""
+    """Add every image that belongs to no part to ``tally``."""
     read = {name for part in found.values() for name in part.names}
     own = {folder for folders in parts.values() for folder in folders}
     top = tree.top()
@@ -222,7 +225,7 @@ def _tally_rest(
 
 
 def _same(name: str) -> str:
-    """A class's name as it is compared: macOS writes accents as letters of their own, others do not."""
+    """Return a class name in the form used for comparison: macOS writes accents as separate characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -230,12 +233,12 @@ def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
     """List a directory or .zip.
 
     Args:
-        path: of the directory or archive.
-        selection: what the dataset's ``train``, ``val``, ``test`` and ``ignore`` ask for.
+        path: Path of the directory or archive.
+        selection: The dataset's settings ``train``, ``val``, ``test`` and ``ignore``.
 
     Raises:
-        DataError: no such path, not a zip, a member that Python cannot read, no images, a layout that may
-            mean two things, or what :func:`arrange` refuses.
+        DataError: The path does not exist, is not a zip, contains a member that Python cannot read, or
+            :func:`arrange` raises, for example for a source without images or an ambiguous layout.
     """
     tally = Tally()
     if path.is_dir():
@@ -249,13 +252,14 @@ def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
 
 
 def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
-    """Changes when an image or a folder is added, removed, renamed, resized, rewritten or exchanged.
+    """Return a digest of the source that changes with its images and folders.
 
-    Reads no image. Of a directory only images and folders count: a note or a ``.DS_Store`` changes nothing.
-    A zip is one file, and counts as a whole.
+    It changes if an image or a folder is added, removed, renamed, resized, rewritten or swapped with another.
+    No image is read. In a directory only images and folders count, so a note or a ``.DS_Store`` does not
+    change the digest. A zip is one file and counts as a whole.
 
     Raises:
-        DataError: no such path, or not a zip.
+        DataError: The path does not exist, or is not a zip.
     """
     with readable(path):
         stamps = _folder_stamps(path, selection) if path.is_dir() else _zip_stamps(path)
@@ -263,10 +267,10 @@ def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
 
 
 def read_bytes(source: Path, name: str) -> bytes:
-    """Bytes of one file of a directory or .zip.
+    """Return the bytes of one file of a directory or .zip.
 
     Raises:
-        ValueError: a zip's member inflates to more than this machine's memory allows.
+        ValueError: The member of a zip inflates to more than this machine's memory allows.
     """
     return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
 
@@ -287,12 +291,12 @@ def _stamps(root: Path, selection: Selection) -> Iterator[str]:
 
 
 def _identity(status: os.stat_result) -> str:
-    """What changes when two files of equal size and time of writing are exchanged.
+    """Return a string that changes if two files of equal size and modification time are swapped.
 
-    The time of change does, in place or by renaming. It also changes with a file's mode, which costs decoding
-    again. If a whole folder is renamed, its files keep it: then the inode tells. Only file systems on a
-    device of their own keep inodes; network and FUSE mounts may number a file anew each time, and every trial
-    would decode again.
+    The ctime changes if a file is swapped in place or by renaming. It also changes with the mode of a file;
+    then the images are decoded again. If a whole folder is renamed, its files keep their ctime, and the
+    inodes show the swap. Inodes are used only on file systems with a separate device, because network and
+    FUSE mounts may give a file a new inode each time, and then every trial would decode again.
     """
     inode = status.st_ino if os.major(status.st_dev) else 0
     return f"{status.st_ctime_ns}\0{inode}"

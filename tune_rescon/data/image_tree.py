@@ -1,6 +1,6 @@
-"""The folders and images of a source, and how a directory is walked: linked files and folders included.
+"""The folders and images of a source, and the traversal of a directory, which follows links.
 
-The listing of a dataset, its fingerprint and ``predict`` all walk here, so they see the same files.
+The listing of a dataset, its fingerprint and ``predict`` all use this traversal, so they see the same files.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ __all__ = [
 ]
 
 
-#: Formats of images that are not read. Their files are counted apart from text and tables.
+#: Image formats that are not supported. Their files are counted separately from text and tables.
 _UNREAD: Final = (
     *(".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".npy"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
 
-#: What systems write into folders of images. They are no user's files, so the account does not name them.
+#: Files that operating systems write into folders of images. The account omits them: no user made them.
 _SYSTEM_FILES: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 
 
 class Tree:
-    """Folders by their path inside the source; "" is the source itself."""
+    """The folders of a source by their path inside it; "" is the source itself."""
 
     def __init__(self) -> None:
-        """Plant the source's own folder."""
+        """Create a tree that contains only the source's root folder."""
         self.images: dict[str, list[str]] = {"": []}
         self._inside: dict[str, set[str]] = {"": set()}
         self._below: dict[str, int] = {}
 
     @property
     def folders(self) -> Iterable[str]:
-        """Every folder."""
+        """All folders."""
         return self.images
 
     def add_folder(self, folder: str) -> None:
-        """Add a folder and those above it."""
+        """Add a folder and its parents."""
         while folder not in self.images:
             above, _, name = folder.rpartition("/")
             self.images[folder] = []
@@ -64,14 +64,14 @@ class Tree:
             folder = above
 
     def add_image(self, path: str) -> None:
-        """Add an image, and the folders above it."""
+        """Add an image and the folders that contain it."""
         folder = path.rpartition("/")[0]
         self.add_folder(folder)
         self.images[folder].append(path)
         self._below = {}
 
     def count(self, folder: str) -> int:
-        """Images in a folder, at any depth."""
+        """Return the number of images in a folder, at any depth."""
         if not self._below:
             for inner, images in self.images.items():
                 while inner:
@@ -81,17 +81,20 @@ class Tree:
         return self._below.get(folder, 0)
 
     def filled(self, folder: str) -> set[str]:
-        """Names of the folders directly inside that hold images, at any depth."""
+        """Return the names of the direct subfolders that contain images at any depth."""
         return {name for name in self._inside[folder] if self.count(join(folder, name))}
 
     def empty(self, folder: str) -> set[str]:
-        """Names of the folders directly inside that hold no image."""
+        """Return the names of the direct subfolders that contain no image at any depth."""
         return self._inside[folder] - self.filled(folder)
 
     def below(
         self, folder: str, enters: Callable[[str, str], bool] = lambda _folder, _name: True
     ) -> list[str]:
-        """Images in a folder, at any depth, sorted; ``enters`` may keep out of an inner folder."""
+        """Return the images in a folder at any depth, sorted.
+
+        Inner folders are skipped if ``enters(parent, name)`` is False.
+        """
         found, todo = [], [folder]
         while todo:
             here = todo.pop()
@@ -100,7 +103,7 @@ class Tree:
         return sorted(found)
 
     def top(self) -> str:
-        """The folder whose children are classes or parts: below single folders that only wrap."""
+        """Return the folder whose children are classes or parts, below single folders that only wrap it."""
         folder = ""
         while not self.images[folder] and len(inner := self.filled(folder)) == 1:
             below = join(folder, inner.pop())
@@ -110,7 +113,7 @@ class Tree:
         return folder
 
     def without(self, folders: Sequence[str]) -> Tree:
-        """A tree of everything that does not lie in these folders."""
+        """Return a tree of the files and folders outside these folders."""
         if not folders:
             return self
         rest = Tree()
@@ -123,7 +126,13 @@ class Tree:
 
 
 def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
-    """A tree of the images among the paths of a source (folders end in ``/``); the tally gets all else."""
+    """Build the tree of the images among the paths of a source.
+
+    Args:
+        entries: The paths; the paths of folders end in ``/``.
+        selection: The rules for ignored folders and files.
+        tally: Receives the files and folders that are left out.
+    """
     tree = Tree()
     known: dict[str, bool] = {"": True}
     for entry in entries:
@@ -140,9 +149,10 @@ def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
 
 
 def sort_file(path: str, selection: Selection) -> Kind | None:
-    """Why a file is left out by its path alone; None: it is an image, or a system's file that counts nowhere.
+    """Return the reason why a file is left out by its path alone.
 
-    The folders above it are the caller's question.
+    Return None for an image, and for an operating system's file, which is not counted. The caller checks the
+    folders above the file.
     """
     name = path.rpartition("/")[2]
     if selection.ignores(path):
@@ -155,17 +165,17 @@ def sort_file(path: str, selection: Selection) -> Kind | None:
 
 
 def is_inside(folder: str, above: str) -> bool:
-    """Whether a folder is another one, or lies in it."""
+    """Return whether ``folder`` is ``above`` or lies inside it."""
     return not above or folder == above or folder.startswith(f"{above}/")
 
 
 def join(folder: str, name: str) -> str:
-    """The path of what lies in a folder; "" is the source itself."""
+    """Return the path of ``name`` inside ``folder``; "" is the source itself."""
     return f"{folder}/{name}" if folder and name else folder or name
 
 
 def _is_entered(folder: str, known: dict[str, bool], selection: Selection, tally: Tally) -> bool:
-    """Whether images in a folder count; the outermost folder that is kept out is noted, once."""
+    """Return whether images in a folder count; add the outermost skipped folder to ``tally`` once."""
     if folder in known:
         return known[folder]
     path, is_open = "", True
@@ -180,24 +190,30 @@ def _is_entered(folder: str, known: dict[str, bool], selection: Selection, tally
 
 
 class Entry(NamedTuple):
-    """A file or folder, by its path below the directory with ``/``; a folder's path ends in ``/``."""
+    """A file or folder, and its path below the directory with ``/``; a folder's path ends in ``/``."""
 
     path: str
     found: os.DirEntry[str]
 
 
 def walk(root: Path, selection: Selection, tally: Tally) -> Iterator[Entry]:
-    """Every file and folder below a directory, but for images that are none; links are followed.
+    """Yield every file and folder below a directory; follow links.
 
-    Folders that are kept out are given and not entered. Not ``os.walk``: it passes over folders that cannot
-    be read, and tells nothing of a file's size and time.
+    Entries named as images that cannot be read as files are left out. Skipped folders are yielded but not
+    entered. ``os.walk`` is unsuitable, because it silently omits folders that cannot be read and does not
+    give the size and time of a file.
+
+    Args:
+        root: The directory.
+        selection: The rules for skipped folders.
+        tally: Receives loops of links and the left-out entries.
 
     Raises:
-        OSError: a folder cannot be read.
+        OSError: A folder cannot be read.
     """
     status = root.stat()
-    # Each folder with those above it, so that a link back to one of them ends there. A folder that is linked
-    # twice is read twice: `val` may be a link to `test`.
+    # Each folder is stored with its ancestors, so that a link back to an ancestor is not followed. A folder
+    # that is linked twice is read twice, because `val` may be a link to `test`.
     todo = [("", str(root), frozenset({(status.st_dev, status.st_ino)}))]
     while todo:
         prefix, folder, above = todo.pop()
@@ -220,13 +236,13 @@ def walk(root: Path, selection: Selection, tally: Tally) -> Iterator[Entry]:
 
 
 def find_images(folder: Path, tally: Tally) -> list[Path]:
-    """The images in a directory, at any depth, sorted: by the rules by which a data set is listed.
+    """Return the images in a directory at any depth, sorted, by the rules of a dataset's listing.
 
-    An unknown hidden folder is read where it lies among folders (it may be a class), and left out where it
-    lies beside images (it holds what a program has made of them).
+    An unknown hidden folder is read if it lies among folders, because it may be a class. It is left out if it
+    lies beside images, because it contains files that a program made of these images.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: A folder cannot be read.
     """
     selection = Selection()
     with readable(folder):
@@ -238,10 +254,10 @@ def find_images(folder: Path, tally: Tally) -> list[Path]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one of our errors.
+    """Convert an OSError of the file system to a DataError.
 
     Raises:
-        DataError: no such path, or something in it cannot be read.
+        DataError: The path does not exist, or a file or folder in it cannot be read.
     """
     try:
         yield
@@ -257,14 +273,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        # A link to itself leads nowhere.
+        # A link to itself has no target.
         if error.errno == errno.ELOOP:
             return False
         raise
 
 
 def _is_readable(entry: os.DirEntry[str], path: str, tally: Tally) -> bool:
-    """Whether this is a file that can be read as one; a file that is no image is not looked at."""
+    """Return whether an entry can be read as a file; a file without an image's name is not checked."""
     if not is_image_name(entry.name):
         return True
     try:
@@ -276,6 +292,6 @@ def _is_readable(entry: os.DirEntry[str], path: str, tally: Tally) -> bool:
             raise
         tally.add(Kind.DANGLING, path)
         return False
-    # Reading a pipe would never end.
+    # Reading a pipe would hang.
     tally.add(Kind.SPECIAL, path)
     return False

@@ -1,4 +1,4 @@
-"""Which images make which batch: a function of (seed, epoch) alone, so a resumed trial sees the same ones.
+"""Batches as a function of (seed, epoch) alone, so that a resumed trial gets the same batches.
 
 Shape legend: B images of a batch, H = W stored side, C channels, N images of a split.
 """
@@ -24,19 +24,21 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One process's part of every batch. The parts are disjoint, and together they are the batch."""
+    """The shard of every batch for one process. The shards are disjoint, and their union is the batch."""
 
     rank: int = 0
-    """Of the process, counted from 0."""
+    """Rank of the process, counted from 0."""
     count: int = 1
-    """Processes of the trial."""
+    """World size: the number of processes of the trial."""
 
     def __post_init__(self) -> None:
-        """Whoever makes a share knows both."""
+        """Check that the rank is valid."""
         assert 0 <= self.rank < self.count, f"rank {self.rank} of {self.count}"
 
     def of(self, images: int) -> int:
-        """How many of ``images`` are this share's: the parts differ by one at most, the first are the larger.
+        """Return how many of ``images`` belong to this shard.
+
+        The sizes of the shards differ by at most one; the first shards are the larger ones.
 
         >>> [Shard(rank=rank, count=3).of(8) for rank in range(3)]
         [3, 3, 2]
@@ -44,9 +46,9 @@ class Shard:
         return images // self.count + (self.rank < images % self.count)
 
     def cut(self, order: IntArray, batch_size: int) -> tuple[IntArray, int]:
-        """This share of each batch of ``order``, one after the other, and how many images one of them has.
+        """Return this shard of each batch of ``order``, concatenated, and the number of images in one shard.
 
-        A last, shorter batch leaves a share that is shorter, or none.
+        If the last batch is shorter, its shard is shorter or empty.
 
         >>> Shard(rank=1, count=2).cut(np.arange(8), 3)
         (array([2, 5, 7]), 1)
@@ -58,24 +60,24 @@ class Shard:
         return np.concatenate([order[:0], *mine]), max(1, self.of(min(batch_size, len(order))))
 
 
-#: Of the only process.
+#: The shard of a trial with one process.
 WHOLE: Final = Shard()
 
 
-# numpy seeds (s, e) and (s, e, 0) alike: each use of a seed begins with a number of its own.
+# numpy treats the seeds (s, e) and (s, e, 0) as equal, so each use of a seed begins with a separate number.
 _ORDER_STREAM = 2
 _AUGMENTATION_STREAM = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """Stored images, before anything is done to them. Lightning moves its tensors to the device.
+    """Stored images without any processing. Lightning moves the tensors to the device.
 
     Attributes:
-        images_BHWC: uint8.
-        labels_B: int64.
-        place: (epoch, number of the batch) of a training batch, and the rank of a share that is not the
-            first; it seeds the augmentation. None: as it is.
+        images_BHWC: Images, uint8.
+        labels_B: Labels, int64.
+        place: Seed of the augmentation: (epoch, number of the batch), followed by the rank unless the rank
+            is 0. None: do not augment.
     """
 
     images_BHWC: Tensor
@@ -83,7 +85,7 @@ class RawBatch:
     place: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> RawBatch:
-        """The batch on a device."""
+        """Return the batch on a device."""
         return replace(
             self,
             images_BHWC=self.images_BHWC.to(device, non_blocking=True),
@@ -92,25 +94,32 @@ class RawBatch:
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
-    """The order in which an epoch (counted from 0) visits the images."""
+    """Return the order of the images in an epoch.
+
+    Args:
+        images: Number of images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
+    """
     return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
 
 
 def augmentation_rng(place: tuple[int, ...], *, seed: int) -> np.random.Generator:
-    """Randomness of one training batch's augmentation, or that of a share of it."""
+    """Return the random generator for the augmentation of one training batch, or of one shard of it."""
     return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """A split in its own order, the last batch as short as it falls. An iterable Lightning takes as a loader.
+    """Batches of a split in its stored order; the last may be shorter. Lightning accepts it as a loader.
 
-    Not a ``DataLoader``: a batch is one indexing of an array, for which workers and collation only cost.
+    It is not a ``DataLoader``, because a batch is one indexing operation on an array. Worker processes and
+    collation would only add cost.
 
     Attributes:
-        images: of the split, from wherever they are.
-        batch_size: images of a batch.
-        share: of each batch, which is what comes of it.
+        images: Source of the split's images.
+        batch_size: Number of images of a batch.
+        share: The shard of each batch that is yielded.
     """
 
     images: BatchSource
@@ -118,11 +127,11 @@ class Batches:
     share: Shard = WHOLE
 
     def __len__(self) -> int:
-        """Batches of one pass."""
+        """Return the number of batches of one pass."""
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[RawBatch]:
-        """One pass."""
+        """Yield the batches of one pass."""
         order, size = self.share.cut(np.arange(len(self.images)), self.batch_size)
         for images_BHWC, labels_B in self.images.walk(order, size):
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
@@ -130,12 +139,14 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledBatches(Batches):
-    """A split in each epoch's own order. A last short batch is dropped unless it is the only one.
+    """Batches of a split in a new order for each epoch.
+
+    A short last batch is dropped unless it is the only batch.
 
     Attributes:
-        seed: of the order.
-        epoch: asked at the start of each pass, counted from 0.
-        first: the number of the batch a pass of an epoch begins with.
+        seed: Seed of the order.
+        epoch: Called at the start of each pass; returns the epoch, counted from 0.
+        first: Returns, for an epoch, the number of the first batch of its pass.
     """
 
     seed: int
@@ -143,12 +154,12 @@ class ShuffledBatches(Batches):
     first: Callable[[int], int] = lambda _: 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        # Batch norm cannot train on the single image that a short batch may hold.
+        """Return the number of batches of a whole epoch."""
+        # A short batch may contain a single image, on which batch norm cannot train.
         return max(1, len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[RawBatch]:
-        """One pass."""
+        """Yield the batches of one pass."""
         epoch, rank = self.epoch(), self.share.rank
         first = self.first(epoch)
         order = epoch_order(len(self.images), seed=self.seed, epoch=epoch)[: len(self) * self.batch_size]

@@ -1,6 +1,6 @@
-"""Opening an encoded picture: which formats are tried, how large it may be, and which way up it is.
+"""Open an encoded picture: restrict the formats, limit the size, and determine the orientation.
 
-Everything that reads a person's picture opens it here: the cache, ``predict`` and the drawings of masks.
+The cache, ``predict`` and the drawings of masks all open a user's pictures with this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["most_pixels", "open_picture", "orientation_of", "upright", "upright_
 _EXIF_ORIENTATION: Final = 0x0112
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
 
-#: What makes a picture upright, by its EXIF orientation; 1 is upright.
+#: The transformation that makes a picture upright, by its EXIF orientation; 1 is upright.
 _TRANSPOSED: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,9 +34,9 @@ _TRANSPOSED: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
-#: Pillow needs up to this many bytes a pixel while it decodes and converts a picture.
+#: Pillow needs up to this many bytes per pixel while it decodes and converts a picture.
 _BYTES_PER_PIXEL: Final = 16
-#: One picture may need one part in so many of the machine's memory.
+#: One picture may need at most 1 / ``_MEMORY_PART`` of the machine's memory.
 _MEMORY_PART: Final = 4
 
 _FORMATS: Final = tuple(FORMATS)
@@ -45,18 +45,19 @@ _opening = threading.Lock()
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """The picture of these bytes, not decoded yet.
+    """Open the picture in these bytes without decoding it.
 
-    Only the formats of :data:`~tune_rescon.data.formats.FORMATS` are tried: for EPS, Pillow would start
-    another program.
+    Only the formats of :data:`~tune_rescon.data.formats.FORMATS` are tried, because Pillow starts another
+    program for EPS.
 
     Raises:
-        UnidentifiedImageError: the bytes are in none of these formats.
-        ValueError: the machine's memory is too small for so many pixels.
-        Exception: Pillow documents no list of what damaged bytes raise.
+        UnidentifiedImageError: The bytes are in none of these formats.
+        ValueError: The machine's memory is too small for the number of pixels.
+        Exception: Any other exception, because Pillow does not document which exceptions damaged bytes raise.
     """
-    # Pillow refuses 179 million pixels as an attack. The bound here is the machine's memory. Pillow reads its
-    # own from a global, which is put back at once: this process may hold other users of Pillow.
+    # Pillow rejects 179 million pixels as an attack. Here the machine's memory is the bound. Pillow reads its
+    # bound from a global variable. This function restores it at once, because other code in this process may
+    # use Pillow.
     with _opening:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -74,9 +75,10 @@ def open_picture(data: bytes) -> Image.Image:
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Keep Pillow's warnings of odd EXIF data, which cameras write, from the terminal.
+    """Suppress Pillow's warnings about odd EXIF data, which cameras write.
 
-    Around many pictures, and in one thread: Python's filters are the process's.
+    Enter this context once for many pictures and in one thread only, because Python's warning filters are
+    global to the process.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
@@ -85,28 +87,31 @@ def without_remarks() -> Iterator[None]:
 
 @lru_cache
 def most_pixels() -> int:
-    """Pixels of the largest picture that is decoded: a quarter of the machine's memory must hold them."""
+    """Return the maximum number of pixels of a picture; they must fit in a quarter of the memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory // _MEMORY_PART // _BYTES_PER_PIXEL
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8. One that cannot be read counts as 1: the pixels are whole."""
+    """Return the EXIF orientation, 1 (upright) to 8.
+
+    An orientation that cannot be read counts as 1, because the pixels are intact.
+    """
     if image.format == "TIFF":
-        return 1  # Pillow turns these itself
+        return 1  # Pillow rotates these itself
     try:
         found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow documents no list of what odd EXIF raises
+    except Exception:  # Pillow does not document which exceptions odd EXIF data raise
         return 1
     return found if isinstance(found, int) and found in _TRANSPOSED else 1
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is shown, by its EXIF orientation."""
+    """Return the picture as it is displayed, according to its EXIF orientation."""
     return image if orientation == 1 else image.transpose(_TRANSPOSED[orientation])
 
 
 def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    """(width, height) in pixels of the picture as it is shown, without decoding it."""
+    """Return the (width, height), pixels, of the picture as it is displayed, without decoding it."""
     width, height = image.size
     return (height, width) if orientation in _QUARTER_TURNS else (width, height)

@@ -1,7 +1,7 @@
-"""Which folders of an image source are its training, validation and test part.
+"""Find the folders of an image source that are its training, validation and test parts.
 
-A usual name may also be a class's. Where a layout may mean two things it is refused, with the line that
-settles it.
+A usual name of a part may also be the name of a class. An ambiguous layout raises an error, whose message
+contains the setting that resolves the ambiguity.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ _USUAL_NAMES: Final[Mapping[str, str]] = {
 
 
 def find_parts(tree: Tree, selection: Selection, where: str) -> Parts:
-    """The folders of each part that the source has; each holds class folders.
+    """Return the folders of each part in the source; each folder contains class folders.
 
-    Parts that the selection names are those folders. If it names ``train``, there are no others; else usual
-    names decide about the rest of the source.
+    A part that ``selection`` names consists of the selected folders. If ``selection`` names ``train``, the
+    source has no other parts. Otherwise usual names determine the parts in the rest of the source.
+
+    Args:
+        tree: The folders and images of the source.
+        selection: The folders that the dataset configures for each part.
+        where: Name of the source in error messages.
 
     Raises:
-        DataError: a selected folder is not there, or what usual names say may mean two things.
+        DataError: A selected folder does not exist, or the usual names are ambiguous.
     """
     chosen = dict(_chosen(tree, selection, where))
     if "train" not in chosen:
@@ -63,7 +68,7 @@ def _chosen(tree: Tree, selection: Selection, where: str) -> Iterator[tuple[str,
 
 
 def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...]:
-    """The folders that a part's pattern names: from the source on, or below what wraps the whole of it."""
+    """Return the folders that match a part's pattern, from the root or below folders that wrap the source."""
     plain = "/".join(step for step in pattern.split("/") if step not in ("", "."))
     top = tree.top()
     if not plain:
@@ -88,7 +93,7 @@ def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...
 
 
 def is_usual_name(name: str) -> bool:
-    """Whether a folder of this name is usually a part.
+    """Return whether a folder with this name is usually a part.
 
     >>> is_usual_name("Dev"), is_usual_name("dog")
     (True, False)
@@ -97,7 +102,7 @@ def is_usual_name(name: str) -> bool:
 
 
 class _Usual:
-    """The parts that usual names make, of what no selected part has."""
+    """The parts that usual names define in the folders outside the selected parts."""
 
     def __init__(self, tree: Tree, chosen: Collection[str], where: str) -> None:
         self._tree = tree
@@ -111,7 +116,7 @@ class _Usual:
         self._others = sorted(folders - set(named))
 
     def parts(self) -> Parts:
-        """Each part that was found, and that is not selected."""
+        """Return the parts that were found and are not selected."""
         found: dict[str, str] = {}
         for name in self._split:
             part = _USUAL_NAMES[name.lower()]
@@ -132,7 +137,10 @@ class _Usual:
         return {part: (self._path(name),) for part, name in found.items()}
 
     def _classes(self) -> Parts:
-        """One folder of classes. CIFAR-100 has a class called ``train``; other usual names are doubtful."""
+        """Return one folder of classes as the training part.
+
+        A class may be called ``train``, as in CIFAR-100. Classes with other usual names are ambiguous.
+        """
         if self._flat and not self._others:
             self._refuse_unsorted()
         doubtful = [name for name in self._flat if name.lower() != "train" or len(self._flat) > 1]

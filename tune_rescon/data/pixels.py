@@ -1,4 +1,4 @@
-"""Stored bytes -> a network's input, on the device: the second half of the preprocessing.
+"""Convert stored bytes to a network's input on the device: the second half of the preprocessing.
 
 Shape legend: B images of a batch, C channels, H = W side.
 """
@@ -18,12 +18,13 @@ __all__ = ["Normalization", "resized", "to_unit"]
 
 _BYTE: Final = 255.0
 
-#: Processors, by Python's name, for which torch's resizing of bytes is vectorised whatever it says it can do.
+#: Processors, by Python's name, on which torch's resizing of bytes is vectorised, whatever CPU capability
+#: torch reports.
 _ARM: Final = ("aarch64", "arm64")
 
 
 class Normalization:
-    """Resizes bytes to the network's input size and normalises them; keeps its constants on each device."""
+    """Resizes bytes to the network's input size and normalises them; caches its constants on each device."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         """Store the description."""
@@ -31,14 +32,17 @@ class Normalization:
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Normalised float32 images in channels_last memory format, of bytes at any size."""
+        """Return normalised float32 images in channels_last memory format from bytes of any size."""
         images_BCHW = resized(images_BCHW, self._preprocessing.image_size)
         images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         mean_C11, std_C11 = self._on(images_BCHW.device)
         return images_BCHW.sub_(mean_C11).div_(std_C11)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each channel's bytes. Made once: copying Python's numbers waits for a GPU."""
+        """Return the mean and the standard deviation of each channel's bytes on a device.
+
+        They are created once per device, because copying Python numbers waits for a GPU.
+        """
         if device not in self._constants:
             known = (self._preprocessing.mean, self._preprocessing.std)
             mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in known)
@@ -47,19 +51,19 @@ class Normalization:
 
 
 def to_unit(images_BCHW: Tensor, side: int) -> Tensor:
-    """Stored bytes as the pixels in 0..1, ``side`` x ``side``, that an exported network takes."""
+    """Convert stored bytes to pixels in 0..1, ``side`` x ``side``, the input of an exported network."""
     return resized(images_BCHW, side).float() / _BYTE
 
 
 def resized(images_BCHW: Tensor, side: int) -> Tensor:
-    """Bytes resized to ``side`` x ``side``, bilinear with antialiasing, rounded to bytes.
+    """Resize bytes to ``side`` x ``side``, bilinear with antialiasing, and round to bytes.
 
-    To the bit what ``torchvision.transforms.v2.functional.resize`` makes of them, without torchvision, which
-    takes seconds to import.
+    The result is bitwise identical to that of ``torchvision.transforms.v2.functional.resize``. torchvision is
+    not used, because its import takes seconds.
     """
     if images_BCHW.shape[-2:] == (side, side):
         return images_BCHW
-    # torch's kernel for bytes is the faster one where it is vectorised; a GPU has none.
+    # torch's kernel for bytes is faster where it is vectorised. A GPU has no such kernel.
     in_bytes = images_BCHW.device.type == "cpu" and (
         torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
     )

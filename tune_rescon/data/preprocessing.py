@@ -1,7 +1,8 @@
-"""What is done to a picture before a network sees it: one description, for training and for everything after.
+"""The preprocessing of a picture for a network: one description for training and all later uses.
 
-Training makes it, the checkpoint keeps it, and validation, prediction, exports and timm's configuration read
-it. Torch-free; :mod:`tune_rescon.data.pixels` carries the second half out on tensors.
+Training creates the description, and the checkpoint stores it. Validation, prediction, exports and timm's
+configuration read it. This module does not import torch; :mod:`tune_rescon.data.pixels` performs the second
+half of the preprocessing on tensors.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ __all__ = ["Preprocessing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an encoded picture becomes the input of a network.
+    """The steps that turn an encoded picture into the input of a network.
 
-    1. Decode it upright, scale and cut it to a square of ``stored_side`` pixels as ``resize`` says, and round
-       to bytes. Scaling is bilinear and antialiased (Pillow's ``BILINEAR``).
+    1. Decode it upright, scale and crop it to a square of ``stored_side`` pixels by the method ``resize``,
+       and round to bytes. Scaling is bilinear and antialiased (Pillow's ``BILINEAR``).
     2. Scale the square to ``image_size`` pixels, bilinear and antialiased, and round to bytes.
     3. Divide by 255, subtract ``mean`` and divide by ``std``, channel by channel.
 
     Attributes:
-        stored_side: side of the squares that the cache keeps, pixels.
-        image_size: side of the squares that the network sees, pixels.
-        resize: ``crop``: the centre square of the picture; ``pad``: all of it, black beside it; ``squash``:
-            all of it, its two sides scaled apart.
-        levels: the values that become 0 and 255 in pictures of more than 8 bits; None: the whole range of
-            their type. See :func:`tune_rescon.data.decode.to_bytes`.
-        mean: of each channel, pixels in 0..1; zeros where images are not normalised.
-        std: likewise, never 0; ones where images are not normalised.
+        stored_side: Side of the squares in the cache, pixels.
+        image_size: Side of the network's input, pixels.
+        resize: ``crop`` keeps the centre square of the picture. ``pad`` keeps the whole picture and adds
+            black bars. ``squash`` keeps the whole picture and scales its two sides independently.
+        levels: Values that become 0 and 255 in pictures of more than 8 bits; None: the whole range of their
+            type. See :func:`tune_rescon.data.decode.to_bytes`.
+        mean: Mean of each channel for pixels in 0..1; zeros if images are not normalised.
+        std: Standard deviation of each channel for pixels in 0..1, never 0; ones if images are not
+            normalised.
     """
 
     stored_side: int
@@ -54,16 +56,17 @@ class Preprocessing:
         resize: str = "crop",
         levels: tuple[float, float] | None = None,
     ) -> Preprocessing:
-        """The preprocessing that follows from a dataset's statistics.
+        """Create the preprocessing from a dataset's statistics.
 
         Args:
-            stored_side: side of the dataset's squares, pixels.
-            image_size: side of the network's input, pixels.
-            mean: of each channel over the training images, in 0..1.
-            std: likewise; 0 for a channel that never varies, which is then only shifted.
-            normalize: whether images are normalised at all.
-            resize: how pictures become squares.
-            levels: the values that become 0 and 255 in pictures of more than 8 bits.
+            stored_side: Side of the dataset's squares, pixels.
+            image_size: Side of the network's input, pixels.
+            mean: Mean of each channel over the training images, in 0..1.
+            std: Standard deviation of each channel over the training images, in 0..1. A constant channel has
+                0 and is only shifted.
+            normalize: True if images are normalised.
+            resize: The method by which pictures become squares.
+            levels: Values that become 0 and 255 in pictures of more than 8 bits.
         """
         channels = len(mean)
         return cls(
@@ -82,7 +85,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Back from :meth:`to_dict`, also by way of JSON."""
+        """Create the preprocessing from the result of :meth:`to_dict`, also after a trip through JSON."""
         known: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -91,5 +94,5 @@ class Preprocessing:
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as exported files carry them."""
+        """Return plain values, as they are stored in exported files."""
         return {**dataclasses.asdict(self), "channel_order": self.channel_order}

@@ -1,7 +1,7 @@
-"""Which files and folders of a source belong to it: a dataset's ``train``, ``val``, ``test`` and ``ignore``.
+"""Select the files and folders of a source by a dataset's ``train``, ``val``, ``test`` and ``ignore``.
 
-Folders of other programs (thumbnails, indexes, waste bins, earlier versions) never do. Only names that are
-known to be a program's are listed. An unknown hidden folder may be a class (``.net``).
+Folders of other programs (thumbnails, indexes, recycle bins, earlier versions) are never selected. Only known
+names of such folders are listed, because an unknown hidden folder may be a class (``.net``).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ __all__ = [
 ]
 
 
-#: In lower case. Each of these programs writes images, or may not be read, or both.
+#: Names in lower case. Each of these folders contains images of a program, or cannot be read, or both.
 _FOLDERS: Final = frozenset(
     {
-        # Systems and their waste bins.
+        # Operating systems and their recycle bins.
         *("__macosx", ".trash", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
         *(".appledouble", ".documentrevisions-v100", "$recycle.bin", "recycler", "system volume information"),
         *("lost+found", ".thumbnails", ".snapshot", ".snapshots", ".zfs"),
         # Network disks: Synology, QNAP.
         *("@eadir", "#recycle", "#snapshot", "@tmp", "@recycle", ".@__thumb", "@recently-snapshot"),
-        # Tools of programmers, and what syncs folders.
+        # Tools of programmers and of folder synchronisation.
         *(".git", ".svn", ".hg", ".dvc", ".ipynb_checkpoints", "__pycache__", ".cache", ".idea", ".vscode"),
         *(".stfolder", ".stversions", ".sync", ".dropbox.cache", ".picasaoriginals"),
     }
 )
 
-#: A waste bin of each user: .Trash-1000.
+#: Prefix of the recycle bin of one user: .Trash-1000.
 _PREFIX: Final = ".trash-"
 
 
 def is_junk_folder(name: str) -> bool:
-    """Whether a folder of this name is another program's, whatever it holds.
+    """Return whether a folder with this name belongs to another program, independent of its contents.
 
     >>> is_junk_folder("@eaDir"), is_junk_folder(".Trash-1000"), is_junk_folder(".net")
     (True, True, False)
@@ -56,7 +56,7 @@ def is_junk_folder(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden: its name begins with a dot."""
+    """Return whether a file or folder is hidden: its name begins with a dot."""
     return name.startswith(".")
 
 
@@ -65,14 +65,16 @@ PARTS: Final = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which folders of a source are which part, and what is ignored; None: the usual names decide.
+    """The folders of each part of a source, and the ignored files; None: the usual names decide.
 
     Attributes:
-        train: a folder inside the source, or a glob of folders; each holds class folders. ``.``: the source.
-        val: likewise.
-        test: likewise.
-        ignore: globs, separated by commas. One without a slash matches names at any depth, one with a slash
-            whole paths inside the source (``/extra``). What lies in an ignored folder is ignored too.
+        train: A folder inside the source, or a glob of folders, each of which contains class folders. ``.``
+            is the source.
+        val: Like ``train``, for the validation part.
+        test: Like ``train``, for the test part.
+        ignore: Globs, separated by commas. A glob without a slash matches names at any depth; a glob with a
+            slash matches whole paths inside the source (``/extra``). The contents of an ignored folder are
+            ignored too.
     """
 
     train: str | None = None
@@ -82,22 +84,22 @@ class Selection:
 
     @classmethod
     def of(cls, dataset: DatasetConfig) -> Selection:
-        """The selection that a dataset's section asks for."""
+        """Return the selection that a dataset's section configures."""
         return cls(train=dataset.train, val=dataset.val, test=dataset.test, ignore=dataset.ignore)
 
     @property
     def key(self) -> str:
-        """What tells selections apart; empty for the default one, whose caches older versions made."""
+        """String that identifies the selection; empty for the default, so that older caches stay valid."""
         chosen = (self.train, self.val, self.test, self.ignore)
         return "" if chosen == (None,) * 4 else repr(chosen)
 
     def chosen(self, part: str) -> str | None:
-        """The folder or glob of one part."""
+        """Return the folder or glob of one part."""
         globs: dict[str, str | None] = {"train": self.train, "val": self.val, "test": self.test}
         return globs[part]
 
     def ignores(self, path: str) -> bool:
-        """Whether ``ignore`` matches this path itself. What lies above it is the caller's question.
+        """Return whether ``ignore`` matches this path itself. The caller checks the folders above it.
 
         >>> Selection(ignore="*_mask.png, extra/*").ignores("train/cat/1_mask.png")
         True
@@ -110,7 +112,7 @@ class Selection:
         )
 
     def keeps_out(self, folder: str) -> bool:
-        """Whether a folder is not entered: it is ignored, or another program's."""
+        """Return whether a folder is skipped, because it is ignored or belongs to another program."""
         return is_junk_folder(folder.rpartition("/")[2]) or self.ignores(folder)
 
     @cached_property
@@ -120,7 +122,9 @@ class Selection:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a glob matches a whole path; ``*`` stays within one step, ``**`` spans any number of them.
+    """Return whether a glob matches a whole path.
+
+    ``*`` matches within one component of the path; ``**`` matches any number of components.
 
     >>> matches("images/train", "images/tr*"), matches("images/train/cat", "images/*")
     (True, False)
@@ -140,18 +144,18 @@ def _steps_match(steps: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def as_pattern(path: str) -> str:
-    """A glob for ``ignore`` that matches this path alone.
+    """Return a glob for ``ignore`` that matches only this path.
 
     >>> as_pattern("val"), as_pattern("photos/val[1]")
     ('/val', 'photos/val[[]1]')
     """
-    # A comma separates globs.
+    # A comma would separate two globs.
     pattern = glob.escape(path).replace(",", "?")
     return pattern if "/" in pattern else f"/{pattern}"
 
 
 def settling(field: str, value: str) -> str:
-    """What settles an ambiguity, as it is typed.
+    """Return the command-line option that resolves an ambiguity, as the user types it.
 
     >>> settling("ignore", "/my val")
     "`--set 'dataset.ignore=/my val'`"

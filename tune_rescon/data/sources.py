@@ -1,7 +1,7 @@
-"""What a cache is made from: an image folder or zip, or a dataset known by name.
+"""The sources of a cache: an image folder or zip, or a built-in dataset.
 
-A source says what it is without reading images; :meth:`Source.plan` then lays out every row of the cache and
-how to get the pixels of any run of rows.
+A source describes itself without reading images. :meth:`Source.plan` then returns the layout of all rows of
+the cache, and the function that reads the pixels of consecutive rows.
 
 Shape legend: N images, H = W side, C channels.
 """
@@ -30,13 +30,13 @@ __all__ = ["Plan", "Source", "find_source"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every row of a cache to be: training, then validation, then test images.
+    """The layout of a cache before it is built: training, then validation, then test images.
 
     Attributes:
-        counts: images of each part.
-        reader: gives what reads a run of rows; it is sent to decoding processes.
-        decodes: False if reading only copies, which is not worth a process.
-        levels: the range of values by which pictures of more than 8 bits become bytes; None: not known yet.
+        counts: Number of images of each part.
+        reader: Returns, for consecutive rows, the function that reads them and is sent to decoding processes.
+        decodes: False if reading only copies images, for which starting processes is not worthwhile.
+        levels: Range of values by which pictures of more than 8 bits become bytes; None: not known yet.
     """
 
     shape: Shape
@@ -49,40 +49,40 @@ class Plan:
 
 
 class Source(Protocol):
-    """Where images come from. Making one reads nothing."""
+    """A source of images. Creating one reads no files."""
 
     @property
     def key(self) -> str:
-        """Name of its cache folder: one for each source, size and format."""
+        """Name of the cache folder, unique for each source, size and format."""
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Name of the source in messages."""
 
     def fingerprint(self) -> str:
-        """Changes when the images do. Quick.
+        """Return a string that changes with the images. This call is quick.
 
         Raises:
-            DataError: the source is gone.
+            DataError: The source is missing.
         """
 
     def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
-        """Lay out the cache.
+        """Return the layout of the cache.
 
         Args:
-            alike: False: images taken for one size turned out to differ.
-            levels: the range of the pictures of more than 8 bits, where it is known.
+            alike: False if images that were assumed to have one size differ in size.
+            levels: Range of the pictures of more than 8 bits, if it is known.
 
         Raises:
-            DataError: the source is not what it should be, or cannot be had.
+            DataError: The source is invalid, or cannot be read or downloaded.
         """
 
 
 def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
-    """The source that a dataset's name stands for.
+    """Return the source of a dataset.
 
     Raises:
-        DataError: an unknown name, or a ``path`` that is missing or out of place.
+        DataError: The name is unknown, or ``path`` is missing or given for a built-in dataset.
     """
     path = dataset_path(dataset, data_root)
     if path is None:
@@ -104,7 +104,8 @@ class _FolderSource:
 
     @property
     def key(self) -> str:
-        resize = "" if self.resize == "crop" else self.resize  # whose caches older versions made
+        # "crop" adds nothing to the key, so that caches of older versions stay valid.
+        resize = "" if self.resize == "crop" else self.resize
         place = f"{self.path}\0{self.store_size}{resize}{self.selection.key}"
         return (
             f"folder-v{FORMAT}-{blake2b(place.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
@@ -153,7 +154,7 @@ class _BuiltInSource:
         return self.name
 
     def fingerprint(self) -> str:
-        # Published files never change (torchvision checks their MD5), and need not be kept once decoded.
+        # Published files never change (torchvision checks their MD5), and may be deleted once decoded.
         return self.name
 
     def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:

@@ -1,7 +1,7 @@
-"""Which images train and which validate: stratified, seeded, every class on both sides.
+"""Split images for training and validation: stratified, seeded, with every class on both sides.
 
-Only arithmetic on labels; nothing here opens an image. Own code because scikit-learn's stratified splits
-neither promise that a rare class lands on both sides nor tell the sizes without drawing.
+This module only computes on labels; it never opens an image. scikit-learn's stratified splits are unsuitable,
+because they neither guarantee that a rare class is on both sides nor give the sizes without a draw.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 
-#: Keeps these draws apart from every other use of the same seed.
+#: Separates these draws from all other uses of the same seed.
 _SPLIT_STREAM = 1
 _NOISE_STREAM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRule:
-    """How training images are cut down and held out.
+    """The rule by which training images are limited and held out.
 
     Attributes:
-        limit: use at most this many, validation included; None: all.
-        val_fraction: share of the used images that validates; None: none of them does.
-        seed: of the draw.
+        limit: Maximum number of images to use, including validation images; None: all.
+        val_fraction: Share of the used images that is held out for validation; None: no image is held out.
+        seed: Seed of the draw.
     """
 
     limit: int | None
@@ -50,16 +50,23 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Positions into the source's training images, ascending; disjoint."""
+    """Two disjoint sets of positions in the source's training images, each ascending."""
 
     train_N: IntArray
     val_N: IntArray
 
 
 def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int = 0) -> list[int]:
-    """Divide ``total`` over classes in proportion to ``counts``, by largest remainders.
+    """Divide ``total`` over classes in proportion to ``counts``, by the method of largest remainders.
 
-    A class gives at least ``least`` (or all it has) and at most ``count - leave``; an empty class nothing.
+    A class gives at least ``least`` images (or all of its images) and at most ``count - leave``. An empty
+    class gives none.
+
+    Args:
+        counts: Number of images of each class.
+        total: Number of images to draw from all classes.
+        least: Minimum number of images from each class.
+        leave: Number of images to leave in each class.
 
     >>> apportion([50, 30, 20], 10)
     [5, 3, 2]
@@ -87,7 +94,12 @@ def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int =
 
 
 def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
-    """Training and validation images that :func:`draw_cut` gives, from the totals alone.
+    """Return the numbers of training and validation images of :func:`draw_cut`, from the totals alone.
+
+    Args:
+        images: Number of training images of the source.
+        classes: Number of classes.
+        rule: The rule of the split.
 
     >>> cut_sizes(50_000, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
     (45000, 5000)
@@ -95,7 +107,7 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     (90, 10)
 
     Raises:
-        DataError: too few images for every class to be on both sides.
+        DataError: There are too few images for every class to be on both sides.
     """
     used = images if rule.limit is None else min(rule.limit, images)
     sides = 1 if rule.val_fraction is None else 2
@@ -115,10 +127,15 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
 
 
 def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -> None:
-    """Every class has an image for each side it must be on.
+    """Check that every class has an image for each side.
+
+    Args:
+        counts: Number of training images of each class.
+        names: Names of the classes.
+        rule: The rule of the split.
 
     Raises:
-        DataError: a class without training images, or with one where validation images are drawn from them.
+        DataError: A class has no training image, or only one although validation images are drawn from them.
     """
     need = 1 if rule.val_fraction is None else 2
     short = [f"{count} of {name!r}" for name, count in zip(names, counts, strict=True) if count < need]
@@ -137,17 +154,18 @@ def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -
 def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
     """Draw the training and validation images.
 
-    Each class is shuffled once by (seed, class); a limit takes its head and validation the head of that. So
-    raising ``limit`` keeps the images it had, give or take one a class.
+    Each class is shuffled once by (seed, class). A limit selects the head of this order, and validation
+    selects the head of that selection. Therefore a larger ``limit`` keeps the images of a smaller one, within
+    one image per class.
 
     Args:
-        labels_N: classes of the source's training images; each class at least once, or twice where
+        labels_N: Classes of the source's training images. Each class occurs at least once, or twice if
             validation images are drawn (see :func:`check_counts`).
-        classes: how many there are.
-        rule: how to cut.
+        classes: Number of classes.
+        rule: The rule of the split.
 
     Raises:
-        DataError: as :func:`cut_sizes`.
+        DataError: There are too few images for every class to be on both sides.
     """
     train, val = cut_sizes(len(labels_N), classes, rule)
     orders = _class_orders(labels_N, classes, rule.seed)
@@ -160,7 +178,7 @@ def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
 
 
 def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
-    """Images of each class that :func:`draw_cut` holds out of all of them, from the counts alone.
+    """Return the number of images of each class that :func:`draw_cut` holds out, from the counts alone.
 
     >>> held_out_counts([50, 30, 20], SplitRule(limit=None, val_fraction=0.1, seed=0))
     [5, 3, 2]
@@ -169,7 +187,14 @@ def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
 
 
 def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:
-    """Positions of at most ``limit`` images, stratified, ascending. A class may have none."""
+    """Return the positions of at most ``limit`` images, stratified and ascending. A class may be absent.
+
+    Args:
+        labels_N: Classes of the images.
+        classes: Number of classes.
+        limit: Maximum number of images; None: all.
+        seed: Seed of the draw.
+    """
     if limit is None or limit >= len(labels_N):
         return np.arange(len(labels_N), dtype=np.int64)
     orders = _class_orders(labels_N, classes, seed)
@@ -178,10 +203,16 @@ def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) 
 
 
 def mislabelled(labels_N: IntArray, classes: int, share: float, seed: int) -> IntArray:
-    """``labels_N`` with ``share`` of them, rounded to whole images, replaced by another class at random.
+    """Return a copy of ``labels_N`` with some labels replaced by another class at random.
 
-    The paper's table 5 gives each image its true label with probability ``1 - share``, and every other class
-    the same part of the rest.
+    In the paper's table 5, an image keeps its true label with probability ``1 - share``, and all other
+    classes are equally probable.
+
+    Args:
+        labels_N: Classes of the images.
+        classes: Number of classes.
+        share: Share of the labels to replace, rounded to whole images.
+        seed: Seed of the draw.
 
     >>> mislabelled(np.zeros(10, dtype=np.int64), 2, 0.3, seed=0).sum()
     np.int64(3)
@@ -194,7 +225,7 @@ def mislabelled(labels_N: IntArray, classes: int, share: float, seed: int) -> In
 
 
 def _class_orders(labels_N: IntArray, classes: int, seed: int) -> list[IntArray]:
-    """For each class, its positions, shuffled by (seed, class): one class's draw never moves another's."""
+    """Return the positions of each class, shuffled by (seed, class), so that no class affects another."""
     return [
         np.random.default_rng((_SPLIT_STREAM, seed, label)).permutation(np.flatnonzero(labels_N == label))
         for label in range(classes)

@@ -1,7 +1,7 @@
-"""Reading a .zip of images: its entries under one spelling, each member within a bound.
+"""Read a .zip of images: normalise the names of its entries and limit the size of each member.
 
-Zips come from many tools. Their names may begin with ``./`` or ``/`` or use backslashes, an entry may be
-there twice, and a small member may inflate to gigabytes.
+Many tools write zips. Names may begin with ``./`` or ``/`` or contain backslashes, an entry may occur twice,
+and a small member may inflate to gigabytes.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = [
 
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 
-#: LZMA: the version and the length of the properties, then the properties themselves.
+#: Start of an LZMA member: the version and the length of the properties. The properties follow.
 _LZMA_HEADER: Final = struct.Struct("<2xH")
 _HAS_END_MARK: Final = 0x2
 _UNKNOWN_SIZE: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def inflated(path: Path, info: zipfile.ZipInfo, *, memory: int) -> bytes:
-    """The bytes of a member.
+    """Return the bytes of a member that is compressed by bzip2 or LZMA.
 
     Args:
-        path: the zip's.
-        info: the member's entry.
-        memory: bytes that the decoder may take beside them.
+        path: Path of the zip.
+        info: Entry of the member.
+        memory: Bytes that the decoder may use in addition to the result.
 
     Raises:
-        BadZipFile: the member is damaged, or is not of the size that it declares.
+        BadZipFile: The member is damaged, or does not have the size that its entry declares.
     """
     packed = _packed(path, info)
     if info.compress_type == zipfile.ZIP_BZIP2:
@@ -71,7 +71,7 @@ def _lzma(packed: bytes, info: zipfile.ZipInfo, memory: int) -> bytes:
     (length,) = _LZMA_HEADER.unpack_from(packed)
     start = _LZMA_HEADER.size + length
     size = _UNKNOWN_SIZE if info.flag_bits & _HAS_END_MARK else info.file_size
-    # The same stream with the header of an .lzma file, for which lzma has a public decoder.
+    # The lzma module has a public decoder for .lzma files. Their stream is the same, with another header.
     alone = packed[_LZMA_HEADER.size : start] + struct.pack("<Q", size)
     decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory)
     return decoder.decompress(alone + packed[start:], info.file_size + 1)
@@ -93,8 +93,8 @@ _PATCHED: Final = 0x20
 _AES: Final = 99
 _UNIX: Final = 3
 
-#: Methods that are read, and the module that each needs; a Python may be built without one. Zstandard is not
-#: among them: of the Pythons that this package runs on, only the newest know it.
+#: Supported methods, and the module that each needs, because a Python may be built without one. Zstandard is
+#: not supported: of the Python versions that this package supports, only the newest contain it.
 _MODULES: Final = {
     zipfile.ZIP_STORED: "",
     zipfile.ZIP_DEFLATED: "zlib",
@@ -102,7 +102,7 @@ _MODULES: Final = {
     zipfile.ZIP_LZMA: "_lzma",
 }
 
-#: Names of methods, as APPNOTE.TXT gives them.
+#: Names of methods as in APPNOTE.TXT.
 _METHODS: Final = {
     1: "shrink",
     6: "implode",
@@ -118,16 +118,17 @@ _METHODS: Final = {
     98: "ppmd",
 }
 
-#: A member may take this share of the memory, divided by the cores, which decode one image each.
+#: Share of the memory for all members that are read at once. Each core decodes one image, so the bound for
+#: one member is this share divided by the number of cores.
 _SHARE: Final = 1 / 8
 _LEAST_BOUND: Final = 128 << 20
 
-#: Bytes inflated at once.
+#: Bytes that are inflated at a time.
 _PIECE: Final = 1 << 20
 
 
 class Archive:
-    """A zip that is open for reading. Threads may share it."""
+    """A zip that is open for reading. Threads can share it."""
 
     def __init__(self, path: Path) -> None:
         """Open the file and read its directory."""
@@ -136,10 +137,10 @@ class Archive:
 
     @cached_property
     def members(self) -> dict[str, zipfile.ZipInfo]:
-        """The entries by their paths; of several of one path the last counts, as in other zip tools.
+        """The entries by their paths; of entries with the same path the last counts, as in other zip tools.
 
         Raises:
-            DataError: a path leads out of the archive.
+            DataError: A path leads out of the archive.
         """
         return {_plain(info.filename, self.path): info for info in self._zip.infolist()}
 
@@ -149,7 +150,7 @@ class Archive:
         return self._zip.start_dir
 
     def entries(self, tally: Tally) -> Iterator[str]:
-        """The paths of files and folders; the tally gets links and repeated entries."""
+        """Yield the paths of files and folders; add links and repeated entries to ``tally``."""
         if len(self.members) < len(self._zip.infolist()):
             counts = Counter(_plain(info.filename, self.path) for info in self._zip.infolist())
             repeated = (path for path, count in counts.items() if count > 1 and not path.endswith("/"))
@@ -161,11 +162,11 @@ class Archive:
                 yield path
 
     def read(self, path: str) -> bytes:
-        """The bytes of a member.
+        """Return the bytes of a member.
 
         Raises:
-            ValueError: it declares to be larger than this machine's memory allows.
-            BadZipFile: it is damaged, or inflates to another size than it declares.
+            ValueError: The declared size is larger than this machine's memory allows.
+            BadZipFile: The member is damaged, or does not inflate to its declared size.
         """
         info = self.members[path]
         bound = largest_member()
@@ -173,19 +174,19 @@ class Archive:
             raise ValueError(_too_large(path, info.file_size, bound))
         if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             return inflated(self.path, info, memory=bound)
-        # zipfile gives no more than the declared size, but reading all at once it inflates more first.
+        # zipfile returns at most the declared size, but one read of everything first inflates more than that.
         with self._zip.open(info) as member:
             first = member.read(_PIECE)
             if len(first) < _PIECE:
-                return first  # all of it: a read ends early only at the end
+                return first  # a read is short only at the end of the member
             return b"".join([first, *iter(functools.partial(member.read, _PIECE), b"")])
 
 
 def open_zip(path: Path) -> Archive:
-    """An archive, shared by the whole process: leave it open.
+    """Return an open archive. The whole process shares it, so do not close it.
 
     Raises:
-        DataError: no such file, not readable, or not a zip.
+        DataError: The file does not exist, cannot be read, or is not a zip.
     """
     with readable(path):
         status = path.stat()
@@ -204,15 +205,15 @@ def open_zip(path: Path) -> Archive:
 
 @lru_cache(maxsize=1)
 def _archive(path: Path, _size: int, _mtime_ns: int) -> Archive:
-    # Reading a 60,000-entry directory takes 0.3 s: once per process and archive, not once per image.
+    # Reading a directory of 60,000 entries takes 0.3 s. Do so once per process and archive, not per image.
     return Archive(path)
 
 
 def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
-    """Check that this Python can read the members, before the first of them is read.
+    """Check that this Python can read the members, before the first member is read.
 
     Raises:
-        DataError: one is encrypted, or compressed by a method that Python does not know.
+        DataError: A member is encrypted, or compressed by a method that this Python does not support.
     """
     for path in paths:
         info = archive.members[path]
@@ -239,13 +240,14 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
 
 
 def directory_bytes(path: Path) -> bytes:
-    """The bytes of a zip's directory, which holds every entry's name, CRC, sizes and position.
+    """Return the bytes of a zip's directory: the name, CRC, sizes and position of every entry.
 
-    They are found by the record at the file's end, without parsing the entries, because every trial asks.
+    The record at the end of the file gives their position. The entries are not parsed, because every trial
+    calls this function.
 
     Raises:
-        DataError: not a zip.
-        OSError: not readable.
+        DataError: The file is not a zip.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -259,7 +261,8 @@ def directory_bytes(path: Path) -> bytes:
         return file.read()
 
 
-#: The end record, the most bytes it can have with its comment, and the two records of zip64 before it.
+#: The signature of the end record, the maximum size of the record with its comment, and the two zip64 records
+#: before it.
 _END: Final = b"PK\x05\x06"
 _LONGEST_END: Final = (1 << 16) + 22 + 20 + 56
 _ZIP64_BYTES: Final = 20 + 56
@@ -267,7 +270,7 @@ _ZIP64_END: Final = b"PK\x06\x06"
 
 
 def _directory_length(tail: bytes) -> int | None:
-    """Bytes of the directory by the records at a zip's end; None where they are not as usual."""
+    """Return the directory's length from the records at the end of a zip, or None if they are unusual."""
     end = tail.rfind(_END)
     if end < 0 or len(tail) < end + 16:
         return None
@@ -282,7 +285,7 @@ def _directory_length(tail: bytes) -> int | None:
 
 @lru_cache(maxsize=1)
 def largest_member() -> int:
-    """The most bytes that one member may inflate to on this machine."""
+    """Return the maximum number of bytes that one member may inflate to on this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(_LEAST_BOUND, int(memory * _SHARE) // (os.cpu_count() or 1))
 
@@ -294,13 +297,13 @@ def _readable_methods() -> frozenset[int]:
     )
 
 
-#: A step that is empty, ``.`` or ``..``.
+#: A path component that is empty, ``.`` or ``..``.
 _ODD_STEP: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 
 
 def _plain(name: str, path: Path) -> str:
-    """An entry's path with single slashes and no dots; a folder's ends in a slash."""
-    # As unzip does: a backslash is a separator where the name has no slash.
+    """Return an entry's path with single slashes and no dots; the path of a folder ends in a slash."""
+    # As in unzip, a backslash is a separator if the name has no slash.
     if "/" not in name:
         name = name.replace("\\", "/")
     if not _ODD_STEP.search(name):

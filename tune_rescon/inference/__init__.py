@@ -1,12 +1,12 @@
-"""The winner put to use: found by whatever it is called, shown pictures, and given to other tools.
+"""Use a trained network: load it, predict classes of pictures, draw its attention masks, and export it.
 
 ::
 
-    load_model      a search's name, models:/NAME@ALIAS or a file -> network and what goes with it
-    find_pictures, batches_of   a person's pictures, as the network wants them
-    predictions     what it says of them
-    draw_gallery    a folder of what it attends to, and a page of it
-    export_model    a file that needs no package of ours, checked against the network
+    load_model      load a network and its metadata by a search's name, models:/NAME@ALIAS or a file
+    find_pictures, batches_of   find and decode a user's pictures for the network
+    predictions     predict the classes of the pictures
+    draw_gallery    write a folder of attention masks, with an HTML page
+    export_model    write a file that does not need this package, checked against the network
 
 Names are loaded on first use.
 """

@@ -1,8 +1,8 @@
-"""A trained network as a file that other tools load without this package, and the proof that it is the same.
+"""Export a trained network to a file for other tools, and check that the file gives the same probabilities.
 
-In all but ``safetensors`` and ``timm`` the normalisation and the softmax are inside: pixels in 0..1 go in,
-probabilities come out. ``tensorflow`` is a SavedModel, a folder, and wants its images as B x H x W x C.
-``timm`` is a folder that ``timm.create_model`` loads.
+All formats except ``safetensors`` and ``timm`` include the normalisation and the softmax: the input is pixels
+in 0..1, the output is probabilities. ``tensorflow`` is a SavedModel, which is a folder; its images are
+B x H x W x C. ``timm`` is a folder that ``timm.create_model`` loads.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -31,19 +31,20 @@ __all__ = [
 
 
 def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write the folder, and load it by timm.
+    """Write a folder for timm, and load it with timm.
 
     Args:
-        network: whose weights are written.
-        about: what goes with it.
-        path: the folder; there is none of the name yet.
+        network: The network whose weights are written.
+        about: Metadata of the network.
+        path: The folder; it must not exist.
 
     Returns:
-        Probabilities, B x K, of pixels in 0..1, B x C x H x W, by what timm has loaded and read.
+        A function from pixels in 0..1, B x C x H x W, to probabilities, B x K, which uses the network and the
+        configuration that timm has loaded.
 
     Raises:
         ImportError: timm is not installed.
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     import timm
     from safetensors.torch import save_file
@@ -75,21 +76,31 @@ def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> 
     return run
 
 
-#: Relative difference of probabilities that a file may have from the network (the largest, over its inputs).
+#: Maximum relative difference of a file's probabilities from the network's, over all checked inputs.
 TOLERANCE: Final = 1e-4
 
-#: Images that are traced, and that the file is checked with: another number, for its batch may be any.
+#: Numbers of images for tracing and for checking. They differ, because the file must accept any batch size.
 _TRACED, _CHECKED = 2, 5
 
 Writer = Callable[[nn.Module, TrainedNetwork, Path], Callable[[Tensor], Tensor]]
 
 
 def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
-    """Write ``output`` whole, load it again, and compare; the largest relative difference of a probability.
+    """Write the network to a scratch file, load and compare it, and rename it to ``output``.
+
+    Args:
+        network: The trained network.
+        about: Metadata of the network.
+        form: Name of the format, a key of ``FORMATS``.
+        output: Path of the file or folder.
+
+    Returns:
+        The largest relative difference of a probability.
 
     Raises:
-        ConfigError: no such format, or its packages are not installed.
-        StorageError: the file cannot be written, or says something else than the network.
+        ConfigError: The format does not exist, or its packages are not installed.
+        StorageError: The file cannot be written, or its probabilities differ from the network's by more than
+            ``TOLERANCE``.
     """
     if form not in FORMATS:
         raise ConfigError(unknown_name_message("format", form, sorted(FORMATS), where="--format"))
@@ -98,7 +109,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
     try:
         loaded = FORMATS[form](classifier, about, scratch)
         difference = _difference(classifier, loaded, about)
-        # Not `difference > TOLERANCE`, which a NaN would pass.
+        # With `difference > TOLERANCE`, a NaN would pass the check.
         if not difference <= TOLERANCE:
             rule = f"an exported file must give the network's probabilities within {TOLERANCE:g}"
             raise StorageError(format_error(rule, got=f"a difference of {difference:.2g}", where=str(output)))
@@ -131,7 +142,7 @@ def _example(about: TrainedNetwork, images: int) -> Tensor:
 
 
 def _facts(about: TrainedNetwork) -> dict[str, str]:
-    """What a file carries beside the network: JSON, by name."""
+    """Return the metadata that a file stores beside the network: JSON texts by name."""
     return {
         "class_names": json.dumps(about.class_names),
         "image_size": json.dumps(about.spec.image_size),
@@ -165,8 +176,8 @@ def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> C
 
 def _saved_model(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
     program = _program(classifier, about)
-    # Imported here, not only because most have no TensorFlow: what torch has loaded by now, Triton with its
-    # LLVM, ends the process if TensorFlow's (2.21) was there first.
+    # Imported here because most users do not have TensorFlow, and because of a conflict: torch has by now
+    # loaded Triton with its LLVM. Loading it after the LLVM of TensorFlow (2.21) would kill the process.
     from tune_rescon.inference.saved_model import load_saved_model, write_saved_model
 
     write_saved_model(program, _example(about, _TRACED), _facts(about), path)

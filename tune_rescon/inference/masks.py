@@ -1,7 +1,7 @@
-"""What a network attends to: for each attention module the trunk's feature, the soft mask, and their product.
+"""Draw the attention of a network: the trunk's features, the soft mask and their product for each module.
 
 The paper's figure 1 shows single channels; here a map is the mean over its channels. A mask is also drawn
-over the photograph itself, at its own size, where the network saw it.
+over the photograph at the photograph's size, on the part that was the network's input.
 
 Shape legend: B images of a batch, C channels, H and W a map's height and width.
 """
@@ -52,16 +52,16 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 
-#: Left, top, right, bottom, pixels.
+#: (left, top, right, bottom), pixels.
 Box = tuple[float, float, float, float]
 
-#: Share of a mask's colour in what is drawn over a photograph.
+#: Share of the mask's colour in an overlay on a photograph.
 _OPACITY: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnPicture:
-    """What was drawn of a picture: names of files beside the page, and the caption."""
+    """The drawings of one picture: the names of their files in the page's folder, and the caption."""
 
     panels: str
     overlays: tuple[str, ...]
@@ -70,7 +70,7 @@ class DrawnPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleMaps:
-    """One module's, each B x H x W."""
+    """The maps of one attention module, each B x H x W."""
 
     name: str
     trunk_BHW: FloatArray
@@ -79,7 +79,7 @@ class ModuleMaps:
 
 
 def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMaps]:
-    """The maps of every attention module of ``classifier``, in the order of the forward pass."""
+    """Return the maps of every attention module of ``classifier``, in the order of the forward pass."""
     modules = {
         name.removeprefix("network."): module
         for name, module in classifier.named_modules()
@@ -93,7 +93,7 @@ def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMap
 
 @contextmanager
 def _watched(module: AttentionModule) -> Iterator[list[Tensor]]:
-    """The trunk's output and the mask of the next forward pass."""
+    """Record the output of the trunk and the mask during the next forward pass."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -123,7 +123,14 @@ def _mean(maps_BCHW: Tensor) -> FloatArray:
 
 
 def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[ModuleMaps], row: int) -> None:
-    """Write a PNG: a line for each module, with the input and its three maps; ``row`` of the batch."""
+    """Write a PNG of one picture with a row of panels for each module: the input and the three maps.
+
+    Args:
+        path: The PNG file.
+        image_HWC: The network's input, as bytes.
+        maps: The maps of each module, for the whole batch.
+        row: Index of the picture in the batch.
+    """
     figure = Figure(figsize=(8, 2 * len(maps)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(maps), 4, squeeze=False)
@@ -144,15 +151,15 @@ def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[Modul
 
 
 def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
-    """A picture as the network was shown it, RGB and upright, at its own size.
+    """Load a picture as it was decoded for the network, RGB and upright, but at its original size.
 
     Args:
-        path: the picture.
-        levels: the range of a picture of more than 8 bits: see :func:`tune_rescon.data.decode.to_bytes`.
+        path: The picture.
+        levels: Range of a picture of more than 8 bits; see :func:`tune_rescon.data.decode.to_bytes`.
 
     Raises:
-        OSError: the file cannot be read.
-        BadImageError: it is no picture.
+        OSError: The file cannot be read.
+        BadImageError: The file is not a picture.
     """
     data = path.read_bytes()
     with without_remarks(), blaming_the_image(), open_picture(data) as image:
@@ -160,15 +167,15 @@ def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
 
 
 def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
-    """The part of a photograph that the network saw as its square.
+    """Return the part of a photograph that became the network's square input.
 
     Args:
-        size: the photograph's width and height.
-        resize: "crop": the centre square; "squash": all of it; "pad": the square around it, which reaches
-            beyond its borders.
+        size: Width and height of the photograph, pixels.
+        resize: "crop": the centre square; "squash": the whole photograph; "pad": the square around the
+            photograph, which extends beyond its borders.
 
     Raises:
-        ConfigError: another ``resize``.
+        ConfigError: ``resize`` has another value.
 
     >>> seen_box((30, 20)), seen_box((30, 20), "squash"), seen_box((30, 20), "pad")
     ((5.0, 0.0, 25.0, 20.0), (0.0, 0.0, 30.0, 20.0), (0.0, -5.0, 30.0, 25.0))
@@ -184,9 +191,15 @@ def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
 
 
 def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: Box) -> None:
-    """Write a JPEG of the photograph's size, with the mask over the part in ``box``.
+    """Write a JPEG of the photograph's size, with the mask drawn over the part in ``box``.
 
-    The mask's colours go from its least to its greatest value.
+    The colours span the range from the smallest to the largest value of the mask.
+
+    Args:
+        path: The JPEG file.
+        photograph: The picture at its original size.
+        mask_HW: The mask.
+        box: The part of the photograph that the mask covers; see :func:`seen_box`.
     """
     width, height = photograph.size
     visible = (
@@ -195,7 +208,7 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
         min(round(box[2]), width),
         min(round(box[3]), height),
     )
-    # The visible part in the mask's own pixels.
+    # The visible part, in pixels of the mask.
     across, down = mask_HW.shape[1] / (box[2] - box[0]), mask_HW.shape[0] / (box[3] - box[1])
     part = (
         max((visible[0] - box[0]) * across, 0),
@@ -218,7 +231,7 @@ def _bytes(values: FloatArray) -> npt.NDArray[np.uint8]:
 
 
 def _normalised(values: FloatArray) -> FloatArray:
-    """To 0..1, by the least and the greatest finite value."""
+    """Scale to 0..1 by the smallest and the largest finite value."""
     finite = np.nan_to_num(values, posinf=np.nan, neginf=np.nan, nan=np.nan)
     if not np.isfinite(finite).any():
         return np.zeros_like(values)
@@ -229,7 +242,7 @@ def _normalised(values: FloatArray) -> FloatArray:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """A scratch file that becomes ``path`` at the end: an interrupt leaves no half picture."""
+    """Yield a scratch file that is renamed to ``path`` at the end; an interrupt leaves no partial file."""
     scratch = path.with_name(f".{path.name}.partial")
     try:
         yield scratch
@@ -239,7 +252,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 def index_page(pictures: Sequence[DrawnPicture]) -> str:
-    """A page of pictures, each with what was drawn of it."""
+    """Return an HTML page of pictures, each with its drawings."""
     figures = "\n".join(
         f"<figure>{''.join(map(_image, (one.panels, *one.overlays)))}"
         f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
@@ -258,18 +271,19 @@ def _image(file: str) -> str:
     return f'<img src="{urllib.parse.quote(file)}" alt="" loading="lazy">'
 
 
-#: The page's name in the folder.
+#: File name of the page.
 PAGE: Final = "index.html"
 
-#: Characters of a picture's name that its drawings keep: file names have an end.
+#: Maximum number of characters of a picture's name in the names of its drawings, because the length of file
+#: names is limited.
 _LONGEST_STEM: Final = 100
 
 
 def make_gallery(folder: Path) -> None:
-    """Make the folder, before any picture is classified.
+    """Create the folder, before any picture is classified.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: The folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -281,16 +295,16 @@ def make_gallery(folder: Path) -> None:
 def draw_gallery(
     network: nn.Module, about: TrainedNetwork, batches: Iterable[Pictures], folder: Path
 ) -> Generator[Path, None, None]:
-    """Draw every picture of the batches, and yield its path as soon as its files are there.
+    """Draw every picture of the batches, and yield its path once its files are written.
 
-    The page is written after each batch, and when the iterator is closed or interrupted: it names all files
-    that are there by then.
+    The page is written after each batch, and when the iterator is closed or interrupted. It lists all files
+    that are written by then.
 
     Args:
-        network: on any device, in eval mode.
-        about: what goes with it.
-        batches: the pictures.
-        folder: exists.
+        network: The network, on any device and in eval mode.
+        about: Metadata of the network.
+        batches: The pictures.
+        folder: An existing folder.
     """
     classifier = Classifier(network, about).eval()
     drawn: list[DrawnPicture] = []

@@ -1,4 +1,4 @@
-"""Pictures of a person's own, as the network was shown its training images.
+"""Decode a user's pictures as the network's training images were decoded.
 
 Shape legend: B images of a batch, H = W the stored side, C the network's channels.
 """
@@ -37,7 +37,7 @@ __all__ = [
 
 ByteArray = npt.NDArray[np.uint8]
 
-#: Threads that decode; Pillow works beside Python's lock.
+#: Number of decoding threads; Pillow releases Python's global interpreter lock while it decodes.
 _THREADS: Final = 4
 
 _PRINT: Final = partial(print_line, err=True)
@@ -45,23 +45,24 @@ _PRINT: Final = partial(print_line, err=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """A batch."""
+    """A batch of decoded pictures and their paths."""
 
     paths: tuple[Path, ...]
     images_BHWC: ByteArray
 
 
 def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRINT) -> list[Path]:
-    """The files, and the pictures in the folders, in order and each once.
+    """Return the given files and the pictures in the given folders, in order and without duplicates.
 
-    Folders are searched by the rules by which a data set is listed, links followed.
+    Folders are searched by the rules of a dataset's listing, which follows links.
 
     Args:
-        paths: files, which are taken as they are, and folders.
-        say: told what is left out of the folders, a line for each kind; on standard error unless given.
+        paths: Folders, and files, which are returned whatever their names are.
+        say: Called with a line for each kind of left-out files in the folders; by default prints to standard
+            error.
 
     Raises:
-        DataError: a path does not exist, a folder cannot be read, or there is no picture at all.
+        DataError: A path does not exist, a folder cannot be read, or no picture is found.
     """
     found: dict[Path, None] = {}
     tally = Tally()
@@ -89,13 +90,14 @@ def batches_of(
     batch_size: int,
     on_bad: Callable[[Path, str], object],
 ) -> Iterator[Pictures]:
-    """Decode to the squares that validation starts from: the first step of the network's preprocessing.
+    """Decode pictures to the stored squares that validation uses: the first step of the preprocessing.
 
     Args:
-        files: to be read.
-        about: what the network wants.
-        batch_size: pictures of a batch, at most.
-        on_bad: told of each that is no picture, and why; it is left out.
+        files: The files to decode.
+        about: Metadata of the network, with its preprocessing.
+        batch_size: Maximum number of pictures of a batch.
+        on_bad: Called with the path of each file that cannot be decoded, and the reason. Such a file is left
+            out.
     """
     with without_remarks(), ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(files), batch_size):
@@ -114,7 +116,7 @@ def batches_of(
 
 
 def _decoded(path: Path, about: TrainedNetwork) -> ByteArray | str:
-    """The picture, or what is wrong with it."""
+    """Return the decoded picture, or the reason why it cannot be decoded."""
     try:
         how = about.preprocessing
         image_HWC = decode_image(path.read_bytes(), how.stored_side, resize=how.resize, levels=how.levels)

@@ -1,4 +1,4 @@
-"""What a network says of pictures.
+"""Predict the classes of pictures with a trained network.
 
 Shape legend: B images of a batch, K classes, C channels, H = W the image size.
 """
@@ -27,21 +27,26 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The likeliest classes of a picture, the likeliest first, each with its probability."""
+    """The most probable classes of a picture in descending order, each with its probability."""
 
     path: Path
     classes: tuple[tuple[str, float], ...]
 
     @property
     def best(self) -> tuple[str, float]:
-        """The likeliest."""
+        """The most probable class and its probability."""
         return self.classes[0]
 
 
 def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = "cpu") -> Tensor:
-    """The network's input before normalisation: B x C x H x W, in 0..1, on ``device``.
+    """Return the network's input before normalisation: B x C x H x W, in 0..1, on ``device``.
 
-    The bytes travel, and are resized there as validation's are.
+    The pictures are copied to the device as bytes and resized there, as in validation.
+
+    Args:
+        batch: The decoded pictures.
+        about: Metadata of the network, with its preprocessing.
+        device: Device of the result.
     """
     images_BCHW = torch.from_numpy(batch.images_BHWC).to(device).permute(0, 3, 1, 2)
     return to_unit(images_BCHW, about.preprocessing.image_size)
@@ -55,7 +60,15 @@ def predictions(
     *,
     top: int,
 ) -> Iterator[Prediction]:
-    """One for each picture; the network is moved to the placement's device."""
+    """Yield a prediction for each picture; move the network to the device of ``placement``.
+
+    Args:
+        network: The trained network.
+        about: Metadata of the network.
+        batches: The decoded pictures.
+        placement: Device and precision of the forward pass.
+        top: Maximum number of classes per picture.
+    """
     classifier = placement.network(Classifier(network, about).eval())
     top = min(top, len(about.class_names))
     with torch.inference_mode():

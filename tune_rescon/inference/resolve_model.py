@@ -1,4 +1,4 @@
-"""From what a person calls a model to the network itself."""
+"""Load the network that a user names."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = [
 
 
 def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
-    """The network that ``model`` names, on the CPU and in eval mode, and what goes with it.
+    """Load the network that ``model`` names, on the CPU and in eval mode, and its metadata.
 
     Args:
-        model: a search's name (its best trial), ``models:/NAME@ALIAS`` of MLflow, or a file: a ``best.ckpt``
-            or what ``export --format safetensors`` has written.
-        place: where searches are kept.
+        model: Name of a search (for its best trial), ``models:/NAME@ALIAS`` of MLflow, or a file: a
+            ``best.ckpt`` or a file written by ``export --format safetensors``.
+        place: Location of the searches.
 
     Raises:
-        StorageError: there is no such model, or its file is damaged or something else's.
+        StorageError: The model does not exist, or its file is damaged or of another kind.
     """
     if model.startswith("models:/"):
-        # Imported here: it brings MLflow, which no other model needs.
+        # Imported here because it imports MLflow, which no other kind of model needs.
         from tune_rescon.tracking.registry import registered_checkpoint
 
         with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
             return load_trained(file)
     path = Path(model)
-    # Not `path.is_file()`, which raises where the text is too long for a name.
+    # `path.is_file()` would raise if the text is too long for a file name.
     if os.path.isfile(path):  # noqa: PTH113
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
@@ -48,10 +48,10 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
 
 
 def _best_checkpoint(result: StudyResult) -> str:
-    """The path or URL of a search's best network.
+    """Return the path or URL of the checkpoint of a search's best trial.
 
     Raises:
-        StorageError: no trial has one yet, or the file is missing.
+        StorageError: No trial has a checkpoint yet, or the file is missing.
     """
     best = result.best
     checkpoint = result.checkpoint(best) if best else None
@@ -67,7 +67,7 @@ def _best_checkpoint(result: StudyResult) -> str:
 
 
 def _tracking_uri(place: Place) -> str:
-    """MLflow's own variable, or the store of the storage."""
+    """Return the value of MLFLOW_TRACKING_URI, or the MLflow store of the storage if it is not set."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if isinstance(place.storage, StorageUrl):

@@ -1,11 +1,11 @@
-"""A trained network as TensorFlow's SavedModel: the exported graph, operation by operation.
+"""Convert a trained network to a TensorFlow SavedModel, one operation of the exported graph at a time.
 
-``torch.export`` writes each network of this family in some twenty of ATen's operations; here is TensorFlow's
-own of each. (What is offered for the purpose wants other versions of torch, as litert-torch 0.10, or of numpy
-and protobuf, as onnx2tf 1.29.)
+``torch.export`` expresses each network of this family in about twenty ATen operations. This module maps each
+of them to an operation of TensorFlow. Existing converters need other versions of torch (litert-torch 0.10) or
+of numpy and protobuf (onnx2tf 1.29).
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes. torch's maps are
-B x C x H x W; TensorFlow's are B x H x W x C, for on a CPU it convolves no others.
+B x C x H x W. TensorFlow's are B x H x W x C, the only layout that it convolves on a CPU.
 """
 
 from __future__ import annotations
@@ -25,17 +25,24 @@ from torch.fx import Node
 
 __all__ = ["load_saved_model", "write_saved_model"]
 
-#: What stands in the folder beside the graph; TensorFlow leaves this name to others.
+#: File of the metadata in the model's folder; TensorFlow reserves ``assets.extra`` for other programs.
 _FACTS: Final = Path("assets.extra", "tune_rescon.json")
 
-#: Where torch's axes of a map are in TensorFlow's.
+#: TensorFlow's axis for each of torch's axes of a map.
 _AXES: Final = (0, 3, 1, 2)
 
 
 def write_saved_model(
     program: ExportedProgram, pixels_BCHW: Tensor, facts: Mapping[str, str], folder: Path
 ) -> None:
-    """Write the network of ``program``, of images like ``pixels_BCHW`` but as many as come, and ``facts``."""
+    """Write a SavedModel of the network in ``program``.
+
+    Args:
+        program: The exported network.
+        pixels_BCHW: Example images, which give the shape of the input; the batch size is free.
+        facts: Metadata to store in the folder.
+        folder: The folder to write.
+    """
     module = tf.Module()
     names = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
     module.weights = {
@@ -55,12 +62,12 @@ def write_saved_model(
 
 
 def load_saved_model(folder: Path) -> Callable[[Tensor], Tensor]:
-    """What a folder says of images B x C x H x W, B x K."""
+    """Return the model in ``folder`` as a function from images, B x C x H x W, to probabilities, B x K."""
     loaded = tf.saved_model.load(str(folder))
     classify = loaded.signatures["serving_default"]
 
     def run(pixels_BCHW: Tensor) -> Tensor:
-        assert loaded is not None  # its variables live as long as it does
+        assert loaded is not None  # keeps a reference: the variables are deleted with `loaded`
         pixels_BHWC = tf.constant(pixels_BCHW.permute(0, 2, 3, 1).numpy())
         return torch.from_numpy(classify(pixels=pixels_BHWC)["probabilities"].numpy())
 
@@ -68,14 +75,14 @@ def load_saved_model(folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _weight(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A kernel as H x W x in x out; what belongs to a map's channels (C x 1 x 1) last."""
+    """Return a weight in TensorFlow's layout: kernels as H x W x in x out, C x 1 x 1 weights as 1 x 1 x C."""
     values = tensor.detach().numpy()
     order = {4: (2, 3, 1, 0), 3: (1, 2, 0)}.get(values.ndim)
     return values if order is None else np.transpose(values, order)
 
 
 def _run(program: ExportedProgram, weights: Mapping[str, Any], pixels_BHWC: Any) -> Any:
-    """The graph's output, node by node."""
+    """Compute the output of the graph, one node at a time."""
     values: dict[Node, Any] = {}
     for node in program.graph.nodes:
         arguments = torch.fx.map_arg(node.args, values.__getitem__)
@@ -90,13 +97,13 @@ def _run(program: ExportedProgram, weights: Mapping[str, Any], pixels_BHWC: Any)
 
 
 def _axes(x: Any, axes: int | Sequence[int]) -> list[int]:
-    """Torch's axes as TensorFlow's."""
+    """Convert torch's axes to TensorFlow's."""
     given = [axes] if isinstance(axes, int) else axes
     return [_AXES[axis] for axis in given] if len(x.shape) == len(_AXES) else list(given)
 
 
 def _conv2d(x: Any, kernel: Any, bias: None = None, stride: Any = 1, padding: Any = 0, *_: Any) -> Any:
-    # No convolution of these networks is dilated; its groups are seen from the kernel's shape.
+    # No convolution of these networks is dilated. TensorFlow infers the groups from the shape of the kernel.
     assert bias is None
     return tf.nn.conv2d(x, kernel, strides=stride, padding=_padded(padding))
 
@@ -118,7 +125,7 @@ def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest:
 
 def _upsample(x: Any, size: Sequence[int], align_corners: bool, scales: None) -> Any:
     assert scales is None
-    # tf.image.resize has no align_corners.
+    # `tf.image.resize` does not support align_corners.
     return tf.raw_ops.ResizeBilinear(images=x, size=list(size), align_corners=align_corners)
 
 
@@ -132,7 +139,7 @@ def _vector_norm(x: Any, order: float, axes: Sequence[int], keepdim: bool) -> An
     return tf.norm(x, ord=order, axis=_axes(x, axes)[0], keepdims=keepdim)
 
 
-#: TensorFlow's of all that the networks of this family, and what is before and behind them, are made of.
+#: TensorFlow's operation for every ATen operation of the networks, their normalisation and their softmax.
 _OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.add.Tensor": operator.add,
     "aten.batch_norm.default": _batch_norm,
@@ -145,7 +152,7 @@ _OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.max_pool2d.default": _max_pool2d,
     "aten.mean.dim": lambda x, axes: tf.reduce_mean(x, _axes(x, axes)),
     "aten.mul.Tensor": operator.mul,
-    # The one that works in place does so on what nothing else reads.
+    # torch's relu_ works in place, but no other operation reads its input, so a copy is equivalent.
     "aten.relu_.default": tf.nn.relu,
     "aten.rsqrt.default": tf.math.rsqrt,
     "aten.sigmoid.default": tf.sigmoid,

@@ -1,7 +1,8 @@
-"""Residual Attention Networks: in numbers (no torch), and built from those numbers (torch, on first use).
+"""Residual Attention Networks: their description in numbers, and the networks built from it.
 
-``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`; ``count`` prices it and
-``build_from_spec`` builds it.
+``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`. ``count`` returns its
+parameters and multiply-adds, and ``build_from_spec`` builds the network. Only the names that build or load
+networks need torch; they import it on first use.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ __all__ = [
     "walk",
 ]
 
-#: Names whose modules import torch: a dry run prices networks without that second of start-up.
+#: Names whose modules import torch. They are loaded on first use, so that a dry run can compute the cost of
+#: networks without the second that importing torch takes.
 __getattr__ = lazy_names(
     __name__,
     {

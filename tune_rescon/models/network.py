@@ -1,9 +1,10 @@
-"""Residual Attention Networks: residual units, the attention module of trunk and mask, and the whole network.
+"""Residual Attention Networks: residual units, the attention module (trunk and mask), and the whole network.
 
-Shapes in names: B images, C channels, H and W the map's height and width.
+Suffixes of tensor names give their shapes: B images, C channels, H and W the height and width of the map.
 """
 
-# Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
+# This module has no `from __future__ import annotations`: torch.fx copies the annotations of `forward` into
+# code that TorchScript reads, and TorchScript needs types there, not strings.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,39 +45,47 @@ __all__ = [
 NEVER_DROPPED: Final[Iterator[float]] = itertools.repeat(0.0)
 
 
-#: fp32 numbers of an AVX-512 register.
+#: fp32 numbers that fit in one AVX-512 register.
 _VECTOR: Final = 16
 
 
 class _SubsampledConv2d(nn.Conv2d):
-    """A strided 1x1 convolution as a convolution of every ``stride``-th pixel: the same numbers.
+    """A strided 1x1 convolution, computed on every ``stride``-th pixel, with the same result.
 
-    Its input channels are no multiple of 16. For those, the gradient of oneDNN's strided kernel (AVX-512,
-    channels_last; torch 2.11 to 2.15) writes beyond its memory, and the process dies or computes with what it
-    has overwritten.
+    This class works around a fault of oneDNN. If the number of input channels is not a multiple of 16, the
+    gradient of oneDNN's strided kernel (AVX-512, channels_last; torch 2.11 to 2.15) writes out of bounds. The
+    process then crashes or computes with the overwritten memory.
     """
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        """B x C x H x W to B x channels x H/stride x W/stride, rounded up."""
+        """Map B x C x H x W to B x channels x H/stride x W/stride, rounded up."""
         rows, columns = self.stride[0], self.stride[1]
         return F.conv2d(input[:, :, ::rows, ::columns], self.weight, None, 1, 0, 1, self.groups)
 
 
 def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias whose padding is half its kernel, so that a stride rounds sizes up."""
+    """Return a convolution without bias whose padding is half its kernel, so that a stride rounds sizes up.
+
+    Args:
+        cin: Number of input channels.
+        cout: Number of output channels.
+        kernel: Side of the kernel, pixels.
+        stride: Stride along both axes.
+        groups: Number of groups.
+    """
     kind = _SubsampledConv2d if kernel == 1 and stride > 1 and cin % _VECTOR else nn.Conv2d
     return kind(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PreActivationUnit(nn.Module):
-    """Bottleneck of He et al. 2016 (identity mappings): BN, ReLU before each of 1x1, 3x3, 1x1.
+    """Bottleneck of He et al. 2016 (identity mappings): 1x1, 3x3 and 1x1, each after BN and ReLU.
 
-    Where width or size changes, the shortcut is a strided 1x1 convolution of the activated input.
+    If the width or the size changes, the shortcut is a strided 1x1 convolution of the activated input.
     """
 
     def __init__(self, spec: UnitSpec, drop_path: float = 0.0) -> None:
-        """``drop_path``: probability that the branch of an image is dropped in training."""
+        """Build the unit; ``drop_path`` is the probability that training drops the branch of an image."""
         super().__init__()
         self.norm1 = nn.BatchNorm2d(spec.in_channels)
         self.conv1 = conv(spec.in_channels, spec.middle)
@@ -89,7 +98,7 @@ class PreActivationUnit(nn.Module):
         self.drop_path = _drop_path(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
+        """Map B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
         activated_BCHW = self.relu(self.norm1(x_BCHW))
         branch_BCHW = self.conv1(activated_BCHW)
         branch_BCHW = self.conv2(self.relu(self.norm2(branch_BCHW)))
@@ -100,10 +109,10 @@ class PreActivationUnit(nn.Module):
 
 
 class ResNeXtUnit(nn.Module):
-    """Bottleneck of Xie et al. 2017: BN after every convolution, the 3x3 in groups, ReLU after the sum."""
+    """Bottleneck of Xie et al. 2017: BN after each convolution, the 3x3 in groups, ReLU after the sum."""
 
     def __init__(self, spec: UnitSpec, drop_path: float = 0.0) -> None:
-        """``drop_path``: probability that the branch of an image is dropped in training."""
+        """Build the unit; ``drop_path`` is the probability that training drops the branch of an image."""
         super().__init__()
         self.conv1 = conv(spec.in_channels, spec.middle)
         self.norm1 = nn.BatchNorm2d(spec.middle)
@@ -117,7 +126,7 @@ class ResNeXtUnit(nn.Module):
         self.drop_path = _drop_path(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
+        """Map B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
         branch_BCHW = self.relu(self.norm1(self.conv1(x_BCHW)))
         branch_BCHW = self.relu(self.norm2(self.conv2(branch_BCHW)))
         branch_BCHW = self.drop_path(self.norm3(self.conv3(branch_BCHW)))
@@ -127,31 +136,35 @@ class ResNeXtUnit(nn.Module):
 
 
 def unit(spec: UnitSpec, drop_path: float = 0.0) -> nn.Module:
-    """The residual unit ``spec`` describes."""
+    """Return the residual unit that ``spec`` describes."""
     kind = PreActivationUnit if spec.preactivation else ResNeXtUnit
     return kind(spec, drop_path)
 
 
 def chain(specs: Iterable[UnitSpec], drop_paths: Iterator[float] = NEVER_DROPPED) -> nn.Sequential:
-    """Units in a row; each takes the next of ``drop_paths``, which may run on through later chains."""
+    """Return the units in sequence.
+
+    Each unit consumes the next probability of ``drop_paths``. Later chains may continue the same iterator.
+    """
     return nn.Sequential(*(unit(spec, next(drop_paths)) for spec in specs))
 
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): in training, zeroes the branch of an image at random.
 
-    What is kept is scaled up, so that the mean stays. It draws as ``torchvision.ops.StochasticDepth`` does in
-    its mode ``"row"``. To import that one takes seconds: all of torchvision's models, and torch's compiler.
+    The remaining branches are scaled up, so that the mean does not change. The random draws are those of
+    ``torchvision.ops.StochasticDepth`` in mode ``"row"``. That class is not used because its import takes
+    seconds: it loads all of torchvision's models and torch's compiler.
     """
 
     def __init__(self, probability: float) -> None:
-        """``probability``: of an image's branch to be dropped, in [0, 1)."""
+        """Store ``probability``, in [0, 1): that of dropping the branch of an image."""
         super().__init__()
         self.probability = probability
 
     @override
     def forward(self, branch_BCHW: Tensor) -> Tensor:
-        """The branch of each image, dropped or scaled; in eval mode as it is."""
+        """Drop or scale the branch of each image; in eval mode return it unchanged."""
         if not self.training:
             return branch_BCHW
         kept = 1 - self.probability
@@ -167,29 +180,30 @@ def _drop_path(probability: float) -> nn.Module:
     return DropPath(probability) if probability else nn.Identity()
 
 
-#: Added to the variance of a map before its root: a map of one pixel, or a constant one, has none.
+#: Added to the variance of a map before its square root, because a map of one pixel or a constant map has
+#: variance 0.
 SPATIAL_EPS: Final = 1e-5
 
 
 def channel_attention(x_BCHW: Tensor) -> Tensor:
-    """Equation 5: f2(x) = x / ||x||_2, the norm over channels at each position."""
+    """Compute equation 5: f2(x) = x / ||x||_2, with the norm over channels at each position."""
     return F.normalize(x_BCHW, dim=1)
 
 
 def spatial_attention(x_BCHW: Tensor, eps: float = SPATIAL_EPS) -> Tensor:
-    """Equation 6: f3(x) = sigmoid((x - mean_c) / std_c), both over each channel's own map.
+    """Compute equation 6: f3(x) = sigmoid((x - mean_c) / std_c), mean and std over the map of each channel.
 
-    ``eps`` is added to the variance. It is an argument because TorchScript reads no global number.
+    ``eps`` is added to the variance. It is an argument because TorchScript cannot read a global number.
 
     >>> spatial_attention(torch.zeros(1, 1, 1, 1)).item()
     0.5
     """
-    # Not instance_norm: in training it refuses the map of one pixel that small images end in.
+    # instance_norm would raise in training for a map of one pixel, to which small images shrink.
     variance_BC11, mean_BC11 = torch.var_mean(x_BCHW, dim=(2, 3), correction=0, keepdim=True)
     return torch.sigmoid((x_BCHW - mean_BC11) * torch.rsqrt(variance_BC11 + eps))
 
 
-#: Attention types by TrialConfig's word; mixed is equation 4, f1(x) = sigmoid(x).
+#: Attention functions by the value of ``TrialConfig.attention``; mixed is equation 4, f1(x) = sigmoid(x).
 ATTENTIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "mixed": torch.sigmoid,
     "channel": channel_attention,
@@ -198,14 +212,15 @@ ATTENTIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 
 
 class Mask(nn.Module):
-    """The soft mask branch M: down by max pooling, up by interpolation, a skip at each level between.
+    """The soft mask branch M: max pooling down, interpolation up, and a skip connection at each inner level.
 
-    Level i is the map after pooling i + 1; the last pooling leads to ``middle``. Without poolings it is
-    ``middle`` at full resolution: the local mask, and the deepest stage of ResCon's small network.
+    Level i is the map after pooling i + 1. The last pooling leads to ``middle``. Without poolings the branch
+    is ``middle`` at full resolution: this is the local mask, and the mask in the deepest stage of ResCon's
+    small network.
     """
 
     def __init__(self, spec: NetworkSpec, stage: StageSpec) -> None:
-        """A mask for one module of ``stage``."""
+        """Build the mask of one module of ``stage``."""
         super().__init__()
         channels, levels = stage.channels, max(stage.mask_poolings - 1, 0)
         level_units = spec.plain(channels, units=spec.mask_units)
@@ -216,12 +231,13 @@ class Mask(nn.Module):
         self.skip = nn.ModuleList(unit(level_units[0]) for _ in range(levels))
         self.up = nn.ModuleList(chain(level_units) for _ in range(levels))
         self.head = _head(channels, preactivation=spec.preactivation)
-        # Padding 1, where Caffe has 0 and rounds up: the same sizes on even maps, and right on odd ones.
+        # Caffe uses padding 0 and rounds sizes up. Padding 1 gives the same sizes for even maps and is also
+        # right for odd maps.
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.activation = ATTENTIONS[spec.attention]
 
     def forward(self, x_BCHW: Tensor, trunk_BCHW: Tensor) -> Tensor:
-        """The mask of features ``x_BCHW``, in their shape; ``trunk_BCHW`` is used as a reference only."""
+        """Return the mask of the features ``x_BCHW``, in their shape; ``trunk_BCHW`` is only a reference."""
         if self.poolings:
             x_BCHW = self._interpolate(self._encode_decode(x_BCHW), trunk_BCHW)
         else:
@@ -229,14 +245,14 @@ class Mask(nn.Module):
         return self.activation(self.head(x_BCHW))
 
     def _encode_decode(self, x_BCHW: Tensor) -> Tensor:
-        """From full resolution down to the deepest level and up again to the first."""
+        """Run from full resolution down to the deepest level and back up to the first level."""
         levels: list[Tensor] = []
         for down in self.down:
             x_BCHW = down(self.pool(x_BCHW))
             levels.append(x_BCHW)
         x_BCHW = self.middle(self.pool(x_BCHW))
         for deepest in range(len(levels) - 1, -1, -1):
-            # TorchScript can neither index a list of modules by a variable nor walk it from its end.
+            # TorchScript can neither index a list of modules by a variable nor iterate over it in reverse.
             for index, (skip, up) in enumerate(zip(self.skip, self.up)):  # noqa: B905 - it has no `strict`
                 if index == deepest:
                     level_BCHW = levels[index]
@@ -244,19 +260,25 @@ class Mask(nn.Module):
         return x_BCHW
 
     def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-        """To the reference's real size, whatever the image's was."""
+        """Interpolate to the actual size of the reference, which depends on the size of the image."""
         x_BCHW = enlarged(x_BCHW, reference_BCHW)
         return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
 
 
 class AttentionModule(nn.Module):
-    """p units, then trunk T (t units) and mask M side by side, combined, then p units.
+    """p units, then the trunk T (t units) and the mask M in parallel, their combination, then p units.
 
     Attention residual learning combines them as (1 + M) * T (equation 3), naive learning as M * T.
     """
 
     def __init__(self, spec: NetworkSpec, stage: StageSpec, drop_paths: Iterator[float]) -> None:
-        """``drop_paths``: the trunk path's drop probabilities, from which this module takes its 2p + t."""
+        """Build one attention module.
+
+        Args:
+            spec: The whole network.
+            stage: The stage that contains this module.
+            drop_paths: Drop probabilities along the trunk path; this module consumes 2p + t of them.
+        """
         super().__init__()
         outer = spec.plain(stage.channels, units=spec.outer_units)
         self.pre = chain(outer, drop_paths)
@@ -266,7 +288,7 @@ class AttentionModule(nn.Module):
         self.residual = spec.attention_learning == "arl"
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Shape in, shape out."""
+        """Return features of the same shape."""
         x_BCHW = self.pre(x_BCHW)
         trunk_BCHW = self.trunk(x_BCHW)
         mask_BCHW = self.mask(x_BCHW, trunk_BCHW)
@@ -276,20 +298,24 @@ class AttentionModule(nn.Module):
         return y_BCHW
 
 
-# A leaf of torch.fx's graphs: what it does depends on the type of the numbers, which a trace does not know.
+# A leaf of torch.fx graphs, because its behaviour depends on the dtype, which is not known while tracing.
 @torch.fx.wrap
 def enlarged(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-    """Interpolated to the height and width of ``reference_BCHW``, in its own format."""
-    # TorchScript has no autocast for a device that is named at run time.
+    """Interpolate ``x_BCHW`` to the height and width of ``reference_BCHW``; keep the dtype of ``x_BCHW``."""
+    # TorchScript has no autocast for a device type that is only known at run time.
     if torch.jit.is_scripting() or x_BCHW.dtype not in (torch.bfloat16, torch.float16):
         return F.interpolate(x_BCHW, size=reference_BCHW.shape[-2:], mode="bilinear", align_corners=True)
-    # Autocast would have it, and the sums that follow, in fp32: twice the bytes. Inside it adds in fp32.
+    # Autocast would run the interpolation and the sums after it in fp32, which doubles the bytes. Without
+    # autocast the kernel still accumulates in fp32.
     with torch.autocast(x_BCHW.device.type, enabled=False):
         return F.interpolate(x_BCHW, size=reference_BCHW.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def _head(channels: int, *, preactivation: bool) -> nn.Sequential:
-    """Two 1x1 convolutions; ResNeXt units end in BN and ReLU, so theirs needs none before the first."""
+    """Return the two 1x1 convolutions that end a mask.
+
+    ResNeXt units end in BN and ReLU, so their head has no BN and ReLU before the first convolution.
+    """
     head = nn.Sequential()
     if preactivation:
         head.add_module("norm1", nn.BatchNorm2d(channels))
@@ -301,16 +327,21 @@ def _head(channels: int, *, preactivation: bool) -> nn.Sequential:
     return head
 
 
-# Annotations are types here, not text: torch.fx copies those of `forward` to where TorchScript reads them.
-
-
 class Stage(nn.Module):
-    """Opening units, which set width and size, then attention modules."""
+    """Opening units, which set the width and the size, then attention modules."""
 
     def __init__(
         self, spec: NetworkSpec, stage: StageSpec, in_channels: int, drop_paths: Iterator[float]
     ) -> None:
-        """``drop_paths``: the trunk path's drop probabilities, from which this stage takes its share."""
+        """Build one stage.
+
+        Args:
+            spec: The whole network.
+            stage: This stage.
+            in_channels: Channels of the map that enters the stage.
+            drop_paths: Drop probabilities along the trunk path; this stage consumes one per unit of its trunk
+                path.
+        """
         super().__init__()
         opening = spec.chain(in_channels, stage.channels, units=stage.openings, stride=stage.stride)
         self.opening = chain(opening, drop_paths)
@@ -319,16 +350,19 @@ class Stage(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
+        """Map B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
         y_BCHW: Tensor = self.attention(self.opening(x_BCHW))
         return y_BCHW
 
 
 class ResidualAttentionNetwork(nn.Module):
-    """Stem, stages, final units, global average, classifier. ``spec`` is what it was built from."""
+    """The whole network: stem, stages, final units, global average pooling, classifier.
+
+    The attribute ``spec`` is the :class:`NetworkSpec` the network was built from.
+    """
 
     def __init__(self, spec: NetworkSpec) -> None:
-        """Weights as He et al. 2015 initialise them, from torch's global generator."""
+        """Build the network; initialise its weights as in He et al. 2015, from torch's global generator."""
         super().__init__()
         self.spec = spec
         self.least_side = MINIMUM_IMAGE_SIZE
@@ -341,22 +375,26 @@ class ResidualAttentionNetwork(nn.Module):
             )
         )
         self.final = chain(spec.final_chain(), drop_paths)
-        # A chain of pre-activation units ends in a bare sum; ResNeXt units have normalised theirs already.
+        # The sum that ends a chain of pre-activation units is not normalised; ResNeXt units normalise theirs.
         self.norm = nn.BatchNorm2d(spec.out_channels) if spec.preactivation else nn.Identity()
         self.relu = nn.ReLU(inplace=True) if spec.preactivation else nn.Identity()
         self.classifier = nn.Linear(spec.out_channels, spec.classes)
         self.apply(_he_initialise)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits, B x K. Raises as :meth:`features`."""
+        """Return the logits, B x K.
+
+        Raises:
+            NetworkError: An image side is below 16 pixels.
+        """
         logits_BK: Tensor = self.classifier(self.features(images_BCHW).mean(dim=(2, 3)))
         return logits_BK
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """The maps whose averages the classifier sees, B x out_channels x H x W.
+        """Return the maps whose averages enter the classifier, B x out_channels x H x W.
 
         Raises:
-            NetworkError: an image side is below 16 pixels.
+            NetworkError: An image side is below 16 pixels.
         """
         check_sides(images_BCHW, self.least_side)
         x_BCHW = self.final(self.stages(self.stem(images_BCHW)))
@@ -365,10 +403,15 @@ class ResidualAttentionNetwork(nn.Module):
 
 
 def build_network(preset: str, *, classes: int, in_channels: int = 3) -> ResidualAttentionNetwork:
-    """A freshly initialised network by name (see ``list_presets``), in training mode.
+    """Return a newly initialised network of a preset, in training mode.
+
+    Args:
+        preset: Name of the preset; ``list_presets`` returns all names.
+        classes: Number of classes.
+        in_channels: Number of image channels.
 
     Raises:
-        NetworkError: no such preset, or fewer than one class or channel.
+        NetworkError: The preset does not exist, or there is less than one class or channel.
     """
     return build_from_spec(
         resolve_network(TrialConfig(preset=preset), classes=classes, in_channels=in_channels)
@@ -376,31 +419,31 @@ def build_network(preset: str, *, classes: int, in_channels: int = 3) -> Residua
 
 
 def build_from_spec(spec: NetworkSpec) -> ResidualAttentionNetwork:
-    """A freshly initialised network from its numbers, in training mode."""
+    """Return a newly initialised network that ``spec`` describes, in training mode."""
     return ResidualAttentionNetwork(spec)
 
 
 def drop_path_rates(spec: NetworkSpec) -> tuple[float, ...]:
-    """Drop probability of each unit along the trunk path, linear in depth (Huang et al. 2016, equation 4).
+    """Return the drop probability of each unit along the trunk path (Huang et al. 2016, equation 4).
 
-    The l-th of L units has ``drop_path`` x l / L; masks are never dropped.
+    It is linear in depth: ``drop_path`` x l / L for the l-th of L units. Masks are never dropped.
     """
     units = spec.trunk_path
     return tuple(spec.drop_path * index / units for index in range(1, units + 1))
 
 
-# A leaf of torch.fx's graphs: the size of the images is not known when a graph is traced.
+# A leaf of torch.fx graphs, because the size of the images is not known while tracing.
 @torch.fx.wrap
 def check_sides(images_BCHW: Tensor, least: int) -> None:
     """Check that no side of the images is below ``least`` pixels.
 
     Raises:
-        NetworkError: one is.
+        NetworkError: A side is below ``least``.
     """
     if min(images_BCHW.shape[-2], images_BCHW.shape[-1]) >= least:
         return
     if torch.jit.is_scripting():
-        # TorchScript knows Python's own exceptions only.
+        # TorchScript supports only Python's built-in exceptions.
         raise ValueError(f"images must be at least {least} pixels a side")
     rule = f"images must be at least {least} pixels a side"
     raise NetworkError(format_error(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
@@ -418,7 +461,10 @@ def _stem(spec: NetworkSpec) -> nn.Sequential:
 
 
 def _he_initialise(module: nn.Module) -> None:
-    """Variance 2 / fan-in for convolutions, 1 / fan-in for the classifier; batch norm starts at 1 and 0."""
+    """Use variance 2 / fan-in for convolutions and 1 / fan-in for the classifier.
+
+    Batch norm keeps its default weight 1 and bias 0.
+    """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif isinstance(module, nn.Linear):

@@ -1,8 +1,9 @@
-"""Networks by name, and the numbers of the network that a configuration asks for. Nothing here imports torch.
+"""Named networks, and the conversion of a trial's configuration to a ``NetworkSpec``.
 
-A layout says what surrounds the attention modules; a variant, how many there are and p, t, r (paper,
-section 3.3). A variant's depth follows from them: 2 + 3 x units along the trunk. :func:`resolve_network`
-makes every choice that turns a :class:`~tune_rescon.config.TrialConfig` into a ``NetworkSpec``.
+This module does not import torch. A layout defines everything around the attention modules. A variant defines
+the number of attention modules and the paper's p, t and r (section 3.3). Together they give the depth:
+2 + 3 x units along the trunk. :func:`resolve_network` makes every choice that turns a
+:class:`~tune_rescon.config.TrialConfig` into a ``NetworkSpec``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["LAYOUTS", "PRESETS", "Layout", "Preset", "Variant", "list_presets", 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Attention modules per stage, and the paper's p, t, r."""
+    """The number of attention modules per stage, and the paper's p, t and r in this order."""
 
     modules: tuple[int, ...]
     outer_units: int = 1
@@ -31,12 +32,12 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What surrounds the attention modules. Sizes are in pixels."""
+    """Everything around the attention modules. Sizes are in pixels."""
 
     image_size: int
-    """Nominal side of the image: the default, and what mask depths are resolved from."""
+    """Nominal side of the image: the default image size, and the size from which mask depths are computed."""
     mask_floor: int
-    """A mask halves its map (rounding up) until the side is at most this, at the nominal size."""
+    """At the nominal size, a mask halves its map (rounding up) until the side is at most ``mask_floor``."""
     stem_channels: int
     stem_kernel: int
     stem_stride: int
@@ -54,7 +55,7 @@ class Layout:
     groups: int = 1
 
     def depth(self, variant: Variant) -> int:
-        """Layers along the trunk.
+        """Return the number of layers along the trunk.
 
         >>> LAYOUTS["imagenet"].depth(Variant(modules=(1, 1, 1)))
         56
@@ -64,11 +65,11 @@ class Layout:
         return 2 + 3 * units
 
     def by_depth(self) -> dict[int, Variant]:
-        """Every variant of this layout by its depth, shallowest first."""
+        """Return every variant of this layout by its depth, shallowest first."""
         return {self.depth(variant): variant for variant in self.variants}
 
     def mask_depths(self) -> tuple[int, ...]:
-        """Poolings of a mask in each stage.
+        """Return the number of poolings of a mask in each stage.
 
         >>> LAYOUTS["imagenet"].mask_depths(), LAYOUTS["rescon"].mask_depths()
         ((3, 2, 1), (2, 1, 0))
@@ -97,7 +98,7 @@ _THREE_STAGES: Final = (
 )
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    # Paper, table 2; its authors' Caffe definitions. Depths 128 and 164 extend it.
+    # Paper, table 2, and the authors' Caffe definitions. Depths 128 and 164 extend the table.
     "imagenet": Layout(
         image_size=224,
         mask_floor=7,
@@ -134,8 +135,9 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         squeeze=2,
         groups=32,
     ),
-    # Paper, section 4.1: depth 36 m + 20. It states the depths and the parameters of 92 (1.9 M) and 236
-    # (5.1 M), which these widths give; its 8.6 M for 452 is not what its own figure 2 gives (10.2 M).
+    # Paper, section 4.1: depth 36 m + 20. These widths reproduce the paper's depths and its parameters for
+    # depth 92 (1.9 M) and depth 236 (5.1 M). For depth 452 the paper states 8.6 M, but its figure 2 gives
+    # 10.2 M.
     "cifar": Layout(
         image_size=32,
         mask_floor=4,
@@ -194,7 +196,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A network by name: a layout, a depth of it, and whether masks add their reference."""
+    """A named network: a layout, one of its depths, and ``added_reference`` (see ``NetworkSpec``)."""
 
     layout: str
     depth: int
@@ -221,28 +223,37 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 def list_presets() -> tuple[str, ...]:
-    """Names that ``build_network`` and ``TrialConfig.preset`` know, sorted."""
+    """Return the names that ``build_network`` and ``TrialConfig.preset`` accept, sorted."""
     return tuple(sorted(PRESETS))
 
 
-#: ``layout: auto`` takes the paper's CIFAR layout up to this side, the ImageNet layout above it, pixels.
+#: Largest side, pixels, for which ``layout: auto`` selects the paper's CIFAR layout. Above it, ``auto``
+#: selects the ImageNet layout.
 LARGEST_SMALL_IMAGE: Final = 64
 
 
 def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> NetworkSpec:
-    """The numbers of the network ``config`` describes.
+    """Return the spec of the network that ``config`` describes.
 
-    A ``preset`` stands for a layout, a depth and an added reference. Another layout or depth beside it is an
-    error (TrialConfig's default depth cannot be told from none); every other field of the network varies it.
-    ``width`` scales stages and final units, not the stem. ``added_reference`` is a switch of its own: the
-    layout ``rescon`` alone does not turn it on, the preset ``rescon_attention92_32`` does.
+    A ``preset`` fixes a layout, a depth and ``added_reference``. A different layout or depth in the same
+    configuration is an error, except TrialConfig's default depth, which cannot be distinguished from an unset
+    depth. Every other field that describes the network modifies the preset. ``width`` scales stages and final
+    units, but not the stem. ``added_reference`` is a separate switch: the preset ``rescon_attention92_32``
+    turns it on, the layout ``rescon`` alone does not.
 
-    Mask depths come from the layout's nominal size, not from ``image_size``: they decide the parameters, and
-    a network trained at 224 must load at 320. The ``local`` mask (paper, section 4.1) has the units of that
-    stage's encoder-decoder in a row at full resolution, so that the two differ in sampling alone.
+    Mask depths follow from the layout's nominal size, not from ``image_size``, because they determine the
+    parameters and a network trained at 224 must load at 320. The ``local`` mask (paper, section 4.1) runs the
+    units of that stage's encoder-decoder in sequence at full resolution, so that the two masks differ only in
+    sampling.
+
+    Args:
+        config: The trial's configuration.
+        classes: Number of classes.
+        in_channels: Number of image channels.
 
     Raises:
-        NetworkError: unknown preset; a depth the layout has not; an image too small for it; no classes.
+        NetworkError: The preset is unknown or contradicts the layout or depth, the layout does not have the
+            depth, the image is too small for the layout, or there is less than one class or channel.
     """
     chosen = _chosen(config)
     layout = LAYOUTS[chosen.layout]
@@ -332,7 +343,9 @@ def _stages(layout: Layout, variant: Variant, *, width: float, local: bool) -> I
 
 
 def _mask_total(depth: int, mask_units: int) -> int:
-    """Units of an encoder-decoder mask: r at each level down and up, 2r in the middle, one per skip.
+    """Return the number of units of an encoder-decoder mask.
+
+    The mask has r units at each level down and up, 2r in the middle, and one per skip connection.
 
     >>> [_mask_total(depth, 1) for depth in (0, 1, 2, 3)]
     [2, 2, 5, 8]
@@ -342,7 +355,9 @@ def _mask_total(depth: int, mask_units: int) -> int:
 
 
 def _scaled(channels: int, width: float, multiple: int) -> int:
-    """``channels`` times ``width``, to the nearest positive multiple a unit can be split into.
+    """Return ``channels`` times ``width``, rounded to the nearest positive multiple of ``multiple``.
+
+    ``multiple`` makes the channels divisible into the middle channels and groups of a unit.
 
     >>> _scaled(64, 1.0, 4), _scaled(64, 0.3, 4), _scaled(256, 0.1, 64)
     (64, 20, 64)

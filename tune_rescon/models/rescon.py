@@ -1,9 +1,9 @@
-"""Checkpoints of ResCon, and of the port it follows, loaded into this package's network.
+"""Load checkpoints of ResCon, and of the port it follows, into this package's network.
 
-Both repositories (AlKun25/ResCon; tengshaofeng/ResidualAttentionNetwork-pytorch) write the same names. Both
-add to each interpolation the tensor whose size it takes, which no checkpoint shows. Their units carry a 1x1
-``conv4`` even where the shortcut is the identity: weights that never reach the output, dropped here. A
-training script may have saved the tensors in dicts of any depth; :func:`find_state_dicts` finds them.
+Both repositories (AlKun25/ResCon; tengshaofeng/ResidualAttentionNetwork-pytorch) use the same names. Both add
+to each interpolated map the tensor that sets its size; a checkpoint does not show this. Their units have a
+1x1 ``conv4`` even where the shortcut is the identity. These weights never reach the output, so this module
+drops them. A training script may have saved the tensors in nested dicts; :func:`find_state_dicts` finds them.
 """
 
 from __future__ import annotations
@@ -29,25 +29,31 @@ __all__ = [
 ]
 
 
-#: Dicts in dicts that are looked through.
+#: Maximum depth at which nested dicts are searched.
 _DEEPEST: Final = 5
 
-#: Keys that a message spells out before it only counts them.
+#: Maximum number of keys that a message lists; it counts the others.
 _NAMED: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict:
-    """Tensors by name. ``place`` is the path of keys to them, "" for the outermost dict."""
+    """Tensors by name. ``place`` is the path of keys that leads to them; "" is the outermost dict."""
 
     place: str
     tensors: Mapping[str, Tensor]
 
 
 def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Iterator[StateDict]:
-    """The dicts in ``value``, itself included, that hold tensors by name; a module's is its state dict.
+    """Yield every dict in ``value``, including ``value`` itself, that contains tensors by name.
 
-    What else a dict holds (an epoch, an optimizer's numbered states) is left out.
+    A module counts as its state dict. Other contents of a dict (an epoch, an optimizer's numbered states) are
+    left out.
+
+    Args:
+        value: The loaded checkpoint, a dict, or a module.
+        place: Path of keys to ``value``, for the recursion.
+        depth: Number of dicts around ``value``, for the recursion.
 
     >>> import torch
     >>> saved = {"epoch": 9, "model": {"net": {"weight": torch.ones(1)}}}
@@ -67,7 +73,7 @@ def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Itera
 
 
 def describe_value(value: object) -> str:
-    """What a value is, for a message: its type, and the keys of a dict.
+    """Describe a value for a message: its type, and the keys of a dict.
 
     >>> describe_value(None), describe_value({"epoch": 9, "arch": "a"}), describe_value([1])
     ('None', 'a dict of epoch, arch', 'a list')
@@ -82,7 +88,7 @@ def describe_value(value: object) -> str:
     return f"a dict of {', '.join(str(key) for key in list(value)[:_NAMED])}{more}"
 
 
-#: The networks these repositories define.
+#: Presets of the networks that these repositories define.
 KNOWN: Final = (
     "rescon_attention92_32",
     "rescon_attention56_224",
@@ -93,7 +99,7 @@ KNOWN: Final = (
 STEM: Final = "conv1.0.weight"
 CLASSIFIER: Final = "fc.weight"
 
-#: PyTorch before 0.4.1, for which the port was written, saved no such counter.
+#: May be absent: PyTorch before 0.4.1, for which the port was written, did not save this counter.
 COUNTER: Final = "num_batches_tracked"
 
 TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -102,13 +108,18 @@ TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("weight", "bias"),
 }
 
-#: Wrong names an error spells out before it only counts them.
+#: Maximum number of wrong names that an error lists; it counts the others.
 NAMED: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A network a checkpoint may hold: our names by theirs, and their dead weights."""
+    """A network that a checkpoint may contain.
+
+    Attributes:
+        names: Our key of each of their keys.
+        dead: Their keys whose weights never reach the output.
+    """
 
     preset: str
     spec: NetworkSpec
@@ -126,18 +137,18 @@ class _Candidate:
 
 
 def load_rescon(state_dict: Mapping[str, Any] | nn.Module) -> ResidualAttentionNetwork:
-    """The network a ResCon or port checkpoint holds, with its weights, in eval mode.
+    """Return the network that a ResCon or port checkpoint contains, with its weights, in eval mode.
 
-    Which network it is, its classes and its input channels are read from names and shapes.
+    The preset, the number of classes and the number of input channels are inferred from names and shapes.
 
     Args:
-        state_dict: a state dict, or what holds one network's at any depth, as a Lightning checkpoint does
-            under ``state_dict`` and others under ``net`` or ``model_state_dict``; or a module. Names are
-            plain or under a prefix such as ``model.`` or ``module.``.
+        state_dict: A state dict, a module, or a dict that contains the state dict of one network in nested
+            dicts: under ``state_dict`` in a Lightning checkpoint, in others under ``net`` or
+            ``model_state_dict``. The names may have a prefix such as ``model.`` or ``module.``.
 
     Raises:
-        NetworkError: no known network has these names and shapes, or several networks have; says what is
-            missing or unexpected, and where tensors were found.
+        NetworkError: No known network has these names and shapes, or the dict contains several networks. The
+            message lists the missing or unexpected names and the places where tensors were found.
     """
     weights, found = _only_network(state_dict)
     network = build_from_spec(found.spec)
@@ -151,7 +162,7 @@ def load_rescon(state_dict: Mapping[str, Any] | nn.Module) -> ResidualAttentionN
 
 
 def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
-    """The tensors of the one network in ``value``, by its own names, and which network it is."""
+    """Return the tensors of the only network in ``value``, by their names, and the network itself."""
     parts = [part for held in find_state_dicts(value) for part in _by_prefix(held)]
     if not parts and value != {}:
         rule = "must be a state dict, or hold one"
@@ -172,9 +183,10 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
 
 
 def _by_prefix(held: StateDict) -> Iterator[StateDict]:
-    """Each network's tensors in one dict, without the prefix that its names have there.
+    """Yield the tensors of each network in one dict, without the prefix of their names.
 
-    Outside a prefix lies no weight of the network; without any stem, all may be one's.
+    The name of each stem gives a prefix, and all weights of that network have this prefix. If the dict
+    contains no stem, all its tensors are treated as one network's.
     """
     prefixes = [key.removesuffix(STEM) for key in held.tensors if f".{key}".endswith(f".{STEM}")] or [""]
     for prefix in prefixes:
@@ -201,7 +213,7 @@ def _misfits(judged: tuple[StateDict, _Candidate]) -> int:
 
 
 def _misfit(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) -> str:
-    """Why the dict that comes nearest is no known network, and which others there are."""
+    """Return the message that explains why the nearest dict is not a known network, and lists the others."""
     keys = part.tensors.keys()
     wrong = [("missing", nearest.missing(keys)), ("unexpected", nearest.unexpected(keys))]
     got = "; ".join(f"{word} {_some(names)}" for word, names in wrong if names)
@@ -212,7 +224,7 @@ def _misfit(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) ->
 
 
 def _axis(weights: Mapping[str, Tensor], key: str, axis: int) -> int:
-    """The size of one axis; 1 where there is none, for names and shapes are judged later."""
+    """Return the size of one axis, or 1 if it is absent, because names and shapes are checked later."""
     shape = weights[key].shape if key in weights else ()
     return shape[axis] if axis < len(shape) else 1
 
@@ -225,7 +237,7 @@ def _candidate(preset: str, *, classes: int, in_channels: int) -> _Candidate:
 
 
 def rescon_names(spec: NetworkSpec) -> dict[str, str]:
-    """Our state dict's keys by theirs, for a network these repositories define."""
+    """Return a mapping of their state-dict keys to ours, for a network that these repositories define."""
     return {
         f"{_their_name(layer.name, spec)}.{tensor}": f"{layer.name}.{tensor}"
         for layer in walk(spec)
@@ -234,7 +246,10 @@ def rescon_names(spec: NetworkSpec) -> dict[str, str]:
 
 
 def _their_name(path: str, spec: NetworkSpec) -> str:
-    """Their name of our layer at ``path``. Opening units and the final three are numbered through, to 6."""
+    """Return their name of our layer at ``path``.
+
+    They number the opening units and the three final units in one sequence that ends at 6.
+    """
     first = 4 - len(spec.stages)
     match path.split("."):
         case ["stem", layer]:
@@ -268,7 +283,7 @@ def _in_module(parts: list[str], poolings: int, *, small: bool) -> str:
 
 
 def _mask_block(part: str, path: list[str], poolings: int, *, small: bool) -> str:
-    """Their name of a mask's unit. The large networks number the blocks of a mask in the order they run."""
+    """Return their name of a unit of a mask. The large networks number a mask's blocks in forward order."""
     index = int(path[0])
     if part == "skip":
         return f"skip{index + 1}_connection_residual_block"

@@ -1,11 +1,11 @@
-"""A network as plain numbers, and what follows from them: its layers, parameters and multiply-adds.
+"""Describe a network in plain numbers, and compute its layers, parameters and multiply-adds from them.
 
-Nothing here imports torch. Every variant of the family (Wang et al., CVPR 2017, and its successors) is a
-:class:`NetworkSpec`; there is one network class, not one per row of a table.
+This module does not import torch. Every variant of the family (Wang et al., CVPR 2017, and its successors) is
+a :class:`NetworkSpec`, so that one network class covers all of them.
 
-:func:`walk` lists every convolution, batch norm and linear layer in the order in which the forward pass runs
-them. That is the topological order of the authors' Caffe files. Names are the modules' paths in the network
-that :func:`tune_rescon.models.network.build_from_spec` builds from the same :class:`NetworkSpec`.
+:func:`walk` lists every convolution, batch norm and linear layer in the order of the forward pass. This is
+also the topological order of the authors' Caffe files. The names of the layers are the module paths in the
+network that :func:`tune_rescon.models.network.build_from_spec` builds from the same :class:`NetworkSpec`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-#: The least side of an image any of these networks takes, pixels.
+#: The smallest side of an image that these networks accept, pixels.
 MINIMUM_IMAGE_SIZE: Final = 16
 
 
@@ -45,59 +45,61 @@ class UnitSpec:
     stride: int
     groups: int
     preactivation: bool
-    """BN and ReLU before each convolution; else after it, as in ResNeXt."""
+    """True: BN and ReLU come before each convolution. False: they come after it, as in ResNeXt."""
 
     @property
     def projects(self) -> bool:
-        """Whether the shortcut needs a 1x1 convolution; elsewhere it is the input itself."""
+        """True if the shortcut needs a 1x1 convolution; otherwise the shortcut is the input itself."""
         return self.stride != 1 or self.in_channels != self.channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """Opening units, of which the first changes width and stride, then attention modules."""
+    """Opening units, the first of which changes the width and applies the stride, then attention modules."""
 
     channels: int
     stride: int
     openings: int
     modules: int
     mask_poolings: int
-    """How often the mask branch halves its map; resolved once, never derived from the image at hand."""
+    """Number of times the mask branch halves its map; fixed here and independent of the input image."""
     mask_middle: int
-    """Units of the mask branch between its last pooling and its first interpolation."""
+    """Number of units of the mask branch between its last pooling and its first interpolation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """A whole network, as plain numbers and words.
+    """A whole network in plain numbers and strings.
 
     The paper's hyperparameters p, t and r (section 3.3) are ``outer_units``, ``trunk_units`` and
-    ``mask_units``: units before and after a module's branches, in its trunk, and at each level of its mask.
+    ``mask_units``: the number of units before and after the branches of a module, in its trunk, and at each
+    level of its mask.
 
     Raises:
-        NetworkError: no classes, no channels, or an image below :data:`MINIMUM_IMAGE_SIZE`.
+        NetworkError: ``classes`` or ``in_channels`` is below 1, or ``image_size`` is below
+            :data:`MINIMUM_IMAGE_SIZE`.
     """
 
     layout: str
-    """Where the numbers come from (a key of ``presets.LAYOUTS``); decides nothing here."""
+    """The layout the numbers come from (a key of ``presets.LAYOUTS``). It is informative only."""
     classes: int
     in_channels: int
     image_size: int
-    """Side of the square the network is meant for, pixels. It runs at any size from 16 on, odd ones too."""
+    """Side of the square images the network is designed for, pixels. It runs at every size from 16 on."""
     stem_channels: int
     stem_kernel: int
     stem_stride: int
     stem_norm: bool
     """BN and ReLU after the stem's convolution."""
     stem_pool: bool
-    """Max pool 3/2 at the stem's end."""
+    """Max pooling (kernel 3, stride 2) at the end of the stem."""
     preactivation: bool
     squeeze: int
-    """A unit's channels over its middle channels."""
+    """Ratio of the channels of a unit to its middle channels."""
     groups: int
     stages: tuple[StageSpec, ...]
     final_units: int
-    """Units after the last stage; the first has ``final_stride``, all ``final_channels``."""
+    """Units after the last stage, all ``final_channels`` wide; the first has the stride ``final_stride``."""
     final_channels: int
     final_stride: int
     outer_units: int
@@ -106,12 +108,12 @@ class NetworkSpec:
     attention: str
     attention_learning: str
     added_reference: bool
-    """At each interpolation of a mask, add the features whose size it takes (the port ResCon follows)."""
+    """Add to each interpolated map of a mask the features that set its size (the port ResCon follows)."""
     drop_path: float
-    """Probability of dropping the branch of the trunk path's last unit; linear in depth before it."""
+    """Probability of dropping the branch of the last unit on the trunk path; linear in depth before it."""
 
     def __post_init__(self) -> None:
-        """Check what a caller can get wrong; words and widths come from tables."""
+        """Check the values that a caller can get wrong; strings and widths come from tables."""
         for name, least in (("classes", 1), ("in_channels", 1), ("image_size", MINIMUM_IMAGE_SIZE)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -120,7 +122,7 @@ class NetworkSpec:
 
     @property
     def trunk_path(self) -> int:
-        """Residual units from stem to classifier, masks left out."""
+        """Number of residual units from stem to classifier, without masks."""
         in_stages = sum(
             stage.openings + stage.modules * (2 * self.outer_units + self.trunk_units)
             for stage in self.stages
@@ -129,16 +131,22 @@ class NetworkSpec:
 
     @property
     def depth(self) -> int:
-        """Layers along the trunk, as in the networks' names: stem, three per unit, classifier."""
+        """Number of layers along the trunk, as in the networks' names: stem, three per unit, classifier."""
         return 2 + 3 * self.trunk_path
 
     @property
     def out_channels(self) -> int:
-        """Width of the features the classifier sees."""
+        """Number of channels that enter the classifier."""
         return self.final_channels if self.final_units else self.stages[-1].channels
 
     def unit(self, in_channels: int, channels: int, stride: int = 1) -> UnitSpec:
-        """A residual unit of this network's kind."""
+        """Return a residual unit of this network's kind.
+
+        Args:
+            in_channels: Channels of the map that enters the unit.
+            channels: Channels of the map that leaves it.
+            stride: Stride of its 3x3 convolution.
+        """
         return UnitSpec(
             in_channels=in_channels,
             channels=channels,
@@ -149,33 +157,40 @@ class NetworkSpec:
         )
 
     def chain(self, in_channels: int, channels: int, *, units: int, stride: int = 1) -> tuple[UnitSpec, ...]:
-        """``units`` residual units in a row; the first takes the change of width and the stride."""
+        """Return ``units`` residual units in sequence; the first changes the width and applies the stride.
+
+        Args:
+            in_channels: Channels of the map that enters the first unit.
+            channels: Channels of the map that leaves each unit.
+            units: Number of units; 0 returns an empty tuple.
+            stride: Stride of the first unit.
+        """
         first = self.unit(in_channels, channels, stride)
         return (first, *[self.unit(channels, channels)] * (units - 1)) if units else ()
 
     def plain(self, channels: int, *, units: int) -> tuple[UnitSpec, ...]:
-        """``units`` residual units in a row that change neither width nor size."""
+        """Return ``units`` residual units in sequence that change neither width nor size."""
         return self.chain(channels, channels, units=units)
 
     def final_chain(self) -> tuple[UnitSpec, ...]:
-        """The units after the last stage; none in the paper's CIFAR layout."""
+        """Return the units after the last stage; the paper's CIFAR layout has no such units."""
         entering = self.stages[-1].channels
         return self.chain(entering, self.final_channels, units=self.final_units, stride=self.final_stride)
 
     def stage_inputs(self) -> tuple[int, ...]:
-        """Channels that enter each stage."""
+        """Return the number of channels that enter each stage."""
         return (self.stem_channels, *(stage.channels for stage in self.stages[:-1]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or JSON; :meth:`from_dict` reads them back."""
+        """Return plain values for a checkpoint or JSON; :meth:`from_dict` reads them back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """Read what :meth:`to_dict` wrote, also after a trip through JSON.
+        """Create the spec from the result of :meth:`to_dict`, also after a round trip through JSON.
 
         Raises:
-            NetworkError: fields are missing or unknown: another version wrote them.
+            NetworkError: Fields are missing or unknown, because another version wrote them.
         """
         stages = tuple(StageSpec(**_exactly(StageSpec, stage)) for stage in values.get("stages", ()))
         return cls(**{**_exactly(cls, values), "stages": stages})
@@ -193,8 +208,11 @@ def _exactly(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """``parameters``: weights and biases that are learnt. ``macs``: multiply-adds of convolutions and linear
-    layers for one image.
+    """Size of a network.
+
+    Attributes:
+        parameters: Number of learnt weights and biases.
+        macs: Multiply-adds of convolutions and linear layers for one image.
     """
 
     parameters: int
@@ -203,7 +221,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer with parameters; ``side`` is that of its output map, pixels."""
+    """One layer with parameters; ``side`` is the side of its output map, pixels."""
 
     name: str
     kind: str
@@ -217,7 +235,7 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """A batch norm has a weight and a bias per channel."""
+        """Number of parameters; a batch norm has a weight and a bias per channel."""
         if self.kind == "norm":
             return 2 * self.out_channels
         weights = self.out_channels * self.in_channels // self.groups * self.kernel**2
@@ -225,20 +243,23 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """A bias and a batch norm count for nothing."""
+        """Multiply-adds for one image; a bias and a batch norm count as 0."""
         if self.kind == "norm":
             return 0
         return self.side**2 * self.out_channels * self.in_channels // self.groups * self.kernel**2
 
 
 def count(spec: NetworkSpec, image_size: int | None = None) -> Cost:
-    """Parameters, and multiply-adds at ``image_size`` pixels (None: the spec's own), both exact."""
+    """Return the exact number of parameters, and of multiply-adds at ``image_size`` pixels.
+
+    If ``image_size`` is None, the size is the spec's.
+    """
     layers = list(walk(spec, image_size))
     return Cost(parameters=sum(x.parameters for x in layers), macs=sum(x.macs for x in layers))
 
 
 def minimum_image_size(spec: NetworkSpec) -> int:
-    """The least side, from 16 pixels on, at which every pooling of a mask meets more than one pixel."""
+    """Return the smallest side, at least 16 pixels, at which no mask pools a map of one pixel."""
     return next(size for size in itertools.count(MINIMUM_IMAGE_SIZE) if _pools_more_than_a_pixel(spec, size))
 
 
@@ -248,7 +269,7 @@ def _pools_more_than_a_pixel(spec: NetworkSpec, image_size: int) -> bool:
 
 
 def walk(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
-    """Every layer with parameters, in forward order, for an image of ``image_size`` pixels a side."""
+    """Yield every layer with parameters in forward order, for images of ``image_size`` pixels a side."""
     image_side = spec.image_size if image_size is None else image_size
     side = _strided(image_side, spec.stem_stride)
     yield _conv("stem.conv", spec.in_channels, spec.stem_channels, side, spec.stem_kernel, spec.stem_stride)
@@ -267,12 +288,12 @@ def walk(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
 
 
 def _strided(side: int, stride: int) -> int:
-    """Every stride here rounds up, for every padding is half its kernel."""
+    """Return the side after a stride. The size is rounded up, because every padding is half its kernel."""
     return -(-side // stride)
 
 
 def _map_sides(spec: NetworkSpec, image_side: int) -> list[int]:
-    """The side of the map that enters the first stage, and of the one that leaves each stage."""
+    """Return the side of the map that enters the first stage, then of the map that leaves each stage."""
     side = _strided(image_side, spec.stem_stride)
     sides = [_strided(side, 2) if spec.stem_pool else side]
     for stage in spec.stages:
@@ -281,7 +302,7 @@ def _map_sides(spec: NetworkSpec, image_side: int) -> list[int]:
 
 
 def _mask_sides(side: int, poolings: int) -> list[int]:
-    """The side of a mask's map at full resolution and after each pooling.
+    """Return the side of the map of a mask at full resolution and after each pooling.
 
     >>> _mask_sides(28, 2)
     [28, 14, 7]
@@ -326,14 +347,17 @@ def _head(path: str, channels: int, side: int, *, preactivation: bool) -> Iterat
 
 
 def _chain(path: str, units: Iterable[UnitSpec], side: int) -> Iterator[Layer]:
-    """Units in a row; ``side`` is that of the map which enters the first."""
+    """Yield the layers of units in sequence; ``side`` is the side of the map that enters the first unit."""
     for index, unit in enumerate(units):
         yield from _unit(f"{path}.{index}", unit, side)
         side = _strided(side, unit.stride)
 
 
 def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
-    """A norm before each convolution (pre-activation) or after it (ResNeXt); the projection comes last."""
+    """Yield the layers of a unit; the projection comes last.
+
+    A norm comes before each convolution (pre-activation) or after it (ResNeXt).
+    """
     middle, out_side = unit.middle, _strided(side, unit.stride)
     convs = (
         _conv(f"{path}.conv1", unit.in_channels, middle, side),
