@@ -25,7 +25,7 @@ from tune_rescon.reporting.rows import comparison_headings, comparison_row, head
 from tune_rescon.tuning import SearchState, StudyResult
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import SearchOverview, StudyResult, TrialRecord
+    from tune_rescon.tuning import SearchOverview, TrialRecord
 
 __all__ = [
     "csv_text",

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from filelock import FileLock
@@ -28,9 +28,6 @@ from tune_rescon.models import NetworkSpec
 from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import twice_as_many
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = [
     "OomRecord",

@@ -33,7 +33,6 @@ from tune_rescon.training.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
-    from tune_rescon.training.distributed import ProcessGroup
     from tune_rescon.tuning.ray.worker import TrialTask
 
 __all__ = [
