@@ -58,7 +58,7 @@ class Side:
         return self.module.rpartition(".")[2]
 
     def command(self, storage: Path, cache: Path, trials: int, seed: int) -> list[str]:
-        """Starts a driver; the first begins the search, the others go on with it."""
+        """Starts a driver; the first begins the search, the others resume it."""
         given = {"--storage": storage, "--trials": trials, "--seed": seed}
         if self.needs_cache:
             given["--cache"] = cache
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first search's plan")
     parser.add_argument("--at-once", type=int, default=2, help="searches at a time")
     parser.add_argument("--only", choices=("ours", "plain"))
-    parser.add_argument("--work", type=Path, help="a directory, new or to go on in [default: new]")
+    parser.add_argument("--work", type=Path, help="a directory, new or to continue in [default: new]")
     parser.add_argument("--keep", action="store_true", help="the files of clean searches too")
     arguments = parser.parse_args()
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="storm-"))).resolve()

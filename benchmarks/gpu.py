@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(hardware(options.device, "torch", "pytorch-lightning"))
     peaks = show_peaks(options)
     rows = [show_step(case, peaks, options) for case in options.cases]
-    # Each of its trainings records the step anew.
+    # Each of its trainings records the step again.
     show_images(options.cases[0], options.device, rounds=min(options.rounds, 3))
     print_rows(rows)
     if options.images is None:

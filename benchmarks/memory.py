@@ -1,6 +1,6 @@
 """What a dataset costs in memory when several trials of a node train on it at once.
 
-Starts so many processes as a node has trials. Each imports, makes batches of a few random images (so that
+Starts as many processes as a node has trials. Each imports, makes batches of a few random images (so that
 libraries and buffers are there), opens the dataset, and makes every batch of an epoch and its validation, as
 a trial does. Then ``/proc/PID/smaps`` is read with all of them alive: the proportional set size of the
 cache's file (a page shared by n processes counts 1/n in each), and by how much anonymous memory has grown.
@@ -63,7 +63,7 @@ def read_sizes() -> Sizes:
 
 
 def trial(asked: DatasetConfig, root: Path, private: bool, pipe: Connection) -> None:
-    """One process: says when it is ready, tells its sizes when asked, goes on when told to; twice."""
+    """One process: reports when it is ready, its sizes on request, and continues on request; twice."""
     torch.set_num_threads(1)  # of many trials each has its share of the cores
     # Buffers of batches are a trial's, whatever it trains on.
     train(random_dataset(1000, SIDE))
@@ -93,7 +93,7 @@ def tell_sizes(pipe: Connection) -> None:
 
 
 def ask_all(pipes: list[Connection]) -> list[Any]:
-    """What each tells, once all are ready to; none goes on before all have."""
+    """The reports of all processes, once all are ready; no process continues before that."""
     answers = [pipe.recv() for pipe in pipes]
     for pipe in pipes:
         pipe.send(None)

@@ -21,7 +21,7 @@ class MlflowServer:
     """One address and one SQLite store; the processes behind them come and go."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` holds the store, ``mlflow.db``, which is made where there is none, and its artifacts."""
+        """``folder`` holds the store, ``mlflow.db``, which is made if it is missing, and its artifacts."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self._port}"

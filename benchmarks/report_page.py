@@ -1,7 +1,7 @@
 """What the report's page costs: seconds to write it, its size, and how soon a browser can be used on it.
 
 The study is simulated: every trial of the space ``att92``, with random parameters, runs to the last epoch on
-64 workers, so that each of its 27 epochs is drawn. Each run writes the page anew and opens it in a headless
+64 workers, so that each of its 27 epochs is drawn. Each run writes the page again and opens it in a headless
 Chromium, if there is one. *Interactive* is when the text is there and the plots in sight are drawn and
 answer; *complete* is when all are. Both count from the navigation's start. Prints a markdown table::
 

@@ -62,7 +62,7 @@ class Speed:
 def plain_step(preset: str, *, batch_size: int, device: str) -> Step:
     """The step as the port writes it, with torch's default switches."""
     size = resolve_network(TrialConfig(preset=preset), classes=10, in_channels=3).image_size
-    network = build_network(preset, classes=10).to(device)
+    network = build_network(preset, num_classes=10).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     images_BCHW = torch.randn(batch_size, 3, size, size, device=device)
     labels_B = torch.randint(10, (batch_size,), device=device)

@@ -133,7 +133,7 @@ class Warned(Callback):
 
 
 def waits_of(trainee: Trainee, data: ImageDataModule, batches: int = 40) -> str:
-    """Where the host waits for the device, which is idle when it goes on: torch's own warnings, counted."""
+    """Count where the host waits for the device, by torch's own warnings: the device is idle afterwards."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainee.train(data, batches, Warned())

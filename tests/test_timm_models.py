@@ -85,7 +85,7 @@ def test_what_export_writes_is_a_checkpoint_of_timms(checkpoint: Path, tmp_path:
     from tune_rescon.training import load_trained
 
     about = load_trained(checkpoint)[1]
-    ours = build_network("cifar_attention56", classes=3).eval()
+    ours = build_network("cifar_attention56", num_classes=3).eval()
     config = type(about.config)(preset="cifar_attention56")
     spec = resolve_network(config, classes=3, in_channels=3)
     values = {**about.to_dict(), "spec": spec.to_dict(), "config": config.to_dict()}

@@ -43,7 +43,7 @@ def check(files: tuple[Path, ...]) -> int:
 @cluster.command()
 @_FILE
 @click.option("--yes", is_flag=True, help="Do not ask first.")
-@click.option("--restart", is_flag=True, help="Start Ray anew where it runs, which ends running jobs.")
+@click.option("--restart", is_flag=True, help="Restart Ray if it runs; this ends running jobs.")
 @click.option(
     "--wait", type=float, default=600.0, show_default=True, metavar="SECONDS", help="For the workers to come."
 )
@@ -66,7 +66,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
 @cluster.command()
 @_FILE
 @click.option("--name", metavar="N", help="Name of the search.")
-@click.option("--resume", metavar="N", help="Go on with the search of this name.")
+@click.option("--resume", metavar="N", help="Resume the search of this name.")
 @click.option("--follow/--no-follow", default=True, help="Show its log until it ends [default: --follow].")
 @click.option(
     "--train", is_flag=True, help="What follows `--` is tune_rescon.train's: the finals of a search."

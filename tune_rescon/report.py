@@ -70,6 +70,8 @@ def report(
     forms = [flag for flag, is_given in chosen.items() if is_given]
     if len(forms) > 1:
         raise click.UsageError(f"Give one of {' and '.join(forms)}.")
+    if name is None and not list_all:
+        raise click.UsageError("Give the NAME of a search, or --list to see their names.")
     if sync:
         print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
     elif sys.stderr.isatty():
@@ -80,8 +82,7 @@ def report(
             raise click.UsageError("--list takes no NAME, and of the forms only --json.")
         _list(place, as_json=as_json)
         return 0
-    if name is None:
-        raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    assert name is not None, "checked above"
     if sync:
         if forms or others:
             raise click.UsageError("--sync takes a NAME alone.")

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         name="tune_rescon.reproduce",
         what="The reproduction",
-        interrupted="Interrupted. The same command goes on.",
+        interrupted="Interrupted. The same command continues.",
     )
 
 

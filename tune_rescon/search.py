@@ -41,16 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
 @click.option("--name", metavar="N", help="Name of the search [default: the space's].")
-@click.option("--resume", metavar="N", help="Go on with the search of this name.")
+@click.option("--resume", metavar="N", help="Resume the search of this name.")
 @click.option("--warm-start", metavar="OTHER", help="Learn from the trials of this earlier search.")
 @click.option(
     "--init-from",
     metavar="FILE",
-    help="What every trial's weights begin as: a best.ckpt, an exported .safetensors, a ResCon checkpoint.",
+    help="Initial weights of every trial: a best.ckpt, an exported .safetensors, a ResCon checkpoint.",
 )
 @click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
 @click.option(
-    "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial goes on."
+    "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial continues."
 )
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
@@ -161,7 +161,7 @@ def _load(
 
     if resume is None:
         if space_name is None:
-            raise click.UsageError("Give --space NAME|FILE, or --resume NAME to go on with a search.")
+            raise click.UsageError("Give --space NAME|FILE, or --resume NAME to resume a search.")
         return load_space(space_name, overrides)
     if space_name is not None:
         hint = "Leave out --space; --trials and --set can change it."

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--preset", metavar="NAME", help="A network by name, instead: attention56, cifar_attention92, ..."
 )
-@click.option("--resume", metavar="N", help="Go on with the trainings of this name.")
+@click.option("--resume", metavar="N", help="Resume the trainings of this name.")
 @click.option("--name", metavar="N", help="Their name [default: NAME-final, or PRESET-DATASET-RECIPE].")
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best of --from."
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 @click.option("--budget", metavar="TIME", help="As many epochs as fit into 2h, 90m, ...; with --from.")
 @click.option("--image-size", type=click.IntRange(16), metavar="P", help="Pixels, instead of the searched.")
-@click.option("--init-from", metavar="FILE", help="What the weights begin as, as of a search.")
+@click.option("--init-from", metavar="FILE", help="Initial weights, as for a search.")
 @click.option("--dataset", default="cifar10", show_default=True, help="With --preset: a name, or a path.")
 @click.option("--recipe", default="modern", show_default=True, help="With --preset: paper, rescon, modern.")
 @click.option(
@@ -214,7 +214,7 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     )
     space = load_space(str(folder.space_yaml), settings)
     if not space.metric.of_test_images:
-        hint = f"Go on with it by: python -m tune_rescon.search --resume {name}"
+        hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
         rule = "must name trainings that `tune_rescon.train` has begun"
         raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
@@ -322,9 +322,14 @@ def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space
 
 
 def _images(dataset: str) -> DatasetConfig:
-    """Return the dataset of a name, or of the path of a folder or .zip, or of a URL."""
-    from tune_rescon.data import is_url
+    """Return the dataset of a name, or of the path of a folder or .zip, or of a URL.
 
+    A name comes first: a folder ``cifar10`` in the current directory is given as ``./cifar10``.
+    """
+    from tune_rescon.data import is_url, list_datasets
+
+    if dataset in list_datasets():
+        return DatasetConfig(name=dataset)
     if is_url(dataset) or Path(dataset).exists():
         path = dataset if is_url(dataset) else str(Path(dataset).resolve())
         return DatasetConfig(name="folder", path=path)

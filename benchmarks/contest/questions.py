@@ -68,7 +68,7 @@ def diverged(outcome: SamplerTrial) -> Callable[..., SamplerTrial | None]:
 
 
 def minimum(values: int) -> Rival:
-    """Ours, with rungs that judge nobody before they hold so many values."""
+    """Ours, with rungs that stop no trial before they hold a given number of values."""
 
     def rival(space: Space) -> SearchPolicy:
         def rule() -> SuccessiveHalving:

@@ -1,4 +1,4 @@
-"""Runs a load on one side, in a process of its own: each search has a Ray of its own, and imports anew."""
+"""Runs a load on one side, in its own process: each search has its own Ray and its own imports."""
 
 from __future__ import annotations
 

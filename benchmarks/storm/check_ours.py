@@ -87,7 +87,7 @@ def _check_trial(trial: FrozenTrial, found: Findings) -> None:
 
 
 def _check_rungs(trials: Sequence[FrozenTrial], found: Findings) -> None:
-    """The best value at a rung is never stopped there, whoever came first."""
+    """The best value at a rung is never stopped there, whichever trial came first."""
     for rung in RUNGS:
         there = [trial for trial in trials if rung in trial.intermediate_values]
         best = max(there, key=lambda trial: trial.intermediate_values[rung], default=None)

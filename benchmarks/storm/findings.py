@@ -40,7 +40,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def add(self, fault: Fault, note: str, count: int = 1) -> None:
-        """Count a fault ``count`` times; nothing if that is none."""
+        """Count a fault ``count`` times; nothing if ``count`` is 0."""
         if count:
             self.counts[fault] += count
             self.notes.append(f"{fault}: {note}")

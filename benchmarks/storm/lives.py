@@ -56,7 +56,7 @@ class Lives:
         """Set up.
 
         Args:
-            command: starts a driver, which itself finds out whether there is something to go on with.
+            command: starts a driver, which itself finds out whether there is a search to resume.
             folder: where the log, the ledger and scratch files go.
             ray_folder: holds a directory for each life; a short path, for Ray's sockets.
         """
@@ -144,7 +144,7 @@ class Lives:
 
 
 def _strike(household: Household, rng: random.Random) -> bool:
-    """Kill one process that runs a trial; False if there is none yet."""
+    """Kill one process that runs a trial; False if no process runs one yet."""
     there = sorted(household.trial_processes(), key=lambda process: process.pid)
     if not there:
         return False

@@ -17,7 +17,7 @@ NAME = "storm"
 
 
 def main() -> int:
-    """Begin the search, or go on with it if its folder holds one; the exit code."""
+    """Begin the search, or resume it if its folder holds one; the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--storage", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)

@@ -2,9 +2,9 @@
 
 ``Tuner.can_restore`` decides between ``Tuner.restore(resume_errored=True)`` and a new ``Tuner``, as its
 docstring says. ``num_to_keep`` has Tune snapshot its state at every second checkpoint, not every ten seconds.
-OptunaSearch is given its space itself: one that gets it from ``param_space`` cannot go on where no snapshot
-was written yet. Its study is in memory, as in the tutorials: one in a database is ahead of the snapshot that
-is restored, and the first report to a trial it holds as ended raises UpdateFinishedTrialError.
+OptunaSearch is given its space itself: if it gets the space from ``param_space``, it cannot continue before a
+snapshot was written. Its study is in memory, as in the tutorials: one in a database is ahead of the snapshot
+that is restored, and the first report to a trial it holds as ended raises UpdateFinishedTrialError.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """When in a life something happens: after ``seconds``, and with so many ``epochs`` trained in it."""
+    """When in a life something happens: after ``seconds``, and with ``epochs`` epochs trained in it."""
 
     seconds: float
     epochs: int

@@ -80,7 +80,7 @@ def train_plain(config: dict[str, Any]) -> None:
 def _train_epoch(learning_rate: float, epoch: int) -> None:
     time.sleep(EPOCH_SECONDS)
     with Path(os.environ[LEDGER]).open("a") as ledger:
-        # One short write to a file opened for appending is one line, whoever else writes.
+        # One short write to a file opened for appending is one line, whichever process writes.
         ledger.write(f"{learning_rate!r} {epoch}\n")
 
 

@@ -110,7 +110,7 @@ def test_a_second_up_leaves_what_runs_alone(cloud: Cloud, file: Path) -> None:
     store = "pgrep -x gcs_server"
     before = head(cloud).run(store).stdout
     said = command("tune_rescon.cluster", "up", file, "--yes")
-    assert "is brought up to date, and its jobs go on" in said
+    assert "is brought up to date, and its jobs continue" in said
     assert head(cloud).run(store).stdout == before != ""
 
 

@@ -69,7 +69,7 @@ def test_whoever_stops_following_is_told_how_to_follow_and_stop(
     played.answers = {"job logs": [KeyboardInterrupt()]}
     assert main(["submit", str(file)]) == 130
     said = capsys.readouterr().out
-    assert "The job goes on.\nFollow it: ray exec" in said
+    assert "The job continues.\nFollow it: ray exec" in said
 
 
 def test_a_log_whose_connection_broke_is_shown_again(
@@ -79,7 +79,7 @@ def test_a_log_whose_connection_broke_is_shown_again(
     played.answers = {"inspect": [down, stands(jobs=job("RUNNING")), down, stands(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file)]) == 0
     assert len(played.ran_with("job logs")) == 4
-    assert "the job goes on: its log again" in capsys.readouterr().out
+    assert "the job continues: its log again" in capsys.readouterr().out
 
 
 def test_a_head_that_is_gone_is_a_failure_that_says_how_to_go_on(

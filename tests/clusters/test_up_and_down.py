@@ -80,7 +80,7 @@ def test_one_that_runs_is_not_started_anew(
     }
     assert main(["up", str(file), "--yes"]) == 0
     assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache --no-restart {file}"]
-    assert "its jobs go on" in capsys.readouterr().out
+    assert "its jobs continue" in capsys.readouterr().out
 
 
 def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) -> None:

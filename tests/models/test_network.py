@@ -37,7 +37,7 @@ def images(side: int, width: int | None = None, *, in_channels: int = 3, batch: 
 @pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_runs_from_16_pixels(preset: str) -> None:
     with torch.device("meta"):
-        assert build_network(preset, classes=5)(torch.empty(2, 3, 16, 31)).shape == (2, 5)
+        assert build_network(preset, num_classes=5)(torch.empty(2, 3, 16, 31)).shape == (2, 5)
 
 
 @pytest.mark.torch
@@ -45,7 +45,7 @@ def test_every_preset_runs_from_16_pixels(preset: str) -> None:
 def test_every_layout_runs_at_any_size(layout: str) -> None:
     preset = next(name for name, preset in PRESETS.items() if preset.layout == layout)
     with torch.device("meta"):
-        network = build_network(preset, classes=5)
+        network = build_network(preset, num_classes=5)
         for height, width in ((16, 16), (17, 17), (33, 23), (64, 65), (130, 97)):
             assert network(torch.empty(2, 3, height, width)).shape == (2, 5)
 
@@ -129,7 +129,7 @@ def test_seed_decides_the_weights() -> None:
 
 def test_names_can_be_read() -> None:
     with torch.device("meta"):
-        keys = build_network("attention92", classes=10).state_dict().keys()
+        keys = build_network("attention92", num_classes=10).state_dict().keys()
     assert {
         "stem.conv.weight",
         "stages.0.opening.0.projection.weight",

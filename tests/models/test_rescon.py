@@ -64,7 +64,7 @@ def checkpoint() -> StateDict:
 def their_checkpoint(preset: str) -> StateDict:
     spec = resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
     torch.manual_seed(3)
-    own = build_network(preset, classes=7, in_channels=2).state_dict()
+    own = build_network(preset, num_classes=7, in_channels=2).state_dict()
     weights = {theirs: own[ours] for theirs, ours in rescon_names(spec).items()}
     dead = {key.replace("conv3", "conv4") for key in weights if key.endswith(".conv3.weight")}
     return weights | {key: torch.ones(1) for key in dead - weights.keys()}

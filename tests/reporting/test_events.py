@@ -61,7 +61,7 @@ def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_tria
     lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
     assert out.getvalue().splitlines() == [
         "trial_0003 paused after epoch 2: waits to be promoted",
-        "trial_0003 goes on after epoch 2: depth=56 learning_rate=0.1",
+        "trial_0003 continues after epoch 2: depth=56 learning_rate=0.1",
         # A retry after that is none of a promotion.
         "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1",
     ]
@@ -75,7 +75,7 @@ def test_a_trial_that_an_earlier_run_paused_goes_on(
     lines.trial_started(make_trial(4, TrialState.RUNNING))
     begun, promoted, resumed = out.getvalue().splitlines()
     assert "0 of them ended before" in begun
-    assert promoted.startswith("trial_0003 goes on after epoch 2: ")
+    assert promoted.startswith("trial_0003 continues after epoch 2: ")
     assert resumed.startswith("trial_0004 starts again after epoch 2: ")
 
 
@@ -98,7 +98,7 @@ def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial:
         (
             0.5,
             Verdict(decision=Decision.STOP, rung=1, rank=4, of=5),
-            "val_accuracy 0.5, train_loss 1.235, 1 min 15 s, 4 of 5 at rung 1",
+            "val_accuracy 0.5, train_loss 1.235, 1 min 15 s, rank 4 of 5 at rung 1",
         ),
         (math.nan, Verdict(decision=Decision.DIVERGED), "val_accuracy -, train_loss 1.235, 1 min 15 s"),
     ],

@@ -35,9 +35,7 @@ def test_what_was_begun_is_found_with_its_identity(storage: StorageUrl) -> None:
 
 def test_a_name_is_taken_once(storage: StorageUrl) -> None:
     begin(storage, "a")
-    with pytest.raises(
-        StorageError, match=r"must be free, but s3://.*/a exists\. Go on with it by --resume a"
-    ):
+    with pytest.raises(StorageError, match=r"must be free, but s3://.*/a exists\. Resume it with --resume a"):
         SearchHome.create(storage, "a")
 
 

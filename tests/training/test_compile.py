@@ -200,7 +200,7 @@ def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list
     ]
     [note] = told
     assert note.startswith("torch.compile cannot be used here (")
-    assert note.endswith("); training goes on without it")
+    assert note.endswith("); training continues without it")
 
 
 @nightly

@@ -58,9 +58,9 @@ def test_a_full_disk_costs_checkpoints_and_not_the_trial(
     assert watched.kept == [(1, 1), (1, 1), (1, 1), (4, 4)]
     assert watched.notes == [
         "epoch 2's network could not be written (File too large); best.ckpt is still epoch 1's",
-        "the checkpoint after epoch 2 could not be written (File too large); training goes on",
+        "the checkpoint after epoch 2 could not be written (File too large); training continues",
         "epoch 3's network could not be written (File too large); best.ckpt is still epoch 1's",
-        "the checkpoint after epoch 3 could not be written (File too large); training goes on",
+        "the checkpoint after epoch 3 could not be written (File too large); training continues",
     ]
 
 
@@ -158,7 +158,7 @@ def test_a_real_full_disk(tmp_path: Path, small: TrialConfig) -> None:
     assert json.loads(done.stdout) == [
         ["epoch", 1],
         ["note", f"epoch 2's network {full}; best.ckpt is still epoch 1's"],
-        ["note", f"the checkpoint after epoch 2 {full}; training goes on"],
+        ["note", f"the checkpoint after epoch 2 {full}; training continues"],
         ["epoch", 2],
         ["epoch", 3],
     ]

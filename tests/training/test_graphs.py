@@ -306,10 +306,10 @@ class Refuses:
 @pytest.mark.parametrize(
     ("error", "note"),
     [
-        (RecordingError("not permitted"), "no CUDA graph here (not permitted); training goes on without"),
+        (RecordingError("not permitted"), "no CUDA graph here (not permitted); training continues without"),
         (
             torch.OutOfMemoryError("CUDA out of memory."),
-            "a CUDA graph of a batch of 32 images leaves too little memory; training goes on without",
+            "a CUDA graph of a batch of 32 images leaves too little memory; training continues without",
         ),
     ],
 )

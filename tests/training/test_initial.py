@@ -48,7 +48,7 @@ def equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> set[str]:
 @pytest.fixture(scope="module")
 def rescon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """A checkpoint as ResCon's Lightning writes it, of 7 classes, and our names of its weights."""
-    own = build_network("rescon_attention92_32", classes=7).state_dict()
+    own = build_network("rescon_attention92_32", num_classes=7).state_dict()
     spec = resolve_network(TrialConfig(preset="rescon_attention92_32"), classes=7, in_channels=3)
     theirs = {f"model.{name}": own[ours] for name, ours in rescon_names(spec).items()}
     path = tmp_path_factory.mktemp("rescon") / "rescon.ckpt"

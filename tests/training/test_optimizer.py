@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def test_convolutions_and_the_classifier_decay_and_nothing_else() -> None:
-    network = build_network("cifar_attention56", classes=10)
+    network = build_network("cifar_attention56", num_classes=10)
     decayed, free = decay_groups(network, 0.1)
     modules = {id(module.weight): module for module in network.modules() if hasattr(module, "weight")}
     assert decayed["weight_decay"] == 0.1

@@ -178,7 +178,9 @@ def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool,
     _have_token(cluster)
     is_up = not restart and _runs_already(cluster)
     if is_up:
-        say(f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs go on")
+        say(
+            f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs continue"
+        )
     elif cluster.provider == "local":
         _forget(cluster)
     done = run(ray_up(cluster, restart=not is_up))
@@ -226,7 +228,7 @@ def _runs_already(cluster: ClusterFile) -> bool:
             return "ray: yes" in lines
     raise ClusterError(
         f"The head of {cluster.name} is there and does not say whether Ray runs on it. Try again;"
-        " or give --restart, which starts Ray anew and ends the jobs that run."
+        " or give --restart, which restarts Ray and ends the running jobs."
     )
 
 

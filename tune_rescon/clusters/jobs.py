@@ -60,7 +60,7 @@ def send_search(
     try:
         job = _follow(cluster, identity, say)
     except KeyboardInterrupt:
-        say(f"\nThe job goes on.\n{_hints(cluster, identity)}")
+        say(f"\nThe job continues.\n{_hints(cluster, identity)}")
         return INTERRUPTED
     if job.status == "SUCCEEDED":
         return 0
@@ -85,7 +85,7 @@ def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> 
             if not job.goes_on:
                 return job
             failures = 0
-            say(f"-- the connection ended and the job goes on: its log again, from the start, in {PAUSE:g} s")
+            say(f"-- the connection ended, the job continues: its log again, from the start, in {PAUSE:g} s")
         time.sleep(PAUSE)
 
 

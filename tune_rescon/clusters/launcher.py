@@ -228,7 +228,7 @@ def _check_spot(document: ClusterDocument) -> None:
             document.complain("spot", where, format_error(rule, where=dotted(where), hint=hint))
         else:
             rule = "workers should be spot instances, which cost less"
-            hint = "A trial goes on elsewhere from its checkpoint."
+            hint = "A trial continues elsewhere from its checkpoint."
             text = format_error(rule, where=dotted(where), hint=hint)
             document.complain("spot", where, text, severity="warning")
 

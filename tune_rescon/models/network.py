@@ -402,20 +402,35 @@ class ResidualAttentionNetwork(nn.Module):
         return features_BCHW
 
 
-def build_network(preset: str, *, classes: int, in_channels: int = 3) -> ResidualAttentionNetwork:
-    """Return a newly initialised network of a preset, in training mode.
+def build_network(
+    preset: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: float = 1.0,
+    drop_path: float = 0.0,
+    image_size: int | None = None,
+) -> ResidualAttentionNetwork:
+    """Build a freshly initialised network by name, in training mode.
 
     Args:
-        preset: Name of the preset; ``list_presets`` returns all names.
-        classes: Number of classes.
-        in_channels: Number of image channels.
+        preset: a name from ``list_presets``.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        width: multiplier of every stage's channels.
+        drop_path: probability that the residual branch of the last trunk unit is dropped in training.
+        image_size: side in pixels of the images that the network is meant for; None for the preset's. The
+            depth of the masks follows from it.
 
     Raises:
-        NetworkError: The preset does not exist, or there is less than one class or channel.
+        ConfigError: a value is outside its limits.
+        NetworkError: there is no such preset, or no such network.
+
+    >>> build_network("cifar_attention56", num_classes=10).spec.classes
+    10
     """
-    return build_from_spec(
-        resolve_network(TrialConfig(preset=preset), classes=classes, in_channels=in_channels)
-    )
+    config = TrialConfig(preset=preset, width=width, drop_path=drop_path, image_size=image_size)
+    return build_from_spec(resolve_network(config, classes=num_classes, in_channels=in_channels))
 
 
 def build_from_spec(spec: NetworkSpec) -> ResidualAttentionNetwork:

@@ -73,7 +73,7 @@ class EventLines:
             metrics: the metrics of the epoch.
             verdict: the rung that the trial reached, if any, and its rank there.
         """
-        place = f", {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
+        place = f", rank {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
@@ -102,7 +102,7 @@ def start_line(trial: TrialRecord, *, promoted: bool) -> str:
 
     Like the other lines of this module, it is rich markup.
     """
-    word = "goes on" if promoted else "starts again" if trial.epochs else "starts"
+    word = "continues" if promoted else "starts again" if trial.epochs else "starts"
     where = f" after epoch {trial.epochs}" if trial.epochs else ""
     return f"{_name(trial)} {word}{where}: {escape(pairs(trial.parameters))}"
 

@@ -71,7 +71,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     summary = (
         f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
         f" {format_number(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}) spared by early stopping."
+        f" ({saved.share:.0%}) saved by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
     lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
@@ -244,7 +244,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {len(result.trials)} trials, {saved.epochs} epochs,"
-        f" {format_number(round(saved.hours, 3))} {result.device}-hours; early stopping spared"
+        f" {format_number(round(saved.hours, 3))} {result.device}-hours; early stopping saved"
         f" {saved.epochs_saved} epochs ({saved.share:.0%})."
     )
     if result.failure:
@@ -255,10 +255,14 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
         yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))
     if result.space_history:
         yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])
-    rungs = (f"{rung.epoch}: {rung.reached} came, {rung.went_on} went on" for rung in rung_survival(result))
+    rungs = (
+        f"{rung.epoch}: {rung.reached} reached it, {rung.went_on} continued" for rung in rung_survival(result)
+    )
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     storage = str(result.url or result.folder).rpartition("/")[0]
     where = shlex.join([result.name, "--storage", storage])
     yield f"Look closer: `python -m tune_rescon.report {where}`"
     if result.state is not SearchState.FINISHED:
-        yield f"Go on, once nobody drives it: `python -m tune_rescon.search --resume {where}`"
+        # Only final trainings are evaluated on the test images; `search` refuses to resume them.
+        command = "train" if result.space.metric.of_test_images else "search"
+        yield f"Resume it once no process runs it: `python -m tune_rescon.{command} --resume {where}`"

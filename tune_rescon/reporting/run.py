@@ -237,19 +237,19 @@ def run_with_display(
         if not begun:
             raise
         click.echo(presentable(f"The search failed: {error}"), err=True)
-        say(f"Go on with: {resume}")
+        say(f"Resume with: {resume}")
         return 1
     except KeyboardInterrupt:
         if not options.resume:
             raise
-        say(f"Interrupted before a trial went on. Go on with: {resume}")
+        say(f"Interrupted before a trial ran. Resume with: {resume}")
         return INTERRUPTED
     print_left_over(result, console, sync=sync_command(options))
     if result.interrupted:
-        say(f"Interrupted. Go on with: {resume}")
+        say(f"Interrupted. Resume with: {resume}")
         return INTERRUPTED
     if result.failure is not None:
-        say(f"Go on with: {resume}")
+        say(f"Resume with: {resume}")
         return 1
     return 0 if result.best is not None else _nothing_finished(result)
 

@@ -160,7 +160,7 @@ def _strange_values(path: Path, values: tuple[Any, ...], parent: CategoricalPara
 def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
     known = [other for other, parameter in above.items() if isinstance(parameter, CategoricalParameter)]
     rule = "must name a categorical parameter declared above this one"
-    there = f"There: {', '.join(known)}." if known else "There is none."
+    there = f"There: {', '.join(known)}." if known else "There are none."
     return format_error(rule, got=shown(name), hint=there)
 
 
@@ -368,7 +368,7 @@ def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
     ]
     if name not in known:
         rule = "must name a categorical parameter without `when`"
-        there = f"There: {', '.join(known)}." if known else "There is none."
+        there = f"There: {', '.join(known)}." if known else "There are none."
         yield Problem(path=("scheduler", "group_by"), text=format_error(rule, got=shown(name), hint=there))
 
 

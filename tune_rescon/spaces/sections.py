@@ -94,7 +94,7 @@ _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
 
 
 class Metric(Section):
-    """What the search makes best."""
+    """The objective of the search."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "goal": "write `mode`",
@@ -113,12 +113,12 @@ class Metric(Section):
     name: str
     mode: Literal["max", "min"]
     at: MetricAt = "best"
-    """The epoch whose metric is a trial's value, and whose network the trial keeps: its ``best`` one or its
-    ``last`` one. With either, a rung compares trials at the rung's own epoch."""
+    """The epoch whose metric is a trial's value and whose network the trial keeps: its ``best`` epoch or its
+    ``last`` one. A rung always compares trials at the rung's own epoch."""
     against: Literal["gmacs", "compute_hours"] | None = None
-    """A second objective, made small: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
+    """A second objective, minimised: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
     image's forward pass, billions; ``compute_hours``: what the trial has cost so far, device-hours; null:
-    there is none. A rung compares trials by ``name`` alone, which ends small networks first:
+    one objective. A rung compares trials by ``name`` alone, which ends small networks first:
     ``scheduler.group_by`` keeps it among equals."""
 
     @property
@@ -137,7 +137,7 @@ class Metric(Section):
 
 
 class Fidelity(Section):
-    """How long a trial trains: the one home of ASHA's first rung, epochs and the schedule's length."""
+    """How long a trial trains: ASHA's first rung, the number of epochs and the schedule's length."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "grace_period": "write `min`",
@@ -151,8 +151,8 @@ class Fidelity(Section):
 
     name: Literal["epoch"] = "epoch"
     min: PositiveInt = 1
-    """Epochs before a trial may be stopped: the first rung of asha, the first epoch at which median judges.
-    With either it must cover the warm-up, because what is measured within it says nothing."""
+    """Epochs before a trial may be stopped: the first rung of asha, the first epoch at which median compares.
+    It must cover the warm-up, because values within the warm-up are not informative."""
     max: PositiveInt
     """Epochs of a trial that is never stopped."""
 
@@ -164,7 +164,7 @@ class Fidelity(Section):
 
 
 class Sampler(Section):
-    """Who chooses the next trial's values."""
+    """How the next trial's values are chosen."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "method": "write `type`",
@@ -177,14 +177,14 @@ class Sampler(Section):
     type: Literal["tpe", "random", "gp", "cmaes", "grid", "nsga2"]
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     n_startup_trials: PositiveInt = 10
-    """Trials drawn at random before the model is asked; read by tpe, gp and cmaes."""
+    """Trials drawn at random before the model is used; for tpe, gp and cmaes."""
     repeats: bool = False
     """Whether a point of the space may run again, with another training seed. False: each runs once, and the
     search ends when all have run."""
 
 
 class Scheduler(Section):
-    """Who ends trials early."""
+    """Which trials are stopped early."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "grace_period": "write `fidelity.min`",
@@ -201,13 +201,14 @@ class Scheduler(Section):
     }
 
     type: Literal["asha", "median", "none"] = "asha"
-    """``asha``: a trial goes on past a rung while it is among the best there; ``median``: past every epoch
-    from ``fidelity.min`` on, while it keeps up with the median of the others there; ``none``: always."""
+    """``asha``: a trial continues past a rung if it is among the best there. ``median``: a trial continues
+    past each epoch from ``fidelity.min`` on if it is at least the median of the others there. ``none``: every
+    trial continues."""
     reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
-    """ASHA: one trial in this many goes on past a rung."""
+    """ASHA: one trial in this many continues past a rung."""
     variant: Literal["stop", "promote"] = "stop"
-    """ASHA: ``stop`` ends a trial at the rung that it fails; ``promote`` pauses every trial at every rung,
-    and goes on with one as soon as it is among the best there."""
+    """ASHA: ``stop`` stops a trial at the rung that it fails. ``promote`` pauses every trial at every rung,
+    and resumes a trial as soon as it is among the best there."""
     group_by: str | None = None
     """ASHA: a categorical parameter; trials are compared only with those that share its value."""
 
@@ -232,7 +233,7 @@ class Scheduler(Section):
 
 
 class Budget(Section):
-    """When the search ends, and how much of it runs at once."""
+    """When the search ends, and how many trials run at once."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "num_samples": "write `trials`",
@@ -246,11 +247,11 @@ class Budget(Section):
     }
 
     trials: PositiveInt
-    """Trials in all."""
+    """Number of trials in all."""
     concurrent: PositiveInt | None = None
-    """Trials at once at most; null: as many as the resources hold."""
+    """Largest number of trials at once; null: as many as the resources hold."""
     hours: Annotated[float, Field(gt=0)] | None = None
-    """Wall time after which no trial goes on; null: no limit."""
+    """Wall time after which no trial continues; null: no limit."""
 
 
 class Goal(Section):
@@ -274,7 +275,7 @@ def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 class Resources(Section):
-    """What one trial occupies."""
+    """The resources of one trial."""
 
     foreign: ClassVar[Mapping[str, str]] = {
         "CPU": "write `cpu`",

@@ -69,7 +69,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
         place: the existing path or URL.
         begun: True if there is a search that can be resumed.
     """
-    way = f"Go on with it by --resume {name}" if begun else "It holds no search: remove it"
+    way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return StorageError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 

@@ -178,7 +178,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         StorageError: the file does not exist, is damaged, or was not written by torch.
     """
     if not path.is_file():
-        raise StorageError(format_error("a checkpoint must be a file", got=f"{path}, which is none"))
+        raise StorageError(format_error("a checkpoint must be a file", got=f"{path}, which is not one"))
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:

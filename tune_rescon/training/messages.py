@@ -184,21 +184,21 @@ def left(epoch: int, batches: int) -> str:
     """Return the message that a trial's process was preempted after ``batches`` batches of ``epoch``.
 
     >>> left(3, 117)
-    'its process was told to end, after 117 batches of epoch 3; another one goes on'
+    'its process was asked to end, after 117 batches of epoch 3; another process continues'
     >>> left(3, 0)
-    'its process was told to end, after epoch 2; another one goes on'
+    'its process was asked to end, after epoch 2; another process continues'
     """
     place = f"{batches} batches of epoch {epoch}" if batches else f"epoch {epoch - 1}"
-    return f"its process was told to end, after {place}; another one goes on"
+    return f"its process was asked to end, after {place}; another process continues"
 
 
 def checkpoint_unwritten(epoch: int, error: OSError) -> str:
     """Return the message that the checkpoint after ``epoch`` could not be written.
 
     >>> checkpoint_unwritten(3, OSError(28, "No space left on device"))
-    'the checkpoint after epoch 3 could not be written (No space left on device); training goes on'
+    'the checkpoint after epoch 3 could not be written (No space left on device); training continues'
     """
-    return f"the checkpoint after epoch {epoch} could not be written ({_cause(error)}); training goes on"
+    return f"the checkpoint after epoch {epoch} could not be written ({_cause(error)}); training continues"
 
 
 def best_unwritten(epoch: int, error: OSError, *, kept: int | None) -> str:
@@ -243,18 +243,18 @@ def uncompiled(trouble: str) -> str:
     """Return the message that ``trouble`` prevents torch.compile from being used.
 
     >>> uncompiled("No working C++ compiler found")
-    'torch.compile cannot be used here (No working C++ compiler found); training goes on without it'
+    'torch.compile cannot be used here (No working C++ compiler found); training continues without it'
     """
-    return f"torch.compile cannot be used here ({trouble}); training goes on without it"
+    return f"torch.compile cannot be used here ({trouble}); training continues without it"
 
 
 def too_large_to_record(images: int) -> str:
     """Return the message that a CUDA graph, which has its own memory, leaves too little for the rest.
 
     >>> too_large_to_record(128)
-    'a CUDA graph of a batch of 128 images leaves too little memory; training goes on without'
+    'a CUDA graph of a batch of 128 images leaves too little memory; training continues without'
     """
-    return f"a CUDA graph of a batch of {images} images leaves too little memory; training goes on without"
+    return f"a CUDA graph of a batch of {images} images leaves too little memory; training continues without"
 
 
 def stalled(evidence: Path) -> str:
@@ -270,6 +270,6 @@ def unrecorded(trouble: str) -> str:
     """Return the message that a step cannot be recorded as a CUDA graph.
 
     >>> unrecorded("operation not permitted when stream is capturing")
-    'no CUDA graph here (operation not permitted when stream is capturing); training goes on without'
+    'no CUDA graph here (operation not permitted when stream is capturing); training continues without'
     """
-    return f"no CUDA graph here ({trouble}); training goes on without"
+    return f"no CUDA graph here ({trouble}); training continues without"

@@ -80,7 +80,7 @@ class CheckpointMetadata:
     def _require_same(self, found: CheckpointMetadata | TrainedNetwork, names: tuple[str, ...]) -> None:
         other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
-            rule = "a trial can only go on from its own checkpoint"
+            rule = "a trial can only resume from its own checkpoint"
             hint = "Give each trial a checkpoint folder of its own."
             raise StorageError(format_error(rule, got=f"one with another {', '.join(other)}", hint=hint))
 
@@ -289,6 +289,6 @@ def trained_steps(checkpoint_dir: Path) -> int:
 def _read_record(checkpoint: Path) -> CheckpointMetadata:
     values = read_checkpoint(checkpoint)
     if "trial" not in values:
-        rule = "a checkpoint to go on from must be one a trial wrote"
+        rule = "a checkpoint to resume from must be one that a trial wrote"
         raise StorageError(format_error(rule, got="one without a trial's record", where=str(checkpoint)))
     return CheckpointMetadata.from_dict(values["trial"])

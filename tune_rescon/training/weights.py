@@ -171,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
                 f"a trained network's file must have format {FORMAT}",
                 got=f"{values.get('format')!r}",
                 where=str(path),
-                hint="Training goes on from last.ckpt; best.ckpt is the file to use.",
+                hint="Training continues from last.ckpt; best.ckpt is the file to use.",
             )
         )
     return values

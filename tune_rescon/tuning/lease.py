@@ -362,7 +362,7 @@ class LeaseKeeper:
     def _lose(self, why: str, hint: str = "") -> None:
         rule = f"this driver has lost the search {self._name}: {why}"
         hint = hint or (
-            "It has written nothing since. Let the other one go on, or go on with --resume once it has ended."
+            "It has written nothing since. Let the other process continue, or use --resume once it has ended."
         )
         self._lost = format_error(rule, hint=hint)
 

@@ -446,7 +446,7 @@ def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str
         # prevents two live drivers from sharing it.
         if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
             return known
-        hint = f"Go on with it by --resume {name}, or give another --name."
+        hint = f"Resume it with --resume {name}, or give another --name."
         rule = f"a study named {name!r} is already in the database"
         raise StorageError(format_error(rule, where="--study", hint=hint)) from None
 

@@ -77,11 +77,11 @@ def test_a_wide_terminal_shows_all_of_it(busy: Snapshot) -> None:
         "trial  epoch  val_accuracy  curve         images/s  parameters",
         " 0101   4/81          0.75  ▁▅ █             1,000  depth=56 learning_rate=0.1234",
         " 0100   4/81          0.75  ▁▅ █                 -  depth=56",
-        "Best     trial_0007: val_accuracy 0.9375 after epoch 81, finished",
-        "MLflow   214 waiting",
-        "Went on  60 of 164 after 1, 20 of 60 after 3 epochs",
-        "Spent    12 h 30 min of GPU time; now 63,000 images/s on 8 nodes, 64 GPUs",
-        "Ended    90 stopped, 8 finished, 2 out of memory",
+        "Best       trial_0007: val_accuracy 0.9375 after epoch 81, finished",
+        "MLflow     214 waiting",
+        "Promoted   60 of 164 after 1, 20 of 60 after 3 epochs",
+        "Used       12 h 30 min of GPU time; now 63,000 images/s on 8 nodes, 64 GPUs",
+        "Completed  90 stopped, 8 finished, 2 out of memory",
     ):
         assert said in text, text
     assert "more running" not in text
@@ -92,7 +92,7 @@ def test_a_narrow_and_short_one_keeps_the_best_and_the_first_trials(busy: Snapsh
     assert "parameters" not in "\n".join(lines)
     assert [line.split()[0] for line in lines[2:5]] == ["0100", "0101", "0102"]
     assert lines[5].split() == ["and", "61", "more", "running"]
-    assert lines[6].startswith("Best     trial_0007")
+    assert lines[6].startswith("Best       trial_0007")
 
 
 def test_before_the_first_trial() -> None:
@@ -100,7 +100,7 @@ def test_before_the_first_trial() -> None:
     lines = draw(empty, 80, 24)
     assert lines[0] == lines[2] == ""
     assert lines[1].endswith("0 of 12 trials ended")
-    assert lines[3:] == ["Spent  0.0 s of CPU time"]
+    assert lines[3:] == ["Used  0.0 s of CPU time"]
 
 
 def test_one_node_and_one_device_are_singular(busy: Snapshot) -> None:

@@ -198,7 +198,7 @@ def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
         run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "run" / "trial_0007")))
     first, last = told
     assert first["epoch"] == 1
-    note = "its process was told to end, after 2 batches of epoch 2; another one goes on"
+    note = "its process was asked to end, after 2 batches of epoch 2; another process continues"
     assert last == {"number": 7, "note": note, "leaving": True}
 
     other = tmp_path / ("other" if url else "run") / "trial_0007"

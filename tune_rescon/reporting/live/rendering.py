@@ -260,10 +260,10 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
         yield "MLflow", Text(f"{seen.waiting} waiting", style="yellow")
     if seen.rungs:
         counts = ", ".join(f"{rung.went_on} of {rung.came} after {rung.epoch}" for rung in seen.rungs)
-        yield "Went on", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
-    yield "Spent", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time{_pace(seen)}")
+        yield "Promoted", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
+    yield "Used", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time{_pace(seen)}")
     if seen.ended:
-        yield "Ended", _ended_states(seen)
+        yield "Completed", _ended_states(seen)
 
 
 def _best(best: TrialRecord) -> Text:

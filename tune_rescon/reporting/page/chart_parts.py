@@ -245,9 +245,9 @@ def survival_bars(result: StudyResult) -> Chart:
     """Return, for each rung, the trials that reached it, by their state after it."""
     rungs = rung_survival(result)
     parts = (
-        ("went on or finished", FATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
+        ("continued or finished", FATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
         ("stopped there", FATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
-        ("failed, wait or run", MUTED, [rung.otherwise for rung in rungs]),
+        ("failed, waiting or running", MUTED, [rung.otherwise for rung in rungs]),
     )
     return Chart(
         key="survival",

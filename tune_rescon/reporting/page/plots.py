@@ -318,7 +318,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
     yield Panel(
         heading="Learning curves",
         note="Each line is a trial, its dot where it ended; dotted lines are rungs."
-        " A click on a fate hides it, a double click shows it alone.",
+        " Click a legend entry to hide it, a double click shows it alone.",
         charts=[learning_curves(result)],
     )
     yield from _by_parameter(result)
@@ -385,7 +385,7 @@ def _speed_words(result: StudyResult, trained: Throughput) -> str:
 def _rung_words(result: StudyResult) -> str:
     saved = savings(result)
     if not saved.epochs_saved:
-        return "Trials that came to each rung; nobody was stopped early."
+        return "Trials that reached each rung; no trial was stopped early."
     return (
         f"Early stopping spared {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
         f" ({saved.share:.0%}), about {format_number(round(saved.hours_saved, 2))} {result.device}-hours."

@@ -58,7 +58,7 @@ def _cards(result: StudyResult) -> Iterator[str]:
     yield _card(f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended")
     yield _card(f"{saved.epochs}", "epochs run")
     if saved.epochs_saved:
-        spared = f"epochs spared, ~{format_number(round(saved.hours_saved, 2))} {result.device}-hours"
+        spared = f"epochs saved, ~{format_number(round(saved.hours_saved, 2))} {result.device}-hours"
         yield _card(f"{saved.share:.0%}", spared)
     yield _card(duration(saved.hours * 3600), f"of {result.device} time")
     spent = device_hours(result)

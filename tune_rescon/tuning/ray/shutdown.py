@@ -251,7 +251,7 @@ class Watch:
         if not self.ray_is_gone or self.interrupted:
             return None
         hint = (
-            "Every epoch that was reported is recorded, and the trials go on from their checkpoints."
+            "Every epoch that was reported is recorded, and the trials resume from their checkpoints."
             " If it was killed for want of memory, run fewer trials at once (--concurrent)."
         )
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
@@ -375,7 +375,9 @@ def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: Dri
         thread.join(PARTING)
     if not ended:
         rule = f"the record must take a write, but has not for {PARTING:g} s"
-        raise RecordBusyError(format_error(rule, hint="What it took before is safe: go on with --resume."))
+        raise RecordBusyError(
+            format_error(rule, hint="What was recorded before is safe: resume with --resume.")
+        )
     if turns.failure is not None:
         raise turns.failure
     if failures and not left:
