@@ -285,10 +285,11 @@ def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
 
 @contextmanager
 def blaming_the_image() -> Iterator[None]:
-    """Turn every exception of a decoder into a :class:`BadImageError`.
+    """Raise :class:`BadImageError` for any exception of the decoders, which means that the bytes are wrong.
 
-    Pillow and zipfile do not document which exceptions damaged bytes raise. 40,000 damaged files raised
-    OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error and NotImplementedError.
+    SizesDifferError, UserError and MemoryError are raised unchanged. Pillow and zipfile do not document which
+    exceptions damaged bytes raise: 40,000 damaged files raised OSError, SyntaxError, ValueError, TypeError,
+    struct.error, zlib.error and NotImplementedError.
     """
     try:
         yield

@@ -174,7 +174,7 @@ class Archive:
             raise ValueError(_too_large(path, info.file_size, bound))
         if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             return inflated(self.path, info, memory=bound)
-        # zipfile returns at most the declared size, but one read of everything first inflates more than that.
+        # zipfile returns at most the declared size, but a single read of everything first inflates more.
         with self._zip.open(info) as member:
             first = member.read(_PIECE)
             if len(first) < _PIECE:
