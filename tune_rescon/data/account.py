@@ -22,7 +22,7 @@ _FEW_CLASSES: Final = 10
 
 
 class Kind(StrEnum):
-    """Reasons why files are left out. docs/images.md explains each reason."""
+    """Reasons why files and folders are left out. docs/images.md explains each reason."""
 
     OUTSIDE = "images outside train, val and test"
     NO_CLASS = "images without a class folder"
@@ -42,12 +42,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The files that are left out for one reason.
+    """The files or folders that are left out for one reason.
 
     Attributes:
         kind: The reason, a value of :class:`Kind`.
-        count: Number of files.
-        names: The first files by name.
+        count: Number of files or folders.
+        names: The first names in sorted order.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Account:
     Attributes:
         class_names: Class names in the order of the labels.
         per_class: Number of images of each class, for each part (train, val, test).
-        left_out: All other files, by kind.
+        left_out: All other files and folders, by kind.
     """
 
     class_names: tuple[str, ...]

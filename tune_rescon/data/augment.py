@@ -298,8 +298,8 @@ def mixup(
     ``lambda ~ Beta(alpha, alpha)`` is drawn once per batch, as in the authors' code.
 
     Args:
-        images_BCHW: Float images.
-        targets_BK: Float targets.
+        images_BCHW: Normalised images.
+        targets_BK: Targets as class probabilities.
         rng: Source of the draw.
         alpha: Parameter of the beta distribution.
 
@@ -319,8 +319,8 @@ def cutmix(
     """Paste a box of its neighbour into each image, and mix the targets by area (Yun et al., 2019).
 
     Args:
-        images_BCHW: Float images.
-        targets_BK: Float targets.
+        images_BCHW: Normalised images.
+        targets_BK: Targets as class probabilities.
         rng: Source of all random draws.
         alpha: Parameter of the beta distribution of the box's area.
 

@@ -48,7 +48,7 @@ _CHUNK_BYTES: Final = 64 << 20
 
 
 @dataclass
-class _Held:
+class _DeviceSplits:
     """The splits of one dataset that are on one device."""
 
     digest: str
@@ -57,7 +57,7 @@ class _Held:
     """True once the images were released because memory was short; the dataset is not uploaded again."""
 
 
-_held: dict[torch.device, _Held] = {}
+_held: dict[torch.device, _DeviceSplits] = {}
 _lock = threading.Lock()
 
 
@@ -85,7 +85,7 @@ def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Ba
     split: Split = getattr(dataset, part)
     if not has_own_memory(device):
         return Mapped(split=split)
-    device = _numbered(device)
+    device = _with_index(device)
     held = _resident(dataset.digest, part, split, device)
     return Ahead(split=split, device=device) if held is None else held
 
@@ -96,7 +96,7 @@ def release(device: torch.device) -> bool:
     Their memory becomes free once the loaders that read them are deleted.
     """
     with _lock:
-        held = _held.get(_numbered(device))
+        held = _held.get(_with_index(device))
         if held is None or not held.splits:
             return False
         held.splits.clear()
@@ -109,7 +109,7 @@ def _resident(digest: str, part: Part, split: Split, device: torch.device) -> Re
     with _lock:
         held = _held.get(device)
         if held is None or held.digest != digest:
-            held = _held[device] = _Held(digest=digest)
+            held = _held[device] = _DeviceSplits(digest=digest)
         if part not in held.splits and not held.unwanted and fits(_bytes_of(split), free_memory(device)):
             try:
                 held.splits[part] = _upload(split, device)
@@ -129,7 +129,7 @@ def free_memory(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _numbered(device: torch.device) -> torch.device:
+def _with_index(device: torch.device) -> torch.device:
     """Return the device with its index: ``cuda`` and ``cuda:0`` are one device and must be one key."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -160,7 +160,7 @@ _DEPTH = 2
 
 
 class BatchSource(Protocol):
-    """Yields the images of a split in any order and any number of times; keeps no state between passes."""
+    """A source of the images of a split, in any order and for any number of passes, without state."""
 
     def __len__(self) -> int:
         """Return the number of images of the split."""
@@ -171,7 +171,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Mapped:
-    """Reads from the mapped cache on demand. On a CPU this takes a millisecond before a step of seconds."""
+    """A source that reads the mapped cache on demand: on a CPU, a millisecond before a step of seconds."""
 
     split: Split
 
@@ -186,7 +186,7 @@ class Mapped:
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """Reads from the mapped cache in a separate thread while the device processes the previous batches."""
+    """A source that reads the mapped cache in a separate thread while the device runs earlier batches."""
 
     split: Split
     device: torch.device
@@ -196,7 +196,7 @@ class Ahead:
         return len(self.split)
 
     def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
-        """Yield copies on the device. Work that is queued there later waits for the copies.
+        """Yield copies on the device. Operations on the copies wait until the copies are complete.
 
         The thread runs as long as this pass; closing the iterator early stops the thread.
         """
@@ -205,7 +205,7 @@ class Ahead:
         with closing(made_ahead(makers, depth=_DEPTH)) as made:
             for images_BHWC, labels_B, copied in made:
                 if copied is not None:
-                    _hand_over((images_BHWC, labels_B), copied)
+                    _wait_for_copy((images_BHWC, labels_B), copied)
                 yield images_BHWC, labels_B
 
     def _make(self, upload: _Upload, chosen: IntArray) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
@@ -214,7 +214,7 @@ class Ahead:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Resident:
-    """Reads from the memory of the device."""
+    """A source that reads from the memory of the device."""
 
     images_NHWC: Tensor
     labels_N: Tensor
@@ -279,7 +279,7 @@ def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def _hand_over(tensors: Pair, copied: torch.cuda.Event) -> None:
+def _wait_for_copy(tensors: Pair, copied: torch.cuda.Event) -> None:
     """Make later work on the current stream wait for the copy, without blocking the host."""
     stream = torch.cuda.current_stream(tensors[0].device)
     stream.wait_event(copied)

@@ -260,7 +260,7 @@ def ensure_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progre
     except CacheError:
         with _lock(folder):
             cache = _open_or_build(order)
-    _judge_skipped(cache, source, skip_bad=skip_bad)
+    _check_skipped(cache, source, skip_bad=skip_bad)
     return cache
 
 
@@ -328,14 +328,14 @@ def _build(order: _Order, scratch: Path) -> None:
 def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
     """Fill the scratch folder; return the range of values of the deep training pictures, if any."""
 
-    def judge(bad: BadImage) -> None:
+    def on_bad(bad: BadImage) -> None:
         if not order.skip_bad:
             raise _bad_image(order.source, bad.name, bad.reason)
 
     plan = order.source.plan(alike=alike, levels=levels)
     title = f"decoding {Path(order.source.title).name}"
     with reporting(order.progress, title, plan.shape[0]) as advance:
-        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=judge)
+        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=on_bad)
 
 
 def _publish(scratch: Path, folder: Path) -> None:
@@ -374,8 +374,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _judge_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
-    """Raise for skipped images unless ``skip_bad`` is True; callers with either setting share one cache."""
+def _check_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
+    """Raise if images were skipped and ``skip_bad`` is False; callers with either setting share one cache."""
     skipped = cache.meta.skipped
     if not skipped:
         return

@@ -48,7 +48,8 @@ class DatasetInfo:
         val_images: Validation images after ``limit`` and the validation split.
         test_images: Test images after ``limit``; 0 if the source has no test part.
         class_names: Class names in the order of the labels.
-        account: Files that the listing of the folder or zip found and left out; None for a built-in dataset.
+        account: Account of what the listing of the folder or zip found and left out; None for a built-in
+            dataset.
         stored_side: Side of the squares that the cache stores for a folder, pixels.
         stored_images: Number of images that the cache stores for a folder, over all parts.
         validation_tests: True if the validation images are used as test images because there are no others.

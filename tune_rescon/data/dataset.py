@@ -83,7 +83,7 @@ class ImageDataset:
         return side
 
     def preprocessing(self, config: TrialConfig, image_size: int) -> Preprocessing:
-        """Return the preprocessing of this dataset's pictures for a network with inputs of ``image_size``."""
+        """Return this dataset's preprocessing for a network with inputs of ``image_size`` pixels a side."""
         return Preprocessing.of(
             stored_side=self.stored_side,
             image_size=image_size,

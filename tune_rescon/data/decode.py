@@ -57,7 +57,7 @@ Levels = tuple[float, float]
 _DEEP_MODES: Final = ("I", "F")
 
 #: The range if the training pictures are not deep and so have no range: all of 16 bits, or 0..1.
-_WHOLE: Final[dict[str, Levels]] = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
+_FULL_RANGE: Final[dict[str, Levels]] = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -93,7 +93,7 @@ def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
         levels: The values that become 0 and 255. Values outside are clipped; infinite values become 0 or 255
             by their sign, and NaN becomes 0. None: 0 and 65535 for integers, 0 and 1 for floats.
     """
-    low, high = levels or _WHOLE[image.mode[0]]
+    low, high = levels or _FULL_RANGE[image.mode[0]]
     scale = 255 / (high - low) if high > low else 0.0
     values_HW = np.nan_to_num(_values(image), nan=low, posinf=high, neginf=low)
     scaled_HW = (values_HW.clip(low, high) - low) * scale
@@ -285,10 +285,11 @@ def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
 
 @contextmanager
 def blaming_the_image() -> Iterator[None]:
-    """Turn every exception of a decoder into a :class:`BadImageError`.
+    """Raise :class:`BadImageError` for any exception of the decoders, which means that the bytes are wrong.
 
-    Pillow and zipfile do not document which exceptions damaged bytes raise. 40,000 damaged files raised
-    OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error and NotImplementedError.
+    SizesDifferError, UserError and MemoryError are raised unchanged. Pillow and zipfile do not document which
+    exceptions damaged bytes raise: 40,000 damaged files raised OSError, SyntaxError, ValueError, TypeError,
+    struct.error, zlib.error and NotImplementedError.
     """
     try:
         yield

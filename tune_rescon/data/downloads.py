@@ -81,12 +81,12 @@ def fetched(url: str, folder: Path) -> Path:
 
 
 def _version(url: str, facts: dict[str, Any]) -> str:
-    told = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
+    version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
     size = facts.get("size")
     # A URL with a new signature is the same file. The signature is ignored only if the server reports a
     # version or a size by which the file can be identified.
-    known = _unsigned(url) if told or size is not None else url
-    return blake2b(f"{known}\0{size}\0{told}".encode(), digest_size=8).hexdigest()
+    known = _unsigned(url) if version or size is not None else url
+    return blake2b(f"{known}\0{size}\0{version}".encode(), digest_size=8).hexdigest()
 
 
 def _unsigned(url: str) -> str:
@@ -105,10 +105,10 @@ def _is_signature(key: str) -> bool:
 
 
 def _unreadable(url: str, error: Exception) -> DataError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = (
         "Every node must reach it, with the credentials found there (the machine's role, as usual for s3://);"
         " `pip install 'tune_rescon[s3]'` brings that file system, likewise gcs and azure."
     )
     rule = "dataset.path must be an archive that can be read"
-    return DataError(format_error(rule, got=f"{url} ({said})", where="dataset.path", hint=hint))
+    return DataError(format_error(rule, got=f"{url} ({reason})", where="dataset.path", hint=hint))

@@ -35,7 +35,7 @@ def find_parts(tree: Tree, selection: Selection, where: str) -> Parts:
     """Return the folders of each part in the source; each folder contains class folders.
 
     A part that ``selection`` names consists of the selected folders. If ``selection`` names ``train``, the
-    source has no other parts. Otherwise usual names determine the parts in the rest of the source.
+    source has only the selected parts. Otherwise usual names determine the parts in the rest of the source.
 
     Args:
         tree: The folders and images of the source.

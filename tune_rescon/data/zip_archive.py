@@ -120,7 +120,7 @@ _METHODS: Final = {
 
 #: Share of the memory for all members that are read at once. Each core decodes one image, so the bound for
 #: one member is this share divided by the number of cores.
-_SHARE: Final = 1 / 8
+_MEMORY_SHARE: Final = 1 / 8
 _LEAST_BOUND: Final = 128 << 20
 
 #: Bytes that are inflated at a time.
@@ -174,7 +174,7 @@ class Archive:
             raise ValueError(_too_large(path, info.file_size, bound))
         if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             return inflated(self.path, info, memory=bound)
-        # zipfile returns at most the declared size, but one read of everything first inflates more than that.
+        # zipfile returns at most the declared size, but a single read of everything first inflates more.
         with self._zip.open(info) as member:
             first = member.read(_PIECE)
             if len(first) < _PIECE:
@@ -287,7 +287,7 @@ def _directory_length(tail: bytes) -> int | None:
 def largest_member() -> int:
     """Return the maximum number of bytes that one member may inflate to on this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(_LEAST_BOUND, int(memory * _SHARE) // (os.cpu_count() or 1))
+    return max(_LEAST_BOUND, int(memory * _MEMORY_SHARE) // (os.cpu_count() or 1))
 
 
 @lru_cache(maxsize=1)

@@ -76,7 +76,8 @@ def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> 
     return run
 
 
-#: Maximum relative difference of a file's probabilities from the network's, over all checked inputs.
+#: Maximum relative difference between the probabilities of a file and of the network (the largest over its
+#: inputs).
 TOLERANCE: Final = 1e-4
 
 #: Numbers of images for tracing and for checking. They differ, because the file must accept any batch size.

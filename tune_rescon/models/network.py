@@ -260,7 +260,7 @@ class Mask(nn.Module):
         return x_BCHW
 
     def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-        """Interpolate to the actual size of the reference, which depends on the size of the image."""
+        """Interpolate to the actual size of the reference, because that size depends on the image."""
         x_BCHW = enlarged(x_BCHW, reference_BCHW)
         return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
 

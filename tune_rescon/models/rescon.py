@@ -30,7 +30,7 @@ __all__ = [
 
 
 #: Maximum depth at which nested dicts are searched.
-_DEEPEST: Final = 5
+_MAX_DEPTH: Final = 5
 
 #: Maximum number of keys that a message lists; it counts the others.
 _NAMED: Final = 6
@@ -52,8 +52,8 @@ def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Itera
 
     Args:
         value: The loaded checkpoint, a dict, or a module.
-        place: Path of keys to ``value``, for the recursion.
-        depth: Number of dicts around ``value``, for the recursion.
+        place: Path of keys that leads to ``value``; set by the recursion.
+        depth: Number of dicts around ``value``; set by the recursion.
 
     >>> import torch
     >>> saved = {"epoch": 9, "model": {"net": {"weight": torch.ones(1)}}}
@@ -62,7 +62,7 @@ def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Itera
     """
     if isinstance(value, nn.Module):
         value = value.state_dict()
-    if not isinstance(value, Mapping) or depth > _DEEPEST:
+    if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
         return
     tensors = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
     if tensors:
@@ -172,10 +172,10 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
     judged = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
     fitting = [(part, found) for part, found in judged if not found.distance(part.tensors.keys())]
     if not fitting:
-        raise NetworkError(_misfit(*min(judged, key=_misfits), parts))
+        raise NetworkError(_mismatch_message(*min(judged, key=_mismatches), parts))
     if len(fitting) > 1:
         places = [part.place or "the outermost dict" for part, _ in fitting]
-        got = f"{len(places)}, in {_some(places)}"
+        got = f"{len(places)}, in {_listed(places)}"
         hint = "Give the state dict of one of them."
         raise NetworkError(format_error("must hold one network", got=got, where="state_dict", hint=hint))
     ((part, found),) = fitting
@@ -207,19 +207,19 @@ def _nearest(weights: Mapping[str, Tensor]) -> _Candidate:
     return min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
 
 
-def _misfits(judged: tuple[StateDict, _Candidate]) -> int:
+def _mismatches(judged: tuple[StateDict, _Candidate]) -> int:
     part, nearest = judged
     return nearest.distance(part.tensors.keys())
 
 
-def _misfit(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) -> str:
+def _mismatch_message(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) -> str:
     """Return the message that explains why the nearest dict is not a known network, and lists the others."""
     keys = part.tensors.keys()
     wrong = [("missing", nearest.missing(keys)), ("unexpected", nearest.unexpected(keys))]
-    got = "; ".join(f"{word} {_some(names)}" for word, names in wrong if names)
+    got = "; ".join(f"{word} {_listed(names)}" for word, names in wrong if names)
     rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
     found = [f"{one.place or 'the outermost dict'} ({len(one.tensors)})" for one in parts]
-    hint = f"Tensors were found in {_some(found)}." if len(found) > 1 or part.place else ""
+    hint = f"Tensors were found in {_listed(found)}." if len(found) > 1 or part.place else ""
     return format_error(rule, got=got, where=part.place or "state_dict", hint=hint)
 
 
@@ -304,6 +304,6 @@ def _check_shape(name: str, theirs: Tensor, ours: Tensor, preset: str) -> None:
         raise NetworkError(format_error(rule, got="x".join(map(str, theirs.shape)), where=name))
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -192,11 +192,11 @@ class NetworkSpec:
         Raises:
             NetworkError: Fields are missing or unknown, because another version wrote them.
         """
-        stages = tuple(StageSpec(**_exactly(StageSpec, stage)) for stage in values.get("stages", ()))
-        return cls(**{**_exactly(cls, values), "stages": stages})
+        stages = tuple(StageSpec(**_checked_fields(StageSpec, stage)) for stage in values.get("stages", ()))
+        return cls(**{**_checked_fields(cls, values), "stages": stages})
 
 
-def _exactly(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(kind)}
     if known != set(values):
         wrong = [f"missing {name}" for name in sorted(known - set(values))]
