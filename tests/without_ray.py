@@ -55,7 +55,7 @@ def _writer_in_this_process(
     destination: Destination, say: Callable[[str], object], *, delay: float
 ) -> Iterator[MlflowWriter]:
     del delay  # of a process that imports
-    writer = MlflowWriter(destination, open_desk=MlflowWorker, say=say)
+    writer = MlflowWriter(destination, open_worker=MlflowWorker, say=say)
     writer.start()
     try:
         yield writer

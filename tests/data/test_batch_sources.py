@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.data import Split
-from tune_rescon.data.batch_sources import Ahead, BatchSource, Mapped, Resident, made_ahead
+from tune_rescon.data.batch_sources import BatchSource, DeviceSource, MemmapSource, PrefetchSource, made_ahead
 
 CPU = torch.device("cpu")
 
@@ -28,8 +28,8 @@ def split_of(images: int) -> Split:
 
 def supplies(split: Split) -> list[BatchSource]:
     images_NHWC, labels_N = split.gather(np.arange(len(split)))
-    resident = Resident(images_NHWC=torch.from_numpy(images_NHWC), labels_N=torch.from_numpy(labels_N))
-    return [Mapped(split=split), Ahead(split=split, device=CPU), resident]
+    resident = DeviceSource(images_NHWC=torch.from_numpy(images_NHWC), labels_N=torch.from_numpy(labels_N))
+    return [MemmapSource(split=split), PrefetchSource(split=split, device=CPU), resident]
 
 
 @given(images=st.integers(1, 40), batch_size=st.integers(1, 50), used=st.floats(0, 1))
@@ -110,7 +110,7 @@ def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
 
 
 def test_a_pass_that_is_given_up_leaves_no_thread() -> None:
-    walk = Ahead(split=split_of(40), device=CPU).walk(np.arange(40), 4)
+    walk = PrefetchSource(split=split_of(40), device=CPU).walk(np.arange(40), 4)
     next(walk)
     assert len(batch_threads()) == 1
     del walk

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
-from tune_rescon.data.batch_sources import Mapped
+from tune_rescon.data.batch_sources import MemmapSource
 from tune_rescon.data.loader import Batches, ShuffledBatches, augmentation_rng, epoch_order
 
 MakeFolder = Callable[..., Path]
@@ -33,11 +33,11 @@ EVERYTHING: dict[str, Any] = {
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
 
 
-def numbered(images: int) -> Mapped:
+def numbered(images: int) -> MemmapSource:
     """Image i is filled with i."""
     pixels = np.arange(images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), dtype=np.uint8)
     rows = np.arange(images)
-    return Mapped(split=Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3))
+    return MemmapSource(split=Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3))
 
 
 def visited(loader: Batches) -> list[list[int]]:

@@ -11,7 +11,14 @@ import torch
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, batch_sources
-from tune_rescon.data.batch_sources import Ahead, Mapped, Resident, choose_supply, fits, release
+from tune_rescon.data.batch_sources import (
+    DeviceSource,
+    MemmapSource,
+    PrefetchSource,
+    choose_supply,
+    fits,
+    release,
+)
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -38,18 +45,18 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def test_a_cpu_reads_the_mapped_cache(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert choose_supply(dataset, "train", DEVICE) == Mapped(split=dataset.train)
+    assert choose_supply(dataset, "train", DEVICE) == MemmapSource(split=dataset.train)
     assert batch_sources._held == {}
 
 
 def test_a_device_holds_what_fits_and_is_copied_to_ahead_otherwise(
     dataset: ImageDataset, device: dict[str, int]
 ) -> None:
-    assert isinstance(choose_supply(dataset, "train", DEVICE), Resident)
+    assert isinstance(choose_supply(dataset, "train", DEVICE), DeviceSource)
     device["free"] -= 1
     batch_sources._held.clear()
-    assert choose_supply(dataset, "train", DEVICE) == Ahead(split=dataset.train, device=DEVICE)
-    assert isinstance(choose_supply(dataset, "val", DEVICE), Resident)  # smaller
+    assert choose_supply(dataset, "train", DEVICE) == PrefetchSource(split=dataset.train, device=DEVICE)
+    assert isinstance(choose_supply(dataset, "val", DEVICE), DeviceSource)  # smaller
 
 
 @pytest.mark.parametrize("needed", [1, 1000, 10**12])
@@ -92,9 +99,9 @@ def test_what_was_released_stays_away_until_another_dataset_came(
     assert release(DEVICE) is True
     assert release(DEVICE) is False
     for part in ("train", "val"):
-        assert isinstance(choose_supply(dataset, part, DEVICE), Ahead)
-    assert isinstance(choose_supply(open_folder(tmp_path / "images", limit=8), "train", DEVICE), Resident)
-    assert isinstance(choose_supply(dataset, "train", DEVICE), Resident)
+        assert isinstance(choose_supply(dataset, part, DEVICE), PrefetchSource)
+    assert isinstance(choose_supply(open_folder(tmp_path / "images", limit=8), "train", DEVICE), DeviceSource)
+    assert isinstance(choose_supply(dataset, "train", DEVICE), DeviceSource)
 
 
 def test_a_memory_that_filled_meanwhile_is_not_tried_again(
@@ -107,14 +114,14 @@ def test_a_memory_that_filled_meanwhile_is_not_tried_again(
     tried: list[int] = []
     monkeypatch.setattr(batch_sources, "_upload", full)
     for _ in range(2):
-        assert isinstance(choose_supply(dataset, "train", DEVICE), Ahead)
+        assert isinstance(choose_supply(dataset, "train", DEVICE), PrefetchSource)
     assert tried == [1]
 
 
 def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_sources, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
     held = choose_supply(dataset, "train", DEVICE)
-    assert isinstance(held, Resident)
+    assert isinstance(held, DeviceSource)
     assert torch.equal(held.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
     assert torch.equal(held.labels_N, torch.from_numpy(dataset.train.labels_N))
 

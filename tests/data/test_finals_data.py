@@ -11,7 +11,7 @@ import pytest
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, describe, open_dataset
-from tune_rescon.data.splits import mislabelled
+from tune_rescon.data.splits import with_label_noise
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -61,6 +61,6 @@ def test_some_labels_are_wrong_and_the_others_right(tmp_path: Path) -> None:
 
 def test_every_other_class_gets_its_part_of_the_noise() -> None:
     labels_N = np.zeros(9_000, dtype=np.int64)
-    counts = np.bincount(mislabelled(labels_N, 10, 0.5, seed=1), minlength=10)
+    counts = np.bincount(with_label_noise(labels_N, 10, 0.5, seed=1), minlength=10)
     assert counts[0] == 4_500
     assert counts[1:].min() > 400

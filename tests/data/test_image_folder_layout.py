@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.data.image_folder import arrange
+from tune_rescon.data.image_folder import index_images
 from tune_rescon.errors import DataError
 
 #: entries -> (train names, val names, test names, class names)
@@ -81,7 +81,7 @@ MISTAKES = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(layout: str) -> None:
     entries, train, val, test, classes = LAYOUTS[layout]
-    found = arrange(entries, where="x")
+    found = index_images(entries, where="x")
     parts = (found.train.names, found.val.names, found.test.names, found.class_names)
     assert parts == tuple(tuple(text.split()) for text in (train, val, test, classes))
     for part in (found.train, found.val, found.test):
@@ -93,4 +93,4 @@ def test_layout(layout: str) -> None:
 def test_mistake(mistake: str) -> None:
     entries, words = MISTAKES[mistake]
     with pytest.raises(DataError, match=words):
-        arrange(entries, where="x")
+        index_images(entries, where="x")

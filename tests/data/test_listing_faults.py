@@ -17,7 +17,7 @@ from tune_rescon.data import zip_archive
 from tune_rescon.data.account import Account, Kind
 from tune_rescon.data.decode import BadImageError, probe_size
 from tune_rescon.data.formats import SUFFIXES
-from tune_rescon.data.image_folder import ImageIndex, arrange, fingerprint, list_folder, read_bytes
+from tune_rescon.data.image_folder import ImageIndex, fingerprint, index_images, list_folder, read_bytes
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.zip_archive import open_zip
 from tune_rescon.errors import DataError
@@ -184,22 +184,22 @@ SETTLED = {
 def test_what_may_mean_two_things_is_refused_with_the_line_that_settles_it(case: str) -> None:
     paths, words, lines, names = SETTLED[case]
     with pytest.raises(DataError, match=words) as caught:
-        arrange(paths, where="x")
+        index_images(paths, where="x")
     for field, value in lines.items():
         assert f"--set dataset.{field}={value}`" in str(caught.value)
-    assert sorted(arrange(paths, where="x", selection=Selection(**lines)).names) == sorted(names)
+    assert sorted(index_images(paths, where="x", selection=Selection(**lines)).names) == sorted(names)
 
 
 def test_parts_are_named_by_folders_and_globs() -> None:
     paths = [f"top/fold{fold}/{name}/1.png" for fold in (1, 2, 3) for name in "ab"]
-    found = arrange(paths, where="x", selection=Selection(train="fold[12]", val="top/fold3"))
+    found = index_images(paths, where="x", selection=Selection(train="fold[12]", val="top/fold3"))
     assert (len(found.train.names), found.val.names) == (4, ("top/fold3/a/1.png", "top/fold3/b/1.png"))
     assert found.class_names == ("a", "b")
 
 
 def test_a_part_inside_another_is_not_read_twice() -> None:
     paths = ["train/a/1.png", "train/b/1.png", "train/held/a/2.png", "train/held/b/2.png"]
-    found = arrange(paths, where="x", selection=Selection(train="train", val="train/held"))
+    found = index_images(paths, where="x", selection=Selection(train="train", val="train/held"))
     assert set(found.train.names).isdisjoint(found.val.names)
     assert found.class_names == ("a", "b")
 
@@ -215,12 +215,12 @@ def test_a_part_inside_another_is_not_read_twice() -> None:
 )
 def test_a_part_that_is_not_there(selection: Selection, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        arrange(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
+        index_images(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
 
 
 def test_what_is_ignored_is_counted() -> None:
     paths = [*CLASSES, "a/1_mask.png", "b/1_mask.png", "raw/c/1.png"]
-    found = arrange(paths, where="x", selection=Selection(ignore="*_mask.png, /raw"))
+    found = index_images(paths, where="x", selection=Selection(ignore="*_mask.png, /raw"))
     assert sorted(found.names) == CLASSES
     assert left_out(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
 
@@ -234,14 +234,14 @@ def test_every_format_counts(tmp_path: Path) -> None:
 
 def test_one_class_in_two_spellings_of_unicode() -> None:
     composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    found = arrange([f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/2.png"], where="x")
+    found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/2.png"], where="x")
     assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
-    merged = arrange([f"{composed}/1.png", f"{apart}/2.png", "tea/1.png"], where="x")
+    merged = index_images([f"{composed}/1.png", f"{apart}/2.png", "tea/1.png"], where="x")
     assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
 
 
 def test_the_account_is_told_and_kept() -> None:
-    found = arrange([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
+    found = index_images([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
     assert found.lines() == [
         "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
         "left out, files that are no images: 1 (notes.txt)",

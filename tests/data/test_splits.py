@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.data.splits import SplitRule, apportion, check_counts, cut_sizes, draw_cut, draw_subset
+from tune_rescon.data.splits import (
+    SplitRule,
+    check_counts,
+    cut_sizes,
+    draw_subset,
+    stratified_counts,
+    stratified_split,
+)
 from tune_rescon.errors import DataError
 
 COUNTS = st.lists(st.integers(2, 40), min_size=2, max_size=8)
@@ -33,7 +40,7 @@ def splits(draw: st.DrawFn) -> tuple[list[int], SplitRule]:
 def test_cut_is_disjoint_covers_and_has_every_class_on_both_sides(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
     labels = labels_of(counts)
-    cut = draw_cut(labels, len(counts), rule)
+    cut = stratified_split(labels, len(counts), rule)
     assert not set(cut.train_N) & set(cut.val_N)
     assert len(cut.train_N) + len(cut.val_N) == min(rule.limit or len(labels), len(labels))
     for side in (cut.train_N, cut.val_N):
@@ -44,7 +51,7 @@ def test_cut_is_disjoint_covers_and_has_every_class_on_both_sides(case: tuple[li
 @given(splits())
 def test_sizes_are_known_before_drawing(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
-    cut = draw_cut(labels_of(counts), len(counts), rule)
+    cut = stratified_split(labels_of(counts), len(counts), rule)
     assert (len(cut.train_N), len(cut.val_N)) == cut_sizes(sum(counts), len(counts), rule)
 
 
@@ -52,7 +59,7 @@ def test_sizes_are_known_before_drawing(case: tuple[list[int], SplitRule]) -> No
 def test_the_seed_decides(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
     labels = labels_of(counts)
-    first, second = (draw_cut(labels, len(counts), rule) for _ in range(2))
+    first, second = (stratified_split(labels, len(counts), rule) for _ in range(2))
     assert np.array_equal(first.train_N, second.train_N)
     assert np.array_equal(first.val_N, second.val_N)
 
@@ -60,7 +67,7 @@ def test_the_seed_decides(case: tuple[list[int], SplitRule]) -> None:
 def test_another_seed_draws_others() -> None:
     labels = labels_of([50, 50])
     drawn = {
-        tuple(draw_cut(labels, 2, SplitRule(limit=None, val_fraction=0.2, seed=seed)).val_N)
+        tuple(stratified_split(labels, 2, SplitRule(limit=None, val_fraction=0.2, seed=seed)).val_N)
         for seed in range(5)
     }
     assert len(drawn) == 5
@@ -69,7 +76,7 @@ def test_another_seed_draws_others() -> None:
 @given(COUNTS, st.data())
 def test_apportion_is_proportional(counts: list[int], data: st.DataObject) -> None:
     total = data.draw(st.integers(len(counts), sum(counts)))
-    shares = apportion(counts, total)
+    shares = stratified_counts(counts, total)
     assert sum(shares) == total
     for share, count in zip(shares, counts, strict=True):
         ideal = total * count / sum(counts)
@@ -80,19 +87,19 @@ def test_apportion_is_proportional(counts: list[int], data: st.DataObject) -> No
 
 def test_a_balanced_source_is_cut_evenly() -> None:
     labels = labels_of([100] * 10)
-    cut = draw_cut(labels, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
+    cut = stratified_split(labels, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
     assert np.bincount(labels[cut.val_N]).tolist() == [10] * 10
 
 
 def test_raising_the_limit_keeps_the_images() -> None:
     labels = labels_of([60, 60, 60])
     rules = [SplitRule(limit=limit, val_fraction=None, seed=3) for limit in (30, 60, None)]
-    small, large, everything = (set(draw_cut(labels, 3, rule).train_N) for rule in rules)
+    small, large, everything = (set(stratified_split(labels, 3, rule).train_N) for rule in rules)
     assert small < large < everything
 
 
 def test_a_validation_part_of_its_own_leaves_training_whole() -> None:
-    cut = draw_cut(labels_of([3, 1]), 2, SplitRule(limit=None, val_fraction=None, seed=0))
+    cut = stratified_split(labels_of([3, 1]), 2, SplitRule(limit=None, val_fraction=None, seed=0))
     assert (len(cut.train_N), len(cut.val_N)) == (4, 0)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER
+from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
 from tune_rescon.reporting.page.plots import costs, learning_curves
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
@@ -118,8 +118,8 @@ def test_each_state_has_one_place_in_the_legend_and_its_colour(
 ) -> None:
     lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
     named = {line["legendgroup"]: line["marker"]["color"] for line in lines if line.get("showlegend", True)}
-    assert named == {trial.state.value: FATE_COLOUR[trial.state] for trial in one_of_each if trial.epochs}
-    assert set(FATE_ORDER) == set(TrialState)
+    assert named == {trial.state.value: STATE_COLOUR[trial.state] for trial in one_of_each if trial.epochs}
+    assert set(STATE_ORDER) == set(TrialState)
 
 
 def test_epochs_are_counted_from_one_and_lines_do_not_touch(

@@ -43,7 +43,7 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
-        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_desk=MlflowWorker)
+        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_worker=MlflowWorker)
         made.start()
         return made
 

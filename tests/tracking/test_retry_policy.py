@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.messages import View
-from tune_rescon.tracking.mlflow_store import remedy_words
+from tune_rescon.tracking.mlflow_store import retry_words
 from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tracking.worker_client import Answer
 
@@ -38,7 +38,7 @@ def told() -> list[str]:
 def start(told: list[str]) -> ResumePoint:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
-        made = MlflowWriter(destination, open_desk=MlflowWorker, say=told.append)
+        made = MlflowWriter(destination, open_worker=MlflowWorker, say=told.append)
         made.start()
         return made
 
@@ -133,13 +133,13 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: ResumePoint, 
     ids=lambda value: str(value)[:40],
 )
 def test_only_what_the_user_has_to_mend_has_a_remedy(error: Exception, words: str | None) -> None:
-    found = remedy_words(error, "http://mlflow")
+    found = retry_words(error, "http://mlflow")
     assert found is None if words is None else words in (found or "")
 
 
 def test_the_remedy_shows_no_password() -> None:
     error = MlflowException("Detected out-of-date database schema (found version a, but expected b).")
-    found = remedy_words(error, "postgresql://ann:s3cret@db/mlflow")
+    found = retry_words(error, "postgresql://ann:s3cret@db/mlflow")
     assert found is not None
     assert "s3cret" not in found
 
@@ -182,7 +182,7 @@ def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
         raise BrokenPipeError
 
     destination = Destination(uri="http://there", experiment="e", search="s", metric="m", maximize=True)
-    writer = MlflowWriter(destination, open_desk=lambda _: Talkative(), say=say)
+    writer = MlflowWriter(destination, open_worker=lambda _: Talkative(), say=say)
     writer.start()
     writer.show(SearchRunState(id="1a"))
     writer.show(TrialRunState(number=0, state="finished"))

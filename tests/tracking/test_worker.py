@@ -32,7 +32,7 @@ Open = Callable[[str], WorkerProcess]
 
 
 @pytest.fixture
-def open_desk() -> Iterator[Open]:
+def open_worker() -> Iterator[Open]:
     made: list[WorkerProcess] = []
 
     def make(uri: str) -> WorkerProcess:
@@ -54,9 +54,9 @@ def desks() -> list[psutil.Process]:
 
 
 def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
-    open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
+    open_worker: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk = open_desk(store)
+    desk = open_worker(store)
     parent = desk.show(SearchRunState(id="1a", note="best so far: none")).run_id
     over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
     child = desk.show(over).run_id
@@ -71,9 +71,9 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
 
 
 def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
-    open_desk: Open, store: str, tmp_path: Path
+    open_worker: Open, store: str, tmp_path: Path
 ) -> None:
-    desk = open_desk(store)
+    desk = open_worker(store)
     with pytest.raises(CallError) as refused:
         # Its run is there all the same.
         desk.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
@@ -112,9 +112,9 @@ def test_a_process_that_could_not_be_started_is_started_later(
     assert next(refusals, None) is None
 
 
-def test_a_call_that_hangs_ends_when_it_is_closed(open_desk: Open) -> None:
+def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        desk = open_desk(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        desk = open_worker(f"http://127.0.0.1:{deaf.getsockname()[1]}")
         failed: list[CallError] = []
 
         def show() -> None:
@@ -144,8 +144,8 @@ def lowest_priority() -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
-def test_at_the_end_it_has_the_drivers_priority(open_desk: Open, store: str) -> None:
-    desk = open_desk(store)
+def test_at_the_end_it_has_the_drivers_priority(open_worker: Open, store: str) -> None:
+    desk = open_worker(store)
     desk.show(SearchRunState(id="1a"))
     (process,) = desks()
     assert process.nice() == lowest_priority()
@@ -178,8 +178,8 @@ def test_it_ends_with_its_driver(store: str) -> None:
 
 
 def test_records_below_a_warning_stay_there(
-    open_desk: Open, store: str, caplog: pytest.LogCaptureFixture
+    open_worker: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    open_desk(store).show(SearchRunState(id="1a"))
+    open_worker(store).show(SearchRunState(id="1a"))
     assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []

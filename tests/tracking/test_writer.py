@@ -234,7 +234,7 @@ class Slow:
 
 def writer_at(desk: Slow, uri: str) -> MlflowWriter:
     destination = Destination(uri=uri, experiment="e", search="s", metric="m", maximize=True)
-    made = MlflowWriter(destination, open_desk=lambda _: desk)
+    made = MlflowWriter(destination, open_worker=lambda _: desk)
     made.start()
     return made
 
@@ -331,7 +331,7 @@ class FakeDesk:
 def _delayed(delay: float) -> tuple[MlflowWriter, FakeDesk]:
     desk = FakeDesk()
     destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
-    made = MlflowWriter(destination, open_desk=lambda _: desk)
+    made = MlflowWriter(destination, open_worker=lambda _: desk)
     made.start(delay)
     made.show(SearchRunState(id="1a"))
     return made, desk

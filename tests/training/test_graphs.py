@@ -16,10 +16,10 @@ from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport, fit, messages, train_trial
 from tune_rescon.training.cuda_graphs import (
+    CapturedStep,
     CudaGraphs,
     HangWatchdog,
     Outputs,
-    Recorded,
     RecordingError,
     choose_recorder,
 )
@@ -82,7 +82,7 @@ def test_a_recording_leaves_no_trace_and_plays_what_the_function_does(recorder: 
     torch.manual_seed(0)
     drawn = torch.rand(())
     torch.manual_seed(0)
-    function = Recorded(lambda x_B: (network(x_B),), network, recorder)
+    function = CapturedStep(lambda x_B: (network(x_B),), network, recorder)
     [y_B] = function(torch.ones(3))
     torch.testing.assert_close(y_B, torch.ones(3) + drawn)
     assert network.calls == 1
@@ -95,7 +95,7 @@ def test_a_recording_leaves_no_trace_and_plays_what_the_function_does(recorder: 
 
 def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None:
     network = Counts()
-    function = Recorded(lambda x_B: (network(x_B),), network, recorder)
+    function = CapturedStep(lambda x_B: (network(x_B),), network, recorder)
     for images in (4, 3, 4, 3):
         assert function(torch.ones(images))[0].shape == (images,)
     assert (int(network.calls), recorder.recorded, recorder.played) == (4, 1, 2)
@@ -104,7 +104,7 @@ def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None
 def test_a_network_that_was_moved_is_recorded_anew(recorder: PlayedOnCpu) -> None:
     """As by Lightning at a training's end: where it lay is somebody else's by now."""
     network = nn.Linear(2, 1)
-    function = Recorded(lambda x_BK: (network(x_BK),), network, recorder)
+    function = CapturedStep(lambda x_BK: (network(x_BK),), network, recorder)
     for _ in range(2):
         function(torch.ones(3, 2))
     network.double().float()
@@ -237,7 +237,7 @@ def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
 @pytest.mark.timeout(120)
 def test_a_cuda_graph_draws_by_the_seed_and_anew_at_each_step() -> None:
     network = Counts().cuda()
-    draw = Recorded(lambda x_B: (x_B + torch.rand_like(x_B),), network, CudaGraphs(torch.device("cuda")))
+    draw = CapturedStep(lambda x_B: (x_B + torch.rand_like(x_B),), network, CudaGraphs(torch.device("cuda")))
     zeros_B = torch.zeros(4, device="cuda")
     drawn = []
     for _ in range(2):
@@ -343,7 +343,7 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
 @pytest.mark.timeout(120)
 def test_what_waits_for_the_device_cannot_be_recorded() -> None:
     network = Counts().cuda()
-    waits = Recorded(lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda")))
+    waits = CapturedStep(lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda")))
     with pytest.raises(RecordingError):
         waits(torch.ones(4, device="cuda"))
     assert torch.ones(4, device="cuda").sum().item() == 4, "the device goes on"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec, resolve_network
 from tune_rescon.training.device import DeviceConfig
-from tune_rescon.training.memory import OomRecord, OomRecordFile, merged, shape_key, starting_pieces
+from tune_rescon.training.memory import OomRecord, OomRecordFile, initial_micro_batches, merged, shape_key
 from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_piece
 
 OVERRUNS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
@@ -30,7 +30,7 @@ def test_the_start_is_the_largest_that_is_not_known_to_fail(
         largest = -(-images // count)
         return any(one.images <= largest and one.available >= 0.95 * available for one in known)
 
-    count = starting_pieces(images, available, known)
+    count = initial_micro_batches(images, available, known)
     assert images // count >= min(images, SMALLEST_MICRO_BATCH)
     assert not fails(count) or images // count == smallest_piece(images)
     assert all(fails(2**power) for power in range(count.bit_length() - 1))
@@ -44,7 +44,7 @@ def test_forgetting_what_another_says_changes_no_start(
     kept: list[OomRecord] = []
     for one in known:
         kept = merged(kept, one)
-    assert starting_pieces(images, available, kept) == starting_pieces(images, available, known)
+    assert initial_micro_batches(images, available, kept) == initial_micro_batches(images, available, known)
     assert all(
         not (a.images <= b.images and a.available >= b.available) for a in kept for b in kept if a is not b
     )

@@ -17,7 +17,7 @@ from tests.training.resuming import BATCHES, EPOCHS
 from tune_rescon.training import recorded_epochs
 from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.trial_files import trained_steps
+from tune_rescon.training.trial_files import global_step
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
@@ -42,7 +42,7 @@ def test_it_ends_at_once_and_says_where(train: Run, tmp_path: Path) -> None:
     for at in (1, 1, 2, 2, 1, 2):
         place = left(train, tmp_path, at)
         places.append((place.epoch, place.batches))
-        assert trained_steps(tmp_path) == (place.epoch - 1) * BATCHES + place.batches
+        assert global_step(tmp_path) == (place.epoch - 1) * BATCHES + place.batches
         assert len(recorded_epochs(tmp_path)) == place.epoch - 1
     # The fourth one in the batches whose images the statistics are estimated on; 0: after an epoch's report.
     assert places == [(1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 1)]

@@ -177,13 +177,13 @@ def test_an_assured_holder_renews_only_what_is_older_than_half_its_length() -> N
     keeper = world.keeper()
     keeper.take()
     written = world.writes
-    keeper.assure()
+    keeper.ensure_held()
     world.sleep(LENGTH / 2 - SETTLE_SECONDS)
-    keeper.assure()
+    keeper.ensure_held()
     assert world.writes == written
     world.sleep(1.0)
-    keeper.assure()
-    keeper.assure()
+    keeper.ensure_held()
+    keeper.ensure_held()
     assert world.writes == written + 1
 
 
@@ -197,7 +197,7 @@ def test_a_driver_that_was_frozen_and_overtaken_writes_nothing(frozen: float) ->
     written = world.writes
     for _ in range(2):
         with pytest.raises(LeaseLostError, match="taken over by process 10 on b"):
-            keeper.assure()
+            keeper.ensure_held()
     keeper.release()
     assert (world.writes, world.holder()) == (written, ELSEWHERE)
 
@@ -207,7 +207,7 @@ def test_a_driver_that_was_frozen_and_not_overtaken_goes_on() -> None:
     keeper = world.keeper()
     keeper.take()
     world.sleep(10 * LENGTH)
-    keeper.assure()
+    keeper.ensure_held()
     assert world.holder() == HERE
 
 
@@ -218,7 +218,7 @@ def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
     world.sleep(10 * LENGTH)
     world.events.append((world.now + SETTLE_SECONDS / 4, lambda: world.write(lease(ELSEWHERE).to_dict())))
     with pytest.raises(LeaseLostError, match="process 10 on b"):
-        keeper.assure()
+        keeper.ensure_held()
 
 
 def test_a_driver_that_was_frozen_amid_renewing_gives_up() -> None:
@@ -239,7 +239,7 @@ def test_a_driver_that_was_frozen_amid_renewing_gives_up() -> None:
     with pytest.raises(LeaseLostError, match="stopped while it renewed"):
         keeper.renew()
     with pytest.raises(LeaseLostError):
-        keeper.assure()
+        keeper.ensure_held()
 
 
 @pytest.mark.parametrize(("away", "lost"), [(LENGTH / 4, False), (2 * LENGTH, True)])
@@ -251,10 +251,10 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_the_lease_lasts(away: flo
     world.fails_until = world.now + away
     if lost:
         with pytest.raises(LeaseLostError, match="could not be renewed for 20 s"):
-            keeper.assure()
+            keeper.ensure_held()
         assert world.now < 2 * LENGTH
     else:
-        keeper.assure()
+        keeper.ensure_held()
         assert world.holder() == HERE
 
 
@@ -323,7 +323,7 @@ def test_a_held_lease_beats_and_is_given_back(url: str, monkeypatch: pytest.Monk
     store = Store.open(url, "t")
     with hold_lease(store, name="t", seconds=2) as keeper:
         assert beaten.wait(30)
-        keeper.assure()
+        keeper.ensure_held()
         held = Lease.from_dict(store.read() or {})
         assert held.driver == this_driver()
         with pytest.raises(LeaseError), hold_lease(store, name="t", seconds=2):

@@ -71,7 +71,7 @@ def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
     others(lived)
     for number, level in enumerate((0.3, 0.5, 0.7)):
         for epoch in (1, 2):
-            resumed.recall(Observation(number=number, epoch=epoch, value=level))
+            resumed.replay(Observation(number=number, epoch=epoch, value=level))
     assert run(lived, 9, 0.1, 0.2) == run(resumed, 9, 0.1, 0.2) == [C, S]
 
 

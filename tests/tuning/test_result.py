@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tune_rescon.config import PEAK_MEMORY, MetricAt, TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
-from tune_rescon.tuning.coordinator import keepers
+from tune_rescon.tuning.coordinator import top_k_checkpoints
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, compute_hours, repeated
 
@@ -282,6 +282,6 @@ def test_the_winner_the_kept_and_the_registered_network_are_chosen_by_one_rule(
     best = best_trial(trials)
     assert best is not None
     assert best.number == winner
-    assert keepers(trials, keep=1) == {winner}
+    assert top_k_checkpoints(trials, keep=1) == {winner}
     file = best_file(result(*trials, gmacs=(1.0, 1.0), against=None))
     assert (file["at"], file["value"], file["value_epoch"]) == (at, best.value, best.value_epoch)

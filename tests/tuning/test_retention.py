@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.coordinator import KEEP_BEST, keepers
+from tune_rescon.tuning.coordinator import KEEP_BEST, top_k_checkpoints
 
 
 def trial(number: int, *values: float) -> TrialRecord:
@@ -40,13 +40,13 @@ CURVES = st.lists(st.lists(st.floats(allow_nan=True), max_size=4), max_size=12)
 def test_those_that_came_furthest_with_the_best_values_are_kept(
     trials: list[TrialRecord], kept: set[int]
 ) -> None:
-    assert keepers(trials, keep=2) == kept
+    assert top_k_checkpoints(trials, keep=2) == kept
 
 
 @given(CURVES)
 def test_never_more_than_asked_for_and_never_one_without_a_value(curves: list[list[float]]) -> None:
     trials = [trial(number, *values) for number, values in enumerate(curves)]
-    kept = keepers(trials)
+    kept = top_k_checkpoints(trials)
     valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}
     assert kept <= valued
     assert len(kept) == min(KEEP_BEST, len(valued))
@@ -57,6 +57,6 @@ def test_a_trial_that_fell_out_never_comes_back(curves: list[list[float]]) -> No
     trials = [trial(number, *values) for number, values in enumerate(curves)]
     dropped: set[int] = set()
     for count in range(len(trials) + 1):
-        kept = keepers(trials[:count], keep=3)
+        kept = top_k_checkpoints(trials[:count], keep=3)
         assert not kept & dropped, "its checkpoint has been deleted"
         dropped |= {t.number for t in trials[:count] if t.best_epoch} - kept

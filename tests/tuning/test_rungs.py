@@ -113,7 +113,7 @@ def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float]
     lived, resumed = ladder(), ladder()
     for number, value in enumerate(arrivals[:cut]):
         lived.judge(seen(1, value, number))
-        resumed.recall(seen(1, value, number))
+        resumed.replay(seen(1, value, number))
     for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
         assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
 
@@ -121,8 +121,8 @@ def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float]
 def test_of_a_record_only_finite_values_at_rungs_below_the_last_are_counted() -> None:
     rung = ladder()
     for epoch in range(1, 10):
-        rung.recall(seen(epoch, 0.5, number=0))
-        rung.recall(seen(epoch, math.nan, number=1))
+        rung.replay(seen(epoch, 0.5, number=0))
+        rung.replay(seen(epoch, math.nan, number=1))
     assert rung.population() == {1: 1, 3: 1}
     assert rung.wait(0) is True
     assert rung.wait(1) is False
@@ -170,7 +170,7 @@ def test_a_ladder_rebuilt_from_a_record_promotes_the_same(arrivals: list[float],
     for number, value in enumerate(arrivals[:cut]):
         if lived.judge(seen(1, value, number)).decision is Decision.PAUSE:
             paused.append(number)
-        resumed.recall(seen(1, value, number))
+        resumed.replay(seen(1, value, number))
     for number in paused:
         resumed.wait(number)
     for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):

@@ -25,11 +25,11 @@ from torch import Tensor
 from tune_rescon.data.dataset import ImageDataset, Split
 
 __all__ = [
-    "Ahead",
     "BatchSource",
-    "Mapped",
+    "DeviceSource",
+    "MemmapSource",
     "Part",
-    "Resident",
+    "PrefetchSource",
     "choose_supply",
     "fits",
     "made_ahead",
@@ -52,7 +52,7 @@ class _DeviceSplits:
     """The splits of one dataset that are on one device."""
 
     digest: str
-    splits: dict[Part, Resident] = field(default_factory=dict)
+    splits: dict[Part, DeviceSource] = field(default_factory=dict)
     unwanted: bool = False
     """True once the images were released because memory was short; the dataset is not uploaded again."""
 
@@ -84,10 +84,10 @@ def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Ba
     """
     split: Split = getattr(dataset, part)
     if not has_own_memory(device):
-        return Mapped(split=split)
+        return MemmapSource(split=split)
     device = _with_index(device)
     held = _resident(dataset.digest, part, split, device)
-    return Ahead(split=split, device=device) if held is None else held
+    return PrefetchSource(split=split, device=device) if held is None else held
 
 
 def release(device: torch.device) -> bool:
@@ -104,7 +104,7 @@ def release(device: torch.device) -> bool:
         return True
 
 
-def _resident(digest: str, part: Part, split: Split, device: torch.device) -> Resident | None:
+def _resident(digest: str, part: Part, split: Split, device: torch.device) -> DeviceSource | None:
     # Two trials in two threads of a notebook share the copy; the second waits for the upload of the first.
     with _lock:
         held = _held.get(device)
@@ -140,14 +140,14 @@ def _bytes_of(split: Split) -> int:
     return len(split) * math.prod(split.images_NHWC.shape[1:])
 
 
-def _upload(split: Split, device: torch.device) -> Resident:
+def _upload(split: Split, device: torch.device) -> DeviceSource:
     shape = (len(split), *split.images_NHWC.shape[1:])
     images_NHWC = torch.empty(shape, dtype=torch.uint8, device=device)
     rows = max(1, _CHUNK_BYTES // math.prod(shape[1:]))
     for start in range(0, len(split), rows):
         chosen = np.arange(start, min(start + rows, len(split)))
         images_NHWC[start : start + rows].copy_(torch.from_numpy(split.gather(chosen)[0]))
-    return Resident(images_NHWC=images_NHWC, labels_N=torch.from_numpy(split.labels_N).to(device))
+    return DeviceSource(images_NHWC=images_NHWC, labels_N=torch.from_numpy(split.labels_N).to(device))
 
 
 IntArray = npt.NDArray[np.int64]
@@ -170,7 +170,7 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mapped:
+class MemmapSource:
     """A source that reads the mapped cache on demand: on a CPU, a millisecond before a step of seconds."""
 
     split: Split
@@ -185,7 +185,7 @@ class Mapped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class PrefetchSource:
     """A source that reads the mapped cache in a separate thread while the device runs earlier batches."""
 
     split: Split
@@ -213,7 +213,7 @@ class Ahead:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Resident:
+class DeviceSource:
     """A source that reads from the memory of the device."""
 
     images_NHWC: Tensor

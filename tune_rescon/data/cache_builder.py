@@ -40,8 +40,8 @@ from tune_rescon.errors import DataError, StorageError, format_error
 
 __all__ = [
     "Progress",
-    "ensure_cache",
     "fill",
+    "open_or_build_cache",
     "reporting",
 ]
 
@@ -240,7 +240,7 @@ _log = logging.getLogger(__name__)
 _SCRATCH = ".building-"
 
 
-def ensure_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
+def open_or_build_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
     """Map the source's cache. If the cache is absent, incomplete or outdated, build it first.
 
     Args:

@@ -22,7 +22,7 @@ from tune_rescon.data.decode import common_size, stored_size
 from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.image_folder import list_folder
 from tune_rescon.data.selection import Selection
-from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, draw_cut, held_out_counts
+from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts, stratified_split
 from tune_rescon.errors import DataError, format_error, unknown_name_message
 
 __all__ = [
@@ -383,7 +383,7 @@ def _digits() -> tuple[Arrays, Arrays]:
     pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
     images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
     labels_N = values_NV[:, -1].astype(np.int64)
-    cut = draw_cut(labels_N, 10, _DIGITS_TEST)
+    cut = stratified_split(labels_N, 10, _DIGITS_TEST)
     return (images_NHWC[cut.train_N], labels_N[cut.train_N]), (images_NHWC[cut.val_N], labels_N[cut.val_N])
 
 

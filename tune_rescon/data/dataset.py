@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data.cache import Cache
-from tune_rescon.data.cache_builder import Progress, ensure_cache
+from tune_rescon.data.cache_builder import Progress, open_or_build_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
 from tune_rescon.data.image_folder import PARTS
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.data.sources import find_source
-from tune_rescon.data.splits import check_counts, draw_cut, draw_subset, mislabelled
+from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
 
 __all__ = ["ImageDataset", "Split", "open_dataset"]
 
@@ -115,14 +115,16 @@ def open_dataset(
         StorageError: The cache cannot be written.
     """
     source = find_source(dataset, data_root)
-    cache = ensure_cache(source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress)
+    cache = open_or_build_cache(
+        source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress
+    )
     classes = len(cache.meta.class_names)
     rows = _with_test(_part_rows(cache), cache, dataset)
     has_test = bool(len(rows["test"]))
     rule = split_rule(dataset, own_validation=bool(len(rows["val"])), has_test=has_test)
     train_labels_N = cache.labels_N[rows["train"]]
     check_counts(np.bincount(train_labels_N, minlength=classes).tolist(), cache.meta.class_names, rule)
-    cut = draw_cut(train_labels_N, classes, rule)
+    cut = stratified_split(train_labels_N, classes, rule)
     held_out = {
         part: rows[part][draw_subset(cache.labels_N[rows[part]], classes, dataset.limit, dataset.split_seed)]
         for part in ("val", "test")
@@ -157,7 +159,7 @@ def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) 
         return rows
     labels_N, names = cache.labels_N[rows["train"]], cache.meta.class_names
     check_counts(np.bincount(labels_N, minlength=len(names)).tolist(), names, rule)
-    cut = draw_cut(labels_N, len(names), rule)
+    cut = stratified_split(labels_N, len(names), rule)
     return {**rows, "train": rows["train"][cut.train_N], "test": rows["train"][cut.val_N]}
 
 
@@ -177,7 +179,7 @@ def _noisy(train: Split, classes: int, dataset: DatasetConfig) -> Split:
     """Return the training split, with label noise if so configured."""
     if not dataset.label_noise:
         return train
-    labels_N = mislabelled(train.labels_N, classes, dataset.label_noise, dataset.split_seed)
+    labels_N = with_label_noise(train.labels_N, classes, dataset.label_noise, dataset.split_seed)
     return replace(train, labels_N=labels_N)
 
 

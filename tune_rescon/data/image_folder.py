@@ -24,7 +24,7 @@ from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, 
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 
-__all__ = ["PARTS", "ImageIndex", "Part", "arrange", "fingerprint", "list_folder", "read_bytes"]
+__all__ = ["PARTS", "ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "read_bytes"]
 
 
 _EVERYTHING: Final = Selection()
@@ -61,7 +61,7 @@ class ImageIndex:
         return self.train.names + self.val.names + self.test.names
 
 
-def arrange(
+def index_images(
     entries: Iterable[str],
     *,
     where: str,
@@ -70,7 +70,7 @@ def arrange(
 ) -> ImageIndex:
     """Find classes and parts among the paths of a source.
 
-    >>> found = arrange(["pets/cat/1.jpg", "pets/cat/2.jpg", "pets/dog/1.PNG"], where="pets.zip")
+    >>> found = index_images(["pets/cat/1.jpg", "pets/cat/2.jpg", "pets/dog/1.PNG"], where="pets.zip")
     >>> found.class_names, found.train.names, found.test.names
     (('cat', 'dog'), ('pets/cat/1.jpg', 'pets/cat/2.jpg', 'pets/dog/1.PNG'), ())
 
@@ -238,15 +238,15 @@ def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
 
     Raises:
         DataError: The path does not exist, is not a zip, contains a member that Python cannot read, or
-            :func:`arrange` raises, for example for a source without images or an ambiguous layout.
+            :func:`index_images` raises, for example for a source without images or an ambiguous layout.
     """
     tally = Tally()
     if path.is_dir():
         with readable(path):
             paths = (entry.path for entry in walk(path, selection, tally))
-            return arrange(paths, where=str(path), selection=selection, tally=tally)
+            return index_images(paths, where=str(path), selection=selection, tally=tally)
     archive = open_zip(path)
-    listing = arrange(archive.entries(tally), where=str(path), selection=selection, tally=tally)
+    listing = index_images(archive.entries(tally), where=str(path), selection=selection, tally=tally)
     refuse_unreadable(archive, listing.names)
     return listing
 

@@ -17,13 +17,13 @@ from tune_rescon.errors import DataError, format_error
 __all__ = [
     "Cut",
     "SplitRule",
-    "apportion",
     "check_counts",
     "cut_sizes",
-    "draw_cut",
     "draw_subset",
     "held_out_counts",
-    "mislabelled",
+    "stratified_counts",
+    "stratified_split",
+    "with_label_noise",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class Cut:
     val_N: IntArray
 
 
-def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int = 0) -> list[int]:
+def stratified_counts(counts: Sequence[int], total: int, *, least: int = 1, leave: int = 0) -> list[int]:
     """Divide ``total`` over classes in proportion to ``counts``, by the method of largest remainders.
 
     A class gives at least ``least`` images (or all of its images) and at most ``count - leave``. An empty
@@ -68,11 +68,11 @@ def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int =
         least: Minimum number of images from each class.
         leave: Number of images to leave in each class.
 
-    >>> apportion([50, 30, 20], 10)
+    >>> stratified_counts([50, 30, 20], 10)
     [5, 3, 2]
-    >>> apportion([98, 1, 1], 10)
+    >>> stratified_counts([98, 1, 1], 10)
     [8, 1, 1]
-    >>> apportion([4, 2], 5, leave=1)
+    >>> stratified_counts([4, 2], 5, leave=1)
     Traceback (most recent call last):
     ...
     ValueError: 5 cannot be divided over classes that give at least 2 and at most 4
@@ -94,7 +94,7 @@ def apportion(counts: Sequence[int], total: int, *, least: int = 1, leave: int =
 
 
 def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
-    """Return the numbers of training and validation images of :func:`draw_cut`, from the totals alone.
+    """Return the numbers of training and validation images of :func:`stratified_split`, from totals alone.
 
     Args:
         images: Number of training images of the source.
@@ -151,7 +151,7 @@ def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -
         )
 
 
-def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
+def stratified_split(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
     """Draw the training and validation images.
 
     Each class is shuffled once by (seed, class). A limit selects the head of this order, and validation
@@ -169,8 +169,8 @@ def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
     """
     train, val = cut_sizes(len(labels_N), classes, rule)
     orders = _class_orders(labels_N, classes, rule.seed)
-    used = apportion([len(order) for order in orders], train + val, least=2 if val else 1)
-    held = apportion(used, val, leave=1) if val else [0] * classes
+    used = stratified_counts([len(order) for order in orders], train + val, least=2 if val else 1)
+    held = stratified_counts(used, val, leave=1) if val else [0] * classes
     return Cut(
         train_N=_join(order[h:u] for order, h, u in zip(orders, held, used, strict=True)),
         val_N=_join(order[:h] for order, h in zip(orders, held, strict=True)),
@@ -178,12 +178,12 @@ def draw_cut(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
 
 
 def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
-    """Return the number of images of each class that :func:`draw_cut` holds out, from the counts alone.
+    """Return the images of each class that :func:`stratified_split` holds out, from the counts alone.
 
     >>> held_out_counts([50, 30, 20], SplitRule(limit=None, val_fraction=0.1, seed=0))
     [5, 3, 2]
     """
-    return apportion(counts, cut_sizes(sum(counts), len(counts), rule)[1], leave=1)
+    return stratified_counts(counts, cut_sizes(sum(counts), len(counts), rule)[1], leave=1)
 
 
 def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:
@@ -198,11 +198,11 @@ def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) 
     if limit is None or limit >= len(labels_N):
         return np.arange(len(labels_N), dtype=np.int64)
     orders = _class_orders(labels_N, classes, seed)
-    shares = apportion([len(order) for order in orders], limit)
+    shares = stratified_counts([len(order) for order in orders], limit)
     return _join(order[:share] for order, share in zip(orders, shares, strict=True))
 
 
-def mislabelled(labels_N: IntArray, classes: int, share: float, seed: int) -> IntArray:
+def with_label_noise(labels_N: IntArray, classes: int, share: float, seed: int) -> IntArray:
     """Return a copy of ``labels_N`` with some labels replaced by another class at random.
 
     In the paper's table 5, an image keeps its true label with probability ``1 - share``, and all other
@@ -214,7 +214,7 @@ def mislabelled(labels_N: IntArray, classes: int, share: float, seed: int) -> In
         share: Share of the labels to replace, rounded to whole images.
         seed: Seed of the draw.
 
-    >>> mislabelled(np.zeros(10, dtype=np.int64), 2, 0.3, seed=0).sum()
+    >>> with_label_noise(np.zeros(10, dtype=np.int64), 2, 0.3, seed=0).sum()
     np.int64(3)
     """
     rng = np.random.default_rng((_NOISE_STREAM, seed))

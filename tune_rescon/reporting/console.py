@@ -43,8 +43,8 @@ def open_console(*, plain: bool) -> Iterator[Console]:
     """Yield a console that writes to its own file descriptor.
 
     Standard output itself is redirected to the search's log while the trials run
-    (:func:`tune_rescon.tuning.ray.log_redirect.diverted`), so that output of Ray's C++ code does not appear
-    among the user's lines.
+    (:mod:`tune_rescon.tuning.ray.log_redirect`), so that output of Ray's C++ code does not appear among the
+    user's lines.
 
     Args:
         plain: print no colours, and lines as wide as they need to be. Output that is not a terminal is always

@@ -43,7 +43,7 @@ class EventLines:
         """Print a line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def attend(self, gauges: Gauges) -> None:
+    def on_start(self, gauges: Gauges) -> None:
         """Do nothing: the lines report events, not the current state."""
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:

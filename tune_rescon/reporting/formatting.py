@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tune_rescon.tuning import TrialRecord
 
 __all__ = [
-    "FATE_COLOUR",
-    "FATE_ORDER",
+    "STATE_COLOUR",
+    "STATE_ORDER",
     "duration",
     "foreign_words",
     "format_number",
@@ -91,7 +91,7 @@ def foreign_words(numbers: Sequence[int]) -> str:
     return f"Foreign trials in the study, which another program created and this search has not run: {names}"
 
 
-FATE_COLOUR: Final = {
+STATE_COLOUR: Final = {
     TrialState.RUNNING: "#56b4e9",
     TrialState.FINISHED: "#009e73",
     TrialState.STOPPED: "#e69f00",
@@ -104,7 +104,7 @@ FATE_COLOUR: Final = {
 
 #: Drawing order of the states. The first are at the bottom, so the many stopped trials do not hide the few
 #: finished ones.
-FATE_ORDER: Final = (
+STATE_ORDER: Final = (
     TrialState.STOPPED,
     TrialState.PAUSED,
     TrialState.DIVERGED,

@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER
+from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
 from tune_rescon.tuning import StudyResult, parameter_importance
 
 __all__ = ["write_plots"]
@@ -92,14 +92,14 @@ def _plain(axes: Axes) -> None:
 
 
 def _curves(result: StudyResult, axes: Axes) -> None:
-    for state in FATE_ORDER:
+    for state in STATE_ORDER:
         trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
         if not trials:
             continue
         lines = [list(enumerate(trial.curve, 1)) for trial in trials]
-        axes.add_collection(LineCollection(lines, colors=FATE_COLOUR[state], linewidths=0.9, alpha=0.7))
+        axes.add_collection(LineCollection(lines, colors=STATE_COLOUR[state], linewidths=0.9, alpha=0.7))
         x, y = [trial.epochs for trial in trials], [trial.curve[-1] for trial in trials]
-        axes.scatter(x, y, s=9, color=FATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
+        axes.scatter(x, y, s=9, color=STATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
     for level in result.levels[:-1]:
         axes.axvline(level, color=_GREY, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
@@ -113,7 +113,7 @@ def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
     for place, front in enumerate(fronts, 1):
         axes = figure.add_subplot(1, len(fronts), place)
         x, y = [cost for _, cost in front.points], [trial.value for trial, _ in front.points]
-        axes.scatter(x, y, s=10, alpha=0.7, color=[FATE_COLOUR[trial.state] for trial, _ in front.points])
+        axes.scatter(x, y, s=10, alpha=0.7, color=[STATE_COLOUR[trial.state] for trial, _ in front.points])
         if front.front:
             axes.plot(
                 [cost for _, cost in front.front],

@@ -219,10 +219,10 @@ def run_with_display(
                 drawn.close()
                 tell(result, console)
 
-            def attend(gauges: Gauges) -> None:
+            def on_start(gauges: Gauges) -> None:
                 nonlocal begun
                 begun = True
-                view.attend(gauges)
+                view.on_start(gauges)
 
             result = run_search(
                 space,
@@ -230,7 +230,7 @@ def run_with_display(
                 listeners=[view],
                 presentation=presentation or SearchPresentation(),
                 say=lambda text: view.say(presentable(text)),
-                attend=attend,
+                on_start=on_start,
                 on_result=show,
             )
     except (SearchError, ClusterError) as error:

@@ -18,7 +18,7 @@ import tune_rescon
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names, field_rule, plain_number
 from tune_rescon.errors import SpaceError, format_error, unknown_name_message
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import PartialSpace, broken_rules
+from tune_rescon.spaces.rules import PartialSpace, check_rules
 from tune_rescon.spaces.sections import (
     Budget,
     Fidelity,
@@ -267,7 +267,7 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Spa
     document = _read(text, source)
     for override in overrides:
         _override(document, override)
-    return _judged(Space, document, lambda: broken_rules(_draft(document.value)))
+    return _judged(Space, document, lambda: check_rules(_draft(document.value)))
 
 
 def load_goal(path: Path) -> Goal:

@@ -66,7 +66,7 @@ _RANGE_WORDS: Final[Mapping[str, str]] = {
 class _NumberParameter(Section):
     foreign: ClassVar[Mapping[str, str]] = _RANGE_WORDS
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Check that ``low < high``, ``log`` has positive bounds and no step, and ``step`` fits the range."""
         low, high, step, log = (getattr(self, name) for name in ("low", "high", "step", "log"))
         got = f"low={low}, high={high}"

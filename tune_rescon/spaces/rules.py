@@ -34,8 +34,8 @@ __all__ = [
     "broken_conditions",
     "broken_fields",
     "broken_rows",
-    "broken_rules",
     "broken_shares",
+    "check_rules",
     "field_problem",
     "holds_text",
     "unknown_fields",
@@ -279,7 +279,7 @@ class PartialSpace:
     resources_per_trial: Resources | None = None
 
 
-def broken_rules(draft: PartialSpace) -> Iterator[Problem]:
+def check_rules(draft: PartialSpace) -> Iterator[Problem]:
     """Yield a problem for every rule between sections that ``draft`` breaks."""
     fields = list(broken_fields(draft.fixed, draft.parameters))
     yield from fields

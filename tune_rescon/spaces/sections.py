@@ -72,7 +72,7 @@ class Section(BaseModel):
         except ValidationError as error:
             raise_problems(cls.__name__, problems, error)
             raise
-        raise_problems(cls.__name__, [*problems, *section.broken_rules()])
+        raise_problems(cls.__name__, [*problems, *section.check_rules()])
         return section
 
     @classmethod
@@ -80,7 +80,7 @@ class Section(BaseModel):
         answer = unknown_name_message("key", key, cls.keys())
         return f"{answer} That is another tool's word: {cls.foreign[key]}." if key in cls.foreign else answer
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Yield the rules between this section's values that the values break."""
         yield from ()
 
@@ -126,7 +126,7 @@ class Metric(Section):
         """True if the metric is measured once, after a trial's last epoch: no choice may depend on it."""
         return is_test_metric(self.name)
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Check that the objective is reported and that ``mode`` is its better direction."""
         objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
         if self.name not in objectives:
@@ -156,7 +156,7 @@ class Fidelity(Section):
     max: PositiveInt
     """Epochs of a trial that is never stopped."""
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Check that ``min <= max``."""
         if self.min > self.max:
             rule = format_error("`min <= max` must hold", got=f"min={self.min}, max={self.max}")
@@ -217,7 +217,7 @@ class Scheduler(Section):
         """True if a trial may end before ``fidelity.max``."""
         return self.type != "none"
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Check that the keys which only asha reads have their defaults for other types.
 
         The values are checked, not the presence of the keys, because a resolved file has every key.
@@ -326,7 +326,7 @@ class Resources(Section):
         """``gpu`` as a number; until ``auto`` is measured, its largest possible value."""
         return 1.0 if self.gpu == "auto" else self.gpu
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Check the number of GPUs, and that ``accelerator`` is set only with a GPU.
 
         A process uses at most one GPU, so no second one may be paid for.

@@ -11,7 +11,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, broken_rules, holds_text
+from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, check_rules, holds_text
 from tune_rescon.spaces.sections import (
     FROM_LIST,
     Budget,
@@ -112,9 +112,9 @@ class Space(Section):
     initial: Annotated[tuple[dict[str, Value], ...], FROM_LIST] = ()
     """Trials to run first, each a value for every active parameter."""
 
-    def broken_rules(self) -> Iterator[Problem]:
+    def check_rules(self) -> Iterator[Problem]:
         """Yield the broken rules between sections."""
-        yield from broken_rules(
+        yield from check_rules(
             PartialSpace(
                 dataset=self.dataset,
                 metric=self.metric,

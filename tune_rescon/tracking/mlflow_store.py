@@ -15,7 +15,7 @@ from tune_rescon.storage import sqlite_file, sqlite_url
 __all__ = [
     "deleted_experiment",
     "make_local_store",
-    "remedy_words",
+    "retry_words",
 ]
 
 
@@ -33,7 +33,7 @@ _DATABASE: Final = {
 }
 
 
-def remedy_words(error: Exception, uri: str) -> str | None:
+def retry_words(error: Exception, uri: str) -> str | None:
     """Return the user's remedy for ``error``; None if the error is temporary or concerns one call only.
 
     Args:

@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tune_rescon.storage import sqlite_file
 from tune_rescon.tracking.messages import Destination, View, alone_at
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.mlflow_store import make_local_store, remedy_words
+from tune_rescon.tracking.mlflow_store import make_local_store, retry_words
 from tune_rescon.tracking.relocation import follow_artifacts
 from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
 
@@ -94,7 +94,7 @@ class MlflowWorker:
             raise
 
     def start(self) -> None:
-        """Do nothing, because no preparation is needed; see :class:`.worker_client.Shower`."""
+        """Do nothing, because no preparation is needed; see :class:`.worker_client.Sink`."""
 
     def hurry(self) -> None:
         """Do nothing, because the calls cannot be made faster."""
@@ -127,7 +127,7 @@ def _errors_converted(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
     except CallError:
         raise
     except Exception as error:
-        if remedy := remedy_words(error, uri):
+        if remedy := retry_words(error, uri):
             raise CallError(f"{_message_line(error)} {remedy}", RetryPolicy.GIVE_UP) from error
         final = is_final(error)
         if final:

@@ -21,7 +21,7 @@ __all__ = [
     "Answer",
     "CallError",
     "RetryPolicy",
-    "Shower",
+    "Sink",
     "WorkerProcess",
 ]
 
@@ -73,7 +73,7 @@ _ENVIRONMENT: Final = {
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
-class Shower(Protocol):
+class Sink(Protocol):
     """Sends views to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tune_rescon.tracking.messages import ACTIVE, Destination, TrialRunState, View
-from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Shower, WorkerProcess
+from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
 __all__ = [
     "MlflowWriter",
@@ -178,18 +178,18 @@ class MlflowWriter:
         self,
         destination: Destination,
         *,
-        open_desk: Callable[[Destination], Shower] = WorkerProcess,
+        open_worker: Callable[[Destination], Sink] = WorkerProcess,
         say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Create the writer without starting it; see :meth:`start`.
 
         Args:
             destination: The MLflow store.
-            open_desk: Creates the object that makes the calls to MLflow.
+            open_worker: Creates the object that makes the calls to MLflow.
             say: See :func:`mlflow_writer`.
         """
         self._uri = destination.uri
-        self._desk = open_desk(destination)
+        self._desk = open_worker(destination)
         self._backlog = UpdateQueue(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._say = say

@@ -97,7 +97,7 @@ class StopOnPreemption(Callback):
         if batches == trainer.num_training_batches or not self._leave():
             return
         if self._keeper is not None:
-            for note in self._keeper.keep_amid(trainer, epoch, batches):
+            for note in self._keeper.save_mid_epoch(trainer, epoch, batches):
                 self._on_note(note)
         raise Preempted(epoch, batches)
 
@@ -184,7 +184,7 @@ class EpochReporter(Callback):
             self._started = self._clock() - so_far["seconds"]
             self._trained = self._started + so_far["trained_seconds"]
             self._images = so_far["images"]
-            pl_module.train_metrics.go_on_from(so_far["train_metrics"])
+            pl_module.train_metrics.resume_from(so_far["train_metrics"])
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -28,12 +28,12 @@ from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = [
+    "CapturedStep",
     "CudaGraphs",
     "FusedWeightCast",
     "GraphCapture",
     "HangWatchdog",
     "Outputs",
-    "Recorded",
     "RecordingError",
     "choose_recorder",
 ]
@@ -256,7 +256,7 @@ def _release_generator(device: torch.device) -> None:
     generator.graphsafe_set_state(generator.clone_state())
 
 
-class Recorded:
+class CapturedStep:
     """A network's training function, recorded for its first inputs and replayed for others of their shapes.
 
     Inputs of other shapes run without a recording. If the network was moved, the function is recorded again.

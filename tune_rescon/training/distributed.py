@@ -105,7 +105,7 @@ class ProcessGroup:
             yield
 
     @contextmanager
-    def telling(self, *alike: type[BaseException]) -> Iterator[None]:
+    def propagate_errors(self, *alike: type[BaseException]) -> Iterator[None]:
         """Report an exception of the block to the other processes, and raise it.
 
         Args:

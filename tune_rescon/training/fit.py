@@ -230,7 +230,7 @@ class FitAttempt:
             ],
         )
         try:
-            with self.peers.telling(Diverged):
+            with self.peers.propagate_errors(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
         except Diverged:
             reporter.report_diverged(module)
@@ -301,7 +301,7 @@ class FitAttempt:
         seed_epoch(record.seed, 0)
         network = build_from_spec(record.spec)
         if self.start.checkpoint is None and record.config.init_from is not None:
-            read_initial(record.config.init_from).put_into(network)
+            read_initial(record.config.init_from).load_into(network)
         return TrialModule(
             network,
             record.config,

@@ -36,13 +36,13 @@ __all__ = [
     "activations_recomputed",
     "available_memory",
     "count_peak",
+    "initial_micro_batches",
     "merged",
     "peak_memory_mb",
     "ran_out_of_memory",
     "recompute_activations",
     "release_memory",
     "shape_key",
-    "starting_pieces",
 ]
 
 
@@ -131,7 +131,7 @@ class OomRecord:
     """Bytes that the process could have used when its trial began."""
 
 
-def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> int:
+def initial_micro_batches(images: int, available: int, known: Iterable[OomRecord]) -> int:
     """Return the smallest number of micro-batches none of which is known to be too large for the memory.
 
     If even the smallest micro-batches are known to be too large, return their number; the trial then fails by
@@ -143,9 +143,9 @@ def starting_pieces(images: int, available: int, known: Iterable[OomRecord]) -> 
         known: earlier steps that ran out of memory.
 
     >>> known = [OomRecord(images=64, available=1000)]
-    >>> [starting_pieces(images, 1000, known) for images in (256, 128, 64, 63, 32)]
+    >>> [initial_micro_batches(images, 1000, known) for images in (256, 128, 64, 63, 32)]
     [8, 4, 2, 1, 1]
-    >>> starting_pieces(128, 2000, known)
+    >>> initial_micro_batches(128, 2000, known)
     1
     """
     known = list(known)
@@ -265,7 +265,7 @@ class Shape:
 
     def pieces(self, images: int) -> int:
         """Return the number of micro-batches to start with for a batch of ``images``."""
-        return starting_pieces(images, self.available, self.file.known(self.key) if self.file else ())
+        return initial_micro_batches(images, self.available, self.file.known(self.key) if self.file else ())
 
     def ran_out(self, images: int, pieces: int) -> None:
         """Record that a batch of ``images`` did not fit in ``pieces`` micro-batches."""

@@ -90,7 +90,7 @@ class EpochMetrics(nn.Module):
             for name, state in states.items()
         }
 
-    def go_on_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def resume_from(self, sums: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore the sums that :meth:`sums` returned, from any device.
 
         The metrics can be read after the next batch.

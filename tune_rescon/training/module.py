@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.compile import compile_units, many_shapes, uncompiled
-from tune_rescon.training.cuda_graphs import FusedWeightCast, GraphCapture, Outputs, Recorded
+from tune_rescon.training.cuda_graphs import CapturedStep, FusedWeightCast, GraphCapture, Outputs
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import ran_out_of_memory, recompute_activations
@@ -92,7 +92,7 @@ class TrialModule(pl.LightningModule):
         self._placement = placement
         self._micro_batches = micro_batches
         self._judged_pieces = micro_batches
-        self._step = Recorded(self._whole_step, self.network, recorder) if recorder else None
+        self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
         # Compiled code includes the casts.
         casts = recorder is not None and placement.precision == "bf16" and not compiling
         self._cast = FusedWeightCast(self.network) if casts else None

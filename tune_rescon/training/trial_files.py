@@ -26,9 +26,9 @@ __all__ = [
     "CheckpointWriter",
     "ResumePoint",
     "find_resume_point",
+    "global_step",
     "kept_best",
     "recorded_epochs",
-    "trained_steps",
 ]
 
 
@@ -182,7 +182,7 @@ class CheckpointWriter:
         """
         return (*self._keep_best(module, epoch, metrics), *self._keep_last(trainer, epoch))
 
-    def keep_amid(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
+    def save_mid_epoch(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
         """Write the checkpoint within an epoch.
 
         Args:
@@ -280,7 +280,7 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
     )
 
 
-def trained_steps(checkpoint_dir: Path) -> int:
+def global_step(checkpoint_dir: Path) -> int:
     """Return the training steps of the checkpoint that :func:`recorded_epochs` reads; 0 if it finds none."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0

@@ -306,7 +306,7 @@ class InitialWeights:
             hint = f"Choose {', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.choice.items())}."
         raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
 
-    def put_into(self, network: nn.Module) -> None:
+    def load_into(self, network: nn.Module) -> None:
         """Replace ``network``'s weights and statistics.
 
         The classifier is replaced only if both networks have the same number of classes.

@@ -26,8 +26,8 @@ __all__ = [
     "Coordinator",
     "FailureStreak",
     "SearchPlan",
-    "keepers",
     "shared_cause",
+    "top_k_checkpoints",
 ]
 
 
@@ -36,7 +36,7 @@ __all__ = [
 KEEP_BEST: Final = 5
 
 
-def keepers(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
+def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
     """Return the numbers of the ``keep`` best trials that ended with a finite value.
 
     If ``keep`` is None, return the numbers of all such trials.
@@ -178,7 +178,7 @@ class Coordinator:
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
         trials = record.trials()
-        self._kept = keepers((t for t in trials if t.state.is_final), keep=plan.keep)
+        self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=plan.keep)
         self._out_of_memory = {
             self._memory(t): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
         }
@@ -352,7 +352,7 @@ class Coordinator:
         """
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
-                self._rule.recall(self._observation(trial, epoch))
+                self._rule.replay(self._observation(trial, epoch))
         unfinished = []
         for trial in trials:
             if trial.state.is_final:
@@ -474,7 +474,7 @@ class Coordinator:
             The given checkpoint if this trial is among the best, otherwise None.
         """
         # The best of all trials are among the previous best and this trial.
-        kept = keepers((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
+        kept = top_k_checkpoints((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
         survives = checkpoint if number in kept else None
         if survives is not None or number not in kept or not ended_well:
             self._prune(number, survives)

@@ -10,7 +10,8 @@ as long as it runs. The rules:
 * The record has no compare-and-set. A process that takes a lease writes its token, lets the write settle and
   reads the token back. If several processes do so at once, the last one to write has the lease.
 * A holder that was stopped (SIGSTOP, a suspended machine) renews the lease before any other write. It ends if
-  another process has taken the lease by then: the search calls :meth:`LeaseKeeper.assure` before every write.
+  another process has taken the lease by then. The search calls :meth:`LeaseKeeper.ensure_held` before every
+  write.
   No check outside the database can exclude a stop of more than the lease's length between that check and the
   write that follows it.
 
@@ -255,7 +256,7 @@ class LeaseKeeper:
         if (winner := self._read()) is None or winner.token != self._token:
             raise LeaseError(self._taken_by(winner))
 
-    def assure(self) -> None:
+    def ensure_held(self) -> None:
         """Verify that this process still holds the lease; call it before each write.
 
         The call reads the clock once. It renews the lease only if the last renewal is more than half of the

@@ -74,13 +74,13 @@ class StoppingRule(Protocol):
 
     A rule is deterministic and does not read a clock. It receives the observations of one trial in the order
     of the trial's epochs, each exactly once. A resumed search first passes all recorded observations to its
-    new rule (:meth:`recall`), with the trials in any order, before it calls any other method.
+    new rule (:meth:`replay`), with the trials in any order, before it calls any other method.
     """
 
     def judge(self, seen: Observation) -> Verdict:
         """Record an epoch and return the decision about its trial."""
 
-    def recall(self, seen: Observation) -> None:
+    def replay(self, seen: Observation) -> None:
         """Record an epoch that was judged in an earlier run."""
 
     def wait(self, number: int) -> bool:
@@ -155,7 +155,7 @@ class SuccessiveHalving:
             return Verdict(decision=Decision.FINISH)
         if seen.epoch not in self.levels:
             return Verdict(decision=Decision.CONTINUE)
-        self.recall(seen)
+        self.replay(seen)
         rung = self._place[seen.number]
         rank, of = rung.rank(seen.number), len(rung)
         decision = Decision.CONTINUE
@@ -167,7 +167,7 @@ class SuccessiveHalving:
             decision = Decision.STOP
         return Verdict(decision=decision, rung=seen.epoch, rank=rank, of=of)
 
-    def recall(self, seen: Observation) -> None:
+    def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""
         if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
             rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung())
@@ -279,7 +279,7 @@ class MedianRule:
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
         others = self._averages[seen.epoch, seen.group].copy()
-        self.recall(seen)
+        self.replay(seen)
         if seen.epoch >= self.last:
             return Verdict(decision=Decision.FINISH)
         if seen.epoch < self.first or len(others) < FEWEST_OTHERS:
@@ -290,7 +290,7 @@ class MedianRule:
         rank = 1 + sum(other > best for other in others)
         return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=len(others) + 1)
 
-    def recall(self, seen: Observation) -> None:
+    def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial."""
         if math.isfinite(seen.value):
             score = seen.value if self.maximize else -seen.value

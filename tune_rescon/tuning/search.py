@@ -38,9 +38,9 @@ from tune_rescon.tuning.prepare import (
 )
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
 from tune_rescon.tuning.ray.execute import execute
-from tune_rescon.tuning.ray.log_redirect import diverted, library_log
+from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
 from tune_rescon.tuning.ray.session import RaySession, ray_session
-from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, listening, run_aside
+from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread, signal_handlers
 from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
@@ -83,7 +83,7 @@ def run_search(
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     presentation: Presentation | None = None,
     say: Callable[[str], object] = _LOGGER.info,
-    attend: Callable[[Gauges], object] | None = None,
+    on_start: Callable[[Gauges], object] | None = None,
     on_result: Callable[[StudyResult], object] | None = None,
 ) -> StudyResult:
     """Search ``space``, either as a new search or by resuming the search ``options.name``.
@@ -95,7 +95,8 @@ def run_search(
         trainable: The function that Ray runs for each trial. A test may pass a fake one.
         presentation: Draws the search while it runs and when it ends. If None, only tables are written.
         say: Called with messages for the user, for example why the search waits or ends.
-        attend: Called before the first trial begins, with the gauges that can be read while the search runs.
+        on_start: Called before the first trial begins, with the gauges that can be read while the search
+            runs.
         on_result: Called with the result as soon as the trials have ended, before the report is written and
             before MLflow has received the rest. It is not called if the search raises.
 
@@ -116,7 +117,7 @@ def run_search(
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
-        listening(interruption),
+        signal_handlers(interruption),
         open_store(options) as store,
         library_log(store.folder.log),
         # The lease is released last, when no worker process of this driver can touch a checkpoint any more.
@@ -132,7 +133,7 @@ def run_search(
             check_same_images(resumed[0], prepared)
         check_weights(space, weights, _facts(prepared))
         with (
-            diverted(store.folder.log) if options.divert_output else nullcontext(),
+            redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             mlflow_writer(
                 destination(space, store.folder, options.tracking_uri),
                 say,
@@ -177,8 +178,8 @@ def run_search(
                     writer,
                 )
                 watch = search.watch(interruption, ray, say)
-                if attend is not None:
-                    attend(search.gauges(slots, cluster))
+                if on_start is not None:
+                    on_start(search.gauges(slots, cluster))
                 interruption.deferred = True
                 result = search.run(trainable, slots, watch, say, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
@@ -288,7 +289,7 @@ class _Search:
         return Watch(
             interruption,
             ray_gone=ray.gone,
-            assure=self._lease.assure,
+            ensure_held=self._lease.ensure_held,
             interrupt=self._coordinator.interrupt,
             say=say,
         )
@@ -311,10 +312,10 @@ class _Search:
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
-        turns = DriverLock(self._lease.assure)
+        turns = DriverLock(self._lease.ensure_held)
         try:
             work = functools.partial(self._execute, trainable, slots, turns)
-            run_aside(work, leave=watch.leave, turns=turns)
+            run_in_thread(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
             self._drawing.close()
@@ -336,9 +337,9 @@ class _Search:
         Returns:
             ``result`` with the current trials and the updates that were not accepted.
         """
-        unsent = watch.hurried(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        unsent = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
-        unkept = watch.hurried(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        unkept = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(
             result,
             trials=self._record.trials(),
@@ -466,7 +467,7 @@ def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPl
         cost=maker.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else KEEP_BEST,
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
-        guard=lease.assure,
+        guard=lease.ensure_held,
     )
 
 

@@ -71,7 +71,7 @@ def test_the_table_appears_with_the_search_and_goes_with_it(
         view.say("looking for the lease")
         screen.wait_for("looking for the lease")
         assert "trials ended" not in screen.getvalue()
-        view.attend(gauges())
+        view.on_start(gauges())
         view.search_started([])
         view.trial_started(make_trial(0))
         view.epoch_done(make_trial(0, 0.5), metrics, GOES_ON)
@@ -138,7 +138,7 @@ def test_mlflow_is_mentioned_once_it_keeps_updates_waiting(
     monkeypatch.setattr(view_module, "PATIENCE", 0.2)
     queue = iter([3, 0] * 5 + [214] * 10_000)
     with LiveView(console, space, name="s") as view:
-        view.attend(gauges(waiting=lambda: next(queue)))
+        view.on_start(gauges(waiting=lambda: next(queue)))
         view.search_started([])
         screen.wait_for("MLflow  214 waiting")
     assert "MLflow  3 waiting" not in screen.words

@@ -9,7 +9,7 @@ import pytest
 from ray.tune.utils.object_cache import _ObjectCache
 
 from tune_rescon.tuning import Coordinator
-from tune_rescon.tuning.ray.tune_adapter import KeptProcesses
+from tune_rescon.tuning.ray.tune_adapter import ActorReuse
 
 PLACE = "a placement group factory"
 
@@ -25,8 +25,8 @@ def cache() -> Any:
     return _ObjectCache(may_keep_one=True)
 
 
-def kept(cache: Any, search: Search, slots: int, rounds: int = 1) -> KeptProcesses:
-    processes = KeptProcesses(cast(Coordinator, search), resources=PLACE, slots=slots)
+def kept(cache: Any, search: Search, slots: int, rounds: int = 1) -> ActorReuse:
+    processes = ActorReuse(cast(Coordinator, search), resources=PLACE, slots=slots)
     for _ in range(rounds):
         processes.keep(SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache)))
     return processes

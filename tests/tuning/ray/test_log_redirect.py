@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.tuning.ray.log_redirect import diverted, library_log
+from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
 
 
 @pytest.mark.parametrize("name", ["ray.tune", "optuna", "mlflow.store", "pytorch_lightning", "tune_rescon.x"])
@@ -64,7 +64,7 @@ def test_what_is_written_to_the_descriptors_goes_there_too(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log").write_text("before\n")
-    with diverted(tmp_path / "log"):
+    with redirected_output(tmp_path / "log"):
         os.write(1, b"from C++\n")
         subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
     os.write(2, b"afterwards\n")

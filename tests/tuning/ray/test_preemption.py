@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.tuning.ray.preemption import Hearing, PreemptionSignal, node_is_drained
+from tune_rescon.tuning.ray.preemption import PreemptionSignal, SignalHandlerMixin, node_is_drained
 
 
 def no() -> bool:
@@ -30,7 +30,7 @@ def others() -> Iterator[list[int]]:
 def notice(others: list[int]) -> PreemptionSignal:
     del others
     notice = PreemptionSignal()
-    notice.hear()
+    notice.install()
     return notice
 
 
@@ -41,7 +41,7 @@ def tell() -> None:
 def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(
     notice: PreemptionSignal, others: list[int]
 ) -> None:
-    with notice.heeded(is_drained=no) as told:
+    with notice.installed(is_drained=no) as told:
         assert not told()
         tell()
         assert told()
@@ -52,7 +52,7 @@ def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(
 
 def test_without_a_trial_everything_is_as_ray_has_it(notice: PreemptionSignal, others: list[int]) -> None:
     tell()
-    with notice.heeded(is_drained=no) as told:
+    with notice.installed(is_drained=no) as told:
         assert not told()
     tell()
     assert others == [signal.SIGTERM] * 2
@@ -60,14 +60,14 @@ def test_without_a_trial_everything_is_as_ray_has_it(notice: PreemptionSignal, o
 
 def test_a_process_that_was_told_stays_told(notice: PreemptionSignal) -> None:
     """Its trial may have come to its end first: the next one leaves."""
-    with notice.heeded(is_drained=no):
+    with notice.installed(is_drained=no):
         tell()
-    with notice.heeded(is_drained=no) as told:
+    with notice.installed(is_drained=no) as told:
         assert told()
 
 
 def test_hearing_again_is_no_second_listener(notice: PreemptionSignal, others: list[int]) -> None:
-    notice.hear()
+    notice.install()
     tell()
     assert others == [signal.SIGTERM]
 
@@ -78,7 +78,7 @@ def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
 ) -> None:
     del others
     signal.signal(signal.SIGTERM, before)
-    PreemptionSignal().hear()
+    PreemptionSignal().install()
     if ends:
         with pytest.raises(SystemExit):
             tell()
@@ -96,7 +96,7 @@ def test_a_drained_node_is_seen_by_looking(notice: PreemptionSignal) -> None:
             seen.set()
         return drained
 
-    with notice.heeded(is_drained=look, look_every=0.001) as told:
+    with notice.installed(is_drained=look, look_every=0.001) as told:
         assert seen.wait(1)
         wait_for(told)
 
@@ -131,7 +131,7 @@ def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: p
         def setup(self, config: dict[str, object]) -> None:
             done.append((config, signal.getsignal(signal.SIGTERM) == notice._receive))
 
-    class Made(Hearing, Trainable):
+    class Made(SignalHandlerMixin, Trainable):
         """As Tune makes it."""
 
     Made().setup({"number": 1})

@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.errors import ConfigError
 from tune_rescon.tuning.options import default_grace
-from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, listening
+from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, signal_handlers
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -67,7 +67,7 @@ def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) ->
     before = signal.getsignal(number)
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     interruption.deferred = True
-    with listening(interruption):
+    with signal_handlers(interruption):
         os.kill(os.getpid(), number)
         assert interruption.urgency is StopLevel.FINISH_EPOCHS
     assert signal.getsignal(number) is before
@@ -77,7 +77,7 @@ def test_nohup_is_respected() -> None:
     before = signal.signal(HUP, signal.SIG_IGN)
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     try:
-        with listening(interruption):
+        with signal_handlers(interruption):
             os.kill(os.getpid(), HUP)
         assert interruption.urgency is StopLevel.NONE
     finally:
@@ -117,7 +117,7 @@ def test_another_thread_changes_no_handler() -> None:
     seen: list[object] = []
 
     def run() -> None:
-        with listening(SignalState(grace=GRACE, clock=lambda: 0.0)):
+        with signal_handlers(SignalState(grace=GRACE, clock=lambda: 0.0)):
             seen.append(signal.getsignal(INT))
 
     thread = threading.Thread(target=run)

@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError
 from tune_rescon.tuning.ray import shutdown
-from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_aside
+from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_in_thread
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
         with turns.turn():
             done.append(1)
 
-    run_aside(work, leave=never, turns=turns)
+    run_in_thread(work, leave=never, turns=turns)
     assert done == [1]
     with pytest.raises(SearchIsOver), turns.turn():
         pass
@@ -44,7 +44,7 @@ def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_aside(work, leave=never, turns=DriverLock(nothing))
+        run_in_thread(work, leave=never, turns=DriverLock(nothing))
 
 
 def test_work_that_goes_on_is_told_to_leave() -> None:
@@ -58,7 +58,7 @@ def test_work_that_goes_on_is_told_to_leave() -> None:
         finally:
             ended.set()
 
-    run_aside(work, leave=lambda: True, turns=turns)
+    run_in_thread(work, leave=lambda: True, turns=turns)
     assert ended.wait(1)
 
 
@@ -73,7 +73,7 @@ def test_work_that_hangs_is_left_behind() -> None:
         except SearchIsOver:
             late.append("kept out")
 
-    run_aside(work, leave=lambda: True, turns=turns)
+    run_in_thread(work, leave=lambda: True, turns=turns)
     hang.set()
     for thread in threading.enumerate():
         if thread.name == "trials":
@@ -90,7 +90,7 @@ def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
             hang.wait()
 
     with pytest.raises(RecordBusyError, match="the record must take a write"):
-        run_aside(work, leave=begun.is_set, turns=turns)
+        run_in_thread(work, leave=begun.is_set, turns=turns)
     hang.set()
 
 
@@ -105,7 +105,7 @@ def test_what_leaving_raises_ends_the_work_too() -> None:
         raise LeaseLostError("lost")
 
     with pytest.raises(LeaseLostError):
-        run_aside(work, leave=lost, turns=turns)
+        run_in_thread(work, leave=lost, turns=turns)
 
 
 def test_a_lost_lease_leaves_no_turn() -> None:
@@ -130,6 +130,6 @@ def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None
         raise AssertionError("it was asked again")
 
     with pytest.raises(RecordError, match="the disk is full"):
-        run_aside(work, leave=never, turns=turns)
+        run_in_thread(work, leave=never, turns=turns)
     with pytest.raises(SearchIsOver), turns.turn():
         pass

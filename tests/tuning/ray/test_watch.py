@@ -24,12 +24,12 @@ class Scene:
         self.watch = Watch(
             self.signals,
             ray_gone=lambda: self.gone,
-            assure=self.assure,
+            ensure_held=self.ensure_held,
             interrupt=self.interrupt,
             say=self.said.append,
         )
 
-    def assure(self) -> None:
+    def ensure_held(self) -> None:
         if self.lease_error:
             raise self.lease_error
 
@@ -113,15 +113,15 @@ def test_how_long_a_slow_server_is_waited_for(
     for number in came:
         scene.signals.receive(number)
     scene.now = now
-    assert scene.watch.hurried(lambda seconds: round(10 * seconds), 60.0, 2.0) == 10 * waits
+    assert scene.watch.with_timeout(lambda seconds: round(10 * seconds), 60.0, 2.0) == 10 * waits
 
 
 def test_a_signal_after_the_last_trial_cuts_the_next_wait_short(scene: Scene) -> None:
     scene.signals.receive(signal.SIGINT)
     scene.watch.trials_ended()
-    assert scene.watch.hurried(round, 60.0, 2.0) == 60
+    assert scene.watch.with_timeout(round, 60.0, 2.0) == 60
     scene.signals.receive(signal.SIGINT)
-    assert scene.watch.hurried(round, 60.0, 2.0) == 2
+    assert scene.watch.with_timeout(round, 60.0, 2.0) == 2
 
 
 def test_a_signal_ends_the_waiting(scene: Scene) -> None:
@@ -133,6 +133,6 @@ def test_a_signal_ends_the_waiting(scene: Scene) -> None:
             scene.signals.receive(signal.SIGINT)
         return 3
 
-    assert scene.watch.hurried(close, 60.0, 2.0) == 3
+    assert scene.watch.with_timeout(close, 60.0, 2.0) == 3
     assert waited == [60.0, 2.0]
     scene.signals.receive(signal.SIGINT)

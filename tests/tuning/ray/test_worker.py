@@ -162,7 +162,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
 
     def at(step: int) -> list[int]:
         notice, steps = PreemptionSignal(), list[int]()
-        notice.hear()
+        notice.install()
         monkeypatch.setattr("tune_rescon.tuning.ray.worker.NOTICE", notice)
 
         def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -105,7 +105,7 @@ class LiveView(SearchListener):
         if self._closing.is_set() and not self._thread.is_alive():
             self._print_lines()
 
-    def attend(self, gauges: Gauges) -> None:
+    def on_start(self, gauges: Gauges) -> None:
         """Show the values of ``gauges`` from now on."""
         self._gauges = gauges
 

@@ -24,7 +24,7 @@ from tune_rescon.reporting.analysis import (
     rung_survival,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, format_number
+from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER, format_number
 from tune_rescon.tuning import StudyResult
 
 __all__ = [
@@ -245,8 +245,8 @@ def survival_bars(result: StudyResult) -> Chart:
     """Return, for each rung, the trials that reached it, by their state after it."""
     rungs = rung_survival(result)
     parts = (
-        ("continued or finished", FATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
-        ("stopped there", FATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
+        ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
+        ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
         ("failed, waiting or running", MUTED, [rung.otherwise for rung in rungs]),
     )
     return Chart(
@@ -279,7 +279,7 @@ def gantt(found: Timeline) -> Chart:
     begin, unit, seconds = clock(found)
     data = [
         _bars(state, stretches, begin, seconds)
-        for state in FATE_ORDER
+        for state in STATE_ORDER
         if (stretches := [stretch for stretch in found.stretches if stretch.state is state])
     ]
     return Chart(
@@ -315,5 +315,5 @@ def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds
         "x": rounded((stretch.ended - stretch.begun) / seconds for stretch in stretches),
         "customdata": [[stretch.number, *stretch.epochs] for stretch in stretches],
         "hovertemplate": "trial %{customdata[0]}, epochs %{customdata[1]} to %{customdata[2]}<extra></extra>",
-        "marker": {"color": FATE_COLOUR[state], "opacity": 0.85, "line": {"width": 0.5, "color": "page"}},
+        "marker": {"color": STATE_COLOUR[state], "opacity": 0.85, "line": {"width": 0.5, "color": "page"}},
     }

@@ -23,7 +23,7 @@ from tune_rescon.reporting.analysis import (
     values_at,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import FATE_COLOUR, FATE_ORDER, duration, format_number
+from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER, duration, format_number
 from tune_rescon.reporting.page.chart_parts import (
     Chart,
     axis,
@@ -63,7 +63,7 @@ def learning_curves(result: StudyResult) -> Chart:
     seconds to draw.
     """
     data: list[dict[str, Any]] = []
-    for state in FATE_ORDER:
+    for state in STATE_ORDER:
         trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
         if trials:
             data += [_lines(state, trials), _ends(state, trials)]
@@ -92,7 +92,7 @@ def _lines(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
         "legendgroup": state.value,
         "showlegend": False,
-        "line": {"color": FATE_COLOUR[state], "width": 1.3 if len(trials) < MANY else 0.6},
+        "line": {"color": STATE_COLOUR[state], "width": 1.3 if len(trials) < MANY else 0.6},
         "opacity": _FAINT.get(state, 0.9),
     }
 
@@ -108,7 +108,7 @@ def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
         "customdata": [trial.number for trial in trials],
         "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>",
         "legendgroup": state.value,
-        "marker": {"color": FATE_COLOUR[state], "size": 5},
+        "marker": {"color": STATE_COLOUR[state], "size": 5},
         "opacity": 0.85,
     }
 
@@ -155,7 +155,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
     points = _points(
         x=[_beside(one, trial.number) for trial in trials],
         y=[values[trial.number] for trial in trials],
-        colours=[FATE_COLOUR[trial.state] for trial in trials],
+        colours=[STATE_COLOUR[trial.state] for trial in trials],
         words=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
     )
     points["hovertemplate"] = (
@@ -193,7 +193,7 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
     points = _points(
         x=[cost for _, cost in front.points],
         y=[trial.value for trial, _ in front.points],
-        colours=[FATE_COLOUR[trial.state] for trial, _ in front.points],
+        colours=[STATE_COLOUR[trial.state] for trial, _ in front.points],
         words=[[trial.number, trial.epochs] for trial, _ in front.points],
     )
     where = "%{x:.4g}, %{y} after epoch %{customdata[1]}"

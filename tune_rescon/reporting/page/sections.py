@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
-from tune_rescon.reporting.formatting import FATE_COLOUR, duration, format_number, pairs, value_words
+from tune_rescon.reporting.formatting import STATE_COLOUR, duration, format_number, pairs, value_words
 from tune_rescon.reporting.page.plots import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import StudyResult, TrialRecord
@@ -123,7 +123,7 @@ def trials(result: StudyResult) -> str:
 def _trial(result: StudyResult, trial: TrialRecord) -> str:
     number, state, *rest = row(result, trial)
     is_best = result.best is not None and trial.number == result.best.number
-    fate = f'<td class="fate" style="--fate:{FATE_COLOUR[trial.state]}">{_text(state)}</td>'
+    fate = f'<td class="fate" style="--fate:{STATE_COLOUR[trial.state]}">{_text(state)}</td>'
     kind = ' class="best"' if is_best else ""
     return f"<tr{kind}><td>{number}</td>{fate}{_cells(rest)}</tr>"
 
@@ -134,7 +134,7 @@ def failure_table(result: StudyResult) -> str:
     if not found:
         return ""
     body = "".join(
-        f'<tr><td class="fate" style="--fate:{FATE_COLOUR[one.state]}">{one.state.value}</td>'
+        f'<tr><td class="fate" style="--fate:{STATE_COLOUR[one.state]}">{one.state.value}</td>'
         f"<td>{len(one.numbers)}</td>"
         f'<td class="words">{_cause(one.cause, one.details)}</td>'
         f'<td class="words">{_text(_named(one.numbers))}</td></tr>'

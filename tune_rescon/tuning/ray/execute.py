@@ -42,26 +42,26 @@ def execute(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from tune_rescon.tuning.ray.preemption import Hearing
+    from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
     from tune_rescon.tuning.ray.tune_adapter import (
-        KeptProcesses,
+        ActorReuse,
         LeavingCallback,
-        TurnTakingScheduler,
-        TurnTakingSearcher,
+        LockedScheduler,
+        LockedSearcher,
     )
 
     # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
     place = tune.PlacementGroupFactory([_positive(resources)] * workers)
-    processes = KeptProcesses(coordinator, resources=place, slots=concurrent)
+    processes = ActorReuse(coordinator, resources=place, slots=concurrent)
     # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
         # Tune adds these mixins to the class that it creates from a function.
-        trainable.__mixins__ = (Hearing,)  # type: ignore[attr-defined]
+        trainable.__mixins__ = (SignalHandlerMixin,)  # type: ignore[attr-defined]
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=TurnTakingSearcher(coordinator, make_task, turns),
-                scheduler=TurnTakingScheduler(coordinator, turns, processes),
+                search_alg=LockedSearcher(coordinator, make_task, turns),
+                scheduler=LockedScheduler(coordinator, turns, processes),
                 num_samples=-1,
                 # Without this limit, Tune requests one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,

@@ -15,8 +15,8 @@ from typing_extensions import override
 from tune_rescon.passwords import hide_passwords
 
 __all__ = [
-    "diverted",
     "library_log",
+    "redirected_output",
 ]
 
 
@@ -80,7 +80,7 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def diverted(path: Path) -> Iterator[None]:
+def redirected_output(path: Path) -> Iterator[None]:
     """Append standard output and standard error to ``path`` within the block.
 
     Some output does not pass a logger. Ray's C++ code writes to descriptor 2 when one of Ray's processes

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ray.worker import TrialTask
 
 __all__ = [
-    "Meeting",
     "Member",
+    "Rendezvous",
     "gathered",
     "met",
     "opened",
@@ -53,7 +53,7 @@ _BACKENDS: Final = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
+class Rendezvous:
     """The address of a trial's store, which all processes of the trial can reach."""
 
     host: str
@@ -62,19 +62,19 @@ class Meeting:
     """World size: the number of processes of the trial."""
 
 
-def opened(host: str, count: int) -> tuple[Meeting, Any]:
+def opened(host: str, count: int) -> tuple[Rendezvous, Any]:
     """Open a store at this machine's address ``host``, on a free port.
 
     Returns:
         The store's meeting, which lasts as long as the store, and the store.
     """
     store = _store(host, 0, count, is_master=True, wait_for_workers=False)
-    return Meeting(host=host, port=store.port, count=count), store
+    return Rendezvous(host=host, port=store.port, count=count), store
 
 
 @contextmanager
 def met(
-    meeting: Meeting, rank: int, *, address: str, device: str, store: Any = None
+    meeting: Rendezvous, rank: int, *, address: str, device: str, store: Any = None
 ) -> Iterator[ProcessGroup]:
     """Join the process group of a meeting as process ``rank`` for the block.
 
@@ -121,7 +121,7 @@ _TICK: Final = 0.5
 class Member:
     """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
-    def train(self, task: TrialTask, meeting: Meeting, rank: int) -> None:
+    def train(self, task: TrialTask, meeting: Rendezvous, rank: int) -> None:
         """Train a trial until it ends.
 
         Args:

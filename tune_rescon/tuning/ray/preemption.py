@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, Final
 from urllib.error import HTTPError
 
-__all__ = ["NOTICE", "Hearing", "PreemptionSignal", "SpotNotice", "never", "node_is_drained"]
+__all__ = ["NOTICE", "PreemptionSignal", "SignalHandlerMixin", "SpotNotice", "never", "node_is_drained"]
 
 
 #: The instance metadata service, version 2: link-local, on EC2 only.
@@ -109,13 +109,13 @@ class PreemptionSignal:
         self._polled = False
         self._before: Any = None
 
-    def hear(self) -> None:
+    def install(self) -> None:
         """Install the SIGTERM handler. Call it on the main thread; repeated calls have no effect."""
         if signal.getsignal(signal.SIGTERM) != self._receive:
             self._before = signal.signal(signal.SIGTERM, self._receive)
 
     @contextmanager
-    def heeded(
+    def installed(
         self, *, is_drained: Callable[[], bool], look_every: float = LOOK_EVERY
     ) -> Iterator[Callable[[], bool]]:
         """Watch for a preemption within the block, which must poll the function and end once it returns True.
@@ -160,12 +160,12 @@ class PreemptionSignal:
 NOTICE: Final = PreemptionSignal()
 
 
-class Hearing:
+class SignalHandlerMixin:
     """A mixin for the class that Tune creates from a trainable. Tune calls ``setup`` on the main thread."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Install the SIGTERM handler, then set up the trainable."""
-        NOTICE.hear()
+        NOTICE.install()
         super().setup(config)  # type: ignore[misc]  # ray's FunctionTrainable comes after this one
 
 

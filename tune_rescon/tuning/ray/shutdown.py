@@ -27,8 +27,8 @@ __all__ = [
     "SignalState",
     "StopLevel",
     "Watch",
-    "listening",
-    "run_aside",
+    "run_in_thread",
+    "signal_handlers",
 ]
 
 
@@ -101,7 +101,7 @@ def _has_second_ctrl_c(received: Sequence[tuple[int, float]]) -> bool:
 
 
 @contextmanager
-def listening(interruption: SignalState) -> Iterator[None]:
+def signal_handlers(interruption: SignalState) -> Iterator[None]:
     """Pass SIGINT, SIGTERM and SIGHUP to ``interruption`` within the block.
 
     Outside the main thread, the handlers are left unchanged, because Python allows signal handlers in the
@@ -160,7 +160,7 @@ class Watch:
         interruption: SignalState,
         *,
         ray_gone: Callable[[], str],
-        assure: Callable[[], None],
+        ensure_held: Callable[[], None],
         interrupt: Callable[[], None],
         say: Callable[[str], object],
     ) -> None:
@@ -169,13 +169,13 @@ class Watch:
         Args:
             interruption: The signals.
             ray_gone: Returns a description of the part of Ray that has died, or "" while Ray is alive.
-            assure: Raises LeaseLostError if another driver has taken over the search.
+            ensure_held: Raises LeaseLostError if another driver has taken over the search.
             interrupt: Stops each running trial after its present epoch.
             say: Prints a message to the user.
         """
         self._interruption = interruption
         self._ray_gone = ray_gone
-        self._assure = assure
+        self._ensure_held = ensure_held
         self._interrupt = interrupt
         self._say = say
         self._level = StopLevel.NONE
@@ -188,7 +188,7 @@ class Watch:
         Raises:
             LeaseLostError: If another driver has taken over the search.
         """
-        self._assure()
+        self._ensure_held()
         self._update_level()
         # A signal to all processes at once may end Ray before this process handles the signal. Therefore Ray
         # must be found dead in two consecutive calls.
@@ -204,33 +204,33 @@ class Watch:
         """True if a signal has requested a stop."""
         return self._interruption.urgency is not StopLevel.NONE
 
-    def hurried(self, call: Callable[[float], int], patience: float, hurried: float) -> int:
+    def with_timeout(self, call: Callable[[float], int], patience: float, shortest: float) -> int:
         """Run ``call`` with a time limit that depends on the signals received.
 
         The limit is ``patience`` without signals. Before a deadline, it is at most the time left, but not
-        less than ``hurried``. It is ``hurried`` after the deadline, after a second Ctrl-C, and after a signal
-        that follows :meth:`trials_ended`. A signal during the call interrupts it, and ``call`` is repeated
-        with ``hurried``, so that the user does not wait twice.
+        less than ``shortest``. After the deadline, after a second Ctrl-C, and after a signal that follows
+        :meth:`trials_ended`, it is ``shortest``. A signal during the call interrupts it, and ``call`` is
+        repeated with ``shortest``, so that the user does not wait twice.
 
         Args:
             call: Waits for at most the given number of seconds, and returns a count.
             patience: The usual limit in seconds.
-            hurried: The shortest limit in seconds.
+            shortest: The shortest limit in seconds.
 
         Returns:
             The value that ``call`` returns.
         """
         left = self._interruption.seconds_left
         if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
-            patience = hurried
+            patience = shortest
         elif left is not None:
-            patience = min(patience, max(left, hurried))
+            patience = min(patience, max(left, shortest))
         self._interruption.deferred = False
         try:
             return call(patience)
         except KeyboardInterrupt:
             self._interruption.deferred = True
-            return call(hurried)
+            return call(shortest)
         finally:
             self._interruption.deferred = True
 
@@ -290,9 +290,9 @@ class DriverLock:
     turns: afterwards the working thread can take none.
     """
 
-    def __init__(self, assure: Callable[[], None]) -> None:
-        """Call ``assure`` at each turn; it raises LeaseLostError if another driver has the search."""
-        self._assure = assure
+    def __init__(self, ensure_held: Callable[[], None]) -> None:
+        """Call ``ensure_held`` at each turn; it raises LeaseLostError if another driver has the search."""
+        self._ensure_held = ensure_held
         self._lock = threading.Lock()
         self._over = False
         self.failure: RecordError | None = None
@@ -309,7 +309,7 @@ class DriverLock:
         with self._lock:
             self.check()
             try:
-                self._assure()
+                self._ensure_held()
             except LeaseLostError as error:
                 # The main thread detects the lost lease itself, and can report it.
                 raise SearchIsOver from error
@@ -338,7 +338,7 @@ class DriverLock:
         return ended
 
 
-def run_aside(work: Callable[[], None], *, leave: Callable[[], bool], turns: DriverLock) -> None:
+def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], turns: DriverLock) -> None:
     """Run ``work`` on a thread until it ends or ``leave`` returns True.
 
     Afterwards ``work`` can take no more turns. An exception that ``work`` or ``leave`` raises is raised here,

@@ -25,12 +25,12 @@ from tune_rescon.tuning.trial import TrialRecord
 __all__ = [
     "PATIENCE",
     "PATIENCE_AGAIN",
+    "ActorReuse",
     "CoordinatorScheduler",
     "CoordinatorSearcher",
-    "KeptProcesses",
     "LeavingCallback",
-    "TurnTakingScheduler",
-    "TurnTakingSearcher",
+    "LockedScheduler",
+    "LockedSearcher",
     "WaitingTrials",
 ]
 
@@ -223,7 +223,7 @@ class CoordinatorSearcher(Searcher):
         """Do nothing, because the record is the state."""
 
 
-class KeptProcesses:
+class ActorReuse:
     """Makes Tune keep the worker process of every slot while more trials follow.
 
     By default, Tune keeps one idle process plus one for each trial that waits for a place at that moment
@@ -262,7 +262,7 @@ class KeptProcesses:
             self._kept = wanted
 
 
-class TurnTakingSearcher(CoordinatorSearcher):
+class LockedSearcher(CoordinatorSearcher):
     """A :class:`CoordinatorSearcher` that takes a turn for each call."""
 
     def __init__(
@@ -291,10 +291,10 @@ class TurnTakingSearcher(CoordinatorSearcher):
             super().on_trial_complete(trial_id, result, error)
 
 
-class TurnTakingScheduler(CoordinatorScheduler):
+class LockedScheduler(CoordinatorScheduler):
     """A :class:`CoordinatorScheduler` that takes a turn for each call."""
 
-    def __init__(self, coordinator: Coordinator, turns: DriverLock, processes: KeptProcesses) -> None:
+    def __init__(self, coordinator: Coordinator, turns: DriverLock, processes: ActorReuse) -> None:
         """Wrap ``coordinator``.
 
         Args:

@@ -332,7 +332,7 @@ def _train(task: TrialTask) -> Preempted | None:
     from tune_rescon.training import recorded_epochs
     from tune_rescon.training.callbacks import Preempted
     from tune_rescon.training.device import device_name
-    from tune_rescon.training.trial_files import trained_steps
+    from tune_rescon.training.trial_files import global_step
     from tune_rescon.tuning.ray.multi_process import gathered
 
     folder = Path(task.checkpoint_dir)
@@ -359,7 +359,7 @@ def _train(task: TrialTask) -> Preempted | None:
         folder,
         task.checkpoint_url,
         names=_COPIED_FILES,
-        progress=trained_steps,
+        progress=global_step,
         note=note,
     ) as sync:
         for owed in recorded_epochs(folder)[task.recorded :]:
@@ -379,7 +379,7 @@ def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
     if task.workers > 1:
         yield never
         return
-    with NOTICE.heeded(is_drained=node_is_drained) as leave:
+    with NOTICE.installed(is_drained=node_is_drained) as leave:
         yield leave
 
 
