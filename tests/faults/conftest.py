@@ -84,13 +84,13 @@ from pathlib import Path
 from tune_rescon.errors import SearchError, TuneResconError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, run_search
-from tune_rescon.tuning.ownership import driver
+from tune_rescon.tuning import lease
 
 storage, cache, name, how, *settings = sys.argv[1:]
 chosen = dict(setting.split("=", 1) for setting in settings)
 pace = float(chosen.get("pace", 0.3))
 if "place" in chosen:
-    driver._place = lambda: chosen["place"]
+    lease._place = lambda: chosen["place"]
 
 def learn(config):
     from tune_rescon.testing import trainables

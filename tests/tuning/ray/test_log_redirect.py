@@ -76,9 +76,9 @@ def test_what_is_written_to_the_descriptors_goes_there_too(
 PROGRAM = """
 import sys
 from pathlib import Path
-from tune_rescon.tuning.ray.log_redirect import diverted
+from tune_rescon.tuning.ray.log_redirect import redirected_output
 sys.stdout.write("first ")
-with diverted(Path(sys.argv[1])):
+with redirected_output(Path(sys.argv[1])):
     sys.stdout.write("amid")
     if len(sys.argv) > 2:
         raise RuntimeError("a fault of ours")

@@ -87,12 +87,12 @@ def test_nohup_is_respected() -> None:
 #: Prints to its terminal after that was closed, on standard output and on a duplicate as a console has it.
 PRINTS_ON = """
 import os, time
-from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, listening
+from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, signal_handlers
 
 interruption = SignalState(grace=20.0, clock=time.monotonic)
 interruption.deferred = True
 console = os.fdopen(os.dup(1), "w")
-with listening(interruption):
+with signal_handlers(interruption):
     print("ready", flush=True)
     while interruption.urgency is StopLevel.NONE:
         time.sleep(0.01)
