@@ -37,9 +37,10 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(MAKE) docs-lint
 
-# Habits of prose that make a reader stop.
-docs-lint:
-	$(PYTHON) .ci/docs_lint.py
+# Habits of prose that make a reader stop, and a page that is generated.
+docs-lint: .venv/.installed-dev
+	$(BIN)/python .ci/docs_lint.py
+	$(BIN)/python .ci/hyperparameters.py --check
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")

@@ -216,6 +216,7 @@ class DatasetConfig:
     """
 
     name: str = _field("digits", str)
+    """A dataset known by name, or ``folder`` for your own images."""
     path: str | None = _field(None, str, _NONE)
     """``folder`` only: a directory or a .zip."""
     val_fraction: float = _field(0.1, float, low=0, high=1, open_low=True, open_high=True)
@@ -233,9 +234,11 @@ class DatasetConfig:
     label_noise: float = _field(0.0, float, low=0, high=1, open_high=True)
     """Fraction of the training images whose label is replaced by another class at random (paper, table 5)."""
     split_seed: int = _field(0, int, low=0)
+    """Seed of every split, limit and label noise."""
     limit: int | None = _field(None, int, _NONE, low=2)
     """Use at most this many training images (stratified), and at most as many test images."""
     on_bad_image: str = _word("error", "error", "skip")
+    """How to handle an image that cannot be decoded."""
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
     """Largest side of the decoded squares that the cache keeps of a ``folder``. Pictures that all have one
     smaller size are kept as they are. None: the largest ``image_size`` of the search, or 256 outside a
@@ -269,19 +272,25 @@ class TrialConfig:
 
     # Searched over when a space compares datasets; None: the space's own dataset.
     dataset: str | None = _field(None, str, _NONE)
+    """The dataset by name, if a space compares datasets. None: the one of the section ``dataset``."""
 
     # The network: the name of a preset, or a layout and a depth with variations. See models.presets.
     preset: str | None = _field(None, str, _NONE)
+    """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
+    """What surrounds the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
     depth: int = _field(56, int, low=1)
+    """Layers along the trunk, without the masks: 2 mod 3, because every bottleneck unit has three."""
     width: float = _field(1.0, float, low=0, high=8, open_low=True)
     """Multiplier of the channels of every stage."""
     image_size: int | None = _field(None, int, _NONE, low=16, high=1024)
     """Side of the network's square input, in pixels; None: the nominal size of the layout or preset."""
     attention: str = _word("mixed", "mixed", "channel", "spatial")
+    """Activation of the mask (paper, table 1): ``mixed`` is a sigmoid."""
     attention_learning: str = _word("arl", "arl", "nal")
     """``arl``: (1 + M) * T; ``nal``: M * T (paper, section 3.2)."""
     mask: str = _word("encoder_decoder", "encoder_decoder", "local")
+    """``encoder_decoder`` scales features down and up again; ``local`` keeps their size (paper, table 4)."""
     added_reference: bool = _field(False, bool)
     """Add the down-path features at each interpolation, as ResCon does."""
     drop_path: float = _field(0.0, float, low=0, high=1, open_high=True)
@@ -292,20 +301,28 @@ class TrialConfig:
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)
+    """Images of a training step, over all processes of the trial."""
     optimizer: str = _word("sgd", "sgd", "adamw")
+    """Stochastic gradient descent, or AdamW."""
     learning_rate: float = _field(0.1, float, low=0, open_low=True)
+    """The highest learning rate of the schedule."""
     momentum: float = _field(0.9, float, low=0, high=1, open_high=True)
     """SGD's momentum; AdamW's beta1."""
     nesterov: bool = _field(True, bool)
+    """Use Nesterov momentum with ``sgd``."""
     weight_decay: float = _field(1e-4, float, low=0)
+    """Weight decay of convolutions and the classifier."""
     schedule: str = _word("cosine", "multistep", "cosine", "warmup_stable_decay", "constant")
+    """Course of the learning rate over the epochs of ``fidelity.max``."""
     warmup_epochs: float = _field(0.0, float, low=0)
+    """Epochs over which the learning rate rises to its highest value."""
     decay_fraction: float = _field(0.2, float, low=0, high=1, open_low=True)
     """``warmup_stable_decay``: the last fraction of training, in which the learning rate falls to 0."""
     step_fractions: tuple[int, ...] = _field((40, 60), tuple, low=1, high=99, increasing=True)
     """``multistep``: the points of training, in per cent, at which the learning rate is divided by 10 (paper:
     64k and 96k of 160k)."""
     label_smoothing: float = _field(0.0, float, low=0, high=1, open_high=True)
+    """Share of the target that is spread over all classes."""
     gradient_clip: float = _field(0.0, float, low=0)
     """Maximum norm of the gradient; 0: no clipping."""
     ema_decay: float = _field(0.0, float, low=0, high=1, open_high=True)
@@ -314,6 +331,7 @@ class TrialConfig:
     """Number of training batches over which batch norm's statistics are re-estimated before each validation;
     0: off."""
     precision: str = _word("auto", "auto", "fp32", "tf32", "bf16")
+    """Number format. ``auto``: bf16 autocast on a GPU that computes it, else TF32 or fp32."""
     cuda_graphs: str = _word("auto", "auto", "off")
     """``auto``: on a CUDA GPU, record the training step as a CUDA graph and replay it, if a batch fits in
     memory as a whole."""
@@ -326,10 +344,13 @@ class TrialConfig:
 
     # Augmentation.
     normalize: bool = _field(True, bool)
+    """Subtract the mean and divide by the standard deviation of the training images."""
     crop_padding: int = _field(4, int, low=0, high=64)
     """Zero padding before the random crop, in pixels of the stored image."""
     flip: bool = _field(True, bool)
+    """Mirror training images left to right at random."""
     augment: str = _word("none", "none", "randaugment", "trivialaugment")
+    """A policy that changes colours and geometry of training images at random."""
     mixup: float = _field(0.0, float, low=0)
     """Alpha of the beta distribution; 0: off."""
     cutmix: float = _field(0.0, float, low=0)
