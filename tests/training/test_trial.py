@@ -322,7 +322,7 @@ def test_an_unknown_device_is_refused(digits: ImageDataset, small: TrialConfig) 
 
 def test_a_checkpoint_of_another_program_is_refused(train: Run, tmp_path: Path) -> None:
     write_durably({"state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(StorageError, match="must be one a trial wrote"):
+    with pytest.raises(StorageError, match="must be one that a trial wrote"):
         train(folder=tmp_path)
 
 
