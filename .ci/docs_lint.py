@@ -31,7 +31,6 @@ HABITS = {
     r"\bstands? still\b": "hangs",
     r"\bheed(?:s|ed)?\b": "act on",
     r"\bhears? of\b": "receives",
-    r"\bat nobody's\b": "no",
     r"\bnobody's\b": "no one process's",
     r"\bof its own accord\b": "by itself",
 }

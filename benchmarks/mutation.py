@@ -236,7 +236,7 @@ def main() -> None:
 
             def judge(out: Path, path: Path = path, code: CodeType = code, tests: list[str] = tests) -> int:
                 whole = SourceFileLoader.get_code
-                SourceFileLoader.get_code = (  # type: ignore[method-assign]
+                SourceFileLoader.get_code = (  # type: ignore[method-assign]  # in this fork only
                     lambda self, name: code if self.path == str(path.resolve()) else whole(self, name)
                 )
                 return run_tests(tests, out)

@@ -314,7 +314,7 @@ def test_the_digest_of_the_content_is_of_images_labels_and_parts_wherever_they_c
     field: str, value: object, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = made(tmp_path, monkeypatch)
-    changed: Meta = dataclasses.replace(meta, **{field: value})  # type: ignore[arg-type]
+    changed: Meta = dataclasses.replace(meta, **{field: value})  # type: ignore[arg-type]  # the field is a parameter
     assert (changed.content == meta.content) is same
 
 

@@ -84,7 +84,7 @@ def test_what_is_no_archive_is_said(url: str, said: str, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.zip"))
 
 
-class _Server(fsspec.AbstractFileSystem):  # type: ignore[misc]
+class _Server(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A web server that has one file, and tells what ``facts`` holds of it."""
 
     protocol = "lender"

@@ -123,7 +123,7 @@ def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) ->
     [
         (5, None, "finalists on the test images"),
         (0, 0.2, "finalists on the test images"),
-        (0, None, "finalists on the validation images, for there are no test images"),
+        (0, None, "finalists on the validation images (there are no test images)"),
     ],
 )
 def test_what_judged_is_said(

@@ -176,7 +176,7 @@ def _judging_images(result: StudyResult) -> str:
     dataset = result.space.dataset
     account = result.accounts.get(dataset.name)
     has_test = account is None or account.images["test"] or dataset.test_fraction is not None
-    return "test images" if has_test else "validation images, for there are no test images"
+    return "test images" if has_test else "validation images (there are no test images)"
 
 
 def _trainings(found: Sequence[Finalist]) -> str:

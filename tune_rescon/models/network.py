@@ -52,9 +52,9 @@ _VECTOR: Final = 16
 class _SubsampledConv2d(nn.Conv2d):
     """A strided 1x1 convolution, computed on every ``stride``-th pixel, with the same result.
 
-    This class works around a fault of oneDNN. If the number of input channels is not a multiple of 16, the
-    gradient of oneDNN's strided kernel (AVX-512, channels_last; torch 2.11 to 2.15) writes out of bounds. The
-    process then crashes or computes with the overwritten memory.
+    This class works around a fault of oneDNN, seen with torch 2.15.0 on a CPU with AVX-512. If the number of
+    input channels is not a multiple of 16, the gradient of oneDNN's strided kernel (channels_last) writes out
+    of bounds. The process then dies, or computes with overwritten memory.
     """
 
     @override
