@@ -220,7 +220,11 @@ def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, tra
 
 
 def _channel_sums(values_BHWC: npt.NDArray[np.unsignedinteger]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values_BHWC.sum(axis=(0, 1, 2), dtype=np.uint64))
+    """Return the exact sum of each channel."""
+    # Summing over the images first is about ten times faster than over all three axes at once, because numpy
+    # then adds whole images, which are contiguous, instead of groups of C values.
+    values_HWC = values_BHWC.sum(axis=0, dtype=np.uint64)
+    return tuple(int(value) for value in values_HWC.sum(axis=(0, 1)))
 
 
 def _mean_std(done: list[_Chunk]) -> tuple[tuple[float, ...], tuple[float, ...]]:
