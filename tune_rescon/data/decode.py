@@ -229,7 +229,8 @@ def decode_block(
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     """Convert a picture of any Pillow mode to RGB.
 
-    Transparent parts become white. Deep pictures become grey, scaled by ``levels``.
+    Transparent parts become white. Deep pictures become grey, scaled by ``levels``. A picture that is RGB
+    already is decoded and returned itself, not a copy.
     """
     if is_deep(image):
         return to_bytes(image, levels).convert("RGB")
@@ -237,7 +238,9 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
         pixels = image.convert("RGBA")
         white = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(white, pixels).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    # Pillow copies a picture that is converted to its own mode.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square_of(
@@ -251,8 +254,10 @@ def square_of(
         resize: See :func:`decode_image`.
         levels: See :func:`decode_image`.
     """
-    # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, so most of a large photograph is never decoded.
-    image.draft(None, (2 * side, 2 * side))
+    # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, so most of a large photograph is never decoded. A
+    # picture that 1/2 would make smaller than requested is not scaled.
+    if min(image.size) >= 4 * side:
+        image.draft(None, (2 * side, 2 * side))
     return to_square(to_rgb(upright(image, orientation_of(image)), levels), side, resize)
 
 
