@@ -1,115 +1,209 @@
-"""Search quality in the simulator: what a search finds, and after how many epochs.
+"""Search quality on recorded learning curves: the regret of a search within a budget.
 
-Each seed is one search of the space ``att92`` on eight simulated workers, on landscapes of learning curves
-whose best value is known (:mod:`tune_rescon.testing`). Rivals of one seed see the same curves. Without a
-question it compares whole searches; each of the others settled something the product does in one way::
+Each contestant searches a table of recorded curves on simulated workers. All have the same budget: seconds
+of the workers (``--budget clock``), or epochs (``--budget epochs``). The regret is the best value of the
+table minus the best value seen, times 100, after 25, 50 and 100 % of the budget. Searches of one seed are
+pairs::
 
-    python benchmarks/quality.py --seeds 20 --trials 128
-    python benchmarks/quality.py --question diverged
+    python benchmarks/quality.py --table benchmarks/curves/tinyimagenet_resnet.csv.gz
+    python benchmarks/quality.py --table FILE.csv.gz --seeds 20 --budget epochs --json regret.json
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
 import logging
+import math
 import os
-import platform
+import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
-from contest.outcome import Outcome, run
-from contest.questions import PLAIN, QUESTIONS
-from contest.table import table
+from contest.peers import CONTESTANTS, Contest, syne_tune_is_there
+from contest.recorded import RecordedCurve, Table, load_table
 
-from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import LANDSCAPES
+from tune_rescon.spaces import Space
+from tune_rescon.testing import Assignment, Simulation
+from tune_rescon.tuning import sampler
+from tune_rescon.tuning.trial import TrialOrigin
+
+SHARES = (0.25, 0.5, 1.0)
+BUDGETS = ("clock", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One search."""
+    """One search of one contestant."""
 
-    question: str
-    rival: str
-    landscape: str
-    best_known: float
-    trials: int
-    workers: int
+    path: Path
+    contestant: str
+    budget: str
     seed: int
+    trainings: float
+    most: int
+    workers: int
 
-    def run(self) -> Outcome:
-        """Search; in a process of its own kind, so the libraries are silenced here."""
+    def run(self) -> tuple[float, ...]:
+        """Return the regret at each share of the budget."""
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        # Plain Ray's percentile over a rung of nothing but nan, Optuna's word on multivariate TPE, and
-        # OptunaSearch's on each nan it tells.
         warnings.simplefilter("ignore")
         logging.getLogger("ray").setLevel(logging.ERROR)
-        landscape = dataclasses.replace(LANDSCAPES[self.landscape], seed=self.seed)
-        space = space_of(trials=self.trials, seed=self.seed)
-        with QUESTIONS[self.question][self.rival].search(space) as policy:
-            return run(policy, space, landscape, self.best_known, workers=self.workers)
+        table = load_table(self.path)
+        epochs, seconds = limits(table, self.trainings, self.most, self.workers)
+        rows: dict[int, int] = {}
+
+        def workload(trial: Assignment) -> RecordedCurve:
+            if trial.number not in rows:
+                rows[trial.number] = table.nearest(trial.parameters, set(rows.values()))
+            return table.curve(rows[trial.number])
+
+        simulation = Simulation(workload, workers=self.workers)
+        contest = Contest(
+            table=table,
+            seed=self.seed,
+            workers=self.workers,
+            clock=simulation.clock,
+            epochs=epochs if self.budget == "epochs" else None,
+            seconds=seconds if self.budget == "clock" else None,
+        )
+        # The hyperparameters of a table are not those of a network of this package.
+        with patch.object(sampler, "make_origin", recorded_origin):
+            policy = CONTESTANTS[self.contestant].make(contest)
+            simulation.drive(policy, epochs=contest.epochs, seconds=contest.seconds)
+        runs = [run for run in simulation.trace.runs if run.decision is not None]
+        if contest.epochs is not None:
+            used = [(index / epochs, run.value) for index, run in enumerate(runs, 1)]
+        else:
+            used = [(run.ended / seconds, run.value) for run in runs]
+        return tuple(100 * (table.best - _best(used, share)) for share in SHARES)
 
 
-def space_of(*, trials: int, seed: int) -> Space:
-    """``att92`` without its initial row, which is near the best of every landscape."""
-    return load_space("att92", ["initial=[]", f"budget.trials={trials}", f"sampler.seed={seed}"])
+def recorded_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
+    """Return the origin of a trial whose parameters are columns of a table."""
+    del space
+    return TrialOrigin(config=dict(parameters), space=version, seed=number)
 
 
-def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    space = space_of(trials=arguments.trials, seed=0)
-    for landscape in arguments.landscapes:
-        best_known = LANDSCAPES[landscape].best_known(space)
-        for seed in range(arguments.seeds):
-            for rival in QUESTIONS[arguments.question]:
-                yield Job(
-                    question=arguments.question,
-                    rival=rival,
-                    landscape=landscape,
-                    best_known=best_known,
-                    trials=arguments.trials,
-                    workers=arguments.workers,
-                    seed=seed,
-                )
+def limits(table: Table, trainings: float, most: int, workers: int) -> tuple[int, float]:
+    """Return the budget in epochs, and the same in seconds of wall time at the mean duration of an epoch."""
+    epochs = min(round(trainings * table.last), round(most * trainings / 10))
+    return epochs, epochs * float(table.seconds.mean()) / workers
+
+
+def _best(used: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the best value within a share of the budget; -1 without a value."""
+    return max((v for spent, v in used if spent <= share + 1e-9 and math.isfinite(v)), default=-1.0)
+
+
+def estimate(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.mean(values), error
+
+
+def report(regrets: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
+    """Return a Markdown table; the differences are paired with the first contestant."""
+    lines = [
+        "| contestant | n | 25 % | 50 % | 100 % | the first minus it, 50 % | 100 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = next(iter(regrets.values()))
+    for name, values in regrets.items():
+        cells = [_text(estimate([v[i] for v in values])) for i in range(len(SHARES))]
+        pairs = list(zip(first, values, strict=False))
+        against = [_text(estimate([a[i] - b[i] for a, b in pairs]), signed=True) for i in (1, 2)]
+        against = ["", ""] if values is first else against
+        lines.append(f"| {name} | {len(values)} | {' | '.join([*cells, *against])} |")
+    return "\n".join(lines)
+
+
+def _text(of: tuple[float, float], *, signed: bool = False) -> str:
+    return f"{of[0]:{'+' if signed else ''}.2f} ± {of[1]:.2f}"
+
+
+def as_json(
+    regrets: Mapping[str, Sequence[tuple[float, ...]]], *, table: str, budget: str
+) -> list[dict[str, object]]:
+    """Return one object for each contestant."""
+    return [
+        {
+            "name": name,
+            "table": table,
+            "budget": budget,
+            "n": len(values),
+            "regret": {
+                str(share): dict(zip(("mean", "se"), estimate([v[i] for v in values]), strict=True))
+                for i, share in enumerate(SHARES)
+            },
+            "seeds": [list(value) for value in values],
+        }
+        for name, values in regrets.items()
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--question", choices=sorted(QUESTIONS), default="rivals")
-    parser.add_argument("--landscapes", nargs="+", choices=sorted(LANDSCAPES), default=list(LANDSCAPES))
-    parser.add_argument("--seeds", type=int, default=20, help="searches of each rival on each landscape")
-    parser.add_argument("--trials", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=8, help="simulated ones")
+    parser.add_argument("--table", type=Path, required=True, help="a .csv.gz of recorded curves")
+    parser.add_argument("--seeds", type=int, default=20, help="searches of each contestant")
+    parser.add_argument("--trainings", type=float, default=10, help="the budget, in full trainings")
+    parser.add_argument(
+        "--most",
+        type=int,
+        default=1120,
+        help="largest budget in epochs, for 10 trainings; else in proportion",
+    )
+    parser.add_argument("--workers", type=int, default=8, help="simulated workers")
+    parser.add_argument("--budget", choices=BUDGETS, default="clock")
+    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), help="default: all")
+    parser.add_argument("--json", type=Path, help="write the regrets to this file, too")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    began, planned = time.monotonic(), list(jobs(arguments))
+    if not arguments.table.is_file():
+        parser.error(f"--table {arguments.table}: there is no such file")
+    has_syne = syne_tune_is_there()
+    names = arguments.contestants or [
+        name
+        for name, entry in CONTESTANTS.items()
+        if (has_syne or not entry.needs_syne_tune) and name != "Syne Tune ASHA-CQR"
+    ]
+    began = time.monotonic()
+    jobs = [
+        Job(
+            path=arguments.table,
+            contestant=name,
+            budget=arguments.budget,
+            seed=seed,
+            trainings=arguments.trainings,
+            most=arguments.most,
+            workers=arguments.workers,
+        )
+        for seed in range(arguments.seeds)
+        for name in names
+    ]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        outcomes = dict(zip(planned, pool.map(Job.run, planned, chunksize=2), strict=True))
-    print(
-        f"{arguments.question}: {arguments.seeds} seeds, {arguments.trials} trials each; ± is standard error"
-    )
-    for landscape in arguments.landscapes:
-        of = {name: _of(outcomes, landscape, name) for name in QUESTIONS[arguments.question]}
-        if PLAIN in of:
-            of[f"{PLAIN}, its own pick"] = [
-                dataclasses.replace(o, quality=o.quality_of_last) for o in of[PLAIN]
-            ]
-        print(f"\n{table(landscape, of)}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "ray", "numpy"))
-    print(f"\nPython {platform.python_version()}, {versions}; {time.monotonic() - began:.0f} s")
-
-
-def _of(outcomes: dict[Job, Outcome], landscape: str, rival: str) -> list[Outcome]:
-    return [o for job, o in outcomes.items() if (job.landscape, job.rival) == (landscape, rival)]
+        outcomes = list(pool.map(Job.run, jobs))
+    regrets = {
+        name: [r for job, r in zip(jobs, outcomes, strict=True) if job.contestant == name] for name in names
+    }
+    table = load_table(arguments.table)
+    epochs, seconds = limits(table, arguments.trainings, arguments.most, arguments.workers)
+    limit = f"{epochs} epochs" if arguments.budget == "epochs" else f"{seconds:.0f} s on the clock"
+    print(f"{table.name}: regret of {arguments.seeds} searches within {limit}, {arguments.workers} workers")
+    print(f"\n{report(regrets)}\n\n± is the standard error; {time.monotonic() - began:.0f} s")
+    if arguments.json:
+        found = as_json(regrets, table=table.name, budget=arguments.budget)
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.mlflow_callback import TrackingListener
 from tune_rescon.tuning.result import CostModel
-from tune_rescon.tuning.schedulers import Decision, Verdict
+from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study import Proposal, StudyRecord
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)

@@ -6,7 +6,8 @@ import pytest
 
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import Decision, rung_levels
-from tune_rescon.tuning.schedulers import MedianRule, Observation, SuccessiveHalving, make_rule
+from tune_rescon.tuning.schedulers import MedianRule, SuccessiveHalving, make_rule
+from tune_rescon.tuning.stopping_rule import Observation
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.schedulers import Decision, Observation, SuccessiveHalving, Verdict, rungs
+from tune_rescon.tuning.schedulers import SuccessiveHalving, rungs
+from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)

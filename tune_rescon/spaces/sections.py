@@ -90,6 +90,9 @@ _LARGEST_SEED: Final = 2**32 - 1
 
 _REDUCTION_FACTOR: Final = 3
 
+_NO_GROUPS: Final = (
+    "must be left out where `scheduler.type` is auto, which compares all trials; write asha or median"
+)
 _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
 
 
@@ -200,10 +203,11 @@ class Scheduler(Section):
         "promote": "write `variant: promote`",
     }
 
-    type: Literal["asha", "median", "none"] = "asha"
-    """``asha``: a trial continues past a rung if it is among the best there. ``median``: a trial continues
-    past each epoch from ``fidelity.min`` on if it is at least the median of the others there. ``none``: every
-    trial continues."""
+    type: Literal["auto", "asha", "median", "none"] = "asha"
+    """``auto``: the budget is divided between new trials and finishing the best paused ones, and the first
+    rung is chosen by how well the early ranks of this search's trials agree with the later ones. ``asha``: a
+    trial continues past a rung if it is among the best there. ``median``: a trial continues past each epoch
+    from ``fidelity.min`` on if it is in the upper half there. ``none``: every trial continues."""
     reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
     """ASHA: one trial in this many continues past a rung."""
     variant: Literal["stop", "promote"] = "stop"
@@ -224,6 +228,8 @@ class Scheduler(Section):
         """
         if self.type == "asha":
             return
+        if self.type == "auto" and self.group_by is not None:
+            yield Problem(path=("group_by",), text=format_error(_NO_GROUPS, got=self.group_by))
         if self.variant != "stop":
             yield Problem(path=("variant",), text=format_error(_ASHA_ONLY, got=self.variant))
         if self.reduction_factor != _REDUCTION_FACTOR:
@@ -252,6 +258,8 @@ class Budget(Section):
     """Largest number of trials at once; null: as many as the resources hold."""
     hours: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which no trial continues; null: no limit."""
+    epochs: PositiveInt | None = None
+    """Only with the scheduler ``auto``: epochs of all trials together; null: no limit."""
 
 
 class Goal(Section):

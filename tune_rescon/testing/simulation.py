@@ -67,17 +67,21 @@ class SimulatedSearch:
         rule: Callable[[], StoppingRule] | None = None,
         clock: Callable[[], float] | None = None,
         folder: SearchFolder | None = None,
+        slots: int = 1,
     ) -> None:
         """Create the record.
 
         Args:
             space: the space to search.
             rule: returns the stopping rule to use instead of the space's.
-            clock: returns the simulated seconds; from now on the record's epochs are timed by it.
+            clock: returns the simulated seconds; from now on the record's epochs are timed by it. A budget in
+                hours ends by this clock; without it, the budget's hours are ignored.
             folder: where the record and the space are stored, as in a real search; None: in memory.
+            slots: number of trials that run at once; the scheduler ``auto`` plans with it.
         """
         self._space = space
-        self._rule = rule or (lambda: make_rule(space))
+        self._rule = rule or (lambda: make_rule(self._space, slots=slots))
+        self._clock = clock
         self._now_ms = None if clock is None else _from_now(clock)
         self._storage: BaseStorage = InMemoryStorage()
         if folder is not None:
@@ -106,9 +110,12 @@ class SimulatedSearch:
     def policy(self) -> Coordinator:
         """Return a driver's coordinator: new, or resuming from the trials in the record."""
         record = self._record()
+        hours = self._space.budget.hours if self._clock else None
         return Coordinator(
             SearchPlan(
                 total=self._space.budget.trials,
+                deadline=None if hours is None else hours * 3600,
+                seconds=None if hours is None else hours * 3600,
                 group=self._group,
                 cost=self._pricing.second_objective if self._space.metric.against else None,
             ),
@@ -116,6 +123,7 @@ class SimulatedSearch:
             self._rule(),
             SearchSampler(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
             prune=lambda _number, _keep: None,
+            clock=self._clock or time.monotonic,
         )
 
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -230,12 +238,25 @@ class Simulation:
         """Every epoch that has run so far, under all drivers."""
         return Trace(workers=self._workers, runs=tuple(self._world.runs))
 
-    def drive(self, policy: SearchPolicy, *, reports: int | None = None) -> None:
+    def drive(
+        self,
+        policy: SearchPolicy,
+        *,
+        reports: int | None = None,
+        epochs: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
         """Run ``policy``'s trials until none is left or its driver is killed after ``reports`` reports.
 
         The driver dies after the policy has decided and before the driver acts on the decision. Its workers
         die with it. The worker whose report is next has already written its checkpoint; the other workers
         lose their current epoch.
+
+        Args:
+            policy: the search.
+            reports: kill the driver after this many reports; None: never.
+            epochs: end after this many epochs, not counting repeated reports; None: no limit.
+            seconds: end before the first event after this simulated time; None: no limit.
 
         Raises:
             RuntimeError: the policy hands out no trial and no trial runs, but the policy is not exhausted.
@@ -244,6 +265,10 @@ class Simulation:
         while driver.fill():
             if driver.reports == reports:
                 driver.die()
+                return
+            if (epochs is not None and len(self._world.reported) >= epochs) or (
+                seconds is not None and driver.next_event > seconds
+            ):
                 return
             driver.step()
 
@@ -308,6 +333,11 @@ class _Driver:
         if not self._events and not self._policy.exhausted:
             raise RuntimeError("the policy waits for an event, but nothing runs that could bring one")
         return bool(self._events)
+
+    @property
+    def next_event(self) -> float:
+        """The simulated time of the next event."""
+        return self._events[0][0]
 
     def step(self) -> None:
         """Advance to the next event: an epoch ends, kills its worker, or raises."""

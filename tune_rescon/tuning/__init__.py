@@ -39,18 +39,15 @@ if TYPE_CHECKING:
     )
     from tune_rescon.tuning.sampler import SearchSampler
     from tune_rescon.tuning.schedulers import (
-        Decision,
         MedianRule,
-        Observation,
-        StoppingRule,
         SuccessiveHalving,
-        Verdict,
         make_rule,
         rung_levels,
         rungs,
     )
     from tune_rescon.tuning.search import run_search
     from tune_rescon.tuning.search_storage import find_search
+    from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
     from tune_rescon.tuning.study import StudyRecord
     from tune_rescon.tuning.trial import TrialRecord
 
@@ -109,10 +106,10 @@ __getattr__ = lazy_names(
     {
         "ClusterSize": "callbacks",
         "Coordinator": "coordinator",
-        "Decision": "schedulers",
+        "Decision": "stopping_rule",
         "Gauges": "callbacks",
         "MedianRule": "schedulers",
-        "Observation": "schedulers",
+        "Observation": "stopping_rule",
         "Place": "reader",
         "Presentation": "callbacks",
         "CostModel": "result",
@@ -124,13 +121,13 @@ __getattr__ = lazy_names(
         "SearchOverview": "overview",
         "SearchPlan": "coordinator",
         "SearchState": "result",
-        "StoppingRule": "schedulers",
+        "StoppingRule": "stopping_rule",
         "StudyRecord": "study",
         "StudyResult": "result",
         "TrialCost": "result",
         "TrialRecord": "trial",
         "TrialTask": "ray.worker",
-        "Verdict": "schedulers",
+        "Verdict": "stopping_rule",
         "best_trial": "result",
         "cache_words": "prepare",
         "datasets_of": "result",

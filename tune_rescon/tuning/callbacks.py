@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.schedulers import Verdict
+from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

@@ -7,6 +7,7 @@ A simulation can do the same in microseconds. The coordinator runs in the driver
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.callbacks import SearchListener
 from tune_rescon.tuning.sampler import SearchSampler
-from tune_rescon.tuning.schedulers import Decision, Observation, StoppingRule, Verdict
+from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -117,6 +118,8 @@ class SearchPlan:
 
     total: int
     deadline: float | None = None
+    seconds: float | None = None
+    """The budget that ends at ``deadline``, in seconds; None without one."""
     group: Callable[[TrialRecord], Hashable] = lambda _: None
     """Return the group of a trial. Trials are compared only with trials of an equal group."""
     cost: Callable[[TrialRecord, int], float] | None = None
@@ -212,12 +215,13 @@ class Coordinator:
         if self._ending:
             return None
         self._plan.guard()
+        self._advance()
         if self._unfinished:
             return self._started(self._record.reopen(self._unfinished.pop(0)))
         promoted = self._rule.promote()
         if promoted is not None:
             return self._started(self._record.reopen(promoted))
-        while self._more:
+        while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._proposer.fits)
             infeasible = self._is_infeasible if self._out_of_memory else None
             proposal = self._proposer.propose(infeasible, enqueued=enqueued)
@@ -265,6 +269,7 @@ class Coordinator:
         if epoch <= known.epochs:
             return Decision.CONTINUE
         self._plan.guard()
+        self._advance()
         verdict = self._judge(known.extended(metrics))
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._proposer.reported(trial)
@@ -368,8 +373,13 @@ class Coordinator:
                 self._act(trial)
         return unfinished
 
+    def _advance(self) -> None:
+        if self._plan.deadline is not None and self._plan.seconds is not None:
+            self._rule.advance(self._plan.seconds - (self._plan.deadline - self._clock()))
+
     def _started(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)
+        self._rule.started(trial.number)
         for listener in self._listeners:
             listener.trial_started(trial)
         return trial
@@ -411,10 +421,13 @@ class Coordinator:
         return verdict
 
     def _observation(self, trial: TrialRecord, epoch: int) -> Observation:
+        loss = _at(trial, "val_loss", epoch)
         return Observation(
             number=trial.number,
             epoch=epoch,
             value=trial.curve[epoch - 1],
+            tie=loss if math.isfinite(loss) else math.inf,
+            seconds=_at(trial, "epoch_seconds", epoch, default=0.0),
             group=self._plan.group(trial),
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
@@ -483,3 +496,9 @@ class Coordinator:
             self._record.forget_checkpoint(loser)
         self._kept = kept
         return survives
+
+
+def _at(trial: TrialRecord, metric: str, epoch: int, *, default: float = math.nan) -> float:
+    series = trial.history.get(metric, ())
+    value = series[epoch - 1] if epoch <= len(series) else default
+    return value if math.isfinite(value) else default

@@ -21,6 +21,7 @@ __all__ = [
     "READS_PRUNED",
     "SamplerTrial",
     "common_epoch",
+    "draws_at_random",
     "make_sampler",
     "told",
 ]
@@ -116,7 +117,17 @@ def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
         attempt: The index of the draw for this trial, counted from 0.
     """
     words = np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)
-    return _SAMPLERS[space.sampler.type](space, int(words[0]))
+    kind = "random" if draws_at_random(space, number) else space.sampler.type
+    return _SAMPLERS[kind](space, int(words[0]))
+
+
+def draws_at_random(space: Space, number: int) -> bool:
+    """Return whether trial ``number`` is drawn at random although the sampler has a model.
+
+    With the scheduler ``auto``, TPE draws every second trial. A model of values at an early rung may be wrong
+    about the last epoch, and the random half does not follow it.
+    """
+    return space.scheduler.type == "auto" and space.sampler.type == "tpe" and number % 2 == 1
 
 
 def _tpe(space: Space, seed: int) -> BaseSampler:

@@ -7,97 +7,20 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from enum import Enum
-from statistics import median
-from typing import Final, Protocol
+from typing import Final
 
 from tune_rescon.spaces import Space
+from tune_rescon.tuning.auto_rule import AutoRule, BudgetPlan
+from tune_rescon.tuning.first_rung import first_rungs
+from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 
 __all__ = [
-    "Decision",
     "MedianRule",
-    "Observation",
-    "StoppingRule",
     "SuccessiveHalving",
-    "Verdict",
     "make_rule",
     "rung_levels",
     "rungs",
 ]
-
-
-class Decision(Enum):
-    """Decision about a trial after an epoch."""
-
-    CONTINUE = "continue"
-    STOP = "stop"
-    """The rule or the end of the budget stops the trial early."""
-    PAUSE = "pause"
-    """The trial waits at its rung for a promotion. Its slot is free in the meantime."""
-    FINISH = "finish"
-    """The trial reached the last epoch."""
-    DIVERGED = "diverged"
-    """The trial's value is not finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """A trial's metric after an epoch."""
-
-    number: int
-    """The trial's number."""
-    epoch: int
-    """The epoch, counted from 1."""
-    value: float
-    group: Hashable = None
-    """Trials of different groups (say, image sizes) are never compared."""
-    cost: float = 0.0
-    """The second objective. Smaller is better. It is equal for all trials if the search has none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """A decision and its basis.
-
-    ``rank`` is the trial's rank, counted from 1, among the ``of`` trials compared at epoch ``rung``. All
-    three are 0 if no trials were compared.
-    """
-
-    decision: Decision
-    rung: int = 0
-    rank: int = 0
-    of: int = 0
-
-
-class StoppingRule(Protocol):
-    """Judges every epoch of every trial, in the order in which the epochs end.
-
-    A rule is deterministic and does not read a clock. It receives the observations of one trial in the order
-    of the trial's epochs, each exactly once. A resumed search first passes all recorded observations to its
-    new rule (:meth:`replay`), with the trials in any order, before it calls any other method.
-    """
-
-    def judge(self, seen: Observation) -> Verdict:
-        """Record an epoch and return the decision about its trial."""
-
-    def replay(self, seen: Observation) -> None:
-        """Record an epoch that was judged in an earlier run."""
-
-    def wait(self, number: int) -> bool:
-        """Pause a recalled trial again. Return False if this rule has no rung for the trial."""
-
-    def promote(self, *, anyone: bool = False) -> int | None:
-        """Return one waiting trial that may continue, and remove it from the waiting trials.
-
-        With ``anyone``, return the most promising waiting trial even if no trial may continue. Return None if
-        no trial can be promoted.
-        """
-
-    def ended(self, number: int) -> None:
-        """Note that a trial has ended, whatever its last verdict was. It no longer waits."""
-
-    def waiting(self) -> tuple[int, ...]:
-        """Return the numbers of the paused trials in ascending order."""
 
 
 def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
@@ -147,6 +70,14 @@ class SuccessiveHalving:
     _rungs: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
     _place: dict[int, _Rung] = field(default_factory=dict)
 
+    def advance(self, elapsed: float) -> None:
+        """Do nothing, because this rule does not plan a budget."""
+        del elapsed
+
+    def started(self, number: int) -> None:
+        """Do nothing, because this rule needs only the values."""
+        del number
+
     def judge(self, seen: Observation) -> Verdict:
         """Record the value if its epoch is a rung, and return the decision about its trial."""
         if not math.isfinite(seen.value):
@@ -171,7 +102,7 @@ class SuccessiveHalving:
         """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""
         if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
             rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung())
-            rung.add(seen.number, -seen.value if self.maximize else seen.value, seen.cost)
+            rung.add(seen, -seen.value if self.maximize else seen.value)
             self._place[seen.number] = rung
 
     def wait(self, number: int) -> bool:
@@ -194,6 +125,10 @@ class SuccessiveHalving:
                 rung.waiting.remove(best)
                 return best
         return None
+
+    def may_start(self) -> bool:
+        """Return True, because a new trial may always start."""
+        return True
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay in the rungs, but it can no longer be promoted."""
@@ -224,25 +159,31 @@ class _Rung:
 
     def __init__(self) -> None:
         self._points: dict[int, tuple[float, float]] = {}
-        self._losses: list[float] = []
+        self._places: dict[int, tuple[float, float, int]] = {}
+        self._order: list[tuple[float, float, int]] = []
         self._costs_differ = False
         self.waiting: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._points)
 
-    def add(self, number: int, loss: float, cost: float) -> None:
-        self._costs_differ |= any(cost != other for _, other in list(self._points.values())[:1])
-        self._points[number] = (loss, cost)
-        insort(self._losses, loss)
+    def add(self, seen: Observation, loss: float) -> None:
+        self._costs_differ |= any(seen.cost != other for _, other in list(self._points.values())[:1])
+        self._points[seen.number] = (loss, seen.cost)
+        self._places[seen.number] = (loss, seen.tie, seen.number)
+        insort(self._order, self._places[seen.number])
 
     def rank(self, number: int) -> int:
-        """Return the rank of a trial. The best trial has rank 1, and equal trials share their rank."""
-        loss, cost = self._points[number]
+        """Return the rank of a trial. The best trial has rank 1.
+
+        Of equal trials, the one with the smaller validation loss ranks higher, and then the older one. With a
+        second objective, trials that do not dominate each other share their rank.
+        """
         if not self._costs_differ:
             # Use a binary search: a rung may contain thousands of values, and is queried whenever a slot is
             # free.
-            return 1 + bisect_left(self._losses, loss)
+            return 1 + bisect_left(self._order, self._places[number])
+        loss, cost = self._points[number]
         return 1 + sum(
             other != (loss, cost) and other[0] <= loss and other[1] <= cost for other in self._points.values()
         )
@@ -251,7 +192,7 @@ class _Rung:
         """Return the waiting trial with the lowest rank, and the oldest of equal trials."""
         if self._costs_differ:
             return min(self.waiting, key=lambda number: (self.rank(number), number), default=None)
-        return min(self.waiting, key=lambda number: (self._points[number][0], number), default=None)
+        return min(self.waiting, key=lambda number: self._places[number], default=None)
 
 
 #: Number of other trials that must have reached the same epoch before a trial may be stopped.
@@ -269,12 +210,23 @@ class MedianRule:
     maximize: bool
     _sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     _best: dict[int, float] = field(default_factory=lambda: defaultdict(lambda: -math.inf))
-    _averages: dict[tuple[int, Hashable], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _averages: dict[tuple[int, Hashable], list[tuple[float, float, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def advance(self, elapsed: float) -> None:
+        """Do nothing, because this rule does not plan a budget."""
+        del elapsed
+
+    def started(self, number: int) -> None:
+        """Do nothing, because this rule needs only the values."""
+        del number
 
     def judge(self, seen: Observation) -> Verdict:
         """Compare the trial with the others that have reached its epoch, and record the trial's value.
 
-        A trial is stopped if its best value so far is worse than the median of the others' running averages.
+        A trial is stopped if its best value so far is in the lower half, compared with the running averages
+        of the others.
         """
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
@@ -284,11 +236,11 @@ class MedianRule:
             return Verdict(decision=Decision.FINISH)
         if seen.epoch < self.first or len(others) < FEWEST_OTHERS:
             return Verdict(decision=Decision.CONTINUE)
-        best = self._best[seen.number]
-        if best >= median(others):
+        best = (self._best[seen.number], -seen.tie, -seen.number)
+        rank, of = 1 + sum(other > best for other in others), len(others) + 1
+        if rank <= (of + 1) // 2:
             return Verdict(decision=Decision.CONTINUE)
-        rank = 1 + sum(other > best for other in others)
-        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=len(others) + 1)
+        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=of)
 
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial."""
@@ -296,7 +248,8 @@ class MedianRule:
             score = seen.value if self.maximize else -seen.value
             self._sums[seen.number] += score
             self._best[seen.number] = max(self._best[seen.number], score)
-            self._averages[seen.epoch, seen.group].append(self._sums[seen.number] / seen.epoch)
+            average = self._sums[seen.number] / seen.epoch
+            self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
 
     def wait(self, number: int) -> bool:
         """Return False, because this rule pauses no trial.
@@ -311,6 +264,10 @@ class MedianRule:
         del anyone
         return None
 
+    def may_start(self) -> bool:
+        """Return True, because a new trial may always start."""
+        return True
+
     def ended(self, number: int) -> None:
         """Do nothing, because no trial waits."""
         del number
@@ -321,17 +278,39 @@ class MedianRule:
 
 
 def rung_levels(space: Space) -> tuple[int, ...]:
-    """Return the rungs of a space, in epochs. Without ASHA, return only the last epoch."""
-    if space.scheduler.type != "asha":
-        return (space.fidelity.max,)
-    return rungs(space.fidelity.min, space.fidelity.max, space.scheduler.reduction_factor)
+    """Return the rungs of a space, in epochs. The last one is the last epoch.
+
+    The rule ``auto`` chooses its rungs while the search runs. For it, these are the epochs among which it
+    chooses the first rung.
+    """
+    low, high = space.fidelity.min, space.fidelity.max
+    if space.scheduler.type == "asha":
+        return rungs(low, high, space.scheduler.reduction_factor)
+    if space.scheduler.type == "auto":
+        return tuple(sorted({*first_rungs(low, high), high}))
+    return (high,)
 
 
-def make_rule(space: Space) -> StoppingRule:
-    """Return a stopping rule for a search of ``space`` that has not seen any value yet."""
+def make_rule(space: Space, *, slots: int = 1) -> StoppingRule:
+    """Return a stopping rule for a search of ``space`` that has not seen any value yet.
+
+    Args:
+        space: The space.
+        slots: Number of trials that run at once.
+    """
     maximize = space.metric.mode == "max"
+    low, last = space.fidelity.min, space.fidelity.max
     if space.scheduler.type == "median":
-        return MedianRule(first=space.fidelity.min, last=space.fidelity.max, maximize=maximize)
+        return MedianRule(first=low, last=last, maximize=maximize)
+    if space.scheduler.type == "auto":
+        hours = space.budget.hours
+        plan = BudgetPlan(
+            trials=space.budget.trials,
+            epochs=space.budget.epochs,
+            seconds=None if hours is None else hours * 3600,
+            slots=slots,
+        )
+        return AutoRule(low=low, last=last, maximize=maximize, budget=plan)
     return SuccessiveHalving(
         levels=rung_levels(space),
         reduction_factor=space.scheduler.reduction_factor,

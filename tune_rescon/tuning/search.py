@@ -258,7 +258,7 @@ class _Search:
         self._coordinator = Coordinator(
             self._plan,
             self._record,
-            make_rule(space),
+            make_rule(space, slots=_slots(space, ray)),
             SearchSampler(
                 space,
                 rows=_rows(space),
@@ -463,6 +463,7 @@ def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPl
     return SearchPlan(
         total=space.budget.trials,
         deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
+        seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else KEEP_BEST,

@@ -28,7 +28,7 @@ from tune_rescon.tuning.callbacks import SearchListener
 from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, claimed, trial_folder
 from tune_rescon.tuning.lease import LeaseStore
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.schedulers import Verdict
+from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

@@ -28,7 +28,7 @@ from tune_rescon.config import MetricAt, TrialState
 from tune_rescon.errors import StorageError, format_error, presentable
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
-from tune_rescon.tuning.schedulers import Decision, Verdict
+from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, by_epoch
 

@@ -13,7 +13,7 @@ import numpy as np
 from tune_rescon.config import MetricAt, TrialConfig, TrialState, watched_metric
 from tune_rescon.errors import ConfigError
 from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
-from tune_rescon.tuning.schedulers import Decision
+from tune_rescon.tuning.stopping_rule import Decision
 
 __all__ = [
     "TrialOrigin",

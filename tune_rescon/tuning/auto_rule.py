@@ -1,0 +1,496 @@
+"""The rule of ``scheduler: {type: auto}``: it divides the budget between new trials and the best paused ones.
+
+Every trial is paused at its rung. Each time a slot is free, the rule gives it to the stage that is furthest
+behind its share of the budget: screening (a new trial to the first rung), a middle stage, or the final stage
+(the best paused trial to the last epoch). A share does not depend on how many trials are better, so the best
+trials are always finished. The first rung is chosen from the search's own values
+(:mod:`tune_rescon.tuning.first_rung`). Costs are seconds if the budget is in hours, and epochs otherwise.
+
+All state follows from the recorded values, the numbers of the trials, and the time that is used. A resumed
+search therefore decides as one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune_rescon.tuning.first_rung import Agreement, choose_first_rung, first_rungs
+from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
+
+__all__ = [
+    "AutoRule",
+    "BudgetPlan",
+    "stage_shares",
+]
+
+#: Share of the budget that is spent on new trials, and the share of the rest that the middle stages get.
+SCREENING: Final = 0.45
+MIDDLE: Final = 0.3
+#: No final stage begins before this share of the budget is used.
+FINAL_DELAY: Final = 0.05
+#: Ratio of neighbouring rungs.
+RUNG_RATIO: Final = 6
+#: The first trials reach the latest candidate for the first rung without being judged. They may use this
+#: share of the budget.
+PILOTS: Final = 6
+PILOT_SHARE: Final = 0.05
+PILOT_SHARE_OF_HOURS: Final = 0.08
+#: After them, every so many-th trial is such a probe, as long as the probes use at most this share.
+PROBE_EVERY: Final = 6
+PROBE_SHARE: Final = 0.03
+#: A trial is promoted from the first rung only if it is among the best of so many there.
+GUARD: Final = 4
+#: Number of values at the first rung before a trial is promoted.
+FEWEST_VALUES: Final = 6
+#: No new trial begins when less is left than this: in full trainings for a budget of epochs, and in mean
+#: durations of the way to the second rung for a budget of hours.
+CLOSING: Final = 3.0
+#: A trial is promoted only if the time left is enough for this share of the way to its next rung.
+FITTING: Final = 0.2
+#: With a budget of trials, at least so many trials are trained to the end.
+FEWEST_FINISHED: Final = 3
+#: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
+#: how late the latest candidate for the first rung may be.
+EPOCHS_PER_TRIAL: Final = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlan:
+    """The budget of a search as the rule plans it."""
+
+    trials: int
+    """Largest number of trials that are started."""
+    epochs: int | None = None
+    """Largest number of epochs of all trials together; None for no limit."""
+    seconds: float | None = None
+    """The wall time of the search in seconds; None for no limit."""
+    slots: int = 1
+    """Number of trials that run at once."""
+
+
+def stage_shares(stages: int) -> tuple[float, ...]:
+    """Return the share of the budget of each stage: screening, the middle stages and the final stage.
+
+    >>> [round(share, 3) for share in stage_shares(3)]
+    [0.45, 0.165, 0.385]
+    >>> stage_shares(1)
+    (1.0,)
+    """
+    if stages == 1:
+        return (1.0,)
+    rest, middle = 1 - SCREENING, stages - 2
+    between = rest * MIDDLE / middle if middle else 0.0
+    return (SCREENING, *[between] * middle, rest - between * middle)
+
+
+_RUNNING, _WAITING, _ENDED, _DEAD, _UNKNOWN = range(5)
+
+
+@dataclass(kw_only=True)
+class AutoRule:
+    """Divides a budget between screening and finishing. It is a :class:`.StoppingRule`."""
+
+    low: int
+    """The earliest first rung (``fidelity.min``), in epochs."""
+    last: int
+    """The epoch at which a trial is finished (``fidelity.max``)."""
+    maximize: bool
+    budget: BudgetPlan
+    _elapsed: float = 0.0
+    _table: _TrialTable = field(init=False)
+    _levels: NDArray[np.int64] = field(init=False)
+    _latest: int | None = None
+    _agreement: Agreement | None = None
+
+    def __post_init__(self) -> None:
+        """Create the empty table of trials."""
+        self._table = _TrialTable(self.last)
+        self._set_first(self.low)
+
+    def advance(self, elapsed: float) -> None:
+        """Set the seconds of the budget that are used. Call this before a decision, with a growing value."""
+        self._elapsed = elapsed
+
+    def started(self, number: int) -> None:
+        """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
+        self._table.set_state(number, _RUNNING)
+
+    def judge(self, seen: Observation) -> Verdict:
+        """Record the value, and return whether the trial continues."""
+        if not math.isfinite(seen.value):
+            self._record(seen)
+            return Verdict(decision=Decision.DIVERGED)
+        self._record(seen)
+        if seen.epoch >= self.last:
+            self._table.set_state(seen.number, _ENDED)
+            return Verdict(decision=Decision.FINISH)
+        if self._is_unjudged(seen.number) and seen.epoch < (self._latest or self.last):
+            return Verdict(decision=Decision.CONTINUE)
+        if seen.epoch not in self._levels and seen.epoch != self._latest:
+            return Verdict(decision=Decision.CONTINUE)
+        self._table.set_state(seen.number, _WAITING)
+        rank, of = self._table.rank(seen.number, seen.epoch)
+        if self._choose() == seen.number:
+            self._table.set_state(seen.number, _RUNNING)
+            return Verdict(decision=Decision.CONTINUE, rung=seen.epoch, rank=rank, of=of)
+        return Verdict(decision=Decision.PAUSE, rung=seen.epoch, rank=rank, of=of)
+
+    def replay(self, seen: Observation) -> None:
+        """Record a value without judging the trial."""
+        self._record(seen)
+        if math.isfinite(seen.value):
+            self._table.set_state(seen.number, _ENDED if seen.epoch >= self.last else _UNKNOWN)
+
+    def wait(self, number: int) -> bool:
+        """Pause a recalled trial again."""
+        if not self._table.knows(number):
+            return False
+        self._table.set_state(number, _WAITING)
+        return True
+
+    def promote(self, *, anyone: bool = False) -> int | None:
+        """Return the paused trial that is to continue. None if a new trial is to start, or nothing."""
+        choice = self._deepest() if anyone else self._choose()
+        return None if choice is None or choice == _NEW else choice
+
+    def may_start(self) -> bool:
+        """Return whether a free slot is to get a new trial."""
+        return self._choose() == _NEW
+
+    def ended(self, number: int) -> None:
+        """Note that a trial has ended. Its values stay, but it can no longer be promoted."""
+        if self._table.state(number) != _DEAD:
+            self._table.set_state(number, _ENDED)
+
+    def waiting(self) -> tuple[int, ...]:
+        """Return the numbers of the paused trials in ascending order."""
+        return tuple(int(number) for number in np.flatnonzero(self._table.states == _WAITING))
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The rungs that are in force, in epochs."""
+        return tuple(map(int, self._levels))
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """The evidence for the first rung. None as long as the first trials have not shown any."""
+        return self._agreement
+
+    # The first rung.
+
+    def _record(self, seen: Observation) -> None:
+        self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None)
+        if self._latest is None:
+            self._find_latest()
+        if self._latest is not None and self._is_unjudged(seen.number):
+            self._choose_first()
+
+    def _find_latest(self) -> None:
+        """Choose the epoch to which the first trials run unjudged, as soon as each has an epoch."""
+        table, pilots = self._table, self._pilots
+        if not all(table.epochs_of(n) >= 1 or table.state(n) == _DEAD for n in range(pilots)):
+            return
+        share = PILOT_SHARE if self.budget.seconds is None else PILOT_SHARE_OF_HOURS
+        limit = share * self._planned_epochs / pilots
+        self._latest = max((c for c in first_rungs(self.low, self.last) if c <= limit), default=self.low)
+        self._set_first(self._latest)
+
+    def _choose_first(self) -> None:
+        """Choose the first rung again, if all of the first trials have reached the latest candidate."""
+        table, latest = self._table, self._latest
+        assert latest is not None
+        if latest == self.low or any(
+            table.epochs_of(n) < latest and table.state(n) != _DEAD for n in range(self._pilots)
+        ):
+            return
+        curves = [
+            table.curve(n, latest)
+            for n in range(len(table))
+            if self._is_unjudged(n) and (table.epochs_of(n) >= latest or table.state(n) == _DEAD)
+        ]
+        candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
+        self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
+        if self._agreement.first != self._levels[0]:
+            self._set_first(self._agreement.first)
+
+    def _set_first(self, first: int) -> None:
+        """Set the rungs: equal ratios of at most :data:`RUNG_RATIO` from the first rung to the last epoch."""
+        steps = max(1, math.ceil(math.log(self.last / first) / math.log(RUNG_RATIO) - 1e-9))
+        levels = {round(first * (self.last / first) ** (step / steps)) for step in range(steps)}
+        self._levels = np.array(sorted(levels | {self.last}))
+
+    @property
+    def _pilots(self) -> int:
+        return max(1, min(PILOTS, self.budget.trials // 2))
+
+    def _is_unjudged(self, number: int) -> bool:
+        """Return whether a trial reaches the latest candidate without being judged.
+
+        This depends on the number alone, so that it can be told after a resume.
+        """
+        if number < self._pilots:
+            return True
+        if self._latest is None or self._latest == self.low:
+            return False
+        index, remainder = divmod(number - self._pilots, PROBE_EVERY)
+        return remainder == PROBE_EVERY - 1 and index < PROBE_SHARE * self._planned_epochs / self._latest
+
+    # The budget.
+
+    @property
+    def _planned_epochs(self) -> float:
+        """The budget in epochs, at the mean duration of an epoch so far."""
+        if self.budget.seconds is not None:
+            return self.budget.seconds * self.budget.slots / self._table.mean_cost
+        if self.budget.epochs is not None:
+            return float(self.budget.epochs)
+        return self.budget.trials * self.last * EPOCHS_PER_TRIAL
+
+    def _left(self) -> float:
+        """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
+        if self.budget.seconds is not None:
+            return self.budget.seconds - self._elapsed
+        return self._total() - self._table.epochs_used - self._committed()
+
+    def _total(self) -> float:
+        """Return the budget in epochs. With a budget of trials, it follows from the first rung."""
+        if self.budget.epochs is not None:
+            return float(self.budget.epochs)
+        first = float(self._levels[0])
+        screening = self.budget.trials * first
+        finals = FEWEST_FINISHED * (self.last - first)
+        return screening + max(screening * (1 - SCREENING) / SCREENING, finals)
+
+    def _used_share(self, left: float) -> float:
+        total = self.budget.seconds if self.budget.seconds is not None else self._total()
+        return min(max(1 - left / total, 0.0), 1.0)
+
+    def _committed(self) -> float:
+        table = self._table
+        running = table.states == _RUNNING
+        return float((self._goals()[running] - table.epochs[running]).sum())
+
+    def _goals(self) -> NDArray[np.float64]:
+        """Return the next rung of each trial, in epochs."""
+        table = self._table
+        goals: NDArray[np.float64] = self._levels[np.minimum(self._rungs(), len(self._levels) - 1)].astype(
+            float
+        )
+        if self._latest is not None:
+            unjudged = self._unjudged() & (table.epochs < self._latest)
+            goals[unjudged] = self._latest
+        return np.maximum(goals, table.epochs)
+
+    def _rungs(self) -> NDArray[np.int64]:
+        """Return for each trial the number of rungs that it has reached."""
+        return np.searchsorted(self._levels, self._table.epochs, side="right")
+
+    def _unjudged(self) -> NDArray[np.bool_]:
+        return np.array([self._is_unjudged(n) for n in range(len(self._table))], bool)
+
+    # The choice for a free slot.
+
+    def _choose(self) -> int | None:
+        """Return a paused trial, :data:`_NEW` for a new trial, or None for nothing."""
+        can_start = len(self._table) < self.budget.trials
+        if len(self._table) < self._pilots or self._latest is None:
+            return _NEW if can_start else None
+        left = self._left()
+        if left <= 0 and (self.budget.seconds is not None or self.budget.epochs is not None):
+            return None
+        best = dict(self._best_waiting(left))
+        closing = self._is_closing(left)
+        used = self._used_share(left)
+        loads, shares = self._loads(), list(stage_shares(len(self._levels)))
+        shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
+        for stage in sorted(
+            (stage for stage, share in enumerate(shares) if share > 0),
+            key=lambda stage: loads[stage] / shares[stage],
+        ):
+            if stage == 0:
+                if 0 in best:
+                    return best[0]
+                if can_start and not (closing and best):
+                    return _NEW
+            elif stage in best and self._table.count(int(self._levels[0])) >= FEWEST_VALUES:
+                return best[stage]
+        return self._when_closing(best, loads, can_start=can_start)
+
+    def _when_closing(self, best: dict[int, int], loads: list[float], *, can_start: bool) -> int | None:
+        """Return the choice when no stage is behind its share: the best of the deepest paused trials."""
+        limited = self.budget.seconds is not None or self.budget.epochs is not None
+        if best and (limited or sum(loads) < self._total()):
+            return best[max(best)]
+        if self.budget.seconds is not None:
+            deepest = self._deepest()
+            return deepest if deepest is not None else _NEW if can_start else None
+        return None
+
+    def _best_waiting(self, left: float) -> Iterator[tuple[int, int]]:
+        """Yield for each stage the best paused trial that it could continue."""
+        table, rungs = self._table, self._rungs()
+        first = int(self._levels[0])
+        bar = table.bar(first, GUARD)
+        for stage in range(len(self._levels)):
+            waiting = np.flatnonzero((table.states == _WAITING) & (rungs == stage))
+            if stage == 0:
+                if len(waiting):
+                    yield 0, int(waiting[np.argmax(table.epochs[waiting])])
+                continue
+            waiting = waiting[table.values[waiting, first] >= bar]
+            if self.budget.seconds is not None:
+                way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
+                waiting = waiting[way * FITTING <= left]
+            if len(waiting):
+                yield stage, table.best(waiting, int(self._levels[stage - 1]))
+
+    def _deepest(self) -> int | None:
+        """Return the best of the paused trials that are furthest, or None if no trial waits."""
+        table, rungs = self._table, self._rungs()
+        waiting = np.flatnonzero(table.states == _WAITING)
+        if not len(waiting):
+            return None
+        deepest = int(rungs[waiting].max())
+        furthest = waiting[rungs[waiting] == deepest]
+        epoch = int(self._levels[deepest - 1]) if deepest else int(table.epochs[furthest].min())
+        return table.best(furthest, epoch)
+
+    def _is_closing(self, left: float) -> bool:
+        if self.budget.seconds is not None:
+            second = float(self._levels[min(1, len(self._levels) - 1)])
+            return left < CLOSING * second * self._table.mean_cost
+        return self.budget.epochs is not None and left < CLOSING * self.last
+
+    def _loads(self) -> list[float]:
+        """Return the cost of each stage, including what its running trials are going to use.
+
+        What trials did unjudged above the first rung counts for no stage. Otherwise the first trials, which
+        are the only ones at the higher rungs, would count as the finals.
+        """
+        table = self._table
+        running = table.states == _RUNNING
+        ends = np.where(running, self._goals(), table.epochs)
+        costs = table.costs(np.arange(len(table)))
+        first = float(self._levels[0])
+        unjudged = self._unjudged()
+        begins = np.where(unjudged, max(float(self._latest or 0), first), 0.0)
+        loads = [float(first * costs[unjudged].sum())]
+        for stage, level in enumerate(self._levels):
+            spent = float((np.clip(np.minimum(ends, level) - begins, 0, None) * costs).sum())
+            loads = [loads[0] + spent] if stage == 0 else [*loads, spent]
+            begins = np.maximum(begins, level)
+        return loads
+
+
+#: The choice of a new trial. No trial has this number.
+_NEW: Final = -1
+
+
+class _TrialTable:
+    """The values, epochs, costs and states of all trials, by number."""
+
+    def __init__(self, last: int) -> None:
+        self._size = 0
+        self._values = np.full((64, last + 1), np.nan)
+        self._ties = np.full((64, last + 1), np.inf)
+        self._epochs = np.zeros(64)
+        self._seconds = np.zeros(64)
+        self._states = np.full(64, _ENDED)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, seen: Observation, *, maximize: bool, timed: bool) -> None:
+        """Record a value. A value that is not finite ends the trial."""
+        self._grow(seen.number)
+        number = seen.number
+        self._epochs[number] = max(self._epochs[number], seen.epoch)
+        self._seconds[number] += seen.seconds if timed else 1.0
+        if not math.isfinite(seen.value):
+            self._states[number] = _DEAD
+            return
+        self._values[number, seen.epoch] = seen.value if maximize else -seen.value
+        self._ties[number, seen.epoch] = seen.tie
+
+    def _grow(self, number: int) -> None:
+        while number >= len(self._epochs):
+            more = len(self._epochs)
+            self._values = np.pad(self._values, ((0, more), (0, 0)), constant_values=np.nan)
+            self._ties = np.pad(self._ties, ((0, more), (0, 0)), constant_values=np.inf)
+            self._epochs = np.pad(self._epochs, (0, more))
+            self._seconds = np.pad(self._seconds, (0, more))
+            self._states = np.pad(self._states, (0, more), constant_values=_ENDED)
+        self._size = max(self._size, number + 1)
+
+    def set_state(self, number: int, state: int) -> None:
+        self._grow(number)
+        self._states[number] = state
+
+    def state(self, number: int) -> int:
+        return int(self._states[number]) if number < self._size else _UNKNOWN
+
+    def knows(self, number: int) -> bool:
+        return number < self._size and self._epochs[number] >= 1
+
+    def epochs_of(self, number: int) -> int:
+        return int(self._epochs[number]) if number < self._size else 0
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        return self._values[: self._size]
+
+    @property
+    def epochs(self) -> NDArray[np.float64]:
+        return self._epochs[: self._size]
+
+    @property
+    def states(self) -> NDArray[np.int64]:
+        return self._states[: self._size]
+
+    @property
+    def epochs_used(self) -> float:
+        return float(self.epochs.sum())
+
+    @property
+    def mean_cost(self) -> float:
+        """The mean over the trials of the cost of an epoch. 1 as long as there is none."""
+        known = self.epochs >= 1
+        return float((self._seconds[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
+
+    def costs(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the mean cost of an epoch of each trial; of a trial without an epoch, the mean of all."""
+        epochs = self._epochs[numbers]
+        return np.where(epochs >= 1, self._seconds[numbers] / np.maximum(epochs, 1), self.mean_cost)
+
+    def curve(self, number: int, epochs: int) -> list[float]:
+        """Return the first values of a trial. A trial that diverged has -inf from then on."""
+        return [float(v) if math.isfinite(v) else -math.inf for v in self._values[number, 1 : epochs + 1]]
+
+    def count(self, epoch: int) -> int:
+        """Return the number of values at an epoch."""
+        return int(np.isfinite(self.values[:, epoch]).sum())
+
+    def bar(self, epoch: int, among: int) -> float:
+        """Return the value that one in ``among`` trials has reached at an epoch; -inf without values."""
+        values = np.sort(self.values[np.isfinite(self.values[:, epoch]), epoch])[::-1]
+        return float(values[max(0, len(values) // among - 1)]) if len(values) else -math.inf
+
+    def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
+        """Return the trial with the best value at an epoch; of equal ones by the loss, then the oldest."""
+        order = np.lexsort((numbers, self._ties[numbers, epoch], -self._values[numbers, epoch]))
+        return int(numbers[order[0]])
+
+    def rank(self, number: int, epoch: int) -> tuple[int, int]:
+        """Return the rank of a trial at an epoch, counted from 1, and the number of trials compared."""
+        values, ties = self.values[:, epoch], self._ties[: self._size, epoch]
+        value, tie = values[number], ties[number]
+        equal = values == value
+        older = np.arange(self._size) < number
+        ahead = (values > value) | (equal & (ties < tie)) | (equal & (ties == tie) & older)
+        return 1 + int(ahead.sum()), int(np.isfinite(values).sum())

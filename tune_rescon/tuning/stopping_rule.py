@@ -1,0 +1,107 @@
+"""The interface of a stopping rule: what it is told, and what it decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+__all__ = [
+    "Decision",
+    "Observation",
+    "StoppingRule",
+    "Verdict",
+]
+
+
+class Decision(Enum):
+    """Decision about a trial after an epoch."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    """The rule or the end of the budget stops the trial early."""
+    PAUSE = "pause"
+    """The trial waits at its rung for a promotion. Its slot is free in the meantime."""
+    FINISH = "finish"
+    """The trial reached the last epoch."""
+    DIVERGED = "diverged"
+    """The trial's value is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A trial's metric after an epoch."""
+
+    number: int
+    """The trial's number."""
+    epoch: int
+    """The epoch, counted from 1."""
+    value: float
+    group: Hashable = None
+    """Trials of different groups (say, image sizes) are never compared."""
+    cost: float = 0.0
+    """The second objective. Smaller is better. It is equal for all trials if the search has none."""
+    tie: float = math.inf
+    """Orders trials of equal value: the validation loss, or inf if it is not known. Smaller is better."""
+    seconds: float = 0.0
+    """Duration of the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A decision and its basis.
+
+    ``rank`` is the trial's rank, counted from 1, among the ``of`` trials compared at epoch ``rung``. All
+    three are 0 if no trials were compared.
+    """
+
+    decision: Decision
+    rung: int = 0
+    rank: int = 0
+    of: int = 0
+
+
+class StoppingRule(Protocol):
+    """Judges every epoch of every trial, in the order in which the epochs end.
+
+    A rule is deterministic and does not read a clock. It receives the observations of one trial in the order
+    of the trial's epochs, each exactly once. A resumed search first passes all recorded observations to its
+    new rule (:meth:`replay`), with the trials in any order, before it calls any other method.
+
+    Of trials with equal values, the one with the smaller loss ranks higher, and then the one with the lower
+    number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
+    together.
+    """
+
+    def advance(self, elapsed: float) -> None:
+        """Set the seconds of a budget in hours that are used. Called before each decision."""
+
+    def started(self, number: int) -> None:
+        """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
+
+    def judge(self, seen: Observation) -> Verdict:
+        """Record an epoch and return the decision about its trial."""
+
+    def replay(self, seen: Observation) -> None:
+        """Record an epoch that was judged in an earlier run."""
+
+    def wait(self, number: int) -> bool:
+        """Pause a recalled trial again. Return False if this rule has no rung for the trial."""
+
+    def promote(self, *, anyone: bool = False) -> int | None:
+        """Return one waiting trial that may continue, and remove it from the waiting trials.
+
+        With ``anyone``, return the most promising waiting trial even if no trial may continue. Return None if
+        no trial can be promoted.
+        """
+
+    def may_start(self) -> bool:
+        """Return whether a free slot may get a new trial, if :meth:`promote` has returned None."""
+
+    def ended(self, number: int) -> None:
+        """Note that a trial has ended, whatever its last verdict was. It no longer waits."""
+
+    def waiting(self) -> tuple[int, ...]:
+        """Return the numbers of the paused trials in ascending order."""
