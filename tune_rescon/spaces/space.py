@@ -94,6 +94,7 @@ class Space(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """The search's name unless it is given another: letters, digits, ``.``, ``_``, ``-``."""
     description: str = ""
+    """What the search is for, in a sentence."""
     dataset: Annotated[
         DatasetConfig,
         PlainValidator(read_dataset),
