@@ -15,6 +15,7 @@ import click
 
 from tune_rescon import __version__
 from tune_rescon.command import run_command
+from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
 
 __all__ = ["main"]
 
@@ -51,6 +52,8 @@ _COMPLETION: Final = "_TUNE_RESCON_COMPLETE"
 class _Commands(click.Group):
     """The commands, each imported when it is looked up."""
 
+    command_class = OptionsCommand
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in order."""
         del ctx
@@ -71,9 +74,7 @@ class _Commands(click.Group):
             formatter.write_dl(list((COMMANDS | own).items()))
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Commands, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name=_PROGRAM)
 def tune_rescon() -> None:
     """Search for the Residual Attention Network that classifies your images best within a budget.
