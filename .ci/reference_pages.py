@@ -88,7 +88,7 @@ def _fields(kind: type) -> Iterator[str]:
 def _sections() -> Iterator[str]:
     schema = editor_schema()
     definitions = schema["$defs"]
-    plain = {name: field for name, field in schema["properties"].items() if "$ref" not in field}
+    plain = {name: field for name, field in schema["properties"].items() if not _definition(field)}
     yield "## At the top\n"
     yield from _head()
     for name in Space.keys():  # noqa: SIM118 - a method of the model
@@ -100,7 +100,8 @@ def _sections() -> Iterator[str]:
         if name not in ELSEWHERE and not kind:
             continue
         yield f"\n## `{name}`\n"
-        yield _one_line(ELSEWHERE.get(name) or definitions[kind]["description"], field.get("description", ""))
+        texts = [definitions[kind]["description"]] if kind else []
+        yield _one_line(*texts, field.get("description", ""), ELSEWHERE.get(name, ""))
         if kind:
             yield ""
             yield from _table(definitions[kind])
@@ -111,11 +112,13 @@ def _sections() -> Iterator[str]:
 
 
 def _one_line(*texts: str) -> str:
-    return " ".join(" ".join(text.split()) for text in reversed(texts) if text).replace("``", "`")
+    return " ".join(" ".join(text.split()) for text in texts if text).replace("``", "`")
 
 
 def _definition(field: Mapping[str, Any]) -> str:
-    return str(field.get("$ref", "")).rpartition("/")[2]
+    """Return the name of the section that a field is, or may be; empty if it is a plain value."""
+    of = [one["$ref"] for one in (field, *field.get("anyOf", ())) if "$ref" in one]
+    return str(of[0]).rpartition("/")[2] if of else ""
 
 
 def _table(definition: Mapping[str, Any]) -> Iterator[str]:

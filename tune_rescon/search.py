@@ -136,6 +136,10 @@ def search(
             from tune_rescon.reporting import print_dry_run
 
             print_dry_run(space, console, data_root=data)
+            if address is None:
+                from tune_rescon.tuning import machine_words
+
+                console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
             return 0
         live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(

@@ -233,7 +233,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "budget": Budget.model_validate,
     "fixed": _VALUES.validate_python,
     "initial": _ROWS.validate_python,
-    "resources_per_trial": Resources.model_validate,
+    "resources_per_trial": lambda raw: Resources() if raw == "auto" else Resources.model_validate(raw),
 }
 
 #: The types of parameters, which pydantic inserts into the path of a problem.
@@ -265,8 +265,11 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Spa
         overrides: ``KEY=VALUE`` each, as for ``--set``.
     """
     document = _read(text, source)
+    is_replaced = _replace_auto(document, overrides)
     for override in overrides:
         _override(document, override)
+    if is_replaced:
+        _check_replaced(document)
     return _judged(Space, document, lambda: check_rules(_draft(document.value)))
 
 
@@ -334,6 +337,32 @@ def _override(document: Document, override: str) -> None:
         hint = "An example: --set fidelity.max=27."
         text = format_error("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
         document.complain(Place(0, f"--set {override}"), (), text)
+
+
+_RESOURCES: Final = "resources_per_trial"
+
+
+def _replace_auto(document: Document, overrides: Sequence[str]) -> bool:
+    """Make ``resources_per_trial: auto`` a section if an override sets a key in it; return whether it did."""
+    is_replaced = document.value.get(_RESOURCES) == "auto" and any(
+        override.startswith(f"{_RESOURCES}.") for override in overrides
+    )
+    if is_replaced:
+        document.value[_RESOURCES] = {}
+    return is_replaced
+
+
+def _check_replaced(document: Document) -> None:
+    """Check that a section that replaces ``auto`` has the number of GPUs, of which there are 0 by default."""
+    given = document.value[_RESOURCES]
+    if isinstance(given, dict) and not {"cpu", "gpu"} <= given.keys():
+        path = (_RESOURCES, *given)
+        text = format_error(
+            f"`{_RESOURCES}: auto` must be replaced as a whole",
+            got=", ".join(given),
+            hint=f"Give both: --set {_RESOURCES}.cpu=1 --set {_RESOURCES}.gpu=0.",
+        )
+        document.complain(document.place(path[:2]), (_RESOURCES,), text)
 
 
 def _draft(data: Mapping[str, Any]) -> PartialSpace:

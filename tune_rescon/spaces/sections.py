@@ -24,6 +24,7 @@ from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problem
 
 __all__ = [
     "FROM_LIST",
+    "AutoResources",
     "Budget",
     "Fidelity",
     "Goal",
@@ -349,3 +350,10 @@ class Resources(Section):
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"
             yield Problem(path=("accelerator",), text=format_error(rule, got=shown(self.accelerator)))
+
+
+class AutoResources(Resources):
+    """``resources_per_trial: auto``: the resources are chosen for the machine before the search starts.
+
+    Until then, the values are those of one CPU core.
+    """
