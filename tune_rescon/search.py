@@ -170,12 +170,12 @@ def _load(
     if resume is None:
         if space_name is None:
             raise click.UsageError("Give --space NAME|FILE, or --resume NAME to resume a search.")
-        return load_space(space_name, overrides)
+        return load_space(space_name, overrides, say=print_line)
     if space_name is not None:
         hint = "Leave out --space; --trials and --set can change it."
         rule = "a resumed search keeps its own space"
         raise StorageError(format_error(rule, got=f"--space {space_name}", where="--resume", hint=hint))
-    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
+    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides, say=print_line)
 
 
 def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
