@@ -25,7 +25,13 @@ from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, closing_words, destination
+from tune_rescon.tuning.mlflow_callback import (
+    ParentRun,
+    TrackingListener,
+    closing_words,
+    destination,
+    note_experiment,
+)
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     Prepared,
@@ -145,7 +151,9 @@ def run_search(
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             mlflow_writer(
-                destination(space, store.folder, options.tracking_uri),
+                destination(
+                    space, store.folder, options.tracking_uri, resumed[0] if resumed is not None else None
+                ),
                 say,
                 # On a cluster, worker processes import their libraries on other machines.
                 delay=TRACKING_DELAY if options.address is None else 0.0,
@@ -170,7 +178,11 @@ def run_search(
                     space, words = packed(space, _facts(prepared), measure)
                     say(words)
                     slots = _slots(space, ray)
-                record, before = resumed or (create_record(space, options, store.folder, say), None)
+                if resumed is not None:
+                    record, before = resumed
+                else:
+                    record, before = create_record(space, options, store.folder, say), None
+                    note_experiment(record, space)
                 lease = lease or held.enter_context(_lease(options, store, say))
                 own_study = options.study_url is None
                 identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
