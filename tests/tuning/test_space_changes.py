@@ -24,7 +24,7 @@ from tune_rescon.tuning.resume import (
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.trial import make_origin
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "resume.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
 
 BASE = (
     "initial=[]",
