@@ -196,7 +196,10 @@ def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said() -> None:
     assert space.initial == ()
     (line,) = said
     assert "att92.yaml:" in line
-    assert "this row of `initial` is left out, because it does not fit --set: learning_rate unknown" in line
+    assert (
+        "this row of `initial` is left out, because it does not fit --set: learning_rate is fixed at" in line
+    )
+    assert line.endswith("learning_rate is fixed at 0.05, and the row has 0.1.")
     space = load_space("att92", ["parameters.learning_rate.high=0.05"], say=said.append)
     assert space.initial == ()
     assert "learning_rate must be in [0.001, 0.05], but got 0.1" in said[1]

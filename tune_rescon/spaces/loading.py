@@ -306,20 +306,29 @@ def _drop_rows(document: Document, given: Any, say: Say) -> None:
     rows, now = document.value.get("initial"), _draft(document.value)
     if rows is not given or not now.initial or now.unread or not now.parameters:
         return
-    problems = [next(broken_rows([row], now.parameters), None) for row in now.initial]
-    for index, problem in enumerate(problems):
-        if problem is not None:
-            say(
-                f"{document.place(('initial', index))}: this row of `initial` is left out, because it does"
-                f" not fit --set: {dotted(problem.path[2:])} {problem.text}"
-            )
-    kept = [index for index, problem in enumerate(problems) if problem is None]
+    reasons = [_why_left_out(row, now) for row in now.initial]
+    for index, reason in enumerate(reasons):
+        if reason is not None:
+            place = document.place(("initial", index))
+            say(f"{place}: this row of `initial` is left out, because it does not fit --set: {reason}")
+    kept = [index for index, reason in enumerate(reasons) if reason is None]
     document.value["initial"] = [rows[index] for index in kept]
     places, top = document.places, ("initial",)
     document.places = {path: place for path, place in places.items() if path[:1] != top or path == top}
     for new, old in enumerate(kept):
         row = {path: place for path, place in places.items() if path[:2] == ("initial", old)}
         document.places |= {("initial", new, *path[2:]): place for path, place in row.items()}
+
+
+def _why_left_out(row: Mapping[str, Any], now: PartialSpace) -> str | None:
+    """Return why a row of ``initial`` does not fit the space; None if it fits."""
+    problem = next(broken_rows([row], now.parameters), None)
+    if problem is None:
+        return None
+    name = str(problem.path[-1])
+    if name in now.fixed and name not in now.parameters:
+        return f"{name} is fixed at {shown(now.fixed[name])}, and the row has {shown(row[name])}."
+    return f"{name} {problem.text}"
 
 
 def _draft(data: Mapping[str, Any]) -> PartialSpace:
