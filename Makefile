@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs-lint cluster-test cluster-smoke bench faults gpu-check clean
+.PHONY: demo test test-all check docs docs-lint cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -37,10 +37,14 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(MAKE) docs-lint
 
-# Habits of prose that make a reader stop, and a page that is generated.
+# Habits of prose that make a reader stop, links of the README, and pages that are generated.
 docs-lint: .venv/.installed-dev
 	$(BIN)/python .ci/docs_lint.py
-	$(BIN)/python .ci/hyperparameters.py --check
+	$(BIN)/python .ci/reference_pages.py --check
+
+# The site, in site/. A broken link or anchor fails. Not a part of `check`, which needs no package of mkdocs.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")
@@ -83,4 +87,8 @@ endef
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(call install,tune_rescon and what its tests need,.[dev])
+	@touch .venv/.installed
+
+.venv/.installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	$(call install,tune_rescon and what its documentation needs,.[docs])
 	@touch .venv/.installed

@@ -1,9 +1,10 @@
-"""Find habits of prose that make a reader stop: in docstrings, comments, messages and Markdown.
+"""Find habits of prose that make a reader stop, and links of the Markdown beside docs/ that lead nowhere.
 
     python .ci/docs_lint.py
 
 Prints each place and exits with 1 if there is any. The list holds only what is unambiguous: expressions that
-have a plainer word in every place. Only strings and comments are checked, not code.
+have a plainer word in every place. Only strings and comments are checked, not code. `make docs` checks the
+links within docs/.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ HABITS = {
 PYTHON = ("tune_rescon", "benchmarks")
 MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs")
 
+#: A link to a file: its target, without the anchor.
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line number and text: of each string and comment of a Python file, of each line of another."""
@@ -50,6 +54,14 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         if token.type in (tokenize.STRING, tokenize.COMMENT):
             for offset, line in enumerate(token.string.splitlines()):
                 yield token.start[0] + offset, line
+
+
+def dead_links(path: Path) -> Iterator[str]:
+    """Yield each link of a Markdown file that leads to no file."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for target in LINK.findall(line):
+            if not (path.parent / target).exists():
+                yield f"{path.relative_to(ROOT)}:{number}: no such file: {target}"
 
 
 def main() -> int:
@@ -67,7 +79,9 @@ def main() -> int:
                     print(f"{where}: `{match.group()}`: write: {instead}")
     if found:
         print(f"{found} habits of prose to mend")
-    return 1 if found else 0
+    dead = [line for path in ROOT.glob("*.md") for line in dead_links(path)]
+    print(*dead, sep="\n", end="\n" if dead else "")
+    return 1 if found or dead else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.test_command_options import LOG_FLAGS
 from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
@@ -46,6 +47,7 @@ def flags(command: click.Command) -> dict[str, str]:
     return {
         option.opts[0]: "" if option.is_flag else f"{option.metavar}{'...' if option.multiple else ''}"
         for option in options
+        if option.opts[0] not in LOG_FLAGS
     }
 
 

@@ -9,10 +9,9 @@
     result = tr.read_search(place, "name")      # place: tune_rescon.tuning.Place
     network = tr.build_network("attention56", num_classes=10)
     network, about = tr.load_trained("best.ckpt")
-    for report in tr.train_trial(...):          # one trial, without Ray
-        ...
+    tr.train_trial(config, dataset, epochs=3, seed=0, checkpoint_dir=None, on_epoch=print)    # without Ray
 
-Names are loaded on first use.
+`examples/` has whole programs. Names are loaded on first use.
 """
 
 from __future__ import annotations

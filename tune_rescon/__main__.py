@@ -9,12 +9,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
 
 from tune_rescon import __version__
-from tune_rescon.command import run_command
+from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
+from tune_rescon.errors import StorageError, format_error
 
 __all__ = ["main"]
 
@@ -51,6 +54,8 @@ _COMPLETION: Final = "_TUNE_RESCON_COMPLETE"
 class _Commands(click.Group):
     """The commands, each imported when it is looked up."""
 
+    command_class = OptionsCommand
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in order."""
         del ctx
@@ -71,9 +76,7 @@ class _Commands(click.Group):
             formatter.write_dl(list((COMMANDS | own).items()))
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Commands, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name=_PROGRAM)
 def tune_rescon() -> None:
     """Search for the Residual Attention Network that classifies your images best within a budget.
@@ -102,6 +105,38 @@ def spaces() -> None:
             f"{space.fidelity.min} to {space.fidelity.max}",
         )
     Console().print(table)
+
+
+@tune_rescon.command(groups={"What the file has": ["--from"]})
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--from",
+    "base",
+    default="folder",
+    show_default=True,
+    metavar="SPACE",
+    help="The shipped space that it begins with.",
+)
+def init(name: str, base: str) -> None:
+    """Write NAME.yaml, a space file with a line for every field and its meaning."""
+    from tune_rescon.spaces.template import space_template
+
+    name = name.removesuffix(".yaml")
+    path = Path(f"{name}.yaml")
+    text = space_template(name, base=base)
+    try:
+        # Never overwrites: creating the file fails if it exists.
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        hint = "Choose another NAME, or move the file away."
+        raise StorageError(
+            format_error("must not exist yet", got="a file", where=str(path), hint=hint)
+        ) from None
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(format_error(rule, got=error.strerror or "", where=str(path))) from None
+    print_line(f"Wrote {path}. See what it would search: tune-rescon search --space {path} --dry-run")
 
 
 @tune_rescon.command()

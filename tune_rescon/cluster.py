@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from tune_rescon.command import run_command
+from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
 
 __all__ = ["main"]
 
@@ -28,7 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(cluster, argv, name="tune_rescon.cluster", what="The command")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Subcommand(OptionsCommand):
+    above = ("cluster",)
+
+
+class _Cluster(click.Group):
+    command_class = _Subcommand
+
+
+@click.group(cls=_Cluster, context_settings=HELP_SETTINGS)
 def cluster() -> None:
     """Start a Ray cluster from a cluster.yaml, send it searches, watch it, and end it."""
 
@@ -146,8 +155,9 @@ def down(file: Path) -> int:
 @click.option(
     "--database",
     envvar="TUNE_RESCON_MLFLOW_DATABASE",
+    show_envvar=True,
     metavar="URL",
-    help="MLflow's database, also from TUNE_RESCON_MLFLOW_DATABASE [default: SQLite in the folder].",
+    help="MLflow's database [default: SQLite in the folder].",
 )
 @click.option("--artifacts", metavar="URL", help="Where artifacts are kept [default: the folder].")
 @click.option("--keep", metavar="URL", help="Where the SQLite database is copied to, and fetched from.")

@@ -248,8 +248,8 @@ class DatasetConfig:
     picture, with black borders; ``squash``: use the whole picture, and scale each side separately."""
     train: str | None = _field(None, str, _NONE)
     """``folder`` only: the subfolder that contains the class folders of the training split, or a glob that
-    matches such folders; ``.``: the folder itself. None: find it by the usual names. docs/images.md has the
-    rules."""
+    matches such folders; ``.``: the folder itself. None: find it by the usual names. docs/howto/images.md has
+    the rules."""
     val: str | None = _field(None, str, _NONE)
     """``folder`` only: the same for the validation split."""
     test: str | None = _field(None, str, _NONE)

@@ -12,6 +12,10 @@ from pathlib import Path
 import click
 
 from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    storage_option,
+)
 
 __all__ = ["main"]
 
@@ -21,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(export, argv, name="tune_rescon.export", what="The export")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={"What is written": ["--format", "--output"], "Where the model is": ["--storage"]},
+)
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--format",
@@ -38,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=click.Path(path_type=Path),
     help="The file to write; for tensorflow and timm a folder.",
 )
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
+@storage_option
 def export(model: str, form: str, output: Path, storage: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
     print_line(f"Loading {model}", err=True)

@@ -21,6 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    storage_option,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={
+        "Output": ["--json", "--csv", "--top", "--masks"],
+        "How": ["--batch-size", "--device", "--storage"],
+    },
+)
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
+@storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each picture.")

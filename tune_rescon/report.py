@@ -15,6 +15,11 @@ import click
 from rich.console import Console
 
 from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    storage_option,
+    study_option,
+)
 from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
@@ -34,18 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(report, argv, name="tune_rescon.report", what="The report")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={
+        "What is shown": ["--list", "--compare", "--storage", "--study"],
+        "Form": ["--json", "--markdown", "--csv", "--html"],
+        "MLflow": ["--sync"],
+    },
+)
 @click.argument("name", required=False)
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
-@click.option(
-    "--study",
-    envvar="TUNE_RESCON_STUDY",
-    show_envvar=True,
-    metavar="URL",
-    help="The study's database, if the search was given one.",
-)
+@storage_option
+@study_option("The study's database, if the search was given one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")

@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tune_rescon.command import INTERRUPTED, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    address_option,
+    data_root_option,
+    plain_option,
+    set_option,
+    storage_option,
+    tracking_uri_option,
+)
 from tune_rescon.errors import DataError, format_error
 
 if TYPE_CHECKING:
@@ -37,7 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={
+        "What is trained": ["--all", "--scale", "--data-scale", "--seeds", "--images", "--set"],
+        "Where it runs and is kept": ["--storage", "--tracking-uri", "--data-root", "--address"],
+        "Output": ["--plain"],
+    },
+)
 @click.argument("rows", metavar="[ROW|TABLE]...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every row of every table.")
 @click.option(
@@ -56,20 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--images", metavar="DIR|ZIP", help="The rows' images, train/CLASS/* and test/CLASS/*, if not downloaded."
 )
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
-@click.option(
-    "--tracking-uri",
-    envvar="TUNE_RESCON_TRACKING_URI",
-    show_envvar=True,
-    metavar="URI",
-    help="MLflow [default: SQLite in the storage].",
-)
-@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
-@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spaces.")
-@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+@storage_option
+@tracking_uri_option
+@data_root_option
+@address_option
+@set_option("Change a key of the spaces.")
+@plain_option
 def reproduce(
     rows: tuple[str, ...],
     every: bool,

@@ -17,6 +17,16 @@ from typing import TYPE_CHECKING
 import click
 
 from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    address_option,
+    data_root_option,
+    plain_option,
+    set_option,
+    storage_option,
+    study_option,
+    tracking_uri_option,
+)
 from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
@@ -38,7 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={
+        "The search": ["--space", "--set", "--trials", "--hours", "--concurrent", "--seed"],
+        "Begin or resume": ["--name", "--resume", "--warm-start", "--init-from"],
+        "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
+        "Output": ["--dry-run", "--tensorboard", "--plain"],
+    },
+)
 @click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
 @click.option("--name", metavar="N", help="Name of the search [default: the space's].")
 @click.option("--resume", metavar="N", help="Resume the search of this name.")
@@ -54,26 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
-@click.option(
-    "--study",
-    envvar="TUNE_RESCON_STUDY",
-    show_envvar=True,
-    metavar="URL",
-    help="The study's database [default: SQLite in the storage].",
-)
-@click.option(
-    "--tracking-uri",
-    envvar="TUNE_RESCON_TRACKING_URI",
-    show_envvar=True,
-    metavar="URI",
-    help="MLflow [default: SQLite in the storage].",
-)
-@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
-@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space file.")
+@storage_option
+@study_option("The study's database [default: SQLite in the storage].")
+@tracking_uri_option
+@data_root_option
+@address_option
+@set_option("Change a key of the space file.")
 @click.option("--dry-run", is_flag=True, help="Show what would be searched, and its cost, and stop.")
 @click.option(
     "--tensorboard",
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="Write TensorBoard's files too, to tensorboard/ in the search's folder; of a storage at a URL, to"
     " this machine's copy of it only.",
 )
-@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+@plain_option
 def search(
     space_name: str | None,
     name: str | None,
@@ -132,6 +136,10 @@ def search(
             from tune_rescon.reporting import print_dry_run
 
             print_dry_run(space, console, data_root=data)
+            if address is None:
+                from tune_rescon.tuning import machine_words
+
+                console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
             return 0
         live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(
@@ -162,12 +170,12 @@ def _load(
     if resume is None:
         if space_name is None:
             raise click.UsageError("Give --space NAME|FILE, or --resume NAME to resume a search.")
-        return load_space(space_name, overrides)
+        return load_space(space_name, overrides, say=print_line)
     if space_name is not None:
         hint = "Leave out --space; --trials and --set can change it."
         rule = "a resumed search keeps its own space"
         raise StorageError(format_error(rule, got=f"--space {space_name}", where="--resume", hint=hint))
-    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
+    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides, say=print_line)
 
 
 def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:

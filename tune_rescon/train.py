@@ -20,6 +20,16 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from tune_rescon.command import print_line, run_command
+from tune_rescon.command_options import (
+    OptionsCommand,
+    address_option,
+    data_root_option,
+    plain_option,
+    set_option,
+    storage_option,
+    study_option,
+    tracking_uri_option,
+)
 from tune_rescon.config import DatasetConfig
 from tune_rescon.errors import StorageError, format_error
 
@@ -49,7 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=OptionsCommand,
+    groups={
+        "What is trained": ["--from", "--top", "--preset", "--recipe", "--dataset", "--init-from", "--set"],
+        "How": ["--seeds", "--epochs", "--budget", "--image-size", "--concurrent", "--seed"],
+        "Begin or resume": ["--name", "--resume"],
+        "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
+        "Output": ["--dry-run", "--plain"],
+    },
+)
 @click.option("--from", "source", metavar="NAME", help="The search whose best trials are trained.")
 @click.option(
     "--preset", metavar="NAME", help="A network by name, instead: attention56, cifar_attention92, ..."
@@ -70,30 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--init-from", metavar="FILE", help="Initial weights, as for a search.")
 @click.option("--dataset", default="cifar10", show_default=True, help="With --preset: a name, or a path.")
 @click.option("--recipe", default="modern", show_default=True, help="With --preset: paper, rescon, modern.")
-@click.option(
-    "--storage", metavar="DIR|URL", help="Where searches are kept, also s3://... [default: ./runs]."
-)
-@click.option(
-    "--study",
-    envvar="TUNE_RESCON_STUDY",
-    show_envvar=True,
-    metavar="URL",
-    help="The studies' database [default: SQLite in the storage].",
-)
-@click.option(
-    "--tracking-uri",
-    envvar="TUNE_RESCON_TRACKING_URI",
-    show_envvar=True,
-    metavar="URI",
-    help="MLflow [default: SQLite in the storage].",
-)
-@click.option("--data-root", metavar="DIR", help="Where datasets are or are downloaded to [default: ./data].")
-@click.option("--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine].")
+@storage_option
+@study_option("The studies' database [default: SQLite in the storage].")
+@tracking_uri_option
+@data_root_option
+@address_option
 @click.option("--concurrent", type=int, metavar="N", help="Trainings at once at most.")
 @click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Of all the seeds.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the space.")
+@set_option("Change a key of the space.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, and its cost, and stop.")
-@click.option("--plain", is_flag=True, help="One line per event, no colours.")
+@plain_option
 def train(
     source: str | None,
     preset: str | None,
@@ -212,7 +217,7 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     folder = find_search(
         place.storage, name, cache_root=place.cache_root, where="--resume", files=["space.yaml"]
     )
-    space = load_space(str(folder.space_yaml), settings)
+    space = load_space(str(folder.space_yaml), settings, say=None)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
         rule = "must name trainings that `tune_rescon.train` has begun"

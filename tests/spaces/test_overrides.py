@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tune_rescon.spaces import FloatParameter, Space
+from tune_rescon.errors import SpaceError
+from tune_rescon.search import main
+from tune_rescon.spaces import FloatParameter, Space, dump_space, load_space, parse_space
 
 Complaint = Callable[..., list[str]]
 Bent = Callable[..., Space]
@@ -134,3 +136,104 @@ def test_only_a_folder_is_listed(complaint: Complaint) -> None:
     assert told == [
         "--set dataset.ignore: dataset.ignore: only the dataset `folder` has `ignore`, but got '*.gif'."
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("max=27", lambda space: space.fidelity.max == 27),
+        ("hours=2", lambda space: space.budget.hours == 2),
+        ("width=0.5", lambda space: space.fixed["width"] == 0.5),
+        ("split_seed=7", lambda space: space.dataset.split_seed == 7),
+        ("cpu=2", lambda space: space.resources_per_trial.cpu == 2),
+        ("learning_rate.low=0.02", lambda space: space.parameters["learning_rate"].low == 0.02),
+    ],
+)
+def test_a_field_is_named_without_its_section(
+    bent: Bent, setting: str, read: Callable[[Space], bool]
+) -> None:
+    assert read(bent({}, (setting,)))
+
+
+def test_a_value_pins_a_searched_field(bent: Bent) -> None:
+    before = bent({})
+    space = bent({}, ("learning_rate=0.1",))
+    assert space.fixed == {**before.fixed, "learning_rate": 0.1}
+    assert list(space.parameters) == [name for name in before.parameters if name != "learning_rate"]
+
+
+def test_a_section_replaces_a_searched_fields_own(bent: Bent) -> None:
+    space = bent({}, ("learning_rate={type: float, low: 0.05, high: 0.2}",))
+    assert space.parameters["learning_rate"] == FloatParameter(type="float", low=0.05, high=0.2)
+    assert "learning_rate" not in space.fixed
+
+
+def test_a_parameter_below_a_pinned_one_exists_always_or_never() -> None:
+    assert load_space("att92", ["depth=92"], say=None).parameters["drop_path"].when is None
+    assert "drop_path" not in load_space("att92", ["depth=56"]).parameters
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            "type=grid",
+            "--set type: 'type' must be given by its full key, but got sampler.type or scheduler.type.",
+        ),
+        ("depth=57", "--set depth: fixed.depth: "),
+        ("learning_rate=fast", "--set learning_rate: fixed.learning_rate: must be"),
+        ("learnig_rate=0.1", "--set learnig_rate: learnig_rate: unknown key"),
+        ("depth.low=1", "--set depth.low: parameters.depth.low: unknown key 'low'"),
+    ],
+)
+def test_what_a_field_cannot_be_is_told(complaint: Complaint, setting: str, words: str) -> None:
+    assert any(line.startswith(words) for line in complaint({}, (setting,)))
+
+
+def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said() -> None:
+    said: list[str] = []
+    space = load_space("att92", ["learning_rate=0.05"], say=said.append)
+    assert space.initial == ()
+    (line,) = said
+    assert "att92.yaml:" in line
+    assert (
+        "this row of `initial` is left out, because it does not fit --set: learning_rate is fixed at" in line
+    )
+    assert line.endswith("learning_rate is fixed at 0.05, and the row has 0.1.")
+    space = load_space("att92", ["parameters.learning_rate.high=0.05"], say=said.append)
+    assert space.initial == ()
+    assert "learning_rate must be in [0.001, 0.05], but got 0.1" in said[1]
+
+
+def test_a_row_that_has_the_pinned_value_stays() -> None:
+    said: list[str] = []
+    space = load_space("folder", ["path=x", "image_size=64", "depth=56"], say=said.append)
+    assert (space.fixed["image_size"], space.fixed["depth"]) == (64, 56)
+    assert [row["learning_rate"] for row in space.initial] == [0.05]
+    assert said == []
+
+
+def test_other_rows_keep_their_lines() -> None:
+    text = dump_space(load_space("pareto"))
+    said: list[str] = []
+    space = parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"], say=said.append)
+    assert [row["width"] for row in space.initial] == [0.5, 1.0]
+    assert len(said) == 1
+    rows = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("- ")]
+    assert said[0].startswith(f"s.yaml:{rows[0]}: ")
+    with pytest.raises(SpaceError, match=rf"s.yaml:{rows[0]}: initial\[0\]"):
+        parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"])
+
+
+def test_a_row_that_never_fitted_is_refused() -> None:
+    """Overrides excuse only what they break themselves."""
+    text = dump_space(load_space("att92")).replace("learning_rate: 0.1,", "learning_rate: 9.0,")
+    with pytest.raises(SpaceError, match="learning_rate: must be in"):
+        parse_space(text, source="s.yaml", overrides=["fidelity.max=9"], say=print)
+
+
+def test_the_command_prints_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "att92", "--set", "learning_rate=0.05", "--dry-run", "--plain"]) == 0
+    said = capsys.readouterr().out
+    assert "this row of `initial` is left out" in said.splitlines()[0]
+    assert "learning_rate: 0.05" in said

@@ -1,15 +1,23 @@
-"""When MLflow's writer hears that the search's end is near."""
+"""What MLflow's writer is given: the experiment, and that the search's end is near."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest import mock
 
+import pytest
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
-from tune_rescon.tuning.mlflow_callback import TrackingListener
+from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.mlflow_callback import (
+    TrackingListener,
+    destination,
+    experiment_name,
+    note_experiment,
+)
 from tune_rescon.tuning.result import CostModel
 from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study import Proposal, StudyRecord
@@ -46,3 +54,32 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
     end_epoch(0, 2, "best.ckpt")
     end_epoch(1, 2, "best.ckpt")
     near_end.assert_called_once_with()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/pets", "pets"),
+        ("/data/pets/", "pets"),
+        ("/data/my pets.v2", "my pets.v2"),
+        ("/data/pets.ZIP", "pets"),
+        ("s3://bucket/pets.zip", "pets"),
+        ("https://host/a/pets.zip?signature=x/y", "pets"),
+        ("/", "folder"),
+    ],
+)
+def test_an_experiment_is_named_after_the_folder(path: str, name: str) -> None:
+    assert experiment_name(load_space("folder", [f"dataset.path={path}"])) == name
+    assert experiment_name(load_space("digits")) == "digits"
+
+
+def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
+    folder = SearchFolder(storage=tmp_path, name="s")
+    folder.create()
+    record = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    space = load_space("folder", ["dataset.path=/data/pets"])
+    assert destination(space, folder, None, None).experiment == "pets"
+    assert destination(space, folder, None, record).experiment == "folder", "as an earlier version named it"
+    note_experiment(record, space)
+    moved = load_space("folder", ["dataset.path=/elsewhere/animals"])
+    assert destination(moved, folder, None, record).experiment == "pets"

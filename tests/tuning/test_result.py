@@ -285,3 +285,53 @@ def test_the_winner_the_kept_and_the_registered_network_are_chosen_by_one_rule(
     assert top_k_checkpoints(trials, keep=1) == {winner}
     file = best_file(result(*trials, gmacs=(1.0, 1.0), against=None))
     assert (file["at"], file["value"], file["value_epoch"]) == (at, best.value, best.value_epoch)
+
+
+def _result(*trials: TrialRecord, **changes: Any) -> StudyResult:
+    values: dict[str, Any] = {
+        "name": "s",
+        "space": load_space("digits"),
+        "folder": Path("runs/s"),
+        "metric": "val_accuracy",
+        "maximize": True,
+        "trials": trials,
+        "costs": {each.number: COST for each in trials},
+        "devices_per_trial": 1,
+        "device": "CPU",
+        "levels": (1,),
+        "best": best_trial(trials),
+        "best_config": {},
+        "state": SearchState.FINISHED,
+        "tracking_uri": "",
+    }
+    return StudyResult(**{**values, **changes})
+
+
+def test_a_result_is_one_line_in_a_notebook() -> None:
+    result = _result(trial(0, STOPPED, 0.1), trial(1, FINISHED, 0.5, 0.75))
+    assert repr(result) == (
+        "<StudyResult s: finished, 2 trials, best trial_0001, val_accuracy 0.75 after 2 epochs>"
+    )
+    assert repr(_result(state=SearchState.RUNNING)) == "<StudyResult s: running, 0 trials, no best trial yet>"
+
+
+def test_a_dataframe_has_a_row_for_each_trial() -> None:
+    first = dataclasses.replace(
+        trial(0, FINISHED, 0.5, 0.75), parameters={"depth": 56}, checkpoint="checkpoints/trial_0000/best.ckpt"
+    )
+    second = dataclasses.replace(trial(1, STOPPED, 0.25), parameters={"depth": 92, "drop_path": 0.1})
+    table = _result(first, second).dataframe()
+    assert list(table.index) == [0, 1]
+    assert list(table["value"]) == [0.75, 0.25]
+    assert list(table["state"]) == ["finished", "stopped"]
+    assert list(table["compute_hours"]) == [0.5, 0.25]
+    assert list(table.columns[-2:]) == ["depth", "drop_path"]
+    assert math.isnan(table.loc[0, "drop_path"])
+    assert table.loc[0, "checkpoint"] == "runs/s/checkpoints/trial_0000/best.ckpt"
+    assert table.nlargest(1, "value").index[0] == 0
+
+
+def test_a_dataframe_of_no_trials_has_the_same_columns() -> None:
+    table = _result().dataframe()
+    assert len(table) == 0
+    assert {"state", "value", "gmacs"} <= set(table.columns)

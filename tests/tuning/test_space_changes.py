@@ -24,7 +24,7 @@ from tune_rescon.tuning.resume import (
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.trial import make_origin
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "resume.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
 
 BASE = (
     "initial=[]",
@@ -218,7 +218,7 @@ def test_everything_that_is_refused_is_said_at_once_with_the_way_out() -> None:
     for word in ("--resume base", "fixed.width", "4 trials", "fidelity.max", "metric.name", "metric.mode"):
         assert word in text
     assert "--warm-start base" in text
-    assert "docs/resume.md" in text
+    assert "docs/howto/resume.md" in text
 
 
 def test_changes_are_told_key_by_key() -> None:

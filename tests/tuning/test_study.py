@@ -161,6 +161,13 @@ def test_an_unreachable_databases_password_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("against", [None, "gmacs"])
+def test_other_programs_see_the_objectives_by_name(against: str | None, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    StudyRecord.create(url, "s", metric="val_accuracy", maximize=True, space="", against=against)
+    assert study(url).metric_names == ["val_accuracy", *([against] if against else [])]
+
+
 @pytest.mark.parametrize("maximize", [True, False])
 def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
     create(url, maximize=maximize)

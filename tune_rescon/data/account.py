@@ -22,7 +22,7 @@ _FEW_CLASSES: Final = 10
 
 
 class Kind(StrEnum):
-    """Reasons why files and folders are left out. docs/images.md explains each reason."""
+    """Reasons why files and folders are left out. docs/howto/images.md explains each reason."""
 
     OUTSIDE = "images outside train, val and test"
     NO_CLASS = "images without a class folder"

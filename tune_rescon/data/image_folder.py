@@ -2,7 +2,7 @@
 
 Two layouts are supported: ``train/<class>/*``, with ``val/`` and ``test/`` beside it under their usual names,
 or one folder of classes. Both may be inside a single top folder, as in zips of folders.
-docs/images.md has a table of the files that are read, left out and refused.
+docs/howto/images.md has a table of the files that are read, left out and refused.
 """
 
 from __future__ import annotations

@@ -46,10 +46,20 @@ from tune_rescon.spaces.sampling import (
     to_optuna,
     trial_config,
 )
-from tune_rescon.spaces.sections import Budget, Fidelity, Goal, Metric, Resources, Sampler, Scheduler
+from tune_rescon.spaces.sections import (
+    AutoResources,
+    Budget,
+    Fidelity,
+    Goal,
+    Metric,
+    Resources,
+    Sampler,
+    Scheduler,
+)
 from tune_rescon.spaces.space import Space
 
 __all__ = [
+    "AutoResources",
     "Budget",
     "CategoricalParameter",
     "Fidelity",

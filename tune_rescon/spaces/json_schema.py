@@ -21,6 +21,7 @@ from tune_rescon.config import (
 )
 from tune_rescon.data import list_datasets
 from tune_rescon.models import list_presets
+from tune_rescon.spaces.field_docs import field_descriptions
 from tune_rescon.spaces.loading import space_folder
 from tune_rescon.spaces.space import Space
 
@@ -77,7 +78,10 @@ def main() -> None:
 
 
 def _section(kind: type, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    properties = {name: _value(field_rule(name, kind)) for name in field_names(kind)}
+    described = field_descriptions(kind)
+    properties = {
+        name: {**_value(field_rule(name, kind)), "description": described[name]} for name in field_names(kind)
+    }
     return {
         "type": "object",
         "properties": properties,

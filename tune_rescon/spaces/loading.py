@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import types
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -15,10 +15,11 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 import tune_rescon
-from tune_rescon.config import DatasetConfig, TrialConfig, field_names, field_rule, plain_number
+from tune_rescon.config import plain_number
 from tune_rescon.errors import SpaceError, format_error, unknown_name_message
+from tune_rescon.spaces.overrides import apply_overrides
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import PartialSpace, check_rules
+from tune_rescon.spaces.rules import PartialSpace, broken_rows, check_rules
 from tune_rescon.spaces.sections import (
     Budget,
     Fidelity,
@@ -50,7 +51,6 @@ __all__ = [
     "parse_space",
     "read_space_file",
     "space_folder",
-    "typed_text",
     "yaml_text",
 ]
 
@@ -105,49 +105,6 @@ def read_space_file(path: Path) -> str:
         raise SpaceError(
             format_error("a space file must be UTF-8", got=error.reason, where=str(path))
         ) from error
-
-
-#: Sections whose keys are fields of a configuration.
-_CONFIGS: Final = {"dataset": DatasetConfig, "fixed": TrialConfig}
-
-_NULLS: Final = ("", "null", "Null", "NULL")
-
-
-def typed_text(key: str, typed: str) -> str | None:
-    """Return the value of ``--set KEY=TYPED`` if the key accepts only text.
-
-    Raises:
-        LookupError: the key accepts other types too, or the text is quoted. YAML's rules apply then.
-    """
-    kinds = set(_kinds(key.split(".")))
-    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
-    if is_quoted or str not in kinds or kinds - {str, type(None)}:
-        raise LookupError(key)
-    return None if type(None) in kinds and typed in _NULLS else typed
-
-
-def _kinds(steps: list[str]) -> Iterable[Any]:
-    """Return the types of a key's values; empty for an unknown key."""
-    if len(steps) == 2 and steps[0] in _CONFIGS:
-        config = _CONFIGS[steps[0]]
-        return field_rule(steps[1], config).kinds if steps[1] in field_names(config) else ()
-    section: Any = Space
-    for step in steps:
-        is_section = isinstance(section, type) and issubclass(section, Section)
-        fields = section.model_fields if is_section else {}
-        if step not in fields:
-            return ()
-        section = fields[step].annotation
-    return _types(section)
-
-
-def _types(annotation: Any) -> Iterable[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [kind for inner in get_args(annotation) for kind in _types(inner)]
-    if get_origin(annotation) is Literal:
-        return [type(value) for value in get_args(annotation)]
-    # The first argument of Annotated is the type.
-    return _types(get_args(annotation)[0]) if hasattr(annotation, "__metadata__") else [annotation]
 
 
 _STRING: Final = "tag:yaml.org,2002:str"
@@ -233,40 +190,55 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "budget": Budget.model_validate,
     "fixed": _VALUES.validate_python,
     "initial": _ROWS.validate_python,
-    "resources_per_trial": Resources.model_validate,
+    "resources_per_trial": lambda raw: Resources() if raw == "auto" else Resources.model_validate(raw),
 }
 
 #: The types of parameters, which pydantic inserts into the path of a problem.
 _PARAMETER_TYPES: Final = ("int", "float", "categorical")
 
 
-def load_space(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Space:
+#: Called with a message for the user.
+Say = Callable[[str], object]
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+def load_space(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, say: Say | None = _LOGGER.warning
+) -> Space:
     """Load a space by the name of one that comes with the package, or by the path of a file.
 
     Args:
         name_or_path: a name such as ``att92``; a path ends in .yaml or .yml, or has a separator.
         overrides: ``KEY=VALUE`` each, as for ``--set``: a dotted key of the file and a YAML value. If the key
-            accepts only text, the value is that text.
+            accepts only text, the value is that text. A field's own name is a key too: ``learning_rate``
+            pins that field, whether it was searched or not.
+        say: called with a message for each row of ``initial`` that the overrides no longer fit, and that is
+            therefore left out. None: such a row is an error.
 
     Raises:
         SpaceError: there is no such space, or it breaks rules. The error lists each rule with its file, line
             and the value that breaks it.
     """
     path = find_space(name_or_path)
-    return parse_space(read_space_file(path), source=_shortest(path), overrides=overrides)
+    return parse_space(read_space_file(path), source=_shortest(path), overrides=overrides, say=say)
 
 
-def parse_space(text: str, *, source: str, overrides: Sequence[str] = ()) -> Space:
+def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), say: Say | None = None) -> Space:
     """Load a space from the text of a file, as :func:`load_space` does.
 
     Args:
         text: the file's text.
         source: the file's name in error messages.
         overrides: ``KEY=VALUE`` each, as for ``--set``.
+        say: as for :func:`load_space`.
     """
     document = _read(text, source)
-    for override in overrides:
-        _override(document, override)
+    before, rows = _draft(document.value), document.value.get("initial")
+    fitted = say is not None and overrides and not list(broken_rows(before.initial, before.parameters))
+    apply_overrides(document, overrides)
+    if fitted and say is not None:
+        _drop_rows(document, rows, say)
     return _judged(Space, document, lambda: check_rules(_draft(document.value)))
 
 
@@ -323,17 +295,40 @@ def _shortest(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _override(document: Document, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if equals and all(key.split(".")):
-        try:
-            document.override_text(key, typed_text(key, value))
-        except LookupError:
-            document.override(key, value)
-    else:
-        hint = "An example: --set fidelity.max=27."
-        text = format_error("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
-        document.complain(Place(0, f"--set {override}"), (), text)
+def _drop_rows(document: Document, given: Any, say: Say) -> None:
+    """Remove the rows of ``initial`` that fitted the file and no longer fit its overrides, and say which.
+
+    Args:
+        document: the document, with its overrides.
+        given: the rows before the overrides.
+        say: called with a message for each row that is removed.
+    """
+    rows, now = document.value.get("initial"), _draft(document.value)
+    if rows is not given or not now.initial or now.unread or not now.parameters:
+        return
+    reasons = [_why_left_out(row, now) for row in now.initial]
+    for index, reason in enumerate(reasons):
+        if reason is not None:
+            place = document.place(("initial", index))
+            say(f"{place}: this row of `initial` is left out, because it does not fit --set: {reason}")
+    kept = [index for index, reason in enumerate(reasons) if reason is None]
+    document.value["initial"] = [rows[index] for index in kept]
+    places, top = document.places, ("initial",)
+    document.places = {path: place for path, place in places.items() if path[:1] != top or path == top}
+    for new, old in enumerate(kept):
+        row = {path: place for path, place in places.items() if path[:2] == ("initial", old)}
+        document.places |= {("initial", new, *path[2:]): place for path, place in row.items()}
+
+
+def _why_left_out(row: Mapping[str, Any], now: PartialSpace) -> str | None:
+    """Return why a row of ``initial`` does not fit the space; None if it fits."""
+    problem = next(broken_rows([row], now.parameters), None)
+    if problem is None:
+        return None
+    name = str(problem.path[-1])
+    if name in now.fixed and name not in now.parameters:
+        return f"{name} is fixed at {shown(now.fixed[name])}, and the row has {shown(row[name])}."
+    return f"{name} {problem.text}"
 
 
 def _draft(data: Mapping[str, Any]) -> PartialSpace:

@@ -44,7 +44,9 @@ class When(Section):
     }
 
     parameter: str
+    """The other parameter, a categorical."""
     within: Annotated[tuple[Value, ...], FROM_LIST] = Field(alias="in", min_length=1)
+    """The values of the other parameter for which this one exists."""
 
 
 _RANGE_WORDS: Final[Mapping[str, str]] = {
@@ -97,24 +99,34 @@ class IntParameter(_NumberParameter):
     """A whole number, both bounds included."""
 
     type: Literal["int"]
+    """The kind of parameter."""
     low: ExactInt
+    """The lowest value."""
     high: ExactInt
+    """The highest value."""
     log: bool = False
+    """Whether values are drawn on a logarithmic scale, as suits a learning rate."""
     step: PositiveInt | None = None
     """The values are low, low + step, ... high; null: every whole number."""
     when: When | None = None
+    """The condition under which a trial has this parameter; null: always."""
 
 
 class FloatParameter(_NumberParameter):
     """A number, both bounds included."""
 
     type: Literal["float"]
+    """The kind of parameter."""
     low: float
+    """The lowest value."""
     high: float
+    """The highest value."""
     log: bool = False
+    """Whether values are drawn on a logarithmic scale, as suits a learning rate."""
     step: Annotated[float, Field(gt=0)] | None = None
     """The values are low, low + step, ... high; null: any number between."""
     when: When | None = None
+    """The condition under which a trial has this parameter; null: always."""
 
 
 class CategoricalParameter(Section):
@@ -133,8 +145,11 @@ class CategoricalParameter(Section):
     }
 
     type: Literal["categorical"]
+    """The kind of parameter."""
     choices: Annotated[tuple[Value, ...], FROM_LIST] = Field(min_length=1)
+    """The values to choose from."""
     when: When | None = None
+    """The condition under which a trial has this parameter; null: always."""
 
 
 Parameter = Annotated[IntParameter | FloatParameter | CategoricalParameter, Field(discriminator="type")]

@@ -74,7 +74,10 @@ def broken_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter])
     for name, parameter in parameters.items():
         yield from _broken(("parameters", name), name, _limits(parameter))
         if name in fixed:
-            text = format_error("a field is fixed or searched, not both", got=f"{name} in `fixed` too")
+            hint = f"`--set {name}=VALUE` fixes it instead of searching it."
+            text = format_error(
+                "a field is fixed or searched, not both", got=f"{name} in `fixed` too", hint=hint
+            )
             yield Problem(path=("parameters", name), text=text)
         if isinstance(parameter, CategoricalParameter):
             yield from _repeated(name, parameter)

@@ -24,6 +24,7 @@ from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problem
 
 __all__ = [
     "FROM_LIST",
+    "AutoResources",
     "Budget",
     "Fidelity",
     "Goal",
@@ -114,7 +115,9 @@ class Metric(Section):
     }
 
     name: str
+    """The metric of every epoch by which trials are compared, ``val_accuracy`` for example."""
     mode: Literal["max", "min"]
+    """Whether a larger (``max``) or a smaller (``min``) value is better."""
     at: MetricAt = "best"
     """The epoch whose metric is a trial's value and whose network the trial keeps: its ``best`` epoch or its
     ``last`` one. A rung always compares trials at the rung's own epoch."""
@@ -153,6 +156,7 @@ class Fidelity(Section):
     }
 
     name: Literal["epoch"] = "epoch"
+    """The unit of ``min`` and ``max``."""
     min: PositiveInt = 1
     """Epochs before a trial may be stopped: the first rung of asha, the first epoch at which median compares.
     It must cover the warm-up, because values within the warm-up are not informative."""
@@ -178,7 +182,10 @@ class Sampler(Section):
     }
 
     type: Literal["tpe", "random", "gp", "cmaes", "grid", "nsga2"]
+    """Optuna's sampler. ``tpe`` also learns from trials that were stopped early, and has conditional
+    parameters; ``grid`` runs every point."""
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
+    """Seed of the draws and of each trial's training."""
     n_startup_trials: PositiveInt = 10
     """Trials drawn at random before the model is used; for tpe, gp and cmaes."""
     repeats: bool = False
@@ -351,3 +358,10 @@ class Resources(Section):
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"
             yield Problem(path=("accelerator",), text=format_error(rule, got=shown(self.accelerator)))
+
+
+class AutoResources(Resources):
+    """``resources_per_trial: auto``: the resources are chosen for the machine before the search starts.
+
+    Until then, the values are those of one CPU core.
+    """

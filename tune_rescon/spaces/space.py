@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidatorFunctionWrapHandler, WrapValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import format_error, unknown_name_message
@@ -14,6 +14,7 @@ from tune_rescon.spaces.parameters import Parameter
 from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, check_rules, holds_text
 from tune_rescon.spaces.sections import (
     FROM_LIST,
+    AutoResources,
     Budget,
     Fidelity,
     Metric,
@@ -52,6 +53,20 @@ def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         elif rule := check_field(key, value, DatasetConfig):
             hint = quoting(key, value) if holds_text(key, DatasetConfig) else ""
             yield Problem(path=(key,), text=format_error(rule, got=shown(value), hint=hint))
+
+
+def _read_resources(value: Any, handler: ValidatorFunctionWrapHandler) -> Resources:
+    if value == "auto":
+        return AutoResources()
+    if isinstance(value, str):
+        rule = f"{A_SECTION}, or auto"
+        raise_problems("resources_per_trial", [Problem(path=(), text=format_error(rule, got=shown(value)))])
+    resources: Resources = handler(value)
+    return resources
+
+
+def _written_resources(resources: Resources) -> Any:
+    return "auto" if isinstance(resources, AutoResources) else resources.model_dump(by_alias=True)
 
 
 class Space(Section):
@@ -94,6 +109,7 @@ class Space(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """The search's name unless it is given another: letters, digits, ``.``, ``_``, ``-``."""
     description: str = ""
+    """What the search is for, in a sentence."""
     dataset: Annotated[
         DatasetConfig,
         PlainValidator(read_dataset),
@@ -104,7 +120,13 @@ class Space(Section):
     sampler: Sampler
     scheduler: Scheduler = Scheduler()
     budget: Budget
-    resources_per_trial: Resources = Resources()
+    resources_per_trial: Annotated[
+        Resources,
+        WrapValidator(_read_resources, json_schema_input_type=Resources | Literal["auto"]),
+        PlainSerializer(_written_resources),
+    ] = Resources()
+    """``auto``: chosen for the machine and printed before the search starts; ``space.yaml`` then has the
+    numbers."""
     fixed: dict[str, Value] = Field(default_factory=dict)
     """TrialConfig's fields that every trial shares."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]

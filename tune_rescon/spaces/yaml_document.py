@@ -223,13 +223,12 @@ class Document:
         """
         self.problems.append((place, Problem(path=path, text=text)))
 
-    def override(self, key: str, text: str) -> None:
-        """Set the dotted ``key`` to the YAML ``text``, as ``--set KEY=VALUE`` does."""
-        self._put(key, read_document(text, Place(0, f"--set {key}")))
+    def override(self, key: str, text: str, place: Place) -> None:
+        """Set the dotted ``key`` to the YAML ``text``, as ``--set KEY=VALUE`` does at ``place``."""
+        self._put(key, read_document(text, place))
 
-    def override_text(self, key: str, value: str | None) -> None:
+    def override_text(self, key: str, value: str | None, place: Place) -> None:
         """Set the dotted ``key`` to the text ``value``, which YAML might read as another type."""
-        place = Place(0, f"--set {key}")
         self._put(key, Document(top=place, value=value, places={(): place}))
 
     def _put(self, key: str, given: Document) -> None:

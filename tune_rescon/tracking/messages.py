@@ -138,7 +138,7 @@ class Destination:
     uri: str
     """The tracking URI."""
     experiment: str
-    """The name of the experiment, which is the dataset's name."""
+    """The name of the experiment: the dataset's name, or the name of its folder."""
     search: str
     """The name of the parent run, and the tag of all runs of the search."""
     metric: str

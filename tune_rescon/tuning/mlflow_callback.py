@@ -7,10 +7,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tune_rescon.config import PEAK_MEMORY, TEST_METRICS, is_test_metric
+from tune_rescon.data import is_url
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import (
     Champion,
@@ -36,6 +38,8 @@ __all__ = [
     "closing_metrics",
     "closing_words",
     "destination",
+    "experiment_name",
+    "note_experiment",
 ]
 
 
@@ -43,17 +47,48 @@ __all__ = [
 REGISTRATION_SECONDS: Final = 10
 
 
-def destination(space: Space, folder: SearchFolder, tracking_uri: str | None) -> Destination:
+#: The study's attribute with the name of the search's experiment. Earlier versions used the dataset's name.
+_EXPERIMENT: Final = "experiment"
+
+
+def experiment_name(space: Space) -> str:
+    """Return the name of the MLflow experiment of a new search: its dataset's name, or its folder's.
+
+    >>> from tune_rescon.spaces import load_space
+    >>> experiment_name(load_space("folder", ["path=/data/pets/"])), experiment_name(load_space("digits"))
+    ('pets', 'digits')
+    """
+    dataset = space.dataset
+    if dataset.name != "folder" or dataset.path is None:
+        return dataset.name
+    path = urlsplit(dataset.path).path if is_url(dataset.path) else dataset.path
+    last = PurePosixPath(path)
+    return (last.stem if last.suffix.lower() == ".zip" else last.name) or dataset.name
+
+
+def note_experiment(record: StudyRecord, space: Space) -> None:
+    """Record the experiment of a new search, which it keeps if its images are moved."""
+    record.set_attribute(_EXPERIMENT, experiment_name(space))
+
+
+def destination(
+    space: Space, folder: SearchFolder, tracking_uri: str | None, record: StudyRecord | None
+) -> Destination:
     """Return the destination of a search's runs.
 
     Args:
         space: the search's space.
         folder: the search's files.
         tracking_uri: MLflow's tracking URI; None for the storage's own store.
+        record: the record of a search that has begun, whose experiment is kept; None for a new search.
     """
+    if record is None:
+        experiment = experiment_name(space)
+    else:
+        experiment = record.attribute(_EXPERIMENT) or space.dataset.name
     return Destination(
         uri=tracking_uri or folder.mlflow_uri,
-        experiment=space.dataset.name,
+        experiment=experiment,
         search=folder.name,
         metric=space.metric.name,
         maximize=space.metric.mode == "max",

@@ -109,7 +109,7 @@ def _send(
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
     own = notes.tracking_uri is None
-    with mlflow_writer(destination(space, folder, notes.tracking_uri), say) as writer:
+    with mlflow_writer(destination(space, folder, notes.tracking_uri, record), say) as writer:
         parent = ParentRun(
             writer,
             identity=identity,

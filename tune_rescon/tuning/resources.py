@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import ResourceError, format_error
 from tune_rescon.models import count, resolve_network
-from tune_rescon.spaces import Space, corners
+from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
 
 if TYPE_CHECKING:
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Measure",
     "Nodes",
+    "check_fits",
+    "choose_resources",
     "fit_slots",
     "growth",
     "largest_trial",
+    "machine_words",
     "memory_signature",
     "nodes_of",
     "packed",
+    "this_machine",
     "trials_per_gpu",
 ]
 
@@ -40,6 +45,9 @@ _KUBERAY: Final = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 
 #: Ray's name of a resource -> the key in a space that requests it.
 _KEYS: Final = {"CPU": "cpu", "GPU": "gpu"}
+
+#: Seconds that ``nvidia-smi`` may take.
+_GPU_LIST_SECONDS: Final = 20.0
 
 #: Tolerance for rounding. Ray's resources are multiples of 1/10000, and three times a third must fit into a
 #: whole.
@@ -122,7 +130,9 @@ def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
             )
             return format_error(f"a trial needs a node with {kind}", got=", ".join(kinds) or "none")
         key = f"resources_per_trial.{_KEYS[kind]}"
-        hint = f"Ask for less, for example --set {key}={most[kind]:g}."
+        short = {other: most[other] for other in _KEYS if need.get(other, 0.0) > most.get(other, 0.0)}
+        fits = " ".join(f"--set resources_per_trial.{_KEYS[name]}={has:g}" for name, has in short.items())
+        hint = f"Ask for less, for example {fits}. `--set resources_per_trial=auto` chooses what fits."
         rule = f"a trial asks for {amount:g} {kind}, which must not be more than a machine has"
         return format_error(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
     asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
@@ -167,6 +177,130 @@ def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
         )
         for name, kind in types
     )
+
+
+#: Largest number of CPU cores that ``auto`` gives a trial with a GPU: its images need no more.
+_CORES_BESIDE_A_GPU: Final = 4
+
+#: Memory that ``auto`` plans for each trial that trains on CPU cores, and the largest number of such trials.
+_MEMORY_OF_A_TRIAL: Final = 2 * 1024**3
+_MOST_ON_CPU: Final = 8
+
+
+def this_machine(
+    environment: Mapping[str, str] = os.environ, list_gpus: Callable[[], int] | None = None
+) -> Nodes:
+    """Return the CPU cores, the memory and the GPUs of this machine that a search may use.
+
+    Args:
+        environment: The environment variables. ``CUDA_VISIBLE_DEVICES`` hides GPUs.
+        list_gpus: Returns the number of GPUs; None to ask ``nvidia-smi``. torch and Ray also know it, but
+            take seconds to import.
+    """
+    import psutil
+    from joblib import cpu_count
+
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    # Without the variable every GPU is visible.
+    most = None if visible is None else sum(each.strip() not in ("", "-1") for each in visible.split(","))
+    gpus = 0 if most == 0 else (list_gpus or _listed_gpus)()
+    resources = {
+        "CPU": float(cpu_count()),
+        "GPU": float(gpus if most is None else min(gpus, most)),
+        "memory": float(psutil.virtual_memory().total),
+    }
+    return Nodes(count=1, resources=resources)
+
+
+def _listed_gpus() -> int:
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--list-gpus"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_GPU_LIST_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        # In a container the program may be missing although the GPUs are there.
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tuple[Space, str]:
+    """Replace ``resources_per_trial: auto`` by what suits the machines, and explain the choice.
+
+    With GPUs, a trial gets one, and the cores beside it, at most four. Without, as many trials run at once as
+    there are cores and memory for, at most eight, and they share the cores.
+
+    Args:
+        space: The space, with :class:`.AutoResources`.
+        nodes: The machines, also those that a cluster may add.
+        where: The words for the machines: "this machine".
+
+    Returns:
+        ``space`` with the resources, and a message.
+    """
+    with_gpu = [node.resources for node in nodes if node.resources.get("GPU", 0.0) >= 1]
+    usable = with_gpu or [node.resources for node in nodes if node.resources.get("CPU", 0.0) >= 1]
+    chosen = [_for_node(node) for node in usable] or [Resources()]
+    # Of machines of several kinds, the smallest share fits on each.
+    resources = min(chosen, key=lambda one: one.cpu)
+    gpu = "1 GPU" if resources.gpu else "no GPU"
+    cores = f"{resources.cpu} CPU core{'s' if resources.cpu > 1 else ''}"
+    words = (
+        f"Each trial gets {cores} and {gpu}, which suits {where} (resources_per_trial: auto). To change it:"
+        f" --set 'resources_per_trial={{cpu: {resources.cpu}, gpu: {resources.gpu:g}}}'"
+    )
+    return space.model_copy(update={"resources_per_trial": resources}), words
+
+
+def _for_node(node: Mapping[str, float]) -> Resources:
+    """Return the resources of a trial on a machine.
+
+    >>> [(one.cpu, one.gpu) for one in map(_for_node, ({"CPU": 16.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}))]
+    [(4, 1.0), (2, 1.0)]
+    >>> _for_node({"CPU": 2.0, "memory": 8e9}).cpu, _for_node({"CPU": 32.0, "memory": 8e9}).cpu
+    (1, 10)
+    """
+    cpus, gpus = int(node.get("CPU", 1.0)), int(node.get("GPU", 0.0))
+    if gpus:
+        return Resources(cpu=max(1, min(_CORES_BESIDE_A_GPU, cpus // gpus)), gpu=1.0)
+    # A cluster's node type may not say how much memory it has.
+    room = int(node.get("memory", _MOST_ON_CPU * _MEMORY_OF_A_TRIAL) / _MEMORY_OF_A_TRIAL)
+    trials = max(1, min(cpus, room, _MOST_ON_CPU))
+    return Resources(cpu=max(1, cpus // trials), gpu=0.0)
+
+
+def check_fits(space: Space, machine: Nodes, cores: int) -> None:
+    """Check, before images are decoded and Ray starts, that a trial of ``space`` fits on this machine.
+
+    Args:
+        space: The space of the search.
+        machine: This machine, from :func:`this_machine`.
+        cores: All cores of the machine. Ray may use more of them than :func:`this_machine` counts.
+
+    Raises:
+        ResourceError: If it does not fit. The message has the settings that fit.
+    """
+    resources = space.resources_per_trial
+    if isinstance(resources, AutoResources):
+        return
+    found = Nodes(count=1, resources={**machine.resources, "CPU": float(cores)})
+    need = {kind: amount for kind, amount in resources.by_name().items() if kind in _KEYS}
+    fit_slots([found], [], need, None, workers=resources.workers)
+
+
+def machine_words(space: Space) -> str:
+    """Return a message for a dry run: what ``auto`` chooses here, or whether the given resources fit here."""
+    machine = this_machine()
+    if isinstance(space.resources_per_trial, AutoResources):
+        return choose_resources(space, [machine], where="this machine")[1]
+    try:
+        check_fits(space, machine, cores=os.cpu_count() or 1)
+    except ResourceError as error:
+        return f"On this machine a search would be refused: {error}"
+    return "A trial's resources fit on this machine."
 
 
 #: Runs the training step of a trial, given its configuration and the facts of its images, on a separate GPU.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialState
 from tune_rescon.data import Account, DatasetInfo
@@ -18,6 +18,9 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.schedulers import rung_levels
 from tune_rescon.tuning.trial import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CostModel",
@@ -57,7 +60,14 @@ class TrialCost:
     """Multiply-adds of the forward pass of one image, in billions."""
 
 
-@dataclass(frozen=True, kw_only=True)
+#: The columns of :meth:`StudyResult.dataframe` before the parameters.
+_COLUMNS: Final = (
+    *("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds", "compute_hours"),
+    *("params_m", "gmacs", "checkpoint"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StudyResult:
     """The state and the results of a search, when its command ends or while it runs."""
 
@@ -96,6 +106,44 @@ class StudyResult:
     """The changes that resumes made to the space, one line for each version after the first."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
     """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
+
+    def __repr__(self) -> str:
+        """Return the search's name, its state and its winner, on one line."""
+        best = "no best trial yet"
+        if self.best is not None:
+            best = (
+                f"best trial_{self.best.number:04d}, {self.metric} {self.best.value:.4g}"
+                f" after {self.best.epochs} epochs"
+            )
+        return f"<StudyResult {self.name}: {self.state.value}, {len(self.trials)} trials, {best}>"
+
+    def dataframe(self) -> pd.DataFrame:
+        """Return a pandas DataFrame with one row for each trial, and the searched parameters last.
+
+        The index is the trial's number. A parameter that a trial does not have is missing in its row.
+        """
+        # Imported here, because pandas takes long to import.
+        import pandas as pd
+
+        names = dict.fromkeys(name for trial in self.trials for name in trial.parameters)
+        rows = [
+            {
+                "trial": trial.number,
+                "state": trial.state.value,
+                "epochs": trial.epochs,
+                "value": trial.value,
+                "best_value": trial.best_value,
+                "best_epoch": trial.best_epoch,
+                "seconds": trial.seconds,
+                "compute_hours": self.compute_hours(trial),
+                "params_m": self.costs[trial.number].params_m,
+                "gmacs": self.costs[trial.number].gmacs,
+                "checkpoint": self.checkpoint(trial),
+                **{name: trial.setting(name) for name in names},
+            }
+            for trial in self.trials
+        ]
+        return pd.DataFrame(rows, columns=[*_COLUMNS, *names]).set_index("trial")
 
     @property
     def interrupted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Decide which parts of its space a resumed search may change. docs/resume.md explains the rules.
+"""Decide which parts of its space a resumed search may change. docs/howto/resume.md explains the rules.
 
 The rules are one table, and the decision is a pure function. The existing trials of a search do not change:
 each keeps the configuration that it ran with. A resume may change settings that only later trials and later
@@ -93,7 +93,8 @@ def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecor
         raise SpaceError(
             f"--resume {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
             f" Leave that as it was, or begin a search of another --name with --warm-start {name}, which"
-            " learns from the trials that it could have run itself. docs/resume.md lists what may change."
+            " learns from the trials that it could have run itself. docs/howto/resume.md lists what may"
+            " change."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -16,7 +17,7 @@ from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
+from tune_rescon.spaces import AutoResources, Space, dump_space, grid_points, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import deadline, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
@@ -24,7 +25,13 @@ from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, closing_words, destination
+from tune_rescon.tuning.mlflow_callback import (
+    ParentRun,
+    TrackingListener,
+    closing_words,
+    destination,
+    note_experiment,
+)
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     Prepared,
@@ -39,12 +46,19 @@ from tune_rescon.tuning.prepare import (
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
 from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
-from tune_rescon.tuning.ray.session import RaySession, ray_session
+from tune_rescon.tuning.ray.session import RaySession, is_running, ray_session
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread, signal_handlers
 from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
-from tune_rescon.tuning.resources import fit_slots, memory_signature, packed
+from tune_rescon.tuning.resources import (
+    check_fits,
+    choose_resources,
+    fit_slots,
+    memory_signature,
+    packed,
+    this_machine,
+)
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, datasets_of, missing_winner, sum_up
 from tune_rescon.tuning.resume import create_record, history_words, resume_record
 from tune_rescon.tuning.sampler import SearchSampler
@@ -110,6 +124,8 @@ def run_search(
     """
     ensure_home()
     space = anchored(space)
+    if options.address is None and not is_running():
+        space = _for_this_machine(space, say)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
     if options.tensorboard:
@@ -135,13 +151,19 @@ def run_search(
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             mlflow_writer(
-                destination(space, store.folder, options.tracking_uri),
+                destination(
+                    space, store.folder, options.tracking_uri, resumed[0] if resumed is not None else None
+                ),
                 say,
                 # On a cluster, worker processes import their libraries on other machines.
                 delay=TRACKING_DELAY if options.address is None else 0.0,
             ) as writer,
         ):
             with ray_session(options.address, say) as ray, sampled_cluster(ray.gone) as cluster:
+                if isinstance(space.resources_per_trial, AutoResources):
+                    nodes = [*ray.now, *(ray.later or ())]
+                    space, words = choose_resources(space, nodes, where="the machines of this Ray")
+                    say(words)
                 slots = _slots(space, ray)
                 if options.address is not None:
                     stage_data(
@@ -156,7 +178,11 @@ def run_search(
                     space, words = packed(space, _facts(prepared), measure)
                     say(words)
                     slots = _slots(space, ray)
-                record, before = resumed or (create_record(space, options, store.folder, say), None)
+                if resumed is not None:
+                    record, before = resumed
+                else:
+                    record, before = create_record(space, options, store.folder, say), None
+                    note_experiment(record, space)
                 lease = lease or held.enter_context(_lease(options, store, say))
                 own_study = options.study_url is None
                 identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
@@ -190,6 +216,16 @@ def run_search(
         if search.space_is_exhausted:
             say(exhausted_words(len(result.trials), space.budget.trials))
         return result
+
+
+def _for_this_machine(space: Space, say: Callable[[str], object]) -> Space:
+    """Choose the resources of ``auto``, or check the given ones, before any costly step."""
+    machine = this_machine()
+    check_fits(space, machine, cores=os.cpu_count() or 1)
+    if isinstance(space.resources_per_trial, AutoResources):
+        space, words = choose_resources(space, [machine], where="this machine")
+        say(words)
+    return space
 
 
 def _slots(space: Space, ray: RaySession) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -150,6 +151,7 @@ class StudyRecord:
         ledger.set_study_attribute("space", space)
         ledger.set_study_attribute(METRIC, metric)
         ledger.set_study_attribute(METRIC_AT, at)
+        _name_objectives(storage, name, [metric, *([] if against is None else [against])])
         return cls(ledger, metric=metric, maximize=maximize)
 
     @classmethod
@@ -449,6 +451,14 @@ def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str
         hint = f"Resume it with --resume {name}, or give another --name."
         rule = f"a study named {name!r} is already in the database"
         raise StorageError(format_error(rule, where="--study", hint=hint)) from None
+
+
+def _name_objectives(storage: BaseStorage, name: str, objectives: list[str]) -> None:
+    """Name the study's objectives, so that optuna-dashboard shows the names instead of numbers."""
+    with warnings.catch_warnings():
+        # Experimental in Optuna; the names are only shown.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.load_study(study_name=name, storage=storage).set_metric_names(objectives)
 
 
 def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:

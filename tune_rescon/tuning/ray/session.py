@@ -27,6 +27,7 @@ __all__ = [
     "RaySession",
     "check_temp_dir",
     "first_line",
+    "is_running",
     "prepare_environment",
     "ray_session",
     "start_or_retry",
@@ -361,6 +362,12 @@ def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info
         yield _session(probe.gone if address else own.gone, grows=address is not None)
     finally:
         _shut_down(own)
+
+
+def is_running() -> bool:
+    """Return whether this process is connected to a Ray, which knows its own resources."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:

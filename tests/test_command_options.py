@@ -1,0 +1,151 @@
+"""Options that all commands share: environment variables, groups in the help, log records."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from tune_rescon.__main__ import COMMANDS
+from tune_rescon.__main__ import tune_rescon as group
+from tune_rescon.command_options import OptionsCommand
+from tune_rescon.search import search
+
+#: Variables of this project that stand for no single option of one command.
+GENERAL = {
+    *("TUNE_RESCON_STORAGE", "TUNE_RESCON_STUDY", "TUNE_RESCON_TRACKING_URI", "TUNE_RESCON_DATA"),
+    *("TUNE_RESCON_CACHE", "TUNE_RESCON_GRACE_SECONDS", "TUNE_RESCON_LAB"),
+    *("TUNE_RESCON_MLFLOW_DATABASE", "TUNE_RESCON_MLFLOW_FOLDER"),
+}
+
+#: Options that every command has.
+LOG_FLAGS = {"-v", "-q", "--log-level"}
+
+#: Options with a general variable.
+SHARED = {"--storage", "--study", "--tracking-uri", "--data-root", "--database"}
+
+
+def every_command() -> Iterator[click.Command]:
+    for name in COMMANDS:
+        command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
+        yield from command.commands.values() if isinstance(command, click.Group) else [command]
+    yield from group.commands.values()
+
+
+EACH = pytest.mark.parametrize("command", [*every_command()], ids=lambda command: command.name)
+
+
+def options(command: click.Command) -> list[click.Option]:
+    return [param for param in command.params if isinstance(param, click.Option)]
+
+
+@EACH
+def test_each_option_is_a_variable_and_the_help_says_so(command: click.Command) -> None:
+    assert isinstance(command, OptionsCommand)
+    own = [option for option in options(command) if option.opts[0] not in SHARED]
+    assert all(str(option.envvar).startswith("TUNE_RESCON_") for option in own)
+    shown = command.get_help(click.Context(command))
+    assert "Each option is also an environment variable" in shown
+    for option in options(command):
+        assert option.hidden or option.opts[0] in shown
+        if option.opts[0] in SHARED:
+            assert f"[envvar:{option.envvar}]" in "".join(shown.split())
+
+
+def test_no_variable_stands_for_two_things() -> None:
+    own = [
+        str(option.envvar)
+        for command in every_command()
+        for option in options(command)
+        if option.opts[0] not in SHARED
+    ]
+    assert len(own) == len(set(own)) > 60
+    assert not GENERAL & set(own)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "parameter", "read"),
+    [
+        ("TUNE_RESCON_SEARCH_TRIALS", "7", "trials", 7),
+        ("TUNE_RESCON_SEARCH_SPACE", "digits", "space_name", "digits"),
+        ("TUNE_RESCON_SEARCH_SET", "fidelity.max=9 name=x", "settings", ("fidelity.max=9", "name=x")),
+        ("TUNE_RESCON_SEARCH_DRY_RUN", "1", "dry_run", True),
+        ("TUNE_RESCON_SEARCH_DRY_RUN", "0", "dry_run", False),
+        ("TUNE_RESCON_STORAGE", "/runs", "storage", "/runs"),
+        ("TUNE_RESCON_DATA", "/data", "data_root", "/data"),
+        ("TUNE_RESCON_TRAIN_TRIALS", "7", "trials", None),
+    ],
+)
+def test_a_variable_is_read_as_its_option(
+    variable: str, value: str, parameter: str, read: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert search.make_context("search", []).params[parameter] == read
+
+
+def test_the_command_line_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_RESCON_SEARCH_TRIALS", "7")
+    assert search.make_context("search", ["--trials", "8"]).params["trials"] == 8
+
+
+@EACH
+def test_a_command_with_groups_leaves_no_option_of_its_own_out(command: click.Command) -> None:
+    assert isinstance(command, OptionsCommand)
+    if not command.groups:
+        return
+    grouped = [flag for flags in command.groups.values() for flag in flags]
+    mine = [option.opts[0] for option in options(command)]
+    assert sorted(grouped) == sorted(set(mine) - LOG_FLAGS)
+
+
+@click.command(cls=OptionsCommand)
+@click.option("--plain", is_flag=True)
+def speak(plain: bool) -> int:
+    """Log a record of each level, and one of another library."""
+    logger = logging.getLogger("tune_rescon.speak")
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logger, level)(f"{level} of postgresql://ann:s3cret@db")
+    logging.getLogger("other").error("of another library")
+    return int(plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels", "plain"),
+    [
+        (["-v"], ["info", "warning", "error"], True),
+        (["-vv"], ["debug", "info", "warning", "error"], True),
+        (["-q"], ["error"], False),
+        (["--log-level", "WARNING"], ["warning", "error"], True),
+        (["--quiet", "--plain"], ["error"], True),
+    ],
+)
+def test_log_records_are_printed_as_asked(
+    arguments: list[str], levels: list[str], plain: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers))
+    with speak.make_context("speak", arguments) as context:
+        assert speak.invoke(context) == int(plain)
+    said = [line for line in capfd.readouterr().err.splitlines() if "tune_rescon.speak" in line]
+    assert [line.split("tune_rescon.speak: ")[1].split()[0] for line in said] == levels
+    assert all("***" in line and "s3cret" not in line for line in said)
+    assert (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers)) == before
+
+
+def test_only_one_of_them_is_given() -> None:
+    with (
+        speak.make_context("speak", ["-v", "-q"]) as context,
+        pytest.raises(click.UsageError, match="one of -v"),
+    ):
+        speak.invoke(context)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_shared_option_is_defined_once(name: str) -> None:
+    source = inspect.getsource(importlib.import_module(f"tune_rescon.{name}"))
+    shared = ("storage", "study", "tracking-uri", "data-root", "address", "plain", "set")
+    assert re.findall(rf'click\.option\(\s*"--({"|".join(shared)})"', source) == []

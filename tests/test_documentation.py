@@ -1,0 +1,106 @@
+"""Every command line in the documentation is accepted; the searches of the tutorial are tried as dry runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+import tune_rescon
+from tests.conftest import ROOT
+from tune_rescon.__main__ import COMMANDS, main
+from tune_rescon.__main__ import tune_rescon as group
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+#: How a command line of the documentation begins.
+_BEGINS = re.compile(r"^\s+(?:tune-rescon|python -m tune_rescon\.)")
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command line in a page's indented blocks, without the program's name."""
+    lines = iter(page.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if _BEGINS.match(line):
+            while line.endswith("\\"):
+                line = line.removesuffix("\\") + next(lines)
+            words = shlex.split(line.strip().replace("python -m tune_rescon.", "tune-rescon "), comments=True)
+            yield words[1:]
+
+
+LINES = [
+    pytest.param(words, id=f"{page.stem}: {' '.join(words)}")
+    for page in PAGES
+    for words in command_lines(page)
+]
+
+
+def parsed(words: list[str]) -> click.Context:
+    """Parse a command line as the program does, down to the last subcommand, and run nothing."""
+    name, *arguments = words
+    if name in COMMANDS:
+        command: click.Command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
+    else:
+        found = group.get_command(click.Context(group), name)
+        assert found is not None, f"no such command: {name}"
+        command = found
+    if isinstance(command, click.Group):
+        below = command.get_command(click.Context(command), arguments[0])
+        assert below is not None, f"no such command: {arguments[0]}"
+        command, arguments = below, arguments[1:]
+    return command.make_context(name, [*arguments])
+
+
+def test_there_are_command_lines_to_check() -> None:
+    assert len(LINES) > 50
+    assert len(list(command_lines(ROOT / "docs/tutorial.md"))) >= 10
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_each_command_line_is_accepted(words: list[str]) -> None:
+    assert parsed(words).command is not None
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder ``photos`` of two classes, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+def test_the_tutorials_searches_would_start(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert photographs.is_dir()
+    searches = [
+        words
+        for words in command_lines(ROOT / "docs/tutorial.md")
+        if words[0] == "search" and "--resume" not in words
+    ]
+    assert len(searches) >= 3
+    for words in searches:
+        assert main([*words, *([] if "--dry-run" in words else ["--dry-run"]), "--plain"]) == 0, words
+        said = capsys.readouterr().out
+        assert "folder: found 2 classes; images: train" in said
+    assert not (photographs.parent / "runs").exists(), "a dry run starts nothing"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
+    names = [name for name in tune_rescon.__all__ if name != "__version__"]
+    assert [name for name in names if f"::: tune_rescon.{name}\n" not in page] == []
+    commands = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    every = group.list_commands(click.Context(group))
+    assert [name for name in every if f":command: {name}\n" not in commands] == []

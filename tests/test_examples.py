@@ -1,0 +1,110 @@
+"""The programs in examples/: importing them runs nothing, and their parts do what they say, without Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tune_rescon.spaces import AutoResources
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def load(name: str) -> ModuleType:
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_compiles_and_names_its_own_command(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    compile(text, str(path), "exec")
+    assert f"    python examples/{path.name}" in text
+    # Ray's worker processes import the program.
+    assert re.search(r'^if __name__ == "__main__":$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "own_images"])
+def test_importing_it_runs_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert callable(load(name).main)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_own_images_are_looked_at(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("own_images")
+    space = example.make_space(photographs, trials=3, epochs=6)
+    assert (space.budget.trials, space.fidelity.max, space.fixed["image_size"]) == (3, 6, 64)
+    assert isinstance(space.resources_per_trial, AutoResources)
+    assert space.initial, "the shipped first trial fits"
+    example.look(space)
+    assert "found 2 classes; images: train 16 (cat 8, dog 8)" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+def test_own_images_are_classified(photographs: Path, checkpoint: Path) -> None:
+    found = load("own_images").classify(checkpoint, photographs)
+    assert [path.name for path, _, _ in found] == [f"{number}.png" for number in range(8)] * 2
+    assert all(0 < probability <= 1 for _, _, probability in found)
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("without_ray")
+def test_the_quickstart_searches_and_adds_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    example = load("quickstart")
+    assert len(example.search(tmp_path / "runs", trials=1, epochs=1).trials) == 1
+    result = example.search(tmp_path / "runs", trials=1)
+    example.show(result)
+    said = capsys.readouterr().out
+    assert "<StudyResult quickstart: finished, 2 trials, best trial_000" in said
+    assert "learning_rate" in said
+    assert result.kept_checkpoint(result.best) is not None
+
+
+@pytest.mark.torch
+def test_a_training_loop_of_ones_own_learns() -> None:
+    example = load("custom_training_loop")
+    module = example.DigitClassifier(width=0.125)
+    train, val = example.load_batches(32)
+    images, labels = next(iter(train))
+    assert module(images).shape == (32, 10)
+    optimizer = module.configure_optimizers()
+    losses = []
+    module.log = lambda *_, **__: None
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = module.training_step((images, labels), 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert len(val.dataset) == 359

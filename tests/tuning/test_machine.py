@@ -1,0 +1,141 @@
+"""``resources_per_trial: auto``, and what is asked for beside what this machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.errors import ResourceError, SpaceError
+from tune_rescon.spaces import AutoResources, Resources, dump_space, load_space, parse_space
+from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.tuning.resources import Nodes, check_fits, choose_resources, this_machine
+
+AUTO = "resources_per_trial=auto"
+
+
+def machine(cpu: float, gpu: float = 0, gib: float = 64) -> Nodes:
+    return Nodes(count=1, resources={"CPU": cpu, "GPU": gpu, "memory": gib * 2**30})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpu", "gpu"),
+    [
+        ([machine(2)], 1, 0),
+        ([machine(8)], 1, 0),
+        ([machine(64)], 8, 0),
+        ([machine(8, gib=8)], 2, 0),
+        ([machine(4, gib=1)], 4, 0),
+        ([machine(16, 1)], 4, 1),
+        ([machine(16, 8)], 2, 1),
+        ([machine(2, 4)], 1, 1),
+        ([machine(2), machine(8, 1)], 4, 1),
+        ([machine(0), machine(96, 8), machine(8, 4)], 2, 1),
+        ([machine(0)], 1, 0),
+    ],
+)
+def test_auto_is_what_suits_the_machines(nodes: list[Nodes], cpu: int, gpu: float) -> None:
+    space, words = choose_resources(load_space("digits", [AUTO]), nodes, where="this machine")
+    assert space.resources_per_trial == Resources(cpu=cpu, gpu=float(gpu))
+    assert f"--set 'resources_per_trial={{cpu: {cpu}, gpu: {gpu}}}'" in words
+    line = words.split("--set '")[1].rstrip("'")
+    assert load_space("digits", [line]).resources_per_trial == space.resources_per_trial
+
+
+def test_auto_survives_a_file() -> None:
+    space = load_space("digits", [AUTO])
+    assert isinstance(space.resources_per_trial, AutoResources)
+    assert parse_space(dump_space(space), source="x.yaml") == space
+    assert "resources_per_trial: auto\n" in dump_space(space)
+    assert load_space("folder", ["dataset.path=x"]).resources_per_trial == space.resources_per_trial
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources"),
+    [
+        (["resources_per_trial={cpu: 3}"], Resources(cpu=3)),
+        (["resources_per_trial.gpu=0", "resources_per_trial.cpu=1"], Resources(cpu=1, gpu=0)),
+        (["resources_per_trial.cpu=2", "resources_per_trial.gpu=auto"], Resources(cpu=2, gpu="auto")),
+    ],
+)
+def test_explicit_resources_replace_auto(settings: list[str], resources: Resources) -> None:
+    assert load_space("folder", ["dataset.path=x", *settings]).resources_per_trial == resources
+
+
+def test_a_part_of_auto_is_not_replaced_alone() -> None:
+    with pytest.raises(SpaceError, match="must be replaced as a whole, but got cpu") as caught:
+        load_space("folder", ["dataset.path=x", "resources_per_trial.cpu=2"])
+    assert "Give both: --set resources_per_trial.cpu=1 --set resources_per_trial.gpu=0" in str(caught.value)
+    with pytest.raises(SpaceError, match="or auto, but got 'all'"):
+        load_space("digits", ["resources_per_trial=all"])
+
+
+@pytest.mark.parametrize(
+    ("visible", "listed", "gpus"),
+    [(None, 2, 2), ("", 2, 0), ("-1", 2, 0), ("1", 2, 1), ("0,1,2", 2, 2), ("0", 0, 0)],
+)
+def test_the_gpus_that_a_search_may_use(visible: str | None, listed: int, gpus: int) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert this_machine(environment, lambda: listed).resources["GPU"] == gpus
+
+
+def test_a_machine_without_the_drivers_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    here = this_machine({})
+    assert here.resources["GPU"] == len(list(Path("/dev").glob("nvidia[0-9]*")))
+    assert here.resources["CPU"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        ("{cpu: 4, gpu: 1}", ["--set resources_per_trial.cpu=2 --set resources_per_trial.gpu=0"]),
+        ("{cpu: 4}", ["--set resources_per_trial.cpu=2."]),
+        ("{cpu: 1, gpu: 1}", ["--set resources_per_trial.gpu=0."]),
+        ("{cpu: 1, gpu: auto}", ["--set resources_per_trial.gpu=0."]),
+        ("{cpu: 1, workers: 3}", ["--set resources_per_trial.workers=2"]),
+    ],
+)
+def test_what_does_not_fit_is_answered_with_the_line_that_does(asked: str, fits: list[str]) -> None:
+    space = load_space("digits", [f"resources_per_trial={asked}"])
+    with pytest.raises(ResourceError) as caught:
+        check_fits(space, machine(2), cores=2)
+    assert all(line in str(caught.value) for line in fits)
+    settings = [word for word in str(caught.value).split("`")[0].split() if "=" in word]
+    again = [setting.rstrip(".") for setting in settings if setting.startswith("resources_per_trial.")]
+    check_fits(load_space("digits", [f"resources_per_trial={asked}", *again]), machine(2), cores=2)
+
+
+def test_it_is_refused_before_anything_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
+    started: list[object] = []
+    monkeypatch.setattr("tune_rescon.tuning.search.prepare_data", lambda *_: started.append("images"))
+    monkeypatch.setattr("tune_rescon.tuning.search.ray_session", lambda *_: started.append("Ray"))
+    space = load_space("digits", ["resources_per_trial={cpu: 1, gpu: 1}"])
+    with pytest.raises(ResourceError, match="a trial asks for 1 GPU"):
+        run_search(space, RunOptions(name="s", storage=tmp_path / "runs"))
+    assert started == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_says_once_what_auto_chose_and_records_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
+    said: list[str] = []
+    settings = [
+        AUTO,
+        "budget.trials=1",
+        "fidelity.max=1",
+        "fixed.width=0.125",
+        "dataset.limit=100",
+    ]
+    options = RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache")
+    result = run_search(load_space("digits", settings), options, say=said.append)
+    assert [line for line in said if "resources_per_trial" in line] == [said[0]]
+    assert said[0].startswith("Each trial gets 1 CPU core and no GPU, which suits this machine")
+    assert result.space.resources_per_trial == Resources(cpu=1, gpu=0)
+    recorded = load_space(tmp_path / "s" / "space.yaml").resources_per_trial
+    assert recorded == Resources(cpu=1, gpu=0)

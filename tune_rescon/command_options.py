@@ -1,0 +1,199 @@
+"""What the commands' options have in common: groups in ``--help``, environment variables, log records.
+
+An option that several commands have is defined here once. Imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, TextIO, TypeVar
+
+import click
+from typing_extensions import override
+
+from tune_rescon.passwords import hide_passwords
+
+__all__ = [
+    "HELP_SETTINGS",
+    "OptionsCommand",
+    "address_option",
+    "data_root_option",
+    "plain_option",
+    "set_option",
+    "storage_option",
+    "study_option",
+    "tracking_uri_option",
+    "variable_of",
+]
+
+#: The help of every command.
+HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+storage_option: Final = click.option(
+    "--storage",
+    envvar="TUNE_RESCON_STORAGE",
+    show_envvar=True,
+    metavar="DIR|URL",
+    help="Where searches are kept, also s3://... [default: ./runs].",
+)
+tracking_uri_option: Final = click.option(
+    "--tracking-uri",
+    envvar="TUNE_RESCON_TRACKING_URI",
+    show_envvar=True,
+    metavar="URI",
+    help="MLflow [default: SQLite in the storage].",
+)
+data_root_option: Final = click.option(
+    "--data-root",
+    envvar="TUNE_RESCON_DATA",
+    show_envvar=True,
+    metavar="DIR",
+    help="Where datasets are or are downloaded to [default: ./data].",
+)
+address_option: Final = click.option(
+    "--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine]."
+)
+plain_option: Final = click.option("--plain", is_flag=True, help="One line per event, no colours.")
+
+
+def study_option(help_text: str) -> Callable[[_Function], _Function]:
+    """Return ``--study`` with the help of a command."""
+    return click.option(
+        "--study", envvar="TUNE_RESCON_STUDY", show_envvar=True, metavar="URL", help=help_text
+    )
+
+
+def set_option(help_text: str) -> Callable[[_Function], _Function]:
+    """Return ``--set``, the parameter ``settings``, with the help of a command."""
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=help_text)
+
+
+def variable_of(option: click.Option, *commands: str) -> str:
+    """Return the environment variable of an option.
+
+    >>> variable_of(click.Option(["--dry-run"], is_flag=True), "search")
+    'TUNE_RESCON_SEARCH_DRY_RUN'
+    """
+    flag = max(option.opts, key=len).lstrip("-")
+    return "_".join(["TUNE_RESCON", *commands, flag]).replace("-", "_").upper()
+
+
+class OptionsCommand(click.Command):
+    """A command with options in groups, each of which is also an environment variable.
+
+    Click names a variable after the function's parameter; here it is named after the flag that people know.
+    An option that several commands share has a variable without the command's name.
+    """
+
+    #: The commands above this one, ``("cluster",)`` for the subcommands of ``cluster``.
+    above: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, name: str | None, *, groups: Mapping[str, Sequence[str]] | None = None, **attrs: Any
+    ) -> None:
+        """Take click's arguments, and ``groups``: the flags below each heading of the help."""
+        super().__init__(name, **{"context_settings": HELP_SETTINGS, **attrs})
+        self.groups = groups or {}
+        self.params += [click.Option(names, **settings) for names, settings in _LOG_OPTIONS]
+        options = [param for param in self.params if isinstance(param, click.Option)]
+        own = [option for option in options if option.envvar is None]
+        for option in own:
+            option.envvar = variable_of(option, *self.above, name or "")
+        flag = max(own[0].opts, key=len)
+        self.epilog = f"Each option is also an environment variable, {own[0].envvar} for {flag}."
+
+    @override
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options below the headings of their groups."""
+        lines = {
+            flag: line
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and (line := param.get_help_record(ctx))
+            for flag in param.opts[:1]
+        }
+        for heading, flags in self.groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([lines.pop(flag) for flag in flags])
+        with formatter.section("Other options" if self.groups else "Options"):
+            formatter.write_dl([*lines.values()])
+
+    @override
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with log records on standard error if they were requested."""
+        given = {name: ctx.params.pop(name) for name in ("verbose", "quiet", "log_level")}
+        level = _log_level(**given)
+        if level is not None and level < logging.ERROR and "plain" in ctx.params:
+            # Records would be printed into the live display.
+            ctx.params["plain"] = True
+        with _records_on_stderr(level):
+            return super().invoke(ctx)
+
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+_LOG_OPTIONS: Final[Sequence[tuple[Sequence[str], Mapping[str, Any]]]] = (
+    (["-v", "--verbose"], {"count": True, "help": "Print log records, with --plain; -vv: more of them."}),
+    (["-q", "--quiet"], {"is_flag": True, "help": "Print only log records that are errors."}),
+    (
+        ["--log-level"],
+        {
+            "type": click.Choice(_LEVELS, case_sensitive=False),
+            "metavar": "LEVEL",
+            "help": "Print log records of debug, info, warning or error and above.",
+        },
+    ),
+)
+
+
+def _log_level(*, verbose: int, quiet: bool, log_level: str | None) -> int | None:
+    """Return the level of log records to print; None if nothing was requested."""
+    if sum([bool(verbose), quiet, log_level is not None]) > 1:
+        raise click.UsageError("Give one of -v, -q and --log-level.")
+    if log_level is not None:
+        return int(logging.getLevelNamesMapping()[log_level.upper()])
+    return logging.ERROR if quiet else {0: None, 1: logging.INFO}.get(verbose, logging.DEBUG)
+
+
+class _Formatter(logging.Formatter):
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
+@contextmanager
+def _records_on_stderr(level: int | None) -> Iterator[None]:
+    """Print this package's log records of at least ``level`` to standard error within the block.
+
+    The handler is at the root logger, because a search removes the handlers of the package's own. It writes
+    to a duplicate of the descriptor, because a search redirects standard error to its log.
+    """
+    if level is None:
+        yield
+        return
+    stream: TextIO
+    try:
+        stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+    except OSError:  # a replaced standard error without a descriptor
+        stream = sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(level)
+    handler.addFilter(logging.Filter("tune_rescon"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("tune_rescon")
+    before = package.level
+    # A search's own log has the records from INFO on, whatever is printed.
+    package.setLevel(min(level, logging.INFO))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        package.setLevel(before)
+        if stream is not sys.stderr:
+            stream.close()
