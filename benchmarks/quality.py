@@ -40,6 +40,8 @@ from tune_rescon.tuning.trial import TrialOrigin
 
 SHARES = (0.25, 0.5, 1.0)
 BUDGETS = ("clock", "epochs")
+#: The regret at each of :data:`SHARES`, by budget.
+Regrets = dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,15 @@ class Job:
 
     path: Path
     contestant: str
-    budget: str
+    budgets: tuple[str, ...]
+    """A contestant that is told the budget has one. Others search until the last of theirs is spent."""
     seed: int
     trainings: float
     most: int
     workers: int
 
-    def run(self) -> tuple[float, ...]:
-        """Return the regret at each share of the budget."""
+    def run(self) -> Regrets:
+        """Return the regret at each share of each budget."""
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         warnings.simplefilter("ignore")
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -68,25 +71,31 @@ class Job:
                 rows[trial.number] = table.nearest(trial.parameters, set(rows.values()))
             return table.curve(rows[trial.number])
 
+        def until(next_event: float, reported: int) -> bool:
+            spent = {"clock": next_event > seconds, "epochs": reported >= epochs}
+            return all(spent[budget] for budget in self.budgets)
+
         simulation = Simulation(workload, workers=self.workers)
         contest = Contest(
             table=table,
             seed=self.seed,
             workers=self.workers,
             clock=simulation.clock,
-            epochs=epochs if self.budget == "epochs" else None,
-            seconds=seconds if self.budget == "clock" else None,
+            epochs=epochs if self.budgets == ("epochs",) else None,
+            seconds=seconds if self.budgets == ("clock",) else None,
         )
         # The hyperparameters of a table are not those of a network of this package.
         with patch.object(sampler, "make_origin", recorded_origin):
-            policy = CONTESTANTS[self.contestant].make(contest)
-            simulation.drive(policy, epochs=contest.epochs, seconds=contest.seconds)
+            simulation.drive(CONTESTANTS[self.contestant].make(contest), until=until)
         runs = [run for run in simulation.trace.runs if run.decision is not None]
-        if contest.epochs is not None:
-            used = [(index / epochs, run.value) for index, run in enumerate(runs, 1)]
-        else:
-            used = [(run.ended / seconds, run.value) for run in runs]
-        return tuple(100 * (table.best - _best(used, share)) for share in SHARES)
+        spent = {
+            "clock": [(run.ended / seconds, run.value) for run in runs],
+            "epochs": [(index / epochs, run.value) for index, run in enumerate(runs, 1)],
+        }
+        return {
+            budget: tuple(100 * (table.best - _best(spent[budget], share)) for share in SHARES)
+            for budget in self.budgets
+        }
 
 
 def recorded_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
@@ -164,7 +173,7 @@ def main() -> None:
         help="largest budget in epochs, for 10 trainings; else in proportion",
     )
     parser.add_argument("--workers", type=int, default=8, help="simulated workers")
-    parser.add_argument("--budget", choices=BUDGETS, default="clock")
+    parser.add_argument("--budget", choices=[*BUDGETS, "both"], default="clock")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), help="default: all")
     parser.add_argument("--json", type=Path, help="write the regrets to this file, too")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -173,16 +182,15 @@ def main() -> None:
         parser.error(f"--table {arguments.table}: there is no such file")
     has_syne = syne_tune_is_there()
     names = arguments.contestants or [
-        name
-        for name, entry in CONTESTANTS.items()
-        if (has_syne or not entry.needs_syne_tune) and name != "Syne Tune ASHA-CQR"
+        name for name, entry in CONTESTANTS.items() if has_syne or not entry.needs_syne_tune
     ]
+    budgets = BUDGETS if arguments.budget == "both" else (arguments.budget,)
     began = time.monotonic()
     jobs = [
         Job(
             path=arguments.table,
             contestant=name,
-            budget=arguments.budget,
+            budgets=told,
             seed=seed,
             trainings=arguments.trainings,
             most=arguments.most,
@@ -190,19 +198,26 @@ def main() -> None:
         )
         for seed in range(arguments.seeds)
         for name in names
+        for told in ([(budget,) for budget in budgets] if CONTESTANTS[name].plans else [budgets])
     ]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        outcomes = list(pool.map(Job.run, jobs))
-    regrets = {
-        name: [r for job, r in zip(jobs, outcomes, strict=True) if job.contestant == name] for name in names
-    }
+        outcomes = list(zip(jobs, pool.map(Job.run, jobs), strict=True))
     table = load_table(arguments.table)
     epochs, seconds = limits(table, arguments.trainings, arguments.most, arguments.workers)
-    limit = f"{epochs} epochs" if arguments.budget == "epochs" else f"{seconds:.0f} s on the clock"
-    print(f"{table.name}: regret of {arguments.seeds} searches within {limit}, {arguments.workers} workers")
-    print(f"\n{report(regrets)}\n\n± is the standard error; {time.monotonic() - began:.0f} s")
+    found = []
+    for budget in budgets:
+        limit = f"{epochs} epochs" if budget == "epochs" else f"{seconds:.0f} s on the clock"
+        regrets = {
+            name: [r[budget] for job, r in outcomes if job.contestant == name and budget in r]
+            for name in names
+        }
+        print(
+            f"{table.name}: regret of {arguments.seeds} searches within {limit}, {arguments.workers} workers"
+        )
+        print(f"\n{report(regrets)}\n")
+        found += as_json(regrets, table=table.name, budget=budget)
+    print(f"± is the standard error; {time.monotonic() - began:.0f} s")
     if arguments.json:
-        found = as_json(regrets, table=table.name, budget=arguments.budget)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -28,7 +28,7 @@ UNLIMITED = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """What a contestant is told. Exactly one of ``epochs`` and ``seconds`` is set."""
+    """What a contestant is told. One that plans has either ``epochs`` or ``seconds``; others have neither."""
 
     table: Table
     seed: int

@@ -39,6 +39,16 @@ class TestAshaPromote(SearchConformance):
         return SimulatedSearch(space("scheduler.variant=promote"))
 
 
+class TestAuto(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler={type: auto}"))
+
+
+class TestAutoEpochs(SearchConformance):
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler={type: auto}", "budget={trials: 16, epochs: 400}"))
+
+
 class TestMedian(SearchConformance):
     ordinal = False
 

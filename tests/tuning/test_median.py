@@ -33,7 +33,8 @@ def others(of: MedianRule) -> None:
     ("values", "decisions"),
     [
         ((0.1, 0.2), [C, S]),
-        ((0.1, 0.5), [C, C]),  # as good as the median is not worse
+        ((0.1, 0.51), [C, C]),
+        ((0.1, 0.5), [C, S]),  # of equals, the later one ranks lower
         ((0.6, 0.1), [C, C]),  # its best so far counts, not its last
         ((0.1,), [C]),  # before the first epoch nobody is stopped
         ((0.9, 0.9, 0.1, 0.1, 0.1), [C, C, C, C, F]),
@@ -75,7 +76,7 @@ def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
     assert run(lived, 9, 0.1, 0.2) == run(resumed, 9, 0.1, 0.2) == [C, S]
 
 
-@pytest.mark.parametrize(("value", "rank"), [(0.4, 3), (0.3, 3), (0.2, 4)])
+@pytest.mark.parametrize(("value", "rank"), [(0.4, 3), (0.3, 4), (0.2, 4)])
 def test_a_stopped_trial_is_told_its_rank_among_the_others_averages(value: float, rank: int) -> None:
     of = rule()
     others(of)

@@ -243,8 +243,7 @@ class Simulation:
         policy: SearchPolicy,
         *,
         reports: int | None = None,
-        epochs: int | None = None,
-        seconds: float | None = None,
+        until: Callable[[float, int], bool] | None = None,
     ) -> None:
         """Run ``policy``'s trials until none is left or its driver is killed after ``reports`` reports.
 
@@ -255,8 +254,8 @@ class Simulation:
         Args:
             policy: the search.
             reports: kill the driver after this many reports; None: never.
-            epochs: end after this many epochs, not counting repeated reports; None: no limit.
-            seconds: end before the first event after this simulated time; None: no limit.
+            until: returns whether the search ends, given the simulated time of the next event and the number
+                of epochs reported so far, without repeated reports; None: it ends by itself.
 
         Raises:
             RuntimeError: the policy hands out no trial and no trial runs, but the policy is not exhausted.
@@ -266,9 +265,7 @@ class Simulation:
             if driver.reports == reports:
                 driver.die()
                 return
-            if (epochs is not None and len(self._world.reported) >= epochs) or (
-                seconds is not None and driver.next_event > seconds
-            ):
+            if until is not None and until(driver.next_event, len(self._world.reported)):
                 return
             driver.step()
 

@@ -38,7 +38,7 @@ FINAL_DELAY: Final = 0.05
 RUNG_RATIO: Final = 6
 #: The first trials reach the latest candidate for the first rung without being judged. They may use this
 #: share of the budget.
-PILOTS: Final = 6
+PILOTS: Final = 8
 PILOT_SHARE: Final = 0.05
 PILOT_SHARE_OF_HOURS: Final = 0.08
 #: After them, every so many-th trial is such a probe, as long as the probes use at most this share.
@@ -105,6 +105,8 @@ class AutoRule:
     _elapsed: float = 0.0
     _table: _TrialTable = field(init=False)
     _levels: NDArray[np.int64] = field(init=False)
+    _planned_epochs: float = field(init=False)
+    """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
     _latest: int | None = None
     _agreement: Agreement | None = None
 
@@ -112,6 +114,10 @@ class AutoRule:
         """Create the empty table of trials."""
         self._table = _TrialTable(self.last)
         self._set_first(self.low)
+        trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
+        self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
+        if self.budget.seconds is None:
+            self._find_latest()
 
     def advance(self, elapsed: float) -> None:
         """Set the seconds of the budget that are used. Call this before a decision, with a growing value."""
@@ -192,12 +198,19 @@ class AutoRule:
             self._choose_first()
 
     def _find_latest(self) -> None:
-        """Choose the epoch to which the first trials run unjudged, as soon as each has an epoch."""
-        table, pilots = self._table, self._pilots
-        if not all(table.epochs_of(n) >= 1 or table.state(n) == _DEAD for n in range(pilots)):
-            return
+        """Choose the epoch to which the first trials run unjudged.
+
+        With a budget in hours, the number of epochs in it follows from the first epochs of the trials that
+        begin together. It does not change later, so that a resumed search has the same probes.
+        """
+        if self.budget.seconds is not None:
+            begun = range(max(1, min(self._pilots, self.budget.slots)))
+            if any(not self._table.has_begun(number) for number in begun):
+                return
+            cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
+            self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
         share = PILOT_SHARE if self.budget.seconds is None else PILOT_SHARE_OF_HOURS
-        limit = share * self._planned_epochs / pilots
+        limit = share * self._planned_epochs / self._pilots
         self._latest = max((c for c in first_rungs(self.low, self.last) if c <= limit), default=self.low)
         self._set_first(self._latest)
 
@@ -242,15 +255,6 @@ class AutoRule:
         return remainder == PROBE_EVERY - 1 and index < PROBE_SHARE * self._planned_epochs / self._latest
 
     # The budget.
-
-    @property
-    def _planned_epochs(self) -> float:
-        """The budget in epochs, at the mean duration of an epoch so far."""
-        if self.budget.seconds is not None:
-            return self.budget.seconds * self.budget.slots / self._table.mean_cost
-        if self.budget.epochs is not None:
-            return float(self.budget.epochs)
-        return self.budget.trials * self.last * EPOCHS_PER_TRIAL
 
     def _left(self) -> float:
         """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
@@ -401,6 +405,7 @@ class _TrialTable:
         self._ties = np.full((64, last + 1), np.inf)
         self._epochs = np.zeros(64)
         self._seconds = np.zeros(64)
+        self._first_costs = np.zeros(64)
         self._states = np.full(64, _ENDED)
 
     def __len__(self) -> int:
@@ -411,7 +416,10 @@ class _TrialTable:
         self._grow(seen.number)
         number = seen.number
         self._epochs[number] = max(self._epochs[number], seen.epoch)
-        self._seconds[number] += seen.seconds if timed else 1.0
+        cost = seen.seconds if timed else 1.0
+        self._seconds[number] += cost
+        if seen.epoch == 1:
+            self._first_costs[number] = cost
         if not math.isfinite(seen.value):
             self._states[number] = _DEAD
             return
@@ -425,6 +433,7 @@ class _TrialTable:
             self._ties = np.pad(self._ties, ((0, more), (0, 0)), constant_values=np.inf)
             self._epochs = np.pad(self._epochs, (0, more))
             self._seconds = np.pad(self._seconds, (0, more))
+            self._first_costs = np.pad(self._first_costs, (0, more))
             self._states = np.pad(self._states, (0, more), constant_values=_ENDED)
         self._size = max(self._size, number + 1)
 
@@ -437,6 +446,14 @@ class _TrialTable:
 
     def knows(self, number: int) -> bool:
         return number < self._size and self._epochs[number] >= 1
+
+    def has_begun(self, number: int) -> bool:
+        """Return whether a trial has an epoch, finite or not."""
+        return self.epochs_of(number) >= 1
+
+    def first_cost(self, number: int) -> float:
+        """Return the cost of the first epoch of a trial."""
+        return float(self._first_costs[number])
 
     def epochs_of(self, number: int) -> int:
         return int(self._epochs[number]) if number < self._size else 0

@@ -27,12 +27,12 @@ __all__ = [
 
 #: Prior of a rank correlation, and its weight as a number of trials. With eight trials, the standard error of
 #: a rank correlation is 0.35: without a prior, the choice would follow the noise.
-PRIOR: Final = 0.7
+PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
-TRUST: Final = 0.7
+TRUST: Final = 0.85
 #: Number of trials that a screening is to find. It is scored by the mean of the best so many.
-FOUND: Final = 8
+FOUND: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
 STEP: Final = 4 / 3
 LATEST: Final = 1 / 4

@@ -1,0 +1,253 @@
+"""The rule ``auto`` as arithmetic: shares of the budget, the first rung, and the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+
+from tune_rescon.spaces import Space, load_space
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.tuning.auto_rule import (
+    CLOSING,
+    PILOTS,
+    SCREENING,
+    AutoRule,
+    BudgetPlan,
+    stage_shares,
+)
+from tune_rescon.tuning.stopping_rule import Decision, Observation
+
+pytestmark = pytest.mark.quick
+
+
+def rule(
+    *,
+    low: int = 1,
+    last: int = 50,
+    trials: int = 1000,
+    epochs: int | None = 500,
+    seconds: float | None = None,
+) -> AutoRule:
+    plan = BudgetPlan(trials=trials, epochs=epochs, seconds=seconds, slots=4)
+    return AutoRule(low=low, last=last, maximize=True, budget=plan)
+
+
+def seen(
+    number: int, epoch: int, value: float, *, tie: float = math.inf, seconds: float = 1.0
+) -> Observation:
+    return Observation(number=number, epoch=epoch, value=value, tie=tie, seconds=seconds)
+
+
+Values = Callable[[int, int], float]
+
+
+def by_number(number: int, epoch: int) -> float:
+    """Later trials are better, from the first epoch on."""
+    return number + epoch / 1000
+
+
+def steps(of: AutoRule, values: Values, *, slots: int = 4) -> Iterator[tuple[int, int]]:
+    """Run a search on slots of equal speed; yield each epoch as (trial, epoch)."""
+    running: list[list[int]] = []
+    opened, at = 0, {}
+    while True:
+        while len(running) < slots:
+            promoted = of.promote()
+            if promoted is not None:
+                of.started(promoted)
+                running.append([promoted, at[promoted]])
+            elif of.may_start():
+                of.started(opened)
+                running.append([opened, 0])
+                opened += 1
+            else:
+                break
+        if not running:
+            return
+        run = running.pop(0)
+        run[1] += 1
+        at[run[0]] = run[1]
+        decision = of.judge(seen(run[0], run[1], values(run[0], run[1]))).decision
+        yield run[0], run[1]
+        if decision is Decision.CONTINUE:
+            running.append(run)
+        else:
+            assert decision in (Decision.PAUSE, Decision.FINISH, Decision.DIVERGED)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+def test_the_shares_are_the_whole_budget(stages: int) -> None:
+    shares = stage_shares(stages)
+    assert len(shares) == stages
+    assert sum(shares) == pytest.approx(1.0)
+    assert stages == 1 or shares[0] == SCREENING
+
+
+def test_where_epoch_1_tells_the_first_rung_is_1() -> None:
+    of = rule()
+    list(steps(of, by_number))
+    assert of.levels[0] == 1
+    assert of.agreement is not None
+    assert of.agreement.correlations[1] == pytest.approx(1.0)
+
+
+def test_where_early_ranks_are_reversed_no_early_rung_judges() -> None:
+    def crossing(number: int, epoch: int) -> float:
+        return number * (epoch - 3.5)
+
+    of = rule()
+    list(steps(of, crossing))
+    assert of.agreement is not None
+    assert of.agreement.latest >= 4
+    assert of.levels[0] == of.agreement.latest
+
+
+def test_a_budget_of_epochs_is_spent_and_not_overspent() -> None:
+    ran = list(steps(rule(), by_number))
+    assert 500 - 50 <= len(ran) <= 500 + 4 * 50
+
+
+def test_several_trials_are_finished_and_most_are_not() -> None:
+    ran = list(steps(rule(), by_number))
+    finished = {number for number, epoch in ran if epoch == 50}
+    assert 2 <= len(finished) <= 6
+    assert len({number for number, _ in ran}) > 60
+
+
+def test_a_budget_of_trials_starts_them_all_and_finishes_three() -> None:
+    ran = list(steps(rule(trials=40, epochs=None), by_number))
+    assert {number for number, _ in ran} == set(range(40))
+    assert len({number for number, epoch in ran if epoch == 50}) >= 3
+
+
+def test_every_epoch_of_a_trial_comes_once_and_in_order() -> None:
+    of: dict[int, list[int]] = {}
+    for number, epoch in steps(rule(), by_number):
+        of.setdefault(number, []).append(epoch)
+    assert all(epochs == list(range(1, len(epochs) + 1)) for epochs in of.values())
+
+
+def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
+    of = rule()
+    assert of.levels[0] > 1
+    reached = dict.fromkeys(range(PILOTS), 0)
+    for number, epoch in steps(of, lambda number, epoch: -by_number(number, epoch)):
+        if number in reached:
+            reached[number] = epoch
+    assert of.agreement is not None
+    assert min(reached.values()) >= of.agreement.latest
+
+
+def test_of_equal_trials_the_one_with_the_smaller_loss_is_promoted() -> None:
+    of = rule(last=9, epochs=60)
+    for number in range(12):
+        of.started(number)
+        of.judge(seen(number, 1, 0.1, tie=1.0 if number == 7 else 2.3))
+    assert of.waiting() == tuple(number for number in range(12) if number in of.waiting())
+    assert of.promote() == 7 or 7 not in of.waiting()
+
+
+def test_a_crowd_of_equal_trials_does_not_pass_whole() -> None:
+    ran = list(steps(rule(epochs=300), lambda *_: 0.1))
+    beyond = {number for number, epoch in ran if epoch > 9}
+    assert len(beyond) < len({number for number, _ in ran}) / 2
+
+
+def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
+    of = rule(epochs=None, seconds=100.0)
+    for number in range(30):
+        of.started(number)
+        for epoch in range(1, 60):
+            if of.judge(seen(number, epoch, by_number(number, epoch))).decision is not Decision.CONTINUE:
+                break
+    assert of.waiting()
+    of.advance(100.0 - CLOSING * of.levels[1] / 2)
+    assert not of.may_start()
+
+
+def test_a_trial_that_cannot_get_far_in_the_time_left_is_not_promoted() -> None:
+    of = rule(epochs=None, seconds=1000.0)
+    for number in range(20):
+        of.started(number)
+        slow = 500.0 if number == 19 else 1.0
+        for epoch in range(1, 60):
+            verdict = of.judge(seen(number, epoch, by_number(number, epoch), seconds=slow))
+            if verdict.decision is not Decision.CONTINUE:
+                break
+    of.advance(900.0)
+    for _ in range(5):
+        assert of.promote() != 19
+
+
+def test_a_diverged_trial_never_waits() -> None:
+    of = rule()
+    of.started(0)
+    assert of.judge(seen(0, 1, math.nan)).decision is Decision.DIVERGED
+    assert of.waiting() == ()
+
+
+def replayed(ran: list[tuple[int, int]], values: Values) -> AutoRule:
+    of = rule()
+    for number in sorted({number for number, _ in ran}, reverse=True):
+        for other, epoch in ran:
+            if other == number:
+                of.replay(seen(number, epoch, values(number, epoch)))
+    return of
+
+
+def test_a_rule_that_is_replayed_in_another_order_decides_the_same() -> None:
+    of = rule()
+    ran = []
+    for step in steps(of, by_number):
+        ran.append(step)
+        if len(ran) == 260:
+            break
+    again = replayed(ran, by_number)
+    assert again.levels == of.levels
+    assert again.agreement == of.agreement
+    waiting = of.waiting()
+    for number in waiting:
+        assert again.wait(number)
+    for number in {n for n, _ in ran} - set(waiting):
+        if of._table.state(number) == 0:
+            again.started(number)
+    assert again.waiting() == of.waiting()
+    for _ in range(6):
+        one, other = of.promote(), again.promote()
+        assert one == other
+        assert of.may_start() == again.may_start()
+        if one is None:
+            break
+        of.started(one)
+        again.started(one)
+
+
+def test_a_search_with_one_epoch_finishes_every_trial() -> None:
+    ran = list(steps(rule(low=1, last=1, epochs=20), by_number))
+    assert [epoch for _, epoch in ran] == [1] * len(ran)
+    assert len(ran) >= 20
+
+
+def space(*overrides: str) -> Space:
+    first = ("initial=[]", "scheduler={type: auto}", "sampler={type: random, seed: 3}")
+    return load_space("att92", [*first, *overrides])
+
+
+def test_a_search_of_hours_uses_them_on_every_worker() -> None:
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.5 + trial.number / 1e4), workers=4)
+    hours = space("budget={trials: 1000, hours: 0.02}", "fidelity={min: 1, max: 20}")
+    policy = SimulatedSearch(hours, clock=simulation.clock, slots=4).policy()
+    simulation.drive(policy)
+    assert simulation.trace.seconds == pytest.approx(72, abs=2)
+    assert simulation.trace.utilisation > 0.97
+
+
+def test_it_is_not_worse_for_a_larger_budget() -> None:
+    best = []
+    for epochs in (200, 500):
+        ran = list(steps(rule(epochs=epochs), by_number))
+        best.append(max(number for number, epoch in ran if epoch == 50))
+    assert all(a <= b for a, b in pairwise(best))

@@ -1,0 +1,76 @@
+"""The choice of the first rung from curves that no rung has selected."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.stats import norm, spearmanr
+
+from tune_rescon.tuning.first_rung import (
+    FOUND,
+    choose_first_rung,
+    expected_score,
+    first_rungs,
+    rank_correlation,
+)
+
+pytestmark = pytest.mark.quick
+
+CANDIDATES = (1, 3, 9)
+
+
+def curves(*, early: float, trials: int = 12) -> list[list[float]]:
+    """Nine epochs whose order after epoch 1 is that after epoch 9 (``early`` 1), or its reverse (-1)."""
+    return [[early * n + (n - early * n) * (epoch / 8) ** 2 for epoch in range(9)] for n in range(trials)]
+
+
+def test_the_correlation_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = rng.integers(0, 6, 15).astype(float), rng.normal(size=15)
+        assert rank_correlation(list(one), list(other)) == pytest.approx(spearmanr(one, other).statistic)
+
+
+def test_a_diverged_trial_is_the_worst_of_all() -> None:
+    assert rank_correlation([1.0, 2.0, 3.0], [-math.inf, 5.0, 6.0]) == pytest.approx(1.0)
+
+
+def test_the_expected_score_is_bloms() -> None:
+    expected = norm.ppf(1 - (np.arange(1, FOUND + 1) - 0.375) / 100.25).mean()
+    assert expected_score(100) == pytest.approx(expected)
+    assert expected_score(FOUND) < expected_score(FOUND + 1) < expected_score(50)
+
+
+def test_where_epoch_1_tells_it_judges() -> None:
+    found = choose_first_rung(curves(early=1), CANDIDATES, epochs=300)
+    assert (found.first, found.latest, found.trials) == (1, 9, 12)
+    assert found.correlations == pytest.approx({1: 1.0, 3: 1.0})
+
+
+def test_where_epoch_1_ranks_backwards_it_does_not_judge() -> None:
+    found = choose_first_rung(curves(early=-1), CANDIDATES, epochs=300)
+    assert found.first == 9
+    assert found.correlations[1] == pytest.approx(-1.0)
+
+
+def test_a_rung_is_trusted_no_more_than_those_above_it() -> None:
+    values = curves(early=1)
+    for number, curve in enumerate(values):
+        curve[2] = -float(number)
+    assert choose_first_rung(values, CANDIDATES, epochs=300).first == 9
+
+
+def test_without_evidence_the_prior_decides() -> None:
+    found = choose_first_rung([], CANDIDATES, epochs=300)
+    assert (found.first, found.trials) == (1, 0)
+
+
+def test_candidates_are_dense_and_end_at_a_quarter() -> None:
+    for low, last in ((1, 1), (1, 4), (2, 54), (3, 81), (1, 228), (10, 20)):
+        found = first_rungs(low, last)
+        assert found[0] == low
+        assert all(b <= max(a + 1, a * 1.5) for a, b in pairwise(found))
+        assert all(c <= last / 4 for c in found[1:])
