@@ -63,9 +63,9 @@ def test_a_rung_is_trusted_no_more_than_those_above_it() -> None:
     assert choose_first_rung(values, CANDIDATES, epochs=300).first == 9
 
 
-def test_without_evidence_the_prior_decides() -> None:
+def test_without_evidence_the_latest_candidate_judges() -> None:
     found = choose_first_rung([], CANDIDATES, epochs=300)
-    assert (found.first, found.trials) == (1, 0)
+    assert (found.first, found.trials) == (9, 0)
 
 
 def test_candidates_are_dense_and_end_at_a_quarter() -> None:
