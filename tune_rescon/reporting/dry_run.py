@@ -16,6 +16,7 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import format_number
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import cache_words, datasets_of, judging_words, rung_levels, with_store_size
+from tune_rescon.tuning.auto_words import plan_words
 
 __all__ = ["print_dry_run"]
 
@@ -40,8 +41,16 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
     console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
-    console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
-    console.print(_stopping(space), soft_wrap=True)
+    if space.scheduler.type == "auto":
+        *candidates, _ = rung_levels(space)
+        console.print(
+            f"first rung (epochs): one of {', '.join(map(str, candidates or [space.fidelity.max]))}"
+        )
+        for line in plan_words(space):
+            console.print(line, soft_wrap=True)
+    else:
+        console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
+        console.print(_stopping(space), soft_wrap=True)
     if space.metric.against:
         console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
     points = count_points(space.parameters, most=space.budget.trials)

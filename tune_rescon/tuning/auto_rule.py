@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tune_rescon.tuning.first_rung import Agreement, choose_first_rung, first_rungs
 from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
+from tune_rescon.tuning.trial_table import DEAD, ENDED, RUNNING, UNKNOWN, WAITING, TrialTable
 
 __all__ = [
     "AutoRule",
@@ -89,7 +90,8 @@ def stage_shares(stages: int) -> tuple[float, ...]:
     return (SCREENING, *[between] * middle, rest - between * middle)
 
 
-_RUNNING, _WAITING, _ENDED, _DEAD, _UNKNOWN = range(5)
+#: The choice of a new trial. No trial has this number.
+_NEW: Final = -1
 
 
 @dataclass(kw_only=True)
@@ -103,7 +105,7 @@ class AutoRule:
     maximize: bool
     budget: BudgetPlan
     _elapsed: float = 0.0
-    _table: _TrialTable = field(init=False)
+    _table: TrialTable = field(init=False)
     _levels: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
     """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
@@ -112,7 +114,7 @@ class AutoRule:
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
-        self._table = _TrialTable(self.last)
+        self._table = TrialTable(self.last)
         self._set_first(self.low)
         trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
         self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
@@ -125,7 +127,7 @@ class AutoRule:
 
     def started(self, number: int) -> None:
         """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
-        self._table.set_state(number, _RUNNING)
+        self._table.set_state(number, RUNNING)
 
     def judge(self, seen: Observation) -> Verdict:
         """Record the value, and return whether the trial continues."""
@@ -134,16 +136,16 @@ class AutoRule:
             return Verdict(decision=Decision.DIVERGED)
         self._record(seen)
         if seen.epoch >= self.last:
-            self._table.set_state(seen.number, _ENDED)
+            self._table.set_state(seen.number, ENDED)
             return Verdict(decision=Decision.FINISH)
         if self._is_unjudged(seen.number) and seen.epoch < (self._latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
         if seen.epoch not in self._levels and seen.epoch != self._latest:
             return Verdict(decision=Decision.CONTINUE)
-        self._table.set_state(seen.number, _WAITING)
+        self._table.set_state(seen.number, WAITING)
         rank, of = self._table.rank(seen.number, seen.epoch)
         if self._choose() == seen.number:
-            self._table.set_state(seen.number, _RUNNING)
+            self._table.set_state(seen.number, RUNNING)
             return Verdict(decision=Decision.CONTINUE, rung=seen.epoch, rank=rank, of=of)
         return Verdict(decision=Decision.PAUSE, rung=seen.epoch, rank=rank, of=of)
 
@@ -151,13 +153,13 @@ class AutoRule:
         """Record a value without judging the trial."""
         self._record(seen)
         if math.isfinite(seen.value):
-            self._table.set_state(seen.number, _ENDED if seen.epoch >= self.last else _UNKNOWN)
+            self._table.set_state(seen.number, ENDED if seen.epoch >= self.last else UNKNOWN)
 
     def wait(self, number: int) -> bool:
         """Pause a recalled trial again."""
         if not self._table.knows(number):
             return False
-        self._table.set_state(number, _WAITING)
+        self._table.set_state(number, WAITING)
         return True
 
     def promote(self, *, anyone: bool = False) -> int | None:
@@ -171,12 +173,12 @@ class AutoRule:
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay, but it can no longer be promoted."""
-        if self._table.state(number) != _DEAD:
-            self._table.set_state(number, _ENDED)
+        if self._table.state(number) != DEAD:
+            self._table.set_state(number, ENDED)
 
     def waiting(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
-        return tuple(int(number) for number in np.flatnonzero(self._table.states == _WAITING))
+        return tuple(int(number) for number in np.flatnonzero(self._table.states == WAITING))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -219,13 +221,13 @@ class AutoRule:
         table, latest = self._table, self._latest
         assert latest is not None
         if latest == self.low or any(
-            table.epochs_of(n) < latest and table.state(n) != _DEAD for n in range(self._pilots)
+            table.epochs_of(n) < latest and table.state(n) != DEAD for n in range(self._pilots)
         ):
             return
         curves = [
             table.curve(n, latest)
             for n in range(len(table))
-            if self._is_unjudged(n) and (table.epochs_of(n) >= latest or table.state(n) == _DEAD)
+            if self._is_unjudged(n) and (table.epochs_of(n) >= latest or table.state(n) == DEAD)
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
@@ -256,6 +258,11 @@ class AutoRule:
 
     # The budget.
 
+    @property
+    def _is_limited(self) -> bool:
+        """True if the budget has hours or epochs, so that the number of trials does not end it."""
+        return self.budget.seconds is not None or self.budget.epochs is not None
+
     def _left(self) -> float:
         """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
         if self.budget.seconds is not None:
@@ -277,7 +284,7 @@ class AutoRule:
 
     def _committed(self) -> float:
         table = self._table
-        running = table.states == _RUNNING
+        running = table.states == RUNNING
         return float((self._goals()[running] - table.epochs[running]).sum())
 
     def _goals(self) -> NDArray[np.float64]:
@@ -306,12 +313,14 @@ class AutoRule:
         if len(self._table) < self._pilots or self._latest is None:
             return _NEW if can_start else None
         left = self._left()
-        if left <= 0 and (self.budget.seconds is not None or self.budget.epochs is not None):
+        if left <= 0 and self._is_limited:
             return None
         best = dict(self._best_waiting(left))
         closing = self._is_closing(left)
         used = self._used_share(left)
         loads, shares = self._loads(), list(stage_shares(len(self._levels)))
+        if not self._is_limited and not can_start and sum(loads) >= self._total():
+            return None
         shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
         for stage in sorted(
             (stage for stage, share in enumerate(shares) if share > 0),
@@ -324,12 +333,11 @@ class AutoRule:
                     return _NEW
             elif stage in best and self._table.count(int(self._levels[0])) >= FEWEST_VALUES:
                 return best[stage]
-        return self._when_closing(best, loads, can_start=can_start)
+        return self._when_closing(best, can_start=can_start)
 
-    def _when_closing(self, best: dict[int, int], loads: list[float], *, can_start: bool) -> int | None:
+    def _when_closing(self, best: dict[int, int], *, can_start: bool) -> int | None:
         """Return the choice when no stage is behind its share: the best of the deepest paused trials."""
-        limited = self.budget.seconds is not None or self.budget.epochs is not None
-        if best and (limited or sum(loads) < self._total()):
+        if best:
             return best[max(best)]
         if self.budget.seconds is not None:
             deepest = self._deepest()
@@ -342,7 +350,7 @@ class AutoRule:
         first = int(self._levels[0])
         bar = table.bar(first, GUARD)
         for stage in range(len(self._levels)):
-            waiting = np.flatnonzero((table.states == _WAITING) & (rungs == stage))
+            waiting = np.flatnonzero((table.states == WAITING) & (rungs == stage))
             if stage == 0:
                 if len(waiting):
                     yield 0, int(waiting[np.argmax(table.epochs[waiting])])
@@ -357,7 +365,7 @@ class AutoRule:
     def _deepest(self) -> int | None:
         """Return the best of the paused trials that are furthest, or None if no trial waits."""
         table, rungs = self._table, self._rungs()
-        waiting = np.flatnonzero(table.states == _WAITING)
+        waiting = np.flatnonzero(table.states == WAITING)
         if not len(waiting):
             return None
         deepest = int(rungs[waiting].max())
@@ -378,7 +386,7 @@ class AutoRule:
         are the only ones at the higher rungs, would count as the finals.
         """
         table = self._table
-        running = table.states == _RUNNING
+        running = table.states == RUNNING
         ends = np.where(running, self._goals(), table.epochs)
         costs = table.costs(np.arange(len(table)))
         first = float(self._levels[0])
@@ -390,124 +398,3 @@ class AutoRule:
             loads = [loads[0] + spent] if stage == 0 else [*loads, spent]
             begins = np.maximum(begins, level)
         return loads
-
-
-#: The choice of a new trial. No trial has this number.
-_NEW: Final = -1
-
-
-class _TrialTable:
-    """The values, epochs, costs and states of all trials, by number."""
-
-    def __init__(self, last: int) -> None:
-        self._size = 0
-        self._values = np.full((64, last + 1), np.nan)
-        self._ties = np.full((64, last + 1), np.inf)
-        self._epochs = np.zeros(64)
-        self._seconds = np.zeros(64)
-        self._first_costs = np.zeros(64)
-        self._states = np.full(64, _ENDED)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(self, seen: Observation, *, maximize: bool, timed: bool) -> None:
-        """Record a value. A value that is not finite ends the trial."""
-        self._grow(seen.number)
-        number = seen.number
-        self._epochs[number] = max(self._epochs[number], seen.epoch)
-        cost = seen.seconds if timed else 1.0
-        self._seconds[number] += cost
-        if seen.epoch == 1:
-            self._first_costs[number] = cost
-        if not math.isfinite(seen.value):
-            self._states[number] = _DEAD
-            return
-        self._values[number, seen.epoch] = seen.value if maximize else -seen.value
-        self._ties[number, seen.epoch] = seen.tie
-
-    def _grow(self, number: int) -> None:
-        while number >= len(self._epochs):
-            more = len(self._epochs)
-            self._values = np.pad(self._values, ((0, more), (0, 0)), constant_values=np.nan)
-            self._ties = np.pad(self._ties, ((0, more), (0, 0)), constant_values=np.inf)
-            self._epochs = np.pad(self._epochs, (0, more))
-            self._seconds = np.pad(self._seconds, (0, more))
-            self._first_costs = np.pad(self._first_costs, (0, more))
-            self._states = np.pad(self._states, (0, more), constant_values=_ENDED)
-        self._size = max(self._size, number + 1)
-
-    def set_state(self, number: int, state: int) -> None:
-        self._grow(number)
-        self._states[number] = state
-
-    def state(self, number: int) -> int:
-        return int(self._states[number]) if number < self._size else _UNKNOWN
-
-    def knows(self, number: int) -> bool:
-        return number < self._size and self._epochs[number] >= 1
-
-    def has_begun(self, number: int) -> bool:
-        """Return whether a trial has an epoch, finite or not."""
-        return self.epochs_of(number) >= 1
-
-    def first_cost(self, number: int) -> float:
-        """Return the cost of the first epoch of a trial."""
-        return float(self._first_costs[number])
-
-    def epochs_of(self, number: int) -> int:
-        return int(self._epochs[number]) if number < self._size else 0
-
-    @property
-    def values(self) -> NDArray[np.float64]:
-        return self._values[: self._size]
-
-    @property
-    def epochs(self) -> NDArray[np.float64]:
-        return self._epochs[: self._size]
-
-    @property
-    def states(self) -> NDArray[np.int64]:
-        return self._states[: self._size]
-
-    @property
-    def epochs_used(self) -> float:
-        return float(self.epochs.sum())
-
-    @property
-    def mean_cost(self) -> float:
-        """The mean over the trials of the cost of an epoch. 1 as long as there is none."""
-        known = self.epochs >= 1
-        return float((self._seconds[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
-
-    def costs(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean cost of an epoch of each trial; of a trial without an epoch, the mean of all."""
-        epochs = self._epochs[numbers]
-        return np.where(epochs >= 1, self._seconds[numbers] / np.maximum(epochs, 1), self.mean_cost)
-
-    def curve(self, number: int, epochs: int) -> list[float]:
-        """Return the first values of a trial. A trial that diverged has -inf from then on."""
-        return [float(v) if math.isfinite(v) else -math.inf for v in self._values[number, 1 : epochs + 1]]
-
-    def count(self, epoch: int) -> int:
-        """Return the number of values at an epoch."""
-        return int(np.isfinite(self.values[:, epoch]).sum())
-
-    def bar(self, epoch: int, among: int) -> float:
-        """Return the value that one in ``among`` trials has reached at an epoch; -inf without values."""
-        values = np.sort(self.values[np.isfinite(self.values[:, epoch]), epoch])[::-1]
-        return float(values[max(0, len(values) // among - 1)]) if len(values) else -math.inf
-
-    def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
-        """Return the trial with the best value at an epoch; of equal ones by the loss, then the oldest."""
-        order = np.lexsort((numbers, self._ties[numbers, epoch], -self._values[numbers, epoch]))
-        return int(numbers[order[0]])
-
-    def rank(self, number: int, epoch: int) -> tuple[int, int]:
-        """Return the rank of a trial at an epoch, counted from 1, and the number of trials compared."""
-        values, ties = self.values[:, epoch], self._ties[: self._size, epoch]
-        value, tie = values[number], ties[number]
-        equal = values == value
-        older = np.arange(self._size) < number
-        ahead = (values > value) | (equal & (ties < tie)) | (equal & (ties == tie) & older)
-        return 1 + int(ahead.sum()), int(np.isfinite(values).sum())

@@ -7,7 +7,6 @@ A simulation can do the same in microseconds. The coordinator runs in the driver
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -421,13 +420,8 @@ class Coordinator:
         return verdict
 
     def _observation(self, trial: TrialRecord, epoch: int) -> Observation:
-        loss = _at(trial, "val_loss", epoch)
-        return Observation(
-            number=trial.number,
-            epoch=epoch,
-            value=trial.curve[epoch - 1],
-            tie=loss if math.isfinite(loss) else math.inf,
-            seconds=_at(trial, "epoch_seconds", epoch, default=0.0),
+        return trial.observation(
+            epoch,
             group=self._plan.group(trial),
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
@@ -496,9 +490,3 @@ class Coordinator:
             self._record.forget_checkpoint(loser)
         self._kept = kept
         return survives
-
-
-def _at(trial: TrialRecord, metric: str, epoch: int, *, default: float = math.nan) -> float:
-    series = trial.history.get(metric, ())
-    value = series[epoch - 1] if epoch <= len(series) else default
-    return value if math.isfinite(value) else default

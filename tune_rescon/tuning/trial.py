@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from tune_rescon.config import MetricAt, TrialConfig, TrialState, watched_metric
 from tune_rescon.errors import ConfigError
 from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
-from tune_rescon.tuning.stopping_rule import Decision
+from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 __all__ = [
     "TrialOrigin",
@@ -234,6 +234,30 @@ class TrialRecord:
             for name in {**self.history, **metrics}
         }
         return replace(self, values=(*self.values, metrics.get(self.metric, math.nan)), history=history)
+
+    def observation(self, epoch: int, *, group: Hashable = None, cost: float = 0.0) -> Observation:
+        """Return what a stopping rule sees of an epoch.
+
+        Args:
+            epoch: the epoch, counted from 1.
+            group: trials of different groups are not compared.
+            cost: the second objective after this epoch.
+        """
+        return Observation(
+            number=self.number,
+            epoch=epoch,
+            value=self.curve[epoch - 1],
+            group=group,
+            cost=cost,
+            tie=self._logged("val_loss", epoch, math.inf),
+            seconds=self._logged("epoch_seconds", epoch, 0.0),
+        )
+
+    def _logged(self, metric: str, epoch: int, default: float) -> float:
+        """Return a metric of an epoch, or the default if it is missing or not finite."""
+        series = self.history.get(metric, ())
+        value = series[epoch - 1] if epoch <= len(series) else math.nan
+        return value if math.isfinite(value) else default
 
     def rank_key(self) -> tuple[int, float]:
         """Return a sort key; a smaller key is better.

@@ -1,0 +1,130 @@
+"""What the scheduler ``auto`` plans and has decided, in words for the dry run and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tune_rescon.spaces import Space
+from tune_rescon.tuning.auto_rule import SCREENING, AutoRule
+from tune_rescon.tuning.schedulers import make_rule, rung_levels
+from tune_rescon.tuning.stopping_rule import Decision, Observation
+from tune_rescon.tuning.trial import TrialRecord
+
+__all__ = [
+    "explained",
+    "levels_in_force",
+    "plan_words",
+]
+
+#: Number of trials at once in the plan of a search whose slots are not known yet.
+PLANNED_SLOTS = 4
+
+
+def levels_in_force(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tuple[int, ...]:
+    """Return the rungs of a search, in epochs; for ``auto``, those that its values have led to."""
+    rule = _replayed(space, trials, slots=slots)
+    return rung_levels(space) if rule is None else rule.levels
+
+
+def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tuple[str, ...]:
+    """Return sentences about the decisions of the scheduler ``auto``; empty for another scheduler.
+
+    Args:
+        space: the space of the search.
+        trials: the trials of the record.
+        slots: number of trials that run at once.
+    """
+    rule = _replayed(space, trials, slots=slots)
+    if rule is None:
+        return ()
+    rungs = ", ".join(map(str, rule.levels))
+    if rule.agreement is None:
+        return (f"Rungs: {rungs}. Too few trials have shown how well early ranks agree with later ones.",)
+    found = rule.agreement
+    evidence = f"{found.trials} trials that no rung had selected"
+    lines = [f"First rung: epoch {found.first}, chosen by {evidence}. Rungs: {rungs}."]
+    for epoch, correlation in sorted(found.correlations.items()):
+        role = "judges" if epoch == found.first else "judges no trial"
+        agreement = f"agree with those at epoch {found.latest} by {correlation:.2f}"
+        lines.append(f"Ranks at epoch {epoch} {agreement}: it {role}.")
+    return tuple(lines)
+
+
+def _replayed(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> AutoRule | None:
+    rule = make_rule(space, slots=slots)
+    if not isinstance(rule, AutoRule):
+        return None
+    for trial in trials:
+        for epoch in range(1, trial.epochs + 1):
+            rule.replay(trial.observation(epoch))
+    return rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """Counts of a planned search."""
+
+    started: int
+    finished: int
+    epochs: int
+
+    def __str__(self) -> str:
+        paused = self.started - self.finished
+        return (
+            f"{self.started} trials start, {self.finished} finish and {paused} stay paused,"
+            f" {self.epochs} epochs in all"
+        )
+
+
+def plan_words(space: Space) -> Iterator[str]:
+    """Yield sentences about the plan of a search with the scheduler ``auto``.
+
+    The counts come from the rule itself, on curves whose first epoch tells the last, and on curves whose
+    early epochs tell nothing. A budget in hours cannot be counted before an epoch has been timed.
+    """
+    yield (
+        f"auto: {SCREENING:.0%} of the budget goes to new trials, the rest to the best paused ones;"
+        " the first rung is chosen by how well early ranks agree with later ones"
+    )
+    if space.budget.hours is not None:
+        hours = f"{space.budget.hours:g} hours on each slot"
+        yield f"auto: {hours}; how many trials they are follows from the first epochs"
+        return
+    slots = space.budget.concurrent or PLANNED_SLOTS
+    yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
+    if len(rung_levels(space)) > 2:
+        yield f"auto, if early epochs tell nothing: {_expected(space, slots, early=-1)}"
+
+
+def _expected(space: Space, slots: int, *, early: int) -> _Expected:
+    """Run the rule on slots of equal speed; ``early`` is -1 if the first values have the reverse order."""
+    rule = make_rule(space, slots=slots)
+    assert isinstance(rule, AutoRule)
+    last, sign = space.fidelity.max, 1 if space.metric.mode == "max" else -1
+    turns = min(last, rung_levels(space)[-2] if len(rung_levels(space)) > 1 else last)
+    running: list[int] = []
+    reached: dict[int, int] = {}
+    epochs = 0
+    while True:
+        while len(running) < slots:
+            number = rule.promote()
+            if number is None and rule.may_start():
+                number = len(reached)
+                reached[number] = 0
+            if number is None:
+                break
+            rule.started(number)
+            running.append(number)
+        if not running:
+            finished = sum(epoch == last for epoch in reached.values())
+            return _Expected(started=len(reached), finished=finished, epochs=epochs)
+        number = running.pop(0)
+        reached[number] += 1
+        epochs += 1
+        # The order of trials is arbitrary, but not that of their numbers: the best should not come last.
+        merit = number * 7919 % 1009
+        value = merit if early == 1 or reached[number] >= turns else -merit
+        seen = Observation(number=number, epoch=reached[number], value=float(sign * value))
+        if rule.judge(seen).decision is Decision.CONTINUE:
+            running.append(number)

@@ -1,0 +1,154 @@
+"""The values, epochs, costs and states of all trials of a search, in arrays by trial number."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune_rescon.tuning.stopping_rule import Observation
+
+__all__ = [
+    "DEAD",
+    "ENDED",
+    "RUNNING",
+    "UNKNOWN",
+    "WAITING",
+    "TrialTable",
+]
+
+#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and neither runs nor waits.
+RUNNING: Final = 0
+WAITING: Final = 1
+ENDED: Final = 2
+DEAD: Final = 3
+UNKNOWN: Final = 4
+
+
+class TrialTable:
+    """The values, epochs, costs and states of all trials, by number."""
+
+    def __init__(self, last: int) -> None:
+        """Start without a trial. ``last`` is the last epoch."""
+        self._size = 0
+        self._values = np.full((64, last + 1), np.nan)
+        self._ties = np.full((64, last + 1), np.inf)
+        self._epochs = np.zeros(64)
+        self._seconds = np.zeros(64)
+        self._first_costs = np.zeros(64)
+        self._states = np.full(64, ENDED)
+
+    def __len__(self) -> int:
+        """Return one more than the highest number."""
+        return self._size
+
+    def add(self, seen: Observation, *, maximize: bool, timed: bool) -> None:
+        """Record a value. A value that is not finite ends the trial."""
+        self._grow(seen.number)
+        number = seen.number
+        self._epochs[number] = max(self._epochs[number], seen.epoch)
+        cost = seen.seconds if timed else 1.0
+        self._seconds[number] += cost
+        if seen.epoch == 1:
+            self._first_costs[number] = cost
+        if not math.isfinite(seen.value):
+            self._states[number] = DEAD
+            return
+        self._values[number, seen.epoch] = seen.value if maximize else -seen.value
+        self._ties[number, seen.epoch] = seen.tie
+
+    def _grow(self, number: int) -> None:
+        while number >= len(self._epochs):
+            more = len(self._epochs)
+            self._values = np.pad(self._values, ((0, more), (0, 0)), constant_values=np.nan)
+            self._ties = np.pad(self._ties, ((0, more), (0, 0)), constant_values=np.inf)
+            self._epochs = np.pad(self._epochs, (0, more))
+            self._seconds = np.pad(self._seconds, (0, more))
+            self._first_costs = np.pad(self._first_costs, (0, more))
+            self._states = np.pad(self._states, (0, more), constant_values=ENDED)
+        self._size = max(self._size, number + 1)
+
+    def set_state(self, number: int, state: int) -> None:
+        """Set the state of a trial."""
+        self._grow(number)
+        self._states[number] = state
+
+    def state(self, number: int) -> int:
+        """Return the state of a trial; UNKNOWN if there is none with this number."""
+        return int(self._states[number]) if number < self._size else UNKNOWN
+
+    def knows(self, number: int) -> bool:
+        """Return whether a trial has a value."""
+        return number < self._size and self._epochs[number] >= 1
+
+    def has_begun(self, number: int) -> bool:
+        """Return whether a trial has an epoch, finite or not."""
+        return self.epochs_of(number) >= 1
+
+    def first_cost(self, number: int) -> float:
+        """Return the cost of the first epoch of a trial."""
+        return float(self._first_costs[number])
+
+    def epochs_of(self, number: int) -> int:
+        """Return the number of epochs that a trial has reported."""
+        return int(self._epochs[number]) if number < self._size else 0
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The values by trial and epoch; larger is better. Nan where there is none."""
+        return self._values[: self._size]
+
+    @property
+    def epochs(self) -> NDArray[np.float64]:
+        """The number of epochs of each trial."""
+        return self._epochs[: self._size]
+
+    @property
+    def states(self) -> NDArray[np.int64]:
+        """The state of each trial."""
+        return self._states[: self._size]
+
+    @property
+    def epochs_used(self) -> float:
+        """The epochs of all trials together."""
+        return float(self.epochs.sum())
+
+    @property
+    def mean_cost(self) -> float:
+        """The mean over the trials of the cost of an epoch. 1 as long as there is none."""
+        known = self.epochs >= 1
+        return float((self._seconds[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
+
+    def costs(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the mean cost of an epoch of each trial; of a trial without an epoch, the mean of all."""
+        epochs = self._epochs[numbers]
+        return np.where(epochs >= 1, self._seconds[numbers] / np.maximum(epochs, 1), self.mean_cost)
+
+    def curve(self, number: int, epochs: int) -> list[float]:
+        """Return the first values of a trial. A trial that diverged has -inf from then on."""
+        return [float(v) if math.isfinite(v) else -math.inf for v in self._values[number, 1 : epochs + 1]]
+
+    def count(self, epoch: int) -> int:
+        """Return the number of values at an epoch."""
+        return int(np.isfinite(self.values[:, epoch]).sum())
+
+    def bar(self, epoch: int, among: int) -> float:
+        """Return the value that one in ``among`` trials has reached at an epoch; -inf without values."""
+        values = np.sort(self.values[np.isfinite(self.values[:, epoch]), epoch])[::-1]
+        return float(values[max(0, len(values) // among - 1)]) if len(values) else -math.inf
+
+    def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
+        """Return the trial with the best value at an epoch; of equal ones by the loss, then the oldest."""
+        order = np.lexsort((numbers, self._ties[numbers, epoch], -self._values[numbers, epoch]))
+        return int(numbers[order[0]])
+
+    def rank(self, number: int, epoch: int) -> tuple[int, int]:
+        """Return the rank of a trial at an epoch, counted from 1, and the number of trials compared."""
+        values, ties = self.values[:, epoch], self._ties[: self._size, epoch]
+        value, tie = values[number], ties[number]
+        equal = values == value
+        older = np.arange(self._size) < number
+        ahead = (values > value) | (equal & (ties < tie)) | (equal & (ties == tie) & older)
+        return 1 + int(ahead.sum()), int(np.isfinite(values).sum())
