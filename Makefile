@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs-lint cluster-test cluster-smoke bench faults gpu-check clean
+.PHONY: demo test test-all check docs-lint structure cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -41,6 +41,10 @@ check: .venv/.installed-dev
 docs-lint: .venv/.installed-dev
 	$(BIN)/python .ci/docs_lint.py
 	$(BIN)/python .ci/hyperparameters.py --check
+
+# The package's size and shape in numbers. `--list` names the places.
+structure:
+	@$(PYTHON) .ci/structure.py $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")
