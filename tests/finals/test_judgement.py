@@ -17,6 +17,7 @@ from tune_rescon.data import Account
 from tune_rescon.finals import (
     FinalsPresentation,
     Shares,
+    TrainingPlan,
     finals_space,
     find_rows,
     judgement,
@@ -60,7 +61,12 @@ def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialSt
 @pytest.fixture
 def result(tmp_path: Path) -> StudyResult:
     configs = [TrialConfig(learning_rate=rate) for rate in (0.1, 0.2)]
-    space = finals_space("f", configs, dataset=DatasetConfig(), epochs=2, seeds=2, resources=Resources(cpu=1))
+    space = finals_space(
+        "f",
+        configs,
+        TrainingPlan(epochs=2, seeds=2, resources=Resources(cpu=1)),
+        dataset=DatasetConfig(),
+    )
     trials = (
         trial(0, 0.1, 0.7),
         trial(1, 0.2, 0.8),

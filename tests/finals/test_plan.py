@@ -16,6 +16,7 @@ from tune_rescon.finals import (
     RECIPES,
     PublishedRow,
     Shares,
+    TrainingPlan,
     epochs_within,
     finalists,
     finals_space,
@@ -49,10 +50,8 @@ def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequen
     return finals_space(
         "f",
         configs,
+        TrainingPlan(epochs=3, seeds=seeds, resources=ONE_CPU),
         dataset=DatasetConfig(name="digits"),
-        epochs=3,
-        seeds=seeds,
-        resources=ONE_CPU,
         overrides=overrides,
     )
 
@@ -79,7 +78,7 @@ def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched
 
 def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyResult) -> None:
     found, dataset = of_dataset(finalists(searched, 3), searched.space)
-    space = finals_space("f", found, dataset=dataset, epochs=9, seeds=2, resources=ONE_CPU)
+    space = finals_space("f", found, TrainingPlan(epochs=9, seeds=2, resources=ONE_CPU), dataset=dataset)
     assert configs_of(space) == [*found, *found]
     assert space.budget.trials == 2 * len(found)
     assert (space.dataset.hold_out, space.metric.name, space.scheduler.type) == (

@@ -111,7 +111,7 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
 def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
     trial_id = begin(case)
     details = {"metrics": {"val_accuracy": value}}
-    case.ledger.add_epoch(trial_id, 1, value, "epoch:1", details)
+    case.ledger.add_epoch(trial_id, 1, value, key="epoch:1", details=details)
     trial = written(case)
     assert repr(trial.intermediate_values) == repr({1: value})
     assert repr(trial.system_attrs["epoch:1"]) == repr(details)

@@ -175,10 +175,11 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     worker. Threads are unsuitable: decoding a small jpeg runs mostly Python code, and two threads were slower
     than one.
     """
-    tasks = ((plan.reader(rows), path, plan.shape, rows, plan.counts["train"]) for rows in chunks(plan.shape))
+    tasks = ((plan.reader(rows), path, plan.shape, rows) for rows in chunks(plan.shape))
+    training = plan.counts["train"]
     joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
     if joblib is None or joblib.cpu_count() == 1:
-        yield from (_store(*task) for task in tasks)
+        yield from (_store(*task, train_images=training) for task in tasks)
         return
     parallel = joblib.Parallel(
         n_jobs=joblib.cpu_count(),
@@ -186,7 +187,7 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         return_as="generator_unordered",
         idle_worker_timeout=_IDLE_SECONDS,
     )
-    yield from parallel(joblib.delayed(_store)(*task) for task in tasks)
+    yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
 
 
 def _joblib() -> Any:
@@ -201,7 +202,7 @@ def _joblib() -> Any:
     return joblib
 
 
-def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, train_images: int) -> _Chunk:
+def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, *, train_images: int) -> _Chunk:
     block = read()
     map_chunk(path, shape, rows)[:] = block.images_BHWC
     lost = {bad.row for bad in block.bad}

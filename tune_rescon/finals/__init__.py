@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tune_rescon.finals.plan import (
         RECIPES,
         Recipe,
+        TrainingPlan,
         epochs_within,
         finalists,
         finals_seconds,
@@ -47,6 +48,7 @@ __all__ = [
     "PublishedRow",
     "Recipe",
     "Shares",
+    "TrainingPlan",
     "epochs_within",
     "finalists",
     "finals_seconds",
@@ -76,6 +78,7 @@ __getattr__ = lazy_names(
         "PublishedRow": "published",
         "Recipe": "plan",
         "Shares": "published",
+        "TrainingPlan": "plan",
         "epochs_within": "plan",
         "finalists": "plan",
         "finals_seconds": "plan",

@@ -313,7 +313,7 @@ def draw_gallery(
             device = next(network.parameters()).device
             maps = attention_maps(classifier.to(device), pixels(batch, about, device))
             for row, path in enumerate(batch.paths):
-                drawn.append(_draw(folder, len(drawn), batch, maps, row, about))
+                drawn.append(_draw(folder, batch, maps, row=row, number=len(drawn), about=about))
                 yield path
             _write_page(folder, drawn)
     finally:
@@ -322,10 +322,11 @@ def draw_gallery(
 
 def _draw(
     folder: Path,
-    number: int,
     batch: Pictures,
     maps: list[ModuleMaps],
+    *,
     row: int,
+    number: int,
     about: TrainedNetwork,
 ) -> DrawnPicture:
     path = batch.paths[row]

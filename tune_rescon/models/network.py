@@ -64,7 +64,7 @@ class _SubsampledConv2d(nn.Conv2d):
         return F.conv2d(input[:, :, ::rows, ::columns], self.weight, None, 1, 0, 1, self.groups)
 
 
-def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, *, groups: int = 1) -> nn.Conv2d:
     """Return a convolution without bias whose padding is half its kernel, so that a stride rounds sizes up.
 
     Args:
@@ -90,7 +90,7 @@ class PreActivationUnit(nn.Module):
         self.norm1 = nn.BatchNorm2d(spec.in_channels)
         self.conv1 = conv(spec.in_channels, spec.middle)
         self.norm2 = nn.BatchNorm2d(spec.middle)
-        self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, spec.groups)
+        self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, groups=spec.groups)
         self.norm3 = nn.BatchNorm2d(spec.middle)
         self.conv3 = conv(spec.middle, spec.channels)
         self.projection = conv(spec.in_channels, spec.channels, 1, spec.stride) if spec.projects else None
@@ -116,7 +116,7 @@ class ResNeXtUnit(nn.Module):
         super().__init__()
         self.conv1 = conv(spec.in_channels, spec.middle)
         self.norm1 = nn.BatchNorm2d(spec.middle)
-        self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, spec.groups)
+        self.conv2 = conv(spec.middle, spec.middle, 3, spec.stride, groups=spec.groups)
         self.norm2 = nn.BatchNorm2d(spec.middle)
         self.conv3 = conv(spec.middle, spec.channels)
         self.norm3 = nn.BatchNorm2d(spec.channels)

@@ -99,7 +99,6 @@ def _send(
         pricing,
         record.trials(),
         notes,
-        name=options.name,
         folder=folder,
         url=store.url,
         alive=False,

@@ -182,7 +182,6 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
         trials,
         notes,
-        name=name,
         folder=folder,
         url=at_url.remote.url if at_url else None,
         alive=alive,
@@ -196,7 +195,6 @@ def summed_up(
     trials: tuple[TrialRecord, ...],
     notes: RunNotes,
     *,
-    name: str,
     folder: SearchFolder,
     url: str | None,
     alive: bool,
@@ -209,7 +207,6 @@ def summed_up(
         pricing: the space and the cost model of its networks.
         trials: all trials in the record, ordered by number.
         notes: the notes that the last run left in the record.
-        name: the search's name.
         folder: the search's files on this machine.
         url: the folder's URL if the storage is a URL, or None.
         alive: whether a driver is alive. If not, running trials count as interrupted.
@@ -218,18 +215,17 @@ def summed_up(
     """
     ended = sum(trial.state.is_final for trial in trials)
     total = pricing.space.budget.trials
-    return sum_up(
+    result = sum_up(
         pricing,
         trials if alive else tuple(map(_as_interrupted, trials)),
-        name=name,
+        name=folder.name,
         folder=folder.path,
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
         failure=None if alive else notes.failure,
-        foreign=foreign,
-        space_history=space_history,
     )
+    return replace(result, foreign=foreign, space_history=space_history)
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:

@@ -302,10 +302,8 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
-    foreign: tuple[int, ...] = (),
-    space_history: tuple[str, ...] = (),
 ) -> StudyResult:
-    """Return the result of a search of ``pricing.space``.
+    """Return the result of a search of ``pricing.space``, without ``foreign`` and ``space_history``.
 
     Args:
         pricing: the space and the cost model of its networks.
@@ -316,8 +314,6 @@ def sum_up(
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: the folder's URL if the storage is a URL; a password in it is hidden.
         failure: why the search ended early, or None.
-        foreign: numbers of the study's trials that another program created.
-        space_history: the changes that resumes made to the space, one line per version.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
@@ -340,7 +336,5 @@ def sum_up(
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
         failure=None if failure is None else presentable(failure),
-        foreign=foreign,
-        space_history=space_history,
         accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},
     )

@@ -426,7 +426,7 @@ class _Search:
         return result
 
     def _result(self, state: SearchState, failure: str | None) -> StudyResult:
-        return sum_up(
+        result = sum_up(
             self._maker,
             self._record.trials(),
             name=self._options.name,
@@ -435,9 +435,9 @@ class _Search:
             tracking_uri=self._writer.uri,
             url=self._store.url,
             failure=failure,
-            foreign=self._record.foreign,
-            space_history=history_words(self._versions, self._record.trials()),
         )
+        history = history_words(self._versions, self._record.trials())
+        return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
 
 
 def _rows(space: Space) -> list[dict[str, Any]]:

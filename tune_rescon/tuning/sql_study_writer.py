@@ -118,7 +118,7 @@ class SqlLedger(StudyWriter):
         return trial_id, next_number
 
     @override
-    def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
+    def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
         stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
         step = {
             "trial_id": trial_id,

@@ -286,7 +286,7 @@ class StudyRecord:
             "time_ms": now,
             "device": device,
         }
-        self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
+        self._ledger.add_epoch(self._ids[number], epoch, value, key=_EPOCH.format(epoch), details=details)
         self._trials[number] = replace(
             known.extended(metrics),
             decision=verdict.decision,

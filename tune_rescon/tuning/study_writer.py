@@ -99,7 +99,7 @@ class StudyWriter:
         assert trial.datetime_start is not None
         return trial_id, trial.number, trial.datetime_start
 
-    def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
+    def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
         """Write an epoch.
 
         Args:

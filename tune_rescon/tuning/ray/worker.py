@@ -198,7 +198,7 @@ def train_task(
     Raises:
         Preempted: If ``leave`` returned True; the trial is to continue in another process.
     """
-    from tune_rescon.training import train_trial
+    from tune_rescon.training import Objective, TrialProcess, train_trial
     from tune_rescon.training.compile import keep_compiled_code
 
     freeze_imports()
@@ -211,16 +211,16 @@ def train_task(
         seed=task.seed,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
-        on_note=on_note,
-        device=task.device,
-        threads=task.threads,
-        metric=task.metric,
-        mode=task.mode,
-        keep=task.keep,
-        overruns=Path(task.cache_root) / _OVERRUNS,
-        stalls=Path(task.cache_root) / STALLS,
-        peers=peers,
-        leave=leave,
+        objective=Objective(metric=task.metric, mode=task.mode, keep=task.keep),
+        process=TrialProcess(
+            device=task.device,
+            threads=task.threads,
+            on_note=on_note,
+            peers=peers,
+            leave=leave,
+            overruns=Path(task.cache_root) / _OVERRUNS,
+            stalls=Path(task.cache_root) / STALLS,
+        ),
     )
 
 
