@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.console import Console
 
-from tune_rescon.command import print_line, run_command
+from tune_rescon.command import print_line, progress_shown, run_command
 from tune_rescon.errors import StorageError, format_error
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _sync(place: Place, name: str) -> int:
     from tune_rescon.reporting import note_text
     from tune_rescon.tuning import sync_tracking
 
-    done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
+    with progress_shown(click.echo):
+        done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text)
     if not done.unsent:
         print_line(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0

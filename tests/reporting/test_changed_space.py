@@ -160,7 +160,7 @@ def test_a_space_edited_by_hand_changes_nothing_that_was(
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
-    copied: SearchFolder, place: Place, change: str
+    copied: SearchFolder, place: Place, change: str, progress: list[str]
 ) -> None:
     _as_an_earlier_version_wrote_it(copied)
     copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
@@ -168,9 +168,8 @@ def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
     assert [trial.epochs for trial in result.trials] == [2, 2]
     everything(result)
     options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
-    said: list[str] = []
-    trials_of(space(trials=4), options, said.append)
-    assert said[0].startswith("used ")
+    trials_of(space(trials=4), options)
+    assert progress[0].startswith("used ")
 
 
 def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Place) -> None:
@@ -184,8 +183,7 @@ def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begu
     simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
     simulation.drive(simulated.policy())
     options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
-    said: list[str] = []
-    used = trials_of(space(trials=4), options, said.append)
+    used = trials_of(space(trials=4), options)
     halves = [t for t in read_search(place, "base").trials if t.setting("width") == 0.5]
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 

@@ -116,7 +116,6 @@ class World:
             processes=self.processes.get,
             clock=lambda: self.now,
             sleep=self.sleep,
-            say=lambda _: None,
         )
 
     def holder(self) -> Driver | None:

@@ -54,14 +54,13 @@ def test_a_home_folder_that_is_not_there() -> None:
         anchored(load_space("folder", ["dataset.path=~nosuchuser/x"]))
 
 
-def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
+def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -> None:
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (16, 16)).save(tmp_path / "x" / label / f"{number}.png")
     (tmp_path / "x/stray.png").write_bytes(b"left out, so not decoded")
     space = load_space("folder", [f"dataset.path={tmp_path / 'x'}", "dataset.val_fraction=0.25"])
-    said: list[str] = []
     options = RunOptions(
         name="s",
         storage=tmp_path,
@@ -69,8 +68,8 @@ def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
         cache_root=tmp_path / "cache",
         show_progress=False,
     )
-    prepare_data(space, options, said.append)
-    *account, judging = said
+    prepare_data(space, options)
+    *account, judging = progress
     assert account == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",

@@ -132,6 +132,7 @@ def _key(view: View) -> Hashable:
 
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 #: Seconds between the attempts of a failing call: the first and the longest pause.
 FIRST_PAUSE: Final = 0.5
@@ -150,20 +151,16 @@ REST: Final = 2.0
 
 
 @contextmanager
-def mlflow_writer(
-    destination: Destination, say: Callable[[str], object] = _LOGGER.info, *, delay: float = 0.0
-) -> Iterator[MlflowWriter]:
+def mlflow_writer(destination: Destination, *, delay: float = 0.0) -> Iterator[MlflowWriter]:
     """Provide a started writer for the block, and end its process afterwards.
 
     Updates that are still waiting at the end of the block are not sent.
 
     Args:
         destination: The MLflow store.
-        say: Prints a message to the user about an action that was taken or can never succeed. It is called on
-            the writer's thread.
         delay: The delay of :meth:`MlflowWriter.start`, in seconds.
     """
-    writer = MlflowWriter(destination, say=say)
+    writer = MlflowWriter(destination)
     writer.start(delay)
     try:
         yield writer
@@ -179,20 +176,17 @@ class MlflowWriter:
         destination: Destination,
         *,
         open_worker: Callable[[Destination], Sink] = WorkerProcess,
-        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Create the writer without starting it; see :meth:`start`.
 
         Args:
             destination: The MLflow store.
             open_worker: Creates the object that makes the calls to MLflow.
-            say: See :func:`mlflow_writer`.
         """
         self._uri = destination.uri
         self._desk = open_worker(destination)
         self._backlog = UpdateQueue(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
-        self._say = say
         self._known: set[int] = set()
         self._delay = 0.0
         self._awake = threading.Event()
@@ -308,9 +302,10 @@ class MlflowWriter:
             self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
     def _report(self, text: str) -> None:
+        """Tell the user about an action that was taken or can never succeed."""
         _LOGGER.warning("%s", text)
         try:
-            self._say(text)
+            _PROGRESS.info(text)
         except Exception:
             # A closed terminal is no reason to stop sending.
             _LOGGER.exception("this could not be printed: %s", text)

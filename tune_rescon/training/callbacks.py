@@ -37,13 +37,7 @@ __all__ = [
     "Preempted",
     "SeedEpochs",
     "StopOnPreemption",
-    "never",
 ]
-
-
-def never() -> bool:
-    """Return False: no preemption is ever requested."""
-    return False
 
 
 class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error

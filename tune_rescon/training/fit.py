@@ -31,7 +31,6 @@ from tune_rescon.training.callbacks import (
     PreciseBatchNorm,
     SeedEpochs,
     StopOnPreemption,
-    never,
 )
 from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
 from tune_rescon.training.compile import choose_compiling
@@ -70,7 +69,7 @@ class TrialProcess:
 
     All of them call ``train_trial``, each with its own folder; the first one's folder counts.
     """
-    leave: Callable[[], bool] = never
+    leave: Callable[[], bool] = messages.never
     """Polled after each training batch and after each epoch's report.
 
     If it returns True, the trial is written to ``last.ckpt`` as it is, also within an epoch, and ends; the

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from tune_rescon import __version__
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec
-from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
+from tune_rescon.models.network import Mask
+from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import twice_as_many
 

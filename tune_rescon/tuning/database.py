@@ -14,6 +14,7 @@ from tune_rescon.errors import RecordError, StorageError, format_error
 from tune_rescon.storage import sqlite_file
 
 __all__ = [
+    "create_study",
     "find_study",
     "holds_studies",
     "missing_study",
@@ -106,6 +107,28 @@ def missing_study(file: Path, why: str = "") -> StorageError:
     return StorageError(
         format_error("a search's record must be a database that can be read", got=got, hint=hint)
     )
+
+
+def create_study(
+    storage: optuna.storages.RDBStorage, name: str, directions: list[optuna.study.StudyDirection]
+) -> int:
+    """Create a study and return its id.
+
+    Raises:
+        StorageError: the database already has a study of that name.
+    """
+    try:
+        # The study always has a name: Optuna's default name would merge two searches in one database.
+        return storage.create_new_study(directions, name)
+    except optuna.exceptions.DuplicatedStudyError:
+        known = storage.get_study_id_from_name(name)
+        # A driver that died before its first trial leaves an empty study, which is used again. The lease
+        # prevents two live drivers from sharing it.
+        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+            return known
+        hint = f"Resume it with --resume {name}, or give another --name."
+        rule = f"a study named {name!r} is already in the database"
+        raise StorageError(format_error(rule, where="--study", hint=hint)) from None
 
 
 def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:

@@ -121,6 +121,7 @@ SETTLE_SECONDS: Final = 0.5
 START_TOLERANCE: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 class LeaseStore(Protocol):
@@ -207,7 +208,6 @@ class LeaseKeeper:
         processes: ProcessTable = process_start,
         clock: Callable[[], float],
         sleep: Callable[[float], object] = time.sleep,
-        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
 
@@ -219,7 +219,6 @@ class LeaseKeeper:
             processes: the process table of ``me``'s place.
             clock: returns seconds that also pass while the process or the machine is stopped.
             sleep: waits for the given number of seconds.
-            say: reports the reason for a wait to the user.
         """
         self._store = store
         self._name = name
@@ -228,7 +227,6 @@ class LeaseKeeper:
         self._processes = processes
         self._clock = clock
         self._sleep = sleep
-        self._say = say
         self._token = secrets.token_hex(8)
         self._since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         self._lock = threading.Lock()
@@ -341,7 +339,7 @@ class LeaseKeeper:
 
     def _beat_stopped(self, found: Lease) -> bool:
         assert found.driver is not None, "only a held lease is watched"
-        self._say(
+        _PROGRESS.info(
             f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
             f" seeing for {found.seconds:g} s whether it still is"
         )
@@ -404,7 +402,6 @@ def hold_lease(
     *,
     name: str,
     seconds: float = LEASE_SECONDS,
-    say: Callable[[str], object] = _LOGGER.info,
 ) -> Iterator[LeaseKeeper]:
     """Hold the lease of a search for the duration of the block.
 
@@ -412,12 +409,11 @@ def hold_lease(
         store: the store of the lease.
         name: the search's name.
         seconds: length of the lease in seconds.
-        say: reports the reason for a wait to the user.
 
     Raises:
         LeaseError: another driver is alive.
     """
-    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds, say=say)
+    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds)
     keeper.take()
     stop = threading.Event()
     thread = threading.Thread(target=keeper.beat, args=(stop,), name="lease", daemon=True)

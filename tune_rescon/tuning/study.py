@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import MetricAt, TrialState
-from tune_rescon.errors import StorageError, format_error, presentable
-from tune_rescon.tuning.database import find_study, open_database
+from tune_rescon.errors import presentable
+from tune_rescon.tuning.database import create_study, find_study, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.schedulers import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
@@ -145,7 +145,7 @@ class StudyRecord:
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
-        study_id = _new_study(storage, directions, name)
+        study_id = create_study(storage, name, directions)
         ledger = _sql(storage, study_id)
         ledger.set_study_attribute("space", space)
         ledger.set_study_attribute(METRIC, metric)
@@ -434,21 +434,6 @@ def _origin_attribute(origin: TrialOrigin | None) -> dict[str, Any]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
-    try:
-        # The study always has a name: Optuna's default name would merge two searches in one database.
-        return storage.create_new_study(directions, name)
-    except optuna.exceptions.DuplicatedStudyError:
-        known = storage.get_study_id_from_name(name)
-        # A driver that died before its first trial leaves an empty study, which is used again. The lease
-        # prevents two live drivers from sharing it.
-        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
-            return known
-        hint = f"Resume it with --resume {name}, or give another --name."
-        rule = f"a study named {name!r} is already in the database"
-        raise StorageError(format_error(rule, where="--study", hint=hint)) from None
 
 
 def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
@@ -27,16 +28,17 @@ __all__ = [
 #: search must not change the draws of this one.
 _ATTRIBUTE: Final = "warm_start"
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
-def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialRecord]:
+
+def trials_of(space: Space, options: RunOptions) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
 
-    Only the trials that :func:`.most_telling` selects are returned.
+    Only the trials that :func:`.most_telling` selects are returned. A message reports how many overlap.
 
     Args:
         space: The space of the new search.
         options: The options of the new search. ``warm_start`` names the earlier search.
-        say: Called with a message that reports how many trials overlap.
 
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
@@ -58,7 +60,7 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
         for trial, place in zip(ended, placed, strict=True)
         if place.sampled is not None
     ]
-    say(overlap_words(other.name, placed))
+    _PROGRESS.info(overlap_words(other.name, placed))
     kept = most_telling(usable)
     return [trial for trial in usable if trial.number in kept]
 

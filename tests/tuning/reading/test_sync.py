@@ -35,7 +35,7 @@ def store(place: Place, empty_store: Path) -> str:
 
 
 def sync(place: Place, *, patience: float = 60) -> Synced:
-    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**", say=print)
+    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**")
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
@@ -79,7 +79,7 @@ def test_all_of_it_is_sent_once(
 def test_a_search_that_is_driven_sends_by_itself(make_search: MakeSearch, place: Place) -> None:
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")
-    with hold_lease(lease, name="a", seconds=20, say=print), pytest.raises(LeaseError, match="one driver"):
+    with hold_lease(lease, name="a", seconds=20), pytest.raises(LeaseError, match="one driver"):
         sync(place)
 
 

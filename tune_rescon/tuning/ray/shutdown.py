@@ -9,6 +9,7 @@ because every reported epoch is in the record.
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import signal
 import stat
@@ -37,6 +38,8 @@ __all__ = [
 ECHO_SECONDS: Final = 0.25
 
 _DEADLINED: Final = (signal.SIGTERM, signal.SIGHUP)
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 class StopLevel(enum.IntEnum):
@@ -162,7 +165,6 @@ class Watch:
         ray_gone: Callable[[], str],
         ensure_held: Callable[[], None],
         interrupt: Callable[[], None],
-        say: Callable[[str], object],
     ) -> None:
         """Store the sources that each call of :meth:`leave` checks.
 
@@ -171,13 +173,11 @@ class Watch:
             ray_gone: Returns a description of the part of Ray that has died, or "" while Ray is alive.
             ensure_held: Raises LeaseLostError if another driver has taken over the search.
             interrupt: Stops each running trial after its present epoch.
-            say: Prints a message to the user.
         """
         self._interruption = interruption
         self._ray_gone = ray_gone
         self._ensure_held = ensure_held
         self._interrupt = interrupt
-        self._say = say
         self._level = StopLevel.NONE
         self._gone = ""
         self._signals_before_end: int | None = None
@@ -262,7 +262,7 @@ class Watch:
             return
         self._level = urgency
         self._interrupt()
-        self._say(_stop_message(urgency, self._interruption.seconds_left))
+        _PROGRESS.info(_stop_message(urgency, self._interruption.seconds_left))
 
 
 def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:

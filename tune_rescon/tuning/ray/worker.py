@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
 from tune_rescon.training import messages
-from tune_rescon.tuning.ray.preemption import NOTICE, never, node_is_drained
+from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
@@ -183,7 +183,7 @@ def train_task(
     *,
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
-    leave: Callable[[], bool] = never,
+    leave: Callable[[], bool] = messages.never,
 ) -> None:
     """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
 
@@ -377,7 +377,8 @@ def _train(task: TrialTask) -> Preempted | None:
 @contextmanager
 def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
     if task.workers > 1:
-        yield never
+        # A trial of several processes is not preempted: all of them would have to stop after the same batch.
+        yield messages.never
         return
     with NOTICE.installed(is_drained=node_is_drained) as leave:
         yield leave
