@@ -8,7 +8,6 @@ killed. The next builder removes the leftovers.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from tune_rescon.atomic_write import sync
 from tune_rescon.data.cache import (
     Cache,
     CacheError,
@@ -345,20 +345,12 @@ def _publish(scratch: Path, folder: Path) -> None:
     Readers of an older cache keep their mapped pages.
     """
     for path in (*scratch.iterdir(), scratch):
-        _fsync(path)
+        sync(path)
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}{_SCRATCH}old-{uuid.uuid4().hex}"))
     scratch.rename(folder)
-    _fsync(folder.parent)
+    sync(folder.parent)
     _sweep(folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:
