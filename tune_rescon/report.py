@@ -103,12 +103,12 @@ def _sync(place: Place, name: str) -> int:
 
     with progress_shown(click.echo):
         done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text)
-    if not done.unsent:
+    if not done.pending_updates:
         print_line(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {done.unsent} updates"
-        f" ({done.trouble.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
+        f"The report failed: {done.uri} did not take {done.pending_updates} updates"
+        f" ({done.last_error.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
         " The study has them all: try again when MLflow takes them.",
         err=True,
     )

@@ -166,7 +166,7 @@ class _Reproduction:
 
     def row(self, row: PublishedRow) -> int:
         """Train a row, or resume its training, and return the exit code."""
-        from tune_rescon.finals import FinalsPresentation, print_judgement
+        from tune_rescon.finals import FinalsPresentation, print_evaluation
         from tune_rescon.reporting import resume_command, run_with_display
 
         known = self._result(row)
@@ -181,7 +181,7 @@ class _Reproduction:
             live=options.show_progress,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=print_judgement,
+            tell=print_evaluation,
         )
 
     def print_table(self, rows: Sequence[PublishedRow]) -> None:

@@ -221,11 +221,11 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
 
 
 def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
-    from tune_rescon.finals import TrainingPlan, finalists, finals_space, of_dataset
+    from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs
     from tune_rescon.tuning import read_search
 
     result = read_search(place, source, where="--from")
-    found = finalists(result, flags.top)
+    found = top_configs(result, flags.top)
     if len(found) < flags.top:
         console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
     epochs = flags.epochs or _epochs(result, found, flags)
@@ -347,11 +347,11 @@ def _images(dataset: str) -> DatasetConfig:
 
 
 def _print_finals(result: StudyResult, console: Console) -> None:
-    from tune_rescon.finals import print_judgement
+    from tune_rescon.finals import print_evaluation
     from tune_rescon.reporting import print_result
 
     print_result(result, console)
-    print_judgement(result, console)
+    print_evaluation(result, console)
     if result.best is not None and result.state.value == "finished":
         console.print(
             f"Use it: python -m tune_rescon.predict {result.name} PATH...", markup=False, soft_wrap=True

@@ -168,7 +168,7 @@ class Talkative:
     def show(self, _view: View) -> Answer:
         return Answer(run_id="a run", remarks=("the champion has changed",))
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """It takes its time."""
 
     def close(self) -> None:

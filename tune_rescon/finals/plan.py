@@ -27,7 +27,6 @@ __all__ = [
     "Recipe",
     "TrainingPlan",
     "epochs_within",
-    "finalists",
     "finals_seconds",
     "finals_space",
     "find_recipe",
@@ -36,6 +35,7 @@ __all__ = [
     "preset_config",
     "read_duration",
     "seconds_per_epoch",
+    "top_configs",
 ]
 
 
@@ -190,7 +190,7 @@ METRIC: Final = "test_accuracy"
 _KEPT_PARAMETER: Final = "learning_rate"
 
 
-def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
+def top_configs(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
     """Return the distinct configurations of the finished trials, the best first, at most ``top``.
 
     Raises:

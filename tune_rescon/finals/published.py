@@ -16,7 +16,7 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, unknown_name_message
-from tune_rescon.finals.judging import Estimate
+from tune_rescon.finals.evaluation import Estimate
 from tune_rescon.finals.plan import TrainingPlan, finals_space, find_recipe
 from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning import StudyResult, repeated

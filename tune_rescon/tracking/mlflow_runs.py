@@ -152,7 +152,7 @@ class MlflowRunSync:
     def _check(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
             words = deleted_experiment(experiment.name, experiment.experiment_id)
-            raise CallError(words, RetryPolicy.GIVE_UP)
+            raise CallError(words, RetryPolicy.ABORT)
 
     def show(self, view: View) -> str:
         """Send the additions of ``view`` to the server, and return the id of the view's run."""

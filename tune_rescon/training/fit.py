@@ -324,7 +324,7 @@ class FitAttempt:
         if more is not None:
             note = messages.smaller(images, before=count, after=more)
             return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
-        if self.peers.most(release(self.placement.device)):
+        if self.peers.all_reduce_max(release(self.placement.device)):
             note = messages.without_images(images, pieces=count)
             return Retry(micro_batches=count, recomputes=recomputes, note=note)
         tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
@@ -349,7 +349,7 @@ class FitAttempt:
             classes=self.dataset.classes,
             epochs=record.epochs,
             steps_per_epoch=steps_per_epoch,
-            judging=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
+            eval_metrics=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
             peers=self.peers,
         )
 

@@ -75,7 +75,7 @@ class TrialModule(pl.LightningModule):
         classes: int,
         epochs: int,
         steps_per_epoch: int,
-        judging: EpochMetrics | None = None,
+        eval_metrics: EpochMetrics | None = None,
         peers: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Move ``network`` to the device and prepare its training.
@@ -87,7 +87,7 @@ class TrialModule(pl.LightningModule):
             classes: number of classes.
             epochs: length of the training; the schedule spans ``epochs`` x ``steps_per_epoch`` steps.
             steps_per_epoch: training steps of an epoch.
-            judging: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
+            eval_metrics: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
             peers: the processes that train this network together, each on its own share of the batches.
         """
         super().__init__()
@@ -95,7 +95,7 @@ class TrialModule(pl.LightningModule):
         self.network = self._placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
         self.train_metrics = EpochMetrics(classes, peers=peers)
-        self.val_metrics = judging or EpochMetrics(classes, top5=True, peers=peers)
+        self.val_metrics = eval_metrics or EpochMetrics(classes, top5=True, peers=peers)
         self._peers = peers
         self._config = config
         self._micro_batches = self._judged_pieces = execution.micro_batches

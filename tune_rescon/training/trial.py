@@ -155,7 +155,9 @@ def train_trial(
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
         on_note(messages.stalled(stalled))
-    record_steps = not peers.most(stalled is not None or shape.when(recorded=True).pieces(images) > 1)
+    record_steps = not peers.all_reduce_max(
+        stalled is not None or shape.when(recorded=True).pieces(images) > 1
+    )
     if start.checkpoint is None:
         # A resumed trial keeps its micro-batches, because another number would change batch norm's
         # statistics.
@@ -191,10 +193,10 @@ def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: 
     peers, on_note = process.peers, process.on_note
     asked = start.record.config.checkpoint_activations
     recomputes = asked == "on"
-    pieces = int(peers.most(shape.when(recomputes=recomputes).pieces(images)))
+    pieces = int(peers.all_reduce_max(shape.when(recomputes=recomputes).pieces(images)))
     if pieces > 1 and asked == "auto":
         recomputes = True
-        pieces = int(peers.most(shape.when(recomputes=True).pieces(images)))
+        pieces = int(peers.all_reduce_max(shape.when(recomputes=True).pieces(images)))
         if pieces == 1:
             on_note(messages.known_to_recompute(images))
     if pieces > 1:

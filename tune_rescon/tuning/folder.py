@@ -31,9 +31,9 @@ __all__ = [
     "CHECKPOINTS",
     "TRIAL_FILES",
     "SearchFolder",
-    "claimed",
     "default_storage",
     "recorded_checkpoint",
+    "reserved",
     "trial_folder",
     "usable_directory",
     "write_atomically",
@@ -312,7 +312,7 @@ _REMAINS: Final = ("search.log", "study.db", ".space.yaml.")
 
 
 @contextmanager
-def claimed(folder: SearchFolder) -> Iterator[None]:
+def reserved(folder: SearchFolder) -> Iterator[None]:
     """Create the directory of a new search, and lock it against other drivers for the duration of the block.
 
     Raises:

@@ -15,7 +15,7 @@ as long as it runs. The rules:
   No check outside the database can exclude a stop of more than the lease's length between that check and the
   write that follows it.
 
-:func:`may_take` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
+:func:`decide_lease` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from tune_rescon.errors import LeaseError, LeaseLostError, format_error
 
 __all__ = [
     "LEASE_SECONDS",
-    "Claim",
     "Driver",
     "Lease",
+    "LeaseDecision",
     "LeaseKeeper",
     "LeaseStore",
     "ProcessTable",
+    "decide_lease",
     "hold_lease",
-    "may_take",
     "process_start",
     "this_driver",
 ]
@@ -134,7 +134,7 @@ class LeaseStore(Protocol):
         """Replace the value. Once this method returns, every reader sees the new value."""
 
 
-class Claim(enum.Enum):
+class LeaseDecision(enum.Enum):
     """The decision on a lease: take it, watch its beat first, or refuse."""
 
     TAKE = enum.auto()
@@ -171,7 +171,7 @@ class Lease:
         return cls(**{**values, "driver": driver})
 
 
-def may_take(lease: Lease | None, me: Driver, processes: ProcessTable) -> Claim:
+def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
     """Decide whether a process may take a lease.
 
     Args:
@@ -180,19 +180,19 @@ def may_take(lease: Lease | None, me: Driver, processes: ProcessTable) -> Claim:
         processes: the process table of ``me``'s place.
     """
     if lease is None or lease.driver is None:
-        return Claim.TAKE
+        return LeaseDecision.TAKE
     holder = lease.driver
     if holder.place != me.place or holder == me:
         # If the holder is this process, either a search on another thread holds the lease and beats, or an
         # earlier search could not give it back.
-        return Claim.WATCH
+        return LeaseDecision.WATCH
     started = processes(holder.pid)
     if started is None:
-        return Claim.TAKE
+        return LeaseDecision.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
-        return Claim.REFUSE
+        return LeaseDecision.REFUSE
     # Either another process has that number now, or the clock was set. The beat tells which.
-    return Claim.WATCH
+    return LeaseDecision.WATCH
 
 
 class LeaseKeeper:
@@ -327,12 +327,12 @@ class LeaseKeeper:
         watched: Lease | None = None
         while True:
             looked, found = self._clock(), self._read()
-            claim = may_take(found, self._me, self._processes)
-            if claim is Claim.TAKE or (claim is Claim.WATCH and found == watched):
+            decision = decide_lease(found, self._me, self._processes)
+            if decision is LeaseDecision.TAKE or (decision is LeaseDecision.WATCH and found == watched):
                 # A process that was delayed between its read and its write would overwrite newer leases.
                 if self._clock() - looked < SETTLE_SECONDS / 2:
                     return found
-            elif claim is Claim.WATCH and found is not None and self._beat_stopped(found):
+            elif decision is LeaseDecision.WATCH and found is not None and self._beat_stopped(found):
                 watched = found
             else:
                 raise LeaseError(self._taken_by(found))

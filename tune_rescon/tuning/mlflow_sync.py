@@ -16,7 +16,7 @@ from tune_rescon.tuning.result import CostModel, StudyResult
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
-from tune_rescon.tuning.study_attributes import read_notes
+from tune_rescon.tuning.study_attributes import read_run_attributes
 
 __all__ = [
     "Synced",
@@ -30,9 +30,9 @@ class Synced:
 
     uri: str
     trials: int
-    unsent: int
+    pending_updates: int
     """Number of updates that MLflow did not accept in time."""
-    trouble: str
+    last_error: str
     """The error of the last call that failed; empty if no call failed."""
 
 
@@ -80,7 +80,7 @@ def _send(
 ) -> Synced:
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
-    notes, space = read_notes(record), versions.newest
+    notes, space = read_run_attributes(record), versions.newest
     pricing = CostModel(space=space, facts=known_datasets(notes, space, place.data_root))
     result = summed_up(
         pricing,
@@ -110,11 +110,11 @@ def _send(
         listener.search_started(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
-        unsent = writer.close(patience)
+        pending_updates = writer.close(patience)
         listener.note_runs()
         return Synced(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),
-            unsent=unsent,
-            trouble=presentable(writer.reason),
+            pending_updates=pending_updates,
+            last_error=presentable(writer.reason),
         )

@@ -28,11 +28,11 @@ __all__ = [
     "cache_words",
     "check_same_images",
     "check_weights",
-    "judging_words",
+    "evaluation_words",
     "largest_image_size",
-    "note_images",
     "prepare_data",
     "read_weights",
+    "record_images",
     "with_absolute_weights",
     "with_store_size",
 ]
@@ -227,7 +227,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
     for dataset in datasets_of(space):
         facts = describe(dataset, data_root=options.data_root)
         account = facts.account.lines() if facts.account else []
-        judging = [] if facts.account is None else judging_words(space, facts)
+        judging = [] if facts.account is None else evaluation_words(space, facts)
         for line in (*account, *cache_words(space, facts), *judging):
             _PROGRESS.info(f"{dataset.name}: {line}")
         images = open_dataset(
@@ -246,7 +246,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
     return prepared
 
 
-def judging_words(space: Space, facts: DatasetInfo) -> list[str]:
+def evaluation_words(space: Space, facts: DatasetInfo) -> list[str]:
     """Return a message naming the images that will judge the winners of a search.
 
     The user learns this before the search uses any paid resources.
@@ -296,6 +296,6 @@ def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
     return "; ".join(changed) if known and changed else "as many as before, and not the same"
 
 
-def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
+def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
     """Store in the record which images the trials use, as a digest for each dataset."""
     record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})

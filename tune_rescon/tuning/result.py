@@ -78,9 +78,9 @@ class StudyResult:
     best_config: Mapping[str, Any]
     state: SearchState
     tracking_uri: str
-    unsent: int = 0
+    pending_updates: int = 0
     """Number of updates that MLflow did not accept, or not in time."""
-    unsent_reason: str = ""
+    pending_reason: str = ""
     """The error of the last of these updates; empty if the time was too short."""
     foreign: tuple[int, ...] = ()
     """Numbers of the study's trials that another program created; :attr:`trials` does not contain them."""
@@ -88,7 +88,7 @@ class StudyResult:
     """The second objective, which is minimized: ``"gmacs"`` or ``"compute_hours"``; None without one."""
     url: str | None = None
     """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
-    unkept: int = 0
+    pending_uploads: int = 0
     """Number of changes that are missing at :attr:`url`."""
     failure: str | None = None
     """Why the search ended early, and what its failed trials have in common; None if it did not end early."""

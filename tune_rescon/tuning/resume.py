@@ -20,7 +20,7 @@ from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
-from tune_rescon.tuning.warm_start import note_earlier, trials_of
+from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 __all__ = [
     "FREE",
@@ -232,7 +232,7 @@ def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> St
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
-    earlier = trials_of(space, options) if options.warm_start else []
+    earlier = overlapping_trials(space, options) if options.warm_start else []
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,
@@ -242,5 +242,5 @@ def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> St
         against=space.metric.against,
         at=space.metric.at,
     )
-    note_earlier(record, earlier)
+    record_warm_start(record, earlier)
     return record

@@ -32,9 +32,9 @@ from tune_rescon.tuning.prepare import (
     anchored,
     check_same_images,
     check_weights,
-    note_images,
     prepare_data,
     read_weights,
+    record_images,
     with_store_size,
 )
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
@@ -53,9 +53,9 @@ from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import note_outcome, note_run, provenance, read_notes
+from tune_rescon.tuning.study_attributes import provenance, read_run_attributes, record_outcome, record_run
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
-from tune_rescon.tuning.warm_start import noted_earlier
+from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = [
     "run_search",
@@ -209,7 +209,7 @@ class _Search:
         self._presentation = presentation
         self._drawing = ExitStack()
         # Trials of an earlier version of the space may have used other datasets as well.
-        facts = {**read_notes(self._record).datasets, **_facts(prepared)}
+        facts = {**read_run_attributes(self._record).datasets, **_facts(prepared)}
         self._maker = TrialTaskFactory(
             space=self._space, options=self._options, store=self._store, facts=facts
         )
@@ -249,7 +249,7 @@ class _Search:
             SearchSampler(
                 self._space,
                 rows=[to_optuna(row) for row in first_rows(self._space)],
-                background=noted_earlier(record),
+                background=warm_start_trials(record),
                 known=record.trials(),
                 versions=self._versions,
             ),
@@ -292,8 +292,8 @@ class _Search:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        note_run(self._record, self._maker.facts, self._options.tracking_uri)
-        note_images(self._record, {name: each.digest for name, each in self._prepared.items()})
+        record_run(self._record, self._maker.facts, self._options.tracking_uri)
+        record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
@@ -331,15 +331,15 @@ class _Search:
         Returns:
             ``result`` with the current trials and the updates that were not accepted.
         """
-        unsent = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        pending_updates = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
-        unkept = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        pending_uploads = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(
             result,
             trials=self._record.trials(),
-            unsent=unsent,
-            unsent_reason=presentable(self._writer.reason) if unsent else "",
-            unkept=unkept,
+            pending_updates=pending_updates,
+            pending_reason=presentable(self._writer.reason) if pending_updates else "",
+            pending_uploads=pending_uploads,
         )
 
     def _conclude(
@@ -352,7 +352,7 @@ class _Search:
         watch.trials_ended()
         self._coordinator.settle()
         result = self._result(state, watch.failure or self._coordinator.failure)
-        note_outcome(self._record, state, result.failure)
+        record_outcome(self._record, state, result.failure)
         files = self._write_tables(result)
         if on_result is not None:
             on_result(result)
@@ -363,7 +363,7 @@ class _Search:
         note, drawn = self._drawn(result)
         self._parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
-        self._writer.hurry()
+        self._writer.flush()
         return result
 
     def _write_tables(self, result: StudyResult) -> list[Path]:

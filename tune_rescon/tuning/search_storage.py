@@ -25,7 +25,7 @@ from tune_rescon.storage import (
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchListener
-from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, claimed, trial_folder
+from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, reserved, trial_folder
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.schedulers import Verdict
@@ -309,7 +309,7 @@ def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
 @contextmanager
 def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchStore]:
     if not resume:
-        with claimed(folder):
+        with reserved(folder):
             yield LocalStore(folder=folder)
         return
     folder.require()

@@ -28,7 +28,7 @@ from tune_rescon.tuning.database import unwritable
 from tune_rescon.tuning.study_writer import StudyWriter
 
 __all__ = [
-    "SqlLedger",
+    "SqlStudyWriter",
 ]
 
 
@@ -41,7 +41,7 @@ _VALUES: Final[Table] = models.TrialValueModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
 
-class SqlLedger(StudyWriter):
+class SqlStudyWriter(StudyWriter):
     """A :class:`.StudyWriter` that writes Optuna's tables directly. It can also annotate closed trials."""
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:

@@ -276,7 +276,7 @@ def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
 TICK: Final = 0.2
 
 #: Seconds to wait for a thread that must stop. A thread that hangs in Ray is abandoned.
-PARTING: Final = 3.0
+JOIN_SECONDS: Final = 3.0
 
 
 class SearchIsOver(BaseException):
@@ -371,10 +371,10 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], turns:
             thread.join(TICK)
             left = leave()
     finally:
-        ended = turns.end(PARTING)
-        thread.join(PARTING)
+        ended = turns.end(JOIN_SECONDS)
+        thread.join(JOIN_SECONDS)
     if not ended:
-        rule = f"the record must take a write, but has not for {PARTING:g} s"
+        rule = f"the record must take a write, but has not for {JOIN_SECONDS:g} s"
         raise RecordBusyError(
             format_error(rule, hint="What was recorded before is safe: resume with --resume.")
         )

@@ -333,7 +333,7 @@ def _train(task: TrialTask) -> Preempted | None:
     from tune_rescon.training.callbacks import Preempted
     from tune_rescon.training.device import device_name
     from tune_rescon.training.trial_files import global_step
-    from tune_rescon.tuning.ray.multi_process import gathered
+    from tune_rescon.tuning.ray.multi_process import process_group
 
     folder = Path(task.checkpoint_dir)
     name = device_name(task.device)
@@ -365,7 +365,7 @@ def _train(task: TrialTask) -> Preempted | None:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # These epochs are in the checkpoint, but a worker or the driver died before they were recorded.
             report(owed)
-        with gathered(task) as peers, _watched_for_preemption(task) as leave:
+        with process_group(task) as peers, _watched_for_preemption(task) as leave:
             try:
                 train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
             except Preempted as left:
