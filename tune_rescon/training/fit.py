@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.data.batch_sources import release
+from tune_rescon.data.batch_sources import Part, release
 from tune_rescon.models import build_from_spec
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
@@ -227,6 +227,7 @@ class FitAttempt:
             torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.
         """
         record, on_note = self.start.record, self.process.on_note
+        judged: Part = "test" if self._once else "val"
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
         data = ImageDataModule(
@@ -234,21 +235,13 @@ class FitAttempt:
             record.config,
             image_size=record.spec.image_size,
             seed=record.seed,
-            judged="test" if self._once else "val",
+            judged=judged,
             share=self.peers.share,
             done=(len(record.history), record.batches),
         )
-        compiling = self._compiling()
-        module = self._module(len(data.train_dataloader()), compiling)
+        module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
-        reporter = EpochReporter(
-            record,
-            on_epoch,
-            on_note,
-            keeper=keeper,
-            judged="test" if self._once else "val",
-            peers=self.peers,
-        )
+        reporter = EpochReporter(record, on_epoch, on_note, keeper=keeper, judged=judged, peers=self.peers)
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
@@ -330,7 +323,7 @@ class FitAttempt:
         tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
-    def _module(self, steps_per_epoch: int, compiling: bool) -> TrialModule:
+    def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
         network = build_from_spec(record.spec)

@@ -155,9 +155,8 @@ def train_trial(
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
         on_note(messages.stalled(stalled))
-    record_steps = not peers.all_reduce_max(
-        stalled is not None or shape.when(recorded=True).pieces(images) > 1
-    )
+    too_large = shape.when(recorded=True).pieces(images) > 1
+    record_steps = not peers.all_reduce_max(stalled is not None or too_large)
     if start.checkpoint is None:
         # A resumed trial keeps its micro-batches, because another number would change batch norm's
         # statistics.
