@@ -3,7 +3,7 @@
 Optuna's storage needs a transaction for each parameter, attribute and value, and queries the trial before
 each: 30 ms and more for a trial with six parameters on SQLite. This module writes the same rows of the same
 tables (``optuna.storages._rdb.models``, whose schema Optuna versions and migrates), so Optuna and its
-dashboard can read them. ``tests/tuning/test_ledger.py`` checks that both writers have the same result.
+dashboard can read them. ``tests/tuning/test_study_writer.py`` checks that both writers have the same result.
 """
 
 from __future__ import annotations
