@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs docs-lint cluster-test cluster-smoke bench faults gpu-check clean
+.PHONY: demo test test-all check docs docs-lint structure cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -45,6 +45,10 @@ docs-lint: .venv/.installed-dev
 # The site, in site/. A broken link or anchor fails. Not a part of `check`, which needs no package of mkdocs.
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The package's size and shape in numbers. `--list` names the places.
+structure:
+	@$(PYTHON) .ci/structure.py $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/bench.py $(if $(IMAGES),--images "$(IMAGES)")

@@ -12,7 +12,7 @@ from waiting import Case
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
-from tune_rescon.training import EpochReport, build_step, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, build_step, train_trial
 
 #: Of the steps' own speed, what an epoch reaches with its validation: an estimate.
 EPOCH_SHARE = 0.9
@@ -56,9 +56,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
             seed=0,
             checkpoint_dir=None,
             on_epoch=report,
-            on_note=print,
-            device=device,
-            stalls=stalls,
+            process=TrialProcess(on_note=print, device=device, stalls=stalls),
         )
     except TimeUp:
         print("\nslower than was estimated: ended before the schedule")

@@ -39,7 +39,7 @@ from tune_rescon.models import build_from_spec, list_presets, resolve_network
 from tune_rescon.training.cuda_graphs import choose_recorder
 from tune_rescon.training.device import place
 from tune_rescon.training.fit import fit, make_trainer
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 
 #: Share of an epoch that may be waiting.
 TARGET = 0.02
@@ -111,11 +111,13 @@ class Trainee:
         self._module = TrialModule(
             network,
             config,
+            StepExecution(
+                placement=self._placement,
+                recorder=choose_recorder(config, self._placement, micro_batches=1, recomputes=False),
+            ),
             classes=dataset.classes,
             epochs=1,
             steps_per_epoch=10**6,
-            placement=self._placement,
-            recorder=choose_recorder(config, self._placement, micro_batches=1, recomputes=False),
         )
 
     def train(self, data: pl.LightningDataModule, batches: int, *callbacks: Callback) -> Clock:

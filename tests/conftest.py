@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tune_rescon.command import progress_shown
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -102,6 +104,14 @@ def short_tmp() -> Iterator[Path]:
     """A directory whose path leaves room for Ray's sockets (107 characters in all)."""
     with tempfile.TemporaryDirectory(prefix="tr-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture
+def progress() -> Iterator[list[str]]:
+    """The messages to the user, in order."""
+    lines: list[str] = []
+    with progress_shown(lines.append):
+        yield lines
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def _ended_early(folder: Path) -> StudyResult:
         best_config={},
         state=SearchState.FINISHED,
         tracking_uri="http://localhost:5000",
-        unsent=0,
+        pending_updates=0,
         failure="5 trials failed in a row.",
     )
 

@@ -44,18 +44,16 @@ def search_without_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _one_machine(address: str | None, say: object) -> Iterator[RaySession]:
-    del address, say
+def _one_machine(address: str | None) -> Iterator[RaySession]:
+    del address
     machine = Nodes(count=1, resources=RESOURCES)
     yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
 
 
 @contextmanager
-def _writer_in_this_process(
-    destination: Destination, say: Callable[[str], object], *, delay: float
-) -> Iterator[MlflowWriter]:
+def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterator[MlflowWriter]:
     del delay  # of a process that imports
-    writer = MlflowWriter(destination, open_worker=MlflowWorker, say=say)
+    writer = MlflowWriter(destination, open_worker=MlflowWorker)
     writer.start()
     try:
         yield writer

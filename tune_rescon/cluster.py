@@ -13,7 +13,7 @@ from typing import Final
 
 import click
 
-from tune_rescon.command import run_command
+from tune_rescon.command import progress_shown, run_command
 from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
 
 __all__ = ["main"]
@@ -26,7 +26,8 @@ _FILE = click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    return run_command(cluster, argv, name="tune_rescon.cluster", what="The command")
+    with progress_shown(click.echo):
+        return run_command(cluster, argv, name="tune_rescon.cluster", what="The command")
 
 
 class _Subcommand(OptionsCommand):
@@ -68,7 +69,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
         if not sys.stdin.isatty():
             raise click.UsageError("Give --yes where nobody can be asked.")
         click.confirm(f"Start {read.name} ({read.provider})?", abort=True)
-    bring_up(read, click.echo, restart=restart, wait=wait)
+    bring_up(read, restart=restart, wait=wait)
     return 0
 
 
@@ -101,7 +102,7 @@ def submit(
         check_name(name, where=flag or "")
     read = read_cluster_file(file)
     module = "tune_rescon.train" if train else "tune_rescon.search"
-    return send_search(read, arguments, click.echo, flag=flag, name=name, follow=follow, module=module)
+    return send_search(read, arguments, flag=flag, name=name, follow=follow, module=module)
 
 
 @cluster.command()
@@ -135,7 +136,7 @@ def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
 
     if mlflow_port == dashboard_port:
         raise click.UsageError("--mlflow-port and --dashboard-port must differ.")
-    hold_tunnel(read_cluster_file(file), click.echo, mlflow=mlflow_port, dashboard=dashboard_port)
+    hold_tunnel(read_cluster_file(file), mlflow=mlflow_port, dashboard=dashboard_port)
     return 0
 
 
@@ -145,7 +146,7 @@ def down(file: Path) -> int:
     """End the cluster of FILE, and say what may be left."""
     from tune_rescon.clusters import read_cluster_file, take_down
 
-    take_down(read_cluster_file(file), click.echo)
+    take_down(read_cluster_file(file))
     return 0
 
 
@@ -186,7 +187,7 @@ def mlflow(
 
     folder = folder.expanduser()
     if end:
-        end_mlflow(folder, click.echo)
+        end_mlflow(folder)
         return 0
     if database is not None and keep is not None:
         raise click.UsageError("--keep is for the folder's SQLite: leave it out where there is a --database.")
@@ -200,7 +201,7 @@ def mlflow(
         keep=keep,
         allowed_hosts=allowed_hosts,
     )
-    keep_mlflow(settings, click.echo)
+    keep_mlflow(settings)
     return 0
 
 

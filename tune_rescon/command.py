@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import select
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
+from typing_extensions import override
 
 from tune_rescon.errors import TuneResconError, UserError, presentable
 from tune_rescon.home import ensure_home
 
-__all__ = ["INTERRUPTED", "print_line", "run_command"]
+__all__ = ["INTERRUPTED", "print_line", "progress_shown", "run_command"]
 
 #: The exit code of an interrupted command, as shells report it.
 INTERRUPTED = 130
@@ -84,6 +86,39 @@ def print_line(text: str, *, err: bool = False) -> None:
     The line is made :func:`presentable` first.
     """
     click.echo(presentable(text), err=err)
+
+
+@contextmanager
+def progress_shown(show: Callable[[str], object]) -> Iterator[None]:
+    """Pass the messages of the logger ``tune_rescon.progress`` to ``show`` within the block.
+
+    They tell the user what a search does and why it waits. Outside of such a block they go where other log
+    records of level INFO go.
+
+    Args:
+        show: called on the thread that logs the message; its exceptions are raised there.
+    """
+    logger, handler = logging.getLogger("tune_rescon.progress"), _ProgressHandler(show)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
+class _ProgressHandler(logging.Handler):
+    def __init__(self, show: Callable[[str], object]) -> None:
+        super().__init__()
+        self._show = show
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage())
 
 
 def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.console import Console
 
-from tune_rescon.command import print_line, run_command
+from tune_rescon.command import print_line, progress_shown, run_command
 from tune_rescon.command_options import (
     OptionsCommand,
     storage_option,
@@ -105,13 +105,14 @@ def _sync(place: Place, name: str) -> int:
     from tune_rescon.reporting import note_text
     from tune_rescon.tuning import sync_tracking
 
-    done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text, say=click.echo)
-    if not done.unsent:
+    with progress_shown(click.echo):
+        done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text)
+    if not done.pending_updates:
         print_line(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {done.unsent} updates"
-        f" ({done.trouble.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
+        f"The report failed: {done.uri} did not take {done.pending_updates} updates"
+        f" ({done.last_error.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
         " The study has them all: try again when MLflow takes them.",
         err=True,
     )

@@ -5,8 +5,10 @@ Exit: 0 done; 1 a row failed; 2 bad usage or data; 130 interrupted (the same com
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +101,7 @@ def reproduce(
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_data_root, default_storage
+    from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
 
     chosen = PUBLISHED if every else find_rows(rows)
     data = Path(data_root) if data_root else default_data_root()
@@ -112,8 +114,23 @@ def reproduce(
             return 0
         source = _images(images, chosen)
         shares = Shares(schedule=scale, images=data_scale or scale)
+        options = RunOptions(
+            name="reproduce",
+            storage=place.storage,
+            tracking_uri=tracking_uri,
+            data_root=place.data_root,
+            address=address,
+            show_progress=console.is_terminal and not console.is_dumb_terminal and not plain,
+            divert_output=True,
+        )
         run = _Reproduction(
-            place, shares, seeds, source, tracking_uri, address, settings, console, plain=plain
+            place=place,
+            options=options,
+            shares=shares,
+            seeds=seeds,
+            images=source,
+            settings=settings,
+            console=console,
         )
         codes = []
         for row in chosen:
@@ -142,47 +159,37 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Reproduction:
     """Trains rows one after the other. Each row is a separate search, which resumes if it had begun."""
 
-    def __init__(
-        self,
-        place: Place,
-        shares: Shares,
-        seeds: int,
-        images: DatasetConfig | None,
-        tracking_uri: str | None,
-        address: str | None,
-        settings: Sequence[str],
-        console: Console,
-        *,
-        plain: bool,
-    ) -> None:
-        self._place = place
-        self._shares, self._seeds, self._images = shares, seeds, images
-        self._tracking_uri, self._address = tracking_uri, address
-        self._settings = settings
-        self._console = console
-        self._live = console.is_terminal and not console.is_dumb_terminal and not plain
+    place: Place
+    options: RunOptions
+    """The options of every row's search, except its name and whether it resumes."""
+    shares: Shares
+    seeds: int
+    images: DatasetConfig | None
+    settings: Sequence[str]
+    console: Console
 
     def row(self, row: PublishedRow) -> int:
         """Train a row, or resume its training, and return the exit code."""
-        from tune_rescon.finals import FinalsPresentation, print_judgement
+        from tune_rescon.finals import FinalsPresentation, print_evaluation
         from tune_rescon.reporting import resume_command, run_with_display
 
         known = self._result(row)
-        if known is not None and len(known.trials) >= self._seeds and known.state.value == "finished":
+        if known is not None and len(known.trials) >= self.seeds and known.state.value == "finished":
             return 0
-        self._console.print(f"{row.table}, {row.name}", markup=False)
-        options = self._options(row, resume=known is not None)
+        self.console.print(f"{row.table}, {row.name}", markup=False)
+        options = dataclasses.replace(self.options, name=self._name(row), resume=known is not None)
         return run_with_display(
             self._space(row),
             options,
-            self._console,
-            live=self._live,
+            self.console,
+            live=options.show_progress,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=print_judgement,
+            tell=print_evaluation,
         )
 
     def print_table(self, rows: Sequence[PublishedRow]) -> None:
@@ -190,18 +197,18 @@ class _Reproduction:
         from tune_rescon.finals import print_reproduction
 
         found = {row: known for row in rows if (known := self._result(row)) is not None}
-        print_reproduction(found, self._shares, self._console)
+        print_reproduction(found, self.shares, self.console)
 
     def _result(self, row: PublishedRow) -> StudyResult | None:
         """Return the row's trainings so far; None if they have not begun."""
         from tune_rescon.tuning import list_searches, read_search
 
         name = self._name(row)
-        begun = {search.name for search in list_searches(self._place)}
-        return read_search(self._place, name) if name in begun else None
+        begun = {search.name for search in list_searches(self.place)}
+        return read_search(self.place, name) if name in begun else None
 
     def _name(self, row: PublishedRow) -> str:
-        return f"reproduce-{row.name}{self._shares.suffix}"
+        return f"reproduce-{row.name}{self.shares.suffix}"
 
     def _space(self, row: PublishedRow) -> Space:
         from tune_rescon.finals import local_resources, row_space
@@ -209,25 +216,11 @@ class _Reproduction:
         return row_space(
             row,
             name=self._name(row),
-            shares=self._shares,
-            seeds=self._seeds,
+            shares=self.shares,
+            seeds=self.seeds,
             resources=local_resources(),
-            images=self._images,
-            overrides=self._settings,
-        )
-
-    def _options(self, row: PublishedRow, *, resume: bool) -> RunOptions:
-        from tune_rescon.tuning import RunOptions
-
-        return RunOptions(
-            name=self._name(row),
-            resume=resume,
-            storage=self._place.storage,
-            tracking_uri=self._tracking_uri,
-            data_root=self._place.data_root,
-            address=self._address,
-            show_progress=self._live,
-            divert_output=True,
+            images=self.images,
+            overrides=self.settings,
         )
 
 

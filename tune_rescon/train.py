@@ -226,15 +226,15 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
 
 
 def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
-    from tune_rescon.finals import finalists, finals_space, of_dataset
+    from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs
     from tune_rescon.tuning import read_search
 
     result = read_search(place, source, where="--from")
-    found = finalists(result, flags.top)
+    found = top_configs(result, flags.top)
     if len(found) < flags.top:
         console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
     epochs = flags.epochs or _epochs(result, found, flags)
-    _print_estimate(result, found, flags, epochs, console)
+    _print_estimate(result, found, flags, epochs=epochs, console=console)
     configs, dataset = of_dataset(found, result.space)
     if flags.image_size is not None:
         # The search's stored side may be too small for the larger images.
@@ -243,12 +243,14 @@ def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> 
     return finals_space(
         flags.name or f"{source}{SUFFIX}",
         tuple(dict.fromkeys(configs)),
+        TrainingPlan(
+            epochs=epochs,
+            seeds=flags.seeds,
+            seed=flags.seed,
+            resources=result.space.resources_per_trial,
+            concurrent=flags.concurrent or result.space.budget.concurrent,
+        ),
         dataset=dataset,
-        epochs=epochs,
-        seeds=flags.seeds,
-        resources=result.space.resources_per_trial,
-        concurrent=flags.concurrent or result.space.budget.concurrent,
-        seed=flags.seed,
         about=f"The best of the search {source}, trained on all training images.",
         overrides=flags.settings,
     )
@@ -269,7 +271,7 @@ def _epochs(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) ->
 
 
 def _print_estimate(
-    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, epochs: int, console: Console
+    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, *, epochs: int, console: Console
 ) -> None:
     """Print an estimate of the time that the trainings take, before they start."""
     from tune_rescon.finals import finals_seconds
@@ -308,19 +310,27 @@ def _slots(result: StudyResult, flags: _Flags) -> int:
 
 
 def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:
-    from tune_rescon.finals import finals_space, find_recipe, local_resources, preset_config
+    from tune_rescon.finals import (
+        TrainingPlan,
+        finals_space,
+        find_recipe,
+        local_resources,
+        preset_config,
+    )
 
     how = find_recipe(recipe)
     images, epochs = _images(dataset), flags.epochs or how.epochs
     return finals_space(
         flags.name or f"{preset}-{images.name}-{recipe}",
         [preset_config(preset, how, epochs=epochs, image_size=flags.image_size)],
+        TrainingPlan(
+            epochs=epochs,
+            seeds=flags.seeds,
+            seed=flags.seed,
+            resources=local_resources(),
+            concurrent=flags.concurrent,
+        ),
         dataset=images,
-        epochs=epochs,
-        seeds=flags.seeds,
-        resources=local_resources(),
-        concurrent=flags.concurrent,
-        seed=flags.seed,
         about=f"{preset} on {images.name} by the recipe {recipe} ({how.about}).",
         overrides=flags.settings,
     )
@@ -342,11 +352,11 @@ def _images(dataset: str) -> DatasetConfig:
 
 
 def _print_finals(result: StudyResult, console: Console) -> None:
-    from tune_rescon.finals import print_judgement
+    from tune_rescon.finals import print_evaluation
     from tune_rescon.reporting import print_result
 
     print_result(result, console)
-    print_judgement(result, console)
+    print_evaluation(result, console)
     if result.best is not None and result.state.value == "finished":
         console.print(
             f"Use it: python -m tune_rescon.predict {result.name} PATH...", markup=False, soft_wrap=True

@@ -35,7 +35,8 @@ def run(load: Load, folder: Path) -> Figures:
             return left
 
     @contextmanager
-    def writer(destination: Destination) -> Iterator[MlflowWriter | Silent]:
+    def writer(destination: Destination, *, delay: float) -> Iterator[MlflowWriter | Silent]:
+        del delay
         made = Silent() if load.tracking == "none" else Timed(destination)
         made.start()
         try:

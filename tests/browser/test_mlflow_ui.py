@@ -35,7 +35,7 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     simulation = Simulation(lambda t: LANDSCAPES["monotone"].curve(t.number, t.parameters))
     simulation.drive(search.policy())
     place = Place(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
-    assert sync_tracking(place, "s", patience=60, note=note_text, say=print).unsent == 0
+    assert sync_tracking(place, "s", patience=60, note=note_text).pending_updates == 0
     made = MlflowServer(storage)
     made.start()
     yield made

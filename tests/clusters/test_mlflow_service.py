@@ -42,12 +42,14 @@ from pathlib import Path
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import CarePace
 from tune_rescon.clusters.mlflow_service import CarePace
+from tune_rescon.command import progress_shown
 logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
 settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
 pace = CarePace(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
-mlflow_service.keep_mlflow(settings, print, pace=pace)
+with progress_shown(print):
+    mlflow_service.keep_mlflow(settings, pace=pace)
 """
 
 
@@ -163,7 +165,7 @@ def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_
     # While it runs, for a head may be lost without notice.
     assert within(20, lambda: "before" in experiments(copy))
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "last"}) is not None
-    end_mlflow(first.folder, print)
+    end_mlflow(first.folder)
     assert first.process.wait(10) == 0
 
     second = start("second", keep=keep)
@@ -228,7 +230,7 @@ def test_a_damaged_copy_is_not_begun_from(tmp_path: Path) -> None:
     (tmp_path / "kept" / "mlflow.db").write_bytes(b"no database" * 100)
     settings = MlflowSettings(folder=tmp_path / "head", keep=str(tmp_path / "kept"))
     with pytest.raises(StorageError, match="--keep: the copy of a database must be one SQLite can read"):
-        keep_mlflow(settings, print)
+        keep_mlflow(settings)
 
 
 def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
@@ -244,5 +246,5 @@ def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
     monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("it was started"))
     settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
     with caplog.at_level(logging.WARNING):
-        mlflow_service._keep(settings, ending, print, CarePace())
+        mlflow_service._keep(settings, ending, CarePace())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text

@@ -111,7 +111,7 @@ def torchvision_result(name: str, image: Tensor, strength: float) -> Tensor:
 def test_operations_are_torchvisions(name: str, channels: int, policy: str) -> None:
     images = noise(7, channels)
     bins, signs = np.array([0, 4, 9, 15, 20, 29, 30]), np.array([1.0, -1, 1, -1, 1, -1, 1])
-    by = strengths(name, bins, signs, POLICIES[policy], 16)
+    by = strengths(name, bins, signs, POLICIES[policy], side=16)
     found = OPERATIONS[name](images, torch.from_numpy(by).float())
     expected = torch.stack(
         [torchvision_result(name, image, float(value)) for image, value in zip(images, by, strict=True)]
@@ -135,7 +135,7 @@ def test_ranges_are_torchvisions(policy: str, reference: Any) -> None:
         expected = magnitudes(31, 16, 16)
         if expected is None:
             continue
-        found = strengths(name, bins, signs, POLICIES[policy], 16)
+        found = strengths(name, bins, signs, POLICIES[policy], side=16)
         if name in ("brightness", "color", "contrast", "sharpness"):
             found = found - 1
         if name == "solarize":

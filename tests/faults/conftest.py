@@ -81,6 +81,7 @@ class CheapSearch:
 SLOW_DRIVER = """
 import sys
 from pathlib import Path
+from tune_rescon.command import progress_shown
 from tune_rescon.errors import SearchError, TuneResconError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, run_search
@@ -109,7 +110,8 @@ def say(text):
     print(text, flush=True)
 
 try:
-    result = run_search(space, options, trainable=learn, say=say)
+    with progress_shown(say):
+        result = run_search(space, options, trainable=learn)
 except TuneResconError as error:
     say(error)
     sys.exit(1 if isinstance(error, SearchError) else 2)

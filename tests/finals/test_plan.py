@@ -16,8 +16,8 @@ from tune_rescon.finals import (
     RECIPES,
     PublishedRow,
     Shares,
+    TrainingPlan,
     epochs_within,
-    finalists,
     finals_space,
     find_recipe,
     find_rows,
@@ -26,6 +26,7 @@ from tune_rescon.finals import (
     read_duration,
     row_space,
     seconds_per_epoch,
+    top_configs,
 )
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
@@ -49,10 +50,8 @@ def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequen
     return finals_space(
         "f",
         configs,
+        TrainingPlan(epochs=3, seeds=seeds, resources=ONE_CPU),
         dataset=DatasetConfig(name="digits"),
-        epochs=3,
-        seeds=seeds,
-        resources=ONE_CPU,
         overrides=overrides,
     )
 
@@ -64,22 +63,22 @@ def configs_of(space: Space) -> list[TrialConfig]:
 def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyResult) -> None:
     ended = [t for t in searched.trials if t.state is TrialState.FINISHED]
     rates = sorted((t.parameters["learning_rate"] for t in ended), reverse=True)
-    found = finalists(searched, 2)
+    found = top_configs(searched, 2)
     assert [config.learning_rate for config in found] == rates[:2]
-    assert len(finalists(searched, 99)) == len(set(rates))
+    assert len(top_configs(searched, 99)) == len(set(rates))
     doubled = dataclasses.replace(searched, trials=searched.trials * 2)
-    assert finalists(doubled, 2) == found
+    assert top_configs(doubled, 2) == found
 
 
 def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched: StudyResult) -> None:
     nobody = dataclasses.replace(searched, trials=searched.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
-        finalists(nobody, 3)
+        top_configs(nobody, 3)
 
 
 def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyResult) -> None:
-    found, dataset = of_dataset(finalists(searched, 3), searched.space)
-    space = finals_space("f", found, dataset=dataset, epochs=9, seeds=2, resources=ONE_CPU)
+    found, dataset = of_dataset(top_configs(searched, 3), searched.space)
+    space = finals_space("f", found, TrainingPlan(epochs=9, seeds=2, resources=ONE_CPU), dataset=dataset)
     assert configs_of(space) == [*found, *found]
     assert space.budget.trials == 2 * len(found)
     assert (space.dataset.hold_out, space.metric.name, space.scheduler.type) == (
@@ -173,7 +172,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
-    found = finalists(searched, 2)
+    found = top_configs(searched, 2)
     seconds = seconds_per_epoch(searched, found)
     assert math.isfinite(seconds)
     assert epochs_within(61 * seconds, seconds, found, trainings=6, slots=2) == 20

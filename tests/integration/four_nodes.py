@@ -17,6 +17,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from tune_rescon.command import progress_shown
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import TuneResconError
@@ -41,13 +42,10 @@ def staging(folder: Path) -> dict[str, Any]:
         lines: list[str] = []
         dataset = DatasetConfig(name="folder", path=str(folder / path), val_fraction=0.5)
         try:
-            stage_data(
-                [dataset],
-                data_root=folder / "data",
-                cache_root=folder / "images-cache",
-                need=need,
-                say=lines.append,
-            )
+            with progress_shown(lines.append):
+                stage_data(
+                    [dataset], data_root=folder / "data", cache_root=folder / "images-cache", need=need
+                )
         except TuneResconError as error:
             lines.append(str(error))
         return lines

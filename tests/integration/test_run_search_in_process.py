@@ -62,13 +62,14 @@ def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOpt
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in whole.trials]
 
 
-def test_a_warm_search_learns_from_an_earlier_one_also_after_a_resume(options: RunOptions) -> None:
+def test_a_warm_search_learns_from_an_earlier_one_also_after_a_resume(
+    options: RunOptions, progress: list[str]
+) -> None:
     search(options, "budget.trials=6")
-    lines: list[str] = []
     warm = dataclasses.replace(options, name="warm", warm_start="s")
     space = load_space("digits", [*SMALL, "parameters.learning_rate.high=0.2"])
-    whole = run_search(space, warm, trainable=learn_nothing, say=lines.append)
-    assert any(line.startswith("used ") and " of 6 trials of s" in line for line in lines)
+    whole = run_search(space, warm, trainable=learn_nothing)
+    assert any(line.startswith("used ") and " of 6 trials of s" in line for line in progress)
 
     again = dataclasses.replace(warm, name="again")
     few = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": 4})})
@@ -89,17 +90,15 @@ class BrokenPresentation(SearchPresentation):
 
 
 def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_the_search(
-    small_space: Space, options: RunOptions
+    small_space: Space, options: RunOptions, progress: list[str]
 ) -> None:
-    lines: list[str] = []
     shown: list[tuple[StudyResult, list[str]]] = []
     result = run_search(
         small_space,
         options,
         trainable=fail_second,
         presentation=BrokenPresentation(),
-        say=lines.append,
-        on_result=lambda result: shown.append((result, list(lines))),
+        on_result=lambda result: shown.append((result, list(progress))),
     )
     ((at_first, lines_by_then),) = shown
     assert [trial.state for trial in at_first.trials] == [trial.state for trial in result.trials]
@@ -112,7 +111,7 @@ def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_th
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{result.folder / 'study.db'}")
     assert study.trials[1].state is OptunaState.FAIL
     assert result.state.value == "finished"
-    assert any("could not be written" in line and "no colour left" in line for line in lines)
+    assert any("could not be written" in line and "no colour left" in line for line in progress)
     assert (result.folder / "best.yaml").is_file()
     assert "no colour left" in (result.folder / "search.log").read_text()
 
@@ -124,9 +123,10 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
     assert sorted(run) == sorted((depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local"))
 
 
-def test_a_resume_changes_the_space_of_the_trials_to_come_alone(options: RunOptions) -> None:
+def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
+    options: RunOptions, progress: list[str]
+) -> None:
     """The past is in the record and its files; a space that is exhausted ends the search and says so."""
-    said: list[str] = []
     fixed = "fixed={layout: cifar, image_size: 16, width: 0.25}"
     shared = ["sampler.type=tpe", "initial=[]", fixed, "fidelity.max=1", "scheduler={type: none}"]
     first = run_search(
@@ -144,10 +144,10 @@ def test_a_resume_changes_the_space_of_the_trials_to_come_alone(options: RunOpti
     changed = load_space(
         "digits", [*shared, GRID, *more, fixed.replace(", width: 0.25", ""), "budget.trials=20"]
     )
-    result = run_search(changed, again, trainable=learn_nothing, say=said.append)
+    result = run_search(changed, again, trainable=learn_nothing)
     assert result.trials[:2] == first.trials
     assert len(result.trials) == 2 + 4
-    assert any("The space is exhausted" in line and "6 of 20 trials" in line for line in said)
+    assert any("The space is exhausted" in line and "6 of 20 trials" in line for line in progress)
     assert result.space_history[0].startswith("version 2 (from trial 2): ")
     assert read_search(Place(storage=options.storage), "s").trials == result.trials
     best = YAML(typ="safe").load(result.folder / "best.yaml")

@@ -41,7 +41,7 @@ space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "
 options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume)
 with trials:
     result = run_search(space, options, trainable=learn_slowly)
-sys.exit(result.unkept)
+sys.exit(result.pending_uploads)
 """
 
 

@@ -19,8 +19,9 @@ from tune_rescon.models import (
     list_presets,
     resolve_network,
 )
-from tune_rescon.models.network import DropPath, drop_path_rates
+from tune_rescon.models.network import drop_path_rates
 from tune_rescon.models.presets import LAYOUTS, PRESETS
+from tune_rescon.models.units import DropPath
 
 
 def build(in_channels: int = 3, **values: Any) -> ResidualAttentionNetwork:

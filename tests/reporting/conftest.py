@@ -62,7 +62,7 @@ def make_result(tmp_path: Path) -> MakeResult:
             best_config={},
             state=SearchState.FINISHED,
             tracking_uri="http://localhost:5000",
-            unsent=0,
+            pending_updates=0,
         )
         return dataclasses.replace(result, **changes)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.errors import SpaceError
-from tune_rescon.finals import finalists
+from tune_rescon.finals import top_configs
 from tune_rescon.reporting.analysis import best_command, parameter_axes
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text, note_text
 from tune_rescon.reporting.page.document import render_page
@@ -23,7 +23,7 @@ from tune_rescon.search import main, search
 from tune_rescon.spaces import Space, dump_space, load_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, parameter_importance, read_search
-from tune_rescon.tuning.warm_start import trials_of
+from tune_rescon.tuning.warm_start import overlapping_trials
 
 pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
 
@@ -125,7 +125,7 @@ def test_trials_stay_what_they_were(begun: Begun, place: Place, change: str) -> 
     assert {n: after.costs[n] for n in (0, 1)} == {n: before.costs[n] for n in (0, 1)}
     assert after.best_config == before.best_config
     assert (after.best_config["depth"], after.best_config["width"]) == (56, 0.5)
-    assert finalists(after, 1) == finalists(before, 1)
+    assert top_configs(after, 1) == top_configs(before, 1)
     assert len(after.trials) == 4
     assert len(after.space_history) == 1
     assert after.space_history[0].startswith("version 2 (from trial 2): budget.trials: 2 -> 4")
@@ -160,7 +160,7 @@ def test_a_space_edited_by_hand_changes_nothing_that_was(
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
-    copied: SearchFolder, place: Place, change: str
+    copied: SearchFolder, place: Place, change: str, progress: list[str]
 ) -> None:
     _as_an_earlier_version_wrote_it(copied)
     copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
@@ -168,9 +168,8 @@ def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
     assert [trial.epochs for trial in result.trials] == [2, 2]
     everything(result)
     options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
-    said: list[str] = []
-    trials_of(space(trials=4), options, said.append)
-    assert said[0].startswith("used ")
+    overlapping_trials(space(trials=4), options)
+    assert progress[0].startswith("used ")
 
 
 def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Place) -> None:
@@ -184,8 +183,7 @@ def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begu
     simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
     simulation.drive(simulated.policy())
     options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
-    said: list[str] = []
-    used = trials_of(space(trials=4), options, said.append)
+    used = overlapping_trials(space(trials=4), options)
     halves = [t for t in read_search(place, "base").trials if t.setting("width") == 0.5]
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 

@@ -96,10 +96,10 @@ def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:
     console = Console(file=out, width=200, highlight=False)
     print_left_over(make_result(), console, sync="python -m tune_rescon.report s --sync")
     assert out.getvalue() == ""
-    print_left_over(make_result(unsent=3), console, sync="python -m tune_rescon.report s --sync")
+    print_left_over(make_result(pending_updates=3), console, sync="python -m tune_rescon.report s --sync")
     assert "MLflow did not take 3 updates in time; the study has" in out.getvalue()
     assert "python -m tune_rescon.report s --sync" in out.getvalue()
-    refused = make_result(unsent=3, unsent_reason="the experiment 'digits' is deleted.")
+    refused = make_result(pending_updates=3, pending_reason="the experiment 'digits' is deleted.")
     print_left_over(refused, console, sync="")
     assert "MLflow did not take 3 updates: the experiment 'digits' is deleted; the study" in out.getvalue()
 

@@ -83,4 +83,4 @@ def test_a_locked_store_is_tried_again_later(
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(CallError, match="locked") as caught:
             follow_artifacts(file, tmp_path / "mlartifacts")
-    assert caught.value.remedy is RetryPolicy.AGAIN
+    assert caught.value.policy is RetryPolicy.RETRY

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATED
 from sqlalchemy.exc import OperationalError
 
+from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_store import retry_words
@@ -30,15 +31,15 @@ ResumePoint = Callable[[str], MlflowWriter]
 
 
 @pytest.fixture
-def told() -> list[str]:
-    return []
+def told(progress: list[str]) -> list[str]:
+    return progress
 
 
 @pytest.fixture
-def start(told: list[str]) -> ResumePoint:
+def start() -> ResumePoint:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
-        made = MlflowWriter(destination, open_worker=MlflowWorker, say=told.append)
+        made = MlflowWriter(destination, open_worker=MlflowWorker)
         made.start()
         return made
 
@@ -167,7 +168,7 @@ class Talkative:
     def show(self, _view: View) -> Answer:
         return Answer(run_id="a run", remarks=("the champion has changed",))
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """It takes its time."""
 
     def close(self) -> None:
@@ -182,9 +183,10 @@ def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
         raise BrokenPipeError
 
     destination = Destination(uri="http://there", experiment="e", search="s", metric="m", maximize=True)
-    writer = MlflowWriter(destination, open_worker=lambda _: Talkative(), say=say)
-    writer.start()
-    writer.show(SearchRunState(id="1a"))
-    writer.show(TrialRunState(number=0, state="finished"))
-    assert writer.close(PATIENCE) == 0
+    writer = MlflowWriter(destination, open_worker=lambda _: Talkative())
+    with progress_shown(say):
+        writer.start()
+        writer.show(SearchRunState(id="1a"))
+        writer.show(TrialRunState(number=0, state="finished"))
+        assert writer.close(PATIENCE) == 0
     assert said == ["the champion has changed"] * 2

@@ -13,8 +13,9 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from tune_rescon.errors import StorageError
-from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, mlflow_runs
-from tune_rescon.tracking.mlflow_runs import ID_TAG, PLACE_TAG, MlflowRunSync
+from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, champion
+from tune_rescon.tracking.champion import ID_TAG
+from tune_rescon.tracking.mlflow_runs import PLACE_TAG, MlflowRunSync
 
 Books = Callable[[], MlflowRunSync]
 
@@ -202,15 +203,15 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(_checkpoint: str) -> Iterator[Path]:
         yield folder
 
-    monkeypatch.setattr(mlflow_runs, "_load_exporter", lambda: exported)
+    monkeypatch.setattr(champion, "load_exporter", lambda: exported)
 
 
 def crown(book: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
     """Finish a search whose only trial wins; what the user is told."""
     book.show(search(search_id))
     book.show(trial(0, state="finished"))
-    champion = Champion(number=0, epoch=epoch, checkpoint="best.ckpt")
-    book.show(search(search_id, state="finished", champion=champion))
+    winner = Champion(number=0, epoch=epoch, checkpoint="best.ckpt")
+    book.show(search(search_id, state="finished", champion=winner))
     return book.take_remarks()
 
 
@@ -325,9 +326,9 @@ def test_a_champion_says_which_trial_and_epoch_it_is_of(
     book.show(search())
     run_id = book.show(trial(0, state="finished"))
     for epoch, value in ((1, "val_accuracy 0.5"), (2, "")):
-        champion = Champion(number=0, epoch=epoch, checkpoint="best.ckpt", value=value)
+        winner = Champion(number=0, epoch=epoch, checkpoint="best.ckpt", value=value)
         for _ in range(2):
-            parent = book.show(search(state="finished", champion=champion))
+            parent = book.show(search(state="finished", champion=winner))
     versions = sorted(client.search_model_versions("name = 's'"), key=lambda version: int(version.version))
     assert [version.description for version in versions] == [
         "trial_0000, epoch 1: val_accuracy 0.5",
@@ -345,7 +346,7 @@ def test_a_champion_whose_checkpoint_is_gone_is_said_and_not_registered(
         raise StorageError("best.ckpt is gone.")
         yield
 
-    monkeypatch.setattr(mlflow_runs, "_load_exporter", lambda: gone)
+    monkeypatch.setattr(champion, "load_exporter", lambda: gone)
     (remark,) = crown(make_book(), OURS)
     assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
     assert client.search_registered_models() == []

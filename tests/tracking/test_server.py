@@ -67,10 +67,10 @@ def test_one_that_hangs_for_a_while_gets_it_all(
     _, slowest = play(sender, server.freeze)
     assert slowest < 0.05
     time.sleep(3)
-    assert sender.trouble
+    assert sender.last_error
     server.thaw()
     assert sender.close(60) == 0
-    assert sender.trouble == ""
+    assert sender.last_error == ""
     assert_complete(server.uri)
 
 
@@ -81,10 +81,10 @@ def test_one_that_does_not_know_this_host_gets_it_all_once_it_does(
     server.start("--allowed-hosts", "elsewhere.example", wait=False)
     play(sender, lambda: None)
     for _ in range(600):
-        if "403" in sender.trouble:
+        if "403" in sender.last_error:
             break
         time.sleep(0.1)
-    assert "403" in sender.trouble
+    assert "403" in sender.last_error
     server.kill()
     server.start()
     assert sender.close(60) == 0

@@ -48,8 +48,8 @@ def locked(database: Path) -> Iterator[None]:
 
 def wait_for_trouble(sender: MlflowWriter, words: str) -> None:
     end = time.monotonic() + 60
-    while words not in sender.trouble:
-        assert time.monotonic() < end, f"waited for {words!r}, not {sender.trouble!r}"
+    while words not in sender.last_error:
+        assert time.monotonic() < end, f"waited for {words!r}, not {sender.last_error!r}"
         time.sleep(0.05)
 
 
@@ -71,7 +71,7 @@ def test_a_store_that_is_locked_at_first_gets_it_all_once_it_is_free(
         wait_for_trouble(sender, "database is locked")
         assert sender.waiting == shown
     assert sender.close(60) == 0
-    assert sender.trouble == ""
+    assert sender.last_error == ""
     assert_complete(store)
 
 
@@ -156,4 +156,4 @@ def survives(
         wait_for_trouble(sender, words)
         assert 0 < sender.waiting <= shown
     assert sender.close(60) == 0
-    assert sender.trouble == ""
+    assert sender.last_error == ""

@@ -43,8 +43,8 @@ def open_worker() -> Iterator[Open]:
         return made[-1]
 
     yield make
-    for desk in made:
-        desk.close()
+    for worker in made:
+        worker.close()
 
 
 def desks() -> list[psutil.Process]:
@@ -56,16 +56,16 @@ def desks() -> list[psutil.Process]:
 def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
     open_worker: Open, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk = open_worker(store)
-    parent = desk.show(SearchRunState(id="1a", note="best so far: none")).run_id
+    worker = open_worker(store)
+    parent = worker.show(SearchRunState(id="1a", note="best so far: none")).run_id
     over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
-    child = desk.show(over).run_id
+    child = worker.show(over).run_id
     run = mlflow.MlflowClient(store).get_run(child)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.metrics == {"val_loss": 0.5}
     with pytest.raises(CallError, match="a name; no") as caught:
-        desk.show(TrialRunState(number=1, params={"a name; no": "1"}))
-    assert caught.value.remedy is RetryPolicy.SKIP
+        worker.show(TrialRunState(number=1, params={"a name; no": "1"}))
+    assert caught.value.policy is RetryPolicy.SKIP
     assert "MLflow refuses a call" in caplog.text
     assert "Traceback" in caplog.text, "which call it was"
 
@@ -73,21 +73,21 @@ def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
 def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
     open_worker: Open, store: str, tmp_path: Path
 ) -> None:
-    desk = open_worker(store)
+    worker = open_worker(store)
     with pytest.raises(CallError) as refused:
         # Its run is there all the same.
-        desk.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
-    assert refused.value.remedy is RetryPolicy.SKIP
-    shown = [desk.show(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
+        worker.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
+    assert refused.value.policy is RetryPolicy.SKIP
+    shown = [worker.show(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
     (process,) = desks()
     process.kill()
     # What is sent next is a trial: nothing shows the search again until its next note.
     over = TrialRunState(number=0, state="finished", started_ms=1)
     with pytest.raises(CallError, match="died") as caught:
-        desk.show(over)
-    assert caught.value.remedy is RetryPolicy.AGAIN
-    assert desk.show(over).run_id == shown[0]
-    assert desk.show(TrialRunState(number=2)).run_id not in shown
+        worker.show(over)
+    assert caught.value.policy is RetryPolicy.RETRY
+    assert worker.show(over).run_id == shown[0]
+    assert worker.show(TrialRunState(number=2)).run_id not in shown
     client = mlflow.MlflowClient(store)
     assert client.get_run(shown[0]).info.status == "FINISHED"
     assert client.get_run(shown[1]).info.lifecycle_stage == "active"
@@ -114,12 +114,12 @@ def test_a_process_that_could_not_be_started_is_started_later(
 
 def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        desk = open_worker(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        worker = open_worker(f"http://127.0.0.1:{deaf.getsockname()[1]}")
         failed: list[CallError] = []
 
         def show() -> None:
             try:
-                desk.show(SearchRunState(id="1a"))
+                worker.show(SearchRunState(id="1a"))
             except CallError as error:
                 failed.append(error)
 
@@ -127,14 +127,14 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
         calling.start()
         deaf.accept()[0].close()  # It has begun to ask.
         began = time.monotonic()
-        desk.close()
+        worker.close()
         calling.join(10)
         assert not calling.is_alive()
         assert time.monotonic() - began < 2
         assert failed
         assert desks() == []
         with pytest.raises(CallError):
-            desk.show(SearchRunState(id="1a"))
+            worker.show(SearchRunState(id="1a"))
         assert desks() == [], "what is closed stays closed"
 
 
@@ -145,11 +145,11 @@ def lowest_priority() -> int:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
 def test_at_the_end_it_has_the_drivers_priority(open_worker: Open, store: str) -> None:
-    desk = open_worker(store)
-    desk.show(SearchRunState(id="1a"))
+    worker = open_worker(store)
+    worker.show(SearchRunState(id="1a"))
     (process,) = desks()
     assert process.nice() == lowest_priority()
-    desk.hurry()
+    worker.flush()
     assert process.nice() == psutil.Process().nice()
 
 
@@ -170,10 +170,10 @@ def test_it_ends_with_its_driver(store: str) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"shown\n"
-        (desk,) = psutil.Process(driver.pid).children()
-        assert desk.nice() == lowest_priority()
+        (worker,) = psutil.Process(driver.pid).children()
+        assert worker.nice() == lowest_priority()
         driver.kill()
-    _, alive = psutil.wait_procs([desk], 10)
+    _, alive = psutil.wait_procs([worker], 10)
     assert not alive
 
 

@@ -108,7 +108,7 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
     assert child.data.params == {"depth": "56"}, "the try that made the run ended before its parameters"
     history = mlflow.MlflowClient(store).get_metric_history(child.info.run_id, "val_accuracy")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.6)]
-    assert made.trouble == ""
+    assert made.last_error == ""
 
 
 def test_a_server_that_comes_up_late_gets_it_all(
@@ -225,56 +225,56 @@ class Slow:
             raise self.error
         return Answer(run_id="a run")
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """It takes its time."""
 
     def close(self) -> None:
         """There is nothing to end."""
 
 
-def writer_at(desk: Slow, uri: str) -> MlflowWriter:
+def writer_at(worker: Slow, uri: str) -> MlflowWriter:
     destination = Destination(uri=uri, experiment="e", search="s", metric="m", maximize=True)
-    made = MlflowWriter(destination, open_worker=lambda _: desk)
+    made = MlflowWriter(destination, open_worker=lambda _: worker)
     made.start()
     return made
 
 
 def test_a_server_has_a_rest_after_each_call_while_the_search_runs() -> None:
-    desk = Slow(0.05)
-    made = writer_at(desk, "http://there")
+    worker = Slow(0.05)
+    made = writer_at(worker, "http://there")
     for number in range(3):
         made.show(TrialRunState(number=number, state="finished"))
-    while len(desk.calls) < 3:
+    while len(worker.calls) < 3:
         time.sleep(0.01)
-    gaps = [after - before for before, after in itertools.pairwise(desk.calls)]
-    assert min(gaps) > (1 + writer.REST) * desk.seconds
+    gaps = [after - before for before, after in itertools.pairwise(worker.calls)]
+    assert min(gaps) > (1 + writer.REST) * worker.seconds
     for number in range(10):
         made.show(TrialRunState(number=number, state="finished"))
     began = time.monotonic()
     assert made.close(5) == 0
-    assert time.monotonic() - began < 10 * (1 + writer.REST) * desk.seconds, (
+    assert time.monotonic() - began < 10 * (1 + writer.REST) * worker.seconds, (
         "at the end there is no time for it"
     )
 
 
 def test_a_store_that_can_never_be_used_is_called_once() -> None:
-    desk = Slow(error=CallError("no such place", RetryPolicy.GIVE_UP))
-    made = writer_at(desk, "http://there")
+    worker = Slow(error=CallError("no such place", RetryPolicy.ABORT))
+    made = writer_at(worker, "http://there")
     for number in range(3):
         made.show(TrialRunState(number=number))
     assert made.close(5) == 3
-    assert made.trouble == "no such place"
-    assert len(desk.calls) == 1
+    assert made.last_error == "no such place"
+    assert len(worker.calls) == 1
 
 
 def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FIRST_PAUSE", 60.0)
-    desk = Slow(error=CallError("restarting", RetryPolicy.AGAIN))
-    made = writer_at(desk, "http://there")
+    worker = Slow(error=CallError("restarting", RetryPolicy.RETRY))
+    made = writer_at(worker, "http://there")
     made.show(SearchRunState(id="1a"))
-    while not made.trouble:
+    while not made.last_error:
         time.sleep(0.01)
-    desk.error = None
+    worker.error = None
     assert made.close(5) == 0
 
 
@@ -321,7 +321,7 @@ class FakeDesk:
         self.shown.append(view)
         return Answer(run_id="run")
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Nothing is slow here."""
 
     def close(self) -> None:
@@ -329,32 +329,32 @@ class FakeDesk:
 
 
 def _delayed(delay: float) -> tuple[MlflowWriter, FakeDesk]:
-    desk = FakeDesk()
+    worker = FakeDesk()
     destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
-    made = MlflowWriter(destination, open_worker=lambda _: desk)
+    made = MlflowWriter(destination, open_worker=lambda _: worker)
     made.start(delay)
     made.show(SearchRunState(id="1a"))
-    return made, desk
+    return made, worker
 
 
 def test_a_delayed_writer_starts_its_process_when_it_is_woken() -> None:
-    made, desk = _delayed(60.0)
-    assert not desk.started.wait(0.05)
-    assert (made.waiting, desk.shown) == (0, [])
+    made, worker = _delayed(60.0)
+    assert not worker.started.wait(0.05)
+    assert (made.waiting, worker.shown) == (0, [])
     made.wake()
-    assert desk.started.wait(1.0)
+    assert worker.started.wait(1.0)
     assert made.close(1.0) == 0
-    assert len(desk.shown) == 1
+    assert len(worker.shown) == 1
 
 
 def test_a_delayed_writer_starts_by_itself_when_its_time_has_come() -> None:
-    made, desk = _delayed(0.01)
-    assert desk.started.wait(1.0)
+    made, worker = _delayed(0.01)
+    assert worker.started.wait(1.0)
     assert made.close(1.0) == 0
 
 
 def test_a_writer_that_is_closed_before_it_was_woken_sends_all_the_same() -> None:
-    made, desk = _delayed(60.0)
+    made, worker = _delayed(60.0)
     assert made.close(1.0) == 0
-    assert len(desk.shown) == 1
-    assert not desk.started.is_set(), "the view itself starts the process"
+    assert len(worker.shown) == 1
+    assert not worker.started.is_set(), "the view itself starts the process"

@@ -13,7 +13,7 @@ import pytest
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
-from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
 
 #: Nothing is drawn at random but the weights and the order of the images.
 PLAIN = TrialConfig(
@@ -42,6 +42,8 @@ SMALL = dataclasses.replace(
     checkpoint_activations="off",
 )
 
+PROCESS = tuple(field.name for field in dataclasses.fields(TrialProcess))
+
 Run = Callable[..., list[EpochReport]]
 
 
@@ -69,7 +71,17 @@ def train(digits: ImageDataset) -> Run:
     ) -> list[EpochReport]:
         reports: list[EpochReport] = []
         arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
-        train_trial(config, dataset, checkpoint_dir=folder, device="cpu", threads=1, **arguments)
+        goal = {name: arguments.pop(name) for name in ("metric", "mode", "keep") if name in arguments}
+        process: dict[str, Any] = {"device": "cpu", "threads": 1}
+        process |= {name: arguments.pop(name) for name in PROCESS if name in arguments}
+        train_trial(
+            config,
+            dataset,
+            checkpoint_dir=folder,
+            objective=Objective(**goal),
+            process=TrialProcess(**process),
+            **arguments,
+        )
         return reports
 
     return run

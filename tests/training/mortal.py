@@ -35,7 +35,7 @@ import torch
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.optim import AveragedNetwork
 
@@ -227,11 +227,9 @@ def _train(job: Job, trial: str, point: str, *, reported: Callable[[int], object
         seed=0,
         checkpoint_dir=folder / trial,
         on_epoch=report,
-        device="cpu",
-        threads=1,
+        process=TrialProcess(device="cpu", threads=1),
         # It gets better every epoch, so that each has a best network to write.
-        metric="train_loss",
-        mode="min",
+        objective=Objective(metric="train_loss", mode="min"),
     )
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.data.loader import Shard
-from tune_rescon.training import EpochReport, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, train_trial
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.module import TrialModule
 
@@ -59,7 +59,7 @@ def train_share(
         return original(self, network, images_BCHW)
 
     digits = open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
-    arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "threads": 1, "device": "cpu"} | options
+    arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
         with together(meeting, rank, count) as peers, patch.object(TrialModule, "logits", logits):
             train_trial(
@@ -67,7 +67,7 @@ def train_share(
                 digits,
                 checkpoint_dir=root / f"{meeting.name}-of-{rank}",
                 on_epoch=on_epoch,
-                peers=peers,
+                process=TrialProcess(device="cpu", threads=1, peers=peers),
                 **arguments,
             )
     except Exception as error:

@@ -17,7 +17,7 @@ from tune_rescon.training import EpochReport
 from tune_rescon.training.callbacks import Diverged, EpochReporter, FiniteLoss, PreciseBatchNorm
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.messages import ignore
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.trial_files import CheckpointMetadata
 
 CONFIG = TrialConfig(image_size=16)
@@ -28,7 +28,9 @@ LABELS_B = torch.tensor([0, 1, 2, 0])
 def module() -> TrialModule:
     placement = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    return TrialModule(network, CONFIG, classes=3, epochs=1, steps_per_epoch=5, placement=placement)
+    return TrialModule(
+        network, CONFIG, StepExecution(placement=placement), classes=3, epochs=1, steps_per_epoch=5
+    )
 
 
 def _trainer(**fields: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from tests.training.conftest import PLAIN
 from tune_rescon.config import METRICS, TEST_METRICS, DatasetConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
-from tune_rescon.training import EpochReport, load_trained, train_trial
+from tune_rescon.training import EpochReport, Objective, TrialProcess, load_trained, train_trial
 from tune_rescon.training.metrics import FinalMetrics
 
 pytestmark = pytest.mark.torch
@@ -49,9 +49,8 @@ def trained(
         seed=0,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
-        device="cpu",
-        threads=1,
-        metric="test_accuracy",
+        process=TrialProcess(device="cpu", threads=1),
+        objective=Objective(metric="test_accuracy"),
     )
     return reports
 

@@ -120,7 +120,7 @@ import contextlib, json, sys
 from pathlib import Path
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.training import train_trial
+from tune_rescon.training import Objective, TrialProcess, train_trial
 
 disk, cache, config = Path(sys.argv[1]), Path(sys.argv[2]), TrialConfig.from_dict(json.loads(sys.argv[3]))
 told = []
@@ -138,8 +138,10 @@ def note(text):
     told.append(["note", text])
 
 dataset = open_dataset(DatasetConfig(name="digits", limit=160), data_root=cache, cache_root=cache)
-trial = {"epochs": 3, "seed": 0, "device": "cpu", "threads": 1, "metric": "train_loss", "mode": "min"}
-train_trial(config, dataset, checkpoint_dir=disk / "trial", on_epoch=report, on_note=note, **trial)
+objective = Objective(metric="train_loss", mode="min")
+process = TrialProcess(device="cpu", threads=1, on_note=note)
+trial = {"epochs": 3, "seed": 0, "objective": objective, "process": process}
+train_trial(config, dataset, checkpoint_dir=disk / "trial", on_epoch=report, **trial)
 print(json.dumps(told))
 """
 

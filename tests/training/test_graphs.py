@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport, fit, messages, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, fit, messages, train_trial
 from tune_rescon.training.cuda_graphs import (
     CapturedStep,
     CudaGraphs,
@@ -25,7 +25,7 @@ from tune_rescon.training.cuda_graphs import (
 )
 from tune_rescon.training.device import DeviceConfig, Precision
 from tune_rescon.training.memory import shape_key
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 
 pytestmark = pytest.mark.torch
 
@@ -159,11 +159,10 @@ def _module(recorder: CudaGraphs | PlayedOnCpu | None, placement: DeviceConfig, 
     module = TrialModule(
         network.to(DTYPES[placement.device.type]),
         config,
+        StepExecution(placement=placement, recorder=recorder),
         classes=4,
         epochs=1,
         steps_per_epoch=10,
-        placement=placement,
-        recorder=recorder,
     )
     return module.to(placement.device)
 
@@ -283,8 +282,7 @@ def test_a_trial_on_a_gpu_trains_as_an_unrecorded_one(digits: ImageDataset, smal
             seed=0,
             checkpoint_dir=None,
             on_epoch=kept.append,
-            on_note=told.append,
-            device="cuda",
+            process=TrialProcess(on_note=told.append, device="cuda"),
         )
     assert told == []
     for name in ("train_loss", "val_loss"):

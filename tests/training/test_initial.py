@@ -21,7 +21,7 @@ from tune_rescon.errors import NetworkError, StorageError
 from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
-from tune_rescon.training import EpochReport, load_trained, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, load_trained, train_trial
 from tune_rescon.training.weights import load_exported, read_initial
 
 pytestmark = pytest.mark.torch
@@ -225,5 +225,11 @@ def test_a_trial_begins_with_them_and_goes_on_with_its_own(
     assert gone_on.epoch == 2
     with pytest.raises(StorageError, match="init_from: must be a file that exists"):
         train_trial(
-            config, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=lambda _: None, device="cpu"
+            config,
+            digits,
+            epochs=1,
+            seed=0,
+            checkpoint_dir=None,
+            on_epoch=lambda _: None,
+            process=TrialProcess(device="cpu"),
         )

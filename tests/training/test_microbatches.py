@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, split_batch, twice_as_many
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 
 CLASSES = 4
 IMAGES_BCHW = torch.randn(13, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -58,11 +58,12 @@ def _module(network: nn.Module, *, micro_batches: int, **fields: object) -> Tria
     return TrialModule(
         network,
         TrialConfig.from_dict(fields),
+        StepExecution(
+            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), micro_batches=micro_batches
+        ),
         classes=CLASSES,
         epochs=1,
         steps_per_epoch=1,
-        placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"),
-        micro_batches=micro_batches,
     )
 
 

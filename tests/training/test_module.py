@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.device import DeviceConfig
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 
 
 class _Linear(nn.Module):
@@ -29,7 +29,9 @@ LABELS_B = torch.tensor([0, 1, 2, 3, 0, 1])
 def _module(**fields: object) -> TrialModule:
     placement = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     config = TrialConfig.from_dict(fields)
-    return TrialModule(_Linear(), config, classes=4, epochs=2, steps_per_epoch=5, placement=placement)
+    return TrialModule(
+        _Linear(), config, StepExecution(placement=placement), classes=4, epochs=2, steps_per_epoch=5
+    )
 
 
 def test_training_descends_smoothed_cross_entropy() -> None:

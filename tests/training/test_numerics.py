@@ -18,7 +18,7 @@ from torch.optim import SGD
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import place
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import decay_groups
 
 pytestmark = pytest.mark.torch
@@ -75,7 +75,9 @@ def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tenso
 def _train(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:
     placement = place("cpu", precision="auto")
     images_BCHW = IMAGES_BCHW.to(next(network.parameters()).dtype)
-    module = TrialModule(network, config, classes=4, epochs=1, steps_per_epoch=steps, placement=placement)
+    module = TrialModule(
+        network, config, StepExecution(placement=placement), classes=4, epochs=1, steps_per_epoch=steps
+    )
     optimizer, scheduler = module.optimizer_and_scheduler()
     losses = []
     with placement.active():

@@ -10,7 +10,7 @@ import torch
 
 from tune_rescon.config import PEAK_MEMORY, TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.training import EpochReport, callbacks, fit, recorded_epochs, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, callbacks, fit, recorded_epochs, train_trial
 from tune_rescon.training.memory import count_peak, peak_memory_mb
 
 pytestmark = pytest.mark.torch
@@ -69,7 +69,13 @@ def test_a_gpu_counts_what_a_trial_of_its_own_takes(digits: ImageDataset, small:
         reports: list[EpochReport] = []
         config = TrialConfig.from_dict({**small.to_dict(), "width": width})
         train_trial(
-            config, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=reports.append, device="cuda"
+            config,
+            digits,
+            epochs=1,
+            seed=0,
+            checkpoint_dir=None,
+            on_epoch=reports.append,
+            process=TrialProcess(device="cuda"),
         )
         return peaks(reports)[0]
 

@@ -18,7 +18,7 @@ from torch import nn
 from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
-from tune_rescon.training import EpochReport, load_trained, recorded_epochs, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, load_trained, recorded_epochs, train_trial
 from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.module import TrialModule
 
@@ -316,7 +316,13 @@ def test_bad_input_is_refused_before_anything_is_made(
 def test_an_unknown_device_is_refused(digits: ImageDataset, small: TrialConfig) -> None:
     with pytest.raises(ResourceError, match="unknown device 'gpu'"):
         train_trial(
-            small, digits, epochs=1, seed=0, checkpoint_dir=None, on_epoch=lambda _: None, device="gpu"
+            small,
+            digits,
+            epochs=1,
+            seed=0,
+            checkpoint_dir=None,
+            on_epoch=lambda _: None,
+            process=TrialProcess(device="gpu"),
         )
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
 from tune_rescon.tuning.lease import (
     SETTLE_SECONDS,
-    Claim,
     Driver,
     Lease,
+    LeaseDecision,
     LeaseKeeper,
+    decide_lease,
     hold_lease,
-    may_take,
     this_driver,
 )
 from tune_rescon.tuning.search_lease import StudyLeaseStore
@@ -42,25 +42,27 @@ def lease(driver: Driver | None, **changes: Any) -> Lease:
 @pytest.mark.parametrize(
     ("held_by", "processes", "expected"),
     [
-        pytest.param(None, {}, Claim.TAKE, id="given back"),
-        pytest.param(BESIDE, {}, Claim.TAKE, id="dead"),
-        pytest.param(BESIDE, {11: 1001.0}, Claim.REFUSE, id="alive"),
-        pytest.param(BESIDE, {11: 1002.5}, Claim.REFUSE, id="alive, read less exactly"),
-        pytest.param(BESIDE, {11: 5000.0}, Claim.WATCH, id="its number was given to another process"),
-        pytest.param(BESIDE, {10: 1000.0}, Claim.TAKE, id="dead, others live"),
-        pytest.param(HERE, {10: 1000.0}, Claim.WATCH, id="this very process"),
-        pytest.param(ELSEWHERE, {}, Claim.WATCH, id="elsewhere"),
-        pytest.param(ELSEWHERE, {10: 1000.0}, Claim.WATCH, id="elsewhere: this place's numbers mean nothing"),
-        pytest.param(REBOOTED, {}, Claim.WATCH, id="before a reboot, or in another container"),
+        pytest.param(None, {}, LeaseDecision.TAKE, id="given back"),
+        pytest.param(BESIDE, {}, LeaseDecision.TAKE, id="dead"),
+        pytest.param(BESIDE, {11: 1001.0}, LeaseDecision.REFUSE, id="alive"),
+        pytest.param(BESIDE, {11: 1002.5}, LeaseDecision.REFUSE, id="alive, read less exactly"),
+        pytest.param(BESIDE, {11: 5000.0}, LeaseDecision.WATCH, id="its number was given to another process"),
+        pytest.param(BESIDE, {10: 1000.0}, LeaseDecision.TAKE, id="dead, others live"),
+        pytest.param(HERE, {10: 1000.0}, LeaseDecision.WATCH, id="this very process"),
+        pytest.param(ELSEWHERE, {}, LeaseDecision.WATCH, id="elsewhere"),
+        pytest.param(ELSEWHERE, {10: 1000.0}, LeaseDecision.WATCH, id="elsewhere: numbers of this place"),
+        pytest.param(REBOOTED, {}, LeaseDecision.WATCH, id="before a reboot, or in another container"),
     ],
 )
-def test_who_may_take_a_lease(held_by: Driver | None, processes: dict[int, float], expected: Claim) -> None:
-    assert may_take(lease(held_by), HERE, processes.get) is expected
+def test_who_may_take_a_lease(
+    held_by: Driver | None, processes: dict[int, float], expected: LeaseDecision
+) -> None:
+    assert decide_lease(lease(held_by), HERE, processes.get) is expected
 
 
 def test_a_lease_nobody_ever_held_is_free() -> None:
     nobody: dict[int, float] = {}
-    assert may_take(None, HERE, nobody.get) is Claim.TAKE
+    assert decide_lease(None, HERE, nobody.get) is LeaseDecision.TAKE
 
 
 @given(
@@ -74,8 +76,8 @@ def test_no_live_process_of_this_place_loses_its_lease_at_once(
     holder = dataclasses.replace(HERE, pid=pid, started=started)
     me = dataclasses.replace(HERE, pid=31)
     alive = {**table, pid: started}
-    assert may_take(lease(holder), me, alive.get) is Claim.REFUSE
-    assert (may_take(lease(holder), me, table.get) is Claim.TAKE) == (pid not in table)
+    assert decide_lease(lease(holder), me, alive.get) is LeaseDecision.REFUSE
+    assert (decide_lease(lease(holder), me, table.get) is LeaseDecision.TAKE) == (pid not in table)
 
 
 class World:
@@ -116,7 +118,6 @@ class World:
             processes=self.processes.get,
             clock=lambda: self.now,
             sleep=self.sleep,
-            say=lambda _: None,
         )
 
     def holder(self) -> Driver | None:

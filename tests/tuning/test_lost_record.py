@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import RecordError
 from tune_rescon.tuning import Decision, SearchFolder, StudyRecord
-from tune_rescon.tuning.sql_study_writer import SqlLedger
+from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.study import Proposal
 
@@ -34,9 +34,9 @@ def record(folder: SearchFolder) -> StudyRecord:
 
 def fill_disk(record: StudyRecord) -> None:
     """Have SQLite say what it says on a full disk."""
-    ledger = record._ledger
-    assert isinstance(ledger, SqlLedger)
-    with ledger._engine.begin() as connection:
+    writer = record._writer
+    assert isinstance(writer, SqlStudyWriter)
+    with writer._engine.begin() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
@@ -63,10 +63,10 @@ def test_a_full_disk_is_said_and_what_came_before_is_recorded(
 def test_a_record_that_is_gone_is_said_and_not_made_again(
     closed: bool, record: StudyRecord, folder: SearchFolder
 ) -> None:
-    ledger = record._ledger
-    assert isinstance(ledger, SqlLedger)
+    writer = record._writer
+    assert isinstance(writer, SqlStudyWriter)
     if closed:
-        ledger._engine.dispose()
+        writer._engine.dispose()
     folder.study_db.unlink()
     with pytest.raises(RecordError, match=r"study\.db, which is gone \(.*\)\. Put the file back"):
         record.report(0, 2, {"val_accuracy": 0.5}, CONTINUE)

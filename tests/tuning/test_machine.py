@@ -121,10 +121,9 @@ def test_it_is_refused_before_anything_is_begun(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.torch
 @pytest.mark.usefixtures("without_ray")
 def test_a_search_says_once_what_auto_chose_and_records_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
     monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
-    said: list[str] = []
     settings = [
         AUTO,
         "budget.trials=1",
@@ -133,9 +132,10 @@ def test_a_search_says_once_what_auto_chose_and_records_it(
         "dataset.limit=100",
     ]
     options = RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache")
-    result = run_search(load_space("digits", settings), options, say=said.append)
-    assert [line for line in said if "resources_per_trial" in line] == [said[0]]
-    assert said[0].startswith("Each trial gets 1 CPU core and no GPU, which suits this machine")
+    result = run_search(load_space("digits", settings), options)
+    chosen = [line for line in progress if "resources_per_trial" in line]
+    assert len(chosen) == 1
+    assert chosen[0].startswith("Each trial gets 1 CPU core and no GPU, which suits this machine")
     assert result.space.resources_per_trial == Resources(cpu=1, gpu=0)
     recorded = load_space(tmp_path / "s" / "space.yaml").resources_per_trial
     assert recorded == Resources(cpu=1, gpu=0)

@@ -135,7 +135,7 @@ def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> St
         "best_config": {"depth": 56, "step_fractions": (40, 60)},
         "state": SearchState.FINISHED,
         "tracking_uri": "",
-        "unsent": 0,
+        "pending_updates": 0,
         "against": "gmacs",
     }
     return StudyResult(**values | changes)

@@ -16,8 +16,8 @@ from tune_rescon.data.catalog import dataset_path
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, StudyRecord
-from tune_rescon.tuning.prepare import Prepared, anchored, check_same_images, note_images, prepare_data
-from tune_rescon.tuning.study_attributes import note_run, read_notes
+from tune_rescon.tuning.prepare import Prepared, anchored, check_same_images, prepare_data, record_images
+from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: P
         left_out=(LeftOut(kind="hidden files", count=1, names=(".x.png",)),),
     )
     facts = {"digits": digits.facts, "folder": dataclasses.replace(digits.facts, account=account)}
-    note_run(record, facts, None)
-    assert read_notes(record).datasets == facts
+    record_run(record, facts, None)
+    assert read_run_attributes(record).datasets == facts
     assert list(record.attribute("dataset_account")) == ["folder"]
     assert "account" not in record.attribute("datasets")["folder"]
 
@@ -54,14 +54,13 @@ def test_a_home_folder_that_is_not_there() -> None:
         anchored(load_space("folder", ["dataset.path=~nosuchuser/x"]))
 
 
-def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
+def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -> None:
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (16, 16)).save(tmp_path / "x" / label / f"{number}.png")
     (tmp_path / "x/stray.png").write_bytes(b"left out, so not decoded")
     space = load_space("folder", [f"dataset.path={tmp_path / 'x'}", "dataset.val_fraction=0.25"])
-    said: list[str] = []
     options = RunOptions(
         name="s",
         storage=tmp_path,
@@ -69,8 +68,8 @@ def test_a_search_begins_with_the_account(tmp_path: Path) -> None:
         cache_root=tmp_path / "cache",
         show_progress=False,
     )
-    prepare_data(space, options, said.append)
-    *account, judging = said
+    prepare_data(space, options)
+    *account, judging = progress
     assert account == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",
@@ -86,7 +85,7 @@ def digits(tmp_path: Path) -> Prepared:
 
 
 def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: Prepared) -> None:
-    note_images(record, {"digits": "0123"})
+    record_images(record, {"digits": "0123"})
     check_same_images(record, {"digits": digits})
     with pytest.raises(DataError, match="as many as before, and not the same") as caught:
         check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
@@ -94,8 +93,8 @@ def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digit
 
 
 def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: Prepared) -> None:
-    note_images(record, {"digits": "0123"})
-    note_run(record, {"digits": digits.facts}, None)
+    record_images(record, {"digits": "0123"})
+    record_run(record, {"digits": digits.facts}, None)
     fewer = dataclasses.replace(digits.facts, val_images=digits.facts.val_images - 30)
     with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
         check_same_images(record, {"digits": Prepared(facts=fewer, digest="4567")})
@@ -105,7 +104,7 @@ def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(
     record: StudyRecord, digits: Prepared
 ) -> None:
     check_same_images(record, {"digits": digits})
-    note_images(record, {"cifar10": "89ab"})
+    record_images(record, {"cifar10": "89ab"})
     check_same_images(record, {"digits": digits})
-    note_images(record, {"digits": "0123"})
+    record_images(record, {"digits": "0123"})
     assert record.attribute("image_digests") == {"cifar10": "89ab", "digits": "0123"}

@@ -113,7 +113,7 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
     trials = run(space("random"), [], 12)
     trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
     best = sorted(trials[1:], key=TrialRecord.rank_key)[:2]
-    kept = sampler.most_telling(trials)
+    kept = sampler.most_informative(trials)
     assert {0, *(trial.number for trial in best), 11} <= kept
     assert len(kept) == 6
 
@@ -127,7 +127,7 @@ def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.
         dataclasses.replace(trial, state=state, values=(value,))
         for trial, state, value in zip(run(space("random"), [], 6), states, values, strict=True)
     ]
-    assert sampler.most_telling(trials) == {1, 2, 3, 5}
+    assert sampler.most_informative(trials) == {1, 2, 3, 5}
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", {6, 12}), ("random", set())])

@@ -9,7 +9,7 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import SearchFolder
-from tune_rescon.tuning.folder import claimed
+from tune_rescon.tuning.folder import reserved
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> SearchFolder:
 def test_a_search_that_fails_keeps_its_directory_only_if_it_had_begun(
     file: str, stays: bool, folder: SearchFolder
 ) -> None:
-    with contextlib.suppress(RuntimeError), claimed(folder):
+    with contextlib.suppress(RuntimeError), reserved(folder):
         (folder.path / file).touch()
         raise RuntimeError
     assert folder.path.exists() is stays
@@ -35,7 +35,7 @@ def test_what_a_killed_driver_left_before_it_began_is_taken_over(
     folder.create()
     for name in remains:
         (folder.path / name).write_text("of the dead")
-    with claimed(folder):
+    with reserved(folder):
         assert list(folder.path.iterdir()) == []
 
 
@@ -43,14 +43,14 @@ def test_what_a_killed_driver_left_before_it_began_is_taken_over(
 def test_a_directory_with_anything_else_in_it_is_not_touched(file: str, folder: SearchFolder) -> None:
     folder.create()
     (folder.path / file).write_text("dear")
-    with pytest.raises(StorageError, match="must be free"), claimed(folder):
+    with pytest.raises(StorageError, match="must be free"), reserved(folder):
         pass
     assert (folder.path / file).read_text() == "dear"
 
 
 def test_a_name_is_one_drivers_while_its_search_begins(folder: SearchFolder) -> None:
-    with claimed(folder):
-        with pytest.raises(StorageError, match="must be free"), claimed(folder):
+    with reserved(folder):
+        with pytest.raises(StorageError, match="must be free"), reserved(folder):
             pass
         assert folder.path.is_dir()
 
@@ -65,6 +65,6 @@ def test_who_lost_the_directory_before_it_was_locked_does_not_begin(
         return True
 
     monkeypatch.setattr("tune_rescon.tuning.folder._lock", lose)
-    with pytest.raises(StorageError, match="must be free"), claimed(folder):
+    with pytest.raises(StorageError, match="must be free"), reserved(folder):
         pass
     assert folder.path.is_dir(), "it is the other driver's"

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.tuning.sql_study_writer import SqlLedger
+from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
 from tune_rescon.tuning.study_writer import StudyWriter
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
@@ -29,12 +29,12 @@ PARAMS = {"learning_rate": 0.01, "width": 0.75, "depth": 92, "mask": None, "batc
 
 @dataclasses.dataclass
 class Case:
-    ledger: StudyWriter
+    writer: StudyWriter
     storage: optuna.storages.RDBStorage
     study_id: int
 
 
-@pytest.fixture(params=[StudyWriter, SqlLedger])
+@pytest.fixture(params=[StudyWriter, SqlStudyWriter])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
     storage.create_new_study([StudyDirection.MAXIMIZE], "other")
@@ -49,14 +49,14 @@ def written(case: Case) -> FrozenTrial:
 
 
 def begin(case: Case) -> int:
-    trial_id, _, _ = case.ledger.open_trial(
+    trial_id, _, _ = case.writer.open_trial(
         0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
     )
     return trial_id
 
 
 def test_a_trial_is_opened_with_all_that_is_known_of_it(case: Case) -> None:
-    trial_id, number, started = case.ledger.open_trial(
+    trial_id, number, started = case.writer.open_trial(
         0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
     )
     trial = written(case)
@@ -73,9 +73,9 @@ def test_a_trial_is_numbered_behind_those_of_other_programs(case: Case) -> None:
     study = optuna.load_study(study_name="s", storage=case.storage)
     study.ask()
     study.enqueue_trial({"depth": 56})
-    _, number, _ = case.ledger.open_trial(0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={})
+    _, number, _ = case.writer.open_trial(0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={})
     assert number == 2
-    assert [trial.number for trial in case.ledger.trials()] == [0, 1, 2]
+    assert [trial.number for trial in case.writer.trials()] == [0, 1, 2]
     assert study.ask().number == 1, "which takes the enqueued one"
     assert study.ask().number == 3
 
@@ -84,11 +84,11 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
     study = optuna.load_study(study_name="s", storage=case.storage)
     for _ in range(2):
         study.enqueue_trial({"depth": 92}, user_attrs={"state": "mine", "why": "a guess"})
-    waiting = [trial._trial_id for trial in case.ledger.trials()]
+    waiting = [trial._trial_id for trial in case.writer.trials()]
     study.ask()
 
     def take(trial_id: int) -> tuple[int, int]:
-        opened = case.ledger.open_trial(
+        opened = case.writer.open_trial(
             2,
             PARAMS,
             DISTRIBUTIONS,
@@ -100,7 +100,7 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
 
     assert take(waiting[1]) == (waiting[1], 1)
     assert take(waiting[0])[1] == 2
-    taken = case.ledger.trials()[1]
+    taken = case.writer.trials()[1]
     assert (taken.state, taken.params, taken.distributions) == (OptunaState.RUNNING, PARAMS, DISTRIBUTIONS)
     assert taken.user_attrs == {"state": "running", "why": "a guess"}
     assert taken.system_attrs == {"fixed_params": {"depth": 92}, "cma:generation": 1}
@@ -111,7 +111,7 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
 def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
     trial_id = begin(case)
     details = {"metrics": {"val_accuracy": value}}
-    case.ledger.add_epoch(trial_id, 1, value, "epoch:1", details)
+    case.writer.add_epoch(trial_id, 1, value, key="epoch:1", details=details)
     trial = written(case)
     assert repr(trial.intermediate_values) == repr({1: value})
     assert repr(trial.system_attrs["epoch:1"]) == repr(details)
@@ -125,17 +125,17 @@ def test_a_trial_is_closed_once_and_for_all(
     state: OptunaState, values: tuple[float, ...] | None, case: Case
 ) -> None:
     trial_id = begin(case)
-    ended = case.ledger.close_trial(trial_id, state, values, {"state": "closed", "checkpoint": None})
+    ended = case.writer.close_trial(trial_id, state, values, {"state": "closed", "checkpoint": None})
     trial = written(case)
     assert (trial.state, trial.datetime_complete) == (state, ended)
     assert trial.values == (None if values is None else list(values))
     assert trial.user_attrs == {"state": "closed", "checkpoint": None}
-    assert case.ledger.trials() == [trial]
+    assert case.writer.trials() == [trial]
 
 
 def test_an_attribute_is_replaced(case: Case) -> None:
     trial_id = begin(case)
     user: dict[str, Any]
     for user in ({"state": "paused"}, {"state": "running", "notes": ["one"]}):
-        case.ledger.annotate(trial_id, user)
+        case.writer.annotate(trial_id, user)
     assert written(case).user_attrs == {"state": "running", "notes": ["one"]}

@@ -22,7 +22,7 @@ from tune_rescon.tuning import (
     Verdict,
     sampler,
 )
-from tune_rescon.tuning.warm_start import note_earlier, noted_earlier, trials_of
+from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start, warm_start_trials
 
 # An earlier search is a database that is written trial by trial.
 pytestmark = pytest.mark.timeout(20)
@@ -46,21 +46,21 @@ def test_a_trials_whole_curve_is_kept() -> None:
         values=(0.2, 0.5, 0.4),
     )
     kept = record()
-    note_earlier(kept, [earlier])
-    assert noted_earlier(kept) == [earlier]
+    record_warm_start(kept, [earlier])
+    assert warm_start_trials(kept) == [earlier]
 
 
 def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:
     kept = record()
     note = {"number": 3, "state": "finished", "parameters": {}, "metric": "val_accuracy"}
     kept.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
-    (trial,) = noted_earlier(kept)
+    (trial,) = warm_start_trials(kept)
     assert math.isnan(trial.values[0])
     assert trial.values[1:] == (0.4,)
 
 
 def test_a_search_that_learnt_from_no_other_has_noted_none() -> None:
-    assert noted_earlier(record()) == []
+    assert warm_start_trials(record()) == []
 
 
 PARAMETERS = "parameters={width: {type: float, low: 0.25, high: 1.0}}"
@@ -100,20 +100,21 @@ def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
 STATES = (TrialState.STOPPED, TrialState.RUNNING, TrialState.FINISHED, TrialState.OUT_OF_MEMORY)
 
 
-def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(options: RunOptions) -> None:
+def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
+    options: RunOptions, progress: list[str]
+) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     widths = begun(folder, folder.study_url, *STATES)
-    said: list[str] = []
-    used = trials_of(space(), options, said.append)
+    used = overlapping_trials(space(), options)
     assert [(trial.number, trial.state) for trial in used] == [(n, STATES[n]) for n in (0, 2, 3)]
     assert [trial.parameters["width"] for trial in used] == [widths[n] for n in (0, 2, 3)]
-    assert said[0].startswith("used 3 of 3 trials of base")
+    assert progress[0].startswith("used 3 of 3 trials of base")
     middle = sorted(widths[n] for n in (0, 2, 3))[1]
     narrower = space(f"parameters.width.high={middle}")
-    assert [trial.parameters["width"] for trial in trials_of(narrower, options, said.append)] == [
+    assert [trial.parameters["width"] for trial in overlapping_trials(narrower, options)] == [
         widths[n] for n in (0, 2, 3) if widths[n] <= middle
     ]
-    assert said[1].startswith("used 2 of 3 trials of base")
+    assert progress[1].startswith("used 2 of 3 trials of base")
 
 
 def test_of_many_the_most_telling_are_learnt_from(
@@ -123,14 +124,14 @@ def test_of_many_the_most_telling_are_learnt_from(
         monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)
-    assert [trial.number for trial in trials_of(space(), options, lambda _: None)] == [0, 3]
+    assert [trial.number for trial in overlapping_trials(space(), options)] == [0, 3]
 
 
 def test_a_search_whose_folder_was_renamed_is_learnt_from(options: RunOptions) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="before")
     begun(folder, folder.study_url, *STATES)
     folder.path.rename(folder.storage / "base")
-    assert len(trials_of(space(), options, lambda _: None)) == 3
+    assert len(overlapping_trials(space(), options)) == 3
 
 
 def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
@@ -140,7 +141,7 @@ def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
     for name, states in (("other", STATES), ("base", STATES[:1])):
         begun(SearchFolder(storage=Path(str(options.storage)), name=name), url, *states)
     shared = dataclasses.replace(options, study_url=url)
-    assert [trial.number for trial in trials_of(space(), shared, lambda _: None)] == [0]
+    assert [trial.number for trial in overlapping_trials(space(), shared)] == [0]
 
 
 def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
@@ -151,9 +152,9 @@ def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
     begun(folder, url, *STATES)
     folder.path.rename(folder.storage / "base")
     with pytest.raises(StorageError, match="no study named 'base'"):
-        trials_of(space(), dataclasses.replace(options, study_url=url), lambda _: None)
+        overlapping_trials(space(), dataclasses.replace(options, study_url=url))
 
 
 def test_a_search_that_is_not_there_is_refused_by_its_flag(options: RunOptions) -> None:
     with pytest.raises(StorageError, match="--warm-start: no search named 'base'"):
-        trials_of(space(), options, lambda _: None)
+        overlapping_trials(space(), options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -43,13 +44,14 @@ __all__ = [
 #: Seconds that ssh has to open its ports.
 PATIENCE: Final = 60.0
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
-def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int, dashboard: int) -> None:
+
+def hold_tunnel(cluster: ClusterFile, *, mlflow: int, dashboard: int) -> None:
     """Open tunnels to the head's MLflow and dashboard, and hold them until Ctrl-C or SIGTERM.
 
     Args:
         cluster: the cluster.
-        say: prints a line for the user.
         mlflow: the port of this machine for MLflow.
         dashboard: the port of this machine for Ray's dashboard.
 
@@ -75,7 +77,7 @@ def hold_tunnel(cluster: ClusterFile, say: Callable[[str], None], *, mlflow: int
         raise ClusterError(f"{cluster.name} has no head that runs: start it by `up`.")
     ports = {mlflow: MLFLOW_PORT, dashboard: DASHBOARD_PORT}
     with _sigterm_as_interrupt(), suppress(KeyboardInterrupt):
-        _hold(cluster, head, ports, say)
+        _hold(cluster, head, ports)
 
 
 def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
@@ -90,7 +92,7 @@ def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
     return [path for path in sorted(ssh_folder.glob("ray-autoscaler_*.pem")) if cluster.region in path.name]
 
 
-def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int], say: Callable[[str], None]) -> None:
+def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int]) -> None:
     command = ssh_tunnel(cluster, head, ports, find_keys(cluster, Path.home() / ".ssh"))
     try:
         # A separate process group, because Ctrl-C is handled in this process.
@@ -102,7 +104,9 @@ def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int], say: Callab
     try:
         _wait_until_open(process, list(ports))
         mlflow, dashboard = ports
-        say(f"MLflow:    http://127.0.0.1:{mlflow}\nDashboard: http://127.0.0.1:{dashboard}\nCtrl-C ends it.")
+        _PROGRESS.info(
+            f"MLflow:    http://127.0.0.1:{mlflow}\nDashboard: http://127.0.0.1:{dashboard}\nCtrl-C ends it."
+        )
         process.wait()
         raise _ended(process.returncode)
     finally:
@@ -163,12 +167,11 @@ _PATIENCE: Final = 180.0
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
-def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool, wait: float) -> None:
+def bring_up(cluster: ClusterFile, *, restart: bool, wait: float) -> None:
     """Start a cluster, or update a running one, and wait for its workers.
 
     Args:
         cluster: the cluster.
-        say: prints a line for the user.
         restart: restart Ray on a head on which it already runs, which ends its jobs.
         wait: seconds to wait for the workers.
 
@@ -178,7 +181,7 @@ def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool,
     _have_token(cluster)
     is_up = not restart and _runs_already(cluster)
     if is_up:
-        say(
+        _PROGRESS.info(
             f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs continue"
         )
     elif cluster.provider == "local":
@@ -186,11 +189,13 @@ def bring_up(cluster: ClusterFile, say: Callable[[str], None], *, restart: bool,
     done = run(ray_up(cluster, restart=not is_up))
     if done.code != 0:
         raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
-    came = _wait_for_workers(cluster, say, wait)
-    say(f"{cluster.name} is up: its head, and {came} workers (at least {cluster.workers} were to come)")
+    came = _wait_for_workers(cluster, wait)
+    _PROGRESS.info(
+        f"{cluster.name} is up: its head, and {came} workers (at least {cluster.workers} were to come)"
+    )
 
 
-def take_down(cluster: ClusterFile, say: Callable[[str], None]) -> None:
+def take_down(cluster: ClusterFile) -> None:
     """End a cluster after a last copy of its MLflow database; print what may be left behind.
 
     Raises:
@@ -199,11 +204,13 @@ def take_down(cluster: ClusterFile, say: Callable[[str], None]) -> None:
     if find_head(cluster) is not None:
         ended = run(ray_exec(cluster, end_mlflow_words()), listen=True, timeout=_PATIENCE)
         if ended.code != 0:
-            say(f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}")
+            _PROGRESS.info(
+                f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}"
+            )
     done = run(ray_down(cluster))
     if done.code != 0:
         raise ClusterError(f"`ray down` of {cluster.path} ended with code {done.code}; see above.")
-    say(_what_is_left(cluster))
+    _PROGRESS.info(_what_is_left(cluster))
 
 
 def find_head(cluster: ClusterFile) -> str | None:
@@ -242,7 +249,7 @@ def _forget(cluster: ClusterFile) -> None:
     remembered.unlink(missing_ok=True)
 
 
-def _wait_for_workers(cluster: ClusterFile, say: Callable[[str], None], wait: float) -> int:
+def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
     deadline = time.monotonic() + wait
     came: int | None = None
     trouble = ""
@@ -253,7 +260,7 @@ def _wait_for_workers(cluster: ClusterFile, say: Callable[[str], None], wait: fl
             trouble = str(error)
         else:
             if found != came:
-                say(f"{found} of {cluster.workers} workers are there")
+                _PROGRESS.info(f"{found} of {cluster.workers} workers are there")
             came = found
             if found >= cluster.workers:
                 return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -20,6 +21,8 @@ __all__ = ["send_search"]
 PAUSE: Final = 5.0
 TRIES: Final = 5
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
+
 #: Seconds that a submission may take.
 _PATIENCE: Final = 180.0
 
@@ -27,7 +30,6 @@ _PATIENCE: Final = 180.0
 def send_search(
     cluster: ClusterFile,
     arguments: Sequence[str],
-    say: Callable[[str], None],
     *,
     flag: str | None,
     name: str | None,
@@ -39,7 +41,6 @@ def send_search(
     Args:
         cluster: the cluster.
         arguments: the arguments of the command.
-        say: prints a line for the user.
         flag: ``--name`` or ``--resume``; None to pass no name.
         name: the search's name.
         follow: print the job's log and wait until the job ends.
@@ -53,21 +54,21 @@ def send_search(
     done = run(ray_exec(cluster, words), listen=True, timeout=_PATIENCE)
     if done.code != 0:
         raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")
-    say(f"Job {identity} runs on {cluster.name}")
+    _PROGRESS.info(f"Job {identity} runs on {cluster.name}")
     if not follow:
-        say(_hints(cluster, identity))
+        _PROGRESS.info(_hints(cluster, identity))
         return 0
     try:
-        job = _follow(cluster, identity, say)
+        job = _follow(cluster, identity)
     except KeyboardInterrupt:
-        say(f"\nThe job continues.\n{_hints(cluster, identity)}")
+        _PROGRESS.info(f"\nThe job continues.\n{_hints(cluster, identity)}")
         return INTERRUPTED
     if job.status == "SUCCEEDED":
         return 0
     raise ClusterError(f"job {identity} has ended as {job.status}. {job.message}".rstrip())
 
 
-def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> Job:
+def _follow(cluster: ClusterFile, identity: str) -> Job:
     """Print the log until the job ends. A log that ends earlier is printed again, because its ssh broke."""
     failures = 0
     while True:
@@ -77,7 +78,7 @@ def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> 
         except ClusterError:
             failures += 1
             if failures >= TRIES:
-                say(_hints(cluster, identity))
+                _PROGRESS.info(_hints(cluster, identity))
                 raise
         else:
             if job is None:
@@ -85,7 +86,9 @@ def _follow(cluster: ClusterFile, identity: str, say: Callable[[str], None]) -> 
             if not job.goes_on:
                 return job
             failures = 0
-            say(f"-- the connection ended, the job continues: its log again, from the start, in {PAUSE:g} s")
+            _PROGRESS.info(
+                f"-- the connection ended, the job continues: its log again, from the start, in {PAUSE:g} s"
+            )
         time.sleep(PAUSE)
 
 

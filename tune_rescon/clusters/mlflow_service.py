@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -170,6 +170,8 @@ _DATABASE: Final = "mlflow.db"
 _LOCK: Final = "service.lock"
 _PROCESS: Final = "service.pid"
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowSettings:
@@ -211,14 +213,11 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
     return argv, env
 
 
-def keep_mlflow(
-    settings: MlflowSettings, say: Callable[[str], None], *, pace: CarePace | None = None
-) -> None:
+def keep_mlflow(settings: MlflowSettings, *, pace: CarePace | None = None) -> None:
     """Keep the server running until SIGTERM or SIGINT; return at once if another process already does.
 
     Args:
         settings: the database, artifacts and address of the server.
-        say: prints a line for the user.
         pace: the intervals between checks and restarts; None: the defaults.
 
     Raises:
@@ -230,7 +229,7 @@ def keep_mlflow(
         lock = FileLock(settings.folder / _LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"MLflow is kept running already (process {_keeper(settings.folder) or 'unknown'})")
+        _PROGRESS.info(f"MLflow is kept running already (process {_keeper(settings.folder) or 'unknown'})")
         return
     except OSError as error:
         raise ClusterError(f"{settings.folder} cannot be written: {error.strerror}.") from None
@@ -238,27 +237,27 @@ def keep_mlflow(
     try:
         process.write_text(f"{os.getpid()}\n")
         with _ending() as ending:
-            _keep(settings, ending, say, pace or CarePace())
+            _keep(settings, ending, pace or CarePace())
     finally:
         process.unlink(missing_ok=True)
         lock.release()
 
 
-def end_mlflow(folder: Path, say: Callable[[str], None]) -> None:
+def end_mlflow(folder: Path) -> None:
     """End the process that keeps MLflow running in ``folder``, and wait until its database is copied.
 
     Raises:
         ClusterError: the process does not end.
     """
     if not (folder / _LOCK).is_file() or not (keeper := _keeper(folder)):
-        say("MLflow is not kept running")
+        _PROGRESS.info("MLflow is not kept running")
         return
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGTERM)
     patience = END_PATIENCE + LAST_COPY_PATIENCE + CarePace().timeout + 10
     try:
         with FileLock(folder / _LOCK).acquire(timeout=patience):
-            say(f"MLflow has ended (process {keeper})")
+            _PROGRESS.info(f"MLflow has ended (process {keeper})")
     except Timeout:
         raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
 
@@ -272,13 +271,11 @@ def _keeper(folder: Path) -> int | None:
     return None
 
 
-def _keep(
-    settings: MlflowSettings, ending: threading.Event, say: Callable[[str], None], pace: CarePace
-) -> None:
+def _keep(settings: MlflowSettings, ending: threading.Event, pace: CarePace) -> None:
     mirror = _open_mirror(settings, ending)
     if ending.is_set():
         return
-    say(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
+    _PROGRESS.info(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
     server = _Server(settings)
     care = Care(pace)
     kept: object = None

@@ -98,7 +98,7 @@ def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Te
             group = np.flatnonzero(drawn_B == number)
             if len(group) == 0:
                 continue
-            by = strengths(name, bins_B[group], signs_B[group], policy, side)
+            by = strengths(name, bins_B[group], signs_B[group], policy, side=side)
             group_B = torch.from_numpy(group).to(images_BCHW.device, non_blocking=True)
             by_B = torch.from_numpy(by).float().to(images_BCHW.device, non_blocking=True)
             changed_BCHW[group_B] = OPERATIONS[name](images_BCHW[group_B], by_B)
@@ -107,7 +107,7 @@ def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Te
 
 
 def strengths(
-    name: str, bins_B: npt.NDArray[np.int64], signs_B: FloatArray, policy: Policy, side: int
+    name: str, bins_B: npt.NDArray[np.int64], signs_B: FloatArray, policy: Policy, *, side: int
 ) -> FloatArray:
     """Return the strength of an operation at each bin, in the unit of the operation.
 
@@ -120,9 +120,9 @@ def strengths(
         policy: Ranges of the operations.
         side: Side of the images, pixels.
 
-    >>> strengths("rotate", np.array([30]), np.array([-1.0]), POLICIES["randaugment"], 32)
+    >>> strengths("rotate", np.array([30]), np.array([-1.0]), POLICIES["randaugment"], side=32)
     array([-30.])
-    >>> strengths("posterize", np.array([0, 30]), np.array([1.0, 1.0]), POLICIES["randaugment"], 32)
+    >>> strengths("posterize", np.array([0, 30]), np.array([1.0, 1.0]), POLICIES["randaugment"], side=32)
     array([8., 4.])
     """
     part_B = bins_B / (_BINS - 1)

@@ -8,7 +8,6 @@ killed. The next builder removes the leftovers.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from tune_rescon.atomic_write import sync
 from tune_rescon.data.cache import (
     Cache,
     CacheError,
@@ -175,10 +175,11 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     worker. Threads are unsuitable: decoding a small jpeg runs mostly Python code, and two threads were slower
     than one.
     """
-    tasks = ((plan.reader(rows), path, plan.shape, rows, plan.counts["train"]) for rows in chunks(plan.shape))
+    tasks = ((plan.reader(rows), path, plan.shape, rows) for rows in chunks(plan.shape))
+    training = plan.counts["train"]
     joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
     if joblib is None or joblib.cpu_count() == 1:
-        yield from (_store(*task) for task in tasks)
+        yield from (_store(*task, train_images=training) for task in tasks)
         return
     parallel = joblib.Parallel(
         n_jobs=joblib.cpu_count(),
@@ -186,7 +187,7 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         return_as="generator_unordered",
         idle_worker_timeout=_IDLE_SECONDS,
     )
-    yield from parallel(joblib.delayed(_store)(*task) for task in tasks)
+    yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
 
 
 def _joblib() -> Any:
@@ -201,7 +202,7 @@ def _joblib() -> Any:
     return joblib
 
 
-def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, train_images: int) -> _Chunk:
+def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, *, train_images: int) -> _Chunk:
     block = read()
     map_chunk(path, shape, rows)[:] = block.images_BHWC
     lost = {bad.row for bad in block.bad}
@@ -348,20 +349,12 @@ def _publish(scratch: Path, folder: Path) -> None:
     Readers of an older cache keep their mapped pages.
     """
     for path in (*scratch.iterdir(), scratch):
-        _fsync(path)
+        sync(path)
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}{_SCRATCH}old-{uuid.uuid4().hex}"))
     scratch.rename(folder)
-    _fsync(folder.parent)
+    sync(folder.parent)
     _sweep(folder)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:

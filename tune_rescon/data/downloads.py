@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import DataError, format_error
 
 __all__ = ["fetched", "is_url"]
@@ -70,12 +70,10 @@ def fetched(url: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{target.name}.lock"):
         if not target.exists():
-            partial = folder / f".{target.name}.{os.getpid()}.partial"
             try:
-                filesystem.get_file(path, str(partial))
-                partial.replace(target)
+                with atomic_write(target) as scratch:
+                    filesystem.get_file(path, str(scratch))
             except Exception as error:
-                partial.unlink(missing_ok=True)
                 raise _unreadable(url, error) from error
     return target
 

@@ -3,7 +3,7 @@
 ::
 
     finals_space      the trainings as a space, which the search's engine runs row by row
-    judgement         the results on the test images, over the seeds
+    evaluated_configs the results on the test images, over the seeds
     find_recipe       published training recipes
     PUBLISHED         published figures to reproduce
 """
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.finals.judging import Estimate, Finalist, judgement
+    from tune_rescon.finals.evaluation import Estimate, EvaluatedConfig, evaluated_configs
     from tune_rescon.finals.plan import (
         RECIPES,
         Recipe,
+        TrainingPlan,
         epochs_within,
-        finalists,
         finals_seconds,
         finals_space,
         find_recipe,
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
         preset_config,
         read_duration,
         seconds_per_epoch,
+        top_configs,
     )
     from tune_rescon.finals.presentation import (
         FinalsPresentation,
-        print_judgement,
+        print_evaluation,
         print_published,
         print_reproduction,
     )
@@ -42,27 +43,28 @@ __all__ = [
     "PUBLISHED",
     "RECIPES",
     "Estimate",
-    "Finalist",
+    "EvaluatedConfig",
     "FinalsPresentation",
     "PublishedRow",
     "Recipe",
     "Shares",
+    "TrainingPlan",
     "epochs_within",
-    "finalists",
+    "evaluated_configs",
     "finals_seconds",
     "finals_space",
     "find_recipe",
     "find_rows",
-    "judgement",
     "local_resources",
     "of_dataset",
     "preset_config",
-    "print_judgement",
+    "print_evaluation",
     "print_published",
     "print_reproduction",
     "read_duration",
     "row_space",
     "seconds_per_epoch",
+    "top_configs",
 ]
 
 __getattr__ = lazy_names(
@@ -70,23 +72,24 @@ __getattr__ = lazy_names(
     {
         "PUBLISHED": "published",
         "RECIPES": "plan",
-        "Estimate": "judging",
-        "Finalist": "judging",
+        "Estimate": "evaluation",
+        "EvaluatedConfig": "evaluation",
         "FinalsPresentation": "presentation",
         "PublishedRow": "published",
         "Recipe": "plan",
         "Shares": "published",
+        "TrainingPlan": "plan",
         "epochs_within": "plan",
-        "finalists": "plan",
+        "top_configs": "plan",
         "finals_seconds": "plan",
         "finals_space": "plan",
         "find_recipe": "plan",
         "find_rows": "published",
-        "judgement": "judging",
+        "evaluated_configs": "evaluation",
         "local_resources": "plan",
         "of_dataset": "plan",
         "preset_config": "plan",
-        "print_judgement": "presentation",
+        "print_evaluation": "presentation",
         "print_published": "presentation",
         "print_reproduction": "presentation",
         "read_duration": "plan",

@@ -25,8 +25,8 @@ __all__ = [
     "METRIC",
     "RECIPES",
     "Recipe",
+    "TrainingPlan",
     "epochs_within",
-    "finalists",
     "finals_seconds",
     "finals_space",
     "find_recipe",
@@ -35,6 +35,7 @@ __all__ = [
     "preset_config",
     "read_duration",
     "seconds_per_epoch",
+    "top_configs",
 ]
 
 
@@ -189,7 +190,7 @@ METRIC: Final = "test_accuracy"
 _KEPT_PARAMETER: Final = "learning_rate"
 
 
-def finalists(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
+def top_configs(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
     """Return the distinct configurations of the finished trials, the best first, at most ``top``.
 
     Raises:
@@ -257,20 +258,31 @@ def local_resources() -> Resources:
     return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if torch.cuda.is_available() else 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How each configuration is trained."""
+
+    epochs: int
+    seeds: int
+    """Number of trainings of each configuration, which differ by their seed."""
+    seed: int = 0
+    """The seed from which all seeds are derived."""
+    resources: Resources
+    """Resources of each training."""
+    concurrent: int | None = None
+    """Maximum number of trainings at once."""
+
+
 def finals_space(
     name: str,
     configs: Sequence[TrialConfig],
+    plan: TrainingPlan,
     *,
     dataset: DatasetConfig,
-    epochs: int,
-    seeds: int,
-    resources: Resources,
-    concurrent: int | None = None,
-    seed: int = 0,
     about: str = "",
     overrides: Sequence[str] = (),
 ) -> Space:
-    """Return a space that trains each of ``configs`` ``seeds`` times.
+    """Return a space that trains each of ``configs`` by ``plan``.
 
     Trial ``n`` trains configuration ``n % len(configs)``, so that finals that are interrupted early have
     trained all configurations equally often.
@@ -278,13 +290,9 @@ def finals_space(
     Args:
         name: name of the search that runs the finals.
         configs: the configurations, which must differ from each other.
+        plan: how each of them is trained.
         dataset: the dataset that they were searched on. No images are held out, except that validation images
             are held out if the dataset has no test images to evaluate the networks on.
-        epochs: epochs of each training.
-        seeds: number of trainings of each configuration, which differ by their seed.
-        resources: resources of each training.
-        concurrent: maximum number of trainings at once.
-        seed: the seed from which all seeds are derived.
         about: the description in the space file.
         overrides: ``KEY=VALUE`` pairs that change the space file, as for ``--set``.
 
@@ -299,17 +307,17 @@ def finals_space(
         "description": about,
         "dataset": dataclasses.asdict(dataclasses.replace(dataset, hold_out=False, without_test="val")),
         "metric": {"name": METRIC, "mode": "max"},
-        "fidelity": {"min": epochs, "max": epochs},
-        "sampler": {"type": "random", "seed": seed},
+        "fidelity": {"min": plan.epochs, "max": plan.epochs},
+        "sampler": {"type": "random", "seed": plan.seed},
         "scheduler": {"type": "none"},
-        "budget": {"trials": seeds * len(configs), "concurrent": concurrent},
-        "resources_per_trial": resources.model_dump(by_alias=True),
+        "budget": {"trials": plan.seeds * len(configs), "concurrent": plan.concurrent},
+        "resources_per_trial": plan.resources.model_dump(by_alias=True),
         "fixed": fixed,
         "parameters": {
             field: {"type": "categorical", "choices": list(dict.fromkeys(values))}
             for field, values in parameters.items()
         },
-        "initial": rows * seeds,
+        "initial": rows * plan.seeds,
     }
     # Passed as text, so that errors are reported as for any other space. JSON is valid YAML and keeps all
     # digits.

@@ -11,13 +11,13 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tune_rescon.finals.judging import (
+from tune_rescon.finals.evaluation import (
     CONFIDENCE,
     Estimate,
-    Finalist,
+    EvaluatedConfig,
     Lead,
-    judgement,
-    judgement_document,
+    evaluated_configs,
+    evaluation_document,
 )
 from tune_rescon.finals.published import PUBLISHED, PublishedRow, Shares, measured, scaled
 from tune_rescon.reporting import SearchPresentation, markdown_table
@@ -26,8 +26,8 @@ from tune_rescon.tuning import SearchFolder, StudyResult, write_atomically
 
 __all__ = [
     "FinalsPresentation",
-    "judgement_rows",
-    "print_judgement",
+    "evaluation_rows",
+    "print_evaluation",
     "print_published",
     "print_reproduction",
 ]
@@ -53,19 +53,19 @@ class FinalsPresentation(SearchPresentation):
 
     def note(self, result: StudyResult) -> str:
         """Return the table of the finalists, followed by the search's note."""
-        found = judgement(result)
-        lines = markdown_table(_HEADINGS, judgement_rows(found)) if found else []
+        found = evaluated_configs(result)
+        lines = markdown_table(_HEADINGS, evaluation_rows(found)) if found else []
         return "\n".join([*lines, "", super().note(result)])
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
         """Write ``finals.json`` and the search's documents; return their paths."""
-        document = judgement_document(result, judgement(result))
+        document = evaluation_document(result, evaluated_configs(result))
         path = folder.path / "finals.json"
         write_atomically(path, json.dumps(document, indent=2) + "\n")
         return [path, *super().conclude(result, folder)]
 
 
-def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
+def evaluation_rows(found: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
     """Return the rows of the finalists under the table's headings, the best first."""
     return [
         (
@@ -83,16 +83,16 @@ def judgement_rows(found: Sequence[Finalist]) -> list[tuple[str, ...]]:
     ]
 
 
-def print_judgement(result: StudyResult, console: Console) -> None:
+def print_evaluation(result: StudyResult, console: Console) -> None:
     """Print the test results: a table, the best finalist by class, and a caution about its lead."""
-    found = judgement(result)
+    found = evaluated_configs(result)
     if not found:
         return
-    title = f"{result.name}: {len(found)} finalists on the {_judging_images(result)}"
+    title = f"{result.name}: {len(found)} finalists on the {_evaluation_images(result)}"
     table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
-    for row in judgement_rows(found):
+    for row in evaluation_rows(found):
         table.add_row(*row)
     console.print(table)
     console.print(_trainings(found))
@@ -141,14 +141,14 @@ def _words(name: str) -> str:
     return "test error %" if name == "test_error" else name.replace("_", " ")
 
 
-def _print_classes(winner: Finalist, console: Console) -> None:
+def _print_classes(winner: EvaluatedConfig, console: Console) -> None:
     worst = sorted(winner.by_class.items(), key=lambda item: item[1].mean)[:CLASSES]
     of = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
     classes = ", ".join(f"{name} {format_number(value.mean)}" for name, value in worst)
     console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
 
 
-def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Console) -> None:
+def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], console: Console) -> None:
     if len(found) < 2:
         return
     console.print(
@@ -171,7 +171,7 @@ def _print_caution(result: StudyResult, found: Sequence[Finalist], console: Cons
         )
 
 
-def _judging_images(result: StudyResult) -> str:
+def _evaluation_images(result: StudyResult) -> str:
     """Return the images that evaluated the networks: validation images if the source has no test images."""
     dataset = result.space.dataset
     account = result.accounts.get(dataset.name)
@@ -179,7 +179,7 @@ def _judging_images(result: StudyResult) -> str:
     return "test images" if has_test else "validation images (there are no test images)"
 
 
-def _trainings(found: Sequence[Finalist]) -> str:
+def _trainings(found: Sequence[EvaluatedConfig]) -> str:
     """Return over how many trainings the means are; a configuration has fewer if some failed."""
     counts = sorted({len(one.trials) for one in found})
     if counts == [1]:

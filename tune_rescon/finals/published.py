@@ -16,8 +16,8 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, unknown_name_message
-from tune_rescon.finals.judging import Estimate
-from tune_rescon.finals.plan import finals_space, find_recipe
+from tune_rescon.finals.evaluation import Estimate
+from tune_rescon.finals.plan import TrainingPlan, finals_space, find_recipe
 from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning import StudyResult, repeated
 
@@ -256,10 +256,8 @@ def row_space(
     return finals_space(
         name,
         [TrialConfig.from_dict({**recipe.settings, **row.settings, "preset": row.preset})],
+        TrainingPlan(epochs=part.epochs, seeds=seeds, resources=resources),
         dataset=dataset,
-        epochs=part.epochs,
-        seeds=seeds,
-        resources=resources,
         about=f"{row.name} of {row.table}: {recipe.about}. {part.words}".strip(),
         overrides=overrides,
     )

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
@@ -146,7 +147,7 @@ def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[Modul
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(module.name, fontsize=8)
-    with _written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         figure.savefig(scratch, dpi=110, format="png")
 
 
@@ -222,7 +223,7 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
     colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
     drawn = photograph.copy()
     drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
-    with _written_whole(path) as scratch:
+    with atomic_write(path) as scratch:
         drawn.save(scratch, format="JPEG", quality=90)
 
 
@@ -238,17 +239,6 @@ def _normalised(values: FloatArray) -> FloatArray:
     low, high = np.nanmin(finite), np.nanmax(finite)
     scaled: FloatArray = np.nan_to_num((finite - low) / (high - low or 1))
     return scaled
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Yield a scratch file that is renamed to ``path`` at the end; an interrupt leaves no partial file."""
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def index_page(pictures: Sequence[DrawnPicture]) -> str:
@@ -313,7 +303,7 @@ def draw_gallery(
             device = next(network.parameters()).device
             maps = attention_maps(classifier.to(device), pixels(batch, about, device))
             for row, path in enumerate(batch.paths):
-                drawn.append(_draw(folder, len(drawn), batch, maps, row, about))
+                drawn.append(_draw(folder, batch, maps, row=row, number=len(drawn), about=about))
                 yield path
             _write_page(folder, drawn)
     finally:
@@ -322,10 +312,11 @@ def draw_gallery(
 
 def _draw(
     folder: Path,
-    number: int,
     batch: Pictures,
     maps: list[ModuleMaps],
+    *,
     row: int,
+    number: int,
     about: TrainedNetwork,
 ) -> DrawnPicture:
     path = batch.paths[row]

@@ -102,7 +102,9 @@ def _axes(x: Any, axes: int | Sequence[int]) -> list[int]:
     return [_AXES[axis] for axis in given] if len(x.shape) == len(_AXES) else list(given)
 
 
-def _conv2d(x: Any, kernel: Any, bias: None = None, stride: Any = 1, padding: Any = 0, *_: Any) -> Any:
+def _conv2d(x: Any, kernel: Any, *rest: Any) -> Any:
+    # Torch leaves out trailing arguments that have their default value.
+    bias, stride, padding = [*rest, *(None, 1, 0)[len(rest) :]][:3]
     # No convolution of these networks is dilated. TensorFlow infers the groups from the shape of the kernel.
     assert bias is None
     return tf.nn.conv2d(x, kernel, strides=stride, padding=_padded(padding))
@@ -117,8 +119,8 @@ def _padded(padding: int | Sequence[int]) -> list[list[int]]:
     return [[0, 0], [down, down], [right, right], [0, 0]]
 
 
-def _batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> Any:
-    training, _momentum, eps, _with_cudnn = rest
+def _batch_norm(x: Any, *arguments: Any) -> Any:
+    weight, bias, mean, variance, training, _momentum, eps, _with_cudnn = arguments
     assert not training
     return tf.nn.batch_normalization(x, mean, variance, bias, weight, eps)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tune_rescon.config import TrialConfig
@@ -97,43 +97,29 @@ _THREE_STAGES: Final = (
     Variant(modules=(3, 4, 5)),
 )
 
+# Paper, table 2, and the authors' Caffe definitions. Depths 128 and 164 extend the table.
+_IMAGENET: Final = Layout(
+    image_size=224,
+    mask_floor=7,
+    stem_channels=64,
+    stem_kernel=7,
+    stem_stride=2,
+    stem_norm=True,
+    stem_pool=True,
+    channels=(256, 512, 1024),
+    strides=(1, 2, 2),
+    openings=1,
+    final_units=3,
+    final_channels=2048,
+    final_stride=2,
+    variants=_THREE_STAGES,
+)
+
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    # Paper, table 2, and the authors' Caffe definitions. Depths 128 and 164 extend the table.
-    "imagenet": Layout(
-        image_size=224,
-        mask_floor=7,
-        stem_channels=64,
-        stem_kernel=7,
-        stem_stride=2,
-        stem_norm=True,
-        stem_pool=True,
-        channels=(256, 512, 1024),
-        strides=(1, 2, 2),
-        openings=1,
-        final_units=3,
-        final_channels=2048,
-        final_stride=2,
-        variants=_THREE_STAGES,
-    ),
+    "imagenet": _IMAGENET,
     # The authors' AttentionNeXt-56: ResNeXt units, 32 groups.
-    "attentionnext": Layout(
-        image_size=224,
-        mask_floor=7,
-        stem_channels=64,
-        stem_kernel=7,
-        stem_stride=2,
-        stem_norm=True,
-        stem_pool=True,
-        channels=(256, 512, 1024),
-        strides=(1, 2, 2),
-        openings=1,
-        final_units=3,
-        final_channels=2048,
-        final_stride=2,
-        variants=_THREE_STAGES[:1],
-        preactivation=False,
-        squeeze=2,
-        groups=32,
+    "attentionnext": replace(
+        _IMAGENET, variants=_THREE_STAGES[:1], preactivation=False, squeeze=2, groups=32
     ),
     # Paper, section 4.1: depth 36 m + 20. These widths reproduce the paper's depths and its parameters for
     # depth 92 (1.9 M) and depth 236 (5.1 M). For depth 452 the paper states 8.6 M, but its figure 2 gives

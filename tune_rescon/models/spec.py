@@ -272,12 +272,19 @@ def walk(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
     """Yield every layer with parameters in forward order, for images of ``image_size`` pixels a side."""
     image_side = spec.image_size if image_size is None else image_size
     side = _strided(image_side, spec.stem_stride)
-    yield _conv("stem.conv", spec.in_channels, spec.stem_channels, side, spec.stem_kernel, spec.stem_stride)
+    yield _conv(
+        "stem.conv",
+        spec.in_channels,
+        spec.stem_channels,
+        side,
+        kernel=spec.stem_kernel,
+        stride=spec.stem_stride,
+    )
     if spec.stem_norm:
         yield _norm("stem.norm", spec.stem_channels, side)
     sides = _map_sides(spec, image_side)
     for index, (stage, entering) in enumerate(zip(spec.stages, spec.stage_inputs(), strict=True)):
-        yield from _stage(spec, stage, entering, f"stages.{index}", sides[index])
+        yield from _stage(spec, stage, f"stages.{index}", sides[index], entering=entering)
     yield from _chain("final", spec.final_chain(), sides[-1])
     if spec.preactivation:
         side = _strided(sides[-1], spec.final_stride)
@@ -310,7 +317,7 @@ def _mask_sides(side: int, poolings: int) -> list[int]:
     return list(itertools.accumulate([2] * poolings, _strided, initial=side))
 
 
-def _stage(spec: NetworkSpec, stage: StageSpec, entering: int, path: str, side: int) -> Iterator[Layer]:
+def _stage(spec: NetworkSpec, stage: StageSpec, path: str, side: int, *, entering: int) -> Iterator[Layer]:
     opening = spec.chain(entering, stage.channels, units=stage.openings, stride=stage.stride)
     yield from _chain(f"{path}.opening", opening, side)
     for index in range(stage.modules):
@@ -361,7 +368,7 @@ def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
     middle, out_side = unit.middle, _strided(side, unit.stride)
     convs = (
         _conv(f"{path}.conv1", unit.in_channels, middle, side),
-        _conv(f"{path}.conv2", middle, middle, out_side, 3, unit.stride, unit.groups),
+        _conv(f"{path}.conv2", middle, middle, out_side, kernel=3, stride=unit.stride, groups=unit.groups),
         _conv(f"{path}.conv3", middle, unit.channels, out_side),
     )
     entering = (side, side, out_side)
@@ -374,13 +381,13 @@ def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
             yield conv
             yield _norm(norm, conv.out_channels, conv.side)
     if unit.projects:
-        yield _conv(f"{path}.projection", unit.in_channels, unit.channels, out_side, 1, unit.stride)
+        yield _conv(f"{path}.projection", unit.in_channels, unit.channels, out_side, stride=unit.stride)
         if not unit.preactivation:
             yield _norm(f"{path}.projection_norm", unit.channels, out_side)
 
 
 def _conv(
-    name: str, cin: int, cout: int, side: int, kernel: int = 1, stride: int = 1, groups: int = 1
+    name: str, cin: int, cout: int, side: int, *, kernel: int = 1, stride: int = 1, groups: int = 1
 ) -> Layer:
     return Layer(
         name=name,

@@ -15,7 +15,7 @@ from tune_rescon.models import Cost, count, resolve_network
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import format_number
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
-from tune_rescon.tuning import cache_words, datasets_of, judging_words, rung_levels, with_store_size
+from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
 from tune_rescon.tuning.auto_words import plan_words
 
 __all__ = ["print_dry_run"]
@@ -59,7 +59,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     facts = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
     for name, known in facts.items():
         account = known.account.lines() if known.account else []
-        judging = [] if known.account is None else judging_words(space, known)
+        judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(_samples(space, facts))

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from typing_extensions import override
 
-from tune_rescon.command import INTERRUPTED
+from tune_rescon.command import INTERRUPTED, progress_shown
 from tune_rescon.errors import ClusterError, SearchError, presentable
 from tune_rescon.passwords import shell_command
 from tune_rescon.reporting.formats import note_text
@@ -224,15 +224,15 @@ def run_with_display(
                 begun = True
                 view.on_start(gauges)
 
-            result = run_search(
-                space,
-                options,
-                listeners=[view],
-                presentation=presentation or SearchPresentation(),
-                say=lambda text: view.say(presentable(text)),
-                on_start=on_start,
-                on_result=show,
-            )
+            with progress_shown(lambda text: view.say(presentable(text))):
+                result = run_search(
+                    space,
+                    options,
+                    listeners=[view],
+                    presentation=presentation or SearchPresentation(),
+                    on_start=on_start,
+                    on_result=show,
+                )
     except (SearchError, ClusterError) as error:
         if not begun:
             raise

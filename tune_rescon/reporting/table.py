@@ -69,9 +69,9 @@ def print_result(result: StudyResult, console: Console) -> None:
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
         console.print(f"All of it: {result.folder / 'trials.csv'}", markup=False, soft_wrap=True)
-    fates = Counter(trial.state.value for trial in result.trials)
+    counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
-    console.print(", ".join(f"{count} {state}" for state, count in fates.most_common()), end="; ")
+    console.print(", ".join(f"{count} {state}" for state, count in counts.most_common()), end="; ")
     console.print(f"{duration(spent * 3600)} of {result.device} time")
     if result.failure is not None:
         console.print(result.failure, style="red", markup=False, soft_wrap=True)
@@ -102,16 +102,18 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
         console: the console to print to.
         sync: the command that sends the remaining updates to MLflow.
     """
-    if result.unsent:
-        why = f": {result.unsent_reason.rstrip('.')}" if result.unsent_reason else " in time"
+    if result.pending_updates:
+        why = f": {result.pending_reason.rstrip('.')}" if result.pending_reason else " in time"
         console.print(
-            f"MLflow did not take {result.unsent} updates{why}; the study has them all. Send them by: {sync}",
+            f"MLflow did not take {result.pending_updates} updates{why}; the study has them all."
+            f" Send them by: {sync}",
             markup=False,
             soft_wrap=True,
         )
-    if result.unkept:
+    if result.pending_uploads:
         console.print(
-            f"{result.url} lacks the last {result.unkept} changes: --resume on this machine sends them."
+            f"{result.url} lacks the last {result.pending_uploads} changes:"
+            " --resume on this machine sends them."
         )
 
 

@@ -36,6 +36,7 @@ from tune_rescon.spaces.parameters import (
 from tune_rescon.spaces.sampling import (
     count_points,
     distributions,
+    first_rows,
     free_points,
     from_optuna,
     grid_points,
@@ -78,6 +79,7 @@ __all__ = [
     "count_points",
     "distributions",
     "dump_space",
+    "first_rows",
     "free_points",
     "from_optuna",
     "grid_points",

@@ -36,6 +36,7 @@ from tune_rescon.spaces.space import Space
 __all__ = [
     "count_points",
     "distributions",
+    "first_rows",
     "free_points",
     "from_optuna",
     "grid_points",
@@ -77,6 +78,14 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     The values of all parameters must be listable, as ``sampler.type: grid`` requires.
     """
     return list(combinations(space.parameters))
+
+
+def first_rows(space: Space) -> Sequence[Mapping[str, Any]]:
+    """Return the parameters of the trials that run first: a grid's points, or ``initial``.
+
+    The sampler does not draw these.
+    """
+    return grid_points(space) if space.sampler.type == "grid" else space.initial
 
 
 def preview(space: Space, n: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, format_error, presentable
 
 __all__ = [
@@ -228,22 +229,19 @@ class RemoteFolder:
 
     def download(self, name: str, target: Path) -> bool:
         """Replace a local file by one from this folder in one step; return False if there is no such file."""
-        half = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         path = self._path(name)
         with _as_remote_error(f"reading {self._url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                expected = self._size(path)
-                self._fs.get_file(path, str(half))
-                arrived = half.stat().st_size
-                # Another size is right if the file was replaced in the meantime and the new one was read.
-                if arrived not in (expected, self._size(path)):
-                    raise OSError(errno.EIO, f"{arrived} of {expected} bytes arrived")
-                half.replace(target)
+                with atomic_write(target) as scratch:
+                    expected = self._size(path)
+                    self._fs.get_file(path, str(scratch))
+                    arrived = scratch.stat().st_size
+                    # Another size is right if the file was replaced in the meantime and the new one was read.
+                    if arrived not in (expected, self._size(path)):
+                        raise OSError(errno.EIO, f"{arrived} of {expected} bytes arrived")
             except FileNotFoundError:
                 return False
-            finally:
-                half.unlink(missing_ok=True)
         return True
 
     def delete(self, name: str) -> None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,7 +33,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from tune_rescon.errors import StorageError
+from tune_rescon.tracking.champion import ID_TAG, champion_label, load_exporter, register_champion
 from tune_rescon.tracking.messages import (
     ACTIVE,
     Champion,
@@ -46,14 +45,10 @@ from tune_rescon.tracking.messages import (
 )
 from tune_rescon.tracking.mlflow_store import deleted_experiment
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
-from tune_rescon.training.lean import import_lean_torchmetrics
 
-__all__ = [
-    "MlflowRunSync",
-]
+__all__ = ["MlflowRunSync"]
 
 
-ID_TAG: Final = "tune_rescon.id"
 #: Tag of a trial's run: the place of the search that created the run.
 PLACE_TAG: Final = "tune_rescon.place"
 SEARCH_TAG: Final = "tune_rescon.search"
@@ -61,7 +56,6 @@ TRIAL_TAG: Final = "tune_rescon.trial"
 STATE_TAG: Final = "tune_rescon.state"
 NOTE_TAG: Final = "mlflow.note.content"
 CHAMPION_TAG: Final = "tune_rescon.champion"
-CHAMPION: Final = "champion"
 
 #: Maximum length of the text in a tag, in characters (MLflow allows 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
@@ -143,14 +137,9 @@ class MlflowRunSync:
         if found is not None:
             self._check(found)
             self._experiment_id = found.experiment_id
-        primary = {
-            "name": f"best_{self._destination.metric}",
-            "greaterIsBetter": str(self._destination.maximize),
-        }
-        for key, value in primary.items():
-            self._client.set_experiment_tag(
-                self._experiment_id, f"mlflow.experiment.primaryMetric.{key}", value
-            )
+        goal, primary = self._destination, "mlflow.experiment.primaryMetric"
+        self._client.set_experiment_tag(self._experiment_id, f"{primary}.name", f"best_{goal.metric}")
+        self._client.set_experiment_tag(self._experiment_id, f"{primary}.greaterIsBetter", str(goal.maximize))
 
     def check(self) -> None:
         """Check that the experiment still accepts runs.
@@ -163,7 +152,7 @@ class MlflowRunSync:
     def _check(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
             words = deleted_experiment(experiment.name, experiment.experiment_id)
-            raise CallError(words, RetryPolicy.GIVE_UP)
+            raise CallError(words, RetryPolicy.ABORT)
 
     def show(self, view: View) -> str:
         """Send the additions of ``view`` to the server, and return the id of the view's run."""
@@ -193,7 +182,7 @@ class MlflowRunSync:
         for file in view.files:
             self._upload(parent, file)
         if view.champion_is_near:
-            _load_exporter()
+            load_exporter()
         if view.champion is not None:
             self._register_champion(parent, view.champion)
         return parent.run_id
@@ -305,11 +294,9 @@ class MlflowRunSync:
             TRIAL_TAG: str(view.number),
             STATE_TAG: ACTIVE,
         }
+        name = f"trial_{view.number:04d}"
         run = self._client.create_run(
-            self._experiment_id,
-            start_time=view.started_ms,
-            tags=tags,
-            run_name=f"trial_{view.number:04d}",
+            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=name
         )
         return str(run.info.run_id)
 
@@ -364,61 +351,19 @@ class MlflowRunSync:
         )
 
     def _register_champion(self, parent: _RunContent, champion: Champion) -> None:
-        """Register the winner's network under the search's name, unless it is registered already."""
-        label = f"trial_{champion.number:04d}, epoch {champion.epoch}"
+        """Register the winner's network, unless it is registered already."""
+        label = champion_label(champion)
         if parent.tags.get(CHAMPION_TAG) == label:
             return
-        exported = _load_exporter()
         run_id = self._runs[champion.number].run_id
-        try:
-            with exported(champion.checkpoint) as folder:
-                self._client.log_artifacts(run_id, str(folder), "model")
-        except StorageError as error:
-            # The checkpoint is deleted or damaged, so a retry cannot succeed.
-            self._remarks.append(f"The winner's network is not registered in MLflow: {error}")
-            return
-        try:
-            self._client.create_registered_model(self._search)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self._client.create_model_version(
-            self._search,
-            f"{self._client.get_run(run_id).info.artifact_uri}/model",
-            run_id,
-            tags={ID_TAG: self._id},
-            description=f"{label}: {champion.value}" if champion.value else label,
+        registered, remark = register_champion(
+            self._client, champion, name=self._search, run_id=run_id, owner=self._id
         )
-        self._keep_other_champion(version.version)
-        self._client.set_registered_model_alias(self._search, CHAMPION, version.version)
-        self._log(parent.run_id, tags={CHAMPION_TAG: label})
-        parent.tags[CHAMPION_TAG] = label
-
-    def _keep_other_champion(self, new: str) -> None:
-        """Give another search's champion of this name a separate alias before version ``new`` replaces it."""
-        aliases = self._client.get_registered_model(self._search).aliases
-        standing = aliases.get(CHAMPION)
-        if standing is None or str(standing) == str(new):
-            return
-        version = self._client.get_model_version(self._search, str(standing))
-        owner = version.tags.get(ID_TAG) or self._id_of_run(version.run_id)
-        if owner == self._id:
-            return
-        alias = f"{CHAMPION}-{owner[:8]}" if owner else f"{CHAMPION}-version-{standing}"
-        self._client.set_registered_model_alias(self._search, alias, str(standing))
-        self._remarks.append(
-            f"models:/{self._search}@{CHAMPION} was version {standing}, which another search of this name"
-            f" registered. It is now version {new}; the other keeps the alias {alias}."
-        )
-
-    def _id_of_run(self, run_id: str | None) -> str:
-        """Return the id of the search that created a run; empty if the run or its id does not exist."""
-        try:
-            return self._client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return ""
+        if remark is not None:
+            self._remarks.append(remark)
+        if registered:
+            self._log(parent.run_id, tags={CHAMPION_TAG: label})
+            parent.tags[CHAMPION_TAG] = label
 
     def _upload(self, run: _RunContent, file: Path) -> None:
         stat = file.stat()
@@ -426,15 +371,6 @@ class MlflowRunSync:
         if run.files.get(file) != version:
             self._client.log_artifact(run.run_id, str(file))
             run.files[file] = version
-
-
-def _load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
-    # Imported here, because the import loads torch and takes seconds. It also makes MLflow import Lightning,
-    # and Lightning import torchmetrics.
-    import_lean_torchmetrics()
-    from tune_rescon.tracking.registry import exported
-
-    return exported
 
 
 def _input(images: Images) -> DatasetInput:

@@ -67,5 +67,5 @@ def follow_artifacts(file: Path, artifacts: Path) -> None:
                     )
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise CallError(str(error), RetryPolicy.AGAIN) from error
+            raise CallError(str(error), RetryPolicy.RETRY) from error
         _LOGGER.warning("the places of artifacts in %s could not be looked at: %s", file, error)

@@ -81,22 +81,22 @@ class MlflowWorker:
                 them.
         """
         uri = self._destination.uri
-        with _errors_converted(uri, hopeless=RetryPolicy.GIVE_UP):
+        with _errors_converted(uri, if_final=RetryPolicy.ABORT):
             runs = self._runs = self._runs or self._connect()
         try:
-            with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+            with _errors_converted(uri, if_final=RetryPolicy.SKIP):
                 return Answer(run_id=runs.show(view), remarks=runs.take_remarks())
         except CallError as error:
-            if error.remedy is RetryPolicy.SKIP:
+            if error.policy is RetryPolicy.SKIP:
                 # If the experiment was deleted meanwhile, every other call will be refused too.
-                with _errors_converted(uri, hopeless=RetryPolicy.SKIP):
+                with _errors_converted(uri, if_final=RetryPolicy.SKIP):
                     runs.check()
             raise
 
     def start(self) -> None:
         """Do nothing, because no preparation is needed; see :class:`.worker_client.Sink`."""
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Do nothing, because the calls cannot be made faster."""
 
     def close(self) -> None:
@@ -115,24 +115,24 @@ class MlflowWorker:
 
 
 @contextmanager
-def _errors_converted(uri: str, *, hopeless: RetryPolicy) -> Iterator[None]:
+def _errors_converted(uri: str, *, if_final: RetryPolicy) -> Iterator[None]:
     """Convert errors within the block to :class:`.CallError` with a retry policy.
 
     Args:
         uri: The tracking URI.
-        hopeless: The policy if a retry of the call cannot succeed.
+        if_final: The policy if a retry of the call cannot succeed.
     """
     try:
         yield
     except CallError:
         raise
     except Exception as error:
-        if remedy := retry_words(error, uri):
-            raise CallError(f"{_message_line(error)} {remedy}", RetryPolicy.GIVE_UP) from error
+        if policy := retry_words(error, uri):
+            raise CallError(f"{_message_line(error)} {policy}", RetryPolicy.ABORT) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")
-        raise CallError(_message_line(error), hopeless if final else RetryPolicy.AGAIN) from error
+        raise CallError(_message_line(error), if_final if final else RetryPolicy.RETRY) from error
 
 
 def is_final(error: Exception) -> bool:

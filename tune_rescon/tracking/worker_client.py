@@ -29,22 +29,22 @@ __all__ = [
 class RetryPolicy(enum.Enum):
     """The action after a failed call."""
 
-    AGAIN = enum.auto()
+    RETRY = enum.auto()
     """Retry the call later."""
     SKIP = enum.auto()
     """Skip the call, because the call itself is wrong. The next call may succeed."""
-    GIVE_UP = enum.auto()
+    ABORT = enum.auto()
     """Make no more calls, because the store cannot be used."""
 
 
 class CallError(Exception):
     """A call to MLflow failed."""
 
-    def __init__(self, words: str, remedy: RetryPolicy) -> None:
-        """Create an error with the message ``words``, which is one line, and the retry policy ``remedy``."""
-        super().__init__(words, remedy)
+    def __init__(self, words: str, policy: RetryPolicy) -> None:
+        """Create an error with the message ``words``, which is one line, and the retry policy ``policy``."""
+        super().__init__(words, policy)
         self.words = words
-        self.remedy = remedy
+        self.policy = policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Sink(Protocol):
             CallError: If a call fails.
         """
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Use the CPU at normal priority, because the search has ended and no trial needs it."""
 
     def close(self) -> None:
@@ -140,9 +140,9 @@ class WorkerProcess:
         except (EOFError, OSError) as error:
             self._end()
             words = "no answer until the end" if self._closed else "the process that talks to MLflow died"
-            raise CallError(words, RetryPolicy.AGAIN) from error
+            raise CallError(words, RetryPolicy.RETRY) from error
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Give the process the driver's priority, if that is permitted (usually for root only)."""
         with self._lock, suppress(OSError):
             if self._process is not None:

@@ -132,6 +132,7 @@ def _key(view: View) -> Hashable:
 
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 #: Seconds between the attempts of a failing call: the first and the longest pause.
 FIRST_PAUSE: Final = 0.5
@@ -150,20 +151,16 @@ REST: Final = 2.0
 
 
 @contextmanager
-def mlflow_writer(
-    destination: Destination, say: Callable[[str], object] = _LOGGER.info, *, delay: float = 0.0
-) -> Iterator[MlflowWriter]:
+def mlflow_writer(destination: Destination, *, delay: float = 0.0) -> Iterator[MlflowWriter]:
     """Provide a started writer for the block, and end its process afterwards.
 
     Updates that are still waiting at the end of the block are not sent.
 
     Args:
         destination: The MLflow store.
-        say: Prints a message to the user about an action that was taken or can never succeed. It is called on
-            the writer's thread.
         delay: The delay of :meth:`MlflowWriter.start`, in seconds.
     """
-    writer = MlflowWriter(destination, say=say)
+    writer = MlflowWriter(destination)
     writer.start(delay)
     try:
         yield writer
@@ -179,20 +176,17 @@ class MlflowWriter:
         destination: Destination,
         *,
         open_worker: Callable[[Destination], Sink] = WorkerProcess,
-        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Create the writer without starting it; see :meth:`start`.
 
         Args:
             destination: The MLflow store.
             open_worker: Creates the object that makes the calls to MLflow.
-            say: See :func:`mlflow_writer`.
         """
         self._uri = destination.uri
-        self._desk = open_worker(destination)
-        self._backlog = UpdateQueue(settle=SETTLE)
+        self._worker = open_worker(destination)
+        self._queue = UpdateQueue(settle=SETTLE)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
-        self._say = say
         self._known: set[int] = set()
         self._delay = 0.0
         self._awake = threading.Event()
@@ -200,7 +194,7 @@ class MlflowWriter:
         self._give_up = threading.Event()
         self._refused = 0
         self._refusal = ""
-        self._trouble = ""
+        self._last_error = ""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
     @property
@@ -211,17 +205,17 @@ class MlflowWriter:
     @property
     def waiting(self) -> int:
         """The number of updates that are not sent yet; 0 during the delay of :meth:`start`."""
-        return len(self._backlog) if self._awake.is_set() else 0
+        return len(self._queue) if self._awake.is_set() else 0
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """The error of the last call in one line; empty if the call succeeded."""
-        return self._trouble
+        return self._last_error
 
     @property
     def reason(self) -> str:
         """The reason why updates were not sent: the error of the last call, or of the last refused call."""
-        return self._trouble or self._refusal
+        return self._last_error or self._refusal
 
     def start(self, delay: float = 0.0) -> None:
         """Start to send updates. Before this call, the writer creates nothing in the store.
@@ -238,7 +232,7 @@ class MlflowWriter:
 
     def show(self, view: View) -> None:
         """Queue ``view`` for MLflow. Always returns at once. The search must be shown before its trials."""
-        self._backlog.put(view)
+        self._queue.put(view)
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """Return the trial numbers and run ids of the child runs opened since the last call."""
@@ -249,12 +243,12 @@ class MlflowWriter:
             except queue.Empty:
                 return opened
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Send all views without delay from now on, because only the last views of the search follow."""
-        self._backlog.close()
+        self._queue.close()
         self._hurry.set()
         self._awake.set()
-        self._desk.hurry()
+        self._worker.flush()
 
     def close(self, timeout: float) -> int:
         """Send the waiting updates, end the process, and return the number of unsent updates.
@@ -262,12 +256,12 @@ class MlflowWriter:
         Args:
             timeout: Seconds for sending; a call in progress gets :data:`LAST_CALL` seconds more.
         """
-        self.hurry()
+        self.flush()
         self._thread.join(timeout)
         self._give_up.set()
         self._thread.join(LAST_CALL)
         # A call that hangs longer ends with its process, and its updates count as unsent.
-        self._desk.close()
+        self._worker.close()
         self._thread.join(LAST_CALL)
         return self.waiting + self._refused
 
@@ -278,9 +272,9 @@ class MlflowWriter:
         # After the search has ended, the process is needed only to send a view; the first view starts it.
         if not self._hurry.is_set():
             with suppress(OSError):  # the process cannot start now: the first view reports that and retries
-                self._desk.start()
+                self._worker.start()
         while not self._give_up.is_set():
-            waiting = self._backlog.next()
+            waiting = self._queue.next()
             if waiting is None:
                 return
             view, updates = waiting
@@ -288,16 +282,16 @@ class MlflowWriter:
             try:
                 self._send(view)
             except CallError as error:
-                if error.remedy is RetryPolicy.AGAIN:
+                if error.policy is RetryPolicy.RETRY:
                     pause = self._pause(pause, error, was_ending=was_ending)
                     continue
-                if error.remedy is RetryPolicy.GIVE_UP:
-                    self._trouble = error.words
+                if error.policy is RetryPolicy.ABORT:
+                    self._last_error = error.words
                     self._report(f"MLflow cannot be used: {error.words}")
                     return
                 self._refuse(view, updates, error.words)
-            self._backlog.done(view, updates)
-            self._trouble, pause = "", FIRST_PAUSE
+            self._queue.done(view, updates)
+            self._last_error, pause = "", FIRST_PAUSE
             self._hurry.wait(REST * (time.monotonic() - began))
 
     def _refuse(self, view: View, updates: int, words: str) -> None:
@@ -308,9 +302,10 @@ class MlflowWriter:
             self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
     def _report(self, text: str) -> None:
+        """Tell the user about an action that was taken or can never succeed."""
         _LOGGER.warning("%s", text)
         try:
-            self._say(text)
+            _PROGRESS.info(text)
         except Exception:
             # A closed terminal is no reason to stop sending.
             _LOGGER.exception("this could not be printed: %s", text)
@@ -327,7 +322,7 @@ class MlflowWriter:
         Returns:
             The length of the pause after the next failure, in seconds.
         """
-        self._trouble = error.words
+        self._last_error = error.words
         _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.words)
         # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
         # writer does.
@@ -335,7 +330,7 @@ class MlflowWriter:
         return min(2 * seconds, LONGEST_PAUSE)
 
     def _send(self, view: View) -> None:
-        answer = self._desk.show(view)
+        answer = self._worker.show(view)
         for remark in answer.remarks:
             self._report(remark)
         if isinstance(view, TrialRunState) and view.number not in self._known:

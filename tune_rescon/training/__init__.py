@@ -18,14 +18,17 @@ from tune_rescon.lazy import lazy_names
 from tune_rescon.training.messages import EpochReport
 
 if TYPE_CHECKING:
+    from tune_rescon.training.fit import TrialProcess
     from tune_rescon.training.gpu_probe import build_step
     from tune_rescon.training.trial import train_trial
-    from tune_rescon.training.trial_files import recorded_epochs
+    from tune_rescon.training.trial_files import Objective, recorded_epochs
     from tune_rescon.training.weights import TrainedNetwork, load_trained
 
 __all__ = [
     "EpochReport",
+    "Objective",
     "TrainedNetwork",
+    "TrialProcess",
     "build_step",
     "load_trained",
     "recorded_epochs",
@@ -35,7 +38,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "Objective": "trial_files",
         "TrainedNetwork": "weights",
+        "TrialProcess": "fit",
         "build_step": "gpu_probe",
         "load_trained": "weights",
         "recorded_epochs": "trial_files",

@@ -37,13 +37,7 @@ __all__ = [
     "Preempted",
     "SeedEpochs",
     "StopOnPreemption",
-    "never",
 ]
-
-
-def never() -> bool:
-    """Return False: no preemption is ever requested."""
-    return False
 
 
 class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error
@@ -244,18 +238,18 @@ class EpochReporter(Callback):
         """Close the epoch, whose validation is done: write its files and report it."""
         metrics = self._measure(pl_module)
         self.record = self.record.extended(metrics)
-        unkept: tuple[str, ...] = ()
+        unwritten: tuple[str, ...] = ()
         if self._keeper is not None:
             assert isinstance(pl_module, TrialModule)
-            unkept = self._keeper.keep(trainer, pl_module, len(self.record.history), metrics)
+            unwritten = self._keeper.keep(trainer, pl_module, len(self.record.history), metrics)
         try:
-            for note in unkept:
+            for note in unwritten:
                 self._on_note(note)
             self._report(metrics | {"epoch_seconds": self._clock() - self._started})
         except BaseException as error:
             # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
             self.stopped_by = error
-        if self._peers.told(self.stopped_by is not None):
+        if self._peers.broadcast(self.stopped_by is not None):
             trainer.should_stop = True
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
@@ -267,23 +261,24 @@ class EpochReporter(Callback):
     def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(pl_module, TrialModule)
         seconds = self._trained - self._started
+        speed = self._peers.all_reduce_sum(self._images) / seconds if seconds > 0 else math.nan
         return {
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
-            **self._judgement(pl_module),
+            **self._evaluation(pl_module),
             "learning_rate": self._learning_rate,
-            "images_per_second": self._peers.total(self._images) / seconds if seconds > 0 else math.nan,
+            "images_per_second": speed,
             "epoch_seconds": self._clock() - self._started,
             **self._memory(pl_module),
         }
 
-    def _judgement(self, module: TrialModule) -> dict[str, float]:
+    def _evaluation(self, module: TrialModule) -> dict[str, float]:
         """Return the validation's metrics; nothing for the test images until they are evaluated."""
         once = self._judged == "test"
         if once and not self._images_judged:
             return {}
         measured = module.val_metrics.compute()
         if once:
-            measured["images_per_second"] = self._peers.total(self._images_judged) / self._judged_in
+            measured["images_per_second"] = self._peers.all_reduce_sum(self._images_judged) / self._judged_in
         return {f"{self._judged}_{name}": value for name, value in measured.items()}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
@@ -295,7 +290,7 @@ class EpochReporter(Callback):
         if peak is None:
             return {}
         before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
-        return {PEAK_MEMORY: max([self._peers.most(peak), *before])}
+        return {PEAK_MEMORY: max([self._peers.all_reduce_max(peak), *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
         keeper = self._keeper

@@ -11,7 +11,6 @@ is ever loaded: all files hold tensors and plain values (``weights_only``).
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, format_error
 
 __all__ = [
@@ -129,19 +129,13 @@ def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | Non
         OSError: the disk is full or cannot be written. The file that was at ``path`` is still there or at
             ``previous``.
     """
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            with _as_os_error():
-                torch.save(dict(values), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    scratch = path.with_suffix(".partial")
+    with (
+        atomic_write(path, durable=True, scratch=scratch, previous=previous),
+        scratch.open("wb") as file,
+        _as_os_error(),
+    ):
+        torch.save(dict(values), file)
 
 
 @contextmanager
@@ -160,15 +154,6 @@ def _as_os_error() -> Iterator[None]:
         if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only after its folder is synchronised.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class ProcessGroup:
         return Shard(count=self.share.count).of(images)
 
     @contextmanager
-    def exchange(self) -> Iterator[None]:
+    def collective(self) -> Iterator[None]:
         """Run a block that all processes run together.
 
         A vote precedes it. A broken connection raises PeerLostError instead of torch's error.
@@ -121,17 +121,17 @@ class ProcessGroup:
                     self._vote(_vote_of(error))
             raise
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Return the largest of all processes' values."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
-    def total(self, value: float) -> float:
+    def all_reduce_sum(self, value: float) -> float:
         """Return the sum of all processes' values."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
-    def told(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """Return the first process's value."""
-        with self.exchange():
+        with self.collective():
             return value if self.alone else int(_broadcast(torch.tensor([value])))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], *, images: int) -> None:
@@ -147,7 +147,7 @@ class ProcessGroup:
         weight = gradients[0].new_full((1,), images)
         weighted = torch.cat([*(gradient.reshape(-1) for gradient in gradients), weight])
         sums, counted = weighted[:-1].mul_(images), weighted[-1]
-        with self.exchange():
+        with self.collective():
             dist.all_reduce(weighted)
         _unflatten(sums.div_(counted), gradients)
 
@@ -156,7 +156,7 @@ class ProcessGroup:
         if self.alone or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with self.exchange():
+        with self.collective():
             dist.all_reduce(flat)
         _unflatten(flat.div_(self.share.count), tensors)
 
@@ -166,7 +166,7 @@ class ProcessGroup:
         Args:
             path: this process's own path of the file.
         """
-        size = self.told(path.stat().st_size if self.first and path.exists() else -1)
+        size = self.broadcast(path.stat().st_size if self.first and path.exists() else -1)
         if size < 0:
             path.unlink(missing_ok=True)
         elif self.first:
@@ -179,14 +179,14 @@ class ProcessGroup:
                     file.write(self._sent(torch.empty(chunk, dtype=torch.uint8)).numpy().tobytes())
 
     def _sent(self, chunk_N: Tensor) -> Tensor:
-        with self.exchange():
+        with self.collective():
             return _broadcast(chunk_N)
 
     def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
         if self.alone:
             return value
         found = torch.tensor([value], dtype=torch.float64)
-        with self.exchange():
+        with self.collective():
             dist.all_reduce(found, op=how)
         return float(found)
 

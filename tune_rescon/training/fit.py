@@ -18,9 +18,9 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from tune_rescon.config import MetricAt, is_test_metric
+from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.data.batch_sources import release
+from tune_rescon.data.batch_sources import Part, release
 from tune_rescon.models import build_from_spec
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
@@ -31,7 +31,6 @@ from tune_rescon.training.callbacks import (
     PreciseBatchNorm,
     SeedEpochs,
     StopOnPreemption,
-    never,
 )
 from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
 from tune_rescon.training.compile import choose_compiling
@@ -42,16 +41,51 @@ from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
-from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trial_files import CheckpointWriter, ResumePoint
+from tune_rescon.training.module import StepExecution, TrialModule
+from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork, read_initial
 
 __all__ = [
     "FitAttempt",
     "Retry",
+    "TrialProcess",
     "fit",
     "make_trainer",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialProcess:
+    """What a process that trains a trial brings: its device, its peers, and whom it informs."""
+
+    device: str = "auto"
+    """``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``."""
+    threads: int | None = None
+    """CPU threads that torch may use during the training; None leaves the number unchanged."""
+    on_note: OnMessage = messages.ignore
+    """Called in the training's thread with one sentence for the user."""
+    peers: ProcessGroup = SINGLE_PROCESS
+    """This process among those that train the trial together (:mod:`tune_rescon.training.distributed`).
+
+    All of them call ``train_trial``, each with its own folder; the first one's folder counts.
+    """
+    leave: Callable[[], bool] = messages.never
+    """Polled after each training batch and after each epoch's report.
+
+    If it returns True, the trial is written to ``last.ckpt`` as it is, also within an epoch, and ends; the
+    next call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several
+    processes.
+    """
+    overruns: Path | None = None
+    """A file, created if absent, in which the trials of this node record steps that ran out of memory; None
+    records nothing."""
+    stalls: Path | None = None
+    """A folder, created if absent, that the trials of this node share; None: a recording may hang for ever.
+
+    If the recording of a CUDA graph does not return within minutes, this process saves its stack traces in
+    the folder and exits (code 1). Later trials of the same network on the same device then use no CUDA
+    graphs.
+    """
 
 
 def make_trainer(
@@ -162,28 +196,28 @@ class FitAttempt:
     dataset: ImageDataset
     placement: DeviceConfig
     folder: CheckpointFolder | None
-    metric: str
-    mode: str
-    keep: MetricAt = "best"
-    """The epoch whose network is saved."""
-    peers: ProcessGroup = SINGLE_PROCESS
-    leave: Callable[[], bool] = never
+    objective: Objective
+    process: TrialProcess
     record_steps: bool = True
     """True if training steps may be recorded."""
     watch: HangWatchdog | None = None
     """The watchdog that ends this process if a recording hangs; None watches nothing."""
 
     @property
+    def peers(self) -> ProcessGroup:
+        """The processes that train the trial together."""
+        return self.process.peers
+
+    @property
     def batch_images(self) -> int:
         """Images in the largest share of a training batch, for which one process must find memory."""
         return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
 
-    def run(self, on_epoch: Callable[[EpochReport], None], on_note: OnMessage) -> Retry | None:
+    def run(self, on_epoch: Callable[[EpochReport], None]) -> Retry | None:
         """Train from ``start`` to the last epoch.
 
         Args:
             on_epoch: called with the report of each epoch.
-            on_note: called with each message to the user.
 
         Returns:
             None if the trial ended; else the settings to retry with. By then only reference cycles, which a
@@ -192,7 +226,8 @@ class FitAttempt:
         Raises:
             torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.
         """
-        record = self.start.record
+        record, on_note = self.start.record, self.process.on_note
+        judged: Part = "test" if self._once else "val"
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
         data = ImageDataModule(
@@ -200,21 +235,13 @@ class FitAttempt:
             record.config,
             image_size=record.spec.image_size,
             seed=record.seed,
-            judged="test" if self._once else "val",
+            judged=judged,
             share=self.peers.share,
             done=(len(record.history), record.batches),
         )
-        compiling = self._compiling(on_note)
-        module = self._module(len(data.train_dataloader()), compiling)
+        module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
-        reporter = EpochReporter(
-            record,
-            on_epoch,
-            on_note,
-            keeper=keeper,
-            judged="test" if self._once else "val",
-            peers=self.peers,
-        )
+        reporter = EpochReporter(record, on_epoch, on_note, keeper=keeper, judged=judged, peers=self.peers)
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
@@ -226,7 +253,7 @@ class FitAttempt:
                 FiniteLoss(),
                 PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
                 reporter,
-                StopOnPreemption(self.leave, keeper, on_note),
+                StopOnPreemption(self.process.leave, keeper, on_note),
             ],
         )
         try:
@@ -257,15 +284,15 @@ class FitAttempt:
     @property
     def _once(self) -> bool:
         """True if the network is evaluated only once, on the test images after its last epoch."""
-        return is_test_metric(self.metric)
+        return is_test_metric(self.objective.metric)
 
-    def _compiling(self, on_note: OnMessage) -> bool:
+    def _compiling(self) -> bool:
         record = self.start.record
         compiling, less = choose_compiling(
             record.config.compile, self.placement.device, recomputes=record.recomputes
         )
         if less is not None:
-            on_note(less)
+            self.process.on_note(less)
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
@@ -290,13 +317,13 @@ class FitAttempt:
         if more is not None:
             note = messages.smaller(images, before=count, after=more)
             return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
-        if self.peers.most(release(self.placement.device)):
+        if self.peers.all_reduce_max(release(self.placement.device)):
             note = messages.without_images(images, pieces=count)
             return Retry(micro_batches=count, recomputes=recomputes, note=note)
         tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
-    def _module(self, steps_per_epoch: int, compiling: bool) -> TrialModule:
+    def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
         network = build_from_spec(record.spec)
@@ -305,25 +332,24 @@ class FitAttempt:
         return TrialModule(
             network,
             record.config,
+            StepExecution(
+                placement=self.placement,
+                micro_batches=record.micro_batches,
+                compiling=compiling,
+                recomputes=record.recomputes,
+                recorder=self.recorder,
+            ),
             classes=self.dataset.classes,
             epochs=record.epochs,
             steps_per_epoch=steps_per_epoch,
-            placement=self.placement,
-            micro_batches=record.micro_batches,
-            judging=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
-            compiling=compiling,
-            recomputes=record.recomputes,
-            recorder=self.recorder,
+            eval_metrics=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
             peers=self.peers,
         )
 
     def _keeper(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
-        best = self.start.best
-        return CheckpointWriter(
-            self.folder, best=best, about=self._about, metric=self.metric, mode=self.mode, keep=self.keep
-        )
+        return CheckpointWriter(self.folder, self.objective, best=self.start.best, about=self._about)
 
     def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
         record = self.start.record

@@ -16,7 +16,7 @@ from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
 from tune_rescon.training.device import DeviceConfig, place
-from tune_rescon.training.module import TrialModule
+from tune_rescon.training.module import StepExecution, TrialModule
 
 __all__ = [
     "Occupancy",
@@ -100,13 +100,15 @@ def step_of(
     module = TrialModule(
         build_from_spec(spec),
         config,
+        StepExecution(
+            placement=placement,
+            compiling=compiling,
+            recomputes=recomputes,
+            recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes, watch=watch),
+        ),
         classes=classes,
         epochs=1,
         steps_per_epoch=10**6,
-        placement=placement,
-        compiling=compiling,
-        recomputes=recomputes,
-        recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes, watch=watch),
     ).to(placement.device)
     optimizer, scheduler = module.optimizer_and_scheduler()
     shape = (config.batch_size, in_channels, spec.image_size, spec.image_size)

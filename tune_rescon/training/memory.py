@@ -23,9 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tune_rescon import __version__
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec
-from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
+from tune_rescon.models.network import Mask
+from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import twice_as_many
 
@@ -220,9 +222,8 @@ class OomRecordFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._path.with_name(f"{self._path.name}.lock"), timeout=_LOCK_TIMEOUT):
                 everything = self._read() | {key: [asdict(one) for one in merged(self.known(key), overrun)]}
-                partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
-                partial.write_text(json.dumps(everything, indent=1, sort_keys=True))
-                partial.replace(self._path)
+                with atomic_write(self._path) as scratch:
+                    scratch.write_text(json.dumps(everything, indent=1, sort_keys=True))
         except OSError as error:
             _log.warning("what ran out of memory could not be remembered in %s: %s", self._path, error)
 

@@ -23,6 +23,7 @@ __all__ = [
     "known_too_large",
     "left",
     "left_unwritten",
+    "never",
     "recomputing",
     "smaller",
     "stalled",
@@ -94,6 +95,11 @@ OnMessage = Callable[[str], None]
 def ignore(note: str) -> None:
     """Discard the message."""
     del note
+
+
+def never() -> bool:
+    """Return False: no preemption is ever requested."""
+    return False
 
 
 def smaller(images: int, *, before: int, after: int) -> str:

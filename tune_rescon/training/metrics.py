@@ -104,7 +104,7 @@ class EpochMetrics(nn.Module):
         return {name: metric for name, metric in parts.items() if metric is not None}
 
     def _read(self, metric: MeanMetric | MulticlassAccuracy) -> float:
-        with self._peers.exchange():
+        with self._peers.collective():
             return float(metric.compute()) if metric.update_called else math.nan
 
 
@@ -140,7 +140,7 @@ class FinalMetrics(EpochMetrics):
         known = super().compute()
         if not self.by_class.update_called:
             return known
-        with self._peers.exchange():
+        with self._peers.collective():
             by_class, error = self.by_class.compute().tolist(), float(self.calibration.compute())
         named = {f"accuracy/{name}": value for name, value in zip(self._names, by_class, strict=True)}
         return {**known, "calibration_error": error, **named}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,9 +36,27 @@ from tune_rescon.training.optim import (
     schedule_of,
 )
 
-__all__ = ["TrialModule"]
+__all__ = ["StepExecution", "TrialModule"]
 
 Contexts = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepExecution:
+    """How steps are computed: where, and by which means to save time or memory."""
+
+    placement: DeviceConfig
+    """The device and the precision."""
+    micro_batches: int = 1
+    """Pieces into which every batch is split, also in the validation and when batch-norm statistics are
+    estimated. The validation uses more pieces if these do not fit."""
+    compiling: bool = False
+    """True if training runs the network's units compiled."""
+    recomputes: bool = False
+    """True if activations are recomputed, so that a step keeps less memory."""
+    recorder: GraphCapture | None = None
+    """Records the first step, which is then replayed for all batches of the same shape; None: steps run
+    without a recording. It must be None with micro-batches, because their gradients are added up."""
 
 
 class TrialModule(pl.LightningModule):
@@ -51,16 +70,12 @@ class TrialModule(pl.LightningModule):
         self,
         network: nn.Module,
         config: TrialConfig,
+        execution: StepExecution,
         *,
         classes: int,
         epochs: int,
         steps_per_epoch: int,
-        placement: DeviceConfig,
-        micro_batches: int = 1,
-        judging: EpochMetrics | None = None,
-        compiling: bool = False,
-        recomputes: bool = False,
-        recorder: GraphCapture | None = None,
+        eval_metrics: EpochMetrics | None = None,
         peers: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Move ``network`` to the device and prepare its training.
@@ -68,40 +83,33 @@ class TrialModule(pl.LightningModule):
         Args:
             network: the network to train.
             config: the trial's hyperparameters.
+            execution: how its steps are computed.
             classes: number of classes.
             epochs: length of the training; the schedule spans ``epochs`` x ``steps_per_epoch`` steps.
             steps_per_epoch: training steps of an epoch.
-            placement: the device and the precision.
-            micro_batches: pieces into which every batch is split, also in the validation and when batch-norm
-                statistics are estimated. The validation uses more pieces if these do not fit.
-            judging: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
-            compiling: True if training runs the network's units compiled.
-            recomputes: True if activations are recomputed, so that a step keeps less memory.
-            recorder: records the first step, which is then replayed for all batches of the same shape; None:
-                steps run without a recording. It must be None with micro-batches, because their gradients are
-                added up.
+            eval_metrics: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
             peers: the processes that train this network together, each on its own share of the batches.
         """
         super().__init__()
-        self.network = placement.network(network)
+        self._placement = execution.placement
+        self.network = self._placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
         self.train_metrics = EpochMetrics(classes, peers=peers)
-        self.val_metrics = judging or EpochMetrics(classes, top5=True, peers=peers)
+        self.val_metrics = eval_metrics or EpochMetrics(classes, top5=True, peers=peers)
         self._peers = peers
         self._config = config
-        self._placement = placement
-        self._micro_batches = micro_batches
-        self._judged_pieces = micro_batches
+        self._micro_batches = self._judged_pieces = execution.micro_batches
+        recorder = execution.recorder
         self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
         # Compiled code includes the casts.
-        casts = recorder is not None and placement.precision == "bf16" and not compiling
+        casts = recorder is not None and self._placement.precision == "bf16" and not execution.compiling
         self._cast = FusedWeightCast(self.network) if casts else None
         self._shapes: Contexts = contextlib.nullcontext
         self._eagerly: Contexts = contextlib.nullcontext
-        if compiling:
+        if execution.compiling:
             compile_units(self.network)
             self._shapes, self._eagerly = functools.partial(many_shapes, self.network), uncompiled
-        if recomputes:
+        if execution.recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
         self._ahead: list[MicroBatch] = []

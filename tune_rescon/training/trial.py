@@ -8,20 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.errors import ConfigError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.models import resolve_network
 from tune_rescon.training import messages
-from tune_rescon.training.callbacks import never
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
 from tune_rescon.training.device import own_generator, place
-from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.fit import FitAttempt
+from tune_rescon.training.distributed import ProcessGroup
+from tune_rescon.training.fit import FitAttempt, TrialProcess
 from tune_rescon.training.memory import Shape, release_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
-from tune_rescon.training.trial_files import CheckpointMetadata, ResumePoint, find_resume_point
+from tune_rescon.training.trial_files import CheckpointMetadata, Objective, ResumePoint, find_resume_point
 
 __all__ = [
     "check_shares",
@@ -90,6 +89,9 @@ def find_start_together(
 
 OnEpoch = Callable[[EpochReport], None]
 
+VALIDATION_ACCURACY: Final = Objective()
+THIS_PROCESS: Final = TrialProcess()
+
 
 def train_trial(
     config: TrialConfig,
@@ -99,16 +101,8 @@ def train_trial(
     seed: int,
     checkpoint_dir: Path | None,
     on_epoch: OnEpoch,
-    on_note: OnMessage = messages.ignore,
-    device: str = "auto",
-    threads: int | None = None,
-    metric: str = "val_accuracy",
-    mode: str = "max",
-    keep: MetricAt = "best",
-    overruns: Path | None = None,
-    stalls: Path | None = None,
-    peers: ProcessGroup = SINGLE_PROCESS,
-    leave: Callable[[], bool] = never,
+    objective: Objective = VALIDATION_ACCURACY,
+    process: TrialProcess = THIS_PROCESS,
 ) -> None:
     """Train ``config`` for ``epochs`` epochs; resume if ``checkpoint_dir`` holds a checkpoint.
 
@@ -117,13 +111,13 @@ def train_trial(
     apart from times. A trial that has no epochs left returns without a report; ``recorded_epochs`` returns
     the epochs reported before. If the training loss is not finite, the trial ends after one report with nan.
 
-    The trial survives the following faults and reports each to ``on_note``:
+    The trial survives the following faults and reports each to ``process.on_note``:
 
     - The device's memory is too small for a step. The trial resumes from its last checkpoint without CUDA
       graphs, which have their own memory; then with activations recomputed
       (:mod:`tune_rescon.training.memory`); then with half the micro-batch, adding up the gradients of two
       (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a checkpoint it
-      trains the epochs again, but reports none twice. With a file of ``overruns``, the next trial of the
+      trains the epochs again, but reports none twice. With a file ``process.overruns``, the next trial of the
       same network on the same device starts with the settings that fitted.
     - A file cannot be written. The previous file stays, and the next epoch tries again.
     - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
@@ -135,72 +129,51 @@ def train_trial(
         seed: of weights, order, augmentation and dropped paths.
         checkpoint_dir: a folder used by this trial only, created if absent; None keeps nothing.
         on_epoch: called in this thread; an exception from it ends the training and is raised unchanged.
-        on_note: called in this thread with one sentence for the user.
-        device: "auto" (CUDA if available), "cpu", "cuda".
-        threads: CPU threads that torch may use during the training; None leaves the number unchanged.
-        metric: the metric whose ``mode`` ("max", "min") decides which network ``best.ckpt`` holds. If it is a
-            metric of the test images, the network is evaluated on those only, once, after its last epoch.
-        mode: see ``metric``.
-        keep: whose network ``best.ckpt`` holds: that of the epoch with the ``"best"`` metric, or that of the
-            ``"last"`` epoch with a finite one.
-        overruns: a file, created if absent, in which the trials of this node record steps that ran out of
-            memory; None records nothing.
-        stalls: a folder, created if absent, that the trials of this node share. If the recording of a CUDA
-            graph does not return within minutes, this process saves its stack traces in the folder and exits
-            (code 1). Later trials of the same network on the same device then use no CUDA graphs. None: a
-            recording may hang for ever.
-        peers: this process among those that train the trial together
-            (:mod:`tune_rescon.training.distributed`). All of them call this function, each with its own
-            folder; the first one's folder counts.
-        leave: polled after each training batch and after each epoch's report. If it returns True, the trial
-            is written to ``last.ckpt`` as it is, also within an epoch, and ends; the next call of this
-            function resumes with the next batch. It must not return True in a trial of several processes.
+        objective: the metric, and which network ``best.ckpt`` holds.
+        process: what this process brings: its device, its peers, and whom it informs.
 
     Raises:
-        Preempted: ``leave`` returned True.
-        ConfigError: ``metric`` is not an objective, ``mode`` is not a mode, or a batch is too small for all
-            ``peers``.
+        Preempted: ``process.leave`` returned True.
+        ConfigError: a batch is too small for all ``process.peers``.
         NetworkError: the network does not exist.
         ResourceError: the device does not exist.
         StorageError: ``checkpoint_dir`` cannot be created, or holds another trial's checkpoint.
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
-    _check_objective(metric, mode)
+    peers, on_note = process.peers, process.on_note
     spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
     record = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
-    placement = place(device, precision=config.precision)
+    placement = place(process.device, precision=config.precision)
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     check_shares(peers, config, dataset)
     start = find_start_together(record, folder, on_note, peers)
     report = _each_once(on_epoch)
     release_memory()  # held by this process's earlier trials; it would count as this trial's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
-    shape = Shape.of(config, spec, placement, overruns)
-    watch = None if stalls is None else HangWatchdog(folder=stalls, key=shape.key)
+    shape = Shape.of(config, spec, placement, process.overruns)
+    watch = HangWatchdog(folder=process.stalls, key=shape.key) if process.stalls else None
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
         on_note(messages.stalled(stalled))
-    record_steps = not peers.most(stalled is not None or shape.when(recorded=True).pieces(images) > 1)
+    too_large = shape.when(recorded=True).pieces(images) > 1
+    record_steps = not peers.all_reduce_max(stalled is not None or too_large)
     if start.checkpoint is None:
         # A resumed trial keeps its micro-batches, because another number would change batch norm's
         # statistics.
-        start = _apply_known_limits(start, shape, images, peers, on_note)
+        start = _apply_known_limits(start, shape, images, process)
     while len(start.record.history) < epochs:
         attempt = FitAttempt(
             start=start,
             dataset=dataset,
             placement=placement,
             folder=folder,
-            metric=metric,
-            mode=mode,
-            keep=keep,
-            peers=peers,
-            leave=leave,
+            objective=objective,
+            process=process,
             record_steps=record_steps,
             watch=watch,
         )
-        with placement.active(threads), own_generator(placement.device):
-            retry = attempt.run(report, on_note)
+        with placement.active(process.threads), own_generator(placement.device):
+            retry = attempt.run(report)
         if retry is None:
             return
         release_memory()  # the attempt's network and optimiser
@@ -214,16 +187,15 @@ def train_trial(
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
-def _apply_known_limits(
-    start: ResumePoint, shape: Shape, images: int, peers: ProcessGroup, on_note: OnMessage
-) -> ResumePoint:
+def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: TrialProcess) -> ResumePoint:
     """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
+    peers, on_note = process.peers, process.on_note
     asked = start.record.config.checkpoint_activations
     recomputes = asked == "on"
-    pieces = int(peers.most(shape.when(recomputes=recomputes).pieces(images)))
+    pieces = int(peers.all_reduce_max(shape.when(recomputes=recomputes).pieces(images)))
     if pieces > 1 and asked == "auto":
         recomputes = True
-        pieces = int(peers.most(shape.when(recomputes=True).pieces(images)))
+        pieces = int(peers.all_reduce_max(shape.when(recomputes=True).pieces(images)))
         if pieces == 1:
             on_note(messages.known_to_recompute(images))
     if pieces > 1:
@@ -247,11 +219,3 @@ def _each_once(on_epoch: OnEpoch) -> OnEpoch:
             on_epoch(epoch)
 
     return report
-
-
-def _check_objective(metric: str, mode: str) -> None:
-    objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
-    if metric not in objectives:
-        raise ConfigError(unknown_name_message("metric", metric, objectives))
-    if mode not in ("max", "min"):
-        raise ConfigError(format_error("a metric's mode must be max or min", got=repr(mode)))

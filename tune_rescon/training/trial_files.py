@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import MetricAt, TrialConfig
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
+from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.models import NetworkSpec
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointMetadata",
     "CheckpointWriter",
+    "Objective",
     "ResumePoint",
     "find_resume_point",
     "global_step",
@@ -122,6 +123,32 @@ def kept_best(folder: CheckpointFolder) -> TrainedNetwork | None:
     return describe_trained(folder.best) if is_intact(folder.best) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The metric of a trial, and the epoch whose network the trial keeps in ``best.ckpt``.
+
+    Raises:
+        ConfigError: ``metric`` is not an objective, or ``mode`` is not a mode.
+    """
+
+    metric: str = "val_accuracy"
+    """If it is a metric of the test images, the network is evaluated on those only, once, after its last
+    epoch."""
+    mode: str = "max"
+    """``"max"`` or ``"min"``."""
+    keep: MetricAt = "best"
+    """``"best"`` keeps the network of the epoch with the best metric, ``"last"`` that of the last epoch with
+    a finite one."""
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
+        if self.metric not in objectives:
+            raise ConfigError(unknown_name_message("metric", self.metric, objectives))
+        if self.mode not in ("max", "min"):
+            raise ConfigError(format_error("a metric's mode must be max or min", got=repr(self.mode)))
+
+
 class CheckpointWriter:
     """The writer of a trial's files, which tracks what they hold.
 
@@ -133,28 +160,23 @@ class CheckpointWriter:
     def __init__(
         self,
         folder: CheckpointFolder,
+        objective: Objective,
         *,
         best: TrainedNetwork | None,
         about: Callable[[int, Mapping[str, float]], TrainedNetwork],
-        metric: str,
-        mode: str,
-        keep: MetricAt = "best",
     ) -> None:
         """Create the writer.
 
         Args:
             folder: the trial's checkpoint folder.
+            objective: the metric by which networks are compared, and which network is kept.
             best: description of the network in ``best.ckpt``, if any.
             about: called as ``about(epoch, metrics)``; returns the description of an epoch's network.
-            metric: the metric by which networks are compared.
-            mode: "max" or "min".
-            keep: ``"best"`` keeps the network of the epoch with the best ``metric``, ``"last"`` that of the
-                last epoch with a finite one.
         """
         self._folder = folder
         self._best = best
         self._about = about
-        self._metric, self._mode, self._keeps = metric, mode, keep
+        self._objective = objective
 
     @property
     def checkpoint(self) -> Path | None:
@@ -200,9 +222,10 @@ class CheckpointWriter:
         return ()
 
     def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
-        best = self._best.metrics[self._metric] if self._best and self._keeps == "best" else None
+        goal = self._objective
+        best = self._best.metrics[goal.metric] if self._best and goal.keep == "best" else None
         # A metric of the test images is absent before the last epoch.
-        if not is_better(metrics.get(self._metric, math.nan), best, self._mode):
+        if not is_better(metrics.get(goal.metric, math.nan), best, goal.mode):
             return ()
         about = self._about(epoch, metrics)
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches
-    from tune_rescon.tuning.prepare import cache_words, judging_words, with_store_size
+    from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import Place, read_search
     from tune_rescon.tuning.result import (
@@ -83,8 +83,8 @@ __all__ = [
     "default_cache_root",
     "default_data_root",
     "default_storage",
+    "evaluation_words",
     "find_search",
-    "judging_words",
     "list_searches",
     "machine_words",
     "make_rule",
@@ -136,7 +136,7 @@ __getattr__ = lazy_names(
         "default_data_root": "options",
         "default_storage": "folder",
         "find_search": "search_storage",
-        "judging_words": "prepare",
+        "evaluation_words": "prepare",
         "rung_levels": "schedulers",
         "list_searches": "overview",
         "machine_words": "resources",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from tune_rescon.errors import RecordError, StorageError, format_error
 from tune_rescon.storage import sqlite_file
 
 __all__ = [
+    "create_study",
     "find_study",
     "holds_studies",
     "missing_study",
+    "name_objectives",
     "open_database",
     "unwritable",
 ]
@@ -106,6 +109,36 @@ def missing_study(file: Path, why: str = "") -> StorageError:
     return StorageError(
         format_error("a search's record must be a database that can be read", got=got, hint=hint)
     )
+
+
+def create_study(
+    storage: optuna.storages.RDBStorage, name: str, directions: list[optuna.study.StudyDirection]
+) -> int:
+    """Create a study and return its id.
+
+    Raises:
+        StorageError: the database already has a study of that name.
+    """
+    try:
+        # The study always has a name: Optuna's default name would merge two searches in one database.
+        return storage.create_new_study(directions, name)
+    except optuna.exceptions.DuplicatedStudyError:
+        known = storage.get_study_id_from_name(name)
+        # A driver that died before its first trial leaves an empty study, which is used again. The lease
+        # prevents two live drivers from sharing it.
+        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+            return known
+        hint = f"Resume it with --resume {name}, or give another --name."
+        rule = f"a study named {name!r} is already in the database"
+        raise StorageError(format_error(rule, where="--study", hint=hint)) from None
+
+
+def name_objectives(storage: optuna.storages.RDBStorage, name: str, objectives: list[str]) -> None:
+    """Name the study's objectives, so that optuna-dashboard shows the names instead of numbers."""
+    with warnings.catch_warnings():
+        # Experimental in Optuna; the names are only shown.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.load_study(study_name=name, storage=storage).set_metric_names(objectives)
 
 
 def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:

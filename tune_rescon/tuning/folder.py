@@ -7,13 +7,13 @@ import fcntl
 import io
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.spaces import yaml_text
 from tune_rescon.storage import (
@@ -31,9 +31,9 @@ __all__ = [
     "CHECKPOINTS",
     "TRIAL_FILES",
     "SearchFolder",
-    "claimed",
     "default_storage",
     "recorded_checkpoint",
+    "reserved",
     "trial_folder",
     "usable_directory",
     "write_atomically",
@@ -303,17 +303,8 @@ def usable_directory(storage: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step, so that a reader never sees a partial file."""
-    # Each thread has its own temporary file: two threads may write the same file, and the later one wins.
-    half = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with half.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    finally:
-        # This deletes the temporary file if the disk is full; after the replacement it no longer exists.
-        half.unlink(missing_ok=True)
+    with atomic_write(path, durable=True) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 #: The prefixes of the names of all files that a driver writes before ``space.yaml``.
@@ -321,7 +312,7 @@ _REMAINS: Final = ("search.log", "study.db", ".space.yaml.")
 
 
 @contextmanager
-def claimed(folder: SearchFolder) -> Iterator[None]:
+def reserved(folder: SearchFolder) -> Iterator[None]:
     """Create the directory of a new search, and lock it against other drivers for the duration of the block.
 
     Raises:

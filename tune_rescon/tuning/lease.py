@@ -15,7 +15,7 @@ as long as it runs. The rules:
   No check outside the database can exclude a stop of more than the lease's length between that check and the
   write that follows it.
 
-:func:`may_take` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
+:func:`decide_lease` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from tune_rescon.errors import LeaseError, LeaseLostError, format_error
 
 __all__ = [
     "LEASE_SECONDS",
-    "Claim",
     "Driver",
     "Lease",
+    "LeaseDecision",
     "LeaseKeeper",
     "LeaseStore",
     "ProcessTable",
+    "decide_lease",
     "hold_lease",
-    "may_take",
     "process_start",
     "this_driver",
 ]
@@ -121,6 +121,7 @@ SETTLE_SECONDS: Final = 0.5
 START_TOLERANCE: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 class LeaseStore(Protocol):
@@ -133,7 +134,7 @@ class LeaseStore(Protocol):
         """Replace the value. Once this method returns, every reader sees the new value."""
 
 
-class Claim(enum.Enum):
+class LeaseDecision(enum.Enum):
     """The decision on a lease: take it, watch its beat first, or refuse."""
 
     TAKE = enum.auto()
@@ -170,7 +171,7 @@ class Lease:
         return cls(**{**values, "driver": driver})
 
 
-def may_take(lease: Lease | None, me: Driver, processes: ProcessTable) -> Claim:
+def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
     """Decide whether a process may take a lease.
 
     Args:
@@ -179,19 +180,19 @@ def may_take(lease: Lease | None, me: Driver, processes: ProcessTable) -> Claim:
         processes: the process table of ``me``'s place.
     """
     if lease is None or lease.driver is None:
-        return Claim.TAKE
+        return LeaseDecision.TAKE
     holder = lease.driver
     if holder.place != me.place or holder == me:
         # If the holder is this process, either a search on another thread holds the lease and beats, or an
         # earlier search could not give it back.
-        return Claim.WATCH
+        return LeaseDecision.WATCH
     started = processes(holder.pid)
     if started is None:
-        return Claim.TAKE
+        return LeaseDecision.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
-        return Claim.REFUSE
+        return LeaseDecision.REFUSE
     # Either another process has that number now, or the clock was set. The beat tells which.
-    return Claim.WATCH
+    return LeaseDecision.WATCH
 
 
 class LeaseKeeper:
@@ -207,7 +208,6 @@ class LeaseKeeper:
         processes: ProcessTable = process_start,
         clock: Callable[[], float],
         sleep: Callable[[float], object] = time.sleep,
-        say: Callable[[str], object] = _LOGGER.info,
     ) -> None:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
 
@@ -219,7 +219,6 @@ class LeaseKeeper:
             processes: the process table of ``me``'s place.
             clock: returns seconds that also pass while the process or the machine is stopped.
             sleep: waits for the given number of seconds.
-            say: reports the reason for a wait to the user.
         """
         self._store = store
         self._name = name
@@ -228,7 +227,6 @@ class LeaseKeeper:
         self._processes = processes
         self._clock = clock
         self._sleep = sleep
-        self._say = say
         self._token = secrets.token_hex(8)
         self._since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         self._lock = threading.Lock()
@@ -329,19 +327,19 @@ class LeaseKeeper:
         watched: Lease | None = None
         while True:
             looked, found = self._clock(), self._read()
-            claim = may_take(found, self._me, self._processes)
-            if claim is Claim.TAKE or (claim is Claim.WATCH and found == watched):
+            decision = decide_lease(found, self._me, self._processes)
+            if decision is LeaseDecision.TAKE or (decision is LeaseDecision.WATCH and found == watched):
                 # A process that was delayed between its read and its write would overwrite newer leases.
                 if self._clock() - looked < SETTLE_SECONDS / 2:
                     return found
-            elif claim is Claim.WATCH and found is not None and self._beat_stopped(found):
+            elif decision is LeaseDecision.WATCH and found is not None and self._beat_stopped(found):
                 watched = found
             else:
                 raise LeaseError(self._taken_by(found))
 
     def _beat_stopped(self, found: Lease) -> bool:
         assert found.driver is not None, "only a held lease is watched"
-        self._say(
+        _PROGRESS.info(
             f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
             f" seeing for {found.seconds:g} s whether it still is"
         )
@@ -404,7 +402,6 @@ def hold_lease(
     *,
     name: str,
     seconds: float = LEASE_SECONDS,
-    say: Callable[[str], object] = _LOGGER.info,
 ) -> Iterator[LeaseKeeper]:
     """Hold the lease of a search for the duration of the block.
 
@@ -412,12 +409,11 @@ def hold_lease(
         store: the store of the lease.
         name: the search's name.
         seconds: length of the lease in seconds.
-        say: reports the reason for a wait to the user.
 
     Raises:
         LeaseError: another driver is alive.
     """
-    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds, say=say)
+    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds)
     keeper.take()
     stop = threading.Event()
     thread = threading.Thread(target=keeper.beat, args=(stop,), name="lease", daemon=True)

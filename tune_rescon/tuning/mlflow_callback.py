@@ -120,7 +120,7 @@ class ParentRun:
         files: Sequence[Path],
         uploads: bool,
     ) -> None:
-        """Show the search when it begins.
+        """Prepare the first view; :meth:`start` sends it.
 
         Args:
             writer: the writer that receives the views.
@@ -144,7 +144,10 @@ class ParentRun:
             images=tuple(map(_images, datasets)),
             files=tuple(files) if uploads else (),
         )
-        writer.show(self._view)
+
+    def start(self) -> None:
+        """Show that the search begins."""
+        self._show()
 
     def note(self, text: str) -> None:
         """Replace the note of the search's run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tune_rescon.errors import presentable
@@ -15,10 +14,9 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import Place, known_datasets, summed_up
 from tune_rescon.tuning.result import CostModel, StudyResult
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.search_lease import search_lease
-from tune_rescon.tuning.search_storage import SearchStore, open_store
+from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
-from tune_rescon.tuning.study_attributes import read_notes
+from tune_rescon.tuning.study_attributes import read_run_attributes
 
 __all__ = [
     "Synced",
@@ -32,9 +30,9 @@ class Synced:
 
     uri: str
     trials: int
-    unsent: int
+    pending_updates: int
     """Number of updates that MLflow did not accept in time."""
-    trouble: str
+    last_error: str
     """The error of the last call that failed; empty if no call failed."""
 
 
@@ -44,7 +42,6 @@ def sync_tracking(
     *,
     patience: float,
     note: Callable[[StudyResult], str],
-    say: Callable[[str], object],
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
 
@@ -53,7 +50,6 @@ def sync_tracking(
         name: the search's name.
         patience: seconds that MLflow has to accept the data.
         note: returns the markdown of the search's page in MLflow.
-        say: reports the reason for a wait to the user.
 
     Raises:
         StorageError: no search has that name.
@@ -67,18 +63,9 @@ def sync_tracking(
         cache_root=place.cache_root,
         data_root=place.data_root,
     )
-    with open_store(options) as store, ExitStack() as held:
-        held.enter_context(
-            search_lease(
-                name,
-                study_url=place.study_url or store.folder.study_url,
-                at_url=store.lease,
-                seconds=options.lease_seconds,
-                say=say,
-            )
-        )
+    with open_store(options) as store, search_lease(options, store):
         store.fetch()
-        synced = _send(options, place, store, note, patience, say)
+        synced = _send(options, place, store, note=note, patience=patience)
         store.close(patience)
         return synced
 
@@ -87,19 +74,18 @@ def _send(
     options: RunOptions,
     place: Place,
     store: SearchStore,
+    *,
     note: Callable[[StudyResult], str],
     patience: float,
-    say: Callable[[str], object],
 ) -> Synced:
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
-    notes, space = read_notes(record), versions.newest
+    notes, space = read_run_attributes(record), versions.newest
     pricing = CostModel(space=space, facts=known_datasets(notes, space, place.data_root))
     result = summed_up(
         pricing,
         record.trials(),
         notes,
-        name=options.name,
         folder=folder,
         url=store.url,
         alive=False,
@@ -109,7 +95,7 @@ def _send(
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
     own = notes.tracking_uri is None
-    with mlflow_writer(destination(space, folder, notes.tracking_uri, record), say) as writer:
+    with mlflow_writer(destination(space, folder, notes.tracking_uri, record)) as writer:
         parent = ParentRun(
             writer,
             identity=identity,
@@ -119,15 +105,16 @@ def _send(
             files=(),
             uploads=store.url is None or not own,
         )
+        parent.start()
         listener = TrackingListener(writer, record, pricing)
         listener.search_started(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
-        unsent = writer.close(patience)
+        pending_updates = writer.close(patience)
         listener.note_runs()
         return Synced(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),
-            unsent=unsent,
-            trouble=presentable(writer.reason),
+            pending_updates=pending_updates,
+            last_error=presentable(writer.reason),
         )

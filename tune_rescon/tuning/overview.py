@@ -165,7 +165,7 @@ def _overview(
     try:
         goal = load_goal(folder.space_yaml)
         seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
-        return _read(seen, goal, studies, folder, study_url or folder.study_url, lease)
+        return _read(seen, goal, studies, folder, url=study_url or folder.study_url, lease=lease)
     except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         return replace(seen, problem=str(error).partition("\n")[0])
 
@@ -175,6 +175,7 @@ def _read(
     goal: Goal,
     studies: StudyConnections,
     folder: SearchFolder,
+    *,
     url: str,
     lease: RemoteFolder | None,
 ) -> SearchOverview:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,11 +28,11 @@ __all__ = [
     "cache_words",
     "check_same_images",
     "check_weights",
-    "judging_words",
+    "evaluation_words",
     "largest_image_size",
-    "note_images",
     "prepare_data",
     "read_weights",
+    "record_images",
     "with_absolute_weights",
     "with_store_size",
 ]
@@ -39,6 +40,8 @@ __all__ = [
 
 #: Fields that determine the side of a network's input.
 _SIDE_FIELDS: Final = ("preset", "layout", "depth", "image_size")
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 def with_store_size(space: Space, recorded: Space | None) -> Space:
@@ -204,14 +207,15 @@ def anchored(space: Space) -> Space:
     return space.model_copy(update={"dataset": absolute})
 
 
-def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]) -> dict[str, Prepared]:
+def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
     """Decode the images that are not in this machine's cache yet.
+
+    Messages to the user describe each dataset. Before the first image is decoded, they list the files of a
+    folder that are read and those that are left out.
 
     Args:
         space: The space whose datasets are prepared.
         options: The options with the directories of the datasets and the cache.
-        say: Called with messages about each dataset. Before the first image is decoded, they list the files
-            of a folder that are read and those that are left out.
 
     Returns:
         The prepared datasets, by name.
@@ -223,9 +227,9 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
     for dataset in datasets_of(space):
         facts = describe(dataset, data_root=options.data_root)
         account = facts.account.lines() if facts.account else []
-        judging = [] if facts.account is None else judging_words(space, facts)
+        judging = [] if facts.account is None else evaluation_words(space, facts)
         for line in (*account, *cache_words(space, facts), *judging):
-            say(f"{dataset.name}: {line}")
+            _PROGRESS.info(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
             data_root=options.data_root,
@@ -233,7 +237,7 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
             progress=options.show_progress,
         )
         if images.levels is not None:
-            say(f"{dataset.name}: {levels_words(images.levels)}")
+            _PROGRESS.info(f"{dataset.name}: {levels_words(images.levels)}")
         if space.metric.of_test_images and not facts.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
@@ -242,7 +246,7 @@ def prepare_data(space: Space, options: RunOptions, say: Callable[[str], object]
     return prepared
 
 
-def judging_words(space: Space, facts: DatasetInfo) -> list[str]:
+def evaluation_words(space: Space, facts: DatasetInfo) -> list[str]:
     """Return a message naming the images that will judge the winners of a search.
 
     The user learns this before the search uses any paid resources.
@@ -292,6 +296,6 @@ def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
     return "; ".join(changed) if known and changed else "as many as before, and not the same"
 
 
-def note_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
+def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
     """Store in the record which images the trials use, as a digest for each dataset."""
     record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})

@@ -27,13 +27,21 @@ from tune_rescon.storage import (
 )
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.lease import Claim, Driver, Lease, ProcessTable, may_take, process_start, this_driver
+from tune_rescon.tuning.lease import (
+    Driver,
+    Lease,
+    LeaseDecision,
+    ProcessTable,
+    decide_lease,
+    process_start,
+    this_driver,
+)
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, datasets_of, sum_up
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
-from tune_rescon.tuning.study_attributes import RunNotes, read_notes
+from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -64,9 +72,9 @@ def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, si
         processes: the process table of ``me``'s place.
         silent: seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
     """
-    claim = may_take(lease, me, processes)
-    if claim is not Claim.WATCH:
-        return claim is Claim.REFUSE
+    decision = decide_lease(lease, me, processes)
+    if decision is not LeaseDecision.WATCH:
+        return decision is LeaseDecision.REFUSE
     assert lease is not None, "there is nothing to watch"
     return silent < SILENT_LEASES * lease.seconds
 
@@ -170,7 +178,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     url = place.study_url or folder.study_url
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, any_name=place.study_url is None)
-        trials, notes, lease = record.trials(), read_notes(record), record.attribute("lease")
+        trials, notes, lease = record.trials(), read_run_attributes(record), record.attribute("lease")
         foreign = record.foreign
     at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
     if at_url is not None and place.study_url is None:
@@ -182,7 +190,6 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
         trials,
         notes,
-        name=name,
         folder=folder,
         url=at_url.remote.url if at_url else None,
         alive=alive,
@@ -194,9 +201,8 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
 def summed_up(
     pricing: CostModel,
     trials: tuple[TrialRecord, ...],
-    notes: RunNotes,
+    notes: RunAttributes,
     *,
-    name: str,
     folder: SearchFolder,
     url: str | None,
     alive: bool,
@@ -209,7 +215,6 @@ def summed_up(
         pricing: the space and the cost model of its networks.
         trials: all trials in the record, ordered by number.
         notes: the notes that the last run left in the record.
-        name: the search's name.
         folder: the search's files on this machine.
         url: the folder's URL if the storage is a URL, or None.
         alive: whether a driver is alive. If not, running trials count as interrupted.
@@ -218,18 +223,17 @@ def summed_up(
     """
     ended = sum(trial.state.is_final for trial in trials)
     total = pricing.space.budget.trials
-    return sum_up(
+    result = sum_up(
         pricing,
         trials if alive else tuple(map(_as_interrupted, trials)),
-        name=name,
+        name=folder.name,
         folder=folder.path,
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
         failure=None if alive else notes.failure,
-        foreign=foreign,
-        space_history=space_history,
     )
+    return replace(result, foreign=foreign, space_history=space_history)
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:
@@ -243,7 +247,7 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
     return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
 
 
-def known_datasets(notes: RunNotes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
+def known_datasets(notes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
     """Return the datasets' facts from the record; if it has none, describe the datasets on this machine.
 
     Args:

@@ -88,9 +88,9 @@ class StudyResult:
     best_config: Mapping[str, Any]
     state: SearchState
     tracking_uri: str
-    unsent: int = 0
+    pending_updates: int = 0
     """Number of updates that MLflow did not accept, or not in time."""
-    unsent_reason: str = ""
+    pending_reason: str = ""
     """The error of the last of these updates; empty if the time was too short."""
     foreign: tuple[int, ...] = ()
     """Numbers of the study's trials that another program created; :attr:`trials` does not contain them."""
@@ -98,7 +98,7 @@ class StudyResult:
     """The second objective, which is minimized: ``"gmacs"`` or ``"compute_hours"``; None without one."""
     url: str | None = None
     """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
-    unkept: int = 0
+    pending_uploads: int = 0
     """Number of changes that are missing at :attr:`url`."""
     failure: str | None = None
     """Why the search ended early, and what its failed trials have in common; None if it did not end early."""
@@ -350,10 +350,8 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
-    foreign: tuple[int, ...] = (),
-    space_history: tuple[str, ...] = (),
 ) -> StudyResult:
-    """Return the result of a search of ``pricing.space``.
+    """Return the result of a search of ``pricing.space``, without ``foreign`` and ``space_history``.
 
     Args:
         pricing: the space and the cost model of its networks.
@@ -364,8 +362,6 @@ def sum_up(
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: the folder's URL if the storage is a URL; a password in it is hidden.
         failure: why the search ended early, or None.
-        foreign: numbers of the study's trials that another program created.
-        space_history: the changes that resumes made to the space, one line per version.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
@@ -388,7 +384,5 @@ def sum_up(
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
         failure=None if failure is None else presentable(failure),
-        foreign=foreign,
-        space_history=space_history,
         accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},
     )

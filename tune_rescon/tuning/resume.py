@@ -7,7 +7,7 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
@@ -20,7 +20,7 @@ from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
-from tune_rescon.tuning.warm_start import note_earlier, trials_of
+from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 __all__ = [
     "FREE",
@@ -222,21 +222,18 @@ def resume_record(
     return record, versions
 
 
-def create_record(
-    space: Space, options: RunOptions, folder: SearchFolder, say: Callable[[str], object]
-) -> StudyRecord:
+def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
     Args:
         space: The space of the new search.
         options: The options of this run.
         folder: The search's folder.
-        say: Called with a message about the trials of the earlier search, if one is given.
 
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
-    earlier = trials_of(space, options, say) if options.warm_start else []
+    earlier = overlapping_trials(space, options) if options.warm_start else []
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,
@@ -246,5 +243,5 @@ def create_record(
         against=space.metric.against,
         at=space.metric.at,
     )
-    note_earlier(record, earlier)
+    record_warm_start(record, earlier)
     return record

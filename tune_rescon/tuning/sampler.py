@@ -46,7 +46,7 @@ from tune_rescon.tuning.trial import TrialRecord, find_origin, make_origin
 
 __all__ = [
     "SearchSampler",
-    "most_telling",
+    "most_informative",
 ]
 
 
@@ -147,7 +147,7 @@ class SearchSampler:
             return None
         chooses = self._bounded and self._next % RENEW_EVERY == 0
         if chooses:
-            self._kept = most_telling(self._inside())
+            self._kept = most_informative(self._inside())
         if self._stale or chooses:
             self._renew()
         number, self._next = self._next, self._next + 1
@@ -426,7 +426,7 @@ class SearchSampler:
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
 
 
-def most_telling(trials: Sequence[TrialRecord]) -> frozenset[int]:
+def most_informative(trials: Sequence[TrialRecord]) -> frozenset[int]:
     """Return the numbers of the trials that a bounded view keeps.
 
     These are the running trials, the best of the ended and paused trials, and the latest of the rest.

@@ -8,7 +8,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import AutoResources, Space, dump_space, grid_points, to_optuna
+from tune_rescon.spaces import AutoResources, Space, dump_space, first_rows, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import deadline, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
@@ -38,9 +39,9 @@ from tune_rescon.tuning.prepare import (
     anchored,
     check_same_images,
     check_weights,
-    note_images,
     prepare_data,
     read_weights,
+    record_images,
     with_store_size,
 )
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
@@ -48,28 +49,20 @@ from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
 from tune_rescon.tuning.ray.session import RaySession, is_running, ray_session
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread, signal_handlers
-from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
+from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
-from tune_rescon.tuning.resources import (
-    check_fits,
-    choose_resources,
-    fit_slots,
-    memory_signature,
-    packed,
-    this_machine,
-)
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file, datasets_of, missing_winner, sum_up
+from tune_rescon.tuning.resources import check_fits, choose_resources, memory_signature, this_machine
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner, sum_up
 from tune_rescon.tuning.resume import create_record, history_words, resume_record
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import make_rule
-from tune_rescon.tuning.search_lease import search_lease
-from tune_rescon.tuning.search_storage import SearchStore, open_store
+from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import note_outcome, note_run, provenance, read_notes
+from tune_rescon.tuning.study_attributes import provenance, read_run_attributes, record_outcome, record_run
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
-from tune_rescon.tuning.warm_start import noted_earlier
+from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = [
     "run_search",
@@ -87,6 +80,7 @@ HURRIED_PATIENCE: Final = 2.0
 TRACKING_DELAY: Final = 20.0
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 def run_search(
@@ -96,11 +90,13 @@ def run_search(
     listeners: Sequence[SearchListener] = (),
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     presentation: Presentation | None = None,
-    say: Callable[[str], object] = _LOGGER.info,
     on_start: Callable[[Gauges], object] | None = None,
     on_result: Callable[[StudyResult], object] | None = None,
 ) -> StudyResult:
     """Search ``space``, either as a new search or by resuming the search ``options.name``.
+
+    Messages for the user, for example why the search waits or ends, go to the logger
+    ``tune_rescon.progress``.
 
     Args:
         space: The space to search. Its ``budget.trials`` is the total over all runs of the search.
@@ -108,7 +104,6 @@ def run_search(
         listeners: Receive every trial and every epoch, one call at a time, on one of the search's threads.
         trainable: The function that Ray runs for each trial. A test may pass a fake one.
         presentation: Draws the search while it runs and when it ends. If None, only tables are written.
-        say: Called with messages for the user, for example why the search waits or ends.
         on_start: Called before the first trial begins, with the gauges that can be read while the search
             runs.
         on_result: Called with the result as soon as the trials have ended, before the report is written and
@@ -125,7 +120,7 @@ def run_search(
     ensure_home()
     space = anchored(space)
     if options.address is None and not is_running():
-        space = _for_this_machine(space, say)
+        space = _for_this_machine(space)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
     if options.tensorboard:
@@ -139,12 +134,12 @@ def run_search(
         # The lease is released last, when no worker process of this driver can touch a checkpoint any more.
         ExitStack() as held,
     ):
-        lease = held.enter_context(_lease(options, store, say)) if options.resume else None
+        lease = held.enter_context(search_lease(options, store)) if options.resume else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if options.resume else None
         space = with_store_size(space, resumed[1].newest if resumed is not None else None)
-        prepared = prepare_data(space, options, say)
+        prepared = prepare_data(space, options)
         if resumed is not None:
             check_same_images(resumed[0], prepared)
         check_weights(space, weights, _facts(prepared))
@@ -154,156 +149,140 @@ def run_search(
                 destination(
                     space, store.folder, options.tracking_uri, resumed[0] if resumed is not None else None
                 ),
-                say,
                 # On a cluster, worker processes import their libraries on other machines.
                 delay=TRACKING_DELAY if options.address is None else 0.0,
             ) as writer,
         ):
-            with ray_session(options.address, say) as ray, sampled_cluster(ray.gone) as cluster:
-                if isinstance(space.resources_per_trial, AutoResources):
-                    nodes = [*ray.now, *(ray.later or ())]
-                    space, words = choose_resources(space, nodes, where="the machines of this Ray")
-                    say(words)
-                slots = _slots(space, ray)
-                if options.address is not None:
-                    stage_data(
-                        datasets_of(space),
-                        data_root=options.data_root.resolve(),
-                        cache_root=options.cache_root.resolve(),
-                        need=space.resources_per_trial.by_name(),
-                        say=say,
-                    )
-                if space.resources_per_trial.gpu == "auto":
-                    measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-                    space, words = packed(space, _facts(prepared), measure)
-                    say(words)
-                    slots = _slots(space, ray)
+            with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
+                space, slots = fit_to_cluster(space, options, _facts(prepared), ray)
                 if resumed is not None:
                     record, before = resumed
                 else:
-                    record, before = create_record(space, options, store.folder, say), None
+                    record, before = create_record(space, options, store.folder), None
                     note_experiment(record, space)
-                lease = lease or held.enter_context(_lease(options, store, say))
+                lease = lease or held.enter_context(search_lease(options, store))
                 own_study = options.study_url is None
-                identity = ensure_identity(record, store.folder, url=store.url, own_study=own_study)
+                opened = _Opened(
+                    options=options,
+                    store=store,
+                    record=record,
+                    identity=ensure_identity(record, store.folder, url=store.url, own_study=own_study),
+                    lease=lease,
+                    writer=writer,
+                )
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
                     listeners = [held.enter_context(files), *listeners]
-                versions = note_space(record, before, space)
-                search = _Search(
-                    versions,
-                    options,
-                    store,
-                    prepared,
-                    listeners,
-                    presentation,
-                    record,
-                    identity,
-                    lease,
-                    ray,
-                    writer,
-                )
-                watch = search.watch(interruption, ray, say)
+                search = _Search(opened, note_space(record, before, space), prepared, presentation)
+                search.start(listeners, ray.resources, slots=slots)
+                watch = search.watch(interruption, ray)
                 if on_start is not None:
                     on_start(search.gauges(slots, cluster))
                 interruption.deferred = True
-                result = search.run(trainable, slots, watch, say, on_result)
+                result = search.run(trainable, slots, watch, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
             result = search.hand_over(result, watch)
-        spent = _spent_words(space, options, lease, result)
-        if spent is not None:
-            say(spent)
-        if search.space_is_exhausted:
-            say(exhausted_words(len(result.trials), space.budget.trials))
+        _say_why_it_ended(space, lease, result, exhausted=search.space_is_exhausted)
         return result
 
 
-def _for_this_machine(space: Space, say: Callable[[str], object]) -> Space:
+def _for_this_machine(space: Space) -> Space:
     """Choose the resources of ``auto``, or check the given ones, before any costly step."""
     machine = this_machine()
     check_fits(space, machine, cores=os.cpu_count() or 1)
     if isinstance(space.resources_per_trial, AutoResources):
         space, words = choose_resources(space, [machine], where="this machine")
-        say(words)
+        _PROGRESS.info(words)
     return space
-
-
-def _slots(space: Space, ray: RaySession) -> int:
-    resources = space.resources_per_trial
-    return fit_slots(
-        ray.now, ray.later, resources.by_name(), space.budget.concurrent, workers=resources.workers
-    )
 
 
 def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
     return {name: dataset.facts for name, dataset in prepared.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What a driver holds open while it runs a search."""
+
+    options: RunOptions
+    store: SearchStore
+    record: StudyRecord
+    identity: Identity
+    lease: LeaseKeeper
+    writer: MlflowWriter
+
+
 class _Search:
     """One run of one search. It is assembled once Ray has started and the data are prepared."""
 
+    _parent: ParentRun
+    _tracking: TrackingListener
+    _coordinator: Coordinator
+
     def __init__(
         self,
+        opened: _Opened,
         versions: SpaceVersions,
-        options: RunOptions,
-        store: SearchStore,
         prepared: Mapping[str, Prepared],
-        listeners: Sequence[SearchListener],
         presentation: Presentation | None,
-        record: StudyRecord,
-        identity: Identity,
-        lease: LeaseKeeper,
-        ray: RaySession,
-        writer: MlflowWriter,
     ) -> None:
-        self._versions = versions
-        self._space = space = versions.newest
-        self._options = options
-        self._store = store
-        self._folder = folder = store.folder
+        self._options, self._store, self._record = opened.options, opened.store, opened.record
+        self._identity, self._lease, self._writer = opened.identity, opened.lease, opened.writer
+        self._versions, self._space = versions, versions.newest
+        self._folder = self._store.folder
+        self._prepared = prepared
+        self._presentation = presentation
+        self._drawing = ExitStack()
         # Trials of an earlier version of the space may have used other datasets as well.
-        facts = {**read_notes(record).datasets, **_facts(prepared)}
-        self._maker = TrialTaskFactory(space=space, options=options, store=store, facts=facts)
-        self._digests = {name: each.digest for name, each in prepared.items()}
-        self._record = record
-        self._lease = lease
-        self._writer = writer
-        tags = {
-            "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
-            **provenance(ray.resources),
-        }
-        self._identity = identity
+        facts = {**read_run_attributes(self._record).datasets, **_facts(prepared)}
+        self._maker = TrialTaskFactory(
+            space=self._space, options=self._options, store=self._store, facts=facts
+        )
+        self._plan = _plan(self._space, self._maker, self._lease)
+
+    def start(
+        self, listeners: Sequence[SearchListener], resources: Mapping[str, float], *, slots: int
+    ) -> None:
+        """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
+
+        Args:
+            listeners: Receive every trial and every epoch.
+            resources: The resources of the cluster, by Ray's names.
+            slots: The number of trials that run at once.
+        """
+        url, record = self._store.url, self._record
         self._parent = ParentRun(
             self._writer,
             identity=self._identity,
             known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
-            tags=tags,
-            datasets=prepared.values(),
-            files=[folder.space_yaml],
-            uploads=store.url is None or options.tracking_uri is not None,
+            tags={
+                "tune_rescon.folder": hide_passwords(url or str(self._folder.path)),
+                **provenance(resources),
+            },
+            datasets=self._prepared.values(),
+            files=[self._folder.space_yaml],
+            uploads=url is None or self._options.tracking_uri is not None,
         )
-        self._presentation = presentation
-        self._drawing = ExitStack()
-        if presentation is not None:
-            drawing = presentation.watching(self._snapshot, folder)
+        self._parent.start()
+        if self._presentation is not None:
+            drawing = self._presentation.watching(self._snapshot, self._folder)
             listeners = [*listeners, self._drawing.enter_context(drawing)]
         self._tracking = TrackingListener(
-            self._writer, self._record, self._maker, near_end=self._parent.expect_champion
+            self._writer, record, self._maker, near_end=self._parent.expect_champion
         )
-        self._plan = _plan(space, self._maker, lease)
         self._coordinator = Coordinator(
             self._plan,
-            self._record,
-            make_rule(space, slots=_slots(space, ray)),
+            record,
+            make_rule(self._space, slots=slots),
             SearchSampler(
-                space,
-                rows=_rows(space),
-                background=noted_earlier(record),
+                self._space,
+                rows=[to_optuna(row) for row in first_rows(self._space)],
+                background=warm_start_trials(record),
                 known=record.trials(),
-                versions=versions,
+                versions=self._versions,
             ),
-            listeners=(self._tracking, *store.listeners, *listeners),
-            prune=store.prune,
+            listeners=(self._tracking, *self._store.listeners, *listeners),
+            prune=self._store.prune,
         )
 
     @property
@@ -320,14 +299,13 @@ class _Search:
             cluster=cluster,
         )
 
-    def watch(self, interruption: SignalState, ray: RaySession, say: Callable[[str], object]) -> Watch:
+    def watch(self, interruption: SignalState, ray: RaySession) -> Watch:
         """Return the watch over signals, Ray and the lease while the trials run."""
         return Watch(
             interruption,
             ray_gone=ray.gone,
             ensure_held=self._lease.ensure_held,
             interrupt=self._coordinator.interrupt,
-            say=say,
         )
 
     def run(
@@ -335,7 +313,6 @@ class _Search:
         trainable: Callable[[dict[str, Any]], None],
         slots: int,
         watch: Watch,
-        say: Callable[[str], object],
         on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
         """Run the trials, write the search's files from the record, and return the result.
@@ -343,14 +320,23 @@ class _Search:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        note_run(self._record, self._maker.facts, self._options.tracking_uri)
-        note_images(self._record, self._digests)
+        record_run(self._record, self._maker.facts, self._options.tracking_uri)
+        record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
         turns = DriverLock(self._lease.ensure_held)
+        work = functools.partial(
+            execute,
+            self._coordinator,
+            make_task=self._maker.task,
+            trainable=trainable,
+            resources=self._space.resources_per_trial.by_name(),
+            workers=self._space.resources_per_trial.workers,
+            concurrent=slots,
+            turns=turns,
+        )
         try:
-            work = functools.partial(self._execute, trainable, slots, turns)
             run_in_thread(work, leave=watch.leave, turns=turns)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
@@ -361,11 +347,11 @@ class _Search:
         except Exception:
             # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
             if not watch.ray_is_gone:
-                self.hand_over(self._conclude(SearchState.FAILED, watch, say, None), watch)
+                self.hand_over(self._conclude(SearchState.FAILED, watch, None), watch)
                 raise
         state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
         failed = watch.failure or self._coordinator.failure
-        return self._conclude(SearchState.FAILED if failed else state, watch, say, on_result)
+        return self._conclude(SearchState.FAILED if failed else state, watch, on_result)
 
     def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
         """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
@@ -373,54 +359,42 @@ class _Search:
         Returns:
             ``result`` with the current trials and the updates that were not accepted.
         """
-        unsent = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        pending_updates = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
         self._tracking.note_runs()
-        unkept = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        pending_uploads = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
         return dataclasses.replace(
             result,
             trials=self._record.trials(),
-            unsent=unsent,
-            unsent_reason=presentable(self._writer.reason) if unsent else "",
-            unkept=unkept,
-        )
-
-    def _execute(self, trainable: Callable[[dict[str, Any]], None], slots: int, turns: DriverLock) -> None:
-        execute(
-            self._coordinator,
-            make_task=self._maker.task,
-            trainable=trainable,
-            resources=self._space.resources_per_trial.by_name(),
-            workers=self._space.resources_per_trial.workers,
-            concurrent=slots,
-            turns=turns,
+            pending_updates=pending_updates,
+            pending_reason=presentable(self._writer.reason) if pending_updates else "",
+            pending_uploads=pending_uploads,
         )
 
     def _conclude(
         self,
         state: SearchState,
         watch: Watch,
-        say: Callable[[str], object],
         on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
         """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
         watch.trials_ended()
         self._coordinator.settle()
         result = self._result(state, watch.failure or self._coordinator.failure)
-        note_outcome(self._record, state, result.failure)
-        files = self._write_tables(result, say)
+        record_outcome(self._record, state, result.failure)
+        files = self._write_tables(result)
         if on_result is not None:
             on_result(result)
         if (missing := missing_winner(result)) is not None:
-            say(missing)
-        say(closing_words(self._parent.champion(result), self._options))
+            _PROGRESS.info(missing)
+        _PROGRESS.info(closing_words(self._parent.champion(result), self._options))
         self._drawing.close()
-        note, drawn = self._drawn(result, say)
+        note, drawn = self._drawn(result)
         self._parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
-        self._writer.hurry()
+        self._writer.flush()
         return result
 
-    def _write_tables(self, result: StudyResult, say: Callable[[str], object]) -> list[Path]:
+    def _write_tables(self, result: StudyResult) -> list[Path]:
         """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
 
         An error such as a full disk is reported, not raised.
@@ -431,13 +405,13 @@ class _Search:
             if result.best is not None:
                 folder.write_best(best_file(result))
         except OSError as error:
-            say(
+            _PROGRESS.info(
                 f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
                 " give the command to resume: the record has all of it."
             )
         return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
-    def _drawn(self, result: StudyResult, say: Callable[[str], object]) -> tuple[str, Sequence[Path]]:
+    def _drawn(self, result: StudyResult) -> tuple[str, Sequence[Path]]:
         """Return the note and the drawn pages.
 
         An error while drawing is logged and does not fail the search.
@@ -448,7 +422,7 @@ class _Search:
             return self._presentation.note(result), self._presentation.conclude(result, self._folder)
         except Exception as error:
             _LOGGER.exception("the report could not be written")
-            say(f"The report could not be written ({self._folder.log} has more): {error}")
+            _PROGRESS.info(f"The report could not be written ({self._folder.log} has more): {error}")
             return "", ()
 
     def _snapshot(self) -> StudyResult:
@@ -462,7 +436,7 @@ class _Search:
         return result
 
     def _result(self, state: SearchState, failure: str | None) -> StudyResult:
-        return sum_up(
+        result = sum_up(
             self._maker,
             self._record.trials(),
             name=self._options.name,
@@ -471,27 +445,9 @@ class _Search:
             tracking_uri=self._writer.uri,
             url=self._store.url,
             failure=failure,
-            foreign=self._record.foreign,
-            space_history=history_words(self._versions, self._record.trials()),
         )
-
-
-def _rows(space: Space) -> list[dict[str, Any]]:
-    """Return the parameters of the trials that run first. The sampler does not draw these."""
-    rows = grid_points(space) if space.sampler.type == "grid" else space.initial
-    return [to_optuna(row) for row in rows]
-
-
-def _lease(
-    options: RunOptions, store: SearchStore, say: Callable[[str], object]
-) -> AbstractContextManager[LeaseKeeper]:
-    return search_lease(
-        options.name,
-        study_url=options.study_url or store.folder.study_url,
-        at_url=store.lease,
-        seconds=options.lease_seconds,
-        say=say,
-    )
+        history = history_words(self._versions, self._record.trials())
+        return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
 
 
 def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
@@ -508,11 +464,13 @@ def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPl
     )
 
 
-def _spent_words(space: Space, options: RunOptions, lease: LeaseKeeper, result: StudyResult) -> str | None:
-    if result.interrupted or result.failure is not None:
-        return None
-    budget = space.budget
-    trials = len(result.trials)
-    return spent_words(
-        budget.hours, driven=lease.driven, name=options.name, trials=trials, total=budget.trials
-    )
+def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:
+    trials, budget = len(result.trials), space.budget
+    if not result.interrupted and result.failure is None:
+        spent = spent_words(
+            budget.hours, driven=lease.driven, name=result.name, trials=trials, total=budget.trials
+        )
+        if spent is not None:
+            _PROGRESS.info(spent)
+    if exhausted:
+        _PROGRESS.info(exhausted_words(trials, budget.trials))

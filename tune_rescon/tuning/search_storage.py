@@ -25,9 +25,10 @@ from tune_rescon.storage import (
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchListener
-from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, claimed, trial_folder
-from tune_rescon.tuning.lease import LeaseStore
+from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, reserved, trial_folder
+from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.search_lease import StudyLeaseStore
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -39,6 +40,7 @@ __all__ = [
     "find_search",
     "open_store",
     "open_url_store",
+    "search_lease",
 ]
 
 
@@ -307,12 +309,32 @@ def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
 @contextmanager
 def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchStore]:
     if not resume:
-        with claimed(folder):
+        with reserved(folder):
             yield LocalStore(folder=folder)
         return
     folder.require()
     folder.check_writable()
     yield LocalStore(folder=folder)
+
+
+#: Factor by which a lease at a URL is longer. A beat there needs several requests, and each request that the
+#: store refuses is retried for half a minute (s3fs's 5 tries of botocore's 5).
+URL_LEASE_FACTOR: Final = 4
+
+
+def search_lease(options: RunOptions, store: SearchStore) -> AbstractContextManager[LeaseKeeper]:
+    """Hold the lease of the search ``options.name`` for the duration of a block.
+
+    The study's database holds it, or the search's URL if the database is only a copy.
+
+    Raises:
+        LeaseError: another driver has the search.
+    """
+    name, seconds = options.name, options.lease_seconds
+    if store.lease is not None:
+        return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds)
+    study_url = options.study_url or store.folder.study_url
+    return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds)
 
 
 def find_search(

@@ -3,7 +3,7 @@
 Optuna's storage needs a transaction for each parameter, attribute and value, and queries the trial before
 each: 30 ms and more for a trial with six parameters on SQLite. This module writes the same rows of the same
 tables (``optuna.storages._rdb.models``, whose schema Optuna versions and migrates), so Optuna and its
-dashboard can read them. ``tests/tuning/test_ledger.py`` checks that both writers have the same result.
+dashboard can read them. ``tests/tuning/test_study_writer.py`` checks that both writers have the same result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tune_rescon.tuning.database import unwritable
 from tune_rescon.tuning.study_writer import StudyWriter
 
 __all__ = [
-    "SqlLedger",
+    "SqlStudyWriter",
 ]
 
 
@@ -41,7 +41,7 @@ _VALUES: Final[Table] = models.TrialValueModel.__table__
 _STEPS: Final[Table] = models.TrialIntermediateValueModel.__table__
 
 
-class SqlLedger(StudyWriter):
+class SqlStudyWriter(StudyWriter):
     """A :class:`.StudyWriter` that writes Optuna's tables directly. It can also annotate closed trials."""
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
@@ -118,7 +118,7 @@ class SqlLedger(StudyWriter):
         return trial_id, next_number
 
     @override
-    def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
+    def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
         stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
         step = {
             "trial_id": trial_id,

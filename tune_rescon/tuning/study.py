@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -26,8 +25,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import MetricAt, TrialState
-from tune_rescon.errors import StorageError, format_error, presentable
-from tune_rescon.tuning.database import find_study, open_database
+from tune_rescon.errors import presentable
+from tune_rescon.tuning.database import create_study, find_study, name_objectives, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
@@ -94,23 +93,23 @@ class StudyRecord:
     """
 
     def __init__(
-        self, ledger: StudyWriter, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
+        self, writer: StudyWriter, *, metric: str, maximize: bool, now_ms: Callable[[], int] | None = None
     ) -> None:
-        """Read the study that ``ledger`` writes; see :meth:`create` and :meth:`load`.
+        """Read the study that ``writer`` writes; see :meth:`create` and :meth:`load`.
 
         Args:
-            ledger: the writer of the study.
+            writer: the writer of the study.
             metric: the objective, if the study does not record one.
             maximize: whether larger is better.
             now_ms: returns the current time in milliseconds since 1970; each new epoch is recorded with it.
         """
-        attributes = ledger.study_attributes()
-        self._ledger = ledger
+        attributes = writer.study_attributes()
+        self._writer = writer
         self._metric = metric = attributes.get(METRIC, metric)
         self._at: MetricAt = attributes.get(METRIC_AT, "best")
         self.maximize = maximize
         self._now_ms = now_ms or _now_ms
-        frozen = ledger.trials()
+        frozen = writer.trials()
         self._ids = {trial.number: trial._trial_id for trial in frozen}
         self._trials = {t.number: _summary(t, metric, maximize, self._at) for t in frozen if _is_ours(t)}
         self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
@@ -146,13 +145,13 @@ class StudyRecord:
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
-        study_id = _new_study(storage, directions, name)
-        ledger = _sql(storage, study_id)
-        ledger.set_study_attribute("space", space)
-        ledger.set_study_attribute(METRIC, metric)
-        ledger.set_study_attribute(METRIC_AT, at)
-        _name_objectives(storage, name, [metric, *([] if against is None else [against])])
-        return cls(ledger, metric=metric, maximize=maximize)
+        study_id = create_study(storage, name, directions)
+        writer = _sql(storage, study_id)
+        writer.set_study_attribute("space", space)
+        writer.set_study_attribute(METRIC, metric)
+        writer.set_study_attribute(METRIC_AT, at)
+        name_objectives(storage, name, [metric, *([] if against is None else [against])])
+        return cls(writer, metric=metric, maximize=maximize)
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
@@ -211,11 +210,11 @@ class StudyRecord:
 
     def attributes(self) -> dict[str, Any]:
         """Return all attributes of the study."""
-        return self._ledger.study_attributes()
+        return self._writer.study_attributes()
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write an attribute of the study."""
-        self._ledger.set_study_attribute(name, value)
+        self._writer.set_study_attribute(name, value)
 
     def open(self, proposal: Proposal) -> TrialRecord:
         """Record the start of a new or enqueued trial.
@@ -223,7 +222,7 @@ class StudyRecord:
         The number of a new trial may exceed the next number, because another program may have added trials.
         """
         enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
-        trial_id, number, started = self._ledger.open_trial(
+        trial_id, number, started = self._writer.open_trial(
             self._next_number,
             proposal.params,
             proposal.distributions,
@@ -288,7 +287,7 @@ class StudyRecord:
             "time_ms": now,
             "device": device,
         }
-        self._ledger.add_epoch(self._ids[number], epoch, value, _EPOCH.format(epoch), details)
+        self._writer.add_epoch(self._ids[number], epoch, value, key=_EPOCH.format(epoch), details=details)
         self._trials[number] = replace(
             known.extended(metrics),
             decision=verdict.decision,
@@ -336,18 +335,18 @@ class StudyRecord:
         values = None
         if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
             values = (known.value,) if cost is None else (known.value, cost)
-        ended = self._ledger.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
+        ended = self._writer.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
         return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
 
     def forget_checkpoint(self, number: int) -> TrialRecord:
         """Record that a closed trial no longer keeps a checkpoint."""
-        self._ledger.annotate(self._ids[number], {"checkpoint": None})
+        self._writer.annotate(self._ids[number], {"checkpoint": None})
         return self._update(number, checkpoint=None)
 
     def note(self, number: int, text: str) -> TrialRecord:
         """Append a note for the user to a trial. Passwords in ``text`` are hidden."""
         notes = (*self._trials[number].notes, presentable(text))
-        self._ledger.annotate(self._ids[number], {"notes": list(notes)})
+        self._writer.annotate(self._ids[number], {"notes": list(notes)})
         return self._update(number, notes=notes)
 
     def set_run_id(self, number: int, run_id: str) -> None:
@@ -355,7 +354,7 @@ class StudyRecord:
 
         The trial may have ended already, if the tracking server was not reachable before.
         """
-        self._ledger.annotate(self._ids[number], {"mlflow_run_id": run_id})
+        self._writer.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
     def fill_origin(self, number: int, origin: TrialOrigin) -> None:
@@ -375,13 +374,13 @@ class StudyRecord:
 
     def _note_others(self) -> None:
         """Read the trials that another program has added to the study."""
-        for trial in self._ledger.trials():
+        for trial in self._writer.trials():
             if not _is_ours(trial):
                 self._ids[trial.number] = trial._trial_id
                 self._others[trial.number] = trial
 
     def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialRecord:
-        self._ledger.annotate(self._ids[number], {"state": state.value, **user})
+        self._writer.annotate(self._ids[number], {"state": state.value, **user})
         return self._update(number, state=state)
 
     def _update(self, number: int, **changes: Any) -> TrialRecord:
@@ -438,31 +437,8 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _new_study(storage: BaseStorage, directions: list[StudyDirection], name: str) -> int:
-    try:
-        # The study always has a name: Optuna's default name would merge two searches in one database.
-        return storage.create_new_study(directions, name)
-    except optuna.exceptions.DuplicatedStudyError:
-        known = storage.get_study_id_from_name(name)
-        # A driver that died before its first trial leaves an empty study, which is used again. The lease
-        # prevents two live drivers from sharing it.
-        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
-            return known
-        hint = f"Resume it with --resume {name}, or give another --name."
-        rule = f"a study named {name!r} is already in the database"
-        raise StorageError(format_error(rule, where="--study", hint=hint)) from None
-
-
-def _name_objectives(storage: BaseStorage, name: str, objectives: list[str]) -> None:
-    """Name the study's objectives, so that optuna-dashboard shows the names instead of numbers."""
-    with warnings.catch_warnings():
-        # Experimental in Optuna; the names are only shown.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.load_study(study_name=name, storage=storage).set_metric_names(objectives)
-
-
 def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:
     # Imported here: a dry run reads this module and opens no database.
-    from tune_rescon.tuning.sql_study_writer import SqlLedger
+    from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
 
-    return SqlLedger(storage, study_id)
+    return SqlStudyWriter(storage, study_id)

@@ -26,11 +26,11 @@ from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.study import StudyRecord
 
 __all__ = [
-    "RunNotes",
-    "note_outcome",
-    "note_run",
+    "RunAttributes",
     "provenance",
-    "read_notes",
+    "read_run_attributes",
+    "record_outcome",
+    "record_run",
 ]
 
 
@@ -93,7 +93,7 @@ _LATER_FACTS: Final = ("account", "stored_side", "stored_images", "validation_te
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunNotes:
+class RunAttributes:
     """The notes of the last run; incomplete if an older version wrote the record."""
 
     datasets: Mapping[str, DatasetInfo] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class RunNotes:
     failure: str | None = None
 
 
-def note_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
+def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
     """Record the facts of a run when it begins.
 
     Args:
@@ -120,7 +120,7 @@ def note_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_
     record.set_attribute("outcome", None)
 
 
-def note_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
+def record_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
     """Record how a run ended.
 
     Args:
@@ -131,11 +131,11 @@ def note_outcome(record: StudyRecord, state: SearchState, failure: str | None) -
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 
 
-def read_notes(record: StudyRecord) -> RunNotes:
+def read_run_attributes(record: StudyRecord) -> RunAttributes:
     """Read the notes of the last run."""
     outcome = record.attribute("outcome") or {}
     accounts = record.attribute("dataset_account") or {}
-    return RunNotes(
+    return RunAttributes(
         datasets={
             name: _facts(values, accounts.get(name))
             for name, values in (record.attribute("datasets") or {}).items()

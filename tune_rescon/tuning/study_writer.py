@@ -1,7 +1,7 @@
 """Writes the record to an Optuna study, with one method for each event of a trial.
 
 :class:`StudyWriter` works on any Optuna storage through its public methods; simulations use Optuna's
-in-memory storage. On a database, :class:`.SqlLedger` is used, which makes each write a single transaction.
+in-memory storage. On a database, :class:`.SqlStudyWriter` makes each write a single transaction.
 
 Optuna's user attributes hold the values that users read (the contract's ``state``, ``mlflow_run_id`` and
 ``checkpoint``). Its system attributes hold the values that only this package and the samplers read.
@@ -99,7 +99,7 @@ class StudyWriter:
         assert trial.datetime_start is not None
         return trial_id, trial.number, trial.datetime_start
 
-    def add_epoch(self, trial_id: int, epoch: int, value: float, key: str, details: Any) -> None:
+    def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
         """Write an epoch.
 
         Args:

@@ -19,7 +19,8 @@ __all__ = [
     "TrialTable",
 ]
 
-#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and neither runs nor waits.
+#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and neither runs nor
+#: waits.
 RUNNING: Final = 0
 WAITING: Final = 1
 ENDED: Final = 2

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Overlap, Space, overlap_words, place_config, to_optuna
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.sampler import most_telling
+from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "note_earlier",
-    "noted_earlier",
-    "trials_of",
+    "overlapping_trials",
+    "record_warm_start",
+    "warm_start_trials",
 ]
 
 
@@ -27,16 +28,17 @@ __all__ = [
 #: search must not change the draws of this one.
 _ATTRIBUTE: Final = "warm_start"
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
-def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -> list[TrialRecord]:
+
+def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
 
-    Only the trials that :func:`.most_telling` selects are returned.
+    Only the trials that :func:`.most_informative` selects are returned. A message reports how many overlap.
 
     Args:
         space: The space of the new search.
         options: The options of the new search. ``warm_start`` names the earlier search.
-        say: Called with a message that reports how many trials overlap.
 
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
@@ -58,8 +60,8 @@ def trials_of(space: Space, options: RunOptions, say: Callable[[str], object]) -
         for trial, place in zip(ended, placed, strict=True)
         if place.sampled is not None
     ]
-    say(overlap_words(other.name, placed))
-    kept = most_telling(usable)
+    _PROGRESS.info(overlap_words(other.name, placed))
+    kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]
 
 
@@ -69,12 +71,12 @@ def _placed(space: Space, theirs: Space, trial: TrialRecord) -> Overlap:
     return place_config(space, trial.origin.config, theirs)
 
 
-def note_earlier(record: StudyRecord, trials: Sequence[TrialRecord]) -> None:
+def record_warm_start(record: StudyRecord, trials: Sequence[TrialRecord]) -> None:
     """Store in the record the earlier trials that its sampler learned from at the start."""
     record.set_attribute(_ATTRIBUTE, [_noted(trial) for trial in trials])
 
 
-def noted_earlier(record: StudyRecord) -> list[TrialRecord]:
+def warm_start_trials(record: StudyRecord) -> list[TrialRecord]:
     """Return the earlier trials that the sampler learned from when this search began."""
     values = record.attribute(_ATTRIBUTE) or []
     return [_recalled(value, maximize=record.maximize) for value in values]

@@ -44,7 +44,7 @@ def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
 
 
 def test_a_question_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_size, "PARTING", 0.05)
+    monkeypatch.setattr(cluster_size, "JOIN_SECONDS", 0.05)
     release = threading.Event()
 
     def hang() -> ClusterSize:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from tune_rescon.tuning.ray.tune_adapter import PATIENCE, PATIENCE_AGAIN, WaitingTrials
+from tune_rescon.tuning.ray.tune_adapter import PATIENCE, RETRY_WAIT_SECONDS, WaitingTrials
 
 
 class Hall:
@@ -67,5 +67,5 @@ def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
 def test_who_has_lost_a_process_waits_for_less_than_those_before_it(hall: Hall) -> None:
     hall.add()
     struck = hall.add(again=True)
-    assert hall.overdue_at(PATIENCE_AGAIN) is None
-    assert hall.overdue_at(PATIENCE_AGAIN + 1) is struck
+    assert hall.overdue_at(RETRY_WAIT_SECONDS) is None
+    assert hall.overdue_at(RETRY_WAIT_SECONDS + 1) is struck

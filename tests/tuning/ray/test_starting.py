@@ -36,9 +36,9 @@ def test_rays_own_variable_comes_first_and_tmp_is_short() -> None:
 class Ray:
     """A Ray that fails to start so many times."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, events: list[str], failures: int) -> None:
         self.failures = failures
-        self.events: list[str] = []
+        self.events = events
 
     def start(self) -> str:
         self.events.append(f"start {os.environ.get(SETTING)}")
@@ -50,9 +50,6 @@ class Ray:
     def clean_up(self) -> None:
         self.events.append("clean up")
 
-    def say(self, text: str) -> None:
-        self.events.append(text)
-
 
 @pytest.fixture(autouse=True)
 def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,45 +59,45 @@ def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 AGAIN = "Ray did not start (The current node timed out during startup); trying once more"
 
 
-def test_a_ray_that_starts_is_started_once() -> None:
-    ray = Ray(failures=0)
-    assert start_or_retry(ray.start, ray.clean_up, ray.say) == "Ray"
+def test_a_ray_that_starts_is_started_once(progress: list[str]) -> None:
+    ray = Ray(progress, failures=0)
+    assert start_or_retry(ray.start, ray.clean_up) == "Ray"
     assert ray.events == ["start None"]
 
 
-def test_one_that_does_not_is_given_longer() -> None:
-    ray = Ray(failures=1)
-    assert start_or_retry(ray.start, ray.clean_up, ray.say) == "Ray"
+def test_one_that_does_not_is_given_longer(progress: list[str]) -> None:
+    ray = Ray(progress, failures=1)
+    assert start_or_retry(ray.start, ray.clean_up) == "Ray"
     assert ray.events == ["start None", "clean up", AGAIN, "start 120"]
     assert SETTING not in os.environ
 
 
-def test_two_failures_are_one_paragraph() -> None:
-    ray = Ray(failures=2)
+def test_two_failures_are_one_paragraph(progress: list[str]) -> None:
+    ray = Ray(progress, failures=2)
     with pytest.raises(ClusterError) as caught:
-        start_or_retry(ray.start, ray.clean_up, ray.say)
+        start_or_retry(ray.start, ray.clean_up)
     said = str(caught.value)
     assert said.startswith("Ray must start on this machine, but got two failures (The current node timed out")
     assert "\n" not in said
     assert ray.events == ["start None", "clean up", AGAIN, "start 120", "clean up"]
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_has_set_stays(progress: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SETTING, "600")
-    ray = Ray(failures=1)
-    start_or_retry(ray.start, ray.clean_up, ray.say)
+    ray = Ray(progress, failures=1)
+    start_or_retry(ray.start, ray.clean_up)
     assert ray.events[-1] == "start 600"
     assert os.environ[SETTING] == "600"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_is_no_failure(error: type[BaseException]) -> None:
+def test_an_interruption_is_no_failure(progress: list[str], error: type[BaseException]) -> None:
     def start() -> None:
         raise error
 
-    ray = Ray(failures=0)
+    ray = Ray(progress, failures=0)
     with pytest.raises(error):
-        start_or_retry(start, ray.clean_up, ray.say)
+        start_or_retry(start, ray.clean_up)
     assert ray.events == []
 
 

@@ -14,7 +14,7 @@ from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_in_thr
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutdown, "TICK", 0.01)
-    monkeypatch.setattr(shutdown, "PARTING", 0.2)
+    monkeypatch.setattr(shutdown, "JOIN_SECONDS", 0.2)
 
 
 def nothing() -> None:

@@ -13,12 +13,12 @@ from tune_rescon.tuning.ray.shutdown import SignalState, Watch
 class Scene:
     """A search that runs: signals, Ray and the lease do what a test has them do."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
         self.now = 0.0
         self.gone = ""
         self.lease_error: LeaseLostError | None = None
         self.interrupts = 0
-        self.said: list[str] = []
         self.signals = SignalState(grace=20.0, clock=lambda: self.now)
         self.signals.deferred = True
         self.watch = Watch(
@@ -26,7 +26,6 @@ class Scene:
             ray_gone=lambda: self.gone,
             ensure_held=self.ensure_held,
             interrupt=self.interrupt,
-            say=self.said.append,
         )
 
     def ensure_held(self) -> None:
@@ -38,8 +37,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def scene(progress: list[str]) -> Scene:
+    return Scene(progress)
 
 
 def test_nothing_happens(scene: Scene) -> None:

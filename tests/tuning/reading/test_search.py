@@ -24,7 +24,7 @@ from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.tuning import Place, SearchFolder, SearchState, StudyRecord, read_search
 from tune_rescon.tuning.lease import LeaseKeeper, this_driver
 from tune_rescon.tuning.search_lease import StudyLeaseStore
-from tune_rescon.tuning.study_attributes import note_outcome, note_run, read_notes
+from tune_rescon.tuning.study_attributes import read_run_attributes, record_outcome, record_run
 
 MakeSearch = Callable[..., SearchFolder]
 
@@ -130,7 +130,7 @@ def test_what_a_run_noted_at_its_end_is_read(
     state: SearchState, make_search: MakeSearch, place: Place
 ) -> None:
     record = record_of(make_search("a", reports=4))
-    note_outcome(record, state, "Too much failed." if state is SearchState.FAILED else None)
+    record_outcome(record, state, "Too much failed." if state is SearchState.FAILED else None)
     result = read_search(place, "a")
     assert result.state is state
     assert result.failure == ("Too much failed." if state is SearchState.FAILED else None)
@@ -139,11 +139,11 @@ def test_what_a_run_noted_at_its_end_is_read(
 def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: MakeSearch) -> None:
     record = record_of(make_search("a", reports=0))
     facts = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
-    note_run(record, facts, "http://user:secret@mlflow:5000")
-    notes = read_notes(record)
+    record_run(record, facts, "http://user:secret@mlflow:5000")
+    notes = read_run_attributes(record)
     assert (notes.datasets, notes.tracking_uri, notes.outcome) == (facts, "http://mlflow:5000", None)
-    note_run(record, facts, "http://mlflow:5000")
-    assert read_notes(record).tracking_uri == "http://mlflow:5000"
+    record_run(record, facts, "http://mlflow:5000")
+    assert read_run_attributes(record).tracking_uri == "http://mlflow:5000"
 
 
 def test_an_epoch_that_lacks_its_details_is_not_there_yet(make_search: MakeSearch, place: Place) -> None:

@@ -18,7 +18,7 @@ from tune_rescon.tuning.identity import read_id
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
 from tune_rescon.tuning.search_lease import StudyLeaseStore
-from tune_rescon.tuning.study_attributes import note_run
+from tune_rescon.tuning.study_attributes import record_run
 
 MakeSearch = Callable[..., SearchFolder]
 
@@ -35,7 +35,7 @@ def store(place: Place, empty_store: Path) -> str:
 
 
 def sync(place: Place, *, patience: float = 60) -> Synced:
-    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**", say=print)
+    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**")
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
@@ -56,7 +56,7 @@ def test_all_of_it_is_sent_once(
     record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
     for _ in range(2):
         done = sync(place)
-        assert (done.uri, done.unsent, done.trouble) == (store, 0, "")
+        assert (done.uri, done.pending_updates, done.last_error) == (store, 0, "")
         parent, children = runs(store)
         assert parent.info.status == status
         note = parent.data.tags["mlflow.note.content"]
@@ -79,7 +79,7 @@ def test_all_of_it_is_sent_once(
 def test_a_search_that_is_driven_sends_by_itself(make_search: MakeSearch, place: Place) -> None:
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")
-    with hold_lease(lease, name="a", seconds=20, say=print), pytest.raises(LeaseError, match="one driver"):
+    with hold_lease(lease, name="a", seconds=20), pytest.raises(LeaseError, match="one driver"):
         sync(place)
 
 
@@ -91,8 +91,8 @@ def test_a_server_that_is_away_is_said(
     folder = make_search("a")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-    note_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
+    record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
     done = sync(place, patience=0.3)
     assert done.uri == address
-    assert done.unsent > 6
-    assert done.trouble
+    assert done.pending_updates > 6
+    assert done.last_error

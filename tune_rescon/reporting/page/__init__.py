@@ -1,7 +1,7 @@
 """report.html: one file that a browser opens without a network, in a light or dark theme, also on a phone.
 
-The plots are plain dictionaries that plotly.js draws (:mod:`.plots`). The other parts are HTML
-(:mod:`.sections`). :mod:`.document` joins them with the library, a style sheet and a small script
+The plots are plain dictionaries that plotly.js draws (:mod:`.plots`). The other parts are a Jinja template,
+which escapes all text. :mod:`.document` joins them with the library, a style sheet and a small script
 (``assets/``).
 """
 

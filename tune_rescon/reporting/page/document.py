@@ -1,8 +1,7 @@
-"""Write the whole page: sections, plots, library, style and script in one file."""
+"""Write the whole page: text and tables, plots, library, style and script in one file."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -11,17 +10,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tune_rescon.reporting.page import sections
+from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
+from tune_rescon.reporting.formatting import STATE_COLOUR, duration, format_number, pairs, value_words
 from tune_rescon.reporting.page.chart_parts import Chart
-from tune_rescon.reporting.page.plots import Panel, comparison_panels, panels
+from tune_rescon.reporting.page.plots import comparison_panels, panels
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult, write_atomically
 
 __all__ = ["render_page", "write_report"]
 
 #: Seconds after which the browser reloads the page of a running search.
 REFRESH: Final = 60
+
+#: Maximum number of trials that one line lists.
+NAMED: Final = 20
+
+#: Number of rows above which a table is laid out only while it is visible.
+LONG: Final = 50
 
 #: Runs before the page is shown, so that a page that the reader set to dark does not flash.
 _THEME: Final = (
@@ -45,6 +54,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
     """Return the page as text.
 
     The page loads nothing from a network. While the search runs, the browser reloads the page each minute.
+    A page without a plot does not include the library.
 
     Args:
         result: the search.
@@ -52,59 +62,88 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         written: the time that the page shows as its date.
     """
     shown = list(panels(result))
-    beside = list(comparison_panels([result, *compared])) if compared else []
-    parts = [
-        sections.title(result, written),
-        sections.cards(result),
-        '<div class="grid">',
-        sections.best(result),
-        *([sections.comparison_table([result, *compared])] if compared else []),
-        *map(sections.panel, beside),
-        *map(sections.panel, shown[:1]),
-        sections.trials(result) if result.trials else "",
-        *map(sections.panel, shown[1:]),
-        sections.failure_table(result),
-        sections.space_history(result),
-        sections.images(result),
-        "</div>",
-    ]
-    body = f"<main>{''.join(parts)}</main>{''.join(_scripts([*beside, *shown]))}"
-    return f'<!doctype html><html lang="en">{_head(result)}<body>{body}</body></html>'
-
-
-def _head(result: StudyResult) -> str:
-    refresh = f'<meta http-equiv="refresh" content="{REFRESH}">' if _is_running(result) else ""
-    return (
-        f'<head><meta charset="utf-8"><title>{html.escape(result.name)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # An explicit icon, because a browser requests one from the server otherwise.
-        f'<link rel="icon" href="data:,">{refresh}'
-        f"<style>{_asset('style.css')}</style><script>{_THEME}</script></head>"
+    results = [result, *compared] if compared else []
+    beside = list(comparison_panels(results)) if compared else []
+    charts = [chart for panel in (*beside, *shown) for chart in panel.charts]
+    command = best_command(result)
+    return _template().render(
+        result=result,
+        written=written,
+        refresh=REFRESH if result.state is SearchState.RUNNING else None,
+        cards=_cards(result),
+        winner=None if command is None else result.best,
+        winner_words=_winner_words(result),
+        command=command,
+        compared=results,
+        beside=beside,
+        shown=shown,
+        headings=headings(result),
+        rows=[(trial, row(result, trial)) for trial in ranked(result)],
+        failures=failures(result),
+        images=[f"{name}: {line}" for name, account in result.accounts.items() for line in account.lines()],
+        figures=_figures(charts),
+        library=Markup(get_plotlyjs()) if charts else "",
     )
 
 
-def _is_running(result: StudyResult) -> bool:
-    return result.state is SearchState.RUNNING
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {
+        "comparison_row": comparison_row,
+        "named": _named,
+        "number": format_number,
+        "pairs": pairs,
+    }
+    environment.globals |= {
+        "colour": STATE_COLOUR,
+        "comparison_headings": comparison_headings(),
+        "long": LONG,
+        "script": Markup(_asset("page.js")),
+        "style": Markup(_asset("style.css")),
+        "theme": Markup(_THEME),
+    }
+    return environment.from_string(_asset("page.html"))
 
 
-def _scripts(shown: Sequence[Panel]) -> Iterator[str]:
-    """Yield the scripts at the end of the page, so that the text is shown before the library is read.
+def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
+    """Yield the most important figures, each with the words below it."""
+    best, saved, found = result.best, savings(result), timeline(result)
+    ended = sum(trial.state.is_final for trial in result.trials)
+    if best is not None:
+        yield format_number(best.value), f"{result.metric} of trial {best.number}, epoch {best.value_epoch}"
+    yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
+    yield f"{saved.epochs}", "epochs run"
+    if saved.epochs_saved:
+        hours = format_number(round(saved.hours_saved, 2))
+        yield f"{saved.share:.0%}", f"epochs saved, ~{hours} {result.device}-hours"
+    yield duration(saved.hours * 3600), f"of {result.device} time"
+    spent = device_hours(result)
+    if len(spent) > 1:
+        yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
+    if found.stretches:
+        yield f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs"
 
-    A page without a plot does not include the library.
-    """
-    charts = [chart for panel in shown for chart in panel.charts]
-    yield f'<script type="application/json" id="figures">{_figures(charts)}</script>'
-    if charts:
-        yield f"<script>{get_plotlyjs()}</script>"
-    yield f"<script>{_asset('page.js')}</script>"
+
+def _winner_words(result: StudyResult) -> str:
+    words = f"{value_words(result.best)}." if result.best else ""
+    if not result.front:
+        return words
+    numbers = ", ".join(str(trial.number) for trial in result.front)
+    return f"{words} Pareto front of {result.metric} against {result.against}, the cheapest first: {numbers}."
 
 
-def _figures(charts: Sequence[Chart]) -> str:
+def _named(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:NAMED]))
+    return shown if len(numbers) <= NAMED else f"{shown} and {len(numbers) - NAMED} more"
+
+
+def _figures(charts: Sequence[Chart]) -> Markup:
     text = json.dumps(
         {chart.key: chart.to_dict() for chart in charts}, separators=(",", ":"), allow_nan=False
     )
     # A "<" in the text could end the script element that contains it.
-    return text.replace("<", "\\u003c")
+    return Markup(text.replace("<", "\\u003c"))
 
 
 @cache

@@ -22,7 +22,7 @@ __all__ = [
 SAMPLE_EVERY: Final = 5.0
 
 #: Seconds to wait for a running poll at the end, because Ray must not be shut down during a poll.
-PARTING: Final = 2.0
+JOIN_SECONDS: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class _Sampler:
     def stop(self) -> None:
         self._done.set()
         if self._thread.ident is not None:
-            self._thread.join(PARTING)
+            self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         while not self._done.is_set():

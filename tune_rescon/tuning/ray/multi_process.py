@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ray.worker import TrialTask
 
 __all__ = [
-    "Member",
+    "RankActor",
     "Rendezvous",
-    "gathered",
-    "met",
-    "opened",
+    "create_rendezvous",
+    "join",
+    "process_group",
 ]
 
 
@@ -62,37 +62,37 @@ class Rendezvous:
     """World size: the number of processes of the trial."""
 
 
-def opened(host: str, count: int) -> tuple[Rendezvous, Any]:
+def create_rendezvous(host: str, count: int) -> tuple[Rendezvous, Any]:
     """Open a store at this machine's address ``host``, on a free port.
 
     Returns:
-        The store's meeting, which lasts as long as the store, and the store.
+        The store's address, which is valid as long as the store, and the store.
     """
     store = _store(host, 0, count, is_master=True, wait_for_workers=False)
     return Rendezvous(host=host, port=store.port, count=count), store
 
 
 @contextmanager
-def met(
-    meeting: Rendezvous, rank: int, *, address: str, device: str, store: Any = None
+def join(
+    rendezvous: Rendezvous, rank: int, *, address: str, device: str, store: Any = None
 ) -> Iterator[ProcessGroup]:
-    """Join the process group of a meeting as process ``rank`` for the block.
+    """Join the process group at a store as process ``rank`` for the block.
 
     Args:
-        meeting: The meeting of the trial.
-        rank: The rank of this process. Rank 0 has opened the meeting.
+        rendezvous: The address of the trial's store.
+        rank: The rank of this process. Rank 0 has created the store.
         address: This machine's address, at which the other processes reach it.
         device: "cpu" or "cuda".
-        store: The store that :func:`opened` returned, in the process that opened the meeting; else None.
+        store: The store of :func:`create_rendezvous`, in the process that called it; else None.
     """
     _name_interface(address)
     if store is None:
-        store = _store(meeting.host, meeting.port, meeting.count, is_master=False)
+        store = _store(rendezvous.host, rendezvous.port, rendezvous.count, is_master=False)
     dist.init_process_group(
-        _BACKENDS[device], store=store, rank=rank, world_size=meeting.count, timeout=_PATIENCE
+        _BACKENDS[device], store=store, rank=rank, world_size=rendezvous.count, timeout=_PATIENCE
     )
     try:
-        yield ProcessGroup(share=Shard(rank=rank, count=meeting.count))
+        yield ProcessGroup(share=Shard(rank=rank, count=rendezvous.count))
     finally:
         dist.destroy_process_group()
 
@@ -110,7 +110,7 @@ def _name_interface(address: str) -> None:
 
 
 #: Seconds for which the other processes may continue after rank 0 has ended the trial.
-_PARTING: Final = 20.0
+_JOIN_SECONDS: Final = 20.0
 
 #: Seconds for rank 0 to notice, in its own training, that another process has failed.
 _FAILURE_NOTICE: Final = 60.0
@@ -118,15 +118,15 @@ _FAILURE_NOTICE: Final = 60.0
 _TICK: Final = 0.5
 
 
-class Member:
+class RankActor:
     """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
-    def train(self, task: TrialTask, meeting: Rendezvous, rank: int) -> None:
+    def train(self, task: TrialTask, rendezvous: Rendezvous, rank: int) -> None:
         """Train a trial until it ends.
 
         Args:
             task: The trial.
-            meeting: The meeting of the trial.
+            rendezvous: The address of the trial's store.
             rank: The rank of this process.
         """
         import ray
@@ -140,7 +140,7 @@ class Member:
         address = ray.util.get_node_ip_address()
         with (
             tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as folder,
-            met(meeting, rank, address=address, device=task.device) as peers,
+            join(rendezvous, rank, address=address, device=task.device) as peers,
         ):
             train_task(task, Path(folder), peers, on_epoch=_discard, on_note=_discard)
 
@@ -150,7 +150,7 @@ def _discard(report: EpochReport | str) -> None:
 
 
 @contextmanager
-def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
+def process_group(task: TrialTask) -> Iterator[ProcessGroup]:
     """Start the peers of this process, which is rank 0, and train ``task`` with them within the block.
 
     Ends this process if another process dies.
@@ -163,10 +163,10 @@ def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
     import ray
 
     address = ray.util.get_node_ip_address()
-    meeting, store = opened(address, task.workers)
-    members = _members(task.workers - 1)
-    work = [member.train.remote(task, meeting, rank) for rank, member in enumerate(members, start=1)]
-    with _watched(work), met(meeting, 0, address=address, device=task.device, store=store) as peers:
+    rendezvous, store = create_rendezvous(address, task.workers)
+    members = _rank_actors(task.workers - 1)
+    work = [member.train.remote(task, rendezvous, rank) for rank, member in enumerate(members, start=1)]
+    with _watched(work), join(rendezvous, 0, address=address, device=task.device, store=store) as peers:
         try:
             yield peers
         except Exception as error:
@@ -177,7 +177,7 @@ def gathered(task: TrialTask) -> Iterator[ProcessGroup]:
 
 
 @functools.cache
-def _members(count: int) -> Sequence[Any]:
+def _rank_actors(count: int) -> Sequence[Any]:
     """Return the other processes, started in the bundles that Tune has reserved for them; cached."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -190,7 +190,7 @@ def _members(count: int) -> Sequence[Any]:
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(places, index),
-        )(Member).remote()
+        )(RankActor).remote()
         for index, bundle in enumerate(places.bundle_specs)
         if index
     ]
@@ -260,7 +260,7 @@ def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
         os._exit(1)
     if not isinstance(error, PeerFailedError):
         return error
-    done, _ = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
+    done, _ = ray.wait(list(work), num_returns=len(work), timeout=_JOIN_SECONDS)
     faults = [fault for one in done if (fault := _peer_exception(one))]
     return next((fault for fault in faults if not isinstance(fault, PeerFailedError)), error)
 
@@ -272,10 +272,10 @@ def _end_peers(work: Sequence[Any]) -> None:
     """
     import ray
 
-    done, left = ray.wait(list(work), num_returns=len(work), timeout=_PARTING)
+    done, left = ray.wait(list(work), num_returns=len(work), timeout=_JOIN_SECONDS)
     for one in done:
         _peer_exception(one)
     if left:
-        for member in _members(len(work)):
+        for member in _rank_actors(len(work)):
             ray.kill(member)
-        _members.cache_clear()
+        _rank_actors.cache_clear()

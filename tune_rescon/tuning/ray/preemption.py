@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, Final
 from urllib.error import HTTPError
 
-__all__ = ["NOTICE", "PreemptionSignal", "SignalHandlerMixin", "SpotNotice", "never", "node_is_drained"]
+__all__ = ["NOTICE", "PreemptionSignal", "SignalHandlerMixin", "SpotNotice", "node_is_drained"]
 
 
 #: The instance metadata service, version 2: link-local, on EC2 only.
@@ -87,14 +87,6 @@ _CHECK_TIMEOUT: Final = 5.0
 _SPOT_SECONDS: Final = 110.0
 
 _SPOT: Final = SpotNotice()
-
-
-def never() -> bool:
-    """Return False: a trial of several processes is not preempted.
-
-    All of its processes would have to stop after the same batch.
-    """
-    return False
 
 
 class PreemptionSignal:

@@ -36,6 +36,7 @@ __all__ = [
 
 
 _LOGGER: Final = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 #: Maximum length of a Unix socket's path in bytes. C allows 108, including the terminating 0.
 SOCKET_PATH: Final = 107
@@ -72,15 +73,12 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
         raise ConfigError(format_error(rule, got=f"{got}: {environment[name]}", where=name, hint=hint))
 
 
-def start_or_retry(
-    start: Callable[[], _Started], clean_up: Callable[[], object], say: Callable[[str], object]
-) -> _Started:
+def start_or_retry(start: Callable[[], _Started], clean_up: Callable[[], object]) -> _Started:
     """Start Ray, and retry once with a longer time limit (:data:`LONGER_START`) if the start fails.
 
     Args:
         start: Starts Ray.
         clean_up: Ends the processes that a failed start has left.
-        say: Prints a message to the user that the start takes longer.
 
     Returns:
         The value that ``start`` returns.
@@ -94,7 +92,7 @@ def start_or_retry(
     except Exception as error:
         _LOGGER.exception("Ray did not start")
         clean_up()
-        say(f"Ray did not start ({first_line(error)}); trying once more")
+        _PROGRESS.info(f"Ray did not start ({first_line(error)}); trying once more")
     try:
         with _set_in_environment(LONGER_START):
             return start()
@@ -329,7 +327,7 @@ class RaySession:
 
 
 @contextmanager
-def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info) -> Iterator[RaySession]:
+def ray_session(address: str | None) -> Iterator[RaySession]:
     """Connect to the Ray cluster at ``address``, or start Ray on this machine, for the block.
 
     A Ray that was started here is shut down afterwards, including all of its processes. A Ray that was
@@ -337,7 +335,6 @@ def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info
 
     Args:
         address: The address of a cluster; None starts Ray on this machine.
-        say: Prints a message to the user if the start takes longer.
 
     Raises:
         ConfigError: If the path of the directory for Ray's sockets is too long.
@@ -356,7 +353,7 @@ def ray_session(address: str | None, say: Callable[[str], object] = _LOGGER.info
                 _join(address)
             else:
                 check_temp_dir(os.environ, pid=os.getpid())
-                start_or_retry(_start, lambda: _shut_down(own), say)
+                start_or_retry(_start, lambda: _shut_down(own))
         own.find()
         probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
         yield _session(probe.gone if address else own.gone, grows=address is not None)
@@ -408,13 +405,9 @@ def _join(address: str) -> None:
 def _start() -> None:
     import ray
 
+    memory = LOCAL_OBJECT_STORE
     with started_apart():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE,
-            **_settings(),
-        )
+        ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
 
 
 @contextmanager

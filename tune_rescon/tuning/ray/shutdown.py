@@ -9,6 +9,7 @@ because every reported epoch is in the record.
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import signal
 import stat
@@ -37,6 +38,8 @@ __all__ = [
 ECHO_SECONDS: Final = 0.25
 
 _DEADLINED: Final = (signal.SIGTERM, signal.SIGHUP)
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 class StopLevel(enum.IntEnum):
@@ -162,7 +165,6 @@ class Watch:
         ray_gone: Callable[[], str],
         ensure_held: Callable[[], None],
         interrupt: Callable[[], None],
-        say: Callable[[str], object],
     ) -> None:
         """Store the sources that each call of :meth:`leave` checks.
 
@@ -171,13 +173,11 @@ class Watch:
             ray_gone: Returns a description of the part of Ray that has died, or "" while Ray is alive.
             ensure_held: Raises LeaseLostError if another driver has taken over the search.
             interrupt: Stops each running trial after its present epoch.
-            say: Prints a message to the user.
         """
         self._interruption = interruption
         self._ray_gone = ray_gone
         self._ensure_held = ensure_held
         self._interrupt = interrupt
-        self._say = say
         self._level = StopLevel.NONE
         self._gone = ""
         self._signals_before_end: int | None = None
@@ -262,7 +262,7 @@ class Watch:
             return
         self._level = urgency
         self._interrupt()
-        self._say(_stop_message(urgency, self._interruption.seconds_left))
+        _PROGRESS.info(_stop_message(urgency, self._interruption.seconds_left))
 
 
 def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
@@ -276,7 +276,7 @@ def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
 TICK: Final = 0.2
 
 #: Seconds to wait for a thread that must stop. A thread that hangs in Ray is abandoned.
-PARTING: Final = 3.0
+JOIN_SECONDS: Final = 3.0
 
 
 class SearchIsOver(BaseException):
@@ -371,10 +371,10 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], turns:
             thread.join(TICK)
             left = leave()
     finally:
-        ended = turns.end(PARTING)
-        thread.join(PARTING)
+        ended = turns.end(JOIN_SECONDS)
+        thread.join(JOIN_SECONDS)
     if not ended:
-        rule = f"the record must take a write, but has not for {PARTING:g} s"
+        rule = f"the record must take a write, but has not for {JOIN_SECONDS:g} s"
         raise RecordBusyError(
             format_error(rule, hint="What was recorded before is safe: resume with --resume.")
         )

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import DataError
+from tune_rescon.spaces import AutoResources, Space
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.worker import STALLS
-from tune_rescon.tuning.resources import nodes_of
+from tune_rescon.tuning.resources import choose_resources, fit_slots, nodes_of, packed
+from tune_rescon.tuning.result import datasets_of
 
 if TYPE_CHECKING:
     from tune_rescon.training.gpu_probe import Occupancy
 
 __all__ = [
+    "fit_to_cluster",
     "measured_on_gpu",
     "stage_data",
 ]
@@ -27,6 +33,44 @@ __all__ = [
 _MESSAGE_EVERY: Final = 60.0
 
 _LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
+
+
+def fit_to_cluster(
+    space: Space, options: RunOptions, facts: Mapping[str, DatasetInfo], ray: RaySession
+) -> tuple[Space, int]:
+    """Choose a trial's resources, put the data on the cluster, and measure how many trials share a GPU.
+
+    Each only if the space asks for it.
+
+    Returns:
+        The space with a trial's resources, and the number of trials that run at once.
+    """
+    if isinstance(space.resources_per_trial, AutoResources):
+        nodes = [*ray.now, *(ray.later or ())]
+        space, words = choose_resources(space, nodes, where="the machines of this Ray")
+        _PROGRESS.info(words)
+    slots = _slots(space, ray)
+    if options.address is not None:
+        stage_data(
+            datasets_of(space),
+            data_root=options.data_root.resolve(),
+            cache_root=options.cache_root.resolve(),
+            need=space.resources_per_trial.by_name(),
+        )
+    if space.resources_per_trial.gpu == "auto":
+        measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
+        space, words = packed(space, facts, measure)
+        _PROGRESS.info(words)
+        slots = _slots(space, ray)
+    return space, slots
+
+
+def _slots(space: Space, ray: RaySession) -> int:
+    resources = space.resources_per_trial
+    return fit_slots(
+        ray.now, ray.later, resources.by_name(), space.budget.concurrent, workers=resources.workers
+    )
 
 
 def stage_data(
@@ -35,7 +79,6 @@ def stage_data(
     data_root: Path,
     cache_root: Path,
     need: Mapping[str, float],
-    say: Callable[[str], object],
 ) -> None:
     """Fetch and decode the datasets on all other machines that can run a trial, in parallel.
 
@@ -47,7 +90,6 @@ def stage_data(
         data_root: The folder of the original data on each machine.
         cache_root: The folder of the cache on each machine.
         need: The resources of a trial, by Ray's names; machines without room for them are skipped.
-        say: Prints a message to the user.
 
     Raises:
         DataError: If the datasets cannot be prepared on a machine; the message names the machine.
@@ -64,7 +106,7 @@ def stage_data(
     ]
     if not there:
         return
-    say(f"The data is put on {len(there)} other machine{'s' * (len(there) > 1)}")
+    _PROGRESS.info(f"The data is put on {len(there)} other machine{'s' * (len(there) > 1)}")
     task: Any = ray.remote(num_cpus=0, max_retries=0)(_open)
     waiting = {}
     for node in there:
@@ -74,7 +116,7 @@ def stage_data(
     while waiting:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
-            say(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
+            _PROGRESS.info(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
         for reference in done:
             address = waiting.pop(reference)
             try:

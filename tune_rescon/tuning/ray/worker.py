@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
 from tune_rescon.training import messages
-from tune_rescon.tuning.ray.preemption import NOTICE, never, node_is_drained
+from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
@@ -183,7 +183,7 @@ def train_task(
     *,
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
-    leave: Callable[[], bool] = never,
+    leave: Callable[[], bool] = messages.never,
 ) -> None:
     """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
 
@@ -198,7 +198,7 @@ def train_task(
     Raises:
         Preempted: If ``leave`` returned True; the trial is to continue in another process.
     """
-    from tune_rescon.training import train_trial
+    from tune_rescon.training import Objective, TrialProcess, train_trial
     from tune_rescon.training.compile import keep_compiled_code
 
     freeze_imports()
@@ -211,16 +211,16 @@ def train_task(
         seed=task.seed,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
-        on_note=on_note,
-        device=task.device,
-        threads=task.threads,
-        metric=task.metric,
-        mode=task.mode,
-        keep=task.keep,
-        overruns=Path(task.cache_root) / _OVERRUNS,
-        stalls=Path(task.cache_root) / STALLS,
-        peers=peers,
-        leave=leave,
+        objective=Objective(metric=task.metric, mode=task.mode, keep=task.keep),
+        process=TrialProcess(
+            device=task.device,
+            threads=task.threads,
+            on_note=on_note,
+            peers=peers,
+            leave=leave,
+            overruns=Path(task.cache_root) / _OVERRUNS,
+            stalls=Path(task.cache_root) / STALLS,
+        ),
     )
 
 
@@ -333,7 +333,7 @@ def _train(task: TrialTask) -> Preempted | None:
     from tune_rescon.training.callbacks import Preempted
     from tune_rescon.training.device import device_name
     from tune_rescon.training.trial_files import global_step
-    from tune_rescon.tuning.ray.multi_process import gathered
+    from tune_rescon.tuning.ray.multi_process import process_group
 
     folder = Path(task.checkpoint_dir)
     name = device_name(task.device)
@@ -365,7 +365,7 @@ def _train(task: TrialTask) -> Preempted | None:
         for owed in recorded_epochs(folder)[task.recorded :]:
             # These epochs are in the checkpoint, but a worker or the driver died before they were recorded.
             report(owed)
-        with gathered(task) as peers, _watched_for_preemption(task) as leave:
+        with process_group(task) as peers, _watched_for_preemption(task) as leave:
             try:
                 train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
             except Preempted as left:
@@ -377,7 +377,8 @@ def _train(task: TrialTask) -> Preempted | None:
 @contextmanager
 def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
     if task.workers > 1:
-        yield never
+        # A trial of several processes is not preempted: all of them would have to stop after the same batch.
+        yield messages.never
         return
     with NOTICE.installed(is_drained=node_is_drained) as leave:
         yield leave

@@ -17,14 +17,15 @@ from tune_rescon.data import Account
 from tune_rescon.finals import (
     FinalsPresentation,
     Shares,
+    TrainingPlan,
+    evaluated_configs,
     finals_space,
     find_rows,
-    judgement,
-    print_judgement,
+    print_evaluation,
     print_published,
     print_reproduction,
 )
-from tune_rescon.finals.judging import Estimate, Lead, judgement_document
+from tune_rescon.finals.evaluation import Estimate, Lead, evaluation_document
 from tune_rescon.finals.published import measured
 from tune_rescon.spaces import Resources
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial
@@ -60,7 +61,12 @@ def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialSt
 @pytest.fixture
 def result(tmp_path: Path) -> StudyResult:
     configs = [TrialConfig(learning_rate=rate) for rate in (0.1, 0.2)]
-    space = finals_space("f", configs, dataset=DatasetConfig(), epochs=2, seeds=2, resources=Resources(cpu=1))
+    space = finals_space(
+        "f",
+        configs,
+        TrainingPlan(epochs=2, seeds=2, resources=Resources(cpu=1)),
+        dataset=DatasetConfig(),
+    )
     trials = (
         trial(0, 0.1, 0.7),
         trial(1, 0.2, 0.8),
@@ -88,13 +94,13 @@ def result(tmp_path: Path) -> StudyResult:
 
 def said(result: StudyResult) -> str:
     console = Console(file=io.StringIO(), width=140)
-    print_judgement(result, console)
+    print_evaluation(result, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_the_best_mean_comes_first(result: StudyResult) -> None:
-    first, second = judgement(result)
+    first, second = evaluated_configs(result)
     assert [one.number for one in first.trials] == [1, 3]
     assert first.figures["test_accuracy"].mean == pytest.approx(0.81)
     assert first.figures["test_accuracy"].spread == pytest.approx(0.02 / math.sqrt(2))
@@ -169,13 +175,13 @@ def test_one_finalist_was_chosen_by_nothing(result: StudyResult) -> None:
 
 
 def test_the_file_has_every_figure_and_no_nan(result: StudyResult) -> None:
-    document = json.loads(json.dumps(judgement_document(result, judgement(result)), allow_nan=False))
+    document = json.loads(json.dumps(evaluation_document(result, evaluated_configs(result)), allow_nan=False))
     first = document["finalists"][0]
     assert first["trials"] == [1, 3]
     assert first["test_accuracy"]["values"] == [0.8, 0.82]
     assert first["accuracy_by_class"]["cat"]["mean"] == pytest.approx(0.71)
     alone = dataclasses.replace(result, trials=(result.trials[1],))
-    assert judgement_document(alone, judgement(alone))["finalists"][0]["test_loss"]["spread"] is None
+    assert evaluation_document(alone, evaluated_configs(alone))["finalists"][0]["test_loss"]["spread"] is None
 
 
 def test_the_note_begins_with_the_finalists(result: StudyResult) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tune_rescon.config import TEST_METRICS, is_test_metric
 from tune_rescon.tuning import StudyResult, TrialRecord, repeated
 
-__all__ = ["Estimate", "Finalist", "Lead", "judgement", "judgement_document"]
+__all__ = ["Estimate", "EvaluatedConfig", "Lead", "evaluated_configs", "evaluation_document"]
 
 #: Confidence level of the intervals: how often such an interval contains the true difference.
 CONFIDENCE: Final = 0.95
@@ -34,7 +34,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finalist:
+class EvaluatedConfig:
     """One configuration that was trained to its last epoch, once for each seed."""
 
     trials: tuple[TrialRecord, ...]
@@ -101,13 +101,13 @@ class Lead:
         return self.difference > self.margin
 
 
-def judgement(result: StudyResult) -> tuple[Finalist, ...]:
+def evaluated_configs(result: StudyResult) -> tuple[EvaluatedConfig, ...]:
     """Return the configurations with at least one finished training, the best mean first."""
-    found = [_finalist(result, trials) for trials in repeated(result.trials)]
+    found = [_evaluated_config(result, trials) for trials in repeated(result.trials)]
     return tuple(sorted(found, key=lambda one: one.figures[result.metric].mean, reverse=result.maximize))
 
 
-def judgement_document(result: StudyResult, found: Sequence[Finalist]) -> dict[str, Any]:
+def evaluation_document(result: StudyResult, found: Sequence[EvaluatedConfig]) -> dict[str, Any]:
     """Return the content of ``finals.json`` as plain values."""
     return {
         "name": result.name,
@@ -129,11 +129,11 @@ def judgement_document(result: StudyResult, found: Sequence[Finalist]) -> dict[s
     }
 
 
-def _finalist(result: StudyResult, trials: tuple[TrialRecord, ...]) -> Finalist:
+def _evaluated_config(result: StudyResult, trials: tuple[TrialRecord, ...]) -> EvaluatedConfig:
     names = [name for name in trials[0].history if is_test_metric(name)]
     cost = result.costs[trials[0].number]
     figures = {name: Estimate.of([trial.history[name][-1] for trial in trials]) for name in names}
-    return Finalist(
+    return EvaluatedConfig(
         trials=trials,
         figures={name: figures[name] for name in TEST_METRICS if name in figures},
         by_class={name.partition("/")[2]: figures[name] for name in names if "/" in name},

@@ -1,0 +1,52 @@
+"""Replace a file in one step, so that no reader sees a partial one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_write", "sync"]
+
+
+@contextmanager
+def atomic_write(
+    path: Path, *, durable: bool = False, scratch: Path | None = None, previous: Path | None = None
+) -> Iterator[Path]:
+    """Yield the path of a scratch file, which replaces ``path`` at the end of the block.
+
+    If the block raises, or the disk is full, the scratch file is deleted and ``path`` stays as it was.
+
+    Args:
+        path: the file to write.
+        durable: whether a whole file, the old or the new one, is there after a power cut.
+        scratch: the scratch file, in the folder of ``path``. By default its name is unique to this thread, so
+            that several may write the same file, and the last one wins. A fixed name is for large files: the
+            next write replaces what a killed process left.
+        previous: the path to which an existing file at ``path`` is moved. Between the two renames only
+            ``previous`` exists.
+    """
+    scratch = scratch or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield scratch
+        if durable:
+            sync(scratch)
+        if previous is not None and path.exists():
+            path.replace(previous)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    if durable:
+        # A rename is durable only after its folder is synchronised.
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Write a file's contents, or a folder's names, through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
