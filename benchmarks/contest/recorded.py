@@ -23,7 +23,7 @@ from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, 
 
 __all__ = ["RecordedCurve", "Table", "load_table"]
 
-#: A column with at most so many different values is a categorical parameter.
+#: A column with at most this number of different values is a categorical parameter.
 MOST_CHOICES = 6
 
 #: A range is logarithmic only if its ends differ by this factor.

@@ -29,7 +29,7 @@ def test_words_that_look_like_something_else(bent: Bent, text: str) -> None:
 def test_defaults_are_written_out(bent: Bent) -> None:
     text = dump_space(bent({}))
     assert "sampler: {type: tpe, seed: 3, n_startup_trials: 10, repeats: false}" in text
-    assert "budget: {trials: 12, concurrent: null, hours: null}" in text
+    assert "budget: {trials: 12, concurrent: null, hours: null, epochs: null}" in text
     assert "learning_rate: {type: float, low: 0.01, high: 0.3, log: true}" in text
 
 

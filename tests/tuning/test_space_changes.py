@@ -65,6 +65,7 @@ OTHER = {
     "budget.trials": "9",
     "budget.concurrent": "3",
     "budget.hours": "2",
+    "budget.epochs": "500",
     "resources_per_trial.workers": "2",
     "resources_per_trial.cpu": "2",
     "resources_per_trial.gpu": "1",

@@ -41,16 +41,9 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
     console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
-    if space.scheduler.type == "auto":
-        *candidates, _ = rung_levels(space)
-        console.print(
-            f"first rung (epochs): one of {', '.join(map(str, candidates or [space.fidelity.max]))}"
-        )
-        for line in plan_words(space):
-            console.print(line, soft_wrap=True)
-    else:
-        console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
-        console.print(_stopping(space), soft_wrap=True)
+    console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
+    for line in plan_words(space) if space.scheduler.type == "auto" else [_stopping(space)]:
+        console.print(line, soft_wrap=True)
     if space.metric.against:
         console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
     points = count_points(space.parameters, most=space.budget.trials)

@@ -84,6 +84,8 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     if compared:
         rows = (comparison_row(each) for each in (result, *compared))
         lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
+    if result.scheduling:
+        lines += ["", "## Scheduler", "", *(f"- {line}" for line in result.scheduling)]
     if result.space_history:
         lines += ["", "## Changes of the space", "", *(f"- {line}" for line in result.space_history)]
     found = [f"- {name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
@@ -185,6 +187,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
             {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}
             for rung in rung_survival(result)
         ],
+        "scheduling": list(result.scheduling),
         "best": None if result.best is None else _trial(result, result.best),
         "best_command": best_command(result),
         "space_history": list(result.space_history),
@@ -259,6 +262,8 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
         f"{rung.epoch}: {rung.reached} reached it, {rung.went_on} continued" for rung in rung_survival(result)
     )
     yield f"Rungs by epoch: {'; '.join(rungs)}."
+    if result.scheduling:
+        yield "\n".join(["Scheduler:\n", *(f"- {line}" for line in result.scheduling)])
     storage = str(result.url or result.folder).rpartition("/")[0]
     where = shlex.join([result.name, "--storage", storage])
     yield f"Look closer: `python -m tune_rescon.report {where}`"

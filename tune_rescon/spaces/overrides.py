@@ -22,12 +22,15 @@ _NULLS: Final = ("", "null", "Null", "NULL")
 
 _RESOURCES: Final = "resources_per_trial"
 
+_OF_ASHA: Final = ("scheduler.variant", "scheduler.reduction_factor")
+
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Change the document by each ``KEY=VALUE``, in order; problems are kept in the document.
 
     A key is a dotted key of the file, or a field's own name: ``learning_rate`` is ``fixed.learning_rate``.
-    If the field is searched, a value pins it: it is fixed from then on. See :func:`full_keys`.
+    If the field is searched, a value pins it: it is fixed from then on. See :func:`full_keys`. A key that
+    only the scheduler asha reads changes ``scheduler.type: auto`` to asha.
     """
     was_auto = document.value.get(_RESOURCES) == "auto"
     for override in overrides:
@@ -58,6 +61,11 @@ def _override(document: Document, override: str) -> None:
         if not isinstance(read, dict):
             _pin(document, name, value, place)
             return
+    if key in _OF_ASHA:
+        scheduler = document.value.get("scheduler")
+        if isinstance(scheduler, dict) and scheduler.get("type") == "auto":
+            # Only asha reads these keys, so they choose it.
+            scheduler["type"] = "asha"
     if key.startswith(f"{_RESOURCES}.") and document.value.get(_RESOURCES) == "auto":
         document.value[_RESOURCES] = {}
     _set(document, key, value, place)

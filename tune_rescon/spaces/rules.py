@@ -360,8 +360,8 @@ def _broken_judging(draft: PartialSpace) -> Iterator[Problem]:
 
 
 def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
-    """Check that ``group_by`` names a categorical that every trial has, and what ``auto`` can plan."""
-    yield from _broken_auto(draft)
+    """Check that ``group_by`` names a categorical that every trial has, and the budget of epochs."""
+    yield from _broken_epochs(draft)
     name = draft.scheduler.group_by if draft.scheduler else None
     if name is None:
         return
@@ -376,15 +376,11 @@ def _broken_scheduler(draft: PartialSpace) -> Iterator[Problem]:
         yield Problem(path=("scheduler", "group_by"), text=format_error(rule, got=shown(name), hint=there))
 
 
-def _broken_auto(draft: PartialSpace) -> Iterator[Problem]:
-    """Check that the scheduler ``auto`` has one objective, and that no other is given a budget of epochs."""
-    if draft.scheduler is None:
+def _broken_epochs(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that only the scheduler ``auto``, which plans its budget, is given a budget of epochs."""
+    if draft.scheduler is None or draft.budget is None or draft.scheduler.type == "auto":
         return
-    is_auto = draft.scheduler.type == "auto"
-    if is_auto and draft.metric is not None and draft.metric.against is not None:
-        rule = "must be asha or none where `metric.against` is given: auto ranks trials by one objective"
-        yield Problem(path=("scheduler", "type"), text=format_error(rule, got="auto"))
-    if not is_auto and draft.budget is not None and draft.budget.epochs is not None:
+    if draft.budget.epochs is not None:
         rule = "must be left out unless `scheduler.type` is auto"
         yield Problem(path=("budget", "epochs"), text=format_error(rule, got=str(draft.budget.epochs)))
 

@@ -91,9 +91,6 @@ _LARGEST_SEED: Final = 2**32 - 1
 
 _REDUCTION_FACTOR: Final = 3
 
-_NO_GROUPS: Final = (
-    "must be left out where `scheduler.type` is auto, which compares all trials; write asha or median"
-)
 _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
 
 
@@ -221,7 +218,7 @@ class Scheduler(Section):
     """ASHA: ``stop`` stops a trial at the rung that it fails. ``promote`` pauses every trial at every rung,
     and resumes a trial as soon as it is among the best there."""
     group_by: str | None = None
-    """ASHA: a categorical parameter; trials are compared only with those that share its value."""
+    """A categorical parameter; trials are compared only with those that share its value."""
 
     @property
     def stops_trials(self) -> bool:
@@ -235,8 +232,6 @@ class Scheduler(Section):
         """
         if self.type == "asha":
             return
-        if self.type == "auto" and self.group_by is not None:
-            yield Problem(path=("group_by",), text=format_error(_NO_GROUPS, got=self.group_by))
         if self.variant != "stop":
             yield Problem(path=("variant",), text=format_error(_ASHA_ONLY, got=self.variant))
         if self.reduction_factor != _REDUCTION_FACTOR:

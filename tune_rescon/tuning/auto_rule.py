@@ -42,10 +42,10 @@ RUNG_RATIO: Final = 6
 PILOTS: Final = 8
 PILOT_SHARE: Final = 0.05
 PILOT_SHARE_OF_HOURS: Final = 0.08
-#: After them, every so many-th trial is such a probe, as long as the probes use at most this share.
+#: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
 PROBE_EVERY: Final = 6
 PROBE_SHARE: Final = 0.03
-#: A trial is promoted from the first rung only if it is among the best of so many there.
+#: A trial is promoted from the first rung only if it is among the best 1 in GUARD there.
 GUARD: Final = 4
 #: Number of values at the first rung before a trial is promoted.
 FEWEST_VALUES: Final = 6
@@ -54,7 +54,7 @@ FEWEST_VALUES: Final = 6
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
 FITTING: Final = 0.2
-#: With a budget of trials, at least so many trials are trained to the end.
+#: With a budget of trials, at least this number of trials is trained to the end.
 FEWEST_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
@@ -348,14 +348,14 @@ class AutoRule:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs = self._table, self._rungs()
         first = int(self._levels[0])
-        bar = table.bar(first, GUARD)
+        bar, merits = table.bar(first, GUARD), table.merits(first)
         for stage in range(len(self._levels)):
             waiting = np.flatnonzero((table.states == WAITING) & (rungs == stage))
             if stage == 0:
                 if len(waiting):
                     yield 0, int(waiting[np.argmax(table.epochs[waiting])])
                 continue
-            waiting = waiting[table.values[waiting, first] >= bar]
+            waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
                 way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
                 waiting = waiting[way * FITTING <= left]

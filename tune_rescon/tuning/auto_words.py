@@ -15,6 +15,7 @@ __all__ = [
     "explained",
     "levels_in_force",
     "plan_words",
+    "planned_epochs",
 ]
 
 #: Number of trials at once in the plan of a search whose slots are not known yet.
@@ -85,7 +86,7 @@ def plan_words(space: Space) -> Iterator[str]:
     """
     yield (
         f"auto: {SCREENING:.0%} of the budget goes to new trials, the rest to the best paused ones;"
-        " the first rung is chosen by how well early ranks agree with later ones"
+        " the first rung is one of these, chosen by how well early ranks agree with later ones"
     )
     if space.budget.hours is not None:
         hours = f"{space.budget.hours:g} hours on each slot"
@@ -95,6 +96,13 @@ def plan_words(space: Space) -> Iterator[str]:
     yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
     if len(rung_levels(space)) > 2:
         yield f"auto, if early epochs tell nothing: {_expected(space, slots, early=-1)}"
+
+
+def planned_epochs(space: Space) -> int | None:
+    """Return the expected number of epochs of a search with ``auto``; None for a budget in hours."""
+    if space.budget.hours is not None:
+        return None
+    return _expected(space, space.budget.concurrent or PLANNED_SLOTS, early=1).epochs
 
 
 def _expected(space: Space, slots: int, *, early: int) -> _Expected:

@@ -31,7 +31,7 @@ PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
 TRUST: Final = 0.85
-#: Number of trials that a screening is to find. It is scored by the mean of the best so many.
+#: Number of trials that a screening is to find. It is scored by their mean.
 FOUND: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
 STEP: Final = 4 / 3
@@ -119,7 +119,7 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def expected_score(trials: float) -> float:
-    """Return the mean standard score of the best :data:`FOUND` of so many trials.
+    """Return the mean standard score of the best :data:`FOUND` of a number of trials.
 
     The formula is Blom's approximation of normal order statistics (Blom, "Statistical estimates and
     transformed beta-variables", 1958). If there are not more trials than are to be found, screening finds

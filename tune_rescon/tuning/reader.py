@@ -232,6 +232,7 @@ def summed_up(
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
         failure=None if alive else notes.failure,
+        slots=notes.slots,
     )
     return replace(result, foreign=foreign, space_history=space_history)
 

@@ -16,7 +16,7 @@ from tune_rescon.errors import presentable
 from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
-from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.auto_words import explained, levels_in_force
 from tune_rescon.tuning.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class StudyResult:
     device: str
     """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     levels: tuple[int, ...]
-    """The rungs, in epochs."""
+    """The rungs, in epochs. With the scheduler ``auto``, those that the values have led to so far."""
     best: TrialRecord | None
     best_config: Mapping[str, Any]
     state: SearchState
@@ -104,6 +104,8 @@ class StudyResult:
     """Why the search ended early, and what its failed trials have in common; None if it did not end early."""
     space_history: tuple[str, ...] = ()
     """The changes that resumes made to the space, one line for each version after the first."""
+    scheduling: tuple[str, ...] = ()
+    """Sentences about what the scheduler ``auto`` has decided; empty for other schedulers."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
     """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
 
@@ -350,6 +352,7 @@ def sum_up(
     tracking_uri: str,
     url: str | None = None,
     failure: str | None = None,
+    slots: int = 1,
 ) -> StudyResult:
     """Return the result of a search of ``pricing.space``, without ``foreign`` and ``space_history``.
 
@@ -362,6 +365,7 @@ def sum_up(
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: the folder's URL if the storage is a URL; a password in it is hidden.
         failure: why the search ended early, or None.
+        slots: number of trials that run at once, as the scheduler planned.
     """
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
@@ -376,7 +380,8 @@ def sum_up(
         costs={trial.number: pricing.cost(trial) for trial in trials},
         devices_per_trial=pricing.devices,
         device=pricing.device,
-        levels=rung_levels(space),
+        levels=levels_in_force(space, trials, slots=slots),
+        scheduling=explained(space, trials, slots=slots),
         best=best,
         best_config=config.to_dict() if config else {},
         state=state,

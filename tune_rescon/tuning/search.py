@@ -60,7 +60,13 @@ from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import provenance, read_run_attributes, record_outcome, record_run
+from tune_rescon.tuning.study_attributes import (
+    planned_slots,
+    provenance,
+    read_run_attributes,
+    record_outcome,
+    record_run,
+)
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
 from tune_rescon.tuning.warm_start import warm_start_trials
 
@@ -218,6 +224,7 @@ class _Search:
     _parent: ParentRun
     _tracking: TrackingListener
     _coordinator: Coordinator
+    _slots: int
 
     def __init__(
         self,
@@ -251,6 +258,7 @@ class _Search:
             slots: The number of trials that run at once.
         """
         url, record = self._store.url, self._record
+        self._slots = planned_slots(record, slots)
         self._parent = ParentRun(
             self._writer,
             identity=self._identity,
@@ -273,7 +281,7 @@ class _Search:
         self._coordinator = Coordinator(
             self._plan,
             record,
-            make_rule(self._space, slots=slots),
+            make_rule(self._space, slots=self._slots),
             SearchSampler(
                 self._space,
                 rows=[to_optuna(row) for row in first_rows(self._space)],
@@ -445,6 +453,7 @@ class _Search:
             tracking_uri=self._writer.uri,
             url=self._store.url,
             failure=failure,
+            slots=self._slots,
         )
         history = history_words(self._versions, self._record.trials())
         return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)

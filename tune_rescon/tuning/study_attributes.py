@@ -5,6 +5,7 @@ The notes are attributes of the study:
 * ``datasets``: the facts that determine the networks' costs. A machine without the images cannot find them.
 * ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
 * ``tracking_uri``: MLflow's tracking URI.
+* ``slots``: the number of trials at once with which the scheduler ``auto`` plans; that of the first run.
 * ``outcome``: how the run ended; empty while a run lasts.
 """
 
@@ -27,6 +28,7 @@ from tune_rescon.tuning.study import StudyRecord
 
 __all__ = [
     "RunAttributes",
+    "planned_slots",
     "provenance",
     "read_run_attributes",
     "record_outcome",
@@ -103,6 +105,20 @@ class RunAttributes:
     outcome: SearchState | None = None
     """How the last run ended; None if it still runs or was killed."""
     failure: str | None = None
+    slots: int = 1
+    """Number of trials at once with which the scheduler plans."""
+
+
+def planned_slots(record: StudyRecord, slots: int) -> int:
+    """Return the number of trials at once with which the first run planned, and record it in that run.
+
+    A later run may have more or fewer slots. With the number of the first run, it has the same rungs.
+    """
+    recorded = record.attribute("slots")
+    if recorded is None:
+        record.set_attribute("slots", slots)
+        return slots
+    return int(recorded)
 
 
 def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
@@ -143,6 +159,7 @@ def read_run_attributes(record: StudyRecord) -> RunAttributes:
         tracking_uri=record.attribute("tracking_uri"),
         outcome=SearchState(outcome["state"]) if outcome else None,
         failure=outcome.get("failure"),
+        slots=int(record.attribute("slots") or 1),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Final
 
 import numpy as np
@@ -40,6 +41,8 @@ class TrialTable:
         self._seconds = np.zeros(64)
         self._first_costs = np.zeros(64)
         self._states = np.full(64, ENDED)
+        self._objectives = np.zeros((64, last + 1))
+        self._groups: dict[int, Hashable] = {}
 
     def __len__(self) -> int:
         """Return one more than the highest number."""
@@ -59,6 +62,8 @@ class TrialTable:
             return
         self._values[number, seen.epoch] = seen.value if maximize else -seen.value
         self._ties[number, seen.epoch] = seen.tie
+        self._objectives[number, seen.epoch] = seen.cost
+        self._groups[number] = seen.group
 
     def _grow(self, number: int) -> None:
         while number >= len(self._epochs):
@@ -69,6 +74,7 @@ class TrialTable:
             self._seconds = np.pad(self._seconds, (0, more))
             self._first_costs = np.pad(self._first_costs, (0, more))
             self._states = np.pad(self._states, (0, more), constant_values=ENDED)
+            self._objectives = np.pad(self._objectives, ((0, more), (0, 0)))
         self._size = max(self._size, number + 1)
 
     def set_state(self, number: int, state: int) -> None:
@@ -77,7 +83,7 @@ class TrialTable:
         self._states[number] = state
 
     def state(self, number: int) -> int:
-        """Return the state of a trial; UNKNOWN if there is none with this number."""
+        """Return the state of a trial; UNKNOWN if no trial has this number."""
         return int(self._states[number]) if number < self._size else UNKNOWN
 
     def knows(self, number: int) -> bool:
@@ -98,7 +104,7 @@ class TrialTable:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """The values by trial and epoch; larger is better. Nan where there is none."""
+        """The values by trial and epoch; larger is better. Nan if the trial has not reached the epoch."""
         return self._values[: self._size]
 
     @property
@@ -118,7 +124,7 @@ class TrialTable:
 
     @property
     def mean_cost(self) -> float:
-        """The mean over the trials of the cost of an epoch. 1 as long as there is none."""
+        """The mean over the trials of the cost of an epoch. 1 before the first epoch."""
         known = self.epochs >= 1
         return float((self._seconds[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
 
@@ -135,21 +141,46 @@ class TrialTable:
         """Return the number of values at an epoch."""
         return int(np.isfinite(self.values[:, epoch]).sum())
 
+    def merits(self, epoch: int) -> NDArray[np.float64]:
+        """Return the merit of each trial at an epoch; larger is better, and nan if it has no value there.
+
+        The merit is the value. With groups or a second objective, it is the share of the trials of the same
+        group that do not dominate the trial: none is as good and as cheap, and better in one of the two.
+        """
+        values, costs = self.values[:, epoch], self._objectives[: self._size, epoch]
+        there = np.flatnonzero(np.isfinite(values))
+        groups = {number: self._groups[int(number)] for number in there}
+        if len(set(groups.values())) <= 1 and (not len(there) or np.ptp(costs[there]) == 0):
+            return values
+        merits = np.full(self._size, np.nan)
+        for group in set(groups.values()):
+            members = np.array([number for number in there if groups[number] == group])
+            value, cost = values[members], costs[members]
+            as_good = (value[:, None] >= value) & (cost[:, None] <= cost)
+            better = (value[:, None] > value) | (cost[:, None] < cost)
+            merits[members] = 1 - (as_good & better).mean(axis=0)
+        return merits
+
     def bar(self, epoch: int, among: int) -> float:
-        """Return the value that one in ``among`` trials has reached at an epoch; -inf without values."""
-        values = np.sort(self.values[np.isfinite(self.values[:, epoch]), epoch])[::-1]
-        return float(values[max(0, len(values) // among - 1)]) if len(values) else -math.inf
+        """Return the merit that one in ``among`` trials has reached at an epoch; -inf without values."""
+        merits = self.merits(epoch)
+        merits = np.sort(merits[np.isfinite(merits)])[::-1]
+        return float(merits[max(0, len(merits) // among - 1)]) if len(merits) else -math.inf
 
     def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
-        """Return the trial with the best value at an epoch; of equal ones by the loss, then the oldest."""
-        order = np.lexsort((numbers, self._ties[numbers, epoch], -self._values[numbers, epoch]))
+        """Return the trial with the best merit at an epoch; of equal ones by the loss, then the oldest."""
+        order = np.lexsort((numbers, self._ties[numbers, epoch], -self.merits(epoch)[numbers]))
         return int(numbers[order[0]])
 
     def rank(self, number: int, epoch: int) -> tuple[int, int]:
         """Return the rank of a trial at an epoch, counted from 1, and the number of trials compared."""
-        values, ties = self.values[:, epoch], self._ties[: self._size, epoch]
-        value, tie = values[number], ties[number]
-        equal = values == value
+        merits, ties = self.merits(epoch), self._ties[: self._size, epoch]
+        same = np.array([self._groups.get(n) == self._groups[number] for n in range(self._size)])
         older = np.arange(self._size) < number
-        ahead = (values > value) | (equal & (ties < tie)) | (equal & (ties == tie) & older)
-        return 1 + int(ahead.sum()), int(np.isfinite(values).sum())
+        equal = merits == merits[number]
+        ahead = (
+            (merits > merits[number])
+            | (equal & (ties < ties[number]))
+            | (equal & (ties == ties[number]) & older)
+        )
+        return 1 + int((ahead & same).sum()), int((np.isfinite(merits) & same).sum())

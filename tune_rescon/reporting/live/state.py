@@ -11,6 +11,7 @@ from typing import Final
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, rung_levels
+from tune_rescon.tuning.auto_words import planned_epochs
 
 __all__ = [
     "Reading",
@@ -180,6 +181,8 @@ class SearchState:
         self._best: TrialRecord | None = None
         self._known = 0
         self._trained = 0.0
+        self._epochs = 0
+        self._planned = planned_epochs(space) if space.scheduler.type == "auto" else None
         self._pace = _Pace()
 
     def search_started(self, trials: Sequence[TrialRecord]) -> None:
@@ -188,6 +191,7 @@ class SearchState:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
                 self._survival.came(epoch)
+            self._epochs += trial.epochs
             self._trained += trial.seconds
             self._compare(trial)
             self._settle(trial)
@@ -212,6 +216,7 @@ class SearchState:
             now: the current time in seconds.
         """
         self._survival.came(trial.epochs)
+        self._epochs += 1
         self._unfinished[trial.number] = trial.epochs
         self._running[trial.number] = trial
         self._speeds[trial.number] = metrics["images_per_second"]
@@ -240,6 +245,9 @@ class SearchState:
         trials.
         """
         counts = [(level, *self._survival.at(level)) for level in self._levels[:-1]]
+        if self._space.scheduler.type == "auto":
+            # The levels are the candidates. The rungs are those at which trials pause.
+            counts = [(level, came, went_on) for level, came, went_on in counts if went_on < came]
         return Snapshot(
             name=self._name,
             metric=self._space.metric.name,
@@ -290,6 +298,8 @@ class SearchState:
         epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * reading.slots)
         if epoch_seconds is None:
             return None
+        if self._space.scheduler.type == "auto":
+            return self._planned_seconds_left(reading, epoch_seconds)
         estimate = seconds_left(
             self._survival.epochs_ahead(),
             running=self._unfinished.values(),
@@ -298,6 +308,13 @@ class SearchState:
             seconds_per_epoch=epoch_seconds,
         )
         return min(estimate, max(reading.seconds, 0.0))
+
+    def _planned_seconds_left(self, reading: Reading, epoch_seconds: float) -> float | None:
+        """Return the seconds until the budget that ``auto`` plans is used."""
+        if self._planned is None:
+            return max(reading.seconds, 0.0) if math.isfinite(reading.seconds) else None
+        epochs = max(self._planned - self._epochs, len(self._unfinished))
+        return min(epochs * epoch_seconds / reading.slots, max(reading.seconds, 0.0))
 
 
 def _order(trial: TrialRecord) -> tuple[bool, int, float]:

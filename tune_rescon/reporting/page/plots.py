@@ -384,9 +384,11 @@ def _speed_words(result: StudyResult, trained: Throughput) -> str:
 
 def _rung_words(result: StudyResult) -> str:
     saved = savings(result)
+    scheduling = "".join(f" {line}" for line in result.scheduling)
     if not saved.epochs_saved:
-        return "Trials that reached each rung; no trial was stopped early."
+        return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
-        f"Early stopping spared {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
+        f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
         f" ({saved.share:.0%}), about {format_number(round(saved.hours_saved, 2))} {result.device}-hours."
+        f"{scheduling}"
     )
