@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
-from tune_rescon.reporting.formatting import STATE_COLOUR, duration, format_number, pairs, value_words
+from tune_rescon.reporting.formatting import (
+    STATE_COLOUR,
+    duration,
+    format_number,
+    in_hand_words,
+    pairs,
+    value_words,
+)
 from tune_rescon.reporting.page.plots import Panel
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import StudyResult, TrialRecord
@@ -73,7 +80,7 @@ def _card(value: str, words: str) -> str:
 
 
 def best(result: StudyResult) -> str:
-    """Return the best trial, its parameters, and the command that trains it."""
+    """Return the best trial, its parameters, the command that trains it, and a better unfinished trial."""
     command = best_command(result)
     if result.best is None or command is None:
         return (
@@ -84,9 +91,11 @@ def best(result: StudyResult) -> str:
         f"<div><span>{_text(name)}</span>{_text(format_number(value))}</div>"
         for name, value in winner.parameters.items()
     )
+    in_hand = in_hand_words(result)
+    note = f"<p>{_text(in_hand)}</p>" if in_hand else ""
     return (
         f"<section><h2>Best trial: {winner.number}</h2>"
-        f'<p class="soft">{_text(_winner_words(result, winner))}</p><div class="pairs">{items}</div>'
+        f'<p class="soft">{_text(_winner_words(result, winner))}</p>{note}<div class="pairs">{items}</div>'
         f'<div class="command"><pre id="command">{_text(command)}</pre>'
         '<button class="plain" type="button" data-copy="command">copy</button></div></section>'
     )
