@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         preset_config,
         read_duration,
         seconds_per_epoch,
+        trial_configs,
     )
     from tune_rescon.finals.presentation import (
         FinalsPresentation,
@@ -63,6 +64,7 @@ __all__ = [
     "read_duration",
     "row_space",
     "seconds_per_epoch",
+    "trial_configs",
 ]
 
 __getattr__ = lazy_names(
@@ -92,5 +94,6 @@ __getattr__ = lazy_names(
         "read_duration": "plan",
         "row_space": "published",
         "seconds_per_epoch": "plan",
+        "trial_configs": "plan",
     },
 )
