@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import click
@@ -12,7 +13,9 @@ from tests.test_command_options import LOG_FLAGS
 from tune_rescon.reproduce import main as reproduce
 from tune_rescon.reproduce import reproduce as reproduce_command
 from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.train import main, train
+from tune_rescon.tuning import Place, SearchFolder, read_search
 
 TRAIN = {
     "--from": "NAME",
@@ -20,6 +23,7 @@ TRAIN = {
     "--resume": "N",
     "--name": "N",
     "--top": "INTEGER RANGE",
+    "--trial": "N",
     "--seeds": "INTEGER RANGE",
     "--epochs": "INTEGER RANGE",
     "--budget": "TIME",
@@ -85,6 +89,10 @@ def storage(tmp_path: Path) -> Path:
         (["--from", "a", "--preset", "attention56"], "Give one of --from NAME, --preset NAME"),
         (["--preset", "attention56", "--budget", "2h"], "--budget goes with --from, and instead of"),
         (["--from", "a", "--budget", "2h", "--epochs", "3"], "--budget goes with --from, and instead of"),
+        (["--from", "first", "--trial", "0", "--top", "3"], "--trial goes with --from, and instead of --top"),
+        (["--preset", "attention56", "--trial", "0"], "--trial goes with --from, and instead of --top"),
+        (["--resume", "first", "--trial", "0"], "--trial goes with --from, and instead of --top"),
+        (["--from", "first", "--trial", "-1"], "Invalid value for '--trial': -1"),
         (["--from", "frist"], "--from: no search named 'frist'"),
         (["--from", "frist"], "Did you mean first?"),
         (["--resume", "first"], "--resume: must name trainings that `tune_rescon.train` has begun"),
@@ -118,6 +126,40 @@ def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str
         "none: every trial trains for 205 epochs",
     ):
         assert line in said
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with one search of four trials, which its driver left after nine epochs."""
+    root = tmp_path_factory.mktemp("storage")
+    space = load_space("digits", ["initial=[]", "budget.trials=4", "sampler.type=random"])
+    search = SimulatedSearch(space, folder=SearchFolder(storage=root, name="a"))
+    Simulation(lambda _: SyntheticCurve(limit=0.5), workers=4).drive(search.policy(), reports=9)
+    return root
+
+
+def test_the_trials_of_the_given_numbers_are_trained(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them has finished, so that the best cannot be trained."""
+    asked = ["--from", "a", "--storage", str(searched), "--seeds", "2", "--dry-run", "--plain"]
+    assert main(asked) == 2
+    assert "must have a trial that reached its last epoch" in capsys.readouterr().err
+    assert main([*asked, "--trial", "3", "--trial", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "name: a-final" in said
+    assert "trial_0003, trial_0001 of the search a" in said
+    trials = read_search(Place(storage=searched), "a").trials
+    rates = re.findall(r"^- \{.*learning_rate: ([\d.e-]+)", said, re.MULTILINE)
+    assert [float(rate) for rate in rates] == [trials[n].parameters["learning_rate"] for n in (3, 1, 3, 1)]
+
+
+def test_a_trial_that_the_search_does_not_have_is_refused(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--from", "a", "--storage", str(searched), "--trial", "4", "--dry-run"]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "--trial: must be the number of a trial of a, but got 4. Its trials are 0 to 3." in said
 
 
 def test_rows_of_two_datasets_have_no_images_in_common(capsys: pytest.CaptureFixture[str]) -> None:

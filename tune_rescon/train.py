@@ -45,6 +45,9 @@ __all__ = ["main"]
 #: Suffix of the default name of a search's finals.
 SUFFIX: Final = "-final"
 
+#: Number of configurations to train if neither --top nor --trial is given.
+TOP: Final = 3
+
 _ALTERNATIVES: Final = "Give one of --from NAME, --preset NAME and --resume NAME."
 
 
@@ -62,21 +65,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.command(
     cls=OptionsCommand,
     groups={
-        "What is trained": ["--from", "--top", "--preset", "--recipe", "--dataset", "--init-from", "--set"],
+        "What is trained": [
+            "--from",
+            "--top",
+            "--trial",
+            "--preset",
+            "--recipe",
+            "--dataset",
+            "--init-from",
+            "--set",
+        ],
         "How": ["--seeds", "--epochs", "--budget", "--image-size", "--concurrent", "--seed"],
         "Begin or resume": ["--name", "--resume"],
         "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
         "Output": ["--dry-run", "--plain"],
     },
 )
-@click.option("--from", "source", metavar="NAME", help="The search whose best trials are trained.")
+@click.option("--from", "source", metavar="NAME", help="The search whose trials are trained.")
 @click.option(
     "--preset", metavar="NAME", help="A network by name, instead: attention56, cifar_attention92, ..."
 )
 @click.option("--resume", metavar="N", help="Resume the trainings of this name.")
 @click.option("--name", metavar="N", help="Their name [default: NAME-final, or PRESET-DATASET-RECIPE].")
+@click.option("--top", type=click.IntRange(1), help="How many of the best of --from [default: 3].")
 @click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True, help="How many of the best of --from."
+    "--trial",
+    "numbers",
+    type=click.IntRange(0),
+    multiple=True,
+    metavar="N",
+    help="A trial of --from, finished or not, instead of its best; may be repeated.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each, by seed."
@@ -104,7 +122,8 @@ def train(
     preset: str | None,
     resume: str | None,
     name: str | None,
-    top: int,
+    top: int | None,
+    numbers: tuple[int, ...],
     seeds: int,
     epochs: int | None,
     budget: str | None,
@@ -136,6 +155,8 @@ def train(
         raise click.UsageError(_ALTERNATIVES)
     if budget is not None and (source is None or epochs is not None):
         raise click.UsageError("--budget goes with --from, and instead of --epochs.")
+    if numbers and (source is None or top is not None):
+        raise click.UsageError("--trial goes with --from, and instead of --top.")
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
@@ -144,7 +165,8 @@ def train(
     )
     flags = _Flags(
         name=name,
-        top=top,
+        top=TOP if top is None else top,
+        numbers=numbers,
         seeds=seeds,
         epochs=epochs,
         budget=budget,
@@ -201,6 +223,8 @@ class _Flags:
 
     name: str | None
     top: int
+    numbers: tuple[int, ...]
+    """The trials to train; empty: the best ``top``."""
     seeds: int
     epochs: int | None
     budget: str | None
@@ -226,13 +250,19 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
 
 
 def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
-    from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs
+    from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs, trial_configs
     from tune_rescon.tuning import read_search
 
     result = read_search(place, source, where="--from")
-    found = top_configs(result, flags.top)
-    if len(found) < flags.top:
-        console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
+    if flags.numbers:
+        found = trial_configs(result, flags.numbers)
+        names = ", ".join(f"trial_{number:04d}" for number in flags.numbers)
+        about = f"{names} of the search {source}"
+    else:
+        found = top_configs(result, flags.top)
+        about = f"The best of the search {source}"
+        if len(found) < flags.top:
+            console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
     epochs = flags.epochs or _epochs(result, found, flags)
     _print_estimate(result, found, flags, epochs=epochs, console=console)
     configs, dataset = of_dataset(found, result.space)
@@ -251,7 +281,7 @@ def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> 
             concurrent=flags.concurrent or result.space.budget.concurrent,
         ),
         dataset=dataset,
-        about=f"The best of the search {source}, trained on all training images.",
+        about=f"{about}, trained on all training images.",
         overrides=flags.settings,
     )
 

@@ -27,6 +27,7 @@ from tune_rescon.finals import (
     row_space,
     seconds_per_epoch,
     top_configs,
+    trial_configs,
 )
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
@@ -74,6 +75,36 @@ def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched
     nobody = dataclasses.replace(searched, trials=searched.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
         top_configs(nobody, 3)
+
+
+def test_the_trials_of_the_given_numbers_are_taken_finished_or_not(searched: StudyResult) -> None:
+    stopped = next(t for t in searched.trials if t.state is TrialState.STOPPED)
+    finished = next(t for t in searched.trials if t.state is TrialState.FINISHED)
+    wanted = (stopped, finished)
+    found = trial_configs(searched, [stopped.number, finished.number, stopped.number])
+    assert found == tuple(trial.config(searched.space) for trial in wanted)
+    assert seconds_per_epoch(searched, found) == pytest.approx(
+        sum(trial.seconds for trial in wanted) / sum(trial.epochs for trial in wanted)
+    )
+
+
+def test_a_number_that_no_trial_has_is_refused(searched: StudyResult) -> None:
+    with pytest.raises(
+        StorageError, match=r"--trial: must be .* of a trial of .*, but got 98, 99\. .* 0 to 11\."
+    ):
+        trial_configs(searched, [0, 98, 99])
+    with pytest.raises(StorageError, match=r"but got 0\. It has no trials yet\."):
+        trial_configs(dataclasses.replace(searched, trials=()), [0])
+
+
+def test_a_trial_without_an_epoch_is_refused(searched: StudyResult) -> None:
+    empty = dataclasses.replace(searched.trials[1], values=(), history={})
+    result = dataclasses.replace(searched, trials=(searched.trials[0], empty))
+    assert len(trial_configs(result, [0])) == 1
+    with pytest.raises(
+        StorageError, match=r"--trial: must be a trial with at least one epoch.* but got 1 of"
+    ):
+        trial_configs(result, [0, 1])
 
 
 def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyResult) -> None:

@@ -12,15 +12,18 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
+from tune_rescon.config import TrialState
 from tune_rescon.data import Account
 from tune_rescon.data.account import LeftOut
 from tune_rescon.reporting import (
     csv_text,
     json_text,
     markdown_text,
+    note_text,
     overviews_json,
     print_comparison,
     print_overviews,
+    print_result,
 )
 from tune_rescon.reporting.page.document import render_page
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialRecord
@@ -96,6 +99,55 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
     assert numbers[:7] == ["trial", "---", "8", "7", "6", "5", "4"]
     assert "other\\|x" in text
     assert "python -m tune_rescon.search --space" in text
+
+
+def test_every_form_names_the_best_in_hand(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    cut = make_trial(17, TrialState.PAUSED, (0.75,))
+    result = make_result(make_trial(4), cut, state=SearchState.INTERRUPTED)
+    line = (
+        "Best in hand: trial_0017 has val_accuracy 0.75 after 1 of 2 epochs; the winner, trial_0004, has 0.5."
+        " To train it to the end: python -m tune_rescon.train --from s --trial 17"
+        f" --storage {result.folder.parent}"
+    )
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=60, highlight=False))
+    assert f"\n{line}\n" in out.getvalue()
+    assert f"\n\n{line}\n" in markdown_text(result)
+    assert f"\n\n{line}\n" in note_text(result)
+    assert f"<p>{html.escape(line)}</p>" in render_page(result, written=datetime(2026, 1, 1))
+    read = json.loads(json_text(result))
+    assert (read["best"]["trial"], read["in_hand"]["trial"], read["in_hand"]["best_value"]) == (4, 17, 0.75)
+
+
+def test_no_form_names_a_best_in_hand_if_the_winner_is_the_best(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(make_trial(4), make_trial(17, TrialState.STOPPED, (0.25,)))
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=60, highlight=False))
+    page = render_page(result, written=datetime(2026, 1, 1))
+    for text in (out.getvalue(), markdown_text(result), note_text(result), page):
+        assert "in hand" not in text
+    assert json.loads(json_text(result))["in_hand"] is None
+
+
+def test_a_running_search_names_no_command_for_the_best_in_hand(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The search may still train it."""
+    running = make_trial(17, TrialState.RUNNING, (0.75,))
+    text = markdown_text(make_result(make_trial(4), running, state=SearchState.RUNNING))
+    assert "1 of 2 epochs; the winner so far, trial_0004, has 0.5.\n" in text
+    assert "tune_rescon.train" not in text
+
+
+def test_the_storage_of_the_command_is_the_url_of_a_search_at_a_url(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    cut = make_trial(17, TrialState.PAUSED, (0.75,))
+    assert "--trial 17 --storage s3://bucket/runs\n" in markdown_text(
+        make_result(make_trial(4), cut, url="s3://bucket/runs/s")
+    )
 
 
 def test_overviews_are_printed_and_are_json() -> None:

@@ -97,7 +97,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({6: "sampler: {type: gp}"}, "s.yaml:15: parameters.drop_path.when: sampler gp takes no `when`"),
     (
         {7: "scheduler: {type: hyperband}"},
-        "s.yaml:7: scheduler.type: must be 'auto', 'asha', 'median' or 'none', but got 'hyperband'. That is another",
+        "s.yaml:7: scheduler.type: must be 'auto', 'asha', 'median' or 'none', but got 'hyperband'.",
     ),
     (
         {7: "scheduler: {variant: pause}"},

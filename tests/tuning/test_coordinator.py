@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import METRICS, TrialState
 from tune_rescon.spaces import load_space
-from tune_rescon.testing import Assignment, SyntheticCurve, simulate
+from tune_rescon.testing import Assignment, Simulation, SyntheticCurve, simulate
 from tune_rescon.tuning import (
     Coordinator,
     Decision,
@@ -24,7 +24,9 @@ from tune_rescon.tuning import (
     SuccessiveHalving,
     TrialRecord,
     Verdict,
+    best_trial,
 )
+from tune_rescon.tuning.result import best_in_hand
 
 EPOCHS = 9
 
@@ -665,6 +667,72 @@ def test_a_trial_that_still_runs_takes_no_checkpoint_from_those_that_ended() -> 
     better = first(resumed)
     assert resumed.epoch_done(better, 1, metrics(0.2), "b.ckpt") is Decision.STOP
     assert shelf.left == {ended: None, better: f"checkpoints/trial_{better:04d}/b.ckpt"}
+
+
+def test_the_best_in_hand_keeps_its_checkpoint_when_the_deadline_stops_it() -> None:
+    now = [0.0]
+    of, shelf = study(), Shelf()
+    search = coordinator(of, keep=1, total=4, deadline=10.0, clock=lambda: now[0], shelf=shelf)
+    done, better, best, failed = (first(search) for _ in range(4))
+    for epoch in range(1, EPOCHS + 1):
+        search.epoch_done(done, epoch, metrics(0.4), "done.ckpt")
+    now[0] = 10.0
+    assert search.epoch_done(better, 1, metrics(0.45), "better.ckpt") is Decision.STOP
+    assert shelf.left == {
+        done: f"checkpoints/trial_{done:04d}/done.ckpt",
+        better: f"checkpoints/trial_{better:04d}/better.ckpt",
+    }
+    assert search.epoch_done(best, 1, metrics(0.5), "best.ckpt") is Decision.STOP
+    search.close(failed, TrialState.FAILED, error="died")
+    assert shelf.left[better] is None
+    kept = {number for number, file in shelf.left.items() if file is not None}
+    assert kept == {done, best}
+    trials = record(of).trials()
+    assert all(trials[number].checkpoint == shelf.left[number] for number in kept)
+    in_hand = best_in_hand(trials, best_trial(trials))
+    assert (in_hand and in_hand.number) == best
+
+
+def test_a_failed_trial_does_not_take_the_checkpoint_of_the_best_in_hand() -> None:
+    of, shelf = study(), Shelf()
+    search = coordinator(of, keep=1, total=3, shelf=shelf)
+    done, stopped, failed = (first(search) for _ in range(3))
+    for epoch in range(1, EPOCHS + 1):
+        search.epoch_done(done, epoch, metrics(0.4), "done.ckpt")
+    search.epoch_done(stopped, 1, metrics(0.5), "stopped.ckpt")
+    search.close(stopped, TrialState.STOPPED, checkpoint="stopped.ckpt")
+    search.epoch_done(failed, 1, metrics(0.9), "failed.ckpt")
+    search.close(failed, TrialState.FAILED, error="died")
+    assert {number for number, file in shelf.left.items() if file is not None} == {done, stopped}
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_whenever_the_time_is_up_the_winner_and_the_best_in_hand_have_their_checkpoints(pauses: bool) -> None:
+    found = set()
+    for hours in range(2, 60, 3):
+        of, shelf = study(), Shelf()
+        # Later trials are better, so that the deadline finds them underway.
+        simulation = Simulation(lambda trial: SyntheticCurve(limit=0.1 + trial.number / 50), workers=4)
+        search = coordinator(
+            of,
+            keep=1,
+            total=40,
+            pauses=pauses,
+            deadline=float(hours),
+            clock=simulation.clock,
+            shelf=shelf,
+        )
+        simulation.drive(search)
+        search.settle()
+        trials = record(of).trials()
+        winner = best_trial(trials)
+        in_hand = best_in_hand(trials, winner)
+        assert winner is not None
+        needed = {one.number for one in (winner, in_hand) if one is not None}
+        assert needed <= {number for number, file in shelf.left.items() if file is not None}
+        assert needed <= {trial.number for trial in trials if trial.checkpoint}
+        found.add(in_hand is not None)
+    assert found == {True, False}
 
 
 def test_a_resumed_search_knows_what_ran_out_of_memory_and_what_did_not() -> None:

@@ -16,7 +16,7 @@ from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
 from tune_rescon.tuning.coordinator import top_k_checkpoints
 from tune_rescon.tuning.mlflow_callback import closing_metrics
-from tune_rescon.tuning.result import best_file, compute_hours, repeated
+from tune_rescon.tuning.result import best_file, best_in_hand, compute_hours, repeated
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 COST = TrialCost(params_m=0.85, gmacs=0.125)
@@ -65,6 +65,66 @@ def trial(
 def test_the_winner(trials: list[TrialRecord], winner: int | None) -> None:
     best = best_trial(tuple(trials))
     assert (best and best.number) == winner
+
+
+PAUSED, DIVERGED = TrialState.PAUSED, TrialState.DIVERGED
+
+
+@pytest.mark.parametrize(
+    ("trials", "in_hand"),
+    [
+        ([], None),
+        ([trial(0, FINISHED, 0.1, 0.5)], None),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.4)], None),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.5)], None),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.9)], 1),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.6), trial(2, PAUSED, 0.7)], 2),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, TrialState.INTERRUPTED, 0.7), trial(2, STOPPED, 0.7)], 1),
+        ([trial(0, FINISHED, 0.1, 0.1, 0.5), trial(1, STOPPED, 0.7), trial(2, PAUSED, 0.1, 0.7)], 2),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, TrialState.RUNNING, 0.9)], 1),
+        (
+            [trial(0, FINISHED, 0.1, 0.5), trial(1, FAILED, 0.9), trial(2, TrialState.OUT_OF_MEMORY, 0.9)],
+            None,
+        ),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, DIVERGED, 0.9, math.nan)], None),
+        ([trial(0, FINISHED, 0.1, 0.5), trial(1, FAILED, 0.9), trial(2, PAUSED, 0.6)], 2),
+        ([trial(0, STOPPED, 0.9), trial(1, STOPPED, 0.1, 0.2)], 0),
+        # A lower loss is better.
+        ([trial(0, FINISHED, 0.5, metric="val_loss"), trial(1, STOPPED, 0.4, metric="val_loss")], 1),
+        ([trial(0, FINISHED, 0.5, metric="val_loss"), trial(1, STOPPED, 0.6, metric="val_loss")], None),
+    ],
+)
+def test_the_best_in_hand_is_a_trial_better_than_the_winner(
+    trials: list[TrialRecord], in_hand: int | None
+) -> None:
+    found = best_in_hand(trials, best_trial(tuple(trials)))
+    assert (found and found.number) == in_hand
+
+
+@pytest.mark.parametrize(("at", "in_hand"), [("best", 1), ("last", None)])
+def test_the_best_in_hand_is_judged_by_the_epoch_whose_network_is_kept(
+    at: MetricAt, in_hand: int | None
+) -> None:
+    trials = [
+        dataclasses.replace(each, at=at)
+        for each in (trial(0, FINISHED, 0.1, 0.1, 0.5), trial(1, STOPPED, 0.9, 0.4))
+    ]
+    found = best_in_hand(trials, trials[0])
+    assert (found and found.number) == in_hand
+
+
+def test_every_trial_with_a_value_is_better_than_a_winner_without_one() -> None:
+    diverged = trial(0, DIVERGED, 0.5, math.nan)
+    assert best_in_hand([diverged, trial(1, STOPPED, 0.1)], diverged) == trial(1, STOPPED, 0.1)
+
+
+def test_where_the_test_images_judge_no_trial_is_in_hand() -> None:
+    trials = (trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.9))
+    found = result(*trials, gmacs=(1.0, 1.0))
+    assert found.in_hand is trials[1]
+    space = load_space("digits")
+    judged = space.model_copy(update={"metric": space.metric.model_copy(update={"name": "test_accuracy"})})
+    assert dataclasses.replace(found, space=judged).in_hand is None
 
 
 def test_compute_hours_count_every_device() -> None:
@@ -216,6 +276,23 @@ def test_the_best_file_holds_the_front() -> None:
 def test_the_best_file_of_one_objective_knows_no_front() -> None:
     written = best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
     assert not {"against", "front"} & set(written)
+
+
+def test_the_best_file_names_the_best_in_hand_if_there_is_one() -> None:
+    cut = dataclasses.replace(trial(1, STOPPED, 0.8, 0.95, 0.9), at="best", checkpoint="checkpoints/b.ckpt")
+    written = best_file(result(trial(0, FINISHED, 0.1, 0.2, 0.7, 0.9), cut, gmacs=(4.0, 4.0), against=None))
+    assert (written["trial"], written["value"]) == (0, 0.9)
+    assert written["in_hand"] == {
+        "trial": 1,
+        "state": "stopped",
+        "value": 0.95,
+        "value_epoch": 2,
+        "epochs": 3,
+        "best_value": 0.95,
+        "best_epoch": 2,
+        "checkpoint": "checkpoints/b.ckpt",
+    }
+    assert "in_hand" not in best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
 
 
 def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:

@@ -13,10 +13,10 @@ from tune_rescon.tuning import TrialRecord
 from tune_rescon.tuning.coordinator import KEEP_BEST, top_k_checkpoints
 
 
-def trial(number: int, *values: float) -> TrialRecord:
+def trial(number: int, *values: float, state: TrialState = TrialState.STOPPED) -> TrialRecord:
     return TrialRecord(
         number=number,
-        state=TrialState.STOPPED,
+        state=state,
         parameters={},
         metric="val_accuracy",
         maximize=True,
@@ -32,12 +32,18 @@ CURVES = st.lists(st.lists(st.floats(allow_nan=True), max_size=4), max_size=12)
     [
         ([], set()),
         ([trial(0), trial(1, math.nan)], set()),
-        ([trial(0, 0.9), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {1, 2}),
+        ([trial(0, 0.9), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {0, 1, 2}),
+        ([trial(0, 0.2), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {1, 2}),
+        ([trial(0, 0.9), trial(1, 0.8), trial(2, 0.1, 0.2), trial(3, 0.1, 0.3)], {0, 2, 3}),
+        ([trial(0, 0.9), trial(1, 0.9), trial(2, 0.1, 0.2), trial(3, 0.1, 0.3)], {0, 2, 3}),
+        # Of equal values, the one with more epochs counts.
+        ([trial(0, 0.3), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {1, 2}),
+        ([trial(0, 0.9, state=TrialState.FAILED), trial(1, 0.1, 0.2), trial(2, 0.1, 0.3)], {1, 2}),
         ([trial(0, 0.9), trial(1, 0.8), trial(2, 0.7)], {0, 1}),
         ([trial(0, 0.9, math.nan), trial(1, 0.1), trial(2, 0.2)], {1, 2}),
     ],
 )
-def test_those_that_came_furthest_with_the_best_values_are_kept(
+def test_those_that_came_furthest_and_the_one_with_the_best_value_are_kept(
     trials: list[TrialRecord], kept: set[int]
 ) -> None:
     assert top_k_checkpoints(trials, keep=2) == kept
@@ -49,7 +55,13 @@ def test_never_more_than_asked_for_and_never_one_without_a_value(curves: list[li
     kept = top_k_checkpoints(trials)
     valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}
     assert kept <= valued
-    assert len(kept) == min(KEEP_BEST, len(valued))
+    assert min(KEEP_BEST, len(valued)) <= len(kept) <= KEEP_BEST + 1
+
+
+@given(CURVES)
+def test_without_a_limit_all_with_a_value_are_kept(curves: list[list[float]]) -> None:
+    trials = [trial(number, *values) for number, values in enumerate(curves)]
+    assert top_k_checkpoints(trials, keep=None) == {t.number for t in trials if t.best_epoch}
 
 
 @given(CURVES)

@@ -65,7 +65,6 @@ OTHER = {
     "budget.trials": "9",
     "budget.concurrent": "3",
     "budget.hours": "2",
-    "budget.epochs": "500",
     "resources_per_trial.workers": "2",
     "resources_per_trial.cpu": "2",
     "resources_per_trial.gpu": "1",
@@ -87,6 +86,7 @@ IN_PAIRS = {
     "metric.name",
     "metric.mode",
     "fidelity.name",
+    "budget.epochs",
     "resources_per_trial.accelerator",
 }
 
@@ -167,6 +167,10 @@ def test_a_folder_of_images_may_have_moved() -> None:
     folder = ("dataset.name=folder", "dataset.path=here")
     old = space(*folder)
     assert change_problems(old, space(*folder, "dataset.path=there"), [trial(old)]) == []
+
+
+def test_a_budget_of_epochs_may_come_with_the_scheduler_that_plans_it() -> None:
+    assert problems("scheduler={type: auto}", "budget.epochs=500") == []
 
 
 def test_a_longer_training_is_another_one() -> None:

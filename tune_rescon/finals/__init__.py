@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         read_duration,
         seconds_per_epoch,
         top_configs,
+        trial_configs,
     )
     from tune_rescon.finals.presentation import (
         FinalsPresentation,
@@ -65,6 +66,7 @@ __all__ = [
     "row_space",
     "seconds_per_epoch",
     "top_configs",
+    "trial_configs",
 ]
 
 __getattr__ = lazy_names(
@@ -95,5 +97,6 @@ __getattr__ = lazy_names(
         "read_duration": "plan",
         "row_space": "published",
         "seconds_per_epoch": "plan",
+        "trial_configs": "plan",
     },
 )

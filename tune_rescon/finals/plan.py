@@ -36,6 +36,7 @@ __all__ = [
     "read_duration",
     "seconds_per_epoch",
     "top_configs",
+    "trial_configs",
 ]
 
 
@@ -205,6 +206,32 @@ def top_configs(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
         got = f"{result.name}, which has none" + (" yet" if result.state.value == "running" else "")
         raise StorageError(format_error(rule, got=got, where="--from"))
     return tuple(found)[:top]
+
+
+def trial_configs(result: StudyResult, numbers: Sequence[int]) -> tuple[TrialConfig, ...]:
+    """Return the distinct configurations of the trials with these numbers, in the given order.
+
+    The trials need not have finished, but each must have an epoch from which the time can be estimated.
+
+    Raises:
+        StorageError: no trial has one of the numbers, or it has no epoch.
+    """
+    trials = {trial.number: trial for trial in result.trials}
+    unknown = [number for number in numbers if number not in trials]
+    if unknown:
+        rule = f"must be the number of a trial of {result.name}"
+        hint = f"Its trials are 0 to {max(trials)}." if trials else "It has no trials yet."
+        raise StorageError(format_error(rule, got=_listed(unknown), where="--trial", hint=hint))
+    empty = [number for number in numbers if not trials[number].epochs]
+    if empty:
+        rule = "must be a trial with at least one epoch, from which the time can be estimated"
+        got = f"{_listed(empty)} of {result.name}, without one"
+        raise StorageError(format_error(rule, got=got, where="--trial"))
+    return tuple(dict.fromkeys(_config(result, trials[number]) for number in numbers))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, dict.fromkeys(numbers)))
 
 
 def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> float:

@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
     throughput,
     timeline,
 )
-from tune_rescon.reporting.formatting import foreign_words, format_number, pairs, value_words
+from tune_rescon.reporting.formatting import foreign_words, format_number, in_hand_words, pairs, value_words
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
 
@@ -80,6 +80,8 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     if result.best is not None:
         best = result.best
         lines += ["", f"Best: trial {best.number}, {value_words(best)}: {pairs(best.parameters)}"]
+    in_hand = in_hand_words(result)
+    lines += ["", in_hand] if in_hand else []
     lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
     if compared:
         rows = (comparison_row(each) for each in (result, *compared))
@@ -190,6 +192,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "scheduling": list(result.scheduling),
         "best": None if result.best is None else _trial(result, result.best),
         "best_command": best_command(result),
+        "in_hand": None if result.in_hand is None else _trial(result, result.in_hand),
         "space_history": list(result.space_history),
         "images": {name: account.to_json() for name, account in result.accounts.items()},
         "front": [trial.number for trial in result.front],
@@ -255,6 +258,9 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     if result.best is not None:
         best = result.best
         yield f"Best: trial_{best.number:04d}, {value_words(best)}: {pairs(best.parameters)}"
+        in_hand = in_hand_words(result)
+        if in_hand is not None:
+            yield in_hand
         yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))
     if result.space_history:
         yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])

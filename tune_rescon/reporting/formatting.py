@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tune_rescon.config import TrialState
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import TrialRecord
+    from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "STATE_COLOUR",
@@ -17,6 +18,7 @@ __all__ = [
     "duration",
     "foreign_words",
     "format_number",
+    "in_hand_words",
     "pairs",
     "roughly",
     "value_words",
@@ -48,6 +50,29 @@ def value_words(trial: TrialRecord) -> str:
     """Return a trial's value, its epoch, and the rule that chose the epoch, whose network is kept."""
     shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
     return f"{shown} (metric.at: {trial.at})"
+
+
+def in_hand_words(result: StudyResult) -> str | None:
+    """Return a line about a trial that is better than the winner but has not finished; None without one.
+
+    The line ends with the command that trains it, unless the search is running and may still do so.
+    """
+    trial, winner = result.in_hand, result.best
+    if trial is None or winner is None:
+        return None
+    is_running = result.state.value == "running"
+    line = (
+        f"Best in hand: trial_{trial.number:04d} has {trial.metric} {format_number(trial.value)} after"
+        f" {trial.epochs} of {result.levels[-1]} epochs; the winner{' so far' if is_running else ''},"
+        f" trial_{winner.number:04d}, has"
+        f" {format_number(winner.value)}."
+    )
+    if is_running:
+        return line
+    storage = str(result.url or result.folder).rpartition("/")[0]
+    where = ["--storage", storage] if storage else []
+    command = ["python", "-m", "tune_rescon.train", "--from", result.name, "--trial", str(trial.number)]
+    return f"{line} To train it to the end: {shlex.join([*command, *where])}"
 
 
 def duration(seconds: float) -> str:

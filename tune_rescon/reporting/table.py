@@ -12,7 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.formatting import duration, foreign_words, format_number, value_words
+from tune_rescon.reporting.formatting import (
+    duration,
+    foreign_words,
+    format_number,
+    in_hand_words,
+    value_words,
+)
 from tune_rescon.reporting.rows import headings, ranked, row
 from tune_rescon.tuning import StudyResult
 
@@ -81,6 +87,9 @@ def print_result(result: StudyResult, console: Console) -> None:
             f"Best: trial_{best.number:04d}, {value_words(best)}",
             soft_wrap=True,
         )
+    in_hand = in_hand_words(result)
+    if in_hand is not None:
+        console.print(in_hand, markup=False, soft_wrap=True)
     if result.front:
         console.print(_front(result), soft_wrap=True)
     if result.foreign:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
@@ -18,7 +18,7 @@ from tune_rescon.tuning.callbacks import SearchListener
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 __all__ = [
     "KEEP_BEST",
@@ -39,10 +39,15 @@ KEEP_BEST: Final = 5
 def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
     """Return the numbers of the ``keep`` best trials that ended with a finite value.
 
-    If ``keep`` is None, return the numbers of all such trials.
+    The trial with the best value is always among them. It is one more if it was stopped so early that it
+    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
+
+    If ``keep`` is None, return the numbers of all trials that ended with a finite value.
     """
     judged = [trial for trial in ended if trial.best_epoch]
-    return frozenset(trial.number for trial in sorted(judged, key=TrialRecord.rank_key)[:keep])
+    kept = sorted(judged, key=TrialRecord.rank_key)[:keep]
+    best = best_by_value(judged)
+    return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))
 
 
 #: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
@@ -132,7 +137,7 @@ class SearchPlan:
     A key of None means that the memory is unknown.
     """
     keep: int | None = KEEP_BEST
-    """Number of the best ended trials that keep their checkpoint. None if every trial keeps it."""
+    """See :func:`top_k_checkpoints`. None if every trial keeps its checkpoint."""
     guard: Callable[[], None] = field(default=_no_guard)
     """Called before the record is written. It raises if the record belongs to another driver."""
 
@@ -447,7 +452,7 @@ class Coordinator:
     ) -> None:
         self._plan.guard()
         self._running.discard(number)
-        kept = self._retain(number, checkpoint, ended_well=state in (TrialState.FINISHED, TrialState.STOPPED))
+        kept = self._retain(number, state, checkpoint)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
@@ -471,17 +476,20 @@ class Coordinator:
     def _past_deadline(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline
 
-    def _retain(self, number: int, checkpoint: str | None, *, ended_well: bool) -> str | None:
-        """Delete the checkpoints of trials that are no longer among the best.
+    def _retain(self, number: int, state: TrialState, checkpoint: str | None) -> str | None:
+        """Delete the checkpoints of trials that are no longer among the best, when a trial ends in ``state``.
 
-        If a trial among the best ``ended_well`` without naming a checkpoint, it could not write or send the
+        If a finished or stopped trial among the best names no checkpoint, it could not write or send the
         checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
 
         Returns:
             The given checkpoint if this trial is among the best, otherwise None.
         """
+        ended = replace(self._record.trial(number), state=state)
         # The best of all trials are among the previous best and this trial.
-        kept = top_k_checkpoints((self._record.trial(n) for n in (*self._kept, number)), keep=self._plan.keep)
+        previous = (self._record.trial(n) for n in self._kept)
+        kept = top_k_checkpoints((*previous, ended), keep=self._plan.keep)
+        ended_well = state in (TrialState.FINISHED, TrialState.STOPPED)
         survives = checkpoint if number in kept else None
         if survives is not None or number not in kept or not ended_well:
             self._prune(number, survives)

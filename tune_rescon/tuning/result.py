@@ -17,7 +17,7 @@ from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.auto_words import explained, levels_in_force
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ __all__ = [
     "StudyResult",
     "TrialCost",
     "best_file",
+    "best_in_hand",
     "best_trial",
     "compute_hours",
     "datasets_of",
@@ -174,6 +175,14 @@ class StudyResult:
         return self.costs[trial.number].gmacs
 
     @cached_property
+    def in_hand(self) -> TrialRecord | None:
+        """The unfinished trial that is already better than the winner: see :func:`best_in_hand`.
+
+        None if there is no such trial, or the metric is measured on the test images.
+        """
+        return None if self.space.metric.of_test_images else best_in_hand(self.trials, self.best)
+
+    @cached_property
     def front(self) -> tuple[TrialRecord, ...]:
         """The Pareto front, the cheapest trial first; empty if the search has no second objective.
 
@@ -229,6 +238,25 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     return min(finished or judged, key=TrialRecord.rank_key, default=None)
 
 
+def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> TrialRecord | None:
+    """Return the trial with the best value so far, if it is not the winner and better than the winner.
+
+    The winner is chosen among the trials that reached the last epoch. If the search ended early, a trial that
+    was paused, stopped or interrupted before the last epoch may have a better value. Trials that diverged or
+    failed do not count.
+
+    Args:
+        trials: all trials of the search.
+        winner: the result of :func:`best_trial` for these trials.
+    """
+    found = best_by_value(trials)
+    if found is None or winner is None:
+        return None
+    # The margin is nan if the winner has no finite value; every other value is better then.
+    margin = found.value - winner.value if found.maximize else winner.value - found.value
+    return None if margin <= 0 else found
+
+
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
     """Group the finished trials by their parameters; groups and trials keep the order of ``trials``."""
     groups: dict[str, list[TrialRecord]] = {}
@@ -255,7 +283,10 @@ def missing_winner(result: StudyResult) -> str | None:
 
 
 def best_file(result: StudyResult) -> dict[str, Any]:
-    """Return the contents of ``best.yaml`` as plain values: the winner, and the Pareto front if any."""
+    """Return the contents of ``best.yaml`` as plain values.
+
+    They are the winner, a better trial that has not finished if there is one, and the Pareto front if any.
+    """
     best = result.best
     assert best is not None, "written only where there is a best trial"
     config = {name: list(v) if isinstance(v, tuple) else v for name, v in result.best_config.items()}
@@ -273,8 +304,26 @@ def best_file(result: StudyResult) -> dict[str, Any]:
         "checkpoint": best.checkpoint,
         "parameters": dict(best.parameters),
         "config": config,
+        **_in_hand(result),
         **_front(result),
     }
+
+
+def _in_hand(result: StudyResult) -> dict[str, Any]:
+    trial = result.in_hand
+    if trial is None:
+        return {}
+    found = {
+        "trial": trial.number,
+        "state": trial.state.value,
+        "value": trial.value,
+        "value_epoch": trial.value_epoch,
+        "epochs": trial.epochs,
+        "best_value": trial.best_value,
+        "best_epoch": trial.best_epoch,
+        "checkpoint": trial.checkpoint,
+    }
+    return {"in_hand": found}
 
 
 def _front(result: StudyResult) -> dict[str, Any]:

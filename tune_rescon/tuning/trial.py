@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tune_rescon.tuning.stopping_rule import Decision, Observation
 __all__ = [
     "TrialOrigin",
     "TrialRecord",
+    "best_by_value",
     "by_epoch",
     "find_origin",
     "make_origin",
@@ -268,6 +269,20 @@ class TrialRecord:
         if not math.isfinite(self.value):
             return (1, 0.0)
         return (-self.epochs, -self.value if self.maximize else self.value)
+
+
+#: States of trials whose training cannot be continued.
+_FAILED: Final = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED)
+
+
+def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the trial with the best value, whatever its number of epochs; None if no trial has a value.
+
+    Trials that diverged or failed do not count. Of equal values, the one with the most epochs wins, and of
+    those the one with the lowest number.
+    """
+    usable = (t for t in trials if t.state not in _FAILED and math.isfinite(t.value))
+    return min(usable, key=lambda t: (-t.value if t.maximize else t.value, -t.epochs, t.number), default=None)
 
 
 def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:

@@ -15,7 +15,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
-from tune_rescon.reporting.formatting import STATE_COLOUR, duration, format_number, pairs, value_words
+from tune_rescon.reporting.formatting import (
+    STATE_COLOUR,
+    duration,
+    format_number,
+    in_hand_words,
+    pairs,
+    value_words,
+)
 from tune_rescon.reporting.page.chart_parts import Chart
 from tune_rescon.reporting.page.plots import comparison_panels, panels
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
@@ -73,6 +80,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         cards=_cards(result),
         winner=None if command is None else result.best,
         winner_words=_winner_words(result),
+        in_hand=in_hand_words(result),
         command=command,
         compared=results,
         beside=beside,
