@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from tune_rescon.spaces import Space, load_space
@@ -99,11 +100,23 @@ def test_where_early_ranks_are_reversed_no_early_rung_judges() -> None:
     def crossing(number: int, epoch: int) -> float:
         return number * (epoch - 2.5)
 
-    of = rule()
+    of = rule(epochs=1500)
     list(steps(of, crossing))
     assert of.agreement is not None
-    assert of.agreement.latest == 3
-    assert of.levels[0] == of.agreement.latest
+    assert of.agreement.correlations[2] == pytest.approx(-1.0)
+    assert of.levels[0] == 3
+
+
+def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
+    def noise(number: int, epoch: int) -> float:
+        return float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(epochs=1000)
+    reached = dict(steps(of, noise))
+    assert of.agreement is not None
+    assert of.agreement.tells_nothing
+    assert of.levels == (50,)
+    assert sum(epoch == 50 for epoch in reached.values()) >= 16
 
 
 def test_a_budget_of_epochs_is_spent_and_not_overspent() -> None:

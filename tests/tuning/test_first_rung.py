@@ -68,6 +68,14 @@ def test_without_evidence_the_latest_candidate_judges() -> None:
     assert (found.first, found.trials) == (9, 0)
 
 
+def test_where_neighbouring_epochs_disagree_no_rung_judges() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(10, 9)).tolist()
+    found = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
+    assert found.tells_nothing
+    assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).tells_nothing
+
+
 def test_candidates_are_dense_and_end_at_a_quarter() -> None:
     for low, last in ((1, 1), (1, 4), (2, 54), (3, 81), (1, 228), (10, 20)):
         found = first_rungs(low, last)

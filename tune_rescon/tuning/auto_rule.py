@@ -231,8 +231,9 @@ class AutoRule:
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
-        if self._agreement.first != self._levels[0]:
-            self._set_first(self._agreement.first)
+        first = self.last if self._agreement.tells_nothing else self._agreement.first
+        if first != self._levels[0]:
+            self._set_first(first)
 
     def _set_first(self, first: int) -> None:
         """Set the rungs: equal ratios of at most :data:`RUNG_RATIO` from the first rung to the last epoch."""

@@ -44,6 +44,9 @@ def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tup
         return (f"Rungs: {rungs}. Too few trials have shown how well early ranks agree with later ones.",)
     found = rule.agreement
     evidence = f"{found.trials} trials that no rung had selected"
+    if found.tells_nothing:
+        why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
+        return (f"No rung judges, and every trial trains to the end: {why}.",)
     lines = [f"First rung: epoch {found.first}, chosen by {evidence}. Rungs: {rungs}."]
     for epoch, correlation in sorted(found.correlations.items()):
         role = "judges" if epoch == found.first else "judges no trial"

@@ -31,6 +31,8 @@ PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
 TRUST: Final = 0.85
+#: The latest candidate judges only if its ranks agree by this much with those shortly before it.
+LEAST_AGREEMENT: Final = 0.25
 #: Number of trials that a screening is to find. It is scored by their mean.
 FOUND: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
@@ -50,6 +52,15 @@ class Agreement:
     """Number of trials that were compared. 0: there was no evidence."""
     correlations: Mapping[int, float]
     """Spearman's rank correlation with the values at ``latest``, for each earlier candidate."""
+
+    @property
+    def tells_nothing(self) -> bool:
+        """True if even neighbouring epochs rank the trials differently, as if none had learned anything yet.
+
+        Then no candidate may judge.
+        """
+        near = [found for epoch, found in self.correlations.items() if epoch >= self.latest / 2]
+        return bool(near) and sum(near) / len(near) < LEAST_AGREEMENT
 
 
 def first_rungs(low: int, last: int) -> tuple[int, ...]:
