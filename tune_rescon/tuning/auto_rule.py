@@ -226,8 +226,8 @@ class AutoRule:
             return
         curves = [
             table.curve(n, latest)
-            for n in range(len(table))
-            if self._is_unjudged(n) and (table.epochs_of(n) >= latest or table.state(n) == DEAD)
+            for n in map(int, np.flatnonzero(self._unjudged()))
+            if table.epochs_of(n) >= latest or table.state(n) == DEAD
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
@@ -255,7 +255,13 @@ class AutoRule:
         if self._latest is None or self._latest == self.low:
             return False
         index, remainder = divmod(number - self._pilots, PROBE_EVERY)
-        return remainder == PROBE_EVERY - 1 and index < PROBE_SHARE * self._planned_epochs / self._latest
+        return remainder == PROBE_EVERY - 1 and index < self._probes
+
+    @property
+    def _probes(self) -> int:
+        """The number of probes after the first trials."""
+        assert self._latest is not None
+        return math.ceil(PROBE_SHARE * self._planned_epochs / self._latest)
 
     # The budget.
 
@@ -304,7 +310,13 @@ class AutoRule:
         return np.searchsorted(self._levels, self._table.epochs, side="right")
 
     def _unjudged(self) -> NDArray[np.bool_]:
-        return np.array([self._is_unjudged(n) for n in range(len(self._table))], bool)
+        """Return for each trial whether it is unjudged."""
+        marks = np.zeros(len(self._table), bool)
+        marks[: self._pilots] = True
+        if self._latest is not None and self._latest != self.low:
+            first = self._pilots + PROBE_EVERY - 1
+            marks[first : first + PROBE_EVERY * self._probes : PROBE_EVERY] = True
+        return marks
 
     # The choice for a free slot.
 

@@ -43,6 +43,7 @@ class TrialTable:
         self._states = np.full(64, ENDED)
         self._objectives = np.zeros((64, last + 1))
         self._groups: dict[int, Hashable] = {}
+        self._compares_values = True
 
     def __len__(self) -> int:
         """Return one more than the highest number."""
@@ -64,6 +65,9 @@ class TrialTable:
         self._ties[number, seen.epoch] = seen.tie
         self._objectives[number, seen.epoch] = seen.cost
         self._groups[number] = seen.group
+        first = next(iter(self._groups))
+        if seen.group != self._groups[first] or seen.cost != self._objectives[first, 1]:
+            self._compares_values = False
 
     def _grow(self, number: int) -> None:
         while number >= len(self._epochs):
@@ -148,10 +152,10 @@ class TrialTable:
         group that do not dominate the trial: none is as good and as cheap, and better in one of the two.
         """
         values, costs = self.values[:, epoch], self._objectives[: self._size, epoch]
+        if self._compares_values:
+            return values
         there = np.flatnonzero(np.isfinite(values))
         groups = {number: self._groups[int(number)] for number in there}
-        if len(set(groups.values())) <= 1 and (not len(there) or np.ptp(costs[there]) == 0):
-            return values
         merits = np.full(self._size, np.nan)
         for group in set(groups.values()):
             members = np.array([number for number in there if groups[number] == group])
@@ -175,7 +179,9 @@ class TrialTable:
     def rank(self, number: int, epoch: int) -> tuple[int, int]:
         """Return the rank of a trial at an epoch, counted from 1, and the number of trials compared."""
         merits, ties = self.merits(epoch), self._ties[: self._size, epoch]
-        same = np.array([self._groups.get(n) == self._groups[number] for n in range(self._size)])
+        same: NDArray[np.bool_] = np.ones(self._size, bool)
+        if not self._compares_values:
+            same = np.array([self._groups.get(n) == self._groups[number] for n in range(self._size)])
         older = np.arange(self._size) < number
         equal = merits == merits[number]
         ahead = (
