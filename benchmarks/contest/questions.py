@@ -92,6 +92,7 @@ PLAIN: Final = "plain Ray Tune"
 QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
     "rivals": {
         "ours, stop": Answer(),
+        "ours, auto": Answer(rival=changed(scheduler={"type": "auto"})),
         "ours, promote": Answer(rival=changed(scheduler={"variant": "promote"})),
         PLAIN: Answer(rival=plain_ray),
         "random + our ASHA": Answer(rival=changed(sampler=RANDOM)),

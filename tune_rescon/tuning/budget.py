@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "deadline",
+    "epochs_spent_words",
     "exhausted_words",
     "spent_words",
 ]
@@ -52,6 +53,30 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
     return (
         f"The {hours:g} hours of {name} are spent, with {trials} of {total} trials begun."
         f" More time: --resume {name} --hours H, with H over {hours:g}."
+    )
+
+
+def epochs_spent_words(epochs: int, *, used: int, name: str, trials: int, total: int) -> str | None:
+    """Return a message about a search whose budget of epochs ended it before all of its trials began.
+
+    Args:
+        epochs: The budget in epochs.
+        used: Epochs that all trials have run together.
+        name: The name of the search.
+        trials: Number of trials that have begun.
+        total: Number of trials in the budget.
+
+    Returns:
+        The message, or None if all trials have begun.
+
+    >>> print(epochs_spent_words(500, used=498, name="a", trials=61, total=128))
+    498 of the 500 epochs of a are used, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
+    """
+    if trials >= total:
+        return None
+    return (
+        f"{used} of the {epochs} epochs of {name} are used, with {trials} of {total} trials begun."
+        f" More: --resume {name} --set budget.epochs=E."
     )
 
 

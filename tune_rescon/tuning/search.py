@@ -20,7 +20,7 @@ from tune_rescon.home import ensure_home
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import AutoResources, Space, dump_space, first_rows, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
-from tune_rescon.tuning.budget import deadline, exhausted_words, spent_words
+from tune_rescon.tuning.budget import deadline, epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
 from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
@@ -479,6 +479,11 @@ def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, 
         spent = spent_words(
             budget.hours, driven=lease.driven, name=result.name, trials=trials, total=budget.trials
         )
+        if spent is None and budget.epochs is not None:
+            used = sum(trial.epochs for trial in result.trials)
+            spent = epochs_spent_words(
+                budget.epochs, used=used, name=result.name, trials=trials, total=budget.trials
+            )
         if spent is not None:
             _PROGRESS.info(spent)
     if exhausted:
