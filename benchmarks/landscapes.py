@@ -61,8 +61,9 @@ class Job:
 
 
 def space_of(*, trials: int, seed: int) -> Space:
-    """``att92`` without its initial row, which is near the best of every landscape."""
-    return load_space("att92", ["initial=[]", f"budget.trials={trials}", f"sampler.seed={seed}"])
+    """``att92`` with asha, without its initial row, which is near the best of every landscape."""
+    settings = ["initial=[]", "scheduler={type: asha}", f"budget.trials={trials}", f"sampler.seed={seed}"]
+    return load_space("att92", settings)
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
