@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
+from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning.auto_rule import (
     CLOSING,
     PILOTS,
@@ -265,3 +265,85 @@ def test_it_is_not_worse_for_a_larger_budget() -> None:
         ran = list(steps(rule(epochs=epochs), by_number))
         best.append(max(number for number, epoch in ran if epoch == 50))
     assert all(a <= b for a, b in pairwise(best))
+
+
+@pytest.mark.parametrize("seconds", [None, 400.0])
+def test_a_first_trial_that_fails_does_not_hold_up_the_choice(seconds: float | None) -> None:
+    of = rule(epochs=None if seconds else 1500, seconds=seconds)
+    of.started(0)
+    of.ended(0)
+    for number in range(1, 2 * PILOTS):
+        of.started(number)
+        for epoch in range(1, 50):
+            of.advance(number + epoch / 100)
+            if of.judge(seen(number, epoch, by_number(number, epoch))).decision is not Decision.CONTINUE:
+                break
+    assert of.agreement is not None
+
+
+def test_where_the_space_is_exhausted_the_paused_trials_get_the_rest() -> None:
+    small = space(
+        "budget={trials: 500, epochs: 400}",
+        "fidelity={min: 1, max: 27}",
+        "parameters={depth: {type: categorical, choices: [56, 92]},"
+        " batch_size: {type: categorical, choices: [32, 64, 128, 256]}}",
+        "fixed={layout: cifar}",
+    )
+    search = SimulatedSearch(small)
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.5 + trial.number / 100), workers=2)
+    policy = search.policy()
+    simulation.drive(policy)
+    trials = search.trials()
+    assert policy.space_is_exhausted
+    assert len(trials) == 8
+    assert sum(trial.epochs == 27 for trial in trials) >= 2
+    assert all(trial.state.is_final for trial in trials)
+
+
+def test_a_search_of_one_trial_finishes_it() -> None:
+    for budget in ("budget={trials: 1}", "budget={trials: 1, epochs: 500}", "budget={trials: 2}"):
+        search = SimulatedSearch(space(budget, "fidelity={min: 1, max: 9}"))
+        Simulation(lambda _: SyntheticCurve(limit=0.5), workers=2).drive(search.policy())
+        assert search.trials()[0].epochs == 9
+
+
+BUDGETS = (
+    "budget={trials: 9}",
+    "budget={trials: 40, epochs: 150}",
+    "budget={trials: 60, hours: 0.02}",
+    "budget={trials: 12, hours: 0.05}",
+)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def workload(trial: Assignment) -> SyntheticCurve:
+        draw = np.random.default_rng((seed, trial.number))
+        return SyntheticCurve(
+            limit=float(draw.uniform(0.2, 0.9)),
+            noise=0.02,
+            noise_key=(seed, trial.number),
+            diverges_at=int(draw.integers(1, 12)) if draw.random() < 0.2 else 0,
+            crashes_at=int(draw.integers(1, 12)) if draw.random() < 0.2 else 0,
+            epoch_seconds=float(draw.uniform(0.3, 3.0)),
+        )
+
+    workers = int(rng.integers(1, 6))
+    simulation = Simulation(workload, workers=workers)
+    searched = space(budget, f"fidelity={{min: {rng.integers(1, 3)}, max: {rng.integers(3, 30)}}}")
+    search = SimulatedSearch(searched, clock=simulation.clock, slots=workers)
+    for reports in (int(rng.integers(1, 20)), int(rng.integers(1, 60))):
+        simulation.drive(search.policy(), reports=reports)
+    policy = search.policy()
+    simulation.drive(policy)
+    policy.settle()
+    trials = search.trials()
+    assert trials
+    assert all(trial.state.is_final for trial in trials)
+    if searched.budget.hours is None and searched.budget.epochs is None:
+        assert len(trials) == searched.budget.trials
+    if searched.budget.epochs is not None:
+        assert sum(trial.epochs for trial in trials) <= 150 + workers * searched.fidelity.max

@@ -105,6 +105,7 @@ class AutoRule:
     maximize: bool
     budget: BudgetPlan
     _elapsed: float = 0.0
+    _can_start: bool = True
     _table: TrialTable = field(init=False)
     _levels: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
@@ -173,8 +174,19 @@ class AutoRule:
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay, but it can no longer be promoted."""
-        if self._table.state(number) != DEAD:
-            self._table.set_state(number, ENDED)
+        if self._table.state(number) == DEAD:
+            return
+        self._table.set_state(number, ENDED)
+        if number < self._pilots:
+            # The choice may have waited for this trial.
+            if self._latest is None:
+                self._find_latest()
+            if self._latest is not None:
+                self._choose_first()
+
+    def no_new_trials(self) -> None:
+        """Note that no new trial can start any more. What is left goes to the paused trials."""
+        self._can_start = False
 
     def waiting(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
@@ -206,8 +218,9 @@ class AutoRule:
         begin together. It does not change later, so that a resumed search has the same probes.
         """
         if self.budget.seconds is not None:
-            begun = range(max(1, min(self._pilots, self.budget.slots)))
-            if any(not self._table.has_begun(number) for number in begun):
+            together = range(max(1, min(self._pilots, self.budget.slots)))
+            begun = [number for number in together if self._table.has_begun(number)]
+            if not begun or any(number not in begun and self._may_progress(number) for number in together):
                 return
             cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
@@ -221,7 +234,7 @@ class AutoRule:
         table, latest = self._table, self._latest
         assert latest is not None
         if latest == self.low or any(
-            table.epochs_of(n) < latest and table.state(n) != DEAD for n in range(self._pilots)
+            table.epochs_of(n) < latest and self._may_progress(n) for n in range(self._pilots)
         ):
             return
         curves = [
@@ -234,6 +247,10 @@ class AutoRule:
         first = self.last if self._agreement.tells_nothing else self._agreement.first
         if first != self._levels[0]:
             self._set_first(first)
+
+    def _may_progress(self, number: int) -> bool:
+        """Return whether a trial may still report an epoch: it has neither diverged, failed nor ended."""
+        return self._table.state(number) not in (DEAD, ENDED)
 
     def _set_first(self, first: int) -> None:
         """Set the rungs: equal ratios of at most :data:`RUNG_RATIO` from the first rung to the last epoch."""
@@ -322,9 +339,9 @@ class AutoRule:
 
     def _choose(self) -> int | None:
         """Return a paused trial, :data:`_NEW` for a new trial, or None for nothing."""
-        can_start = len(self._table) < self.budget.trials
-        if len(self._table) < self._pilots or self._latest is None:
-            return _NEW if can_start else None
+        can_start = self._can_start and len(self._table) < self.budget.trials
+        if can_start and (len(self._table) < self._pilots or self._latest is None):
+            return _NEW
         left = self._left()
         if left <= 0 and self._is_limited:
             return None

@@ -231,7 +231,8 @@ class Coordinator:
             proposal = self._proposer.propose(infeasible, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
-                break
+                self._rule.no_new_trials()
+                return self.next_trial()
             trial = self._record.open(proposal)
             self._proposer.opened(trial)
             if not self._close_if_infeasible(trial):
@@ -365,6 +366,7 @@ class Coordinator:
         unfinished = []
         for trial in trials:
             if trial.state.is_final:
+                self._rule.ended(trial.number)
                 continue
             if trial.decision in (None, Decision.CONTINUE):
                 unfinished.append(trial.number)

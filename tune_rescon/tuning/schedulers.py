@@ -130,6 +130,9 @@ class SuccessiveHalving:
         """Return True, because a new trial may always start."""
         return True
 
+    def no_new_trials(self) -> None:
+        """Do nothing, because promotions do not depend on new trials."""
+
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay in the rungs, but it can no longer be promoted."""
         if number in self._place:
@@ -267,6 +270,9 @@ class MedianRule:
     def may_start(self) -> bool:
         """Return True, because a new trial may always start."""
         return True
+
+    def no_new_trials(self) -> None:
+        """Do nothing, because promotions do not depend on new trials."""
 
     def ended(self, number: int) -> None:
         """Do nothing, because no trial waits."""

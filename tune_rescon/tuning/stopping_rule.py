@@ -100,6 +100,9 @@ class StoppingRule(Protocol):
     def may_start(self) -> bool:
         """Return whether a free slot may get a new trial, if :meth:`promote` has returned None."""
 
+    def no_new_trials(self) -> None:
+        """Note that no new trial can start any more, because every point of the space has run."""
+
     def ended(self, number: int) -> None:
         """Note that a trial has ended, whatever its last verdict was. It no longer waits."""
 
