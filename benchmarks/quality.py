@@ -180,6 +180,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.table.is_file():
         parser.error(f"--table {arguments.table}: there is no such file")
+    try:
+        table = load_table(arguments.table)
+    except (ValueError, OSError) as error:
+        parser.error(f"--table {arguments.table}: {error}")
     has_syne = syne_tune_is_there()
     names = arguments.contestants or [
         name for name, entry in CONTESTANTS.items() if has_syne or not entry.needs_syne_tune
@@ -202,7 +206,6 @@ def main() -> None:
     ]
     with ProcessPoolExecutor(arguments.processes) as pool:
         outcomes = list(zip(jobs, pool.map(Job.run, jobs), strict=True))
-    table = load_table(arguments.table)
     epochs, seconds = limits(table, arguments.trainings, arguments.most, arguments.workers)
     found = []
     for budget in budgets:

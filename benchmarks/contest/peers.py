@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -184,9 +186,8 @@ class SyneTune(_Rival):
     """A scheduler of Syne Tune, called as its Tuner calls it."""
 
     def __init__(self, contest: Contest, kind: str) -> None:
-        from syne_tune import config_space
-        from syne_tune.optimizer import baselines
-
+        config_space = import_module("syne_tune.config_space")
+        baselines = import_module("syne_tune.optimizer.baselines")
         logging.getLogger("syne_tune").setLevel(logging.CRITICAL)
         domains = {
             name: _domain(config_space, parameter) for name, parameter in contest.table.parameters.items()
@@ -204,10 +205,9 @@ class SyneTune(_Rival):
         )
 
     def next_trial(self) -> _Drawn:
-        from syne_tune.backend.trial_status import Trial
-
         drawn = self._scheduler.suggest().config
-        trial = Trial(trial_id=len(self._running), config=drawn, creation_time=datetime(2026, 1, 1))
+        status = import_module("syne_tune.backend.trial_status")
+        trial = status.Trial(trial_id=len(self._running), config=drawn, creation_time=datetime(2026, 1, 1))
         self._scheduler.on_trial_add(trial)
         self._running.append(trial)
         return _Drawn(number=trial.trial_id, parameters=dict(drawn))
@@ -237,11 +237,7 @@ def _domain(config_space: Any, parameter: Any) -> Any:
 
 def syne_tune_is_there() -> bool:
     """Return whether Syne Tune can be imported."""
-    try:
-        import syne_tune.optimizer.baselines  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("syne_tune") is not None
 
 
 RANDOM = {"type": "random"}

@@ -58,7 +58,7 @@ class Table:
     @property
     def last(self) -> int:
         """The last epoch."""
-        return self.curves.shape[1]
+        return int(self.curves.shape[1])
 
     @cached_property
     def best(self) -> float:
@@ -100,7 +100,7 @@ def load_table(path: Path) -> Table:
             f"{path}: a table has columns of hyperparameters, epoch_seconds, and v_1, v_2, ...;"
             f" this one has {', '.join(header[:8])}"
         )
-    columns = {name: [float(line[header.index(name)]) for line in lines] for name in names}
+    columns = {name: _numbers([line[header.index(name)] for line in lines]) for name in names}
     parameters = {name: _parameter(values) for name, values in columns.items()}
     rows = [
         [_scaled(parameter, columns[name][i]) for name, parameter in parameters.items()]
@@ -115,8 +115,18 @@ def load_table(path: Path) -> Table:
     )
 
 
-def _parameter(values: list[float]) -> Parameter:
+def _numbers(texts: list[str]) -> list[float] | list[str]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return texts
+
+
+def _parameter(column: list[float] | list[str]) -> Parameter:
     """Infer a parameter from its values: a choice if they are few, else a range, logarithmic if that fits."""
+    if isinstance(column[0], str):
+        return CategoricalParameter(type="categorical", choices=tuple(sorted(set(column))))
+    values = [float(value) for value in column]
     distinct = sorted(set(values))
     low, high = distinct[0], distinct[-1]
     integers = all(value.is_integer() for value in distinct)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
@@ -23,7 +23,6 @@ from optuna.study import StudyDirection
 from tune_rescon.config import METRICS, TrialState
 from tune_rescon.data import describe
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
-from tune_rescon.testing.landscapes import SyntheticCurve
 from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.trainables import EpochRun, Trace
 from tune_rescon.tuning import (
@@ -164,7 +163,22 @@ def _from_now(clock: Callable[[], float]) -> Callable[[], int]:
     return lambda: round((begun + clock()) * 1000)
 
 
-Workload = Callable[[Assignment], SyntheticCurve]
+class Curve(Protocol):
+    """What the simulator asks of a trial's learning curve; :class:`.SyntheticCurve` is one."""
+
+    @property
+    def epoch_seconds(self) -> float:
+        """The duration of an epoch."""
+
+    @property
+    def crashes_at(self) -> int:
+        """The epoch during which the trial's code raises; 0: it never raises."""
+
+    def at(self, epoch: int) -> float:
+        """Return the metric reported after ``epoch`` epochs."""
+
+
+Workload = Callable[[Assignment], Curve]
 """Returns the learning curve that a trial will report, when the trial is handed out."""
 
 
@@ -291,7 +305,7 @@ class _Running:
     trial: Assignment
     had: int
     """Epochs that the trial had reported when it was handed out."""
-    curve: SyntheticCurve
+    curve: Curve
     worker: int
     epoch: int = 0
     begun: float = 0.0
@@ -414,7 +428,7 @@ class _Driver:
         )
 
 
-def _metrics(value: float, curve: SyntheticCurve) -> Mapping[str, float]:
+def _metrics(value: float, curve: Curve) -> Mapping[str, float]:
     """Return the metrics that a trial with this accuracy reports; the losses are 1 minus the accuracy."""
     known = {"val_accuracy": value, "val_loss": 1 - value, "train_loss": 1 - value}
     return {**dict.fromkeys(METRICS, 1.0), **known, "epoch_seconds": curve.epoch_seconds}
