@@ -33,7 +33,8 @@ def look(space: Space) -> None:
 
 def search(space: Space, storage: Path) -> StudyResult:
     """Search, and print what a person should know meanwhile."""
-    return tr.run_search(space, RunOptions(name=NAME, storage=storage), say=print)
+    with tr.progress_shown(print):
+        return tr.run_search(space, RunOptions(name=NAME, storage=storage))
 
 
 def classify(checkpoint: Path | str, pictures: Path) -> list[tuple[Path, str, float]]:

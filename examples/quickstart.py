@@ -25,7 +25,8 @@ def search(storage: Path, *, trials: int = 2, epochs: int = 3) -> StudyResult:
     else:
         settings = [f"trials={trials}", f"fidelity.max={epochs}", "resources_per_trial=auto"]
         space = tr.load_space("digits", settings)
-    return tr.run_search(space, RunOptions(name=NAME, resume=begun, storage=storage), say=print)
+    with tr.progress_shown(print):
+        return tr.run_search(space, RunOptions(name=NAME, resume=begun, storage=storage))
 
 
 def show(result: StudyResult) -> None:

@@ -5,7 +5,8 @@
     import tune_rescon as tr
 
     space = tr.load_space("digits")             # or the path of a space file
-    result = tr.run_search(space, options)      # options: tune_rescon.tuning.RunOptions
+    with tr.progress_shown(print):              # without it, the messages are log records of level INFO
+        result = tr.run_search(space, options)  # options: tune_rescon.tuning.RunOptions
     result = tr.read_search(place, "name")      # place: tune_rescon.tuning.Place
     network = tr.build_network("attention56", num_classes=10)
     network, about = tr.load_trained("best.ckpt")
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.command import progress_shown
     from tune_rescon.models import build_network
     from tune_rescon.spaces import load_space
     from tune_rescon.training import load_trained, train_trial
@@ -32,6 +34,7 @@ __all__ = [
     "build_network",
     "load_space",
     "load_trained",
+    "progress_shown",
     "read_search",
     "run_search",
     "train_trial",
@@ -43,6 +46,7 @@ __getattr__ = lazy_names(
         "build_network": "models",
         "load_space": "spaces",
         "load_trained": "training",
+        "progress_shown": "command",
         "read_search": "tuning",
         "run_search": "tuning",
         "train_trial": "training",

@@ -11,7 +11,9 @@ from tune_rescon.testing import LANDSCAPES, SimulatedSearch, simulate
 @pytest.mark.timeout(30)  # about one second where nothing else runs
 def test_500_trials_on_64_workers_take_seconds() -> None:
     """Random draws: what is measured is the simulator, the rule and the record, not Optuna's model."""
-    space = load_space("att92", ["initial=[]", "budget.trials=500", "sampler.type=random"])
+    space = load_space(
+        "att92", ["initial=[]", "budget.trials=500", "sampler.type=random", "scheduler={type: asha}"]
+    )
     search, landscape = SimulatedSearch(space), LANDSCAPES["diverging"]
     trace = simulate(search.policy(), lambda t: landscape.curve(t.number, t.parameters), workers=64)
     assert [trial.number for trial in search.trials()] == list(range(500))

@@ -102,7 +102,7 @@ def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     sampler: str, begin: Callable[..., SimulatedSearch], folder: SearchFolder
 ) -> None:
     search = begin(sampler=sampler)
-    drive(search, reports=5)
+    drive(search, reports=2)
     study = foreign_study(folder)
     study.enqueue_trial({"depth": 92, "learning_rate": 0.0625})
     unfit: list[dict[str, Any]] = [{"learning_rate": 50.0}, {"depth": "92 or so"}, {"of_another_space": 1}]

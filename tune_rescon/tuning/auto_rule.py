@@ -339,8 +339,8 @@ class AutoRule:
 
     def _choose(self) -> int | None:
         """Return a paused trial, :data:`_NEW` for a new trial, or None for nothing."""
-        can_start = self._can_start and len(self._table) < self.budget.trials
-        if can_start and (len(self._table) < self._pilots or self._latest is None):
+        can_start = self._can_start and self._table.trials < self.budget.trials
+        if can_start and (self._table.trials < self._pilots or self._latest is None):
             return _NEW
         left = self._left()
         if left <= 0 and self._is_limited:

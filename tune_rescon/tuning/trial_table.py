@@ -35,6 +35,7 @@ class TrialTable:
     def __init__(self, last: int) -> None:
         """Start without a trial. ``last`` is the last epoch."""
         self._size = 0
+        self._known: set[int] = set()
         self._values = np.full((64, last + 1), np.nan)
         self._ties = np.full((64, last + 1), np.inf)
         self._epochs = np.zeros(64)
@@ -80,6 +81,12 @@ class TrialTable:
             self._states = np.pad(self._states, (0, more), constant_values=ENDED)
             self._objectives = np.pad(self._objectives, ((0, more), (0, 0)))
         self._size = max(self._size, number + 1)
+        self._known.add(number)
+
+    @property
+    def trials(self) -> int:
+        """The number of trials. Numbers that another program's trials have are not counted."""
+        return len(self._known)
 
     def set_state(self, number: int, state: int) -> None:
         """Set the state of a trial."""
