@@ -19,6 +19,7 @@ from tune_rescon.tuning.auto_rule import (
     BudgetPlan,
     stage_shares,
 )
+from tune_rescon.tuning.auto_words import explained, levels_in_force, plan_words
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 pytestmark = pytest.mark.quick
@@ -348,3 +349,37 @@ def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: 
         assert len(trials) == searched.budget.trials
     if searched.budget.epochs is not None:
         assert sum(trial.epochs for trial in trials) <= 150 + workers * searched.fidelity.max
+
+
+def test_the_report_says_what_judges_and_why() -> None:
+    searched = space("budget={trials: 1000, epochs: 400}", "fidelity={min: 1, max: 27}")
+    search = SimulatedSearch(searched, slots=4)
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
+    simulation.drive(search.policy())
+    lines = explained(searched, search.trials(), slots=4)
+    assert lines[0].startswith("First rung: epoch 1, chosen by 1")
+    assert lines[0].endswith("Rungs: 1, 5, 27.")
+    assert lines[1] == "Ranks at epoch 1 agree with those at epoch 2 by 1.00: it judges."
+    assert levels_in_force(searched, search.trials(), slots=4) == (1, 5, 27)
+
+
+def test_a_small_budget_says_that_it_learns_no_rung() -> None:
+    small = space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
+    assert explained(small, (), slots=2) == (
+        "Rungs: 1, 3, 9. The budget is too small to learn another first rung.",
+    )
+
+
+def test_other_schedulers_explain_nothing() -> None:
+    asha = space("scheduler={type: asha}", "fidelity={min: 1, max: 9}")
+    assert explained(asha, (), slots=2) == ()
+    assert levels_in_force(asha, (), slots=2) == (1, 3, 9)
+
+
+def test_the_plan_counts_what_starts_and_finishes() -> None:
+    first, tells, nothing = plan_words(space("budget={trials: 60}", "fidelity={min: 1, max: 27}"))
+    assert "45% of the budget goes to new trials" in first
+    assert tells.startswith("auto, if the first epoch tells: 60 trials start, ")
+    assert nothing.startswith("auto, if early epochs tell nothing: 60 trials start, ")
+    first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
+    assert hours.startswith("auto: 2 hours on each slot")

@@ -198,6 +198,11 @@ class AutoRule:
         return tuple(map(int, self._levels))
 
     @property
+    def learns(self) -> bool:
+        """True if the budget is large enough to learn the first rung, as far as it is known yet."""
+        return self._latest is None or self._latest > self.low
+
+    @property
     def agreement(self) -> Agreement | None:
         """The evidence for the first rung. None as long as the first trials have not shown any."""
         return self._agreement

@@ -40,6 +40,8 @@ def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tup
     if rule is None:
         return ()
     rungs = ", ".join(map(str, rule.levels))
+    if not rule.learns:
+        return (f"Rungs: {rungs}. The budget is too small to learn another first rung.",)
     if rule.agreement is None:
         return (f"Rungs: {rungs}. Too few trials have shown how well early ranks agree with later ones.",)
     found = rule.agreement

@@ -70,12 +70,12 @@ def epochs_spent_words(epochs: int, *, used: int, name: str, trials: int, total:
         The message, or None if all trials have begun.
 
     >>> print(epochs_spent_words(500, used=498, name="a", trials=61, total=128))
-    498 of the 500 epochs of a are used, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
+    a has run 498 epochs of its 500, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
     """
     if trials >= total:
         return None
     return (
-        f"{used} of the {epochs} epochs of {name} are used, with {trials} of {total} trials begun."
+        f"{name} has run {used} epochs of its {epochs}, with {trials} of {total} trials begun."
         f" More: --resume {name} --set budget.epochs=E."
     )
 
