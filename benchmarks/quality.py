@@ -59,9 +59,6 @@ class Job:
 
     def run(self) -> Regrets:
         """Return the regret at each share of each budget."""
-        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-        warnings.simplefilter("ignore")
-        logging.getLogger("ray").setLevel(logging.ERROR)
         table = load_table(self.path)
         epochs, seconds = limits(table, self.trainings, self.most, self.workers)
         rows: dict[int, int] = {}
@@ -85,7 +82,8 @@ class Job:
             seconds=seconds if self.budgets == ("clock",) else None,
         )
         # The hyperparameters of a table are not those of a network of this package.
-        with patch.object(sampler, "make_origin", recorded_origin):
+        with patch.object(sampler, "make_origin", recorded_origin), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             simulation.drive(CONTESTANTS[self.contestant].make(contest), until=until)
         runs = [run for run in simulation.trace.runs if run.decision is not None]
         spent = {
@@ -96,6 +94,13 @@ class Job:
             budget: tuple(100 * (table.best - _best(spent[budget], share)) for share in SHARES)
             for budget in self.budgets
         }
+
+
+def silence() -> None:
+    """Keep the libraries quiet in a process that only searches."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("syne_tune").setLevel(logging.CRITICAL)
 
 
 def recorded_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
@@ -204,7 +209,7 @@ def main() -> None:
         for name in names
         for told in ([(budget,) for budget in budgets] if CONTESTANTS[name].plans else [budgets])
     ]
-    with ProcessPoolExecutor(arguments.processes) as pool:
+    with ProcessPoolExecutor(arguments.processes, initializer=silence) as pool:
         outcomes = list(zip(jobs, pool.map(Job.run, jobs), strict=True))
     epochs, seconds = limits(table, arguments.trainings, arguments.most, arguments.workers)
     found = []

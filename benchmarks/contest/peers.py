@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -188,7 +187,6 @@ class SyneTune(_Rival):
     def __init__(self, contest: Contest, kind: str) -> None:
         config_space = import_module("syne_tune.config_space")
         baselines = import_module("syne_tune.optimizer.baselines")
-        logging.getLogger("syne_tune").setLevel(logging.CRITICAL)
         domains = {
             name: _domain(config_space, parameter) for name, parameter in contest.table.parameters.items()
         }
