@@ -155,9 +155,9 @@ class Fidelity(Section):
     name: Literal["epoch"] = "epoch"
     """The unit of ``min`` and ``max``."""
     min: PositiveInt = 1
-    """Epochs before a trial may be stopped or paused: the first rung of asha, the earliest first rung of auto,
-    the first epoch at which median compares. It must cover the warm-up, because values within the warm-up are
-    not informative."""
+    """Epochs before a trial may be stopped or paused: the first rung of asha, the earliest one of auto, the
+    first epoch at which median compares. It must cover the warm-up, because values within the warm-up are not
+    informative."""
     max: PositiveInt
     """Epochs of a trial that is never stopped."""
 
