@@ -63,8 +63,7 @@ def test_accuracy(storage: Path, name: str, cache: Path) -> tuple[float, int, in
     checkpoint = result.kept_checkpoint(result.best)
     assert checkpoint is not None, f"the network of {name} is missing"
     network, about = tr.load_trained(checkpoint)
-    side = about.preprocessing.stored_side
-    test = open_dataset(DatasetConfig(name="digits", store_size=side), data_root=cache, cache_root=cache).test
+    test = open_dataset(DatasetConfig(name="digits"), data_root=cache, cache_root=cache).test
     assert test is not None, "the digits have test images"
     images_NHWC, labels_N = test.gather(np.arange(len(test)))
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from tests.cluster.lab.cloud import Moto, client, make_bucket
 from tests.cluster.lab.hosts import KEY, Host, Network
 from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, status, submitted, wait_for
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 
 HEAD, FIRST, SECOND = "172.31.200.10", "172.31.200.11", "172.31.200.12"
 STORAGE = "s3://lab/tune_rescon"
@@ -137,7 +137,7 @@ def test_a_search_outlives_its_head(
 
 
 def test_the_record_is_whole(file: Path, clock: Clock) -> None:
-    wait_for("end of the job", lambda: status(file)["jobs"][-1]["status"] == "SUCCEEDED", 240, pause=2)
+    wait_for("end of the job", lambda: status(file)["jobs"][-1]["status"] == "SUCCEEDED", 480, pause=2)
     said = command("tune_rescon.report", "a", "--storage", STORAGE, "--json")
     found = json.loads(said[said.index("{") :])
     assert [trial["state"] for trial in found["trials"]] == ["finished", "finished"]
