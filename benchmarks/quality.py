@@ -51,7 +51,7 @@ class Job:
     path: Path
     contestant: str
     budgets: tuple[str, ...]
-    """A contestant that is told the budget has one. Others search until the last of theirs is spent."""
+    """One budget for a contestant that plans for it. Others run once, until all of these are spent."""
     seed: int
     trainings: float
     most: int
@@ -110,7 +110,10 @@ def recorded_origin(space: Space, parameters: Mapping[str, Any], *, version: int
 
 
 def limits(table: Table, trainings: float, most: int, workers: int) -> tuple[int, float]:
-    """Return the budget in epochs, and the same in seconds of wall time at the mean duration of an epoch."""
+    """Return the budget in epochs, and the same in seconds of wall time at the mean duration of an epoch.
+
+    ``trainings`` is the budget in full trainings, and ``most`` the largest budget in epochs for ten of them.
+    """
     epochs = min(round(trainings * table.last), round(most * trainings / 10))
     return epochs, epochs * float(table.seconds.mean()) / workers
 
@@ -129,7 +132,7 @@ def estimate(values: Sequence[float]) -> tuple[float, float]:
 def report(regrets: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
     """Return a Markdown table; the differences are paired with the first contestant."""
     lines = [
-        "| contestant | n | 25 % | 50 % | 100 % | the first minus it, 50 % | 100 % |",
+        "| contestant | n | 25 % | 50 % | 100 % | the first minus it, 50 % | the first minus it, 100 % |",
         "|---|---|---|---|---|---|---|",
     ]
     first = next(iter(regrets.values()))
@@ -193,6 +196,8 @@ def main() -> None:
     names = arguments.contestants or [
         name for name, entry in CONTESTANTS.items() if has_syne or not entry.needs_syne_tune
     ]
+    if not has_syne and any(CONTESTANTS[name].needs_syne_tune for name in names):
+        parser.error("--contestants: Syne Tune is not installed: pip install syne-tune")
     budgets = BUDGETS if arguments.budget == "both" else (arguments.budget,)
     began = time.monotonic()
     jobs = [

@@ -39,7 +39,7 @@ class Contest:
     seconds: float | None = None
 
     @property
-    def trainings(self) -> int:
+    def budget_epochs(self) -> int:
         """The budget in epochs, at the mean duration of an epoch."""
         if self.epochs is not None:
             return self.epochs
@@ -111,7 +111,7 @@ class _Rival:
 
 
 class OptunaLoop(_Rival):
-    """Optuna's documented loop with a pruner: ask, report, should_prune, tell."""
+    """Optuna's documented loop with a pruner: ask, report, should_prune, tell. TPE has its defaults."""
 
     def __init__(self, contest: Contest, pruner: optuna.pruners.BasePruner) -> None:
         self._space, self._last = space_of(contest), contest.table.last
@@ -148,7 +148,7 @@ class OneEpochThenTopK(_Rival):
 
     def __init__(self, contest: Contest, k: int) -> None:
         last = contest.table.last
-        count = max(k, contest.trainings - k * (last - 1))
+        count = max(k, contest.budget_epochs - k * (last - 1))
         space = space_of(contest, sampler={"type": "random"})
         self._last, self._k = last, k
         self._trials = [

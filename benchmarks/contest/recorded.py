@@ -23,11 +23,14 @@ from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, 
 
 __all__ = ["RecordedCurve", "Table", "load_table"]
 
-#: A column with at most this number of different values is a categorical parameter.
+#: A column with at most this number of different values is a categorical parameter, unless they are
+#: consecutive integers.
 MOST_CHOICES = 6
 
-#: A range is logarithmic only if its ends differ by this factor.
+#: A range is logarithmic only if its ends differ by this factor, and its logarithms are not spread less
+#: evenly than its values by more than the second factor. Such ranges are usually meant to be logarithmic.
 LOG_RATIO = 100
+LOG_UNEVENNESS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,12 @@ def load_table(path: Path) -> Table:
             f"{path}: a table has columns of hyperparameters, epoch_seconds, and v_1, v_2, ...;"
             f" this one has {', '.join(header[:8])}"
         )
-    columns = {name: _numbers([line[header.index(name)] for line in lines]) for name in names}
+    short = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
+    if short is not None:
+        raise ValueError(f"{path}:{short}: a row has as many columns as the header, {len(header)}")
+    read = {name: _numbers([line[header.index(name)] for line in lines]) for name in names}
+    # A column with one value is not searched.
+    columns = {name: values for name, values in read.items() if len(set(values)) > 1}
     parameters = {name: _parameter(values) for name, values in columns.items()}
     rows = [
         [_scaled(parameter, columns[name][i]) for name, parameter in parameters.items()]
@@ -136,15 +144,11 @@ def _parameter(column: list[float] | list[str]) -> Parameter:
     log = (
         low > 0
         and high / low >= LOG_RATIO
-        and _unevenness(np.log(values)) < 2 * _unevenness(np.array(values))
+        and _unevenness(np.log(values)) < LOG_UNEVENNESS * _unevenness(np.array(values))
     )
     if integers and not log:
         return IntParameter(type="int", low=int(low), high=int(high), log=False)
     return FloatParameter(type="float", low=low, high=high, log=log)
-
-
-def _is_even(logarithms: NDArray[np.float64], values: NDArray[np.float64]) -> bool:
-    return _unevenness(logarithms) < 1.5 * _unevenness(values)
 
 
 def _unevenness(values: NDArray[np.float64]) -> float:

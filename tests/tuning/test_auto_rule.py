@@ -380,6 +380,34 @@ def test_the_plan_counts_what_starts_and_finishes() -> None:
     first, tells, nothing = plan_words(space("budget={trials: 60}", "fidelity={min: 1, max: 27}"))
     assert "45% of the budget goes to new trials" in first
     assert tells.startswith("auto, if the first epoch tells: 60 trials start, ")
-    assert nothing.startswith("auto, if early epochs tell nothing: 60 trials start, ")
+    assert nothing.startswith("auto, if early ranks are reversed: 60 trials start, ")
     first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
     assert hours.startswith("auto: 2 hours on each slot")
+
+
+@pytest.mark.parametrize("budget", [{"epochs": None}, {"epochs": 200 * 9}])
+def test_where_only_the_last_epoch_judges_a_large_search_is_not_cut_short(
+    budget: dict[str, int | None],
+) -> None:
+    ran = list(steps(rule(low=9, last=9, trials=200, **budget), by_number))
+    assert {number for number, _ in ran} == set(range(200))
+    assert len(ran) == 200 * 9
+
+
+def test_noise_in_a_large_search_trains_as_many_as_the_epochs_allow() -> None:
+    def noise(number: int, epoch: int) -> float:
+        return float(np.random.default_rng((number, epoch)).normal())
+
+    ran = list(steps(rule(last=20, trials=400, epochs=3000), noise))
+    assert 3000 - 20 <= len(ran) <= 3000 + 4 * 20
+
+
+def test_noise_with_a_budget_of_trials_costs_no_more_than_planned() -> None:
+    def noise(number: int, epoch: int) -> float:
+        return float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(trials=120, epochs=None)
+    ran = list(steps(of, noise))
+    assert of.levels[0] < 50
+    assert {number for number, _ in ran} == set(range(120))
+    assert len(ran) < 120 * 50 / 3

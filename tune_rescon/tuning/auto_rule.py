@@ -30,30 +30,32 @@ __all__ = [
     "stage_shares",
 ]
 
-#: Share of the budget that is spent on new trials, and the share of the rest that the middle stages get.
+#: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
+#: Share of the rest that the middle stages get.
 MIDDLE: Final = 0.3
 #: No final stage begins before this share of the budget is used.
 FINAL_DELAY: Final = 0.05
-#: Ratio of neighbouring rungs.
+#: Largest ratio of neighbouring rungs.
 RUNG_RATIO: Final = 6
-#: The first trials reach the latest candidate for the first rung without being judged. They may use this
-#: share of the budget.
+#: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
+#: Share of the budget that they may use. It sets the latest candidate.
 PILOT_SHARE: Final = 0.05
+#: The same for a budget in hours.
 PILOT_SHARE_OF_HOURS: Final = 0.08
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
 PROBE_EVERY: Final = 6
 PROBE_SHARE: Final = 0.03
-#: A trial is promoted from the first rung only if it is among the best 1 in GUARD there.
-GUARD: Final = 4
+#: A trial is promoted from the first rung only if it is among the best 1 in PROMOTED_FROM there.
+PROMOTED_FROM: Final = 4
 #: Number of values at the first rung before a trial is promoted.
 FEWEST_VALUES: Final = 6
 #: No new trial begins when less is left than this: in full trainings for a budget of epochs, and in mean
 #: durations of the way to the second rung for a budget of hours.
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
-FITTING: Final = 0.2
+LEAST_REACHED: Final = 0.2
 #: With a budget of trials, at least this number of trials is trained to the end.
 FEWEST_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
@@ -132,10 +134,9 @@ class AutoRule:
 
     def judge(self, seen: Observation) -> Verdict:
         """Record the value, and return whether the trial continues."""
-        if not math.isfinite(seen.value):
-            self._record(seen)
-            return Verdict(decision=Decision.DIVERGED)
         self._record(seen)
+        if not math.isfinite(seen.value):
+            return Verdict(decision=Decision.DIVERGED)
         if seen.epoch >= self.last:
             self._table.set_state(seen.number, ENDED)
             return Verdict(decision=Decision.FINISH)
@@ -158,7 +159,7 @@ class AutoRule:
 
     def wait(self, number: int) -> bool:
         """Pause a recalled trial again."""
-        if not self._table.knows(number):
+        if not self._table.has_begun(number):
             return False
         self._table.set_state(number, WAITING)
         return True
@@ -196,6 +197,11 @@ class AutoRule:
     def levels(self) -> tuple[int, ...]:
         """The rungs that are in force, in epochs."""
         return tuple(map(int, self._levels))
+
+    @property
+    def latest(self) -> int | None:
+        """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
+        return self._latest
 
     @property
     def learns(self) -> bool:
@@ -249,7 +255,10 @@ class AutoRule:
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
-        first = self.last if self._agreement.tells_nothing else self._agreement.first
+        first = self._agreement.first
+        if self._agreement.tells_nothing:
+            # With a budget of trials, training all of them to the end would cost many times the plan.
+            first = self.last if self._is_limited else latest
         if first != self._levels[0]:
             self._set_first(first)
 
@@ -356,7 +365,8 @@ class AutoRule:
         loads, shares = self._loads(), list(stage_shares(len(self._levels)))
         if not self._is_limited and not can_start and sum(loads) >= self._total():
             return None
-        shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
+        if len(shares) > 1:
+            shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
         for stage in sorted(
             (stage for stage, share in enumerate(shares) if share > 0),
             key=lambda stage: loads[stage] / shares[stage],
@@ -368,10 +378,10 @@ class AutoRule:
                     return _NEW
             elif stage in best and self._table.count(int(self._levels[0])) >= FEWEST_VALUES:
                 return best[stage]
-        return self._when_closing(best, can_start=can_start)
+        return self._otherwise(best, can_start=can_start)
 
-    def _when_closing(self, best: dict[int, int], *, can_start: bool) -> int | None:
-        """Return the choice when no stage is behind its share: the best of the deepest paused trials."""
+    def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
+        """Return the choice if the stages that are behind their shares have no trial to continue."""
         if best:
             return best[max(best)]
         if self.budget.seconds is not None:
@@ -383,7 +393,7 @@ class AutoRule:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs = self._table, self._rungs()
         first = int(self._levels[0])
-        bar, merits = table.bar(first, GUARD), table.merits(first)
+        bar, merits = table.bar(first, PROMOTED_FROM), table.merits(first)
         for stage in range(len(self._levels)):
             waiting = np.flatnonzero((table.states == WAITING) & (rungs == stage))
             if stage == 0:
@@ -393,7 +403,7 @@ class AutoRule:
             waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
                 way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
-                waiting = waiting[way * FITTING <= left]
+                waiting = waiting[way * LEAST_REACHED <= left]
             if len(waiting):
                 yield stage, table.best(waiting, int(self._levels[stage - 1]))
 

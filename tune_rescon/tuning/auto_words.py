@@ -48,10 +48,13 @@ def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tup
     evidence = f"{found.trials} trials that no rung had selected"
     if found.tells_nothing:
         why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
-        return (f"No rung judges, and every trial trains to the end: {why}.",)
+        if rule.levels[0] == space.fidelity.max:
+            return (f"No rung judges, and every trial trains to the end: {why}.",)
+        advice = "A budget of hours or epochs would train every trial to the end"
+        return (f"Rungs: {rungs}. They may say little: {why}. {advice}.",)
     lines = [f"First rung: epoch {found.first}, chosen by {evidence}. Rungs: {rungs}."]
     for epoch, correlation in sorted(found.correlations.items()):
-        role = "judges" if epoch == found.first else "judges no trial"
+        role = "judges" if epoch in rule.levels else "judges no trial"
         agreement = f"agree with those at epoch {found.latest} by {correlation:.2f}"
         lines.append(f"Ranks at epoch {epoch} {agreement}: it {role}.")
     return tuple(lines)
@@ -64,6 +67,8 @@ def _replayed(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> Aut
     for trial in trials:
         for epoch in range(1, trial.epochs + 1):
             rule.replay(trial.observation(epoch))
+        if trial.state.is_final:
+            rule.ended(trial.number)
     return rule
 
 
@@ -87,7 +92,8 @@ def plan_words(space: Space) -> Iterator[str]:
     """Yield sentences about the plan of a search with the scheduler ``auto``.
 
     The counts come from the rule itself, on curves whose first epoch tells the last, and on curves whose
-    early epochs tell nothing. A budget in hours cannot be counted before an epoch has been timed.
+    early ranks are the reverse of the later ones. A budget in hours cannot be counted before an epoch has
+    been timed.
     """
     yield (
         f"auto: {SCREENING:.0%} of the budget goes to new trials, the rest to the best paused ones;"
@@ -100,7 +106,7 @@ def plan_words(space: Space) -> Iterator[str]:
     slots = space.budget.concurrent or PLANNED_SLOTS
     yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
     if len(rung_levels(space)) > 2:
-        yield f"auto, if early epochs tell nothing: {_expected(space, slots, early=-1)}"
+        yield f"auto, if early ranks are reversed: {_expected(space, slots, early=-1)}"
 
 
 def planned_epochs(space: Space) -> int | None:
@@ -115,7 +121,7 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
     rule = make_rule(space, slots=slots)
     assert isinstance(rule, AutoRule)
     last, sign = space.fidelity.max, 1 if space.metric.mode == "max" else -1
-    turns = min(last, rung_levels(space)[-2] if len(rung_levels(space)) > 1 else last)
+    turns = rule.latest or last
     running: list[int] = []
     reached: dict[int, int] = {}
     epochs = 0
@@ -135,7 +141,7 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
         number = running.pop(0)
         reached[number] += 1
         epochs += 1
-        # The order of trials is arbitrary, but not that of their numbers: the best should not come last.
+        # Shuffled, so that the best trial is not the last to start.
         merit = number * 7919 % 1009
         value = merit if early == 1 or reached[number] >= turns else -merit
         seen = Observation(number=number, epoch=reached[number], value=float(sign * value))

@@ -31,6 +31,8 @@ PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
 TRUST: Final = 0.85
+#: Number of trials that must be compared before they can show that no rung is to judge.
+FEWEST_COMPARED: Final = 5
 #: The latest candidate judges only if its ranks agree by this much with those shortly before it.
 LEAST_AGREEMENT: Final = 0.25
 #: Number of trials that a screening is to find. It is scored by their mean.
@@ -59,6 +61,8 @@ class Agreement:
 
         Then no candidate may judge.
         """
+        if self.trials < FEWEST_COMPARED:
+            return False
         near = [found for epoch, found in self.correlations.items() if epoch >= self.latest / 2]
         return bool(near) and sum(near) / len(near) < LEAST_AGREEMENT
 

@@ -68,7 +68,8 @@ class StoppingRule(Protocol):
 
     A rule is deterministic and does not read a clock. It receives the observations of one trial in the order
     of the trial's epochs, each exactly once. A resumed search first passes all recorded observations to its
-    new rule (:meth:`replay`), with the trials in any order, before it calls any other method.
+    new rule (:meth:`replay`), with the trials in the order of their numbers, and notes which have ended
+    (:meth:`ended`), before it calls any other method.
 
     Of trials with equal values, the one with the smaller loss ranks higher, and then the one with the lower
     number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
@@ -76,7 +77,7 @@ class StoppingRule(Protocol):
     """
 
     def advance(self, elapsed: float) -> None:
-        """Set the seconds of a budget in hours that are used. Called before each decision."""
+        """Note how many seconds of a budget in hours have passed. Called before each decision."""
 
     def started(self, number: int) -> None:
         """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""

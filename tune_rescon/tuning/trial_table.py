@@ -39,10 +39,10 @@ class TrialTable:
         self._values = np.full((64, last + 1), np.nan)
         self._ties = np.full((64, last + 1), np.inf)
         self._epochs = np.zeros(64)
-        self._seconds = np.zeros(64)
+        self._costs = np.zeros(64)
         self._first_costs = np.zeros(64)
         self._states = np.full(64, ENDED)
-        self._objectives = np.zeros((64, last + 1))
+        self._second_objectives = np.zeros((64, last + 1))
         self._groups: dict[int, Hashable] = {}
         self._compares_values = True
 
@@ -56,7 +56,7 @@ class TrialTable:
         number = seen.number
         self._epochs[number] = max(self._epochs[number], seen.epoch)
         cost = seen.seconds if timed else 1.0
-        self._seconds[number] += cost
+        self._costs[number] += cost
         if seen.epoch == 1:
             self._first_costs[number] = cost
         if not math.isfinite(seen.value):
@@ -64,10 +64,10 @@ class TrialTable:
             return
         self._values[number, seen.epoch] = seen.value if maximize else -seen.value
         self._ties[number, seen.epoch] = seen.tie
-        self._objectives[number, seen.epoch] = seen.cost
+        self._second_objectives[number, seen.epoch] = seen.cost
         self._groups[number] = seen.group
         first = next(iter(self._groups))
-        if seen.group != self._groups[first] or seen.cost != self._objectives[first, 1]:
+        if seen.group != self._groups[first] or seen.cost != self._second_objectives[first, 1]:
             self._compares_values = False
 
     def _grow(self, number: int) -> None:
@@ -76,10 +76,10 @@ class TrialTable:
             self._values = np.pad(self._values, ((0, more), (0, 0)), constant_values=np.nan)
             self._ties = np.pad(self._ties, ((0, more), (0, 0)), constant_values=np.inf)
             self._epochs = np.pad(self._epochs, (0, more))
-            self._seconds = np.pad(self._seconds, (0, more))
+            self._costs = np.pad(self._costs, (0, more))
             self._first_costs = np.pad(self._first_costs, (0, more))
             self._states = np.pad(self._states, (0, more), constant_values=ENDED)
-            self._objectives = np.pad(self._objectives, ((0, more), (0, 0)))
+            self._second_objectives = np.pad(self._second_objectives, ((0, more), (0, 0)))
         self._size = max(self._size, number + 1)
         self._known.add(number)
 
@@ -94,12 +94,12 @@ class TrialTable:
         self._states[number] = state
 
     def state(self, number: int) -> int:
-        """Return the state of a trial; UNKNOWN if no trial has this number."""
-        return int(self._states[number]) if number < self._size else UNKNOWN
+        """Return the state of a trial.
 
-    def knows(self, number: int) -> bool:
-        """Return whether a trial has a value."""
-        return number < self._size and self._epochs[number] >= 1
+        A number above all others is UNKNOWN: its trial may still start. A number that was left out counts as
+        ENDED: another program has taken it.
+        """
+        return int(self._states[number]) if number < self._size else UNKNOWN
 
     def has_begun(self, number: int) -> bool:
         """Return whether a trial has an epoch, finite or not."""
@@ -137,12 +137,12 @@ class TrialTable:
     def mean_cost(self) -> float:
         """The mean over the trials of the cost of an epoch. 1 before the first epoch."""
         known = self.epochs >= 1
-        return float((self._seconds[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
+        return float((self._costs[: self._size][known] / self.epochs[known]).mean()) if known.any() else 1.0
 
     def costs(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the mean cost of an epoch of each trial; of a trial without an epoch, the mean of all."""
         epochs = self._epochs[numbers]
-        return np.where(epochs >= 1, self._seconds[numbers] / np.maximum(epochs, 1), self.mean_cost)
+        return np.where(epochs >= 1, self._costs[numbers] / np.maximum(epochs, 1), self.mean_cost)
 
     def curve(self, number: int, epochs: int) -> list[float]:
         """Return the first values of a trial. A trial that diverged has -inf from then on."""
@@ -158,7 +158,7 @@ class TrialTable:
         The merit is the value. With groups or a second objective, it is the share of the trials of the same
         group that do not dominate the trial: none is as good and as cheap, and better in one of the two.
         """
-        values, costs = self.values[:, epoch], self._objectives[: self._size, epoch]
+        values, costs = self.values[:, epoch], self._second_objectives[: self._size, epoch]
         if self._compares_values:
             return values
         there = np.flatnonzero(np.isfinite(values))
