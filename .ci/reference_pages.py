@@ -91,10 +91,11 @@ def _sections() -> Iterator[str]:
     plain = {name: field for name, field in schema["properties"].items() if not _definition(field)}
     yield "## At the top\n"
     yield from _head()
-    for name in Space.keys():  # noqa: SIM118 - a method of the model
+    names = Space.keys()
+    for name in names:
         if name in plain and name not in ELSEWHERE:
             yield _property(name, plain[name], schema["required"])
-    for name in Space.keys():  # noqa: SIM118
+    for name in names:
         field = schema["properties"][name]
         kind = "" if name in ELSEWHERE else _definition(field)
         if name not in ELSEWHERE and not kind:

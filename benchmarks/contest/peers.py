@@ -14,9 +14,9 @@ import numpy as np
 import optuna
 
 from contest.recorded import Table
-from contest.rivals import plain_ray
+from contest.rivals import OneEpochThenTopK, plain_ray
 from tune_rescon.config import TrialState
-from tune_rescon.spaces import Space, load_space, preview, suggest
+from tune_rescon.spaces import Space, load_space, suggest
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
 from tune_rescon.tuning import Decision
@@ -90,8 +90,6 @@ class _Drawn:
     number: int
     parameters: Mapping[str, Any]
     epochs: int = 0
-    first: float = -math.inf
-    """The value at the epoch of the screening."""
 
 
 class _Rival:
@@ -143,42 +141,14 @@ class OptunaLoop(_Rival):
         return Decision.CONTINUE
 
 
-class OneEpochThenTopK(_Rival):
+def one_epoch_then_the_best(k: int) -> Contestant:
     """One epoch each for as many as the budget allows, then the best ``k`` to the end."""
 
-    def __init__(self, contest: Contest, k: int) -> None:
-        last = contest.table.last
-        count = max(k, contest.budget_epochs - k * (last - 1))
-        space = space_of(contest, sampler={"type": "random"})
-        self._last, self._k = last, k
-        self._trials = [
-            _Drawn(number=number, parameters=drawn) for number, drawn in enumerate(preview(space, count))
-        ]
-        self._waiting, self._unjudged = list(self._trials), count
+    def make(contest: Contest) -> SearchPolicy:
+        count = max(k, contest.budget_epochs - k * (contest.table.last - 1))
+        return OneEpochThenTopK(space_of(contest, sampler={"type": "random"}, budget={"trials": count}), k)
 
-    @property
-    def exhausted(self) -> bool:  # type: ignore[override]
-        return not self._waiting and not self._unjudged
-
-    def next_trial(self) -> _Drawn | None:
-        return self._waiting.pop(0) if self._waiting else None
-
-    def epoch_done(
-        self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
-    ) -> Decision:
-        del checkpoint
-        trial, value = self._trials[number], metrics["val_accuracy"]
-        if epoch > 1 or trial.epochs:
-            trial.epochs = epoch
-            if not math.isfinite(value):
-                return Decision.DIVERGED
-            return Decision.FINISH if epoch >= self._last else Decision.CONTINUE
-        trial.epochs = 1
-        trial.first = value if math.isfinite(value) else -math.inf
-        self._unjudged -= 1
-        if not self._unjudged:
-            self._waiting = sorted(self._trials, key=lambda t: -t.first)[: self._k]
-        return Decision.PAUSE
+    return make
 
 
 class SyneTune(_Rival):
@@ -258,7 +228,7 @@ CONTESTANTS: Mapping[str, Entry] = {
     "ours, asha promote": Entry(make=ours(scheduler={"variant": "promote"})),
     "ours, asha stop, first rung 9": Entry(make=ours(fidelity={"min": 9})),
     "random, full trainings": Entry(make=ours(sampler=RANDOM, scheduler={"type": "none"})),
-    "one epoch, then the best 8": Entry(make=lambda contest: OneEpochThenTopK(contest, 8), plans=True),
+    "one epoch, then the best 8": Entry(make=one_epoch_then_the_best(8), plans=True),
     "Ray ASHAScheduler + OptunaSearch": Entry(make=lambda contest: plain_ray(space_of(contest))),
     "Optuna TPE + SuccessiveHalvingPruner": Entry(
         make=lambda contest: OptunaLoop(

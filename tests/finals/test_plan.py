@@ -72,9 +72,9 @@ def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyR
 
 
 def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched: StudyResult) -> None:
-    nobody = dataclasses.replace(searched, trials=searched.trials[:0])
+    empty = dataclasses.replace(searched, trials=searched.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
-        top_configs(nobody, 3)
+        top_configs(empty, 3)
 
 
 def test_the_trials_of_the_given_numbers_are_taken_finished_or_not(searched: StudyResult) -> None:

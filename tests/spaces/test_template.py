@@ -12,6 +12,7 @@ from tune_rescon.__main__ import main
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, list_spaces, load_space, parse_space
+from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Sampler, Scheduler, Section
 from tune_rescon.spaces.template import space_template
 
 #: A setting that is commented out: `#key: value`. Every other comment is prose, `# text`.
@@ -64,8 +65,8 @@ def test_every_comment_is_a_valid_setting_or_prose_above_one() -> None:
 def test_every_field_has_a_line() -> None:
     text = space_template("mine")
     keys = set(re.findall(r"^\s*#?(\w+):", text, re.MULTILINE))
-    sections = {"metric", "fidelity", "sampler", "scheduler", "budget"}
-    below = {key for name in sections for key in Space.model_fields[name].annotation.keys()}  # type: ignore[union-attr]  # noqa: SIM118
+    sections: tuple[type[Section], ...] = (Metric, Fidelity, Sampler, Scheduler, Budget)
+    below = set().union(*(section.keys() for section in sections))
     trial = set(field_names()) - {"dataset"}
     dataset = {field.name for field in dataclasses.fields(DatasetConfig)}
     assert (set(Space.model_fields) | below | trial | dataset) - keys == set()

@@ -21,6 +21,7 @@ from tune_rescon.tuning.auto_rule import (
 )
 from tune_rescon.tuning.auto_words import explained, levels_in_force, plan_words
 from tune_rescon.tuning.stopping_rule import Decision, Observation
+from tune_rescon.tuning.trial_table import TrialTable
 
 pytestmark = pytest.mark.quick
 
@@ -156,13 +157,14 @@ def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
     assert min(reached.values()) >= of.agreement.latest
 
 
-def test_of_equal_trials_the_one_with_the_smaller_loss_is_promoted() -> None:
-    of = rule(last=9, epochs=60)
+def test_of_equal_trials_the_one_with_the_smaller_loss_is_better_and_then_the_older() -> None:
+    table = TrialTable(9)
     for number in range(12):
-        of.started(number)
-        of.judge(seen(number, 1, 0.1, tie=1.0 if number == 7 else 2.3))
-    assert of.waiting() == tuple(number for number in range(12) if number in of.waiting())
-    assert of.promote() == 7 or 7 not in of.waiting()
+        table.add(seen(number, 1, 0.1, tie=1.0 if number == 7 else 2.3), maximize=True, timed=False)
+    numbers = np.arange(12)
+    assert table.best(numbers, 1) == 7
+    assert table.best(numbers[numbers != 7], 1) == 0
+    assert [table.rank(number, 1) for number in (7, 0, 11)] == [(1, 12), (2, 12), (12, 12)]
 
 
 def test_a_crowd_of_equal_trials_does_not_pass_whole() -> None:
@@ -183,18 +185,29 @@ def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
     assert not of.may_start()
 
 
-def test_a_trial_that_cannot_get_far_in_the_time_left_is_not_promoted() -> None:
+def order_of_promotion(*, elapsed: float) -> list[int]:
+    """Twenty trials wait at their rungs. The last is the best, and 500 times as slow as the others."""
     of = rule(epochs=None, seconds=1000.0)
     for number in range(20):
         of.started(number)
-        slow = 500.0 if number == 19 else 1.0
+        seconds = 500.0 if number == 19 else 1.0
         for epoch in range(1, 60):
-            verdict = of.judge(seen(number, epoch, by_number(number, epoch), seconds=slow))
+            verdict = of.judge(seen(number, epoch, by_number(number, epoch), seconds=seconds))
             if verdict.decision is not Decision.CONTINUE:
                 break
-    of.advance(900.0)
-    for _ in range(5):
-        assert of.promote() != 19
+    of.no_new_trials()
+    of.advance(elapsed)
+    order = []
+    while (promoted := of.promote()) is not None:
+        order.append(promoted)
+        of.ended(promoted)
+    return order
+
+
+def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
+    early, late = order_of_promotion(elapsed=0.0), order_of_promotion(elapsed=900.0)
+    assert sorted(early) == sorted(late)
+    assert early.index(19) < late.index(19)
 
 
 def test_a_diverged_trial_never_waits() -> None:

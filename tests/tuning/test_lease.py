@@ -61,8 +61,8 @@ def test_who_may_take_a_lease(
 
 
 def test_a_lease_nobody_ever_held_is_free() -> None:
-    nobody: dict[int, float] = {}
-    assert decide_lease(None, HERE, nobody.get) is LeaseDecision.TAKE
+    heartbeats: dict[int, float] = {}
+    assert decide_lease(None, HERE, heartbeats.get) is LeaseDecision.TAKE
 
 
 @given(
