@@ -19,7 +19,7 @@ from tune_rescon.tuning.auto_rule import (
     BudgetPlan,
     stage_shares,
 )
-from tune_rescon.tuning.auto_words import explained, levels_in_force, plan_words
+from tune_rescon.tuning.auto_words import plan_words, rungs_and_reasons
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial_table import TrialTable
 
@@ -369,24 +369,23 @@ def test_the_report_says_what_judges_and_why() -> None:
     search = SimulatedSearch(searched, slots=4)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
     simulation.drive(search.policy())
-    lines = explained(searched, search.trials(), slots=4)
+    levels, lines = rungs_and_reasons(searched, search.trials(), slots=4)
     assert lines[0].startswith("First rung: epoch 1, chosen by 1")
     assert lines[0].endswith("Rungs: 1, 5, 27.")
     assert lines[1] == "Ranks at epoch 1 agree with those at epoch 2 by 1.00: it judges."
-    assert levels_in_force(searched, search.trials(), slots=4) == (1, 5, 27)
+    assert levels == (1, 5, 27)
 
 
 def test_a_small_budget_says_that_it_learns_no_rung() -> None:
     small = space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
-    assert explained(small, (), slots=2) == (
-        "Rungs: 1, 3, 9. The budget is too small to learn another first rung.",
-    )
+    levels, lines = rungs_and_reasons(small, (), slots=2)
+    assert levels == (1, 3, 9)
+    assert lines == ("Rungs: 1, 3, 9. The budget is too small to learn another first rung.",)
 
 
 def test_other_schedulers_explain_nothing() -> None:
     asha = space("scheduler={type: asha}", "fidelity={min: 1, max: 9}")
-    assert explained(asha, (), slots=2) == ()
-    assert levels_in_force(asha, (), slots=2) == (1, 3, 9)
+    assert rungs_and_reasons(asha, (), slots=2) == ((1, 3, 9), ())
 
 
 def test_the_plan_counts_what_starts_and_finishes() -> None:

@@ -12,33 +12,34 @@ from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "explained",
-    "levels_in_force",
     "plan_words",
     "planned_epochs",
+    "rungs_and_reasons",
 ]
 
 #: Number of trials at once in the plan of a search whose slots are not known yet.
 PLANNED_SLOTS = 4
 
 
-def levels_in_force(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tuple[int, ...]:
-    """Return the rungs of a search, in epochs; for ``auto``, those that its values have led to."""
-    rule = _replayed(space, trials, slots=slots)
-    return rung_levels(space) if rule is None else rule.levels
-
-
-def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tuple[str, ...]:
-    """Return sentences about the decisions of the scheduler ``auto``; empty for another scheduler.
+def rungs_and_reasons(
+    space: Space, trials: Sequence[TrialRecord], *, slots: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the rungs of a search, and sentences about why ``auto`` chose them.
 
     Args:
         space: the space of the search.
         trials: the trials of the record.
         slots: number of trials that run at once.
+
+    Returns:
+        The rungs in epochs; for ``auto``, those that the values have led to. No sentences for other
+        schedulers.
     """
     rule = _replayed(space, trials, slots=slots)
-    if rule is None:
-        return ()
+    return (rung_levels(space), ()) if rule is None else (rule.levels, _reasons(rule))
+
+
+def _reasons(rule: AutoRule) -> tuple[str, ...]:
     rungs = ", ".join(map(str, rule.levels))
     if not rule.learns:
         return (f"Rungs: {rungs}. The budget is too small to learn another first rung.",)
@@ -48,7 +49,7 @@ def explained(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> tup
     evidence = f"{found.trials} trials that no rung had selected"
     if found.tells_nothing:
         why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
-        if rule.levels[0] == space.fidelity.max:
+        if rule.levels[0] == rule.last:
             return (f"No rung judges, and every trial trains to the end: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
         return (f"Rungs: {rungs}. They may say little: {why}. {advice}.",)

@@ -16,7 +16,7 @@ from tune_rescon.errors import presentable
 from tune_rescon.models import NetworkSpec, count, resolve_network
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
-from tune_rescon.tuning.auto_words import explained, levels_in_force
+from tune_rescon.tuning.auto_words import rungs_and_reasons
 from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 if TYPE_CHECKING:
@@ -419,6 +419,7 @@ def sum_up(
     space = pricing.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
     config = best.config(space) if best else None
+    levels, scheduling = rungs_and_reasons(space, trials, slots=slots)
     return StudyResult(
         name=name,
         space=space,
@@ -429,8 +430,8 @@ def sum_up(
         costs={trial.number: pricing.cost(trial) for trial in trials},
         devices_per_trial=pricing.devices,
         device=pricing.device,
-        levels=levels_in_force(space, trials, slots=slots),
-        scheduling=explained(space, trials, slots=slots),
+        levels=levels,
+        scheduling=scheduling,
         best=best,
         best_config=config.to_dict() if config else {},
         state=state,
