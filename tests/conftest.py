@@ -29,6 +29,10 @@ SHARED = ROOT.parent / "shared"
 #: Seconds by the clock that a marked test may take, by its first marker here.
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
+#: A test's limit by the clock ends one that hangs. A machine with other work is slower by several times, so a test gets
+#: this many times what its marker says, up to so many seconds.
+SLOWDOWN, LONGEST_BY_SLOWDOWN = 4, 600
+
 #: Seconds of processor time that a quick test may take. A busy machine does not change them.
 QUICK_SECONDS = 2.0
 
@@ -55,6 +59,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         limit = item.get_closest_marker("timeout")
         longest[item.path] = max(longest.get(item.path, 0), limit.args[0] if limit else 0)
+        if limit:
+            asked = limit.args[0]
+            seconds = max(asked, min(SLOWDOWN * asked, LONGEST_BY_SLOWDOWN))
+            item.add_marker(pytest.mark.timeout(seconds), append=False)
     items.sort(key=lambda item: -longest[item.path])
 
 

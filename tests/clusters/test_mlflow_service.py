@@ -166,7 +166,7 @@ def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_
     assert within(20, lambda: "before" in experiments(copy))
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "last"}) is not None
     end_mlflow(first.folder)
-    assert first.process.wait(10) == 0
+    assert first.process.wait(60) == 0
 
     second = start("second", keep=keep)
     assert second.has_answered()

@@ -83,7 +83,7 @@ def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
 
     ahead = made_ahead((partial(make, number) for number in range(10)), depth=2)
     assert next(ahead) == 0
-    assert third.wait(1), "nothing is made until it is asked for"
+    assert third.wait(30), "nothing is made until it is asked for"
     assert list(ahead) == list(range(1, 10))
     assert {name.startswith("batches") for name in made_by} == {True}
     assert batch_threads() == []

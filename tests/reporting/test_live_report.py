@@ -30,7 +30,7 @@ class Disk:
 
     def write(self, result: StudyResult, path: Path) -> None:
         assert path.name == "report.html"
-        self.ready.wait(5)
+        self.ready.wait(30)
         self.threads.add(threading.current_thread().name)
         if self.error is not None:
             raise self.error
@@ -78,7 +78,7 @@ def test_a_page_a_minute(make_result: MakeResult, make_trial: MakeTrial) -> None
 def _settle(report: LiveReport) -> None:
     thread = report._thread
     if thread is not None:
-        thread.join(5)
+        thread.join(30)
 
 
 def test_a_slow_disk_keeps_nobody_waiting_and_has_one_page_at_a_time(

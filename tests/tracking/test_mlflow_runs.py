@@ -19,7 +19,7 @@ from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 Make = Callable[..., MlflowWriter]
 Books = Callable[[], MlflowRunSync]
 
-PATIENCE = 30.0
+PATIENCE = 200.0
 PARAMS = {"depth": "56", "drop_path": "none"}
 
 

@@ -25,7 +25,7 @@ from tune_rescon.tracking.worker_client import Answer
 pytestmark = pytest.mark.timeout(60)
 
 #: Seconds a search would wait for a server that is away.
-PATIENCE = 40.0
+PATIENCE = 200.0
 
 ResumePoint = Callable[[str], MlflowWriter]
 

