@@ -28,7 +28,7 @@ from tune_rescon.reporting import LiveView
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import Destination, SearchRunState, mlflow_writer
 from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, make_rule
-from tune_rescon.tuning.mlflow_callback import TrackingListener
+from tune_rescon.tuning.mlflow_callback import MlflowCallback
 from tune_rescon.tuning.result import CostModel
 
 #: Milliseconds; the issue's target.
@@ -79,9 +79,9 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
             record,
             make_rule(space),
             SearchSampler(space, known=record.trials()),
-            listeners=(TrackingListener(writer, record, CostModel(space=space, facts=facts)), view),
+            callbacks=(MlflowCallback(writer, record, CostModel(space=space, facts=facts)), view),
             prune=lambda *_: None,
-        )
+        ).start()
         while len(record) < trials:
             run(search)
         for _ in range(window):

@@ -93,7 +93,7 @@ def ours(space: Space, record: StudyRecord) -> Coordinator:
         make_rule(space),
         SearchSampler(space, known=record.trials()),
         prune=lambda *_: None,
-    )
+    ).start()
 
 
 def run(search: Coordinator) -> Cost:

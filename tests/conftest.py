@@ -29,8 +29,8 @@ SHARED = ROOT.parent / "shared"
 #: Seconds by the clock that a marked test may take, by its first marker here.
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
-#: A test's limit by the clock ends one that hangs. A machine with other work is slower by several times, so a test gets
-#: this many times what its marker says, up to so many seconds.
+#: A test's limit by the clock ends one that hangs. A machine with other work is slower by several times, so
+#: that a test gets this many times what its marker says, up to so many seconds.
 SLOWDOWN, LONGEST_BY_SLOWDOWN = 4, 600
 
 #: Seconds of processor time that a quick test may take. A busy machine does not change them.

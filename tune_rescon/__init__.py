@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from tune_rescon.models import build_network
     from tune_rescon.spaces import load_space
     from tune_rescon.training import load_trained, train_trial
-    from tune_rescon.tuning import read_search, run_search
+    from tune_rescon.tuning import SearchCallback, read_search, run_search
 
 __all__ = [
+    "SearchCallback",
     "__version__",
     "build_network",
     "load_space",
@@ -43,6 +44,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "SearchCallback": "tuning",
         "build_network": "models",
         "load_space": "spaces",
         "load_trained": "training",

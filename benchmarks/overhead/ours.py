@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from typing_extensions import override
 
 from overhead.load import Figures, Load
 from tune_rescon.config import METRICS
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tracking import Destination, MlflowWriter
-from tune_rescon.tuning import RunOptions, run_search
+from tune_rescon.tuning import RunOptions, SearchCallback, TrialRecord, run_search
 from tune_rescon.tuning import search as runner
 from tune_rescon.tuning.ray.session import LOCAL_OBJECT_STORE, prepare_environment
 
@@ -60,7 +61,7 @@ def run(load: Load, folder: Path) -> Figures:
             log_to_driver=False,
             object_store_memory=LOCAL_OBJECT_STORE,
         )
-    result = run_search(_space(load), options, listeners=[clock], trainable=_trainable(load.pace))
+    result = run_search(_space(load), options, callbacks=[clock], trainable=_trainable(load.pace))
     assert clock.began is not None
     assert {trial.state.value for trial in result.trials} == {"finished"}
     return Figures(seconds=clock.ended - clock.began, lag=lag, trials=len(result.trials))
@@ -112,26 +113,19 @@ class Silent:
         return 0
 
 
-class Clock:
+class Clock(SearchCallback):
     """Hears when the first trial starts and the last one ends."""
 
     def __init__(self) -> None:
         self.began: float | None = None
         self.ended = 0.0
 
-    def search_started(self, trials: object) -> None:
-        """Not yet."""
-
-    def trial_started(self, _trial: object) -> None:
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """The first one counts."""
         self.began = self.began or time.monotonic()
 
-    def epoch_done(self, trial: object, metrics: Mapping[str, float], verdict: object) -> None:
-        """In between."""
-
-    def trial_noted(self, trial: object, text: str) -> None:
-        """In between."""
-
-    def trial_ended(self, _trial: object) -> None:
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """The last one counts."""
         self.ended = time.monotonic()

@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+from typing_extensions import override
 
 from tune_rescon.command import progress_shown
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import TuneResconError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning import RunOptions, SearchListener, TrialRecord, Verdict, run_search
+from tune_rescon.tuning import RunOptions, SearchCallback, TrialRecord, Verdict, run_search
 from tune_rescon.tuning.ray.session import prepare_environment
 from tune_rescon.tuning.ray.staging import measured_on_gpu, stage_data
 from tune_rescon.tuning.resources import largest_trial
@@ -68,26 +69,23 @@ def staging(folder: Path) -> dict[str, Any]:
     }
 
 
-class Blow(SearchListener):
+class Blow(SearchCallback):
     """Kills a process of each trial once, after its second epoch."""
 
     def __init__(self, victims: Sequence[str]) -> None:
         self._victims = victims
         self.struck: list[int] = []
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Nothing to do."""
-
-    def trial_started(self, trial: TrialRecord) -> None:
-        """Nothing to do."""
-
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
+    @override
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         print(trial.number, text, file=sys.stderr)
 
-    def trial_ended(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
         print(trial.number, trial.state, trial.error, file=sys.stderr)
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         del metrics, verdict
         if trial.epochs == 2 and trial.number not in self.struck:
             name = self._victims[trial.number]
@@ -100,7 +98,7 @@ class Blow(SearchListener):
 def pairs(folder: Path, victims: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
     """A search of trials of two processes, each of which loses one."""
     blow = Blow(victims)
-    result = run_search(load_space("digits", overrides), options("pairs", folder), listeners=[blow])
+    result = run_search(load_space("digits", overrides), options("pairs", folder), callbacks=[blow])
     return {
         "state": result.state.value,
         "trials": [[trial.state.value, trial.epochs, *trial.values] for trial in result.trials],

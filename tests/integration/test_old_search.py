@@ -68,7 +68,7 @@ def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFol
         make_rule(space),
         SearchSampler(space, known=record.trials()),
         prune=lambda number, keep: old.prune_checkpoints(number, keep=keep),
-    )
+    ).start()
     while (trial := resumed.next_trial()) is not None:
         for epoch in range(trial.epochs + 1, EPOCHS + 1):
             metrics = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": 0.1 + trial.number / 100}

@@ -31,34 +31,34 @@ def lines(out: io.StringIO) -> EventLines:
 
 
 def test_a_search_begins(lines: EventLines, out: io.StringIO) -> None:
-    lines.search_started([])
+    lines.on_search_start([])
     assert out.getvalue() == "12 trials of at most 9 epochs; the first workers start\n"
 
 
 def test_a_search_goes_on_and_counts_what_ended_before(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
-    lines.search_started([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
-    lines.trial_ended(make_trial(1, TrialState.STOPPED))
+    lines.on_search_start([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
+    lines.on_trial_end(make_trial(1, TrialState.STOPPED))
     begun, ended = out.getvalue().splitlines()
     assert begun == "12 trials of at most 9 epochs, 1 of them ended before; the first workers start"
     assert ended.endswith("; 2 of 12 trials ended")
 
 
 def test_a_trial_starts(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
-    lines.trial_started(make_trial(3, TrialState.RUNNING, ()))
+    lines.on_trial_start(make_trial(3, TrialState.RUNNING, ()))
     assert out.getvalue() == "trial_0003 starts: depth=56 learning_rate=0.1\n"
 
 
 def test_a_trial_starts_again(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
-    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
     assert out.getvalue() == "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1\n"
 
 
 def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
-    lines.trial_ended(make_trial(3, TrialState.PAUSED, (0.1, 0.2)))
-    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
-    lines.trial_started(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    lines.on_trial_end(make_trial(3, TrialState.PAUSED, (0.1, 0.2)))
+    lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
+    lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
     assert out.getvalue().splitlines() == [
         "trial_0003 paused after epoch 2: waits to be promoted",
         "trial_0003 continues after epoch 2: depth=56 learning_rate=0.1",
@@ -70,9 +70,9 @@ def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_tria
 def test_a_trial_that_an_earlier_run_paused_goes_on(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
-    lines.search_started([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
-    lines.trial_started(make_trial(3, TrialState.RUNNING))
-    lines.trial_started(make_trial(4, TrialState.RUNNING))
+    lines.on_search_start([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
+    lines.on_trial_start(make_trial(3, TrialState.RUNNING))
+    lines.on_trial_start(make_trial(4, TrialState.RUNNING))
     begun, promoted, resumed = out.getvalue().splitlines()
     assert "0 of them ended before" in begun
     assert promoted.startswith("trial_0003 continues after epoch 2: ")
@@ -80,13 +80,13 @@ def test_a_trial_that_an_earlier_run_paused_goes_on(
 
 
 def test_a_note(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
-    lines.trial_noted(make_trial(3), "ran out of memory, now in 2 micro-batches [of 32]")
+    lines.on_trial_note(make_trial(3), "ran out of memory, now in 2 micro-batches [of 32]")
     assert out.getvalue() == "trial_0003 note: ran out of memory, now in 2 micro-batches [of 32]\n"
 
 
 def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]", "augment": "[red]"}
-    lines.trial_started(make_trial(0, TrialState.RUNNING, (), parameters))
+    lines.on_trial_start(make_trial(0, TrialState.RUNNING, (), parameters))
     expected = "trial_0000 starts: step_fractions=[40, 60] preset=[bold]x[/bold] augment=[red]\n"
     assert out.getvalue() == expected
 
@@ -111,14 +111,14 @@ def test_an_epoch(
     out: io.StringIO,
     make_trial: MakeTrial,
 ) -> None:
-    lines.epoch_done(make_trial(0, TrialState.RUNNING, (value,)), METRICS_OF_AN_EPOCH, verdict)
+    lines.on_epoch(make_trial(0, TrialState.RUNNING, (value,)), METRICS_OF_AN_EPOCH, verdict)
     assert out.getvalue() == f"trial_0000 epoch 1/9: {said}\n"
 
 
 def test_trials_end_and_are_counted(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
-    lines.trial_ended(make_trial(0, TrialState.STOPPED, (0.5, 0.25)))
-    lines.trial_ended(make_trial(1, TrialState.INTERRUPTED, ()))
-    lines.trial_ended(make_trial(2, TrialState.DIVERGED, (math.nan,)))
+    lines.on_trial_end(make_trial(0, TrialState.STOPPED, (0.5, 0.25)))
+    lines.on_trial_end(make_trial(1, TrialState.INTERRUPTED, ()))
+    lines.on_trial_end(make_trial(2, TrialState.DIVERGED, (math.nan,)))
     assert out.getvalue().splitlines() == [
         "trial_0000 stopped after epoch 2, best 0.5 at epoch 1; 1 of 12 trials ended",
         "trial_0001 interrupted after epoch 0; 1 of 12 trials ended",
@@ -128,7 +128,7 @@ def test_trials_end_and_are_counted(lines: EventLines, out: io.StringIO, make_tr
 
 def test_an_error_is_shown_whole(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     error = "Traceback ...\nValueError: [bold] is a list of one, which no tensor can be made of\n"
-    lines.trial_ended(make_trial(0, TrialState.FAILED, (), error=error))
+    lines.on_trial_end(make_trial(0, TrialState.FAILED, (), error=error))
     first, rest = out.getvalue().split("\n", 1)
     assert first == "trial_0000 failed after epoch 0; 1 of 12 trials ended"
     assert rest == error
@@ -138,5 +138,5 @@ def test_an_error_is_shown_whole(lines: EventLines, out: io.StringIO, make_trial
 def test_every_state_has_a_look(
     state: TrialState, lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
-    lines.trial_ended(make_trial(0, state))
+    lines.on_trial_end(make_trial(0, state))
     assert f"trial_0000 {state.value} after epoch 2" in out.getvalue()

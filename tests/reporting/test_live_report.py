@@ -48,7 +48,7 @@ class Watched:
 
     def epoch(self, *, after: float) -> None:
         self.now[0] += after
-        self.report.epoch_done(self.trial, {}, GO_ON)
+        self.report.on_epoch(self.trial, {}, GO_ON)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def test_the_snapshot_is_taken_on_the_searchs_thread(make_result: MakeResult, ma
         return make_result()
 
     with watched(make_result, make_trial, snapshot) as search:
-        search.report.trial_started(search.trial)
+        search.report.on_trial_start(search.trial)
     assert threads == [threading.current_thread()]
 
 
@@ -134,5 +134,5 @@ def test_after_its_end_nothing_is_written(make_result: MakeResult, make_trial: M
     with watched(make_result, make_trial) as search:
         search.disk.ready.set()
         search.report.close()
-        search.report.trial_ended(search.trial)
+        search.report.on_trial_end(search.trial)
     assert search.disk.pages == []

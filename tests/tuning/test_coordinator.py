@@ -9,6 +9,7 @@ from typing import Any, Literal
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
+from typing_extensions import override
 
 from tune_rescon.config import METRICS, TrialState
 from tune_rescon.spaces import load_space
@@ -17,6 +18,7 @@ from tune_rescon.tuning import (
     Coordinator,
     Decision,
     MedianRule,
+    SearchCallback,
     SearchPlan,
     SearchSampler,
     StoppingRule,
@@ -26,6 +28,7 @@ from tune_rescon.tuning import (
     Verdict,
     best_trial,
 )
+from tune_rescon.tuning.callbacks import CallbackList
 from tune_rescon.tuning.result import best_in_hand
 
 EPOCHS = 9
@@ -69,26 +72,31 @@ def curve(trial: Assignment) -> SyntheticCurve:
     return SyntheticCurve(limit=trial.parameters["learning_rate"])
 
 
-class Diary:
-    """A listener that remembers."""
+class Diary(SearchCallback):
+    """A callback that remembers."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    @override
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         self.lines.append(f"{len(trials)} recorded")
 
-    def trial_started(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
         self.lines.append(f"{trial.number} starts at {trial.epochs}")
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         assert metrics["val_accuracy"] == trial.value or math.isnan(trial.value)
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
 
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
+    @override
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         self.lines.append(f"{trial.number} note {text}")
 
-    def trial_ended(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
         self.lines.append(f"{trial.number} {trial.state.value}")
 
 
@@ -106,7 +114,7 @@ def coordinator(
     of: Study,
     *,
     total: int = 30,
-    listeners: tuple[Diary, ...] = (),
+    callbacks: tuple[SearchCallback, ...] = (),
     shelf: Shelf | None = None,
     deadline: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
@@ -119,10 +127,10 @@ def coordinator(
         kept,
         SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
         SearchSampler(SPACE, known=kept.trials()),
-        listeners=listeners,
+        callbacks=callbacks,
         prune=(shelf or Shelf()).prune,
         clock=clock,
-    )
+    ).start()
 
 
 def first(search: Coordinator) -> int:
@@ -160,7 +168,7 @@ def test_optuna_is_told_what_became_of_each_trial() -> None:
 
 def test_listeners_hear_everything_in_order() -> None:
     diary = Diary()
-    simulate(coordinator(study(), total=1, listeners=(diary,)), curve)
+    simulate(coordinator(study(), total=1, callbacks=(diary,)), curve)
     epochs = [f"0 epoch {epoch} continue" for epoch in range(1, EPOCHS)]
     assert diary.lines == ["0 recorded", "0 starts at 0", *epochs, f"0 epoch {EPOCHS} finish", "0 finished"]
 
@@ -218,7 +226,7 @@ def test_a_closed_trial_that_still_reports_is_told_to_stop() -> None:
 
 def test_a_trial_whose_worker_dies_is_handed_out_again_three_times() -> None:
     of, diary = study(), Diary()
-    search = coordinator(of, total=2, listeners=(diary,))
+    search = coordinator(of, total=2, callbacks=(diary,))
     number = first(search)
     search.epoch_done(number, 1, metrics(0.5), None)
     for _ in range(3):
@@ -252,7 +260,7 @@ def test_a_killed_search_goes_on_from_its_record(reports: int) -> None:
     before = {t.number: dict(t.intermediate_values) for t in of.trials}
     unfinished = [t.number for t in of.trials if t.state is OptunaState.RUNNING]
 
-    simulate(coordinator(of, total=12, listeners=(diary,)), curve)
+    simulate(coordinator(of, total=12, callbacks=(diary,)), curve)
 
     assert len(of.trials) == 12
     assert all(trial.state.is_finished() for trial in of.trials)
@@ -299,7 +307,7 @@ def test_after_the_deadline_no_trial_starts_and_running_ones_stop() -> None:
 
 def test_a_paused_trial_frees_its_slot_and_goes_on_when_it_is_promoted() -> None:
     of, diary = study(), Diary()
-    trace = simulate(coordinator(of, total=9, pauses=True, listeners=(diary,)), curve)
+    trace = simulate(coordinator(of, total=9, pauses=True, callbacks=(diary,)), curve)
     finished = [t for t in of.trials if t.state is OptunaState.COMPLETE]
     stopped = [t for t in of.trials if t.state is OptunaState.PRUNED]
     assert len(finished) + len(stopped) == 9
@@ -335,7 +343,7 @@ def test_what_was_decided_but_not_done_is_done_on_resume(
         patch.setattr(Coordinator, "_act", lambda *_: None)
         search.epoch_done(2, 1, metrics(0.1), "c")
     diary = Diary()
-    resumed = coordinator(of, total=3, pauses=pauses, listeners=(diary,))
+    resumed = coordinator(of, total=3, pauses=pauses, callbacks=(diary,))
     assert ("2 stopped" in diary.lines) is not pauses
     handed = []
     while (trial := resumed.next_trial()) is not None:
@@ -345,7 +353,7 @@ def test_what_was_decided_but_not_done_is_done_on_resume(
 
 def test_notes_are_kept_and_told() -> None:
     of, diary = study(), Diary()
-    search = coordinator(of, total=1, listeners=(diary,))
+    search = coordinator(of, total=1, callbacks=(diary,))
     search.note(first(search), "beware")
     assert diary.lines[-1] == "0 note beware"
     assert record(of).trial(0).notes == ("beware",)
@@ -441,7 +449,7 @@ def judged_once(of: Study) -> Coordinator:
         SuccessiveHalving(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
         SearchSampler(SPACE, known=kept.trials()),
         prune=Shelf().prune,
-    )
+    ).start()
 
 
 def test_what_is_measured_only_at_the_end_is_not_missed_before() -> None:
@@ -485,7 +493,7 @@ def test_a_paused_trial_for_which_a_changed_rule_has_no_rung_is_trained_on(
     kept = record(of)
     resumed = Coordinator(
         SearchPlan(total=1), kept, rule, SearchSampler(SPACE, known=kept.trials()), prune=Shelf().prune
-    )
+    ).start()
     assert first(resumed) == number
     assert resumed.epoch_done(number, 2, metrics(0.5), None) is then
 
@@ -507,7 +515,7 @@ def test_a_search_whose_space_is_exhausted_ends_when_its_last_trial_does() -> No
         SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
         SearchSampler(two),
         prune=Shelf().prune,
-    )
+    ).start()
     simulate(search, curve)
     assert search.space_is_exhausted
     assert search.exhausted
@@ -553,7 +561,7 @@ def test_a_trial_whose_last_epoch_comes_after_an_interrupt_has_ended(
     value: float, decision: Decision, state: str
 ) -> None:
     of, diary = study(), Diary()
-    search = coordinator(of, total=1, listeners=(diary,))
+    search = coordinator(of, total=1, callbacks=(diary,))
     number = first(search)
     for epoch in range(1, EPOCHS):
         search.epoch_done(number, epoch, metrics(0.5), None)
@@ -594,7 +602,7 @@ def test_a_trial_that_reaches_a_rung_after_the_deadline_ends_once() -> None:
     """The rule pauses it, and the deadline stops it: it must not wait any more."""
     now = [0.0]
     of, diary = study(), Diary()
-    search = coordinator(of, pauses=True, deadline=10.0, clock=lambda: now[0], listeners=(diary,))
+    search = coordinator(of, pauses=True, deadline=10.0, clock=lambda: now[0], callbacks=(diary,))
     number = first(search)
     now[0] = 11.0
     assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.STOP
@@ -606,7 +614,7 @@ def test_a_trial_that_reaches_a_rung_after_the_deadline_ends_once() -> None:
 def test_paused_trials_of_an_exhausted_search_end_once_though_the_deadline_follows() -> None:
     now = [0.0]
     of, diary = study(), Diary()
-    search = coordinator(of, total=3, pauses=True, deadline=10.0, clock=lambda: now[0], listeners=(diary,))
+    search = coordinator(of, total=3, pauses=True, deadline=10.0, clock=lambda: now[0], callbacks=(diary,))
     while (trial := search.next_trial()) is not None:
         epoch, decision = trial.epochs, Decision.CONTINUE
         while decision is Decision.CONTINUE:
@@ -621,7 +629,7 @@ def test_paused_trials_of_an_exhausted_search_end_once_though_the_deadline_follo
 
 def test_trials_that_were_cut_short_are_set_aside_by_number() -> None:
     diary = Diary()
-    search = coordinator(study(), listeners=(diary,))
+    search = coordinator(study(), callbacks=(diary,))
     for _ in range(12):
         search.next_trial()
     search.settle()
@@ -629,21 +637,22 @@ def test_trials_that_were_cut_short_are_set_aside_by_number() -> None:
 
 
 class Pupil(SearchSampler):
-    """A proposer that remembers what it was taught."""
+    """A sampler that remembers what it was taught."""
 
     def __init__(self) -> None:
         super().__init__(SPACE)
         self.learnt: list[tuple[int, int, str]] = []
 
-    def reported(self, trial: TrialRecord) -> None:
+    @override
+    def on_epoch(self, trial: TrialRecord) -> None:
         self.learnt.append((trial.number, trial.epochs, trial.state.value))
-        super().reported(trial)
+        super().on_epoch(trial)
 
 
 def test_the_sampler_learns_from_each_epoch_and_from_each_end() -> None:
     pupil = Pupil()
     rule = SuccessiveHalving(levels=(1, 3), reduction_factor=3, maximize=True, pauses=True)
-    search = Coordinator(SearchPlan(total=2), record(study()), rule, pupil, prune=Shelf().prune)
+    search = Coordinator(SearchPlan(total=2), record(study()), rule, pupil, prune=Shelf().prune).start()
     number = first(search)
     search.epoch_done(number, 1, metrics(0.5), None)
     assert pupil.learnt == [(0, 1, "running"), (0, 1, "paused")]
@@ -801,7 +810,7 @@ def test_a_trial_is_judged_at_a_rung_by_its_value_there(resumed: bool) -> None:
 
 def test_listeners_hear_of_a_pause() -> None:
     diary = Diary()
-    search = coordinator(study(), pauses=True, listeners=(diary,))
+    search = coordinator(study(), pauses=True, callbacks=(diary,))
     search.epoch_done(first(search), 1, metrics(0.5), None)
     assert diary.lines[-2:] == ["0 epoch 1 pause", "0 paused"]
 
@@ -841,7 +850,37 @@ def test_the_record_forgets_a_checkpoint_that_a_better_trial_has_taken_the_place
     kept = record(study())
     rule = SuccessiveHalving(levels=(1,), reduction_factor=3, maximize=True)
     plan = SearchPlan(total=3, keep=1)
-    search = Coordinator(plan, kept, rule, SearchSampler(SPACE), prune=Shelf().prune)
+    search = Coordinator(plan, kept, rule, SearchSampler(SPACE), prune=Shelf().prune).start()
     for value in (0.5, 0.9, 0.7):
         search.epoch_done(first(search), 1, metrics(value), "best.ckpt")
     assert [trial.checkpoint for trial in kept.trials()] == [None, "checkpoints/trial_0001/best.ckpt", None]
+
+
+def test_a_users_callback_that_raises_is_not_called_again_and_the_others_are(progress: list[str]) -> None:
+    class Faulty(SearchCallback):
+        calls = 0
+
+        @override
+        def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+            self.calls += 1
+            raise ValueError("no connection")
+
+    faulty, diary = Faulty(), Diary()
+    search = coordinator(study(), total=2, callbacks=(CallbackList([faulty, diary], safe=True),))
+    simulate(search, curve)
+    assert faulty.calls == 1
+    assert [line for line in progress if "Faulty" in line] == [
+        "The callback Faulty raised ValueError: no connection. It is not called again; the search continues."
+    ]
+    assert sum(" epoch " in line for line in diary.lines) > 2
+
+
+def test_a_callback_of_the_search_itself_may_not_fail_in_silence() -> None:
+    class Faulty(SearchCallback):
+        @override
+        def on_trial_start(self, trial: TrialRecord) -> None:
+            raise ValueError("no connection")
+
+    search = coordinator(study(), total=2, callbacks=(Faulty(),))
+    with pytest.raises(ValueError, match="no connection"):
+        search.next_trial()

@@ -13,7 +13,7 @@ from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.mlflow_callback import (
-    TrackingListener,
+    MlflowCallback,
     destination,
     experiment_name,
     note_experiment,
@@ -34,15 +34,15 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
     writer = mock.create_autospec(MlflowWriter, instance=True)
     writer.opened_runs.return_value = []
     near_end = mock.Mock()
-    listener = TrackingListener(writer, record, CostModel(space=space, facts={}), near_end=near_end)
+    callback = MlflowCallback(writer, record, CostModel(space=space, facts={}), near_end=near_end)
 
     def begin() -> None:
-        listener.trial_started(record.open(Proposal(params={}, distributions={}, memory={})))
+        callback.on_trial_start(record.open(Proposal(params={}, distributions={}, memory={})))
 
     def end_epoch(number: int, epoch: int, checkpoint: str | None) -> None:
         metrics = {"val_accuracy": 0.5}
         trial = record.report(number, epoch, metrics, GOES_ON, checkpoint=checkpoint)
-        listener.epoch_done(trial, metrics, GOES_ON)
+        callback.on_epoch(trial, metrics, GOES_ON)
 
     begin()
     assert not writer.wake.called, "the workers still import"

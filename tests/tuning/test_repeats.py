@@ -37,7 +37,7 @@ def run(
     """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
     search, trials = SearchSampler(of, known=known, **options), list(known)
     for number in range(len(known), len(known) + count):
-        proposal = search.propose()
+        proposal = search.ask()
         if proposal is None:
             break
         value = proposal.params.get("depth", 0) / 200 + proposal.params.get("width", 0) / 4
@@ -51,9 +51,9 @@ def run(
             memory=proposal.memory,
             origin=proposal.origin,
         )
-        search.opened(trial)
+        search.on_trial_start(trial)
         trials.append(dataclasses.replace(trial, state=TrialState.FINISHED, values=(value,)))
-        search.ended(trials[-1])
+        search.on_trial_end(trials[-1])
     return tuple(trials)
 
 

@@ -51,7 +51,7 @@ def ended(trial: TrialRecord, *, against: bool = False) -> TrialRecord:
 
 
 def proposed(search: SearchSampler, *infeasible: Any) -> Proposal:
-    proposal = search.propose(*infeasible)
+    proposal = search.ask(*infeasible)
     assert proposal is not None
     return proposal
 
@@ -62,9 +62,9 @@ def run(of: Space, known: list[TrialRecord], count: int, **options: Any) -> list
     trials = list(known)
     for number in range(len(known), len(known) + count):
         trial = opened(number, proposed(search))
-        search.opened(trial)
+        search.on_trial_start(trial)
         trials.append(ended(trial, against=of.metric.against is not None))
-        search.ended(trials[-1])
+        search.on_trial_end(trials[-1])
     return trials
 
 
@@ -101,7 +101,7 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
     dropped = next(t for t in before[:12] if t.number not in before[12].memory[sampler._KEPT])
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
     search = SearchSampler(of, known=before)
-    search.reported(promoted)
+    search.on_epoch(promoted)
     goes_on = proposed(search).params
     resumed = SearchSampler(of, known=[promoted if t.number == promoted.number else t for t in before])
     assert proposed(resumed).params == goes_on
@@ -151,7 +151,7 @@ class Watching(optuna.samplers.RandomSampler):
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
-    """What the sampler of a proposer that is made now was shown when it was asked last."""
+    """What the Optuna sampler of a sampler that is made now was shown when it was asked last."""
     seen: list[FrozenTrial] = []
     monkeypatch.setattr(
         sampler, "make_sampler", lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt)
@@ -167,27 +167,27 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
     search = SearchSampler(of)
 
     def view() -> list[tuple[str, float | None]]:
-        search.propose()
+        search.ask()
         return [(t.state.name, t.value if t.state.name == "COMPLETE" else None) for t in shown]
 
     trials = [opened(number, proposed(search)) for number in range(4)]
     for trial in trials:
-        search.opened(trial)
-        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number,)))
+        search.on_trial_start(trial)
+        search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number,)))
     assert view() == [("COMPLETE", 0.1 * number) for number in range(4)]
     for trial in trials[:3]:
-        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
-    search.ended(dataclasses.replace(trials[3], state=TrialState.STOPPED, values=(0.3, 0.4, 0.7)))
+        search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    search.on_trial_end(dataclasses.replace(trials[3], state=TrialState.STOPPED, values=(0.3, 0.4, 0.7)))
     assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7)]
 
 
 def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space("tpe"))
     trial = opened(0, proposed(search))
-    search.opened(trial)
-    search.reported(dataclasses.replace(trial, values=(0.9,)))
-    search.ended(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
-    search.propose()
+    search.on_trial_start(trial)
+    search.on_epoch(dataclasses.replace(trial, values=(0.9,)))
+    search.on_trial_end(dataclasses.replace(trial, state=TrialState.DIVERGED, values=(0.9, math.nan)))
+    search.ask()
     told = shown[0]
     assert (told.state.name, told.intermediate_values) == ("PRUNED", {})
 
@@ -197,9 +197,9 @@ def fed(search: SearchSampler, *fates: tuple[TrialState, tuple[float, ...]]) -> 
     trials: list[TrialRecord] = []
     for state, values in fates:
         trial = opened(len(trials), proposed(search))
-        search.opened(trial)
+        search.on_trial_start(trial)
         trials.append(dataclasses.replace(trial, state=state, values=values))
-        (search.ended if state.is_final else search.reported)(trials[-1])
+        (search.on_trial_end if state.is_final else search.on_epoch)(trials[-1])
     return trials
 
 
@@ -214,15 +214,15 @@ RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.
 def test_other_samplers_learn_what_a_trial_ended_with(kind: str, shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space(kind))
     fed(search, (RUNNING, (0.1, 0.2)), (STOPPED, (0.5, 0.7)))
-    search.propose()
+    search.ask()
     assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7])]
 
 
 def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space("tpe", *AGAINST))
     first, second = fed(search, (RUNNING, (0.1, 0.2)), (RUNNING, (0.5, 0.7)))
-    search.ended(dataclasses.replace(second, state=STOPPED, cost=2.0))
-    search.propose()
+    search.on_trial_end(dataclasses.replace(second, state=STOPPED, cost=2.0))
+    search.ask()
     assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7, 2.0])]
     assert first.number == 0
 
@@ -241,10 +241,10 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
     trials: list[TrialRecord] = []
     for state, values in [*fates, (DIVERGED, (math.nan,))]:
         trial = dataclasses.replace(opened(len(trials), proposed(search), of.metric.name), maximize=maximize)
-        search.opened(trial)
+        search.on_trial_start(trial)
         trials.append(dataclasses.replace(trial, state=state, values=values))
-        (search.ended if state.is_final else search.reported)(trials[-1])
-    (SearchSampler(of, known=trials) if resumed else search).propose()
+        (search.on_trial_end if state.is_final else search.on_epoch)(trials[-1])
+    (SearchSampler(of, known=trials) if resumed else search).ask()
     assert words(shown)[-1] == ("COMPLETE", [worst])
 
 
@@ -254,10 +254,10 @@ def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_i
     search = SearchSampler(space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
-        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+        search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
     # Finite before, and after: at the rung it is not.
-    search.reported(dataclasses.replace(trials[3], values=(0.1 * 3, 0.5, math.nan, 0.7)))
-    search.propose()
+    search.on_epoch(dataclasses.replace(trials[3], values=(0.1 * 3, 0.5, math.nan, 0.7)))
+    search.ask()
     assert words(shown) == [("COMPLETE", [0.1 * number]) for number in range(4)]
 
 
@@ -265,28 +265,28 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
     search = SearchSampler(space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
-        search.reported(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
-    search.opened(opened(4, proposed(search)))
-    search.reported(dataclasses.replace(trials[3], values=(0.1 * 3, 0.4, 0.7)))
-    search.opened(opened(5, proposed(search)))
+        search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
+    search.on_trial_start(opened(4, proposed(search)))
+    search.on_epoch(dataclasses.replace(trials[3], values=(0.1 * 3, 0.4, 0.7)))
+    search.on_trial_start(opened(5, proposed(search)))
     assert words(shown)[:4] == [*[("COMPLETE", [0.6])] * 3, ("COMPLETE", [0.7])]
     # Behind the rest, with the value it had there.
-    search.ended(dataclasses.replace(opened(4, proposed(search)), state=STOPPED, values=(0.9,)))
-    search.propose()
+    search.on_trial_end(dataclasses.replace(opened(4, proposed(search)), state=STOPPED, values=(0.9,)))
+    search.ask()
     assert (shown[4].state.name, shown[4].intermediate_values) == ("PRUNED", {1: 0.9})
 
 
 def test_a_search_that_goes_on_compares_trials_where_it_did(shown: list[FrozenTrial]) -> None:
     known = fed(SearchSampler(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
-    SearchSampler(space("tpe"), known=known).propose()
+    SearchSampler(space("tpe"), known=known).ask()
     assert words(shown) == [("COMPLETE", [0.6])] * 4
 
 
 def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space("tpe"))
     (trial,) = fed(search, (RUNNING, (0.9,)))
-    search.ended(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
-    proposal = search.propose(enqueued=Enqueued(number=7, params={"weight_decay": 0.0625}))
+    search.on_trial_end(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
+    proposal = search.ask(enqueued=Enqueued(number=7, params={"weight_decay": 0.0625}))
     assert proposal is not None
     assert proposal.params["weight_decay"] == 0.0625
     assert shown[0].state.name == "PRUNED"
@@ -296,7 +296,7 @@ def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTria
     search = SearchSampler(space("tpe"))
     answers = iter((True, True, True, False))
     proposed(search, lambda _: next(answers))
-    search.propose()
+    search.ask()
     assert [trial.state.name for trial in shown] == ["FAIL", "FAIL", "FAIL", "RUNNING"]
 
 
@@ -304,7 +304,7 @@ def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[Fr
     (earlier,) = fed(SearchSampler(space("random")), (STOPPED, (0.9,)))
     search = SearchSampler(space("random"), background=[earlier])
     fed(search, (STOPPED, (0.9,)))
-    search.propose()
+    search.ask()
     assert words(shown) == [("COMPLETE", [0.9])] * 2
 
 
@@ -315,7 +315,7 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
     for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(space(kind), [], 13)
-    SearchSampler(space(kind), known=known).propose()
+    SearchSampler(space(kind), known=known).ask()
     assert len(shown) == size
 
 

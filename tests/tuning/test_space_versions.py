@@ -47,13 +47,13 @@ def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
     """Two trials; as an earlier version recorded them, if ``old``."""
     kept, search = record(of), SearchSampler(drawn_from)
     for _ in range(2):
-        proposal = search.propose()
+        proposal = search.ask()
         assert proposal is not None
         origin = None if old else proposal.origin
         trial = kept.open(
             Proposal(params=proposal.params, distributions=proposal.distributions, origin=origin)
         )
-        search.opened(trial)
+        search.on_trial_start(trial)
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
 
 
@@ -87,7 +87,7 @@ def test_trials_of_two_versions_keep_their_own(study: optuna.Study) -> None:
     fill(study, first)
     note_space(record(study), versions, second)
     kept, search = record(study), SearchSampler(second, versions=SpaceVersions(spaces=(first, second)))
-    proposal = search.propose()
+    proposal = search.ask()
     assert proposal is not None
     kept.open(proposal)
     found = record(study)
@@ -165,7 +165,7 @@ def test_the_record_says_what_its_values_are(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     StudyRecord.create(url, "s", metric="val_loss", maximize=False, space="", at="last")
     found = StudyRecord.load(url, "s", metric="val_accuracy")
-    proposal = SearchSampler(space()).propose()
+    proposal = SearchSampler(space()).ask()
     assert proposal is not None
     trial = found.open(proposal)
     assert (trial.metric, trial.at, trial.maximize) == ("val_loss", "last", False)

@@ -40,10 +40,10 @@ def space() -> Space:
 
 
 def run(files: EventFiles, number: int, values: tuple[float, ...], *, state: TrialState) -> None:
-    files.trial_started(trial(number))
+    files.on_trial_start(trial(number))
     for epoch in range(1, len(values) + 1):
-        files.epoch_done(trial(number, *values[:epoch]), dict.fromkeys(METRICS, 0.5), GOES_ON)
-    files.trial_ended(trial(number, *values, state=state))
+        files.on_epoch(trial(number, *values[:epoch]), dict.fromkeys(METRICS, 0.5), GOES_ON)
+    files.on_trial_end(trial(number, *values, state=state))
 
 
 def read(folder: Path, number: int) -> EventAccumulator:
@@ -109,12 +109,12 @@ def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_wri
         run(files, 0, values[: 3 - lost], state=TrialState.INTERRUPTED)
         run(files, 1, values, state=TrialState.FINISHED)
     with event_files(tmp_path, space) as files:
-        files.search_started(
+        files.on_search_start(
             [trial(0, *values, state=TrialState.INTERRUPTED), trial(1, *values, state=TrialState.FINISHED)]
         )
-        files.trial_started(trial(0, *values))
-        files.epoch_done(trial(0, *values, 0.875), dict.fromkeys(METRICS, 0.5), GOES_ON)
-        files.trial_ended(trial(0, *values, 0.875, state=TrialState.FINISHED))
+        files.on_trial_start(trial(0, *values))
+        files.on_epoch(trial(0, *values, 0.875), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.on_trial_end(trial(0, *values, 0.875, state=TrialState.FINISHED))
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 0.875)]
     assert points(tmp_path, 1) == [(1, 0.25), (2, 0.5), (3, 0.75)]
 
@@ -122,9 +122,9 @@ def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_wri
 def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> None:
     with event_files(tmp_path, space) as files:
         run(files, 0, (0.25,), state=TrialState.PAUSED)
-        files.trial_started(trial(0, 0.25))
-        files.epoch_done(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), GOES_ON)
-        files.trial_ended(trial(0, 0.25, 0.5, state=TrialState.FINISHED))
+        files.on_trial_start(trial(0, 0.25))
+        files.on_epoch(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.on_trial_end(trial(0, 0.25, 0.5, state=TrialState.FINISHED))
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5)]
 
 

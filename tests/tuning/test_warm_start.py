@@ -86,10 +86,10 @@ def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
     )
     search, widths = SearchSampler(space()), []
     for state in states:
-        proposal = search.propose()
+        proposal = search.ask()
         assert proposal is not None
         trial = kept.open(proposal)
-        search.opened(trial)
+        search.on_trial_start(trial)
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
         if state.is_final:
             kept.close(trial.number, state, checkpoint=None)

@@ -7,11 +7,12 @@ from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
+from typing_extensions import override
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.formatting import duration, format_number, pairs
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import Gauges, TrialRecord, Verdict
+from tune_rescon.tuning import Gauges, SearchCallback, TrialRecord, Verdict
 
 __all__ = ["STATE_STYLE", "EventLines", "end_line", "note_line", "start_line"]
 
@@ -28,8 +29,8 @@ STATE_STYLE: Final = {
 }
 
 
-class EventLines:
-    """A :class:`tune_rescon.tuning.SearchListener` that prints a line for each event."""
+class EventLines(SearchCallback):
+    """Prints a line for each event."""
 
     def __init__(self, console: Console, space: Space) -> None:
         """Print to ``console`` about a search of ``space``."""
@@ -46,7 +47,8 @@ class EventLines:
     def on_start(self, gauges: Gauges) -> None:
         """Do nothing: the lines report events, not the current state."""
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    @override
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Print how many trials there are, and how many have ended."""
         self._ended = sum(trial.state.is_final for trial in trials)
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
@@ -56,16 +58,19 @@ class EventLines:
             soft_wrap=True,
         )
 
-    def trial_started(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Print the trial's parameters and, if it was promoted or restarted, the epoch it continues from."""
         self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
 
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
+    @override
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         """Print a note about the trial."""
         self._print(note_line(trial, text))
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Print the trial's value, and its rank if it reached a rung.
 
         Args:
@@ -81,7 +86,8 @@ class EventLines:
             f"train_loss {format_number(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
         )
 
-    def trial_ended(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Print the trial's final state, or, if it is paused, that it waits."""
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,8 +23,8 @@ from tune_rescon.spaces import Space
 from tune_rescon.tuning import (
     Gauges,
     RunOptions,
+    SearchCallback,
     SearchFolder,
-    SearchListener,
     StudyResult,
     TrialRecord,
     Verdict,
@@ -53,8 +53,8 @@ class SearchPresentation:
         return note_text(result)
 
     @contextmanager
-    def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchListener]:
-        """Yield a listener that writes ``report.html`` at most once a minute, while the search runs."""
+    def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchCallback]:
+        """Yield a callback that writes ``report.html`` at most once a minute, while the search runs."""
         live = LiveReport(snapshot, _write_page, folder.report_html)
         try:
             yield live
@@ -83,7 +83,7 @@ INTERVAL: Final = 60.0
 _LOGGER = logging.getLogger(__name__)
 
 
-class LiveReport(SearchListener):
+class LiveReport(SearchCallback):
     """Takes a snapshot of the search and writes its page on a separate thread, at most once per ``interval``.
 
     An event that arrives too soon, or while a page is being written, writes no page: a later event will, and
@@ -118,25 +118,17 @@ class LiveReport(SearchListener):
         self._thread: threading.Thread | None = None
 
     @override
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Do nothing: the page of an earlier run already shows the trials so far."""
-
-    @override
-    def trial_started(self, trial: TrialRecord) -> None:
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Write a page if one is due."""
         self._tick()
 
     @override
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Write a page if one is due."""
         self._tick()
 
     @override
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Do nothing: the note can wait for the next page."""
-
-    @override
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Write a page if one is due."""
         self._tick()
 
@@ -228,7 +220,7 @@ def run_with_display(
                 result = run_search(
                     space,
                     options,
-                    listeners=[view],
+                    callbacks=[view],
                     presentation=presentation or SearchPresentation(),
                     on_start=on_start,
                     on_result=show,

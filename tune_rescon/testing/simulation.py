@@ -123,7 +123,7 @@ class SimulatedSearch:
             SearchSampler(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
             prune=lambda _number, _keep: None,
             clock=self._clock or time.monotonic,
-        )
+        ).start()
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Read all trials from the record again."""

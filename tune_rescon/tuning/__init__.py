@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
+    from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchCallback
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
@@ -62,8 +62,8 @@ __all__ = [
     "Place",
     "Presentation",
     "RunOptions",
+    "SearchCallback",
     "SearchFolder",
-    "SearchListener",
     "SearchOverview",
     "SearchPlan",
     "SearchSampler",
@@ -118,7 +118,7 @@ __getattr__ = lazy_names(
         "RunOptions": "options",
         "SuccessiveHalving": "schedulers",
         "SearchFolder": "folder",
-        "SearchListener": "callbacks",
+        "SearchCallback": "callbacks",
         "SearchOverview": "overview",
         "SearchPlan": "coordinator",
         "SearchState": "result",

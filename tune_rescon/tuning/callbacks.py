@@ -1,12 +1,15 @@
-"""Listeners and presentations, which receive the events of a search."""
+"""Callbacks and presentations, which receive the events of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from typing_extensions import override
 
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.result import StudyResult
@@ -14,11 +17,15 @@ from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
+    "CallbackList",
     "ClusterSize",
     "Gauges",
     "Presentation",
-    "SearchListener",
+    "SearchCallback",
 ]
+
+_LOGGER = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +55,102 @@ class Gauges:
     """Return the last known size of the cluster. None if it is unknown or can no longer be queried."""
 
 
-class SearchListener(Protocol):
-    """Receives the events of a search.
+class SearchCallback:
+    """Receives the events of a search. A subclass overrides the methods that it needs; the others do nothing.
 
-    Its methods are called in the driver, one at a time. They must neither block nor raise.
+    The methods are called in the driver, not in the trials' worker processes, one at a time. They must return
+    quickly, because the trials wait for the decisions that follow. A resumed search calls them only for new
+    events: :meth:`on_search_start` has the trials of earlier runs.
     """
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Receive the start or resume of the search. ``trials`` are the trials already in its record."""
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
+        """Called before the first trial starts.
 
-    def trial_started(self, trial: TrialRecord) -> None:
-        """Receive a trial that was started, for the first time or again."""
+        Args:
+            trials: The trials that the search already has. Empty for a new search.
+        """
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        """Receive an epoch that was recorded and judged.
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        """Called when a trial starts, for the first time or again.
+
+        Args:
+            trial: The trial. ``trial.epochs`` is above 0 if it continues from a checkpoint.
+        """
+
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        """Called when an epoch has been recorded and judged.
 
         Args:
             trial: The trial. The epoch is ``trial.epochs``.
-            metrics: The metrics of the epoch.
-            verdict: The verdict on the epoch.
+            metrics: The metrics of the epoch, by MLflow's names.
+            verdict: The decision about the trial, with its rank at the rung if the epoch is a rung's.
         """
 
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Receive a note about a trial for the user."""
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
+        """Called with a message about a trial for the user.
 
-    def trial_ended(self, trial: TrialRecord) -> None:
-        """Receive a trial that was closed, paused or interrupted."""
+        Args:
+            trial: The trial.
+            text: The message.
+        """
+
+    def on_trial_end(self, trial: TrialRecord) -> None:
+        """Called when a trial has ended, or is paused or interrupted.
+
+        Args:
+            trial: The trial. ``trial.state`` says how it ended.
+        """
+
+
+class CallbackList(SearchCallback):
+    """Calls several callbacks, in the given order."""
+
+    def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
+        """Keep the callbacks.
+
+        Args:
+            callbacks: The callbacks.
+            safe: True for callbacks of a user. A search costs hours of GPUs, so that an error in one of them
+                must not end it: the exception is logged with its traceback, a message names the callback,
+                and it is not called again. False: an exception is raised.
+        """
+        self._callbacks = list(callbacks)
+        self._safe = safe
+
+    @override
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
+        self._call(lambda callback: callback.on_search_start(trials))
+
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        self._call(lambda callback: callback.on_trial_start(trial))
+
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        self._call(lambda callback: callback.on_epoch(trial, metrics, verdict))
+
+    @override
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
+        self._call(lambda callback: callback.on_trial_note(trial, text))
+
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
+        self._call(lambda callback: callback.on_trial_end(trial))
+
+    def _call(self, event: Callable[[SearchCallback], None]) -> None:
+        for callback in list(self._callbacks):
+            try:
+                event(callback)
+            except Exception as error:
+                if not self._safe:
+                    raise
+                self._callbacks.remove(callback)
+                name = type(callback).__name__
+                _LOGGER.exception("the callback %s failed", name)
+                _PROGRESS.info(
+                    f"The callback {name} raised {type(error).__name__}: {error}. It is not called again; the"
+                    " search continues."
+                )
 
 
 class Presentation(Protocol):
@@ -84,10 +161,10 @@ class Presentation(Protocol):
 
     def watching(
         self, snapshot: Callable[[], StudyResult], folder: SearchFolder
-    ) -> AbstractContextManager[SearchListener]:
-        """Return a context manager that yields a listener.
+    ) -> AbstractContextManager[SearchCallback]:
+        """Return a context manager that yields a callback.
 
-        While the context is active, the listener occasionally calls ``snapshot`` and draws the result in the
+        While the context is active, the callback occasionally calls ``snapshot`` and draws the result in the
         background.
         """
 

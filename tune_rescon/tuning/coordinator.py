@@ -1,6 +1,6 @@
 """The coordinator makes every decision about trials: it starts them, judges each epoch and closes them.
 
-The coordinator uses the record, the stopping rule, the proposer and the listeners. It does not depend on Ray.
+The coordinator uses the record, the stopping rule, the sampler and the callbacks. It does not depend on Ray.
 Tune's searcher and scheduler (:mod:`tune_rescon.tuning.ray.tune_adapter`) call it and act on its decisions.
 A simulation can do the same in microseconds. The coordinator runs in the driver, one call at a time.
 """
@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
-from tune_rescon.tuning.callbacks import SearchListener
+from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
@@ -150,28 +150,28 @@ class Coordinator:
         plan: SearchPlan,
         record: StudyRecord,
         rule: StoppingRule,
-        proposer: SearchSampler,
+        sampler: SearchSampler,
         *,
-        listeners: Sequence[SearchListener] = (),
+        callbacks: Sequence[SearchCallback] = (),
         prune: Callable[[int, str | None], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set up the coordinator on a record that may already contain trials.
+        """Set up the coordinator on a record that may already contain trials; :meth:`start` must follow.
 
         Args:
             plan: The amount of work.
             record: The durable record. Its recorded values are passed to ``rule``.
             rule: The stopping rule. It must not have seen any value yet.
-            proposer: The sampler. It must already have the trials of ``record``.
-            listeners: Receive every event, in the given order.
+            sampler: The sampler. It must already have the trials of ``record``.
+            callbacks: Receive every event, in the given order.
             prune: Deletes all checkpoints of a trial except the given file.
             clock: Returns monotonic time in seconds.
         """
         self._plan = plan
         self._record = record
         self._rule = rule
-        self._proposer = proposer
-        self._listeners = listeners
+        self._sampler = sampler
+        self._callbacks = CallbackList(callbacks)
         self._prune = prune
         self._clock = clock
         self._interrupted = False
@@ -184,14 +184,24 @@ class Coordinator:
         """The reason why the search cannot continue: too many trials failed in a row. None if it can."""
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
-        trials = record.trials()
-        self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=plan.keep)
+        self._kept: frozenset[int] = frozenset()
+        self._out_of_memory: dict[Hashable, int] = {}
+        self._unfinished: list[int] = []
+
+    def start(self) -> Self:
+        """Pass the recorded trials to the rule and the callbacks, and carry out decisions that are not done.
+
+        Returns:
+            The coordinator itself.
+        """
+        trials = self._record.trials()
+        self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=self._plan.keep)
         self._out_of_memory = {
             self._memory(t): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
         }
-        for listener in listeners:
-            listener.search_started(trials)
+        self._callbacks.on_search_start(trials)
         self._unfinished = self._recall(trials)
+        return self
 
     @property
     def interrupted(self) -> bool:
@@ -226,15 +236,15 @@ class Coordinator:
         if promoted is not None:
             return self._started(self._record.reopen(promoted))
         while self._more and self._rule.may_start():
-            enqueued = self._record.next_enqueued(self._proposer.fits)
+            enqueued = self._record.next_enqueued(self._sampler.fits)
             infeasible = self._is_infeasible if self._out_of_memory else None
-            proposal = self._proposer.propose(infeasible, enqueued=enqueued)
+            proposal = self._sampler.ask(infeasible, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
                 self._rule.no_new_trials()
                 return self.next_trial()
             trial = self._record.open(proposal)
-            self._proposer.opened(trial)
+            self._sampler.on_trial_start(trial)
             if not self._close_if_infeasible(trial):
                 return self._started(trial)
         last = self._last_promotion()
@@ -277,9 +287,8 @@ class Coordinator:
         self._advance()
         verdict = self._judge(known.extended(metrics))
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
-        self._proposer.reported(trial)
-        for listener in self._listeners:
-            listener.epoch_done(trial, metrics, verdict)
+        self._sampler.on_epoch(trial)
+        self._callbacks.on_epoch(trial, metrics, verdict)
         self._act(trial)
         if verdict.decision is Decision.CONTINUE and self._ending_now:
             self._interrupt_trial(number)
@@ -287,13 +296,12 @@ class Coordinator:
         return verdict.decision
 
     def note(self, number: int, text: str) -> None:
-        """Record a note about a running trial for the user, and pass it to the listeners."""
+        """Record a note about a running trial for the user, and pass it to the callbacks."""
         if number not in self._running:
             return
         self._plan.guard()
         trial = self._record.note(number, text)
-        for listener in self._listeners:
-            listener.trial_noted(trial, text)
+        self._callbacks.on_trial_note(trial, text)
 
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
@@ -386,8 +394,7 @@ class Coordinator:
     def _started(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)
         self._rule.started(trial.number)
-        for listener in self._listeners:
-            listener.trial_started(trial)
+        self._callbacks.on_trial_start(trial)
         return trial
 
     def _is_infeasible(self, config: Mapping[str, Any]) -> bool:
@@ -445,9 +452,8 @@ class Coordinator:
             case Decision.PAUSE:
                 self._running.discard(trial.number)
                 paused = self._record.pause(trial.number)
-                self._proposer.reported(paused)
-                for listener in self._listeners:
-                    listener.trial_ended(paused)
+                self._sampler.on_epoch(paused)
+                self._callbacks.on_trial_end(paused)
 
     def _close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
@@ -458,22 +464,20 @@ class Coordinator:
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
-        self._proposer.ended(trial)
+        self._sampler.on_trial_end(trial)
         # A deadline may have ended a trial that the rule paused.
         self._rule.ended(number)
         if state is TrialState.OUT_OF_MEMORY:
             self._out_of_memory.setdefault(self._memory(trial), number)
         self.failure = self.failure or self._streak.add(trial)
-        for listener in self._listeners:
-            listener.trial_ended(trial)
+        self._callbacks.on_trial_end(trial)
 
     def _interrupt_trial(self, number: int) -> None:
         """Interrupt a running trial, so that a resume can continue it."""
         self._plan.guard()
         self._running.discard(number)
         trial = self._record.interrupt(number)
-        for listener in self._listeners:
-            listener.trial_ended(trial)
+        self._callbacks.on_trial_end(trial)
 
     def _past_deadline(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline

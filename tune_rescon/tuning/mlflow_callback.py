@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from typing_extensions import override
+
 from tune_rescon.config import PEAK_MEMORY, TEST_METRICS, is_test_metric
 from tune_rescon.data import is_url
 from tune_rescon.spaces import Space
@@ -23,6 +25,7 @@ from tune_rescon.tracking import (
     TrialRunState,
     now_ms,
 )
+from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
@@ -33,8 +36,8 @@ from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
+    "MlflowCallback",
     "ParentRun",
-    "TrackingListener",
     "closing_metrics",
     "closing_words",
     "destination",
@@ -225,8 +228,8 @@ SHOWN_FIXED: Final = frozenset(
 )
 
 
-class TrackingListener:
-    """A :class:`.SearchListener` that passes each trial's newest view to the writer."""
+class MlflowCallback(SearchCallback):
+    """Passes each trial's newest view to the writer."""
 
     def __init__(
         self,
@@ -251,16 +254,19 @@ class TrackingListener:
         self._pricing = pricing
         self._near_end = near_end
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    @override
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Send every trial of the record again, because a driver that died may not have sent all of it."""
         for trial in trials:
             self._writer.show(self.view(trial))
 
-    def trial_started(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Open or reopen the trial's run."""
         self._show(trial)
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Show the trial with its new epoch."""
         del metrics, verdict
         # The worker processes have finished their imports, so MLflow's process no longer delays the first
@@ -271,10 +277,8 @@ class TrackingListener:
             self._near_end()
             self._near_end = None
 
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Do nothing: the notes are sent when the run ends."""
-
-    def trial_ended(self, trial: TrialRecord) -> None:
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Log the closing metrics and end the run; of a paused or interrupted trial, show only the state."""
         self._show(trial)
 

@@ -9,7 +9,7 @@ from tune_rescon.errors import presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.identity import ensure_identity, write_id
-from tune_rescon.tuning.mlflow_callback import ParentRun, TrackingListener, destination
+from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destination
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import Place, known_datasets, summed_up
 from tune_rescon.tuning.result import CostModel, StudyResult
@@ -106,12 +106,12 @@ def _send(
             uploads=store.url is None or not own,
         )
         parent.start()
-        listener = TrackingListener(writer, record, pricing)
-        listener.search_started(result.trials)
+        callback = MlflowCallback(writer, record, pricing)
+        callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
         pending_updates = writer.close(patience)
-        listener.note_runs()
+        callback.note_runs()
         return Synced(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),

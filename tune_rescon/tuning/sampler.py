@@ -125,7 +125,7 @@ class SearchSampler:
         self._kept = self._noted_kept()
         self._renew()
 
-    def propose(
+    def ask(
         self, infeasible: Infeasible | None = None, *, enqueued: Enqueued | None = None
     ) -> Proposal | None:
         """Draw the next trial, or complete an enqueued trial.
@@ -167,7 +167,7 @@ class SearchSampler:
             return False
         return True
 
-    def opened(self, trial: TrialRecord) -> None:
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Register the drawn trial after it was recorded.
 
         Its number is higher than the expected one if other programs have added trials.
@@ -178,16 +178,16 @@ class SearchSampler:
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
-    def reported(self, trial: TrialRecord) -> None:
+    def on_epoch(self, trial: TrialRecord) -> None:
         """Learn from an epoch of a trial that continues or pauses."""
         trial = self._known[trial.number] = self._as_of_now(trial)
         if self._is_inside(trial):
             self._note_reached(trial)
             self._tell(trial)
 
-    def ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Learn from a trial that ended permanently."""
-        self.reported(trial)
+        self.on_epoch(trial)
         if self._is_inside(trial):
             self._note_worst(trial)
 

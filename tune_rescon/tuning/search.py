@@ -21,14 +21,14 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import AutoResources, Space, dump_space, first_rows, to_optuna
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import deadline, epochs_spent_words, exhausted_words, spent_words
-from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchListener
+from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import (
+    MlflowCallback,
     ParentRun,
-    TrackingListener,
     closing_words,
     destination,
     note_experiment,
@@ -93,7 +93,7 @@ def run_search(
     space: Space,
     options: RunOptions,
     *,
-    listeners: Sequence[SearchListener] = (),
+    callbacks: Sequence[SearchCallback] = (),
     trainable: Callable[[dict[str, Any]], None] = run_trial,
     presentation: Presentation | None = None,
     on_start: Callable[[Gauges], object] | None = None,
@@ -107,7 +107,8 @@ def run_search(
     Args:
         space: The space to search. Its ``budget.trials`` is the total over all runs of the search.
         options: Where the search runs and what it writes to.
-        listeners: Receive every trial and every epoch, one call at a time, on one of the search's threads.
+        callbacks: Receive every trial and every epoch, one call at a time, on one of the search's threads.
+            One that raises is not called again.
         trainable: The function that Ray runs for each trial. A test may pass a fake one.
         presentation: Draws the search while it runs and when it ends. If None, only tables are written.
         on_start: Called before the first trial begins, with the gauges that can be read while the search
@@ -178,9 +179,9 @@ def run_search(
                 )
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
-                    listeners = [held.enter_context(files), *listeners]
+                    callbacks = [held.enter_context(files), *callbacks]
                 search = _Search(opened, note_space(record, before, space), prepared, presentation)
-                search.start(listeners, ray.resources, slots=slots)
+                search.start(callbacks, ray.resources, slots=slots)
                 watch = search.watch(interruption, ray)
                 if on_start is not None:
                     on_start(search.gauges(slots, cluster))
@@ -222,7 +223,7 @@ class _Search:
     """One run of one search. It is assembled once Ray has started and the data are prepared."""
 
     _parent: ParentRun
-    _tracking: TrackingListener
+    _tracking: MlflowCallback
     _coordinator: Coordinator
     _slots: int
 
@@ -248,12 +249,12 @@ class _Search:
         self._plan = _plan(self._space, self._maker, self._lease)
 
     def start(
-        self, listeners: Sequence[SearchListener], resources: Mapping[str, float], *, slots: int
+        self, callbacks: Sequence[SearchCallback], resources: Mapping[str, float], *, slots: int
     ) -> None:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
         Args:
-            listeners: Receive every trial and every epoch.
+            callbacks: Receive every trial and every epoch.
             resources: The resources of the cluster, by Ray's names.
             slots: The number of trials that run at once.
         """
@@ -274,8 +275,8 @@ class _Search:
         self._parent.start()
         if self._presentation is not None:
             drawing = self._presentation.watching(self._snapshot, self._folder)
-            listeners = [*listeners, self._drawing.enter_context(drawing)]
-        self._tracking = TrackingListener(
+            callbacks = [*callbacks, self._drawing.enter_context(drawing)]
+        self._tracking = MlflowCallback(
             self._writer, record, self._maker, near_end=self._parent.expect_champion
         )
         self._coordinator = Coordinator(
@@ -289,9 +290,9 @@ class _Search:
                 known=record.trials(),
                 versions=self._versions,
             ),
-            listeners=(self._tracking, *self._store.listeners, *listeners),
+            callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,
-        )
+        ).start()
 
     @property
     def space_is_exhausted(self) -> bool:

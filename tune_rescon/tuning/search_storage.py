@@ -24,7 +24,7 @@ from tune_rescon.storage import (
     fetch_databases,
     usable,
 )
-from tune_rescon.tuning.callbacks import SearchListener
+from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, reserved, trial_folder
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
@@ -34,7 +34,7 @@ from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "LocalStore",
-    "MirrorListener",
+    "MirrorCallback",
     "SearchStore",
     "UrlStore",
     "find_search",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-class MirrorListener(SearchListener):
+class MirrorCallback(SearchCallback):
     """Notifies a mirror of changes. It waits briefly when a trial begins or ends, and never at an epoch."""
 
     def __init__(self, mirror: Mirror) -> None:
@@ -52,26 +52,22 @@ class MirrorListener(SearchListener):
         self._mirror = mirror
 
     @override
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
-        """Do nothing: :meth:`UrlStore.begin` has already sent these trials."""
-
-    @override
-    def trial_started(self, trial: TrialRecord) -> None:
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Send the study before a worker process runs the trial, if sending is quick."""
         self._mirror.flush()
 
     @override
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Mark the study as changed without waiting: the trial's checkpoint holds the epoch already."""
         self._mirror.changed()
 
     @override
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         """Mark the study as changed; the next copy includes the note."""
         self._mirror.changed()
 
     @override
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Send the trial's outcome, which determines which checkpoints can be deleted."""
         self._mirror.flush()
 
@@ -97,9 +93,9 @@ class UrlStore:
         self._begun = False
 
     @property
-    def listeners(self) -> Sequence[SearchListener]:
-        """A listener that notifies the mirror."""
-        return (MirrorListener(self._mirror),)
+    def callbacks(self) -> Sequence[SearchCallback]:
+        """A callback that notifies the mirror."""
+        return (MirrorCallback(self._mirror),)
 
     @property
     def lease(self) -> LeaseStore | None:
@@ -208,7 +204,7 @@ class SearchStore(Protocol):
        from which the run continues.
     3. When the record is open and ``space.yaml`` is written, :meth:`begin` verifies that the storage can be
        written.
-    4. The :attr:`listeners` keep the storage up to date until :meth:`close` or :meth:`abandon`.
+    4. The :attr:`callbacks` keep the storage up to date until :meth:`close` or :meth:`abandon`.
     """
 
     @property
@@ -220,8 +216,8 @@ class SearchStore(Protocol):
         """The URL at which the files are kept; None if they are kept in :attr:`folder`."""
 
     @property
-    def listeners(self) -> Sequence[SearchListener]:
-        """The listeners that the run must notify of its events."""
+    def callbacks(self) -> Sequence[SearchCallback]:
+        """The callbacks that the run must notify of its events."""
 
     @property
     def lease(self) -> LeaseStore | None:
@@ -259,7 +255,7 @@ class LocalStore:
 
     folder: SearchFolder
     url: str | None = None
-    listeners: Sequence[SearchListener] = ()
+    callbacks: Sequence[SearchCallback] = ()
 
     @property
     def lease(self) -> LeaseStore | None:

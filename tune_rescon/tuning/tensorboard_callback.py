@@ -22,7 +22,7 @@ from typing_extensions import override
 from tune_rescon.config import TrialState
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.callbacks import SearchListener
+from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -67,8 +67,8 @@ def event_files(folder: Path, space: Space) -> Iterator[EventFiles]:
         files.close(PATIENCE)
 
 
-class EventFiles(SearchListener):
-    """A listener that only queues trials; its thread writes the files."""
+class EventFiles(SearchCallback):
+    """A callback that only queues trials; its thread writes the files."""
 
     def __init__(self, folder: Path, space: Space) -> None:
         """Start the thread, which writes below ``folder``."""
@@ -79,28 +79,24 @@ class EventFiles(SearchListener):
         self._thread.start()
 
     @override
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Write every trial of the record again: a driver that died may not have written all points."""
         for trial in trials:
             self._queue.put(trial)
 
     @override
-    def trial_started(self, trial: TrialRecord) -> None:
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Write the trial's parameters."""
         self._queue.put(trial)
 
     @override
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Write the points of the trial's new epoch."""
         del metrics, verdict
         self._queue.put(trial)
 
     @override
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
-        """Do nothing: a note is not a point."""
-
-    @override
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Write how the trial ended."""
         self._queue.put(trial)
 

@@ -31,13 +31,13 @@ def train(state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]) 
     def run(
         number: int, *values: float, ends: TrialState = TrialState.RUNNING, now: float = 0
     ) -> TrialRecord:
-        state.trial_started(make_trial(number), now)
+        state.on_trial_start(make_trial(number), now)
         for epoch in range(1, len(values) + 1):
             trial = make_trial(number, *values[:epoch])
-            state.epoch_done(trial, metrics, now + 10 * epoch)
+            state.on_epoch(trial, metrics, now + 10 * epoch)
         last = make_trial(number, *values, state=ends)
         if ends is not TrialState.RUNNING:
-            state.trial_ended(last)
+            state.on_trial_end(last)
         return last
 
     return run
@@ -91,7 +91,7 @@ def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
 def test_the_best_is_the_smallest_where_small_is_good(state: SearchState, make_trial: MakeTrial) -> None:
     for number, value in enumerate((0.5, 0.25, 0.75)):
         ended = make_trial(number, *[value] * 9, state=TrialState.FINISHED, maximize=False)
-        state.trial_ended(ended)
+        state.on_trial_end(ended)
     best = state.snapshot(TWO_SLOTS).best
     assert best is not None
     assert best.number == 1
@@ -104,7 +104,7 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back(
     seen = state.snapshot(TWO_SLOTS)
     assert (seen.running, seen.done, seen.ended) == ((), 0, {TrialState.PAUSED: 1})
     assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
-    assert not state.trial_started(paused, 0.0)
+    assert not state.on_trial_start(paused, 0.0)
     seen = state.snapshot(TWO_SLOTS)
     assert (len(seen.running), seen.ended) == (1, {})
     assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
@@ -114,7 +114,7 @@ def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
     state: SearchState, make_trial: MakeTrial, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, ends=TrialState.PAUSED)
-    state.trial_ended(make_trial(0, 0.5, state=TrialState.STOPPED))
+    state.on_trial_end(make_trial(0, 0.5, state=TrialState.STOPPED))
     seen = state.snapshot(TWO_SLOTS)
     assert seen.ended == {TrialState.STOPPED: 1}
     assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
@@ -124,7 +124,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
     state: SearchState, train: Callable[..., TrialRecord]
 ) -> None:
     running = train(0, 0.5, 0.6)
-    assert state.trial_started(running, 30.0)
+    assert state.on_trial_start(running, 30.0)
     seen = state.snapshot(TWO_SLOTS)
     assert len(seen.running) == 1
     assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
@@ -133,7 +133,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
 def test_a_search_that_goes_on_begins_with_what_its_record_holds(
     state: SearchState, make_trial: MakeTrial
 ) -> None:
-    state.search_started(
+    state.on_search_start(
         [
             make_trial(0, *[0.5] * 9, state=TrialState.FINISHED),
             make_trial(1, 0.25, state=TrialState.STOPPED),
@@ -147,7 +147,7 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
         RungCount(epoch=3, came=1, went_on=1),
     )
     assert seen.compute_hours == pytest.approx(24 / 3600)
-    assert not state.trial_started(make_trial(2, 0.5, 0.5), 0.0), "nobody died"
+    assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "nobody died"
 
 
 def test_the_time_left_is_said_once_each_slot_has_reported_twice(
@@ -175,12 +175,12 @@ def test_an_event_costs_the_same_after_a_thousand_trials(
     state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     """Far from the limit of 0.2 ms, and no scan: the bound allows for a busy machine only."""
-    state.search_started([make_trial(n, 0.5, state=TrialState.STOPPED) for n in range(1000)])
+    state.on_search_start([make_trial(n, 0.5, state=TrialState.STOPPED) for n in range(1000)])
     trials = [make_trial(1000, *[0.5] * epochs) for epochs in range(1, 10)]
-    state.trial_started(make_trial(1000), 0.0)
+    state.on_trial_start(make_trial(1000), 0.0)
     taken = []
     for now, trial in enumerate(trials):
         begun = time.perf_counter()
-        state.epoch_done(trial, metrics, float(now))
+        state.on_epoch(trial, metrics, float(now))
         taken.append(time.perf_counter() - begun)
     assert min(taken) < 0.0002

@@ -55,7 +55,7 @@ class Simulation:
             values=(),
         )
         self._limits[number] = self._chance.uniform(0.2, 0.95)
-        self._state.trial_started(self._trials[number], now)
+        self._state.on_trial_start(self._trials[number], now)
         self._plan(number, now)
 
     def _plan(self, number: int, now: float) -> None:
@@ -66,12 +66,12 @@ class Simulation:
         value = SyntheticCurve(limit=self._limits[number]).at(epoch)
         metrics = {**dict.fromkeys(METRICS, 0.5), self._space.metric.name: value}
         trial = self._trials[number] = self._trials[number].extended(metrics)
-        self._state.epoch_done(trial, metrics, now)
+        self._state.on_epoch(trial, metrics, now)
         decision = self._rule.judge(Observation(number=number, epoch=epoch, value=value)).decision
         if decision is Decision.CONTINUE:
             self._plan(number, now)
         else:
-            self._state.trial_ended(dataclasses.replace(trial, state=FATES[decision]))
+            self._state.on_trial_end(dataclasses.replace(trial, state=FATES[decision]))
             self._start(now)
 
 

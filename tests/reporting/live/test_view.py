@@ -72,9 +72,9 @@ def test_the_table_appears_with_the_search_and_goes_with_it(
         screen.wait_for("looking for the lease")
         assert "trials ended" not in screen.getvalue()
         view.on_start(gauges())
-        view.search_started([])
-        view.trial_started(make_trial(0))
-        view.epoch_done(make_trial(0, 0.5), metrics, GOES_ON)
+        view.on_search_start([])
+        view.on_trial_start(make_trial(0))
+        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
         screen.wait_for("600 images/s on 2 nodes, 8 CPUs")
         assert screen.getvalue().count(HIDE) == 1
     assert screen.getvalue().count(SHOW) == 1
@@ -85,7 +85,7 @@ def test_the_table_appears_with_the_search_and_goes_with_it(
 def test_the_terminal_is_given_back_by_an_exception(console: Console, screen: Screen, space: Space) -> None:
     def fail() -> None:
         with LiveView(console, space, name="s") as view:
-            view.search_started([])
+            view.on_search_start([])
             screen.wait_for("0 of 12 trials ended")
             view.say("the last words")
             raise ValueError("amid")
@@ -101,8 +101,8 @@ def test_ends_that_a_rung_did_not_decide_get_a_line(
     state: TrialState, console: Console, screen: Screen, space: Space, make_trial: MakeTrial
 ) -> None:
     with LiveView(console, space, name="s") as view:
-        view.trial_started(make_trial(3))
-        view.trial_ended(make_trial(3, 0.5, state=state))
+        view.on_trial_start(make_trial(3))
+        view.on_trial_end(make_trial(3, 0.5, state=state))
     told = ("finished", "diverged", "out_of_memory", "failed")
     expected = f"trial_0003 {state.value} after epoch 1, best 0.5 at epoch 1\n" if state in told else ""
     assert screen.words == expected
@@ -113,9 +113,9 @@ def test_errors_and_notes_are_shown_whole_and_in_order(
 ) -> None:
     error = "Traceback ...\n  a line of [bold] code that is very long indeed" + " and longer" * 10
     with LiveView(console, space, name="s") as view:
-        view.search_started([])
-        view.trial_noted(make_trial(3), "went on in [2] micro-batches")
-        view.trial_ended(make_trial(3, state=TrialState.FAILED, error=error))
+        view.on_search_start([])
+        view.on_trial_note(make_trial(3), "went on in [2] micro-batches")
+        view.on_trial_end(make_trial(3, state=TrialState.FAILED, error=error))
         view.say("Interrupted: [stopping]")
         screen.wait_for("Interrupted: [stopping]")
     note = "trial_0003 note: went on in [2] micro-batches"
@@ -126,9 +126,9 @@ def test_a_trial_whose_worker_died_gets_a_line(
     console: Console, screen: Screen, space: Space, make_trial: MakeTrial
 ) -> None:
     with LiveView(console, space, name="s") as view:
-        view.search_started([make_trial(4, 0.5, state=TrialState.INTERRUPTED)])
+        view.on_search_start([make_trial(4, 0.5, state=TrialState.INTERRUPTED)])
         for number in (3, 4, 3):
-            view.trial_started(make_trial(number, 0.5))
+            view.on_trial_start(make_trial(number, 0.5))
     assert re.findall(r"trial_000\d starts.*?:", screen.words) == ["trial_0003 starts again after epoch 1:"]
 
 
@@ -139,7 +139,7 @@ def test_mlflow_is_mentioned_once_it_keeps_updates_waiting(
     queue = iter([3, 0] * 5 + [214] * 10_000)
     with LiveView(console, space, name="s") as view:
         view.on_start(gauges(waiting=lambda: next(queue)))
-        view.search_started([])
+        view.on_search_start([])
         screen.wait_for("MLflow  214 waiting")
     assert "MLflow  3 waiting" not in screen.words
 
@@ -162,11 +162,11 @@ def test_a_stuck_terminal_holds_up_no_event(
     stuck = Stuck()
     console = Console(file=stuck, force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
-        view.search_started([])
+        view.on_search_start([])
         time.sleep(0.05)
-        view.trial_started(make_trial(0))
-        view.epoch_done(make_trial(0, 0.5), metrics, GOES_ON)
-        view.trial_ended(make_trial(0, 0.5, state=TrialState.FAILED, error="the reason"))
+        view.on_trial_start(make_trial(0))
+        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
+        view.on_trial_end(make_trial(0, 0.5, state=TrialState.FAILED, error="the reason"))
         view.say("all of it was noted")
         assert stuck.getvalue() == ""
         stuck.goes_on.set()
@@ -186,9 +186,9 @@ def test_a_terminal_that_is_gone_is_no_fault_of_the_search(
 ) -> None:
     console = Console(file=Gone(), force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
-        view.search_started([])
+        view.on_search_start([])
         time.sleep(0.1)
-        view.trial_started(make_trial(0))
+        view.on_trial_start(make_trial(0))
     assert "the terminal takes nothing any more" in caplog.text
 
 
@@ -203,11 +203,11 @@ def test_the_redraws_are_bounded(
     monkeypatch.setattr(view_module, "REDRAW_EVERY", 0.25)
     begun = time.monotonic()
     with LiveView(console, space, name="s") as view:
-        view.search_started([])
+        view.on_search_start([])
         for number in range(2000):
-            view.trial_started(make_trial(number))
-            view.epoch_done(make_trial(number, 0.5), metrics, GOES_ON)
-            view.trial_ended(make_trial(number, 0.5, state=TrialState.STOPPED))
+            view.on_trial_start(make_trial(number))
+            view.on_epoch(make_trial(number, 0.5), metrics, GOES_ON)
+            view.on_trial_end(make_trial(number, 0.5, state=TrialState.STOPPED))
         time.sleep(0.3)
     drawn = screen.getvalue().count("trials ended")
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)

@@ -185,7 +185,7 @@ class SearchState:
         self._planned = planned_epochs(space) if space.scheduler.type == "auto" else None
         self._pace = _Pace()
 
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Count the trials that are already in the record."""
         for trial in trials:
             self._begin(trial)
@@ -196,7 +196,7 @@ class SearchState:
             self._compare(trial)
             self._settle(trial)
 
-    def trial_started(self, trial: TrialRecord, now: float) -> bool:
+    def on_trial_start(self, trial: TrialRecord, now: float) -> bool:
         """Count a started trial; return True if it was already running, which means that its worker died."""
         again = trial.number in self._running
         if trial.number in self._paused:
@@ -207,7 +207,7 @@ class SearchState:
         self._pace.begins(trial.number, now)
         return again
 
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
         """Count a completed epoch.
 
         Args:
@@ -225,7 +225,7 @@ class SearchState:
         self._pace.reports(trial.number, now)
         self._compare(trial)
 
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Count a trial that stopped running, either for good or until it is promoted or resumed."""
         if trial.number in self._paused:
             self._resume(trial)

@@ -21,7 +21,7 @@ from tune_rescon.reporting.events import end_line, note_line, start_line
 from tune_rescon.reporting.live.rendering import SearchTable
 from tune_rescon.reporting.live.state import Reading, SearchState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import Gauges, SearchListener, TrialRecord, Verdict
+from tune_rescon.tuning import Gauges, SearchCallback, TrialRecord, Verdict
 
 __all__ = ["LiveView"]
 
@@ -39,8 +39,8 @@ TOLD: Final = frozenset(
 _LOGGER = logging.getLogger(__name__)
 
 
-class LiveView(SearchListener):
-    """A listener that redraws a table in place and prints the most important events as lines above it.
+class LiveView(SearchCallback):
+    """A callback that redraws a table in place and prints the most important events as lines above it.
 
     Only the view's own thread writes to the terminal. If the terminal accepts no output (Ctrl-S), or is gone,
     no other thread is blocked: events are stored and drawn at the next opportunity.
@@ -110,37 +110,37 @@ class LiveView(SearchListener):
         self._gauges = gauges
 
     @override
-    def search_started(self, trials: Sequence[TrialRecord]) -> None:
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Show the table."""
         with self._lock:
-            self._state.search_started(trials)
+            self._state.on_search_start(trials)
         self._begun = True
 
     @override
-    def trial_started(self, trial: TrialRecord) -> None:
+    def on_trial_start(self, trial: TrialRecord) -> None:
         """Add the trial's row."""
         with self._lock:
-            again = self._state.trial_started(trial, self._clock())
+            again = self._state.on_trial_start(trial, self._clock())
         if again:
             self._add_line(start_line(trial, promoted=False))
 
     @override
-    def trial_noted(self, trial: TrialRecord, text: str) -> None:
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         """Print the note as a line."""
         self._add_line(note_line(trial, text))
 
     @override
-    def epoch_done(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Update the trial's row."""
         del verdict
         with self._lock:
-            self._state.epoch_done(trial, metrics, self._clock())
+            self._state.on_epoch(trial, metrics, self._clock())
 
     @override
-    def trial_ended(self, trial: TrialRecord) -> None:
+    def on_trial_end(self, trial: TrialRecord) -> None:
         """Remove the trial's row."""
         with self._lock:
-            self._state.trial_ended(trial)
+            self._state.on_trial_end(trial)
         if trial.state in TOLD:
             self._add_line(end_line(trial))
         if trial.error:

@@ -284,7 +284,7 @@ class SearchIsOver(BaseException):
 
 
 class DriverLock:
-    """A lock on the coordinator, the record and their listeners.
+    """A lock on the coordinator, the record and their callbacks.
 
     The working thread takes one turn (one acquisition of the lock) for each call. The main thread ends the
     turns: afterwards the working thread can take none.
