@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs docs-lint structure cluster-test cluster-smoke bench faults gpu-check clean
+.PHONY: demo test test-all check dist docs docs-lint structure cluster-test cluster-smoke bench faults gpu-check clean
 
 demo: .venv/.installed
 	$(BIN)/python -m tune_rescon.search --space digits --name demo-$$(date +%Y%m%d-%H%M%S)
@@ -45,6 +45,13 @@ docs-lint: .venv/.installed-dev
 # The site, in site/. A broken link or anchor fails. Not a part of `check`, which needs no package of mkdocs.
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheel and the source distribution, in dist/, checked as the package index would.
+dist: .venv/.installed-release
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # The package's size and shape in numbers. `--list` names the places.
 structure:
@@ -91,6 +98,10 @@ endef
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(call install,tune_rescon and what its tests need,.[dev])
+	@touch .venv/.installed
+
+.venv/.installed-release: .venv/bin/python pyproject.toml constraints.txt
+	$(call install,tune_rescon and what checks its distributions,.[release])
 	@touch .venv/.installed
 
 .venv/.installed-docs: .venv/bin/python pyproject.toml constraints.txt

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def test_an_example_compiles_and_names_its_own_command(path: Path) -> None:
     assert re.search(r'^if __name__ == "__main__":$', text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "own_images"])
+@pytest.mark.parametrize("name", ["quickstart", "own_images", "log_elsewhere"])
 def test_importing_it_runs_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +90,40 @@ def test_the_quickstart_searches_and_adds_trials(
     assert "<StudyResult quickstart: finished, 2 trials, best trial_000" in said
     assert "learning_rate" in said
     assert result.kept_checkpoint(result.best) is not None
+    read_the_study(tmp_path / "runs", monkeypatch, capsys)
+
+
+def read_the_study(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the notebook's cells on the quickstart's search, as Jupyter would."""
+    notebook = json.loads((ROOT / "examples" / "read_a_study.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.setenv("TUNE_RESCON_STORAGE", str(storage))
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "a notebook is kept without outputs"
+            exec("".join(cell["source"]), names)
+    assert len(names["table"]) == 2
+    assert len(names["figure"].axes[0].lines) == 2
+    assert [trial.number for trial in names["study"].trials] == [0, 1]
+    assert "classes: 0, 1, 2" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("without_ray")
+def test_a_callback_sees_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    load("log_elsewhere").main(tmp_path / "runs", trials=1, epochs=2)
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "logged.jsonl").read_text().splitlines()]
+    assert lines[0] == {"event": "search", "trials": 0}
+    first = [line["event"] for line in lines if line.get("trial") == 0]
+    assert first[:2] == ["start", "epoch"]
+    assert first[-1] == "end"
+    epoch = next(line for line in lines if line["event"] == "epoch")
+    assert epoch["epoch"] == 1
+    assert 0 <= epoch["metrics"]["val_accuracy"] <= 1
 
 
 @pytest.mark.torch
