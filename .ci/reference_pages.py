@@ -135,6 +135,8 @@ def _property(name: str, field: Mapping[str, Any], required: Any) -> str:
 
 def _accepted(field: Mapping[str, Any]) -> str:
     """Return in words which values a property of a JSON schema accepts."""
+    if "examples" in field:
+        return ", ".join(f"`{value}`" for value in field["examples"])
     if "anyOf" in field:
         return ", ".join(_accepted(one) for one in field["anyOf"])
     if "$ref" in field:

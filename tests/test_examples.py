@@ -112,6 +112,7 @@ def read_the_study(
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
 @pytest.mark.usefixtures("without_ray")
 def test_a_callback_sees_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 from tune_rescon.errors import ConfigError, format_error, unknown_name_message
 
 __all__ = [
+    "EXTRA_METRICS",
     "METRICS",
     "PEAK_MEMORY",
     "TEST_METRICS",
@@ -29,10 +30,12 @@ __all__ = [
     "TrialConfig",
     "TrialState",
     "check_field",
+    "custom_metric_name",
     "field_names",
     "field_rule",
     "is_test_metric",
     "metric_mode",
+    "objective_names",
     "plain_number",
     "watched_metric",
 ]
@@ -48,6 +51,19 @@ METRICS: Final[Mapping[str, str]] = {
     "learning_rate": "",
     "images_per_second": "",
     "epoch_seconds": "",
+}
+
+#: Further metrics of the validation images, which a trial reports only if they are asked for: they need the
+#: class scores of all images at once. ``macro_`` metrics count every class alike, whatever its share of the
+#: images; ``auroc`` and ``average_precision`` are the means over the classes, each against the rest;
+#: ``calibration_error`` is the expected calibration error in 15 bins.
+EXTRA_METRICS: Final[Mapping[str, str]] = {
+    "val_macro_accuracy": "max",
+    "val_macro_f1": "max",
+    "val_auroc": "max",
+    "val_average_precision": "max",
+    "val_cohen_kappa": "max",
+    "val_calibration_error": "min",
 }
 
 #: The metrics that are measured once, on the test images, after the last epoch. A trial that also trains on
@@ -95,7 +111,24 @@ class TrialState(StrEnum):
 
 def metric_mode(name: str) -> str:
     """Return ``"max"`` or ``"min"`` for an objective, and ``""`` for a metric that is not an objective."""
-    return {**METRICS, **TEST_METRICS}[name]
+    return {**METRICS, **EXTRA_METRICS, **TEST_METRICS}[name]
+
+
+def objective_names() -> list[str]:
+    """Return the names of all metrics by which trials can be compared."""
+    return [name for name in (*METRICS, *EXTRA_METRICS, *TEST_METRICS) if metric_mode(name)]
+
+
+def custom_metric_name(function: str) -> str | None:
+    """Return the name of a metric that a user's function computes; None if it is not ``module:function``.
+
+    >>> custom_metric_name("hospital.metrics:sensitivity"), custom_metric_name("val_auroc")
+    ('val_sensitivity', None)
+    """
+    module, colon, name = function.partition(":")
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    return f"val_{name}"
 
 
 def is_test_metric(name: str) -> bool:

@@ -10,13 +10,14 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import mlflow
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
-from tune_rescon.errors import SpaceError
+from tune_rescon.errors import ConfigError, SpaceError
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
@@ -163,3 +164,32 @@ def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
     assert not result.interrupted
     assert 1 <= len(result.trials) < 100000
     assert all(trial.state.is_final for trial in result.trials)
+
+
+def test_further_metrics_are_recorded_and_shown_in_mlflow(
+    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "def hits(scores, labels):\n    return (scores.argmax(1) == labels).sum()\n"
+    (tmp_path / "clinic.py").write_text(program)
+    monkeypatch.chdir(tmp_path)
+    settings = ["budget.trials=1", "fidelity.max=2", "fixed.width=0.125", "dataset.limit=200", "initial=[]"]
+    metric = "metric={name: val_hits, mode: max, log: [val_macro_f1, clinic:hits]}"
+    space = load_space("digits", [*settings, metric])
+    result = run_search(space, options)
+    (trial,) = result.trials
+    assert trial.state is TrialState.FINISHED, trial.error
+    assert trial.values == trial.history["val_hits"]
+    assert len(trial.history["val_macro_f1"]) == 2
+    assert trial.mlflow_run_id is not None
+    run = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db").get_run(trial.mlflow_run_id)
+    assert run.data.metrics["val_hits"] == trial.values[-1]
+    assert run.data.metrics["best_val_hits"] == max(trial.values)
+    assert run.data.metrics["val_macro_f1"] == trial.history["val_macro_f1"][-1]
+
+
+def test_a_metric_that_cannot_be_imported_is_refused_before_anything_is_made(options: RunOptions) -> None:
+    space = load_space("digits", ["metric.log=[nosuch:metric]"])
+    with pytest.raises(ConfigError, match=r"metric\.log: the module of a metric must be importable"):
+        run_search(space, options)
+    assert isinstance(options.storage, Path)
+    assert not (options.storage / options.name).exists()

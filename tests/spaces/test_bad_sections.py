@@ -59,6 +59,26 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         "s.yaml:4: metric.name: unknown metric 'epoch_seconds'; known: ",
     ),
     (
+        {4: "metric: {name: val_accuracy, mode: max, log: [val_f1]}"},
+        "s.yaml:4: metric.log[0]: unknown metric 'val_f1' (did you mean 'val_macro_f1'?); known: ",
+    ),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, log: [a.b:c, other:c]}"},
+        "s.yaml:4: metric.log[1]: each metric must have a name that no other metric has, but got val_c.",
+    ),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, log: [mine:loss]}"},
+        "s.yaml:4: metric.log[0]: each metric must have a name that no other metric has, but got val_loss.",
+    ),
+    (
+        {4: "metric: {name: test_accuracy, mode: max, log: [val_auroc]}"},
+        "s.yaml:4: metric.log: must be left out, because trials that are judged on test images have no",
+    ),
+    (
+        {4: "metric: {name: val_auroc, mode: min}"},
+        "s.yaml:4: metric.mode: val_auroc goes with mode max, but got min.",
+    ),
+    (
         {4: "metric: {name: val_loss, mode: max}"},
         "s.yaml:4: metric.mode: val_loss goes with mode min, but got max.",
     ),

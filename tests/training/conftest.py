@@ -71,7 +71,7 @@ def train(digits: ImageDataset) -> Run:
     ) -> list[EpochReport]:
         reports: list[EpochReport] = []
         arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
-        goal = {name: arguments.pop(name) for name in ("metric", "mode", "keep") if name in arguments}
+        goal = {name: arguments.pop(name) for name in ("metric", "mode", "keep", "log") if name in arguments}
         process: dict[str, Any] = {"device": "cpu", "threads": 1}
         process |= {name: arguments.pop(name) for name in PROCESS if name in arguments}
         train_trial(

@@ -41,7 +41,7 @@ def test_a_report_of_one_that_is_judged_at_its_end_has_no_validation(names: set[
     "names",
     [
         set(METRICS) - {"val_loss"},
-        {*METRICS, "val_f1"},
+        {*TRAINING, "val_f1"},
         {PEAK_MEMORY},
         {*METRICS, *TEST_METRICS},
         {*TRAINING, "test_accuracy"},

@@ -50,6 +50,7 @@ OTHER = {
     "dataset.store_size": "64",
     "dataset.test_fraction": "0.2",
     "dataset.without_test": "val",
+    "metric.log": "[val_macro_f1]",
     "metric.at": "last",
     "metric.against": "gmacs",
     "fidelity.min": "2",

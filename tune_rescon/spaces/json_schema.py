@@ -10,14 +10,13 @@ import math
 from typing import Any, Final
 
 from tune_rescon.config import (
-    METRICS,
-    TEST_METRICS,
+    EXTRA_METRICS,
     DatasetConfig,
     Rule,
     TrialConfig,
     field_names,
     field_rule,
-    metric_mode,
+    objective_names,
 )
 from tune_rescon.data import list_datasets
 from tune_rescon.models import list_presets
@@ -50,8 +49,13 @@ def editor_schema() -> dict[str, Any]:
     properties = schema["properties"]
     properties["dataset"] = _section(DatasetConfig, required=("name",))
     properties["dataset"]["properties"]["name"]["enum"] = list(list_datasets())
-    objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
-    schema["$defs"]["Metric"]["properties"]["name"]["enum"] = objectives
+    metric = schema["$defs"]["Metric"]
+    own = {"pattern": "^[A-Za-z_0-9.]+:[A-Za-z_0-9]+$"}
+    metric["properties"]["log"]["items"] = {"anyOf": [{"enum": list(EXTRA_METRICS)}, own]}
+    metric["properties"]["name"]["examples"] = objective_names()
+    # A function in `log` is an objective too.
+    metric["if"] = {"properties": {"log": {"contains": own}}, "required": ["log"]}
+    metric["else"] = {"properties": {"name": {"enum": objective_names()}}}
     values = _section(TrialConfig)
     values["properties"]["dataset"]["enum"] = list(list_datasets())
     values["properties"]["preset"]["enum"] = [None, *list_presets()]

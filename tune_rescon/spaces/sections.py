@@ -18,7 +18,15 @@ from pydantic import (
     model_validator,
 )
 
-from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, is_test_metric, metric_mode
+from tune_rescon.config import (
+    EXTRA_METRICS,
+    METRICS,
+    MetricAt,
+    custom_metric_name,
+    is_test_metric,
+    metric_mode,
+    objective_names,
+)
 from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problems, shown
 
@@ -112,7 +120,7 @@ class Metric(Section):
     }
 
     name: str
-    """The metric of every epoch by which trials are compared, ``val_accuracy`` for example."""
+    """The metric of every epoch by which trials are compared, or the name of a function in ``log``."""
     mode: Literal["max", "min"]
     """Whether a larger (``max``) or a smaller (``min``) value is better."""
     at: MetricAt = "best"
@@ -124,6 +132,11 @@ class Metric(Section):
     one objective. A rung compares trials by ``name`` alone, which ends small networks first:
     ``scheduler.group_by`` keeps it among equals."""
 
+    log: Annotated[tuple[str, ...], FROM_LIST] = ()
+    """Further metrics that every epoch reports, by their names or as ``module:function`` of your own. The
+    function gets the class scores (N, K) and labels (N) of all validation images as tensors, and returns a
+    number, which is logged as ``val_function``."""
+
     @property
     def of_test_images(self) -> bool:
         """True if the metric is measured once, after a trial's last epoch: no choice may depend on it."""
@@ -131,12 +144,32 @@ class Metric(Section):
 
     def check_rules(self) -> Iterator[Problem]:
         """Check that the objective is reported and that ``mode`` is its better direction."""
-        objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
+        yield from self._check_log()
+        own = [name for name in map(custom_metric_name, self.log) if name is not None]
+        objectives = [*objective_names(), *own]
+        if self.name in own:
+            return
         if self.name not in objectives:
             yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):
             rule = f"{self.name} goes with mode {metric_mode(self.name)}"
             yield Problem(path=("mode",), text=format_error(rule, got=self.mode))
+
+    def _check_log(self) -> Iterator[Problem]:
+        names: set[str] = set()
+        for index, entry in enumerate(self.log):
+            name = entry if entry in EXTRA_METRICS else custom_metric_name(entry)
+            if name is None:
+                text = unknown_name_message("metric", entry, [*EXTRA_METRICS, "module:function"])
+                yield Problem(path=("log", index), text=text)
+            elif name in names or (name in {*METRICS, *EXTRA_METRICS} and name != entry):
+                rule = "each metric must have a name that no other metric has"
+                yield Problem(path=("log", index), text=format_error(rule, got=name))
+            else:
+                names.add(name)
+        if self.log and self.of_test_images:
+            rule = "must be left out, because trials that are judged on test images have no validation images"
+            yield Problem(path=("log",), text=format_error(rule, got=", ".join(self.log)))
 
 
 class Fidelity(Section):

@@ -39,7 +39,7 @@ from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import count_peak, ran_out_of_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
-from tune_rescon.training.metrics import FinalMetrics
+from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
@@ -342,9 +342,14 @@ class FitAttempt:
             classes=self.dataset.classes,
             epochs=record.epochs,
             steps_per_epoch=steps_per_epoch,
-            eval_metrics=FinalMetrics(self.dataset.class_names, peers=self.peers) if self._once else None,
+            eval_metrics=self._eval_metrics(),
             peers=self.peers,
         )
+
+    def _eval_metrics(self) -> EpochMetrics:
+        if self._once:
+            return FinalMetrics(self.dataset.class_names, peers=self.peers)
+        return EpochMetrics(self.dataset.classes, top5=True, extra=self.objective.extra, peers=self.peers)
 
     def _keeper(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:

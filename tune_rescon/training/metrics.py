@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from typing_extensions import override
 
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.extra_metrics import Predictions
 
 __all__ = ["EpochMetrics", "FinalMetrics"]
 
@@ -22,18 +23,26 @@ TOP_K = 5
 
 
 class EpochMetrics(nn.Module):
-    """Mean loss, accuracy and, if requested, top-5 accuracy over the images of an epoch.
+    """Mean loss, accuracy and the requested further metrics over the images of an epoch.
 
     If several processes train the trial, reading is an exchange: torchmetrics sums over all processes.
     """
 
-    def __init__(self, classes: int, *, top5: bool = False, peers: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        top5: bool = False,
+        extra: Sequence[str] = (),
+        peers: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
         """Create empty metrics.
 
         Args:
             classes: number of classes.
             top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, always
                 1.
+            extra: names of metrics for :class:`.Predictions`.
             peers: the processes that train the trial together.
         """
         super().__init__()
@@ -47,6 +56,7 @@ class EpochMetrics(nn.Module):
             if top5
             else None
         )
+        self.predictions = Predictions(extra) if extra else None
 
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
         """Add a batch.
@@ -63,6 +73,8 @@ class EpochMetrics(nn.Module):
         self.accuracy.update(logits_BK, labels_B)
         if self.top5 is not None:
             self.top5.update(logits_BK, labels_B)
+        if self.predictions is not None:
+            self.predictions.update(logits_BK, labels_B)
 
     @property
     def mean_loss(self) -> float:
@@ -70,17 +82,24 @@ class EpochMetrics(nn.Module):
         return self._read(self.loss)
 
     def compute(self) -> dict[str, float]:
-        """Return ``loss``, ``accuracy`` and, if requested, ``top5``; nan before the first batch.
+        """Return ``loss``, ``accuracy`` and the requested further metrics; nan before the first batch.
 
         The call waits for a GPU.
         """
         values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
-        return values if self.top5 is None else {**values, "top5": self._read(self.top5)}
+        if self.top5 is not None:
+            values["top5"] = self._read(self.top5)
+        if self.predictions is not None:
+            with self._peers.collective():
+                values |= self.predictions.read()
+        return values
 
     def reset(self) -> None:
         """Clear the metrics for the next epoch."""
         for metric in self._parts().values():
             metric.reset()
+        if self.predictions is not None:
+            self.predictions.reset()
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
         """Return the sums so far, by metric and by torchmetrics' name of the sum."""

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import METRICS, TEST_METRICS, MetricAt, TrialConfig, metric_mode
+from tune_rescon.config import (
+    EXTRA_METRICS,
+    MetricAt,
+    TrialConfig,
+    custom_metric_name,
+    objective_names,
+)
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.models import NetworkSpec
 from tune_rescon.training import messages
@@ -139,11 +145,19 @@ class Objective:
     keep: MetricAt = "best"
     """``"best"`` keeps the network of the epoch with the best metric, ``"last"`` that of the last epoch with
     a finite one."""
+    log: tuple[str, ...] = ()
+    """Further metrics of the validation images: keys of ``config.EXTRA_METRICS``, and functions as
+    ``module:function``. See :mod:`tune_rescon.training.extra_metrics`."""
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The metrics of :attr:`log`, and the objective itself if it is a key of ``config.EXTRA_METRICS``."""
+        return tuple(dict.fromkeys((*self.log, *({self.metric} & set(EXTRA_METRICS)))))
 
     def __post_init__(self) -> None:
         """Check the names."""
-        objectives = [name for name in (*METRICS, *TEST_METRICS) if metric_mode(name)]
-        if self.metric not in objectives:
+        objectives = objective_names()
+        if self.metric not in (*objectives, *map(custom_metric_name, self.log)):
             raise ConfigError(unknown_name_message("metric", self.metric, objectives))
         if self.mode not in ("max", "min"):
             raise ConfigError(format_error("a metric's mode must be max or min", got=repr(self.mode)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import TrialConfig, custom_metric_name
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import levels_words
 from tune_rescon.errors import DataError, NetworkError, format_error
@@ -26,6 +26,7 @@ __all__ = [
     "Prepared",
     "anchored",
     "cache_words",
+    "check_metric_functions",
     "check_same_images",
     "check_weights",
     "evaluation_words",
@@ -133,6 +134,21 @@ def _absolute_choices(name: str, parameter: Any) -> Any:
 
 def _absolute(source: str | None) -> str | None:
     return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
+
+
+def check_metric_functions(space: Space) -> None:
+    """Import the user's functions of ``metric.log``, so that a mistake is found before the first trial.
+
+    Raises:
+        ConfigError: If a function cannot be imported.
+    """
+    functions = [name for name in space.metric.log if custom_metric_name(name) is not None]
+    if functions:
+        # Imported here because it imports torch, which the driver of most searches does not need.
+        from tune_rescon.training.extra_metrics import load_metric
+
+        for name in functions:
+            load_metric(name)
 
 
 def read_weights(space: Space) -> dict[str, InitialWeights]:

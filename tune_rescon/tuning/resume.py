@@ -39,6 +39,7 @@ FREE: Final = (
     "name",
     "description",
     "dataset.path",
+    "metric.log",
     "fidelity.min",
     "sampler",
     "scheduler",

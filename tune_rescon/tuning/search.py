@@ -37,6 +37,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     Prepared,
     anchored,
+    check_metric_functions,
     check_same_images,
     check_weights,
     prepare_data,
@@ -132,6 +133,7 @@ def run_search(
         check_tracking_uri(options.tracking_uri)
     if options.tensorboard:
         check_tensorboard()
+    check_metric_functions(space)
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (

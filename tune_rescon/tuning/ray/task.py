@@ -43,6 +43,7 @@ class TrialTaskFactory(CostModel):
             metric=space.metric.name,
             mode=space.metric.mode,
             keep=space.metric.at,
+            log=space.metric.log,
             recorded=trial.epochs,
             checkpoint_dir=str(self.store.checkpoint_dir(trial.number)),
             checkpoint_url=self.store.checkpoint_url(trial.number),

@@ -211,7 +211,7 @@ def train_task(
         seed=task.seed,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
-        objective=Objective(metric=task.metric, mode=task.mode, keep=task.keep),
+        objective=Objective(metric=task.metric, mode=task.mode, keep=task.keep, log=task.log),
         process=TrialProcess(
             device=task.device,
             threads=task.threads,
@@ -267,6 +267,8 @@ class TrialTask:
     mode: str
     keep: MetricAt = "best"
     """The epoch whose network the trial keeps (``metric.at``)."""
+    log: tuple[str, ...] = ()
+    """Further metrics to report (``metric.log``)."""
     recorded: int
     """Number of epochs in the record. A worker whose checkpoint has more epochs must report the others."""
     checkpoint_dir: str
