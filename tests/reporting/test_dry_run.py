@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from tune_rescon.reporting.dry_run import _stopping
+from tune_rescon.reporting.dry_run import _stopping, print_dry_run
+from tune_rescon.reporting.measured_speed import speed_words
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import rung_levels
 
@@ -127,3 +131,30 @@ def test_the_first_comes_soon(dry_runs: DryRuns) -> None:
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "pytorch_lightning", "ray", "mlflow", "plotly"])
 def test_it_does_without(heavy: str, dry_runs: DryRuns) -> None:
     assert heavy not in dry_runs.modules
+
+
+@pytest.mark.torch
+def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
+    small = ["fixed.width=0.125", "fixed.batch_size=8", "budget.trials=4", "parameters.depth.choices=[56]"]
+    drawn = ["parameters.drop_path={type: float, low: 0, high: 0.1}", "initial=[]"]
+    space = load_space("digits", [*small, *drawn])
+    console = Console(file=io.StringIO(), width=200)
+    print_dry_run(space, console, data_root=tmp_path, measure=True)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("measuring network") == 1, "one network, whatever its learning rate"
+    assert "worst-case PMACs" not in shown
+    assert "time here" in shown
+    assert re.search(r"an epoch takes \d+\.\d s; 36 epochs, [12] trials at once, take at most ", shown)
+
+
+def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
+    space = load_space("digits", ["budget.trials=10", "fidelity.max=9"])
+    assert speed_words(space, [2.0, 4.0], slots=3) == (
+        "measured on this machine: an epoch takes 2.0 s to 4.0 s, 3.0 s in the mean of these samples;"
+        " 90 epochs, 3 trials at once, take at most 1 min 30 s"
+    )
+    timed = load_space("digits", ["budget.hours=0.5"])
+    assert speed_words(timed, [9.0], slots=2) == (
+        "measured on this machine: an epoch takes 9.0 s; 0.5 hours, 2 trials at once, are about 400 epochs"
+    )

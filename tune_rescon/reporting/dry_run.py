@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +13,12 @@ from rich.table import Table
 from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.models import Cost, count, resolve_network
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.reporting.formatting import format_number
+from tune_rescon.reporting.formatting import duration, format_number
+from tune_rescon.reporting.measured_speed import measure_epochs, speed_words
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
 from tune_rescon.tuning.auto_words import plan_words
+from tune_rescon.tuning.resources import slots_here
 
 __all__ = ["print_dry_run"]
 
@@ -27,16 +29,19 @@ SAMPLES: Final = 8
 FORWARD_AND_BACKWARD: Final = 3
 
 
-def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
+def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool = False) -> None:
     """Print the resolved space, its rungs, its images, and the first samples with their cost.
 
     Args:
         space: the space of the search.
         console: the console to print to.
         data_root: the directory of the datasets.
+        measure: True to time training steps of the samples on this machine, which imports torch and takes
+            some seconds for each network.
 
     Raises:
-        UserError: the dataset is missing, or a sample does not describe a network.
+        UserError: the dataset is missing, a sample does not describe a network, or, to be measured, a trial
+            does not fit on this machine.
     """
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
@@ -55,7 +60,14 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path) -> None:
         judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_samples(space, facts))
+    samples = list(preview(space, min(SAMPLES, space.budget.trials)))
+    if not measure:
+        console.print(_samples(space, samples, facts))
+        return
+    here, slots = slots_here(space)
+    seconds = measure_epochs(here, samples, facts, progress=console.print)
+    console.print(_samples(space, samples, facts, epoch_seconds=seconds))
+    console.print(speed_words(here, seconds, slots=slots), markup=False, highlight=False, soft_wrap=True)
 
 
 def _stopping(space: Space) -> str:
@@ -74,12 +86,21 @@ def _stopping(space: Space) -> str:
     return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
-def _samples(space: Space, facts: Mapping[str, DatasetInfo]) -> Table:
+def _samples(
+    space: Space,
+    samples: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, DatasetInfo],
+    *,
+    epoch_seconds: Sequence[float] | None = None,
+) -> Table:
     table = Table(title="First samples, each with its cost if it is never stopped", title_justify="left")
-    for heading in (*space.parameters, "params M", "GMACs", "worst-case PMACs"):
+    last = "worst-case PMACs" if epoch_seconds is None else "time here"
+    for heading in (*space.parameters, "params M", "GMACs", last):
         table.add_column(heading, justify="right", overflow="fold")
-    for sample in preview(space, min(SAMPLES, space.budget.trials)):
-        table.add_row(*_row(space, sample, facts))
+    for index, sample in enumerate(samples):
+        *cells, macs = _row(space, sample, facts)
+        measured = None if epoch_seconds is None else duration(epoch_seconds[index] * space.fidelity.max)
+        table.add_row(*cells, measured or macs)
     return table
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "memory_signature",
     "nodes_of",
     "packed",
+    "slots_here",
     "this_machine",
     "trials_per_gpu",
 ]
@@ -283,12 +284,27 @@ def check_fits(space: Space, machine: Nodes, cores: int) -> None:
     Raises:
         ResourceError: If it does not fit. The message has the settings that fit.
     """
+    if not isinstance(space.resources_per_trial, AutoResources):
+        _slots_on(machine, cores, space)
+
+
+def _slots_on(machine: Nodes, cores: int, space: Space) -> int:
     resources = space.resources_per_trial
-    if isinstance(resources, AutoResources):
-        return
     found = Nodes(count=1, resources={**machine.resources, "CPU": float(cores)})
     need = {kind: amount for kind, amount in resources.by_name().items() if kind in _KEYS}
-    fit_slots([found], [], need, None, workers=resources.workers)
+    return fit_slots([found], [], need, space.budget.concurrent, workers=resources.workers)
+
+
+def slots_here(space: Space) -> tuple[Space, int]:
+    """Return ``space`` with its resources chosen for this machine, and how many trials run at once.
+
+    Raises:
+        ResourceError: If a trial does not fit.
+    """
+    machine = this_machine()
+    if isinstance(space.resources_per_trial, AutoResources):
+        space, _ = choose_resources(space, [machine], where="this machine")
+    return space, min(_slots_on(machine, os.cpu_count() or 1, space), space.budget.trials)
 
 
 def machine_words(space: Space) -> str:
