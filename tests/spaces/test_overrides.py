@@ -56,7 +56,7 @@ def test_another_type_needs_no_other_keys_removed(bent: Bent) -> None:
             "budget.trails=3",
             "--set budget.trails: budget.trails: unknown key 'trails' (did you mean 'trials'?); known: ",
         ),
-        ("foo.bar=3", "--set foo.bar: foo: unknown key 'foo'; known: budget, dataset,"),
+        ("foo.bar=3", "--set foo.bar: foo: unknown key 'foo'; known: budget, constraints,"),
         ("budget.trials=many", "--set budget.trials: budget.trials: must be a whole number, but got 'many'."),
         ("budget.trials=[", "--set budget.trials: is not YAML"),
         ("budget.trials.low=3", "--set budget.trials.low: budget.trials: must be a section"),

@@ -11,7 +11,16 @@ import pytest
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler, Section
+from tune_rescon.spaces.sections import (
+    Budget,
+    Constraints,
+    Fidelity,
+    Metric,
+    Resources,
+    Sampler,
+    Scheduler,
+    Section,
+)
 from tune_rescon.tuning import TrialRecord
 from tune_rescon.tuning.resume import (
     FREE,
@@ -51,6 +60,8 @@ OTHER = {
     "dataset.test_fraction": "0.2",
     "dataset.without_test": "val",
     "metric.log": "[val_macro_f1]",
+    "constraints.params_m": "{max: 2}",
+    "constraints.gmacs": "{max: 2}",
     "metric.at": "last",
     "metric.against": "gmacs",
     "fidelity.min": "2",
@@ -136,6 +147,7 @@ def test_no_key_of_the_file_is_without_a_rule() -> None:
         "scheduler": Scheduler,
         "budget": Budget,
         "resources_per_trial": Resources,
+        "constraints": Constraints,
     }
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118 - a class's method
     keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}

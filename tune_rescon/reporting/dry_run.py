@@ -18,7 +18,9 @@ from tune_rescon.reporting.measured_speed import measure_epochs, speed_words
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
 from tune_rescon.tuning.auto_words import plan_words
+from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.resources import slots_here
+from tune_rescon.tuning.result import CostModel
 
 __all__ = ["print_dry_run"]
 
@@ -60,7 +62,10 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
-    samples = list(preview(space, min(SAMPLES, space.budget.trials)))
+    model = CostModel(space=space, facts=facts)
+    if (words := check_constraints(model)) is not None:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    samples = _first_samples(model)
     if not measure:
         console.print(_samples(space, samples, facts))
         return
@@ -84,6 +89,16 @@ def _stopping(space: Space) -> str:
     if scheduler.variant == "promote":
         return f"asha, promote: a trial waits at each rung until it is {best}"
     return f"asha, stop: a trial ends at a rung where it is not {best}"
+
+
+def _first_samples(model: CostModel) -> list[dict[str, Any]]:
+    """Return the first samples that keep to the constraints."""
+    space, violation = model.space, violation_of(model)
+    most = min(SAMPLES, space.budget.trials)
+    if violation is None:
+        return preview(space, most)
+    drawn = preview(space, 20 * most)
+    return [row for row in drawn if violation(trial_config(space, row).to_dict()) is None][:most]
 
 
 def _samples(

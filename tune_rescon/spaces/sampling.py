@@ -43,6 +43,7 @@ __all__ = [
     "pending_rows",
     "point_key",
     "preview",
+    "random_points",
     "suggest",
     "to_optuna",
     "trial_config",
@@ -93,9 +94,15 @@ def preview(space: Space, n: int) -> list[dict[str, Any]]:
     if space.sampler.type == "grid":
         return grid_points(space)[:n]
     first = [_in_order(space, row) for row in space.initial[:n]]
+    return first + list(islice(random_points(space, seed=space.sampler.seed), n - len(first)))
+
+
+def random_points(space: Space, *, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield independent uniform draws from a space, without end."""
     with _quiet():
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.sampler.seed))
-    return first + [suggest(space, study.ask()) for _ in range(n - len(first))]
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    while True:
+        yield suggest(space, study.ask())
 
 
 def to_optuna(sampled: Mapping[str, Any]) -> dict[str, Any]:

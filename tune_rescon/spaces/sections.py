@@ -34,8 +34,10 @@ __all__ = [
     "FROM_LIST",
     "AutoResources",
     "Budget",
+    "Constraints",
     "Fidelity",
     "Goal",
+    "Limit",
     "Metric",
     "PositiveInt",
     "Resources",
@@ -296,6 +298,35 @@ class Budget(Section):
     """Wall time after which no trial continues; null: no limit."""
     epochs: PositiveInt | None = None
     """Only with the scheduler ``auto``: epochs of all trials together; null: no limit."""
+
+
+class Limit(Section):
+    """The values that a constraint allows."""
+
+    foreign: ClassVar[Mapping[str, str]] = {
+        "high": "write `max`",
+        "upper": "write `max`",
+        "le": "write `max`",
+    }
+
+    max: Annotated[float, Field(gt=0)]
+    """The largest value."""
+
+
+class Constraints(Section):
+    """What a network may cost. A network that breaks a constraint is never trained."""
+
+    foreign: ClassVar[Mapping[str, str]] = {
+        "params": "write `params_m`, in millions",
+        "parameters": "write `params_m`, in millions",
+        "macs": "write `gmacs`, in billions",
+        "flops": "write `gmacs`, in billions; a multiply-add is two operations",
+    }
+
+    params_m: Limit | None = None
+    """Parameters of the network, in millions, for example ``{max: 5}``; null: no limit."""
+    gmacs: Limit | None = None
+    """Multiply-adds of one image's forward pass, in billions, for example ``{max: 0.5}``; null: no limit."""
 
 
 class Goal(Section):

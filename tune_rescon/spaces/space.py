@@ -16,6 +16,7 @@ from tune_rescon.spaces.sections import (
     FROM_LIST,
     AutoResources,
     Budget,
+    Constraints,
     Fidelity,
     Metric,
     Resources,
@@ -127,6 +128,7 @@ class Space(Section):
     ] = Resources()
     """``auto``: chosen for the machine and printed before the search starts; ``space.yaml`` then has the
     numbers."""
+    constraints: Constraints = Constraints()
     fixed: dict[str, Value] = Field(default_factory=dict)
     """TrialConfig's fields that every trial shares."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]

@@ -10,7 +10,7 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names
 from tune_rescon.spaces.field_docs import field_descriptions
 from tune_rescon.spaces.loading import load_space, parse_space, space_folder, yaml_text
-from tune_rescon.spaces.sections import AutoResources, Section
+from tune_rescon.spaces.sections import AutoResources, Constraints, Section
 from tune_rescon.spaces.space import Space
 
 __all__ = ["space_template"]
@@ -64,6 +64,7 @@ def _lines(space: Space) -> Iterator[str]:
     for key in ("metric", "fidelity", "sampler", "scheduler", "budget"):
         yield from _section(key, _section_fields(getattr(space, key)))
     yield from _resources(space)
+    yield from _constraints(space)
     yield from _section("fixed", _fixed_fields(space))
     yield from _heading("parameters")
     described = field_descriptions(TrialConfig)
@@ -98,8 +99,9 @@ def _fixed_fields(space: Space) -> Iterator[_Field]:
 
 def _section_fields(section: Section) -> Iterator[_Field]:
     for name, field in type(section).model_fields.items():
-        is_set = name in section.model_fields_set
-        yield field.alias or name, getattr(section, name), field.description or "", is_set
+        value, is_set = getattr(section, name), name in section.model_fields_set
+        plain = value.model_dump() if isinstance(value, Section) else value
+        yield field.alias or name, plain, field.description or "", is_set
 
 
 def _resources(space: Space) -> Iterator[str]:
@@ -107,11 +109,24 @@ def _resources(space: Space) -> Iterator[str]:
     if not isinstance(resources, AutoResources):
         yield from _section("resources_per_trial", _section_fields(resources))
         return
-    text = f"{Space.model_fields['resources_per_trial'].description} Or a section with these keys:"
-    yield from ["", *_comment(text)]
-    for key, _, meaning, _ in _section_fields(resources):
-        yield from _comment(f"`{key}`: {meaning}", hanging="  ")
+    yield from _described(Space.model_fields["resources_per_trial"].description or "", resources)
     yield "resources_per_trial: auto"
+
+
+def _constraints(space: Space) -> Iterator[str]:
+    constraints = space.constraints
+    if constraints.model_fields_set:
+        yield from _section("constraints", _section_fields(constraints))
+        return
+    yield from _described(Constraints.__doc__ or "", constraints)
+    yield "constraints: {}"
+
+
+def _described(text: str, section: Section) -> Iterator[str]:
+    """Yield comments about a section that the file does not spell out."""
+    yield from ["", *_comment(f"{text} Or a section with these keys:")]
+    for key, _, meaning, _ in _section_fields(section):
+        yield from _comment(f"`{key}`: {meaning}", hanging="  ")
 
 
 def _section(key: str, fields: Iterator[_Field]) -> Iterator[str]:

@@ -136,6 +136,8 @@ class SearchPlan:
 
     A key of None means that the memory is unknown.
     """
+    violation: Callable[[Mapping[str, Any]], str | None] | None = None
+    """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = KEEP_BEST
     """See :func:`top_k_checkpoints`. None if every trial keeps its checkpoint."""
     guard: Callable[[], None] = field(default=_no_guard)
@@ -405,8 +407,20 @@ class Coordinator:
         return None if trial.origin is None else self._plan.same_memory(trial.origin.config)
 
     def _close_if_infeasible(self, trial: TrialRecord) -> bool:
-        """Close a trial that would run out of memory as an earlier trial did. Return True if it did."""
-        if trial.origin is None or not self._is_infeasible(trial.origin.config):
+        """Close a trial that breaks a constraint, or would run out of memory as an earlier one did.
+
+        The sampler draws no trial that breaks a constraint. Other programs may enqueue one.
+
+        Returns:
+            True if the trial was closed.
+        """
+        if trial.origin is None:
+            return False
+        broken = self._plan.violation(trial.origin.config) if self._plan.violation else None
+        if broken is not None:
+            self._close(trial.number, TrialState.FAILED, error=f"not run: {broken}")
+            return True
+        if not self._is_infeasible(trial.origin.config):
             return False
         before = self._out_of_memory[self._memory(trial)]
         error = f"not run: trial {before}, whose network needs the same memory, ran out of it"

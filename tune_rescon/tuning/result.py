@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import DatasetConfig, TrialState
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import Account, DatasetInfo
 from tune_rescon.errors import presentable
 from tune_rescon.models import NetworkSpec, count, resolve_network
@@ -363,8 +363,13 @@ class CostModel:
         Both are nan if the trial's images or its network are not known.
         """
         config = trial.config(self.space)
-        if config is None:
-            return _UNKNOWN
+        return _UNKNOWN if config is None else self.cost_of(config)
+
+    def cost_of(self, config: TrialConfig) -> TrialCost:
+        """Count the parameters and multiply-adds of a configuration's network without building it.
+
+        Both are nan if the facts of its images are not known.
+        """
         facts = self.facts.get(config.dataset or self.space.dataset.name)
         if facts is None:
             return _UNKNOWN

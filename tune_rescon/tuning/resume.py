@@ -45,6 +45,7 @@ FREE: Final = (
     "scheduler",
     "budget",
     "resources_per_trial",
+    "constraints",
     "parameters",
     "initial",
 )

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from tune_rescon.spaces import (
     pending_rows,
     place_config,
     point_key,
+    random_points,
     suggest,
     to_optuna,
     trial_config,
@@ -74,6 +76,9 @@ ATTEMPTS: Final = 20
 #: that is certain of its best point returns that point every time.
 REPEATED_DRAWS: Final = 5
 
+#: Uniform draws in which a network that keeps to the constraints is looked for, if the sampler finds none.
+RANDOM_DRAWS: Final = 1000
+
 #: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
 LARGEST_LISTED: Final = 10_000
 
@@ -91,6 +96,7 @@ class SearchSampler:
         background: Sequence[TrialRecord] = (),
         known: Iterable[TrialRecord] = (),
         versions: SpaceVersions | None = None,
+        violation: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
         """Set up a sampler for a search that may already have trials.
 
@@ -102,16 +108,20 @@ class SearchSampler:
             known: The trials of this search, in the order of their numbers.
             versions: The spaces that the search has had, with ``space`` as the newest. None if ``space`` is
                 the only one.
+            violation: Returns why a configuration, given as plain values, must not be trained, or None. None
+                if the space has no constraints.
         """
         self._space = space
         self._versions = versions or SpaceVersions(spaces=(space,))
         self._alike = self._versions.alike
+        self._violation = violation
         self._distributions = distributions(space)
         self._placed: dict[int, Mapping[str, Any] | None] = {}
         self._background = [trial for each in background if (trial := self._placed_background(each))]
         self._known = {trial.number: self._as_of_now(trial) for trial in known}
         self._ran = Counter(self._key(trial.parameters) for trial in self._inside())
-        self._rows = rows
+        grid = space.sampler.type == "grid"
+        self._rows = [row for row in rows if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
         self._points = count_points(space.parameters, most=LARGEST_LISTED)
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
@@ -137,8 +147,8 @@ class SearchSampler:
             enqueued: A trial whose missing parameters are drawn. None to draw a new trial.
 
         Returns:
-            The proposal. None if every point of the space has run, unless ``sampler.repeats`` is set or a
-            trial is enqueued.
+            The proposal. None if every point of the space that keeps to the constraints has run, unless
+            ``sampler.repeats`` is set or a trial is enqueued.
         """
         if enqueued is not None:
             return self._complete(enqueued)
@@ -150,9 +160,11 @@ class SearchSampler:
             self._kept = most_informative(self._inside())
         if self._stale or chooses:
             self._renew()
+        trial = self._draw(self._next, 0, row) if row is not None else self._draw_new(self._next, infeasible)
+        if trial is None:
+            return None
         number, self._next = self._next, self._next + 1
         self._last_number = number
-        trial = self._draw(number, 0, row) if row is not None else self._draw_new(number, infeasible)
         frozen = self._register(number, trial)
         memory = self._memory_of(frozen)
         if chooses and self._kept:
@@ -257,31 +269,58 @@ class SearchSampler:
     def _is_exhausted(self) -> bool:
         return not self._space.sampler.repeats and len(self._ran) == self._points
 
-    def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial:
-        """Draw a trial that fits into memory and has not run before, if the sampler finds one."""
+    def _keeps_to_constraints(self, params: Mapping[str, Any]) -> bool:
+        return self._violation is None or self._violation(self._config(params)) is None
+
+    def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
+        """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
+
+        Returns:
+            The trial. None if no point is left that keeps to the constraints.
+        """
         repeated = 0
         for attempt in range(ATTEMPTS):
             trial = self._draw(number, attempt)
             if not self._space.sampler.repeats and self._ran[self._key(trial.params)]:
                 repeated += 1
-            elif infeasible is None or attempt == ATTEMPTS - 1 or not infeasible(self._config(trial)):
+            elif self._keeps_to_constraints(trial.params) and (
+                infeasible is None or attempt == ATTEMPTS - 1 or not infeasible(self._config(trial.params))
+            ):
                 return trial
             # Samplers ignore failed trials, so this draw has no effect on later draws.
             self._study.tell(trial, state=OptunaState.FAIL)
             if repeated == REPEATED_DRAWS:
                 break
-        return self._draw(number, ATTEMPTS, self._free_point(number))
+        point = self._free_point(number)
+        if point is None and self._violation is not None:
+            point = self._random_point(number)
+            if point is None:
+                return None
+        return self._draw(number, ATTEMPTS, point)
 
-    def _config(self, trial: optuna.Trial) -> Mapping[str, Any]:
-        return trial_config(self._space, from_optuna(self._space, trial.params)).to_dict()
+    def _config(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return trial_config(self._space, from_optuna(self._space, params)).to_dict()
 
     def _free_point(self, number: int) -> Mapping[str, Any] | None:
-        """Return a random point that has not run, or None if the points of the space cannot be listed."""
-        free = free_points(self._space.parameters, self._ran, most=LARGEST_LISTED)
-        if not free:
+        """Return a random point that has not run and keeps to the constraints.
+
+        Returns:
+            The point, or None if the points of the space cannot be listed or none is left.
+        """
+        free = map(to_optuna, free_points(self._space.parameters, self._ran, most=LARGEST_LISTED))
+        kept = [point for point in free if self._keeps_to_constraints(point)]
+        if not kept:
             return None
         generator = np.random.default_rng((self._space.sampler.seed, number))
-        return to_optuna(free[generator.integers(len(free))])
+        return kept[generator.integers(len(kept))]
+
+    def _random_point(self, number: int) -> Mapping[str, Any] | None:
+        """Return a uniformly random point that keeps to the constraints, or None if no draw does."""
+        if self._points is not None and not self._space.sampler.repeats:
+            return None
+        seed = int(np.random.SeedSequence((self._space.sampler.seed, number)).generate_state(1)[0])
+        drawn = map(to_optuna, islice(random_points(self._space, seed=seed), RANDOM_DRAWS))
+        return next(filter(self._keeps_to_constraints, drawn), None)
 
     def _tell(self, trial: TrialRecord) -> None:
         """Add the new results of a trial to the view."""

@@ -22,6 +22,7 @@ from tune_rescon.spaces import AutoResources, Space, dump_space, first_rows, to_
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import deadline, epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
@@ -54,7 +55,7 @@ from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.resources import check_fits, choose_resources, memory_signature, this_machine
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner, sum_up
+from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, best_file, missing_winner, sum_up
 from tune_rescon.tuning.resume import create_record, history_words, resume_record
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import make_rule
@@ -152,6 +153,9 @@ def run_search(
         if resumed is not None:
             check_same_images(resumed[0], prepared)
         check_weights(space, weights, _facts(prepared))
+        words = check_constraints(CostModel(space=space, facts=_facts(prepared)))
+        if words is not None:
+            _PROGRESS.info(words)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             mlflow_writer(
@@ -291,6 +295,7 @@ class _Search:
                 background=warm_start_trials(record),
                 known=record.trials(),
                 versions=self._versions,
+                violation=self._plan.violation,
             ),
             callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,
@@ -471,6 +476,7 @@ def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPl
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else KEEP_BEST,
+        violation=violation_of(maker),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         guard=lease.ensure_held,
     )

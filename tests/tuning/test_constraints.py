@@ -1,0 +1,148 @@
+"""Networks that cost more than a space allows are never trained, and the rest of the space still is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+
+from tests.tuning.test_coordinator import Shelf, Study, curve
+from tune_rescon.config import TrialState
+from tune_rescon.data import DatasetInfo, describe
+from tune_rescon.errors import ConfigError
+from tune_rescon.spaces import Space, first_rows, load_space, to_optuna
+from tune_rescon.testing import simulate
+from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, SuccessiveHalving
+from tune_rescon.tuning.constraints import check_constraints, violation_of
+from tune_rescon.tuning.result import CostModel
+
+#: The digits' networks of half the width have 0.26 (depth 56) and 0.47 million parameters (depth 92).
+SMALL_ONLY = "constraints={params_m: {max: 0.3}}"
+
+LARGE_FIRST = (
+    "initial=[{depth: 92, learning_rate: 0.1, weight_decay: 1e-4, label_smoothing: 0, drop_path: 0}]"
+)
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetInfo]:
+    space = load_space("digits")
+    return {"digits": describe(space.dataset, data_root=tmp_path_factory.mktemp("data"))}
+
+
+def model(facts: Mapping[str, DatasetInfo], *settings: str) -> CostModel:
+    return CostModel(space=load_space("digits", settings), facts=facts)
+
+
+def sampler(of: CostModel, **arguments: Any) -> SearchSampler:
+    return SearchSampler(of.space, violation=violation_of(of), **arguments)
+
+
+def drawn(of: SearchSampler, count: int) -> list[Mapping[str, Any]]:
+    proposals = [of.ask() for _ in range(count)]
+    return [proposal.params for proposal in proposals if proposal is not None]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_no_sampler_draws_one_that_is_too_large(kind: str, facts: dict[str, DatasetInfo]) -> None:
+    of = model(facts, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
+    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
+
+
+def test_without_constraints_both_depths_are_drawn(facts: dict[str, DatasetInfo]) -> None:
+    of = model(facts, "initial=[]")
+    assert violation_of(of) is None
+    assert check_constraints(of) is None
+    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56, 92}
+
+
+def test_a_rare_network_is_found_where_the_samplers_draws_are_not(facts: dict[str, DatasetInfo]) -> None:
+    width = "parameters.width={type: float, low: 0.0625, high: 2.0}"
+    of = model(
+        facts,
+        "constraints={gmacs: {max: 0.0004}}",
+        width,
+        "fixed={layout: cifar, image_size: 16, batch_size: 32}",
+        "initial=[]",
+    )
+    found = drawn(sampler(of), 5)
+    assert len(found) == 5
+    assert all(of.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
+
+
+def test_a_space_ends_when_all_that_keep_to_it_have_run(facts: dict[str, DatasetInfo]) -> None:
+    choices = "{type: categorical, choices: [0.1, 0.2, 0.3]}"
+    only = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, learning_rate: {choices}}}"
+    of = model(facts, SMALL_ONLY, only, "initial=[]")
+    plan = SearchPlan(total=9, violation=violation_of(of))
+    kept = Study("maximize")
+    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
+    search = Coordinator(plan, kept.record(), rule, sampler(of), prune=Shelf().prune).start()
+    simulate(search, curve)
+    assert search.space_is_exhausted
+    assert sorted(trial.params["learning_rate"] for trial in kept.trials) == [0.1, 0.2, 0.3]
+    assert {trial.params["depth"] for trial in kept.trials} == {56}
+
+
+def test_a_grid_leaves_them_out(facts: dict[str, DatasetInfo]) -> None:
+    masks = "{type: categorical, choices: [encoder_decoder, local]}"
+    grid = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, mask: {masks}}}"
+    of = model(facts, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
+    points = [to_optuna(point) for point in first_rows(of.space)]
+    assert len(points) == 4
+    found = drawn(sampler(of, rows=points), 2)
+    assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
+
+
+def test_an_enqueued_one_is_closed_with_the_reason(facts: dict[str, DatasetInfo]) -> None:
+    of = model(facts, SMALL_ONLY, "initial=[]")
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction="maximize")
+    study.enqueue_trial({"depth": 92, "learning_rate": 0.1})
+    plan = SearchPlan(total=2, violation=violation_of(of))
+    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
+    record = StudyRecord.on(storage, storage.get_study_id_from_name(study.study_name), metric="val_accuracy")
+    search = Coordinator(plan, record, rule, sampler(of), prune=Shelf().prune).start()
+    trial = search.next_trial()
+    assert trial is not None
+    assert trial.number == 1
+    assert record.trial(0).state is TrialState.FAILED
+    error = record.trial(0).error
+    assert error is not None
+    assert error.startswith("not run: its network has 0.4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            [SMALL_ONLY, LARGE_FIRST],
+            r"initial\[0\]: its network has 0\.\d+ million parameters, and constraints\.params_m allows 0\.3",
+        ),
+        (
+            ["constraints={params_m: {max: 0.01}, gmacs: {max: 9}}", "initial=[]"],
+            r"some networks of the space must keep to the constraints, but got none of 1000; of one, its",
+        ),
+    ],
+)
+def test_a_search_that_could_run_nothing_is_refused(
+    settings: list[str], words: str, facts: dict[str, DatasetInfo]
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_constraints(model(facts, *settings))
+
+
+def test_the_share_of_networks_that_keep_to_them_is_said(facts: dict[str, DatasetInfo]) -> None:
+    said = check_constraints(model(facts, SMALL_ONLY))
+    assert said is not None
+    share = int(said.removeprefix("constraints: ").partition("%")[0])
+    assert 40 <= share <= 60
+    assert said.endswith("% of the networks keep to them; the others are not trained")
+
+
+def test_the_space_keeps_its_constraints(facts: dict[str, DatasetInfo]) -> None:
+    space: Space = model(facts, SMALL_ONLY).space
+    assert space.constraints.params_m is not None
+    assert space.constraints.params_m.max == 0.3
