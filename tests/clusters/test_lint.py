@@ -123,15 +123,15 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
     # The token.
     (
         "cluster.yaml",
-        "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0 ray start --head",
-        "RAY_enable_metrics_collection=0 ray start --head",
+        "RAY_AUTH_MODE=token ray start --head",
+        "ray start --head",
         "auth-mode",
         "head_start_ray_commands[1]: every `ray start` must have `RAY_AUTH_MODE=token` before it. Without",
     ),
     (
         "cluster.yaml",
-        "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0 ray start --address",
-        "RAY_AUTH_MODE=disabled RAY_enable_metrics_collection=0 ray start --address",
+        "RAY_AUTH_MODE=token ray start --address",
+        "RAY_AUTH_MODE=disabled ray start --address",
         "auth-mode",
         "worker_start_ray_commands[1]: every `ray start` must have `RAY_AUTH_MODE=token` before it, but got",
     ),
@@ -167,14 +167,14 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
     # Commands that a regular expression takes for safe.
     (
         "cluster.yaml",
-        "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0 ray start --head",
+        "RAY_AUTH_MODE=token ray start --head",
         "RAY_AUTH_MODE=token true; ray start --head",
         "auth-mode",
         "head_start_ray_commands[1]: every `ray start` must have",
     ),
     (
         "cluster.yaml",
-        "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0 ray start --head",
+        "RAY_AUTH_MODE=token ray start --head",
         "export X=RAY_AUTH_MODE=token; ray start --head",
         "auth-mode",
         "head_start_ray_commands[1]: every `ray start` must have",
@@ -188,8 +188,8 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "cluster.yaml",
-        "ulimit -n 65536; RAY_AUTH_MODE=token",
-        "mlflow server --host 0.0.0.0 & RAY_AUTH_MODE=token",
+        "ulimit -n 65536; ",
+        "mlflow server --host 0.0.0.0 & ",
         "listens",
         "[1]: a server must listen on 127.0.0.1",
     ),
@@ -455,10 +455,17 @@ WARNINGS += [
     ),
     (
         "cluster.yaml",
-        "RAY_enable_metrics_collection=0 ray start --head",
-        "ray start --head",
+        "export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=65536 ",
+        "export ",
         "metrics",
-        "head_start_ray_commands[1]: a `ray start` should have `RAY_enable_metrics_collection=0` before it.",
+        "head_start_ray_commands[1]: a `ray start` should have `RAY_enable_metrics_collection=0 AUTOSCALER_M",
+    ),
+    (
+        "cluster.yaml",
+        "export RAY_enable_metrics_collection=0;",
+        "",
+        "metrics",
+        "worker_start_ray_commands[1]: a `ray start` should have `RAY_enable_metrics_collection=0` in its en",
     ),
     (
         "cluster.yaml",

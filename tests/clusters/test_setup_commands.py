@@ -126,7 +126,7 @@ def gpu_machine(node: Node) -> str:
         if "nvidia-smi" in command
     ]
     assert "/sys/bus/pci/devices" in command
-    return command.replace("/sys/bus/pci/devices", f"{node.home}/devices")
+    return str(command).replace("/sys/bus/pci/devices", f"{node.home}/devices")
 
 
 def slept(node: Node) -> int:

@@ -213,12 +213,13 @@ def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
         epochs_within(2 * seconds, seconds, found, trainings=6, slots=2)
 
 
-@pytest.mark.parametrize("listed", [0, 1])
+@pytest.mark.parametrize(("listed", "cuda", "asked"), [(0, "13.2", 0), (1, "13.2", 1), (1, None, 0)])
 def test_a_gpu_of_this_machine_is_asked_for_also_where_torch_cannot_use_it(
-    listed: int, monkeypatch: pytest.MonkeyPatch
+    listed: int, cuda: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its training then ends with the reason, instead of a training on the CPU."""
     here = Nodes(count=1, resources={"CPU": 2.0, "GPU": float(listed)})
     monkeypatch.setattr("tune_rescon.finals.plan.this_machine", lambda: here)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert local_resources().gpu == listed
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    assert local_resources().gpu == asked

@@ -53,13 +53,13 @@ def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.Monk
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch is on a machine whose driver is too old: no GPU, and a reason."""
 
-    def init() -> None:
+    def current_device() -> int:
         raise RuntimeError(
             "The NVIDIA driver on your system is too old (found version 12080). Please update."
         )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
 
 
 @pytest.mark.usefixtures("no_gpu")

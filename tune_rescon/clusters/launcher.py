@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from tune_rescon.clusters.cluster_file import TOKEN, instance_problems
 from tune_rescon.clusters.costs import check_costs
-from tune_rescon.clusters.documents import ClusterDocument, Severity, Steps, at, dotted, texts_in
+from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, Steps, at, dotted, texts_in
 from tune_rescon.clusters.lint import check_image, check_storage, schema_problems
-from tune_rescon.clusters.ray_commands import METRICS_OFF, check_commands, ray_starts
+from tune_rescon.clusters.ray_commands import HEAD_METRICS_OFF, METRICS_OFF, check_commands, ray_starts
 from tune_rescon.clusters.shell import ShellCommand
 from tune_rescon.errors import format_error, unknown_name_message
 
@@ -127,12 +127,15 @@ def _check_starts(document: ClusterDocument) -> None:
     for command, steps in _commands(document):
         complain = document.complain_at(steps)
         head = True if steps[0] == _HEAD_STARTS else None
-        check_commands(command, lambda _line, complain=complain: complain, where=dotted(steps), head=head)
+        check_commands(command, _on_any_line(complain), where=dotted(steps), head=head)
         for start in ray_starts(command):
-            name, value = METRICS_OFF
-            if start.environment.get(name) != value:
-                rule = f"a `ray start` should have `{name}={value}` before it"
-                hint = "Otherwise each node answers for its metrics without the token."
+            wanted = HEAD_METRICS_OFF if start.is_head else METRICS_OFF
+            missing = [
+                f"{name}={value}" for name, value in wanted.items() if start.environment.get(name) != value
+            ]
+            if missing:
+                rule = f"a `ray start` should have `{' '.join(missing)}` in its environment"
+                hint = "Otherwise the node answers for its metrics without the token."
                 complain("metrics", format_error(rule, where=dotted(steps), hint=hint), "warning")
     for key in (_HEAD_STARTS, _WORKER_STARTS):
         commands = document.value.get(key)
@@ -146,6 +149,11 @@ def _check_starts(document: ClusterDocument) -> None:
             rule, where = "--node-ip-address must be provider.head_ip", _HEAD_STARTS
             text = format_error(rule, got=f"{address} and {head}", where=where)
             document.complain("head-address", (_HEAD_STARTS,), text)
+
+
+def _on_any_line(complain: Complain) -> Callable[[int], Complain]:
+    # The place of a command in the file says more than the line within the command.
+    return lambda _line: complain
 
 
 def _head_starts(document: ClusterDocument) -> Iterator[ShellCommand]:

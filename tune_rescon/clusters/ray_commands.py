@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from tune_rescon.clusters.documents import Complain
@@ -12,13 +12,20 @@ from tune_rescon.clusters.shell_words import ShellSyntaxError
 from tune_rescon.errors import format_error
 
 __all__ = [
+    "HEAD_METRICS_OFF",
     "METRICS_OFF",
     "check_commands",
     "ray_starts",
 ]
 
-#: The environment variable, and its value, with which Ray opens no port for metrics.
-METRICS_OFF: Final = ("RAY_enable_metrics_collection", "0")
+#: The variables, and their values, with which Ray opens no port for metrics: those of every node, and those
+#: of the head's autoscaler and dashboard. The latter have no switch, but cannot listen on port 65536.
+METRICS_OFF: Final[Mapping[str, str]] = {"RAY_enable_metrics_collection": "0"}
+HEAD_METRICS_OFF: Final[Mapping[str, str]] = {
+    **METRICS_OFF,
+    "AUTOSCALER_METRIC_PORT": "65536",
+    "DASHBOARD_METRIC_PORT": "65536",
+}
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 

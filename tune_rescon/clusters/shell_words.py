@@ -105,7 +105,8 @@ def _part(text: str, place: int) -> tuple[str, int, list[str]]:
 
 
 def _double_quoted(text: str, place: int) -> tuple[str, int, list[str]]:
-    found, inner, at = "", [], place + 1
+    inner: list[str] = []
+    found, at = "", place + 1
     while at < len(text):
         if text[at] == '"':
             return found, at + 1, inner

@@ -279,10 +279,13 @@ def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int |
 def local_resources() -> Resources:
     """Return the resources of one training on this machine: a GPU if it has one, and at most 4 CPU cores.
 
-    The function assumes no more, because nothing else is known about the machine. torch is not asked: a GPU
-    that torch cannot use ends the training with the reason, instead of a training on the CPU.
+    The function assumes no more, because nothing else is known about the machine. A GPU that torch cannot use
+    ends the training with the reason, instead of a training on the CPU. A torch that is built without CUDA is
+    a choice for the CPU.
     """
-    has_gpu = this_machine().resources["GPU"] > 0
+    import torch
+
+    has_gpu = torch.version.cuda is not None and this_machine().resources["GPU"] > 0
     return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if has_gpu else 0.0)
 
 

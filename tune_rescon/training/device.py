@@ -97,7 +97,7 @@ def check_cuda(driver: Path = _DRIVER) -> None:
 def _why_no_cuda() -> str:
     reason = "it reports no GPU"
     try:
-        torch.cuda.init()
+        torch.cuda.current_device()
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
     return f"none on {platform.node()} ({reason})"
