@@ -1,27 +1,13 @@
-"""The shipped cluster files are sound; each, with one thing broken, is told so in the right words."""
+"""A shipped cluster file with one thing broken is told so: its shape, its images, and who gets in."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tune_rescon.clusters import Finding, check_file, read_cluster_file
-from tune_rescon.clusters.documents import read_documents, texts_in
-from tune_rescon.errors import ClusterFileError
-
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = [
-    "cluster.yaml",
-    "cluster/gcp.yaml",
-    "cluster/kuberay.yaml",
-    "cluster/local.yaml",
-    "cluster/slurm.sh",
-]
+from tests.clusters.broken_files import ROOT, Broken, told
+from tune_rescon.clusters import check_file
 
 #: The file; what in it becomes what (once, at its first place); the rule; what must be told.
 ERRORS: list[tuple[str, str, str, str, str]] = [
@@ -163,71 +149,6 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "true",
         "auth-token",
         "Without the token no node may join. cluster.yaml shows both lines.",
-    ),
-    # Commands that a regular expression takes for safe.
-    (
-        "cluster.yaml",
-        "RAY_AUTH_MODE=token ray start --head",
-        "RAY_AUTH_MODE=token true; ray start --head",
-        "auth-mode",
-        "head_start_ray_commands[1]: every `ray start` must have",
-    ),
-    (
-        "cluster.yaml",
-        "RAY_AUTH_MODE=token ray start --head",
-        "export X=RAY_AUTH_MODE=token; ray start --head",
-        "auth-mode",
-        "head_start_ray_commands[1]: every `ray start` must have",
-    ),
-    (
-        "cluster.yaml",
-        "--dashboard-host=127.0.0.1",
-        "--dashboard-host=127.0.0.1 --dashboard-host=0.0.0.0",
-        "dashboard",
-        "but got 0.0.0.0.",
-    ),
-    (
-        "cluster.yaml",
-        "ulimit -n 65536; ",
-        "mlflow server --host 0.0.0.0 & ",
-        "listens",
-        "[1]: a server must listen on 127.0.0.1",
-    ),
-    (
-        "cluster.yaml",
-        "- ray stop",
-        "- ray stop; xvfb 'RAY_AUTH_MODE=token",
-        "shell",
-        "head_start_ray_commands[0]: must be a command that a shell can read, but got no `'` that closes.",
-    ),
-    (
-        "cluster.yaml",
-        "- ray stop",
-        '- ray stop; true "$(ray start --head)"',
-        "auth-mode",
-        "head_start_ray_commands[0]: every `ray start` must have",
-    ),
-    (
-        "cluster.yaml",
-        "setup_commands:",
-        "setup_commands:\n  - ray start --head --dashboard-host=127.0.0.1",
-        "auth-mode",
-        "setup_commands[0]: every `ray start` must have",
-    ),
-    # A machine's credentials.
-    (
-        "cluster.yaml",
-        "MetadataOptions: {HttpTokens: required}",
-        "MetadataOptions: {HttpTokens: optional}",
-        "metadata",
-        "node_config.MetadataOptions: must be {HttpTokens: required}, but got {'HttpTokens': 'optional'}.",
-    ),
-    (
-        "cluster.yaml",
-        "      MetadataOptions: {HttpTokens: required}\n",
-        "",
-        "metadata",
-        "available_node_types.head.node_config.MetadataOptions: must be {HttpTokens: required}, but got N",
     ),
     # The head is no worker, and stays.
     (
@@ -422,107 +343,6 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
     ),
 ]
 
-WARNINGS += [
-    (
-        "cluster.yaml",
-        "cache_stopped_nodes: false",
-        "cache_stopped_nodes: true",
-        "cost",
-        "provider.cache_stopped_nodes: should be false, but got true. Ray stops machines instead of ending",
-    ),
-    ("cluster.yaml", "  cache_stopped_nodes: false\n", "", "cost", "but got nothing, which is true for Ray."),
-    (
-        "cluster.yaml",
-        "InstanceType: m7i.large",
-        "InstanceType: p5.48xlarge",
-        "cost",
-        "head.node_config: the head should be a machine without a GPU, but got p5.48xlarge. It is billed all",
-    ),
-    ("cluster/gcp.yaml", "e2-standard-2", "a3-highgpu-8g", "cost", "without a GPU, but got a3-highgpu-8g."),
-    (
-        "cluster.yaml",
-        "idle_timeout_minutes: 10",
-        "idle_timeout_minutes: 20160",
-        "cost",
-        "idle_timeout_minutes: should be at most 60 minutes, but got 20160. So long a worker",
-    ),
-    (
-        "cluster.yaml",
-        "min_workers: 0\n    max_workers: 8",
-        "idle_timeout_s: 7200\n    min_workers: 0\n    max_workers: 8",
-        "cost",
-        "available_node_types.a10g.idle_timeout_s: should be at most 60 minutes, but got 120.",
-    ),
-    (
-        "cluster.yaml",
-        "export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=65536 ",
-        "export ",
-        "metrics",
-        "head_start_ray_commands[1]: a `ray start` should have `RAY_enable_metrics_collection=0 AUTOSCALER_M",
-    ),
-    (
-        "cluster.yaml",
-        "export RAY_enable_metrics_collection=0;",
-        "",
-        "metrics",
-        "worker_start_ray_commands[1]: a `ray start` should have `RAY_enable_metrics_collection=0` in its en",
-    ),
-    (
-        "cluster.yaml",
-        "  ~/.ray: ./cluster/token\n",
-        "  ~/.ray/auth_token: ~/nowhere/auth_token\n",
-        "auth-token",
-        "names a file that is not there: plain `ray up` starts the head, and then fails, but got ~/nowhere/",
-    ),
-]
-
-Broken = Callable[[str, str, str], list[Finding]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _models_read() -> None:
-    """The description of EC2 takes a while to read, which is no test's."""
-    check_file(ROOT / "cluster.yaml")
-
-
-@pytest.fixture(autouse=True)
-def _python_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever Python runs the tests."""
-    monkeypatch.setattr("tune_rescon.clusters.lint.our_python", lambda: "py311")
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Broken:
-    """Checks a shipped file with one thing in it replaced."""
-
-    def check(name: str, old: str, new: str) -> list[Finding]:
-        text = (ROOT / name).read_text()
-        assert old in text
-        path = tmp_path / Path(name).name
-        path.write_text(text.replace(old, new, 1))
-        return check_file(path)
-
-    return check
-
-
-def told(found: list[Finding], rule: str, severity: str, text: str) -> bool:
-    return any(f.rule == rule and f.severity == severity and text in f.text for f in found)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_wants_nothing_but_what_is_to_be_changed(name: str) -> None:
-    found = check_file(ROOT / name)
-    assert [(finding.rule, finding.severity) for finding in found] == [("placeholder", "warning")]
-    assert "CHANGE-bucket" in found[0].text
-
-
-def test_no_more_is_to_be_changed_than_is_said() -> None:
-    marked = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if "# CHANGE" in line]
-    assert len(marked) == 5
-    (finding,) = check_file(ROOT / "cluster.yaml")
-    assert "sg-CHANGE, CHANGE-head, CHANGE-worker, CHANGE-bucket." in finding.text
-    assert f"{finding}".startswith(f"{finding.line}: warning: ")
-
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), ERRORS)
 def test_a_broken_rule_is_an_error(
@@ -587,112 +407,7 @@ def test_what_is_no_cluster_is_told_and_nothing_breaks(
     assert told(check_file(path), rule, "error", words), check_file(path)
 
 
-def aliases(levels: int) -> str:
-    """Nested lists of ten aliases each, which stand for ten to the power of ``levels`` values."""
-    lines = [
-        "a0: &a0 [x]",
-        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels + 1)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (aliases(30), "a cluster's file must have at most 50000 values, its aliases expanded, but got"),
-        ("a: &a [1, *a]\n", "the anchor `&a` must not contain itself, but got an alias `*a` within it."),
-        ("a: &a {b: {c: *a}}\n", "the anchor `&a` must not contain itself"),
-        ("a: " + "[" * 500 + "]" * 500, "is not YAML: "),
-    ],
-)
-def test_aliases_that_stand_for_too_much_are_a_finding_at_once(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
-    (finding,) = check_file(path)
-    assert (finding.rule, finding.severity) == ("yaml", "error")
-    assert words in finding.text
-    with pytest.raises(ClusterFileError, match=r"x\.yaml:"):
-        read_cluster_file(path)
-
-
-def test_aliases_of_an_ordinary_size_are_expanded(broken: Broken) -> None:
-    found = broken("cluster.yaml", "cluster_name: tune-rescon", f"cluster_name: x\n{aliases(3)}")
-    assert not told(found, "yaml", "error", "")
-
-
-def test_a_script_exports_to_its_later_lines_and_findings_have_its_lines(tmp_path: Path) -> None:
-    path = tmp_path / "x.sh"
-    safe = "ray start --head --dashboard-host=127.0.0.1"
-    path.write_text(f"#!/bin/bash\n# it's not\nexport RAY_AUTH_MODE=token \\\n  A=1\n{safe}\n")
-    assert not told(check_file(path), "auth-mode", "error", "")
-    path.write_text(f"#!/bin/bash\ncat <<EOF\nexport RAY_AUTH_MODE=token\nEOF\nA=1 \\\n  {safe}\n")
-    (finding,) = [one for one in check_file(path) if one.rule == "auth-mode"]
-    assert finding.line == 5
-
-
 def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     (finding,) = check_file(tmp_path / "missing.yaml")
     assert finding.rule == "readable"
     assert "No such file" in finding.text
-
-
-#: What a user would put in the place of the names with CHANGE.
-MINE = {
-    "sg-CHANGE": "sg-0123456789abcdef0",
-    "CHANGE-bucket": "my-bucket",
-    "CHANGE-head": "192.0.2.1",
-    "CHANGE-first": "192.0.2.2",
-    "CHANGE-second": "192.0.2.3",
-    "CHANGE": "mine",
-}
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_is_without_a_finding_once_it_is_filled_in(name: str, tmp_path: Path) -> None:
-    """The whole file, with the docker section and the commands that the cluster tests leave out."""
-    text = (ROOT / name).read_text()
-    for old, new in MINE.items():
-        text = re.sub(rf"{old}(?=[\w-]|\b)", new, text)
-    path = tmp_path / Path(name).name
-    path.write_text(text)
-    assert check_file(path) == []
-
-
-@pytest.mark.parametrize("name", ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"])
-def test_bash_can_read_every_command_of_a_shipped_file(name: str) -> None:
-    (document,), _ = read_documents((ROOT / name).read_text())
-    commands = [
-        text for steps, text in texts_in(document.value) if any(str(s).endswith("_commands") for s in steps)
-    ]
-    assert len(commands) >= 8
-    for command in commands:
-        done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, ""), command
-
-
-@pytest.mark.timeout(60)  # it imports Ray
-def test_ray_takes_the_shipped_files_as_the_lint_reads_them() -> None:
-    program = """
-import sys
-import yaml
-from ray.autoscaler._private.docker import docker_start_cmds
-from ray.autoscaler._private.util import prepare_config, validate_config
-
-for path in sys.argv[1:]:
-    with open(path) as file:
-        config = prepare_config(yaml.safe_load(file))
-    validate_config(config)
-    assert config["head_start_ray_commands"][0] == "ray stop"
-    docker = config["docker"]
-    if docker:
-        # The container that it starts on a GPU machine.
-        mounts, home = config["file_mounts"], "/home/ray"
-        image, name, options = docker["image"], docker["container_name"], docker["run_options"]
-        words = docker_start_cmds("ubuntu", image, mounts, name, options, "c", home, "docker").split()
-        assert "/tmp/ray_tmp_mount/c/~/.ray:/home/ray/.ray" in words
-        assert words[words.index("--env") + 1] == "RAY_AUTH_MODE=token"
-        assert words[-2:] == [image, "bash"]
-        assert config["initialization_commands"]
-"""
-    files = [name for name in SHIPPED if name.endswith(("cluster.yaml", "gcp.yaml", "local.yaml"))]
-    subprocess.run([sys.executable, "-c", program, *files], cwd=ROOT, check=True, capture_output=True)
