@@ -59,12 +59,14 @@ def check(files: tuple[Path, ...]) -> int:
 )
 def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
     """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
-    from tune_rescon.clusters import bring_up, read_cluster_file
+    from tune_rescon.clusters import bring_up, most_per_hour, read_cluster_file
 
     read = read_cluster_file(file)
     if _check(file) != 0:
         click.echo(f"Nothing was started: {file} has errors.", err=True)
         return 2
+    if (most := most_per_hour(read)) is not None:
+        click.echo(most)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("Give --yes where nobody can be asked.")
@@ -79,6 +81,11 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
 @click.option("--resume", metavar="N", help="Resume the search of this name.")
 @click.option("--follow/--no-follow", default=True, help="Show its log until it ends [default: --follow].")
 @click.option(
+    "--down",
+    is_flag=True,
+    help="End the cluster once the job has ended, also if it failed. After Ctrl-C both continue.",
+)
+@click.option(
     "--train", is_flag=True, help="What follows `--` is tune_rescon.train's: the finals of a search."
 )
 @click.argument("arguments", metavar="-- SEARCH ARGS...", nargs=-1, type=click.UNPROCESSED)
@@ -87,6 +94,7 @@ def submit(
     name: str | None,
     resume: str | None,
     follow: bool,
+    down: bool,
     train: bool,
     arguments: tuple[str, ...],
 ) -> int:
@@ -96,13 +104,15 @@ def submit(
 
     if name is not None and resume is not None:
         raise click.UsageError("Give one of --name and --resume.")
+    if down and not follow:
+        raise click.UsageError("--down waits for the job's end: leave out --no-follow.")
     flag = "--name" if name is not None else "--resume" if resume is not None else None
     name = name if name is not None else resume
     if name is not None:
         check_name(name, where=flag or "")
     read = read_cluster_file(file)
     module = "tune_rescon.train" if train else "tune_rescon.search"
-    return send_search(read, arguments, flag=flag, name=name, follow=follow, module=module)
+    return send_search(read, arguments, flag=flag, name=name, follow=follow, down=down, module=module)
 
 
 @cluster.command()

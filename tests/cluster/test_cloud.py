@@ -17,7 +17,17 @@ from mlflow import MlflowClient
 
 from tests.cluster.lab.cloud import Cloud, client, make_bucket, tags
 from tests.cluster.lab.hosts import KEY, Host, Network
-from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, start, status, submitted, wait_for
+from tests.cluster.lab.operator import (
+    Clock,
+    JobLog,
+    command,
+    open_ports_that_answer,
+    overlaid,
+    start,
+    status,
+    submitted,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(300)]
 
@@ -125,6 +135,11 @@ def test_nothing_answers_outside_but_ssh_and_ray(cloud: Cloud) -> None:
     assert not any("mlflow" in name or "uvicorn" in name for name in open_to_others), sockets
     local = [line for line in sockets if line.split()[3] in ("127.0.0.1:8265", "127.0.0.1:5000")]
     assert len(local) == 2, sockets
+
+
+def test_no_open_port_answers_without_the_token(cloud: Cloud) -> None:
+    """Not even Ray's metrics, which have no token."""
+    assert open_ports_that_answer(head(cloud)) == []
 
 
 def test_the_jobs_want_the_token(cloud: Cloud) -> None:

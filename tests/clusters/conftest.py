@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters.broken_files import ROOT, Broken
+from tune_rescon.clusters import Finding, check_file, head, jobs
 from tune_rescon.clusters import cluster as starting
-from tune_rescon.clusters import head, jobs
 from tune_rescon.clusters.commands import Command, Done
 from tune_rescon.clusters.head import HeadState, Job, Node
 
@@ -83,3 +84,30 @@ def stands() -> Callable[..., Done]:
         return Done(code=code, said=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
 
     return stands
+
+
+@pytest.fixture(scope="session")
+def models_read() -> None:
+    """The description of EC2 takes a while to read, which is no test's."""
+    check_file(ROOT / "cluster.yaml")
+
+
+@pytest.fixture
+def python_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever Python runs the tests."""
+    monkeypatch.setattr("tune_rescon.clusters.lint.our_python", lambda: "py311")
+
+
+@pytest.fixture
+def broken(models_read: None, python_of_the_images: None, tmp_path: Path) -> Broken:
+    """Checks a shipped file with one thing in it replaced."""
+    del models_read, python_of_the_images
+
+    def check(name: str, old: str, new: str) -> list[Finding]:
+        text = (ROOT / name).read_text()
+        assert old in text
+        path = tmp_path / Path(name).name
+        path.write_text(text.replace(old, new, 1))
+        return check_file(path)
+
+    return check

@@ -46,8 +46,8 @@ def test_a_list_of_hosts(file: Path, more: str, workers: int) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [", "FILE:1: must be YAML, but got"),
-        ("a: 1\n\tb: 2", "FILE:2: must be YAML, but got"),
+        ("a: [", "FILE:1: is not YAML: "),
+        ("a: 1\n\tb: 2", "FILE:2: is not YAML: "),
         ("", "FILE: must be a mapping with `cluster_name` and `provider`, but got nothing."),
         ("- a", "FILE: must be a mapping with `cluster_name` and `provider`, but got ['a']."),
         ("cluster_name: c", "FILE: provider: must be a mapping with a `type`, but got nothing."),

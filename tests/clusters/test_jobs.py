@@ -72,6 +72,51 @@ def test_whoever_stops_following_is_told_how_to_follow_and_stop(
     assert "The job continues.\nFollow it: ray exec" in said
 
 
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
+def test_the_cluster_ends_with_its_job_if_asked_however_the_job_ended(
+    state: str, code: int, played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"inspect": [stands(jobs=job(state))], "get-head-ip": [Done(code=0, said="10.0.0.1\n")]}
+    assert main(["submit", str(file), "--down"]) == code
+    assert f"Job j-1 has ended as {state}: lab is ended" in capsys.readouterr().out
+    assert [words.split()[0] for words in played.ran[-3:]] == ["get-head-ip", "exec", "down"]
+    assert "mlflow --end" in played.ran[-2]
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "words"),
+    [
+        ({"job logs": [KeyboardInterrupt()]}, 130, "The job continues. So does the cluster: end it by"),
+        (
+            {"inspect": [Done(code=1, said="ssh: no route\n")]},
+            1,
+            "lab was not ended, because its job was not",
+        ),
+        ({"job submit": [Done(code=1, said="401\n")]}, 1, ""),
+    ],
+)
+def test_the_cluster_stays_where_its_job_was_not_seen_to_end(
+    answers: dict[str, Any],
+    code: int,
+    words: str,
+    played: Any,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    played.answers = answers
+    assert main(["submit", str(file), "--down"]) == code
+    assert words in capsys.readouterr().out
+    assert not [line for line in played.ran if line.startswith("down")]
+
+
+def test_an_end_that_is_not_waited_for_ends_no_cluster(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(file), "--down", "--no-follow"]) == 2
+    assert "--down waits for the job's end: leave out --no-follow." in capsys.readouterr().err
+    assert played.ran == []
+
+
 def test_a_log_whose_connection_broke_is_shown_again(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

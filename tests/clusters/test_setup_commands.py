@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Node:
         self.home = home
         self.source = home / "tune_rescon_source"
         self.source.mkdir()
+        (home / ".ray").mkdir()  # mounted, without a token
         for name in ("pyproject.toml", "constraints.txt"):
             (self.source / name).write_text("first")
         tools = home / "tools"
@@ -96,3 +98,57 @@ def test_mlflow_keeps_what_it_has_beside_the_searches(node: Node, file: str) -> 
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
     wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
     assert (node.home / "mlflow.log").read_text() == wanted
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_head_makes_its_token_once_and_prints_nothing_of_it(node: Node, file: str) -> None:
+    token = node.home / ".ray" / "auth_token"
+    # As Ray's: it prints the token, and leaves one alone that is there.
+    made = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
+    node.program(node.home / "tools" / "ray", f'test "$1" = get-auth-token && {made}; cat ~/.ray/auth_token')
+    for _ in range(2):
+        said = [node.run(command) for command in YAML(typ="safe").load(ROOT / file)["head_setup_commands"]]
+        assert "".join(said) == ""
+    assert (node.home / "made").read_text() == "made\n"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def gpu_machine(node: Node) -> str:
+    """gcp.yaml's command that waits for the driver, on a machine with NVIDIA's card."""
+    vendor = node.home / "devices" / "0000:00:04.0" / "vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x10de\n")
+    node.program(node.home / "tools" / "sleep", "echo $1 >> ~/slept")
+    (command,) = [
+        command
+        for command in YAML(typ="safe").load(ROOT / "cluster/gcp.yaml")["initialization_commands"]
+        if "nvidia-smi" in command
+    ]
+    assert "/sys/bus/pci/devices" in command
+    return str(command).replace("/sys/bus/pci/devices", f"{node.home}/devices")
+
+
+def slept(node: Node) -> int:
+    path = node.home / "slept"
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def test_a_machine_with_a_gpu_waits_for_its_driver(node: Node, gpu_machine: str) -> None:
+    node.program(node.home / "tools" / "nvidia-smi", "test $(wc -l < ~/slept || echo 0) -ge 3")
+    node.run(gpu_machine)
+    assert slept(node) == 3
+
+
+def test_a_driver_that_does_not_come_is_an_error_after_ten_minutes(node: Node, gpu_machine: str) -> None:
+    node.program(node.home / "tools" / "nvidia-smi", "exit 9")
+    with pytest.raises(AssertionError, match="NVIDIA's driver did not answer within 10 minutes"):
+        node.run(gpu_machine)
+    assert slept(node) == 60
+    assert set((node.home / "slept").read_text().split()) == {"10"}
+
+
+def test_a_machine_without_a_gpu_does_not_wait(node: Node, gpu_machine: str) -> None:
+    (node.home / "devices" / "0000:00:04.0" / "vendor").write_text("0x8086\n")
+    node.run(gpu_machine)
+    assert slept(node) == 0

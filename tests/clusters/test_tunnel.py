@@ -64,9 +64,9 @@ def test_both_addresses_are_said_and_it_ends_well(
     monkeypatch.setattr("click.echo", say)
     words = arguments(file)
     assert main(words) == 0
-    assert said == [
-        f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\nCtrl-C ends it."
-    ]
+    addresses = f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\n"
+    token = f"It asks for the token: ray exec {file} 'cat ~/.ray/auth_token'\n"
+    assert said == [f"{addresses}{token}Ctrl-C ends it."]
     with pytest.raises(ProcessLookupError):
         os.kill(int((ssh.parent / "pid").read_text()), 0)
 

@@ -135,6 +135,8 @@ def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest
 def test_the_token_is_made_once_and_for_its_owner(
     played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """For a file that brings this machine's token to the nodes."""
+    file.write_text(file.read_text() + "file_mounts: {~/.ray/auth_token: ~/.ray/auth_token}\n")
     token = tmp_path / "new" / "token"
     token.parent.mkdir()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
@@ -148,6 +150,29 @@ def test_the_token_is_made_once_and_for_its_owner(
     assert main(["up", str(file), "--yes"]) == 0
     assert not played.ran_with("get-auth-token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_a_cluster_that_makes_its_own_token_needs_none_here(
+    played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [stands(2)]}
+    assert main(["up", str(file), "--yes"]) == 0
+    assert not played.ran_with("get-auth-token")
+
+
+def test_what_it_may_cost_is_said_before_anything_is_started(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(
+        "cluster_name: c\nprovider: {type: aws, region: us-west-2}\nhead_node_type: head\nmax_workers: 1\n"
+        "available_node_types: {head: {node_config: {InstanceType: m7i.large}}}\n"
+    )
+    played.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
+    assert main(["up", str(file), "--yes"]) == 1
+    assert capsys.readouterr().out.startswith(
+        "At most 0.10 US dollars an hour for machines (1 x m7i.large 0.10;"
+    )
 
 
 def test_a_file_with_errors_starts_nothing(

@@ -21,6 +21,7 @@ from tune_rescon.finals import (
     finals_space,
     find_recipe,
     find_rows,
+    local_resources,
     of_dataset,
     preset_config,
     read_duration,
@@ -32,6 +33,7 @@ from tune_rescon.finals import (
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning.resources import Nodes
 
 ONE_CPU = Resources(cpu=1)
 
@@ -209,3 +211,15 @@ def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
     assert epochs_within(61 * seconds, seconds, found, trainings=6, slots=2) == 20
     with pytest.raises(ConfigError, match=r"--budget: must be enough for 1 epochs of 6 trainings"):
         epochs_within(2 * seconds, seconds, found, trainings=6, slots=2)
+
+
+@pytest.mark.parametrize(("listed", "cuda", "asked"), [(0, "13.2", 0), (1, "13.2", 1), (1, None, 0)])
+def test_a_gpu_of_this_machine_is_asked_for_also_where_torch_cannot_use_it(
+    listed: int, cuda: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training then ends with the reason, instead of a training on the CPU."""
+    here = Nodes(count=1, resources={"CPU": 2.0, "GPU": float(listed)})
+    monkeypatch.setattr("tune_rescon.finals.plan.this_machine", lambda: here)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    assert local_resources().gpu == asked

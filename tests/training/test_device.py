@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tune_rescon.errors import ResourceError
-from tune_rescon.training.device import DeviceConfig, Precision, choose_precision, place
+from tune_rescon.training.device import (
+    DeviceConfig,
+    Precision,
+    check_cuda,
+    choose_precision,
+    device_name,
+    oldest_driver,
+    place,
+)
 
 CPU = torch.device("cpu")
 
@@ -37,6 +47,60 @@ def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.Monk
     with pytest.raises(ResourceError, match="needs a CUDA GPU"):
         place("cuda", precision="auto")
     assert place("auto", precision="auto") == DeviceConfig(device=CPU, precision="fp32")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch is on a machine whose driver is too old: no GPU, and a reason."""
+
+    def current_device() -> int:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12080). Please update."
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("cuda", "driver", "words"),
+    [
+        ("13.2", "570.86.15", "needs NVIDIA's driver 580 or newer; the driver here is 570.86.15. Update it"),
+        (
+            "12.8",
+            "470.223.02",
+            "built for CUDA 12.8, which needs NVIDIA's driver 525 or newer; the driver here",
+        ),
+        ("13.2", "580.95.05", "580 or newer, and 580.95.05 is here: look at CUDA_VISIBLE_DEVICES"),
+        ("13.2", None, "580 or newer; no driver was found. Install it"),
+        (None, "580.95.05", "is built without CUDA"),
+        ("99.0", "580.95.05", "is built for CUDA 99.0: update NVIDIA's driver"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_says_what_is_likely_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, driver: str | None, words: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("tune_rescon.training.device.oldest_driver", lambda: oldest_driver(cuda))
+    version = tmp_path / "version"
+    if driver is not None:
+        version.write_text(
+            f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build\n"
+        )
+    with pytest.raises(ResourceError) as caught:
+        check_cuda(version)
+    text = str(caught.value)
+    assert "needs a CUDA GPU that torch can use, but got none on " in text
+    assert "(The NVIDIA driver on your system is too old (found version 12080))" in text
+    assert words in text
+    assert text.endswith("Without a GPU, ask for none: resources_per_trial.gpu=0.")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_name_of_a_gpu_that_torch_cannot_use_is_no_traceback_of_torchs() -> None:
+    with pytest.raises(ResourceError, match="needs a CUDA GPU that torch can use"):
+        device_name("cuda")
 
 
 @pytest.mark.parametrize(("precision", "matmul"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "high")])

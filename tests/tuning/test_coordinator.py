@@ -224,6 +224,24 @@ def test_a_closed_trial_that_still_reports_is_told_to_stop() -> None:
     assert search.epoch_done(number, 1, metrics(0.5), None) is Decision.STOP
 
 
+def test_a_machine_that_cannot_run_a_trial_ends_the_search_and_no_trial() -> None:
+    of = study()
+    search = coordinator(of, total=9)
+    first_one, second_one = first(search), first(search)
+    search.epoch_done(first_one, 1, metrics(0.5), None)
+    search.abort(second_one, "no GPU")
+    search.abort(second_one, "a later reason")
+    assert search.failure == "no GPU"
+    assert search.exhausted
+    assert search.next_trial() is None
+    assert search.epoch_done(first_one, 2, metrics(0.5), None) is Decision.STOP
+    search.settle()
+    assert [trial.user_attrs["state"] for trial in of.trials] == ["interrupted"] * 2
+    again = coordinator(of, total=9)
+    assert again.failure is None
+    assert {first(again), first(again)} == {first_one, second_one}, "on a machine that can"
+
+
 def test_a_trial_whose_worker_dies_is_handed_out_again_three_times() -> None:
     of, diary = study(), Diary()
     search = coordinator(of, total=2, callbacks=(diary,))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tune_rescon.config import TrialState
 from tune_rescon.errors import ResourceError, SpaceError
 from tune_rescon.spaces import AutoResources, Resources, dump_space, load_space, parse_space
 from tune_rescon.tuning import RunOptions, run_search
@@ -139,3 +140,21 @@ def test_a_search_says_once_what_auto_chose_and_records_it(
     assert result.space.resources_per_trial == Resources(cpu=1, gpu=0)
     recorded = load_space(tmp_path / "s" / "space.yaml").resources_per_trial
     assert recorded == Resources(cpu=1, gpu=0)
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("without_ray")
+def test_a_promised_gpu_that_torch_does_not_have_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver older than torch's CUDA: nvidia-smi and Ray count a GPU, and torch has no use of it."""
+    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2, 1))
+    monkeypatch.setattr("tests.without_ray.RESOURCES", {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = ["resources_per_trial={cpu: 1, gpu: 1}", "budget.trials=9", "fidelity.max=1"]
+    settings += ["fixed.width=0.125", "dataset.limit=100"]
+    options = RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache")
+    result = run_search(load_space("digits", settings), options)
+    assert result.failure is not None
+    assert result.failure.startswith('device "cuda" needs a CUDA GPU that torch can use, but got none on ')
+    assert [trial.state for trial in result.trials] == [TrialState.INTERRUPTED], "a resume runs it"

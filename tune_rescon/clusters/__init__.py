@@ -4,6 +4,7 @@
 
     check_file       every finding in a cluster file, a KubeRay manifest or a shell script
     ClusterFile      the values of a cluster.yaml that the commands need
+    most_per_hour    the most that a cluster's machines can cost in an hour
     commands         Ray's command lines and their environment, as values; run() runs one
     bring_up         up: creates the token, starts the cluster and counts the nodes that joined
     send_search      submit: runs the search as a Ray job and waits for its end
@@ -23,9 +24,11 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.clusters.cluster import bring_up, find_head, hold_tunnel, take_down
     from tune_rescon.clusters.cluster_file import ClusterFile, read_cluster_file
+    from tune_rescon.clusters.costs import most_per_hour
+    from tune_rescon.clusters.documents import Finding
     from tune_rescon.clusters.head import HeadState, ask_head, inspect_head, print_state
     from tune_rescon.clusters.jobs import send_search
-    from tune_rescon.clusters.lint import Finding, check_file
+    from tune_rescon.clusters.lint import check_file
     from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "hold_tunnel",
     "inspect_head",
     "keep_mlflow",
+    "most_per_hour",
     "print_state",
     "read_cluster_file",
     "send_search",
@@ -51,7 +55,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "ClusterFile": "cluster_file",
-        "Finding": "lint",
+        "Finding": "documents",
         "HeadState": "head",
         "MlflowSettings": "mlflow_service",
         "ask_head": "head",
@@ -62,6 +66,7 @@ __getattr__ = lazy_names(
         "hold_tunnel": "cluster",
         "inspect_head": "head",
         "keep_mlflow": "mlflow_service",
+        "most_per_hour": "costs",
         "print_state": "head",
         "read_cluster_file": "cluster_file",
         "send_search": "jobs",

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from tune_rescon.clusters.cluster_file import ClusterFile
+from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     MLFLOW_PORT,
@@ -105,7 +105,8 @@ def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int]) -> None:
         _wait_until_open(process, list(ports))
         mlflow, dashboard = ports
         _PROGRESS.info(
-            f"MLflow:    http://127.0.0.1:{mlflow}\nDashboard: http://127.0.0.1:{dashboard}\nCtrl-C ends it."
+            f"MLflow:    http://127.0.0.1:{mlflow}\nDashboard: http://127.0.0.1:{dashboard}\n"
+            f"It asks for the token: ray exec {cluster.path} 'cat {TOKEN}'\nCtrl-C ends it."
         )
         process.wait()
         raise _ended(process.returncode)
@@ -178,7 +179,8 @@ def bring_up(cluster: ClusterFile, *, restart: bool, wait: float) -> None:
     Raises:
         ClusterError: the cluster did not start, or some workers did not join within ``wait`` seconds.
     """
-    _have_token(cluster)
+    if cluster.mounts_token:
+        _have_token(cluster)
     is_up = not restart and _runs_already(cluster)
     if is_up:
         _PROGRESS.info(
@@ -276,7 +278,10 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
 
 
 def _have_token(cluster: ClusterFile) -> None:
-    """Create the token if none exists, and make it readable only for its owner."""
+    """Create this machine's token if none exists, and make it readable only for its owner.
+
+    A file that mounts the token needs it here. With the shipped files, the head makes one for its cluster.
+    """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.lint import Severity, Steps, dotted
+from tune_rescon.clusters.documents import Severity, Steps, at, dotted, read_documents
 from tune_rescon.errors import ClusterFileError, format_error, unknown_name_message
 
 __all__ = [
+    "TOKEN",
     "ClusterFile",
+    "NodeType",
     "instance_problems",
     "parse_cluster",
     "read_cluster_file",
@@ -99,6 +101,12 @@ def _shapes() -> Mapping[str, Any] | None:
     return shapes
 
 
+#: The path of Ray's token in a home directory.
+TOKEN: Final = "~/.ray/auth_token"
+
+#: Ray's ``max_workers`` of a file that has none.
+_DEFAULT_MAX_WORKERS: Final = 2
+
 #: The providers of Ray's launcher.
 PROVIDERS: Final = (
     "aliyun",
@@ -116,6 +124,17 @@ PROVIDERS: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeType:
+    """A kind of machine that a cluster may start."""
+
+    name: str
+    machine: str
+    """The cloud's name of the machine; empty if the file does not name it."""
+    max_workers: int
+    is_head: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterFile:
     """The values of a cluster.yaml that the commands need."""
 
@@ -124,6 +143,12 @@ class ClusterFile:
     provider: str
     workers: int
     """Workers that start without a request for resources: the sum of `min_workers`."""
+    max_workers: int = 0
+    """The most workers that may run at once."""
+    node_types: tuple[NodeType, ...] = ()
+    """The machines that a cloud may start; empty for a list of hosts."""
+    mounts_token: bool = False
+    """True if the nodes get this machine's token; otherwise the head makes one for its cluster."""
     region: str | None = None
     ssh_user: str | None = None
     ssh_key: str | None = None
@@ -138,21 +163,16 @@ def read_cluster_file(path: Path) -> ClusterFile:
     Raises:
         ClusterFileError: the file is missing, is no YAML, or describes no Ray cluster.
     """
-    # Imported here, because the server on the head needs no YAML.
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        content = YAML(typ="safe").load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         rule = "must be a cluster's file"
         raise ClusterFileError(format_error(rule, got=f"{path} ({why})", where="FILE")) from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ClusterFileError(format_error("must be YAML", got=problem, where=where)) from None
+    documents, unreadable = read_documents(text)
+    for finding in unreadable:
+        raise ClusterFileError(f"{path}:{finding.line}: {finding.text}")
+    content = documents[0].value if documents else None
     return parse_cluster(path, content)
 
 
@@ -171,11 +191,16 @@ def parse_cluster(path: Path, content: object) -> ClusterFile:
             unknown_name_message("provider", kind, PROVIDERS, where=f"{path}: provider.type")
         )
     auth = _mapping(top.get("auth") or {}, f"{path}: auth", "must be a mapping")
+    most = _count(top.get("max_workers", _DEFAULT_MAX_WORKERS), path, "max_workers")
+    mounts = top.get("file_mounts")
     return ClusterFile(
         path=path,
         name=str(name),
         provider=str(kind),
         workers=_workers(path, top, provider),
+        max_workers=most,
+        node_types=tuple(_node_types(path, top, most)),
+        mounts_token=isinstance(mounts, Mapping) and TOKEN in map(str, mounts.values()),
         region=_text(provider.get("region")),
         ssh_user=_text(auth.get("ssh_user")),
         ssh_key=_text(auth.get("ssh_private_key")),
@@ -196,10 +221,25 @@ def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) ->
     return sum(_count(kind.get("min_workers", 0), path) for kind in every)
 
 
-def _count(value: object, path: Path) -> int:
+def _node_types(path: Path, top: Mapping[str, Any], most: int) -> Iterator[NodeType]:
+    types = top.get("available_node_types")
+    for name, kind in types.items() if isinstance(types, Mapping) else ():
+        config = at(kind, "node_config")
+        # Google's names may be URLs.
+        machine = str(at(config, "InstanceType") or at(config, "machineType") or "").rpartition("/")[2]
+        limit = at(kind, "max_workers")
+        yield NodeType(
+            name=name,
+            machine=machine,
+            max_workers=most if limit is None else _count(limit, path, "max_workers"),
+            is_head=name == top.get("head_node_type"),
+        )
+
+
+def _count(value: object, path: Path, key: str = "min_workers") -> int:
     if not isinstance(value, int) or value < 0:
         rule = "must be a whole number, 0 or more"
-        raise ClusterFileError(format_error(rule, got=repr(value), where=f"{path}: min_workers"))
+        raise ClusterFileError(format_error(rule, got=repr(value), where=f"{path}: {key}"))
     return value
 
 

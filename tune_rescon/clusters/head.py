@@ -28,16 +28,8 @@ from tune_rescon.clusters.commands import (
     ray_status,
     run,
 )
-from tune_rescon.clusters.lint import (
-    ClusterDocument,
-    Severity,
-    Steps,
-    at,
-    check_image,
-    check_storage,
-    dotted,
-    texts_in,
-)
+from tune_rescon.clusters.documents import ClusterDocument, Severity, Steps, at, dotted, texts_in
+from tune_rescon.clusters.lint import check_image, check_storage
 from tune_rescon.clusters.mlflow_service import answers
 from tune_rescon.errors import ClusterError, format_error
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from tune_rescon.clusters.cluster import take_down
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import follow_words, ray_exec, run, search_job, stop_words, submission_id
 from tune_rescon.clusters.head import Job, ask_head
@@ -34,6 +35,7 @@ def send_search(
     flag: str | None,
     name: str | None,
     follow: bool,
+    down: bool = False,
     module: str = "tune_rescon.search",
 ) -> int:
     """Submit a search, or another command of this package, as a job and return the exit code.
@@ -44,10 +46,13 @@ def send_search(
         flag: ``--name`` or ``--resume``; None to pass no name.
         name: the search's name.
         follow: print the job's log and wait until the job ends.
+        down: end the cluster once the job has ended, also if it failed. If this command does not see the job
+            end (Ctrl-C, a head that cannot be reached), the cluster continues.
         module: the command to run.
 
     Raises:
-        ClusterError: the head did not accept the job, cannot be reached, or the job failed.
+        ClusterError: the head did not accept the job, cannot be reached, the job failed, or the cluster did
+            not end.
     """
     identity = submission_id(name, datetime.now())
     words = search_job(identity, arguments, flag=flag, name=name, module=module)
@@ -61,8 +66,16 @@ def send_search(
     try:
         job = _follow(cluster, identity)
     except KeyboardInterrupt:
-        _PROGRESS.info(f"\nThe job continues.\n{_hints(cluster, identity)}")
+        kept = f" So does the cluster: end it by `tune-rescon cluster down {cluster.path}`." if down else ""
+        _PROGRESS.info(f"\nThe job continues.{kept}\n{_hints(cluster, identity)}")
         return INTERRUPTED
+    except ClusterError:
+        if down:
+            _PROGRESS.info(f"{cluster.name} was not ended, because its job was not seen to end: look at it.")
+        raise
+    if down:
+        _PROGRESS.info(f"Job {identity} has ended as {job.status}: {cluster.name} is ended")
+        take_down(cluster)
     if job.status == "SUCCEEDED":
         return 0
     raise ClusterError(f"job {identity} has ended as {job.status}. {job.message}".rstrip())

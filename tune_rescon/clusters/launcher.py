@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.cluster_file import instance_problems
-from tune_rescon.clusters.lint import (
-    ClusterDocument,
-    Complain,
-    Severity,
-    Steps,
-    at,
-    check_image,
-    check_listening,
-    check_ray_starts,
-    check_storage,
-    dotted,
-    option,
-    ray_starts,
-    schema_problems,
-    texts_in,
-)
+from tune_rescon.clusters.cluster_file import TOKEN, instance_problems
+from tune_rescon.clusters.costs import check_costs
+from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, Steps, at, dotted, texts_in
+from tune_rescon.clusters.lint import check_image, check_storage, schema_problems
+from tune_rescon.clusters.ray_commands import HEAD_METRICS_OFF, METRICS_OFF, check_commands, ray_starts
+from tune_rescon.clusters.shell import ShellCommand
 from tune_rescon.errors import format_error, unknown_name_message
 
 __all__ = ["check_launcher"]
@@ -51,6 +42,8 @@ def check_launcher(document: ClusterDocument) -> None:
         _check_storage,
         _check_mounts,
         _check_node_config,
+        _check_metadata,
+        check_costs,
     ):
         check(document)
 
@@ -72,13 +65,6 @@ def _commands(document: ClusterDocument) -> Iterator[tuple[str, Steps]]:
     for steps, text in texts_in(document.value):
         if any(str(step).endswith(("_commands", "run_options")) for step in steps):
             yield text, steps
-
-
-def _at(document: ClusterDocument, steps: Steps) -> Complain:
-    def complain(rule: str, text: str, severity: Severity) -> None:
-        document.complain(rule, steps, text, severity)
-
-    return complain
 
 
 def _check_head_type(document: ClusterDocument) -> None:
@@ -115,7 +101,7 @@ def _check_workers(document: ClusterDocument) -> None:
 
 
 def _check_addresses(document: ClusterDocument) -> None:
-    """Check that no rule admits the whole internet, and that no server other than Ray is open to it."""
+    """Check that no rule of a security group admits the whole internet."""
     for steps, text in texts_in(document.value):
         for everywhere in ("0.0.0.0/0", "::/0"):
             if everywhere in text:
@@ -125,9 +111,6 @@ def _check_addresses(document: ClusterDocument) -> None:
                 document.complain(
                     "ingress", steps, format_error(rule, got=everywhere, where=where, hint=hint)
                 )
-    for command, steps in _commands(document):
-        if not ray_starts(command):
-            check_listening(command, _at(document, steps), where=dotted(steps))
     if _provider(document) != "aws":
         return
     for _, node_type, steps in _node_types(document):
@@ -140,16 +123,23 @@ def _check_addresses(document: ClusterDocument) -> None:
 
 
 def _check_starts(document: ClusterDocument) -> None:
+    """Check every command: those that start Ray, and the servers that others start."""
+    for command, steps in _commands(document):
+        complain = document.complain_at(steps)
+        head = True if steps[0] == _HEAD_STARTS else None
+        check_commands(command, _on_any_line(complain), where=dotted(steps), head=head)
+        for start in ray_starts(command):
+            wanted = HEAD_METRICS_OFF if start.is_head else METRICS_OFF
+            missing = [
+                f"{name}={value}" for name, value in wanted.items() if start.environment.get(name) != value
+            ]
+            if missing:
+                rule = f"a `ray start` should have `{' '.join(missing)}` in its environment"
+                hint = "Otherwise the node answers for its metrics without the token."
+                complain("metrics", format_error(rule, where=dotted(steps), hint=hint), "warning")
     for key in (_HEAD_STARTS, _WORKER_STARTS):
         commands = document.value.get(key)
-        started = False
-        for index, command in enumerate(commands if isinstance(commands, list) else ()):
-            steps: Steps = (key, index)
-            started |= bool(ray_starts(str(command)))
-            check_ray_starts(
-                str(command), _at(document, steps), where=dotted(steps), head=key == _HEAD_STARTS
-            )
-        if not started:
+        if not any(ray_starts(str(command)) for command in (commands if isinstance(commands, list) else ())):
             rule = "must start Ray"
             hint = "Ray's defaults take no token, and on a cloud show the dashboard to everybody."
             text = format_error(rule, got="no `ray start`", where=key, hint=hint)
@@ -161,7 +151,12 @@ def _check_starts(document: ClusterDocument) -> None:
             document.complain("head-address", (_HEAD_STARTS,), text)
 
 
-def _head_starts(document: ClusterDocument) -> Iterator[str]:
+def _on_any_line(complain: Complain) -> Callable[[int], Complain]:
+    # The place of a command in the file says more than the line within the command.
+    return lambda _line: complain
+
+
+def _head_starts(document: ClusterDocument) -> Iterator[ShellCommand]:
     commands = document.value.get(_HEAD_STARTS)
     for command in commands if isinstance(commands, list) else ():
         yield from ray_starts(str(command))
@@ -169,16 +164,18 @@ def _head_starts(document: ClusterDocument) -> Iterator[str]:
 
 def _head_addresses(document: ClusterDocument) -> Iterator[str]:
     for start in _head_starts(document):
-        if (address := option(start, "node-ip-address")) is not None:
+        if (address := start.option("node-ip-address")) is not None:
             yield address
 
 
 def _check_shells(document: ClusterDocument) -> None:
     """Check that the head's shells have the token mode: `ray status` through `ray exec` and jobs need it."""
     setting = "RAY_AUTH_MODE=token"
+    # Within `X=RAY_AUTH_MODE=token` it is a value.
+    pattern = re.compile(rf"(?<![\w=]){setting}(?!\w)")
     shells = ("setup_commands", "head_setup_commands", "run_options")
     for command, steps in _commands(document):
-        if setting in command and any(str(step) in shells for step in steps):
+        if pattern.search(command) and any(str(step) in shells for step in steps):
             return
     rule = f"the shells of the head should have {setting}, or `ray exec ... 'ray status'` is refused"
     document.complain(
@@ -187,13 +184,30 @@ def _check_shells(document: ClusterDocument) -> None:
 
 
 def _check_token(document: ClusterDocument) -> None:
+    """Check that every node gets the token: made on the head, or brought from this machine."""
     mounts = document.value.get("file_mounts")
-    targets = mounts if isinstance(mounts, Mapping) else ()
-    if any(str(target).endswith("/.ray/auth_token") for target in targets):
+    mounts = (
+        {str(target): str(source) for target, source in mounts.items()} if isinstance(mounts, Mapping) else {}
+    )
+    makes = any("get-auth-token --generate" in command for command, steps in _commands(document))
+    # A worker's mounts come from the head, with what the head's commands have put there.
+    if makes and any(target.rstrip("/").endswith("/.ray") for target in mounts):
         return
-    rule = "must hold `~/.ray/auth_token: ~/.ray/auth_token`"
-    hint = "Without the token no node may join. `ray get-auth-token --generate` makes it."
-    document.complain("auth-token", ("file_mounts",), format_error(rule, where="file_mounts", hint=hint))
+    source = next((source for target, source in mounts.items() if target.endswith("/.ray/auth_token")), None)
+    steps: Steps = ("file_mounts",)
+    if source is None:
+        rule = "must hold `~/.ray: ./cluster/token`, and head_setup_commands `ray get-auth-token --generate`"
+        hint = "Without the token no node may join. cluster.yaml shows both lines."
+        document.complain("auth-token", steps, format_error(rule, where="file_mounts", hint=hint))
+    elif not Path(source).expanduser().exists():
+        rule = "names a file that is not there: plain `ray up` starts the head, and then fails"
+        hint = (
+            "`tune-rescon cluster up` makes it, as does `ray get-auth-token --generate`."
+            if source == TOKEN
+            else ""
+        )
+        text = format_error(rule, got=source, where="file_mounts", hint=hint)
+        document.complain("auth-token", steps, text, severity="warning")
 
 
 def _check_head_resources(document: ClusterDocument) -> None:
@@ -201,7 +215,7 @@ def _check_head_resources(document: ClusterDocument) -> None:
     if _provider(document) == "local":
         for start in _head_starts(document):
             for what in ("num-cpus", "num-gpus"):
-                if (count := option(start, what)) != "0":
+                if (count := start.option(what)) != "0":
                     rule = f"the head must be started with `--{what}=0`"
                     text = format_error(rule, got=count or "none", where=_HEAD_STARTS, hint=hint)
                     document.complain("head-resources", (_HEAD_STARTS,), text)
@@ -291,3 +305,25 @@ def _check_node_config(document: ClusterDocument) -> None:
             if key not in reported:
                 reported.add(key)
                 document.complain("node-config", below, text, severity)
+
+
+def _check_metadata(document: ClusterDocument) -> None:
+    """Check that a machine's credentials are not given to any program that can make it send a request."""
+    if _provider(document) != "aws":
+        return
+    reported: set[int] = set()
+    for _, node_type, steps in _node_types(document):
+        config = node_type.get("node_config")
+        # A launch template may have the option.
+        if at(config, "MetadataOptions", "HttpTokens") == "required" or at(config, "LaunchTemplate"):
+            continue
+        where = (*steps, "node_config", "MetadataOptions")
+        if document.line(where) not in reported:
+            reported.add(document.line(where))
+            rule = "must be {HttpTokens: required}"
+            hint = (
+                "The first version of the metadata service gives the machine's credentials without a token."
+            )
+            got = str(at(config, "MetadataOptions"))
+            text = format_error(rule, got=got, where=dotted(where), hint=hint)
+            document.complain("metadata", where, text)

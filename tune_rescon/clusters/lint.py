@@ -6,132 +6,37 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from jsonschema import Draft7Validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from tune_rescon.clusters.documents import (
+    ClusterDocument,
+    Complain,
+    Finding,
+    Severity,
+    Steps,
+    dotted,
+    read_documents,
+    texts_in,
+)
+from tune_rescon.clusters.ray_commands import check_commands
 from tune_rescon.errors import StorageError, format_error, unknown_name_message
 from tune_rescon.storage import parse_storage
 
 __all__ = [
-    "ClusterDocument",
-    "Complain",
-    "Finding",
-    "Severity",
-    "Steps",
-    "at",
     "check_file",
     "check_image",
-    "check_listening",
-    "check_ray_starts",
     "check_storage",
-    "dotted",
-    "option",
     "our_python",
-    "ray_starts",
-    "read_documents",
     "schema_problems",
-    "texts_in",
 ]
 
 
-#: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One broken rule in a cluster file."""
-
-    rule: str
-    """The name of the rule, such as ``auth-mode``."""
-
-    text: str
-    """The place in the file, the rule, the value that breaks it, and how to fix it."""
-
-    line: int
-    """The line in the file, counted from 1."""
-
-    severity: Severity = "error"
-
-    def __str__(self) -> str:
-        """Format the finding as the commands print it, after the file's name."""
-        return f"{self.line}: {self.severity}: {self.text} [{self.rule}]"
-
-
-#: Reports a finding, given a rule, a text and a severity.
-Complain = Callable[[str, str, Severity], None]
-
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_START: Final = re.compile(r"\bray\s+start\b")
-_MODE: Final = re.compile(r"\bRAY_AUTH_MODE=[\"']?token\b")
-_EVERYWHERE: Final = re.compile(r"--[\w-]*host[= ][\"']?(0\.0\.0\.0|\[?::\]?)(?=[\"'\s;&|)]|$)")
 _STORAGE: Final = re.compile(r"(?:\bTUNE_RESCON_STORAGE=|--storage[= ])([\"']?)([^\s\"';&|]+)\1")
-
-
-def option(text: str, name: str) -> str | None:
-    """Return the value of ``--name=VALUE`` or ``--name VALUE``; None if the option is missing.
-
-    >>> option("ray start --head --num-cpus=0", "num-cpus")
-    '0'
-    """
-    found = re.search(rf"--{re.escape(name)}[= ]+([^\s;&|]+)", text)
-    return found[1].strip("\"'") if found else None
-
-
-def ray_starts(command: str) -> list[str]:
-    """Return each ``ray start`` of a command, with the text between the previous one and this one.
-
-    >>> ray_starts("ulimit -n 9; RAY_AUTH_MODE=token ray start --head && echo up")
-    ['ulimit -n 9; RAY_AUTH_MODE=token ray start --head ']
-    """
-    starts, begun = [], 0
-    for found in _START.finditer(command):
-        end = re.compile(r"[;&|\n]").search(command, found.end())
-        stop = end.start() if end else len(command)
-        starts.append(command[begun:stop])
-        begun = stop
-    return starts
-
-
-def check_ray_starts(command: str, complain: Complain, *, where: str, head: bool) -> None:
-    """Check that each ``ray start`` requires tokens, and that a head's dashboard listens on loopback only.
-
-    Args:
-        command: the command, which may contain several ``ray start``.
-        complain: called for each finding.
-        where: the command's place in the file.
-        head: True if the command starts the head.
-    """
-    for start in ray_starts(command):
-        if not _MODE.search(start):
-            rule = "every `ray start` must have `RAY_AUTH_MODE=token` before it"
-            hint = "Without it anyone who reaches the node's ports can run code there."
-            complain("auth-mode", format_error(rule, where=where, hint=hint), "error")
-        host = option(start, "dashboard-host")
-        if head and host not in _LOOPBACK:
-            rule = "the head must be started with `--dashboard-host=127.0.0.1`"
-            hint = "`python -m tune_rescon.cluster tunnel` shows it to you alone."
-            complain("dashboard", format_error(rule, got=host or "none", where=where, hint=hint), "error")
-
-
-def check_listening(command: str, complain: Complain, *, where: str) -> None:
-    """Check that no server other than Ray listens on all interfaces.
-
-    Args:
-        command: the command.
-        complain: called for each finding.
-        where: the command's place in the file.
-    """
-    for found in _EVERYWHERE.finditer(command):
-        rule = "a server must listen on 127.0.0.1, to be reached by a tunnel"
-        complain("listens", format_error(rule, got=f"`{found[0]}`", where=where), "error")
 
 
 def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, str], None]) -> None:
@@ -155,116 +60,6 @@ def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, 
                 complain(where, format_error(rule, got=found[2], where=where, hint=hint))
     if not given:
         complain("", format_error("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint))
-
-
-#: Keys and list positions from the top of the document.
-Steps = tuple[str | int, ...]
-
-
-class ClusterDocument:
-    """One YAML document and the findings in it."""
-
-    def __init__(self, source: Any) -> None:
-        """Wrap ``source``, the document as ruamel has read it, including its line numbers."""
-        self._source = source
-        self.value: Any = _plain(source)
-        self.findings: list[Finding] = []
-
-    def line(self, steps: Steps) -> int:
-        """Return the line of ``steps``.
-
-        For a key that is missing or comes from a merge key, this is the line of the nearest key above it.
-        """
-        node, line = self._source, 0
-        for step in steps:
-            if not hasattr(node, "lc"):
-                break
-            place = (node.lc.data or {}).get(step)
-            if place is not None:
-                line = place[0]
-            try:
-                node = node[step]
-            except (KeyError, IndexError):
-                break
-        return line + 1
-
-    def complain(self, rule: str, steps: Steps, text: str, severity: Severity = "error") -> None:
-        """Add a finding at ``steps``.
-
-        Args:
-            rule: the name of the rule.
-            steps: the place of the finding.
-            text: the complete text of the finding, including its place.
-            severity: whether the finding is an error or a warning.
-        """
-        self.findings.append(Finding(rule=rule, text=text, line=self.line(steps), severity=severity))
-
-
-def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
-    """Return the documents of a YAML text, and a finding if the text cannot be read."""
-    yaml = YAML()
-    yaml.allow_duplicate_keys = False
-    try:
-        return [ClusterDocument(source) for source in yaml.load_all(text) if source is not None], []
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = str(error.problem).partition("\n")[0]
-        line = mark.line + 1 if mark else 1
-        return [], [Finding(rule="yaml", text=f"is not YAML: {what}.", line=line)]
-    except YAMLError as error:
-        return [], [Finding(rule="yaml", text=f"is not YAML: {str(error).splitlines()[0]}.", line=1)]
-
-
-def at(value: Any, *steps: str | int) -> Any:
-    """Return the value at ``steps`` below ``value``; None if there is no such value.
-
-    >>> at({"docker": {"image": "x"}}, "docker", "image"), at({"docker": None}, "docker", "image")
-    ('x', None)
-    """
-    for step in steps:
-        try:
-            value = value[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
-
-
-def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
-    """Yield every text in ``value`` with its place; keys are not included."""
-    if isinstance(value, str):
-        yield steps, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from texts_in(inner, (*steps, key))
-    elif isinstance(value, Sequence):
-        for index, inner in enumerate(value):
-            yield from texts_in(inner, (*steps, index))
-
-
-def dotted(steps: Steps) -> str:
-    """Format a place in the usual notation.
-
-    >>> dotted(("setup_commands", 1))
-    'setup_commands[1]'
-    """
-    text = ""
-    for step in steps:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Sequence):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return int(value)
-    return float(value) if isinstance(value, float) else value
 
 
 _OFFICIAL: Final = "rayproject/"
@@ -387,14 +182,15 @@ def _script_findings(text: str) -> list[Finding]:
     found: list[Finding] = []
     commands = list(_script_commands(text))
     left = [(line, name) for line, command in commands for name in _placeholders(command)]
-    for line, command in commands:
 
-        def complain(rule: str, text: str, severity: Severity, line: int = line) -> None:
+    def complain_on(line: int) -> Complain:
+        def complain(rule: str, text: str, severity: Severity) -> None:
             found.append(Finding(rule=rule, text=text, line=line, severity=severity))
 
-        check_ray_starts(command, complain, where="", head="--head" in command)
-        if "ray start" not in command:
-            check_listening(command, complain, where="")
+        return complain
+
+    # The whole script, because a variable that one line exports is in the environment of later ones.
+    check_commands(text, complain_on, where="")
 
     def unsafe(where: str, text: str) -> None:
         found.append(Finding(rule="storage", text=text, line=int(where or 1)))

@@ -20,6 +20,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
+from tune_rescon.tuning.resources import this_machine
 
 __all__ = [
     "METRIC",
@@ -278,11 +279,14 @@ def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int |
 def local_resources() -> Resources:
     """Return the resources of one training on this machine: a GPU if it has one, and at most 4 CPU cores.
 
-    The function assumes no more, because nothing else is known about the machine.
+    The function assumes no more, because nothing else is known about the machine. A GPU that torch cannot use
+    ends the training with the reason, instead of a training on the CPU. A torch that is built without CUDA is
+    a choice for the CPU.
     """
     import torch
 
-    return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if torch.cuda.is_available() else 0.0)
+    has_gpu = torch.version.cuda is not None and this_machine().resources["GPU"] > 0
+    return Resources(cpu=min(4, os.cpu_count() or 1), gpu=1.0 if has_gpu else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

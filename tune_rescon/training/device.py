@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import numpy as np
@@ -23,11 +26,13 @@ from tune_rescon.errors import ResourceError, format_error, unknown_name_message
 __all__ = [
     "DeviceConfig",
     "Precision",
+    "check_cuda",
     "choose_precision",
     "device_name",
     "epoch_seed",
     "freed_memory_kept",
     "generator_states",
+    "oldest_driver",
     "own_generator",
     "place",
     "restore_generators",
@@ -38,10 +43,89 @@ __all__ = [
 def device_name(device: str) -> str:
     """Return the model of this process's ``device`` ("cpu", "cuda"); GPUs of one model have the same name.
 
+    Raises:
+        ResourceError: the device is "cuda" and torch cannot use a GPU.
+
     >>> device_name("cpu")
     'CPU'
     """
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    if device != "cuda":
+        return "CPU"
+    check_cuda()
+    return torch.cuda.get_device_name()
+
+
+#: CUDA's major version -> the oldest of NVIDIA's drivers that programs built for it run on (NVIDIA's table of
+#: CUDA's minor version compatibility).
+_OLDEST_DRIVERS: Final = {"11": 450, "12": 525, "13": 580}
+
+#: Where NVIDIA's kernel module has its version; a container sees this file too.
+_DRIVER: Final = Path("/proc/driver/nvidia/version")
+
+
+def oldest_driver(cuda: str | None = torch.version.cuda) -> int | None:
+    """Return the major version of the oldest driver of NVIDIA's that a torch built for ``cuda`` runs on.
+
+    Returns None if torch is built without CUDA, or for a CUDA that is newer than the table.
+
+    >>> oldest_driver("13.2"), oldest_driver("12.8"), oldest_driver(None)
+    (580, 525, None)
+    """
+    return _OLDEST_DRIVERS.get((cuda or "").partition(".")[0])
+
+
+def check_cuda(driver: Path = _DRIVER) -> None:
+    """Check that torch can use a GPU of this machine.
+
+    Ray counts GPUs without torch. A machine whose driver is too old for torch's CUDA therefore has a GPU for
+    Ray and no GPU for torch. Training on its CPU instead would cost the GPU's price at a small part of its
+    speed.
+
+    Args:
+        driver: the file that has the version of the machine's driver.
+
+    Raises:
+        ResourceError: torch cannot use a GPU. The message has torch's reason, the driver's version and the
+            oldest version that torch's CUDA needs.
+    """
+    if torch.cuda.is_available():
+        return
+    rule = 'device "cuda" needs a CUDA GPU that torch can use'
+    raise ResourceError(format_error(rule, got=_why_no_cuda(), hint=_cuda_advice(_driver_version(driver))))
+
+
+def _why_no_cuda() -> str:
+    reason = "it reports no GPU"
+    try:
+        torch.cuda.current_device()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    return f"none on {platform.node()} ({reason})"
+
+
+def _cuda_advice(driver: str | None) -> str:
+    cpu = "Without a GPU, ask for none: resources_per_trial.gpu=0."
+    oldest = oldest_driver()
+    if torch.version.cuda is None:
+        return f"This torch is built without CUDA: install one that has it. {cpu}"
+    if oldest is None:
+        return f"This torch is built for CUDA {torch.version.cuda}: update NVIDIA's driver. {cpu}"
+    needs = (
+        f"This torch is built for CUDA {torch.version.cuda}, which needs NVIDIA's driver {oldest} or newer"
+    )
+    if driver is None:
+        return f"{needs}; no driver was found. Install it, or give the container the GPU. {cpu}"
+    if int(driver.partition(".")[0]) < oldest:
+        return f"{needs}; the driver here is {driver}. Update it, or boot an image that has it. {cpu}"
+    return f"{needs}, and {driver} is here: look at CUDA_VISIBLE_DEVICES and at the container's GPUs. {cpu}"
+
+
+def _driver_version(path: Path) -> str | None:
+    try:
+        found = re.search(r"\b(\d{3,}(?:\.\d+)+)\b", path.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 #: mallopt's option numbers, from glibc's malloc.h.
@@ -166,15 +250,13 @@ def place(device: str, *, precision: str) -> DeviceConfig:
         precision: see :func:`choose_precision`.
 
     Raises:
-        ResourceError: the device is unknown, or it is "cuda" on a machine without a CUDA GPU.
+        ResourceError: the device is unknown, or it is "cuda" and torch cannot use a GPU.
     """
-    available = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
         raise ResourceError(unknown_name_message("device", device, ("auto", "cpu", "cuda")))
-    if device == "cuda" and not available:
-        rule = 'device "cuda" needs a CUDA GPU that torch can use'
-        raise ResourceError(format_error(rule, got="none", hint='Use "cpu" or "auto".'))
-    kind = "cuda" if available and device != "cpu" else "cpu"
+    if device == "cuda":
+        check_cuda()
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     # Emulated bf16 (before Ampere) does not count: it is correct, but slower than fp32.
     bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_precision(precision, device_type=kind, bf16=bf16)

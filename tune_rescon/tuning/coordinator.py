@@ -319,6 +319,19 @@ class Coordinator:
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)
 
+    def abort(self, number: int, failure: str) -> None:
+        """End the search because a machine cannot run its trials. Do nothing if the trial is not running.
+
+        The trial is interrupted, not failed, because another machine may run it when the search resumes.
+
+        Args:
+            number: The trial whose machine cannot run it.
+            failure: What the machine lacks, and what to do.
+        """
+        if number in self._running:
+            self.failure = self.failure or failure
+            self._interrupt_trial(number)
+
     def worker_died(self, number: int, *, node_is_gone: bool = False) -> None:
         """Retry a running trial from its last checkpoint, or fail it after too many retries.
 

@@ -19,7 +19,18 @@ from tests.cluster.enclosed import LAB
 from tests.cluster.lab.cloud import CREDENTIALS
 from tests.cluster.lab.hosts import Host
 
-__all__ = ["ROOT", "Clock", "JobLog", "command", "overlaid", "start", "status", "submitted", "wait_for"]
+__all__ = [
+    "ROOT",
+    "Clock",
+    "JobLog",
+    "command",
+    "open_ports_that_answer",
+    "overlaid",
+    "start",
+    "status",
+    "submitted",
+    "wait_for",
+]
 
 _T = TypeVar("_T")
 
@@ -96,6 +107,24 @@ def wait_for(what: str, look: Callable[[], _T], seconds: float, pause: float = 0
             return found
         assert time.monotonic() < end, f"no {what} within {seconds:g} s"
         time.sleep(pause)
+
+
+def open_ports_that_answer(host: Host) -> list[str]:
+    """The requests without a token that some port of a host answers which others can reach, and how.
+
+    Ray's ports speak gRPC, refuse with 401, or have nothing at these paths.
+    """
+    sockets = host.run("ss -Hltn").stdout.splitlines()
+    local = ("127.0.0.1:", "[::1]:", "[::ffff:127.0.0.1]:")
+    ports = {line.split()[3].rpartition(":")[2] for line in sockets if not line.split()[3].startswith(local)}
+    assert ports >= {"22", "8076"}, sockets
+    urls = [
+        f"http://{host.address}:{port}{path}" for port in sorted(ports) for path in ("/metrics", "/api/jobs/")
+    ]
+    # All at once: a port that speaks gRPC keeps a request waiting.
+    ask = "curl -s -m 5 -o /dev/null -w '%{{http_code}} {url}\\n' {url} &"
+    said = host.run(" ".join(ask.format(url=url) for url in urls) + " wait").stdout
+    return [line for line in said.splitlines() if line.startswith("2")]
 
 
 @dataclass(frozen=True)

@@ -216,3 +216,12 @@ def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> No
     assert (end["number"], end["state"]) == (7, "failed")
     assert "Traceback" in end["error"]
     assert "must be max or min" in end["error"]
+
+
+def test_a_gpu_that_torch_does_not_have_is_the_machines_fault(
+    run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (end,) = run(dataclasses.replace(task, device="cuda"))
+    assert "needs a CUDA GPU that torch can use" in end["unusable"]
+    assert "Traceback" not in end["unusable"]

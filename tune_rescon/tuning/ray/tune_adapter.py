@@ -153,6 +153,9 @@ class CoordinatorScheduler(FIFOScheduler):
         """
         del tune_controller, trial
         number = result["number"]
+        if "unusable" in result:
+            self._coordinator.abort(number, result["unusable"])
+            return str(TrialScheduler.STOP)
         if "error" in result:
             self._coordinator.close(number, TrialState(result["state"]), error=result["error"])
             return str(TrialScheduler.STOP)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
+from tune_rescon.errors import ResourceError
 from tune_rescon.training import messages
 from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
 
@@ -302,7 +303,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
     An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
     fault of the configuration would occur every time. Only a trial whose worker process died is retried.
-    Therefore a preempted worker ends its process after its trial has stopped in order.
+    Therefore a preempted worker ends its process after its trial has stopped in order. A ResourceError (the
+    trial was promised a GPU, and torch has none) ends the whole search.
 
     Args:
         config: :meth:`TrialTask.to_dict` of the trial.
@@ -316,9 +318,9 @@ def _run(task: TrialTask) -> None:
     try:
         left = _train(task)
     except Exception as error:
-        tune.report(
-            {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
-        )
+        end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
+        # The machine is at fault, not the trial. Its next trials would fail in the same way.
+        tune.report({**end, "unusable": str(error)} if isinstance(error, ResourceError) else end)
     else:
         if left is not None:
             _exit_preempted(task, left)

@@ -1,0 +1,25 @@
+"""The shipped cluster files, and what is told of one in which something is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tune_rescon.clusters import Finding
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = [
+    "cluster.yaml",
+    "cluster/gcp.yaml",
+    "cluster/kuberay.yaml",
+    "cluster/local.yaml",
+    "cluster/slurm.sh",
+]
+
+#: Checks a shipped file in which one text is replaced by another.
+Broken = Callable[[str, str, str], list[Finding]]
+
+
+def told(found: list[Finding], rule: str, severity: str, text: str) -> bool:
+    """Whether there is such a finding."""
+    return any(f.rule == rule and f.severity == severity and text in f.text for f in found)

@@ -1,0 +1,63 @@
+"""What a cluster costs at most, and that every machine of the shipped files has a price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.clusters import most_per_hour, read_cluster_file
+from tune_rescon.clusters.costs import PRICES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+AWS = """
+provider: {type: aws}
+head_node_type: head
+max_workers: 4
+available_node_types:
+  head: {node_config: {InstanceType: m7i.large}}
+  small: {max_workers: 8, node_config: {InstanceType: g5.2xlarge}}
+  large: {max_workers: 1, node_config: {InstanceType: p5.48xlarge}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "cluster.yaml"
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster/gcp.yaml"])
+def test_every_machine_of_a_shipped_file_has_a_price(name: str) -> None:
+    cluster = read_cluster_file(ROOT / name)
+    assert len(cluster.node_types) >= 2
+    assert {one.machine for one in cluster.node_types} <= set(PRICES[cluster.provider])
+    assert sum(one.is_head for one in cluster.node_types) == 1
+    assert "Not counted" not in str(most_per_hour(cluster))
+
+
+def test_the_most_is_the_dearest_machines_within_the_limit_of_all(file: Path) -> None:
+    file.write_text(AWS)
+    words = most_per_hour(read_cluster_file(file))
+    # 0.1008 + 55.04 + 3 x 1.212
+    assert words is not None
+    assert words.startswith(
+        "At most 58.78 US dollars an hour for machines (1 x m7i.large 0.10, 1 x p5.48xlarge 55.04,"
+        " 3 x g5.2xlarge 3.64; on-demand list prices of "
+    )
+
+
+def test_a_type_without_a_limit_has_that_of_all(file: Path) -> None:
+    file.write_text(AWS.replace("max_workers: 1, ", ""))
+    assert "4 x p5.48xlarge 220.16;" in str(most_per_hour(read_cluster_file(file)))
+
+
+def test_a_machine_without_a_known_price_is_named(file: Path) -> None:
+    file.write_text(AWS.replace("p5.48xlarge", "p9.metal"))
+    words = str(most_per_hour(read_cluster_file(file)))
+    assert "4 x g5.2xlarge 4.85" in words
+    assert words.endswith("Not counted, because no price is known here: 1 x p9.metal.")
+
+
+def test_machines_of_ones_own_have_no_price() -> None:
+    assert most_per_hour(read_cluster_file(ROOT / "cluster/local.yaml")) is None

@@ -1,0 +1,234 @@
+"""The YAML of cluster files: values with their lines, and what was found in them.
+
+This is the only place that reads the YAML of a cluster file. Unlike a space file, a cluster file may use
+anchors and merge keys, as Ray's documentation does. Their expansion is bounded before any value is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from tune_rescon.errors import format_error
+
+__all__ = [
+    "ClusterDocument",
+    "Complain",
+    "Finding",
+    "Severity",
+    "Steps",
+    "at",
+    "dotted",
+    "read_documents",
+    "texts_in",
+]
+
+
+#: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
+Severity = Literal["error", "warning"]
+
+#: Keys and list positions from the top of the document.
+Steps = tuple[str | int, ...]
+
+#: Reports a finding, given a rule, a text and a severity.
+Complain = Callable[[str, str, Severity], None]
+
+#: The largest number of values in a file, after its aliases are expanded. The shipped files have 200.
+MOST_VALUES: Final = 50_000
+
+#: The deepest nesting of lists and mappings.
+DEEPEST: Final = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One broken rule in a cluster file."""
+
+    rule: str
+    """The name of the rule, such as ``auth-mode``."""
+
+    text: str
+    """The place in the file, the rule, the value that breaks it, and how to fix it."""
+
+    line: int
+    """The line in the file, counted from 1."""
+
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        """Format the finding as the commands print it, after the file's name."""
+        return f"{self.line}: {self.severity}: {self.text} [{self.rule}]"
+
+
+class ClusterDocument:
+    """One YAML document and the findings in it."""
+
+    def __init__(self, source: Any) -> None:
+        """Wrap ``source``, the document as ruamel has read it, including its line numbers."""
+        self._source = source
+        self.value: Any = _plain(source)
+        self.findings: list[Finding] = []
+
+    def line(self, steps: Steps) -> int:
+        """Return the line of ``steps``.
+
+        For a key that is missing or comes from a merge key, this is the line of the nearest key above it.
+        """
+        node, line = self._source, 0
+        for step in steps:
+            if not hasattr(node, "lc"):
+                break
+            place = (node.lc.data or {}).get(step)
+            if place is not None:
+                line = place[0]
+            try:
+                node = node[step]
+            except (KeyError, IndexError):
+                break
+        return line + 1
+
+    def complain(self, rule: str, steps: Steps, text: str, severity: Severity = "error") -> None:
+        """Add a finding at ``steps``.
+
+        Args:
+            rule: the name of the rule.
+            steps: the place of the finding.
+            text: the complete text of the finding, including its place.
+            severity: whether the finding is an error or a warning.
+        """
+        self.findings.append(Finding(rule=rule, text=text, line=self.line(steps), severity=severity))
+
+    def complain_at(self, steps: Steps) -> Complain:
+        """Return a function that adds findings at ``steps``."""
+
+        def complain(rule: str, text: str, severity: Severity) -> None:
+            self.complain(rule, steps, text, severity)
+
+        return complain
+
+
+def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
+    """Return the documents of a YAML text, and a finding if the text cannot be read."""
+    try:
+        for node in _reader().compose_all(text):
+            _check_size(node)
+        return [ClusterDocument(source) for source in _reader().load_all(text) if source is not None], []
+    except _TooLargeError as error:
+        return [], [Finding(rule="yaml", text=str(error), line=error.line)]
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = str(error.problem).partition("\n")[0]
+        line = mark.line + 1 if mark else 1
+        return [], [Finding(rule="yaml", text=f"is not YAML: {what}.", line=line)]
+    except YAMLError as error:
+        return [], [Finding(rule="yaml", text=f"is not YAML: {str(error).splitlines()[0]}.", line=1)]
+
+
+def _reader() -> YAML:
+    yaml = YAML()
+    yaml.allow_duplicate_keys = False
+    yaml.max_depth = DEEPEST
+    return yaml
+
+
+class _TooLargeError(Exception):
+    """The aliases of a document expand to too many values, or to one that contains itself."""
+
+    def __init__(self, node: Node, rule: str, got: str) -> None:
+        super().__init__(format_error(rule, got=got, hint="Write the values out."))
+        self.line = node.start_mark.line + 1
+
+
+def _check_size(top: Node) -> None:
+    """Check that a document's aliases expand to a bounded number of values.
+
+    Ten lines of nested aliases can stand for more values than fit into any memory. The nodes are counted
+    without expanding them: each anchored node is counted once, and its count is used for each alias.
+
+    Raises:
+        _TooLargeError: an alias stands for a value that contains the alias, or there are too many values.
+    """
+    counts: dict[int, int | None] = {}
+
+    def count(node: Node) -> int:
+        known = counts.get(id(node), 0)
+        if known is None:
+            rule = f"the anchor `&{node.anchor}` must not contain itself"
+            raise _TooLargeError(node, rule, f"an alias `*{node.anchor}` within it")
+        if known:
+            return known
+        counts[id(node)] = None
+        found = 1 + sum(count(below) for below in _below(node))
+        if found > MOST_VALUES:
+            rule = f"a cluster's file must have at most {MOST_VALUES} values, its aliases expanded"
+            raise _TooLargeError(node, rule, f"{found} or more")
+        counts[id(node)] = found
+        return found
+
+    if top is not None:
+        count(top)
+
+
+def _below(node: Node) -> Iterator[Node]:
+    if isinstance(node, MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, SequenceNode):
+        yield from node.value
+
+
+def at(value: Any, *steps: str | int) -> Any:
+    """Return the value at ``steps`` below ``value``; None if there is no such value.
+
+    >>> at({"docker": {"image": "x"}}, "docker", "image"), at({"docker": None}, "docker", "image")
+    ('x', None)
+    """
+    for step in steps:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
+    """Yield every text in ``value`` with its place; keys are not included."""
+    if isinstance(value, str):
+        yield steps, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from texts_in(inner, (*steps, key))
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from texts_in(inner, (*steps, index))
+
+
+def dotted(steps: Steps) -> str:
+    """Format a place in the usual notation.
+
+    >>> dotted(("setup_commands", 1))
+    'setup_commands[1]'
+    """
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, float) else value

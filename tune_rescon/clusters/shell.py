@@ -1,0 +1,327 @@
+"""The text of a command, read as a shell reads it: simple commands, and the variables that each one gets.
+
+A regular expression takes ``RAY_AUTH_MODE=token true; ray start`` for a start in token mode, and reads the
+first of two ``--dashboard-host``, where Ray uses the last one. Therefore the text is read as bash does: words
+and their quotes, what separates commands, subshells, assignments before a command and exported ones, and the
+programs that run another program in another environment (``env``, ``sudo``, ``bash -c``, ``docker run``).
+
+Where the text does not decide it, the stricter reading is used: an assignment that may not happen (after
+``||``, in a subshell) does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tune_rescon.clusters.shell_words import ShellSyntaxError, Token, shell_tokens
+
+__all__ = [
+    "ShellCommand",
+    "commands_in",
+    "is_text_program",
+]
+
+#: Words of a text that look like a start of Ray.
+_START_WORDS: Final = re.compile(r"\bray\s+start\b")
+
+_ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
+
+_REDIRECTIONS: Final = ("&>>", "<<<", "&>", ">&", "<&", ">>", ">|", "<>", "<", ">")
+
+#: Words before a command that do not change which command it is.
+_KEYWORDS: Final = ("!", "{", "}", "if", "then", "else", "elif", "fi", "do", "done", "while", "until", "time")
+_PREFIXES: Final = ("command", "exec", "nohup", "setsid", "builtin", "nice", "ionice", "stdbuf", "timeout")
+_SHELLS: Final = ("bash", "sh", "dash", "zsh", "ksh")
+
+#: Programs whose arguments are text, not commands.
+_TEXT_PROGRAMS: Final = (
+    *("echo", "printf", "grep", "pgrep", "pkill", "sed", "awk", "cat", ":", "logger", "wall", "trap"),
+)
+
+#: The deepest nesting of shells within shells that is read.
+_DEEPEST: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShellCommand:
+    """One simple command: its words without quotes, and the variables that its process is known to get."""
+
+    words: tuple[str, ...]
+    environment: Mapping[str, str]
+    line: int = 1
+    """The line in the text, counted from 1."""
+
+    def option(self, name: str) -> str | None:
+        """Return the value of ``--name=VALUE`` or ``--name VALUE``; None if it is missing.
+
+        The last one counts, as for Ray.
+
+        >>> ShellCommand(words=("ray", "start", "--port=1", "--port", "2"), environment={}).option("port")
+        '2'
+        """
+        value = None
+        for index, word in enumerate(self.words):
+            key, equals, given = word.partition("=")
+            if key == f"--{name}":
+                following = self.words[index + 1] if index + 1 < len(self.words) else ""
+                value = given if equals else following
+        return value
+
+    @property
+    def is_head(self) -> bool:
+        """True if this ``ray start`` starts a head."""
+        return "--head" in self.words
+
+    @property
+    def ray_start(self) -> ShellCommand | None:
+        """The ``ray start`` that this command runs, also behind another program; None without one."""
+        if is_text_program(self):
+            return None
+        for index, pair in enumerate(zip(self.words, self.words[1:], strict=False)):
+            if _program(pair[0]) == "ray" and pair[1] == "start":
+                return ShellCommand(words=self.words[index:], environment=self.environment, line=self.line)
+        return None
+
+
+def is_text_program(command: ShellCommand) -> bool:
+    """Return whether the command's arguments are text, such as those of ``echo``."""
+    return bool(command.words) and _program(command.words[0]) in _TEXT_PROGRAMS
+
+
+def _program(word: str) -> str:
+    return word.rpartition("/")[2]
+
+
+@dataclass
+class _Scope:
+    """The variables of a shell."""
+
+    exported: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    all_exported: bool = False
+
+    def copy(self) -> _Scope:
+        return _Scope(dict(self.exported), dict(self.others), self.all_exported)
+
+    def assign(self, name: str, value: str) -> None:
+        if self.all_exported or name in self.exported:
+            self.exported[name] = value
+        else:
+            self.others[name] = value
+
+    def export(self, words: Sequence[str]) -> None:
+        if "-n" in words:
+            self.unset(words)
+            return
+        for word in words:
+            found = _ASSIGNMENT.fullmatch(word)
+            if found:
+                self.exported[found[1]] = found[3]
+            elif word in self.others:
+                self.exported[word] = self.others.pop(word)
+
+    def unset(self, words: Sequence[str]) -> None:
+        for word in words:
+            self.exported.pop(word, None)
+            self.others.pop(word, None)
+
+
+def commands_in(text: str) -> list[ShellCommand]:
+    """Return the simple commands of a text, in the order in which they are written.
+
+    Raises:
+        ShellSyntaxError: a quote or a bracket is not closed.
+    """
+    return _Reader(0).read(text, _Scope())
+
+
+class _Reader:
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._found: list[ShellCommand] = []
+        self._tokens: list[Token] = []
+        self._next = 0
+
+    def read(self, text: str, scope: _Scope) -> list[ShellCommand]:
+        if self._depth > _DEEPEST:
+            raise ShellSyntaxError("shells within shells without end")
+        self._tokens = list(shell_tokens(text))
+        while self._next < len(self._tokens):
+            self._list(scope)
+            # A bracket too many, such as that of a `case`, ends nothing.
+            self._next += 1
+        return self._found
+
+    def _list(self, scope: _Scope) -> None:
+        """Read commands up to a closing bracket or the end, and carry out what they do to ``scope``."""
+        before = ";"
+        while self._next < len(self._tokens) and self._peek() != ")":
+            # What a pipe or a background job sets is lost. What follows `||` may not happen.
+            trial = scope.copy()
+            self._pipe_part(trial)
+            after = self._peek() if self._next < len(self._tokens) else ";"
+            if after != ")":
+                self._next += 1
+            lost = before in ("||", "|", "|&") or after in ("&", "|", "|&")
+            if not lost:
+                scope.exported, scope.others, scope.all_exported = (
+                    trial.exported,
+                    trial.others,
+                    trial.all_exported,
+                )
+            before = after
+
+    def _peek(self) -> str:
+        token = self._tokens[self._next]
+        return token.text if token.is_operator else ""
+
+    def _pipe_part(self, scope: _Scope) -> None:
+        """Read one simple command, with the subshells in it."""
+        words: list[str] = []
+        line = self._tokens[self._next].line
+        while self._next < len(self._tokens):
+            token = self._tokens[self._next]
+            if not token.is_operator:
+                line = line if words else token.line
+                words.append(token.text)
+                self._next += 1
+            elif token.text in ("(", "$("):
+                self._next += 1
+                self._list(scope.copy())
+                if self._next >= len(self._tokens):
+                    raise ShellSyntaxError("a bracket that is not closed")
+                self._next += 1
+            elif token.text in (*_REDIRECTIONS, "<<", "<<-"):
+                # The next word is a file, unless the shell makes one of a command: `<(command)`.
+                self._next += 1
+                if self._next < len(self._tokens) and not self._tokens[self._next].is_operator:
+                    self._next += 1
+            else:
+                break
+        self._command(words, line, scope)
+
+    def _command(self, words: Sequence[str], line: int, scope: _Scope) -> None:
+        words, before = _split(words)
+        if not words:
+            for name, value in before.items():
+                scope.assign(name, value)
+            return
+        program, rest = _program(words[0]), words[1:]
+        own = scope.copy()
+        own.exported |= before
+        if program == "export" or (
+            program in ("declare", "typeset") and any("x" in w for w in rest if w[:1] == "-")
+        ):
+            scope.export([word for word in rest if word == "-n" or not word.startswith("-")])
+        elif program == "unset":
+            scope.unset(rest)
+        elif program == "set" and rest[:1] in (["-a"], ["+a"]):
+            scope.all_exported = rest[0] == "-a"
+        elif program == "eval":
+            self._text(" ".join(rest), line, own)
+        elif program == "env":
+            self._command(*_env(rest, line, own))
+        elif program == "sudo":
+            self._command(*_sudo(rest, line, own))
+        elif program == "docker" and rest[:1] and rest[0] in ("run", "exec"):
+            self._command(*_docker(rest[1:], line, own))
+        elif program in _PREFIXES:
+            self._command(_without_options(rest, numbers=program in ("timeout", "nice", "ionice")), line, own)
+        else:
+            self._found.append(ShellCommand(words=tuple(words), environment=own.exported, line=line))
+            if program not in _TEXT_PROGRAMS and self._found[-1].ray_start is None:
+                for text in _shell_texts(program, rest):
+                    self._text(text, line, own)
+
+    def _text(self, text: str, line: int, scope: _Scope) -> None:
+        """Read the text that another shell is given, with the exported variables."""
+        inner = _Reader(self._depth + 1).read(text, _Scope(dict(scope.exported)))
+        self._found += [
+            ShellCommand(words=one.words, environment=one.environment, line=line + one.line - 1)
+            for one in inner
+        ]
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return a command's words without the keywords and assignments before them, and the assignments."""
+    before: dict[str, str] = {}
+    for index, word in enumerate(words):
+        found = _ASSIGNMENT.fullmatch(word)
+        if found:
+            before[found[1]] = found[3] if found[2] == "=" else before.get(found[1], "") + found[3]
+        elif before or word not in _KEYWORDS:
+            return list(words[index:]), before
+    return [], before
+
+
+def _shell_texts(program: str, rest: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments of a program that another shell reads: ``bash -lc TEXT``, ``ssh HOST TEXT``."""
+    if program in _SHELLS:
+        for index, word in enumerate(rest[:-1]):
+            if re.fullmatch(r"-[a-z]*c", word):
+                yield rest[index + 1]
+                return
+    for word in rest:
+        if _START_WORDS.search(word):
+            yield word
+
+
+def _without_options(words: Sequence[str], *, numbers: bool) -> list[str]:
+    left = list(words)
+    while left and (left[0].startswith("-") or (numbers and re.fullmatch(r"[\d.]+[smhd]?|\$\S+", left[0]))):
+        left.pop(0)
+    return left
+
+
+def _env(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+    left = list(words)
+    while left and left[0].startswith("-"):
+        option = left.pop(0)
+        if option in ("-i", "-", "--ignore-environment"):
+            scope = _Scope()
+        elif option in ("-u", "--unset", "-C", "--chdir") and left:
+            name = left.pop(0)
+            scope.unset([name] if option in ("-u", "--unset") else [])
+        elif option.startswith("--unset="):
+            scope.unset([option.partition("=")[2]])
+    return left, line, scope
+
+
+def _sudo(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+    """Without ``-E``, the command gets an environment with the named variables only."""
+    left, kept = list(words), {}
+    while left and left[0].startswith("-"):
+        option = left.pop(0)
+        if option in ("-E", "--preserve-env"):
+            kept = scope.exported
+        elif option.startswith("--preserve-env="):
+            names = option.partition("=")[2].split(",")
+            kept = {name: value for name, value in scope.exported.items() if name in names}
+        elif option in ("-u", "-g", "-h", "-p", "-C", "-U", "--user", "--group") and left:
+            left.pop(0)
+    return left, line, _Scope(dict(kept))
+
+
+def _docker(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+    """The command gets only the variables of ``-e NAME=VALUE``, or ``-e NAME`` from here.
+
+    The image's name and options with a separate value stay in front, as words of a program that runs another.
+    """
+    given: dict[str, str] = {}
+    for index, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        if key == "--env" and equals:
+            text = value
+        elif word in ("-e", "--env") and index + 1 < len(words):
+            text = words[index + 1]
+        else:
+            continue
+        found = _ASSIGNMENT.fullmatch(text)
+        if found:
+            given[found[1]] = found[3]
+        elif text in scope.exported:
+            given[text] = scope.exported[text]
+    return ["container", *words], line, _Scope(given)
