@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore import xform_name
+from botocore.loaders import Loader
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
 ACCOUNT = "123456789012"
+
+#: The region of the `s3` fixture's server, and that of the shipped file.
+REGION = "us-east-1"
+ANOTHER_REGION = "us-west-2"
 
 #: moto's answer where it cannot make a resource.
 UNKNOWN_TO_MOTO = "ignore:Tried to parse AWS..(Budgets..Budget|IAM..ServiceLinkedRole):UserWarning"
@@ -171,3 +178,15 @@ def on_instance(action: str, instance: str, region: str, context: Mapping[str, s
     tags = {f"aws:ResourceTag/{tag['Key']}": tag["Value"] for tag in found.get("Tags", [])}
     resource = ec2_arn(region, "instance", instance)
     return Request(action=action, resource=resource, context={**context, **tags})
+
+
+def check_aws_line(line: str) -> None:
+    """Fail unless the service has the operation, and the operation the options, with what it requires."""
+    _, service, operation, *options = shlex.split(line)
+    model = Loader().load_service_model(service, "service-2")
+    (found,) = [name for name in model["operations"] if xform_name(name, "-") == operation]
+    shape = model["shapes"][model["operations"][found]["input"]["shape"]]
+    members = {f"--{xform_name(name, '-')}" for name in shape["members"]}
+    given = {word for word in options if word.startswith("--")} - {"--query", "--region"}
+    assert given <= members
+    assert {f"--{xform_name(name, '-')}" for name in shape.get("required", ())} <= given

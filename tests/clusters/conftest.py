@@ -1,14 +1,18 @@
-"""A cluster that is played: what would be run on it is written down, and answered as a test says."""
+"""A cluster that is played: its commands are written down, and answered as a test says. An account of AWS's."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.clusters.aws import ANOTHER_REGION, REGION, ROOT, TEMPLATE, client
+from tests.conftest import S3Server
 from tune_rescon.clusters import cluster as starting
 from tune_rescon.clusters import head, jobs
 from tune_rescon.clusters.commands import Command, Done
@@ -83,3 +87,21 @@ def stands() -> Callable[..., Done]:
         return Done(code=code, said=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
 
     return stands
+
+
+@pytest.fixture
+def account(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkout's files as the current directory, and an account without a stack."""
+    del s3
+    (tmp_path / "cluster" / "aws").mkdir(parents=True)
+    shutil.copy(TEMPLATE, tmp_path / "cluster" / "aws")
+    shutil.copy(ROOT / "cluster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for region in (REGION, ANOTHER_REGION):
+        cloud = client("cloudformation", region)
+        for stack in cloud.describe_stacks()["Stacks"]:
+            cloud.delete_stack(StackName=stack["StackName"])
+    iam = client("iam")
+    with suppress(iam.exceptions.NoSuchEntityException):
+        iam.delete_role(RoleName="AWSServiceRoleForEC2Spot")

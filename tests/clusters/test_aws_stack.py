@@ -72,7 +72,8 @@ def plain(loader: Any, node: Any) -> Any:
 
 def test_the_template_follows_cloudformations_rules() -> None:
     # With its informational rules, and every warning an error.
-    argv = [Path(sys.executable).with_name("cfn-lint"), "--include-checks", "I", "--", TEMPLATE]
+    linter = Path(sys.executable).with_name("cfn-lint")
+    argv = [str(linter), "--include-checks", "I", "--", str(TEMPLATE)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 

@@ -102,7 +102,10 @@ def configure_file(path: Path, stack: str, *, region: str | None = None) -> tupl
     if read.provider != "aws":
         rule = "must be a file for AWS"
         raise ClusterFileError(format_error(rule, got=read.provider, where=f"{path}: provider.type"))
-    outputs = read_stack(stack, region or _configured_region() or read.region or "us-west-2")
+    region = region or _configured_region() or read.region
+    if region is None:
+        raise ClusterFileError(format_error("must be there", where=f"{path}: provider.region"))
+    outputs = read_stack(stack, region)
     if read.name != outputs.cluster_name:
         rule = f"must be {outputs.cluster_name}, the ClusterName of the stack {stack}"
         hint = "The head may start no machine of another name: change one of them."
