@@ -1,4 +1,4 @@
-"""A cluster that is played: its commands are written down, and answered as a test says. An account of AWS's."""
+"""A cluster that is played: its commands are written down, and answered as a test says. An AWS account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cluster configure`: what it writes into a cluster's file, and what it refuses, on moto's CloudFormation."""
+"""`cluster configure`: what it writes into a cluster's file, and what it refuses, with moto as AWS."""
 
 from __future__ import annotations
 
