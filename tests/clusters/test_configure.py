@@ -77,6 +77,18 @@ def test_an_account_without_the_spot_role_is_told_the_command(capsys: pytest.Cap
     assert "aws iam" not in capsys.readouterr().out
 
 
+@pytest.mark.s3
+@pytest.mark.usefixtures("account")
+def test_an_account_that_cannot_be_asked_for_the_role_is_configured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy("one", REGION)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_IAM", "http://127.0.0.1:1")
+        assert configure() == 0
+    assert "aws iam" not in capsys.readouterr().out
+
+
 def refused(capsys: pytest.CaptureFixture[str], account: Path, code: int, *options: str) -> str:
     """What `configure` says where it fails: one line, and the file and its folder stay as they were."""
     before = sorted(account.iterdir())
