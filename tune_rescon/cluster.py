@@ -52,6 +52,27 @@ def check(files: tuple[Path, ...]) -> int:
 
 @cluster.command()
 @_FILE
+@click.option("--stack", required=True, metavar="NAME", help="The stack of cluster/aws/stack.yaml.")
+@click.option("--region", metavar="REGION", help="The stack's region [default: as AWS is configured].")
+def configure(file: Path, stack: str, region: str | None) -> int:
+    """Write a CloudFormation stack's outputs into the lines of FILE that are marked CHANGE."""
+    from tune_rescon.clusters import configure_file, has_spot_role
+
+    outputs, changes = configure_file(file, stack, region=region)
+    for change in changes:
+        click.echo(f"{file}:{change.line}: {change.place}: {change.before} -> {change.after}")
+    if not changes:
+        click.echo(f"{file} has the outputs of {stack} already.")
+    if not has_spot_role(outputs.region):
+        click.echo(
+            "This account has no role for spot machines yet, so no worker could start. Create it once:"
+        )
+        click.echo("    aws iam create-service-linked-role --aws-service-name spot.amazonaws.com")
+    return 0
+
+
+@cluster.command()
+@_FILE
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @click.option("--restart", is_flag=True, help="Restart Ray if it runs; this ends running jobs.")
 @click.option(

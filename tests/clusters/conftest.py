@@ -1,15 +1,19 @@
-"""A cluster that is played: what would be run on it is written down, and answered as a test says."""
+"""A cluster that is played: its commands are written down, and answered as a test says. An AWS account."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, Broken
+from tests.clusters.aws import ANOTHER_REGION, REGION, ROOT, TEMPLATE, client
+from tests.clusters.broken_files import Broken
+from tests.conftest import S3Server
 from tune_rescon.clusters import Finding, check_file, head, jobs
 from tune_rescon.clusters import cluster as starting
 from tune_rescon.clusters.commands import Command, Done
@@ -111,3 +115,21 @@ def broken(models_read: None, python_of_the_images: None, tmp_path: Path) -> Bro
         return check_file(path)
 
     return check
+
+
+@pytest.fixture
+def account(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkout's files as the current directory, and an account without a stack."""
+    del s3
+    (tmp_path / "cluster" / "aws").mkdir(parents=True)
+    shutil.copy(TEMPLATE, tmp_path / "cluster" / "aws")
+    shutil.copy(ROOT / "cluster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for region in (REGION, ANOTHER_REGION):
+        cloud = client("cloudformation", region)
+        for stack in cloud.describe_stacks()["Stacks"]:
+            cloud.delete_stack(StackName=stack["StackName"])
+    iam = client("iam")
+    with suppress(iam.exceptions.NoSuchEntityException):
+        iam.delete_role(RoleName="AWSServiceRoleForEC2Spot")

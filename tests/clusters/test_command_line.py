@@ -14,6 +14,7 @@ from tune_rescon.cluster import cluster, main
 #: A command's flags, and the word for each value ("" = none).
 FLAGS = {
     "check": {},
+    "configure": {"--stack": "NAME", "--region": "REGION"},
     "up": {"--yes": "", "--restart": "", "--wait": "SECONDS"},
     "submit": {"--name": "N", "--resume": "N", "--follow": "", "--down": "", "--train": ""},
     "status": {"--json": ""},

@@ -3,6 +3,7 @@
 ::
 
     check_file       every finding in a cluster file, a KubeRay manifest or a shell script
+    configure_file   configure: fills in a cluster file from a CloudFormation stack
     ClusterFile      the values of a cluster.yaml that the commands need
     most_per_hour    the most that a cluster's machines can cost in an hour
     commands         Ray's command lines and their environment, as values; run() runs one
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.clusters.aws_stack import configure_file, has_spot_role
     from tune_rescon.clusters.cluster import bring_up, find_head, hold_tunnel, take_down
     from tune_rescon.clusters.cluster_file import ClusterFile, read_cluster_file
     from tune_rescon.clusters.costs import most_per_hour
@@ -39,8 +41,10 @@ __all__ = [
     "ask_head",
     "bring_up",
     "check_file",
+    "configure_file",
     "end_mlflow",
     "find_head",
+    "has_spot_role",
     "hold_tunnel",
     "inspect_head",
     "keep_mlflow",
@@ -61,8 +65,10 @@ __getattr__ = lazy_names(
         "ask_head": "head",
         "bring_up": "cluster",
         "check_file": "lint",
+        "configure_file": "aws_stack",
         "end_mlflow": "mlflow_service",
         "find_head": "cluster",
+        "has_spot_role": "aws_stack",
         "hold_tunnel": "cluster",
         "inspect_head": "head",
         "keep_mlflow": "mlflow_service",

@@ -1,0 +1,192 @@
+"""A cluster's stack on moto, and IAM's rules: what a role's policies allow."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore import xform_name
+from botocore.loaders import Loader
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
+ACCOUNT = "123456789012"
+
+#: The region of the `s3` fixture's server, and that of the shipped file.
+REGION = "us-east-1"
+ANOTHER_REGION = "us-west-2"
+
+#: moto's answer where it cannot make a resource.
+UNKNOWN_TO_MOTO = "ignore:Tried to parse AWS..(Budgets..Budget|IAM..ServiceLinkedRole):UserWarning"
+
+
+def client(service: str, region: str = "us-east-1") -> Any:
+    """A client of AWS; by a session of its own, because boto3's keeps the variables it began with."""
+    return boto3.Session().client(service, region_name=region)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A deployed stack: its outputs, and the policies of its two roles."""
+
+    outputs: Mapping[str, str]
+    head: Sequence[Mapping[str, Any]]
+    worker: Sequence[Mapping[str, Any]]
+
+    def __getitem__(self, output: str) -> str:
+        return self.outputs[output]
+
+
+def deploy(name: str, region: str, **parameters: str) -> Stack:
+    """Create the stack in the moto that boto3 reaches."""
+    parameters = {"SshFrom": "203.0.113.7/32", **parameters}
+    cloud = client("cloudformation", region)
+    cloud.create_stack(
+        StackName=name,
+        TemplateBody=TEMPLATE.read_text(),
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[
+            {"ParameterKey": key, "ParameterValue": value} for key, value in sorted(parameters.items())
+        ],
+    )
+    (found,) = cloud.describe_stacks(StackName=name)["Stacks"]
+    outputs = {one["OutputKey"]: one["OutputValue"] for one in found["Outputs"]}
+    return Stack(
+        outputs=outputs,
+        head=policies(role_of(outputs["HeadProfile"])),
+        worker=policies(role_of(outputs["WorkerProfile"])),
+    )
+
+
+def role_of(profile: str) -> str:
+    """The name of an instance profile's one role."""
+    found = client("iam").get_instance_profile(InstanceProfileName=profile)
+    (role,) = found["InstanceProfile"]["Roles"]
+    return str(role["RoleName"])
+
+
+def policies(role: str) -> list[Mapping[str, Any]]:
+    """The statements of all policies of a role; none of them is attached."""
+    iam = client("iam")
+    assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
+    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    return [
+        statement
+        for name in names
+        for statement in iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]["Statement"]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One thing that IAM is asked for: an action on a resource, with the keys that conditions look at."""
+
+    action: str
+    resource: str = "*"
+    context: Mapping[str, str] = field(default_factory=dict)
+
+
+def allows(statements: Sequence[Mapping[str, Any]], request: Request) -> bool:
+    """Whether any statement allows it; what no statement allows is denied."""
+    assert {statement["Effect"] for statement in statements} == {"Allow"}
+    return any(
+        any(matches(pattern, request.action) for pattern in listed(statement["Action"]))
+        and any(matches(pattern, request.resource) for pattern in listed(statement["Resource"]))
+        and all(
+            holds(operator, wanted, request.context.get(key))
+            for operator, keys in statement.get("Condition", {}).items()
+            for key, wanted in keys.items()
+        )
+        for statement in statements
+    )
+
+
+def holds(operator: str, wanted: str, found: str | None) -> bool:
+    if operator == "StringEqualsIfExists":
+        return found is None or found == wanted
+    assert operator == "StringEquals", f"not known here: {operator}"
+    return found == wanted
+
+
+def matches(pattern: str, text: str) -> bool:
+    """``*`` is any text and ``?`` any character."""
+    wild = "".join({"*": ".*", "?": "."}.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern))
+    return re.fullmatch(wild, text) is not None
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def ec2_arn(region: str, kind: str, name: str = "x", account: str = ACCOUNT) -> str:
+    return f"arn:aws:ec2:{region}:{account}:{kind}/{name}"
+
+
+def requests_of(operation: str, params: Mapping[str, Any], region: str) -> Iterator[Request]:
+    """What IAM is asked for by one call of EC2."""
+    if operation == "RunInstances":
+        yield from of_run_instances(params, region)
+    elif operation == "CreateTags":
+        tags = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in params["Tags"]}
+        for instance in params["Resources"]:
+            yield on_instance("ec2:CreateTags", instance, region, tags)
+    elif operation == "TerminateInstances":
+        for instance in params["InstanceIds"]:
+            yield on_instance("ec2:TerminateInstances", instance, region, {})
+    else:
+        # EC2's Describe actions know no resource.
+        assert operation.startswith("Describe"), operation
+        yield Request(action=f"ec2:{operation}")
+
+
+def of_run_instances(params: Mapping[str, Any], region: str) -> Iterator[Request]:
+    tags = {
+        f"aws:RequestTag/{tag['Key']}": tag["Value"]
+        for specification in params["TagSpecifications"]
+        if specification["ResourceType"] == "instance"
+        for tag in specification["Tags"]
+    }
+    yield Request(action="ec2:RunInstances", resource=ec2_arn(region, "instance", "*"), context=tags)
+    others = [
+        ec2_arn(region, "image", "ami-1", account=""),
+        ec2_arn(region, "key-pair", params["KeyName"]),
+        ec2_arn(region, "network-interface", "*"),
+        ec2_arn(region, "subnet", params["SubnetId"]),
+        ec2_arn(region, "volume", "*"),
+        *(ec2_arn(region, "security-group", group) for group in params["SecurityGroupIds"]),
+    ]
+    for resource in others:
+        yield Request(action="ec2:RunInstances", resource=resource, context=tags)
+    created = {**tags, "ec2:CreateAction": "RunInstances"}
+    yield Request(action="ec2:CreateTags", resource=ec2_arn(region, "instance", "*"), context=created)
+    role = client("iam").get_role(RoleName=role_of(params["IamInstanceProfile"]["Name"]))["Role"]
+    passed = {"iam:PassedToService": "ec2.amazonaws.com"}
+    yield Request(action="iam:PassRole", resource=role["Arn"], context=passed)
+    scheme, _, parameter = params["ImageId"].rpartition(":")
+    if scheme == "resolve:ssm":
+        yield Request(action="ssm:GetParameters", resource=f"arn:aws:ssm:{region}::parameter{parameter}")
+
+
+def on_instance(action: str, instance: str, region: str, context: Mapping[str, str]) -> Request:
+    reserved = client("ec2", region).describe_instances(InstanceIds=[instance])
+    (found,) = reserved["Reservations"][0]["Instances"]
+    tags = {f"aws:ResourceTag/{tag['Key']}": tag["Value"] for tag in found.get("Tags", [])}
+    resource = ec2_arn(region, "instance", instance)
+    return Request(action=action, resource=resource, context={**context, **tags})
+
+
+def check_aws_line(line: str) -> None:
+    """Fail unless the service has the operation, and the operation the options, with what it requires."""
+    _, service, operation, *options = shlex.split(line)
+    model = Loader().load_service_model(service, "service-2")
+    (found,) = [name for name in model["operations"] if xform_name(name, "-") == operation]
+    shape = model["shapes"][model["operations"][found]["input"]["shape"]]
+    members = {f"--{xform_name(name, '-')}" for name in shape["members"]}
+    given = {word for word in options if word.startswith("--")} - {"--query", "--region"}
+    assert given <= members
+    assert {f"--{xform_name(name, '-')}" for name in shape.get("required", ())} <= given
