@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tune_rescon.config import PEAK_MEMORY, MetricAt, TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
-from tune_rescon.tuning.coordinator import top_k_checkpoints
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, best_in_hand, compute_hours, repeated
+from tune_rescon.tuning.trial import top_k_checkpoints
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 COST = TrialCost(params_m=0.85, gmacs=0.125)

@@ -9,96 +9,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
+from tune_rescon.tuning.failures import FailureStreak
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialRecord, best_by_value
+from tune_rescon.tuning.trial import KEEP_BEST, TrialRecord, top_k_checkpoints
 
 __all__ = [
-    "KEEP_BEST",
-    "MOST_IN_A_ROW",
     "Coordinator",
-    "FailureStreak",
     "SearchPlan",
-    "shared_cause",
-    "top_k_checkpoints",
 ]
-
-
-#: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and
-#: does not fill a disk.
-KEEP_BEST: Final = 5
-
-
-def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
-    """Return the numbers of the ``keep`` best trials that ended with a finite value.
-
-    The trial with the best value is always among them. It is one more if it was stopped so early that it
-    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
-
-    If ``keep`` is None, return the numbers of all trials that ended with a finite value.
-    """
-    judged = [trial for trial in ended if trial.best_epoch]
-    kept = sorted(judged, key=TrialRecord.rank_key)[:keep]
-    best = best_by_value(judged)
-    return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))
-
-
-#: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
-#: as well.
-MOST_IN_A_ROW: Final = 5
-
-
-class FailureStreak:
-    """The trials that have failed since the last trial that did not fail."""
-
-    def __init__(self, most: int = MOST_IN_A_ROW) -> None:
-        """Start with no failures. ``most`` failures in a row are too many."""
-        self._most = most
-        self._failed: list[TrialRecord] = []
-
-    def add(self, trial: TrialRecord) -> str | None:
-        """Count an ended trial. If too many have failed in a row, return what they have in common."""
-        if trial.state is not TrialState.FAILED:
-            # "Diverged" and "out of memory" are valid outcomes, and a trial that ended well shows that other
-            # trials can end well too.
-            self._failed.clear()
-            return None
-        self._failed.append(trial)
-        return shared_cause(self._failed) if len(self._failed) >= self._most else None
-
-
-def shared_cause(failed: Sequence[TrialRecord]) -> str:
-    """Describe what failed trials have in common: the error, or the values that all of them had."""
-    last_lines = {_last_line(trial) for trial in failed}
-    cause = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
-    shared = _shared_values(failed)
-    values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
-    return f"{len(failed)} trials in a row failed; {cause}.{values}"
-
-
-def _last_line(trial: TrialRecord) -> str:
-    lines = (trial.error or "").strip().splitlines()
-    return lines[-1].strip().rstrip(".") if lines else "nothing"
-
-
-def _last_error(failed: Sequence[TrialRecord]) -> str:
-    return "the last said: " + _last_line(failed[-1])
-
-
-def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:
-    first, *others = failed
-    return {
-        name: value
-        for name, value in first.parameters.items()
-        if all(name in trial.parameters and trial.parameters[name] == value for trial in others)
-    }
 
 
 #: Number of times that a trial is retried in one run of the search after its worker process died.

@@ -23,7 +23,7 @@ from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import deadline, epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints, violation_of
-from tune_rescon.tuning.coordinator import KEEP_BEST, Coordinator, SearchPlan
+from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
@@ -70,6 +70,7 @@ from tune_rescon.tuning.study_attributes import (
     record_run,
 )
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
+from tune_rescon.tuning.trial import KEEP_BEST
 from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = [

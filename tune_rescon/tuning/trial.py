@@ -16,12 +16,14 @@ from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 __all__ = [
+    "KEEP_BEST",
     "TrialOrigin",
     "TrialRecord",
     "best_by_value",
     "by_epoch",
     "find_origin",
     "make_origin",
+    "top_k_checkpoints",
     "trial_seed",
 ]
 
@@ -296,3 +298,22 @@ def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ..
     """
     names = dict.fromkeys(name for metrics in epochs for name in metrics)
     return {name: tuple(metrics.get(name, math.nan) for metrics in epochs) for name in names}
+
+
+#: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and
+#: does not fill a disk.
+KEEP_BEST: Final = 5
+
+
+def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
+    """Return the numbers of the ``keep`` best trials that ended with a finite value.
+
+    The trial with the best value is always among them. It is one more if it was stopped so early that it
+    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
+
+    If ``keep`` is None, return the numbers of all trials that ended with a finite value.
+    """
+    judged = [trial for trial in ended if trial.best_epoch]
+    kept = sorted(judged, key=TrialRecord.rank_key)[:keep]
+    best = best_by_value(judged)
+    return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))
