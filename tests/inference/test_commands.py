@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from tune_rescon.errors import UserError
 from tune_rescon.export import main as export
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
-from tune_rescon.training.weights import Classifier, read_initial
+from tune_rescon.training.weights import Classifier, read_initial, save_trained
 
 pytestmark = pytest.mark.torch
 
@@ -61,6 +62,21 @@ def test_csv_and_a_table(checkpoint: Path, pictures: Path, capsys: pytest.Captur
     assert set(row) == {"path", "class", "probability"}
     assert predict([str(checkpoint), str(pictures)]) == 0
     assert "probability" in capsys.readouterr().out
+
+
+def test_no_text_in_the_csv_is_a_formula(
+    checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pictures)
+    Path("0.png").rename("=1+1.png")
+    network, about = load_trained(checkpoint)
+    named = dataclasses.replace(about, class_names=tuple(f"-{name}" for name in about.class_names))
+    save_trained(network, named, pictures / "named.ckpt")
+    assert predict(["named.ckpt", "=1+1.png", "--csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["path"] == "'=1+1.png"
+    assert row["class"].startswith("'-")
+    assert 0 < float(row["probability"]) <= 1
 
 
 def test_what_is_no_picture_is_told_and_the_others_are_classified(
