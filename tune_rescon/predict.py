@@ -6,8 +6,6 @@ Exit: 0 done; 2 unknown model or path, or a file that is not a picture (the othe
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +23,7 @@ from tune_rescon.command_options import (
     OptionsCommand,
     storage_option,
 )
+from tune_rescon.csv_cells import csv_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,9 +190,7 @@ def _json(one: Prediction) -> str:
 
 
 def _csv_row(*cells: str) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    return csv_line(cells).removesuffix("\n")
 
 
 def _table_row(files: Sequence[Path], about: TrainedNetwork) -> Callable[[str, str, str], str]:

@@ -122,7 +122,7 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
         import ray
 
         from tune_rescon.training.module import TrialModule
-        from tune_rescon.tuning.ray.preemption import SpotNotice
+        from tune_rescon.tuning.ray.preemption import CLOUDS, Cloud, SpotNotice
         from tune_rescon.tuning.ray.worker import run_trial
 
         whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
@@ -134,11 +134,11 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
             time.sleep(pace)
             return whole(self, batch)
 
-        def noticed(_: object) -> bool:
-            return bool((folder / node).exists())
+        def announced(_: object) -> Cloud | None:
+            return CLOUDS[0] if (folder / node).exists() else None
 
         TrialModule.training_step = training_step  # type: ignore[method-assign]  # in this process only
-        SpotNotice.came = noticed  # type: ignore[assignment,method-assign]  # in this process only
+        SpotNotice.announced = announced  # type: ignore[assignment,method-assign]  # in this process only
         try:
             run_trial(config)
         finally:

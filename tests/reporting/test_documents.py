@@ -76,6 +76,12 @@ def test_csv_has_a_line_for_each_trial_of_each_search(make_result: MakeResult, m
     assert (rows[0]["value"], rows[1]["value"], rows[1]["best_epoch"]) == ("0.5", "", "")
 
 
+def test_no_text_in_the_csv_is_a_formula(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    result = make_result(make_trial(0, parameters={"init_from": "@SUM(1)", "learning_rate": -0.1}))
+    (row,) = csv.DictReader(io.StringIO(csv_text([result])))
+    assert (row["init_from"], row["learning_rate"]) == ("'@SUM(1)", "-0.1")
+
+
 def test_every_form_accounts_for_the_images(make_result: MakeResult, make_trial: MakeTrial) -> None:
     account = Account(
         class_names=("a", "<b>"),

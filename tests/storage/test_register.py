@@ -62,19 +62,19 @@ def test_each_value_is_made_from_the_one_before(remote: RemoteFolder) -> None:
 def test_a_shared_value_is_the_last_one_written(remote: RemoteFolder) -> None:
     one, two = SharedValue(remote), SharedValue(remote)
     assert one.read() is None
-    one.write({"who": 1})
-    one.write({"who": 1, "beat": 2})
+    assert one.replace(None, {"who": 1})
+    assert one.replace({"who": 1}, {"who": 1, "beat": 2})
     assert two.read() == {"who": 1, "beat": 2}
 
 
-def test_a_write_that_was_overtaken_is_as_if_it_had_come_before(remote: RemoteFolder) -> None:
+def test_a_shared_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> None:
     one, two = SharedValue(remote), SharedValue(remote)
     assert one.read() is None
     assert two.read() is None
-    one.write({"who": 1})
-    two.write({"who": 2})
+    assert one.replace(None, {"who": 1})
+    assert not two.replace(None, {"who": 2})
     assert one.read() == two.read() == {"who": 1}
-    two.write({"who": 2})
+    assert two.replace({"who": 1}, {"who": 2})
     assert one.read() == {"who": 2}
 
 

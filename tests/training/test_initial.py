@@ -169,7 +169,7 @@ def test_files_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
     for path, said in {
         tmp_path / "nowhere.ckpt": "init_from: must be a file that exists",
         tmp_path: "init_from: must be a file that exists",
-        half: "init_from: must be a whole file that torch wrote",
+        half: "init_from: a checkpoint must be a whole file that torch wrote",
         damaged(checkpoint, tmp_path): "damaged",
         foreign: "init_from: must hold a network of this package, or of ResCon or the port it follows",
         tensor: "init_from: must hold a network of this package",

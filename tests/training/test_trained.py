@@ -54,7 +54,7 @@ def test_a_damaged_file_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_checkpoint_is_named_with_the_one_to_use(tmp_path: Path) -> None:
-    write_durably({"epoch": 1, "state_dict": {}}, tmp_path / "last.ckpt")
+    write_durably({"epoch": 1, "state_dict": {}, "trial": {}}, tmp_path / "last.ckpt")
     with pytest.raises(StorageError, match=r"best\.ckpt is the file to use"):
         load_trained(tmp_path / "last.ckpt")
 

@@ -195,6 +195,17 @@ def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:
     assert (row["value"], row["best_value"], row["best_epoch"]) == (*["0.30000000000000004"] * 2, "2")
 
 
+def test_no_text_in_trials_csv_is_a_formula(folder: SearchFolder) -> None:
+    trial = dataclasses.replace(
+        TRIAL, parameters={"init_from": "=cmd|' /C calc'!A0", "weight_decay": -1e-05}, values=(-0.5, -0.25)
+    )
+    folder.write_trials([trial], ["init_from", "weight_decay"])
+    with folder.trials_csv.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["init_from"] == "'=cmd|' /C calc'!A0"
+    assert (row["weight_decay"], row["values"]) == ("-1e-05", "-0.5 -0.25")
+
+
 def test_best_yaml_reads_back(folder: SearchFolder) -> None:
     best = {"trial": 3, "value": 0.30000000000000004, "config": {"step_fractions": [40, 60], "preset": None}}
     folder.write_best(best)

@@ -164,7 +164,7 @@ def test_a_lease_is_one_value_for_all_machines(options: RunOptions) -> None:
     assert here is not None
     assert there is not None
     assert here.read() is None
-    here.write({"token": "a"})
+    assert here.replace(None, {"token": "a"})
     assert there.read() == {"token": "a"}
     store.close(5)
 

@@ -4,6 +4,10 @@ All formats except ``safetensors`` and ``timm`` include the normalisation and th
 in 0..1, the output is probabilities. ``tensorflow`` is a SavedModel, which is a folder; its images are
 B x H x W x C. ``timm`` is a folder that ``timm.create_model`` loads.
 
+Only ``safetensors`` and ``timm`` are plain data. Loading an exported program (.pt2) can run code that is in
+the file, so a .pt2 is trusted like code. :func:`export_model` loads the file that it has just written, and
+nothing in this package loads another one.
+
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
 

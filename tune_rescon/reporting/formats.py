@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tune_rescon.csv_cells import csv_line
 from tune_rescon.reporting.analysis import (
     best_command,
     device_hours,
@@ -56,13 +55,12 @@ def csv_text(results: Sequence[StudyResult]) -> str:
     The parameters of all searches are the last columns. A cell is empty if its value is missing.
     """
     names = list(dict.fromkeys(name for result in results for t in result.trials for name in t.parameters))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_FIGURES, *names], lineterminator="\n")
-    writer.writeheader()
+    lines = [csv_line([*_FIGURES, *names])]
     for result in results:
         for trial in result.trials:
-            writer.writerow(_figures(result, trial) | {name: trial.setting(name) for name in names})
-    return text.getvalue()
+            figures = _figures(result, trial)
+            lines.append(csv_line([*map(figures.get, _FIGURES), *map(trial.setting, names)]))
+    return "".join(lines)
 
 
 def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:

@@ -25,7 +25,11 @@ __all__ = [
 
 
 class SharedValue:
-    """Reads and writes one JSON value. Every call may raise :class:`.RemoteError`."""
+    """Reads and replaces one JSON value. Every call may raise :class:`.RemoteError`."""
+
+    #: Some stores cannot refuse an existing name. There, two processes that replace a value within
+    #: milliseconds may both believe that they have succeeded, until they read the value again.
+    settle_seconds = 0.5
 
     def __init__(self, folder: RemoteFolder) -> None:
         """Store the value in ``folder``, which must contain nothing else."""
@@ -46,14 +50,14 @@ class SharedValue:
             raise RemoteError(f"{self._url} is being written") from None
         return value
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Replace the value that :meth:`read` returned last. ``value`` must differ between writers.
+    def replace(self, expected: dict[str, Any] | None, value: dict[str, Any]) -> bool:
+        """Replace the value if it still is ``expected``; return whether it was replaced.
 
-        If another process has replaced that value in the meantime, this call writes nothing. The result is
-        the same as if the other write had come right after this one.
+        Args:
+            expected: the value that :meth:`read` returned.
+            value: the new value. It must differ between writers.
         """
-        if self._register.replace(self._version, json.dumps(value).encode()):
-            self._version += 1
+        return self.read() == expected and self._register.replace(self._version, json.dumps(value).encode())
 
 
 _NAME: Final = re.compile(r"(\d{10})\.json")

@@ -43,7 +43,9 @@ EXAMPLES = 2
 def exported(checkpoint: str) -> Iterator[Path]:
     """Save the network of a ``best.ckpt`` as an MLflow model in a temporary folder for the block.
 
-    The model has torch's own export format. Loading it runs no third-party code and needs none.
+    The model has torch's own export format, which needs no package but torch. It is no safe format: loading
+    an exported program (.pt2) can run code that is in the file. This package itself only reads the
+    ``best.ckpt`` beside it.
 
     Args:
         checkpoint: The path or URL of the checkpoint.

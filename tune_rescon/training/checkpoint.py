@@ -6,18 +6,21 @@ network, nothing else).
 
 torch's file is a zip archive with a CRC-32 of every record, which ``torch.load`` does not check.
 :func:`is_intact` checks these instead of a checksum file, which could itself be out of step. No pickled code
-is ever loaded: all files hold tensors and plain values (``weights_only``).
+is ever loaded: all files hold tensors and plain values. :func:`load_values` is the only place that calls
+``torch.load``, with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -28,6 +31,7 @@ __all__ = [
     "CheckpointFolder",
     "FoundCheckpoint",
     "is_intact",
+    "load_values",
     "read_checkpoint",
     "write_durably",
 ]
@@ -156,19 +160,84 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(cause.errno, cause.strerror) from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the values that :func:`write_durably` wrote, on the CPU; tensors are memory-mapped, not read.
+#: The files that torch writes for programs, by the name of a member that other archives do not have.
+_PROGRAMS: Final = {"constants.pkl": "a TorchScript program", "archive_format": "an exported program"}
+
+#: The class that torch's unpickler has refused, in its message.
+_REFUSED_CLASS: Final = re.compile(r"GLOBAL ([A-Za-z_][\w.]*)")
+
+
+def load_values(path: Path, *, where: str = "", source: str = "", hint: str = "") -> Any:
+    """Return the values in a file that ``torch.save`` wrote, on the CPU; no code in the file is run.
+
+    The tensors of an archive are memory-mapped, not read. torch's message is not repeated to the user: it
+    advises loading with ``weights_only=False``, which runs the code in the file.
+
+    Args:
+        path: the file.
+        where: the setting or option that names the file, for the error message.
+        source: what the user gave, if it is not ``path``.
+        hint: what the user can do, for the error message.
 
     Raises:
-        StorageError: the file does not exist, is damaged, or was not written by torch.
+        StorageError: the file does not exist, is damaged, is of another kind, or holds more than tensors and
+            plain values.
     """
+    shown = source or str(path)
     if not path.is_file():
-        raise StorageError(format_error("a checkpoint must be a file", got=f"{path}, which is not one"))
+        got = f"{shown}, which is not one"
+        raise StorageError(format_error("a checkpoint must be a file that exists", got=got, where=where))
+    # A file of torch before 1.6 is not an archive and cannot be memory-mapped.
+    is_archive = zipfile.is_zipfile(path)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise StorageError(
-            format_error("a checkpoint must be a file torch can read", got=f"{path}: {error}")
-        ) from error
-    assert isinstance(values, dict)
+        with warnings.catch_warnings():
+            # torch warns of files of other kinds, in words for programmers.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except Exception as error:
+        # Another kind of file can raise any error in the unpickler.
+        rule = (
+            "a checkpoint must be a whole file that torch wrote, of tensors and plain values; code in it is"
+            " never run"
+        )
+        got = f"{shown}, {_kind_of_file(path, error)}"
+        raise StorageError(format_error(rule, got=got, where=where, hint=hint)) from error
+
+
+def _kind_of_file(path: Path, error: Exception) -> str:
+    """Return words for why torch could not load a file, given its ``error``."""
+    if path.stat().st_size == 0:
+        return "which is empty"
+    for member, kind in _PROGRAMS.items():
+        if _has_member(path, member):
+            return f"which is {kind}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"which cannot be read ({error.strerror})"
+    if isinstance(error, pickle.UnpicklingError) and (refused := _REFUSED_CLASS.search(str(error))):
+        return f"which holds an object of {refused[1]}"
+    return "which is damaged or of another kind"
+
+
+def _has_member(path: Path, name: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.rpartition("/")[2] == name for member in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def read_checkpoint(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """Return the values that :func:`write_durably` wrote, as :func:`load_values` does.
+
+    Args:
+        path: the file.
+        hint: what the user can do, for the error message.
+
+    Raises:
+        StorageError: as :func:`load_values`, or the file does not hold values by name.
+    """
+    values = load_values(path, hint=hint)
+    if not isinstance(values, dict):
+        got = f"{path}, which holds a {type(values).__name__}"
+        raise StorageError(format_error("a checkpoint must hold values by name", got=got, hint=hint))
     return values

@@ -328,4 +328,9 @@ def _read_record(checkpoint: Path) -> CheckpointMetadata:
     if "trial" not in values:
         rule = "a checkpoint to resume from must be one that a trial wrote"
         raise StorageError(format_error(rule, got="one without a trial's record", where=str(checkpoint)))
-    return CheckpointMetadata.from_dict(values["trial"])
+    try:
+        return CheckpointMetadata.from_dict(values["trial"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        rule = "a checkpoint to resume from must be one that this version can read"
+        got = f"one whose record of the trial is another ({type(error).__name__}: {error})"
+        raise StorageError(format_error(rule, got=got, where=str(checkpoint))) from error

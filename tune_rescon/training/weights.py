@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.errors import NetworkError, StorageError, UserError, format_error
+from tune_rescon.errors import ConfigError, NetworkError, StorageError, format_error
 from tune_rescon.models import NetworkSpec, build_from_spec, load_rescon, resolve_network
 from tune_rescon.models.rescon import KNOWN
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
-from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
+from tune_rescon.training.checkpoint import is_intact, load_values, read_checkpoint, write_durably
 from tune_rescon.training.device import own_generator
 
 __all__ = [
@@ -139,14 +139,15 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
     """Return the network of a ``best.ckpt``, on the CPU and in eval mode, and its description.
 
     Raises:
-        StorageError: the file does not exist, is damaged, or does not hold a trained network.
-        NetworkError: another version wrote the network's numbers.
+        StorageError: the file does not exist, is damaged, does not hold a trained network, or another version
+            wrote the network's numbers.
     """
-    values = _read(Path(path))
-    about = TrainedNetwork.from_dict(values["about"])
-    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-        network = build_from_spec(about.spec)
-    network.load_state_dict(values["weights"])
+    with _described_by(path):
+        values = _read(Path(path))
+        about = TrainedNetwork.from_dict(values["about"])
+        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+            network = build_from_spec(about.spec)
+        network.load_state_dict(values["weights"])
     return network.eval(), about
 
 
@@ -154,24 +155,58 @@ def describe_trained(path: Path) -> TrainedNetwork:
     """Return the description of the network in a ``best.ckpt``.
 
     Raises:
-        StorageError, NetworkError: as :func:`load_trained`.
+        StorageError: as :func:`load_trained`.
     """
-    return TrainedNetwork.from_dict(_read(path)["about"])
+    with _described_by(path):
+        return TrainedNetwork.from_dict(_read(path)["about"])
+
+
+#: The errors of values that describe no network, or a network that the weights do not fit.
+_FOREIGN_VALUES: Final = (
+    ConfigError,
+    NetworkError,
+    AttributeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+)
+
+
+@contextmanager
+def _described_by(path: Path | str) -> Iterator[None]:
+    """Raise a StorageError that names the file, if the block cannot use the values in it."""
+    try:
+        yield
+    except _FOREIGN_VALUES as error:
+        rule = "a trained network's file must be one that this version can read"
+        got = f"{path}, which does not describe its weights: {_first_words(error)}"
+        raise StorageError(format_error(rule, got=got)) from error
+
+
+def _first_words(error: Exception) -> str:
+    words = str(error).partition("\n")[0] or type(error).__name__
+    return f"it has no {words}" if isinstance(error, KeyError) else words.rstrip(":.")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = read_checkpoint(path)
+    hint = "Give a trial's best.ckpt, or a file that `export --format safetensors` wrote."
+    values = read_checkpoint(path, hint=hint)
     if not is_intact(path):
         raise StorageError(
             format_error("a checkpoint's checksums must hold", got=f"{path}, which is damaged")
         )
     if values.get("format") != FORMAT:
+        if "trial" in values:
+            hint = "Training continues from last.ckpt; best.ckpt is the file to use."
+        else:
+            hint = "Initial weights for trials are read from files of other programs too: --init-from."
         raise StorageError(
             format_error(
                 f"a trained network's file must have format {FORMAT}",
                 got=f"{values.get('format')!r}",
                 where=str(path),
-                hint="Training continues from last.ckpt; best.ckpt is the file to use.",
+                hint=hint,
             )
         )
     return values
@@ -242,9 +277,8 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
         with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
             network = build_from_spec(about.spec)
         network.load_state_dict(dict(file.tensors))
-    except (UserError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        words = str(error).partition("\n")[0] or type(error).__name__
-        got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {words.rstrip(':.')}"
+    except _FOREIGN_VALUES as error:
+        got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {_first_words(error)}"
         raise StorageError(format_error(_RULE, got=got, where=where)) from error
     return network.eval(), about
 
@@ -340,7 +374,8 @@ def read_initial(source: str) -> InitialWeights:
                 return _of(source, network, _choice(about.config, about.spec))
             network = _rescon(file.tensors, source)
             return _of(source, network, {"preset": _preset(network.spec)})
-        values = _values(path, source)
+        hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
+        values = load_values(path, where="init_from", source=source, hint=hint)
         if isinstance(values, Mapping) and ("about" in values or "trial" in values):
             network, about = load_trained(path)
             return _of(source, network, _choice(about.config, about.spec))
@@ -351,19 +386,6 @@ def read_initial(source: str) -> InitialWeights:
 def _of(source: str, network: nn.Module, choice: Mapping[str, Any]) -> InitialWeights:
     assert isinstance(network.spec, NetworkSpec)
     return InitialWeights(source=source, spec=network.spec, choice=choice, weights=network.state_dict())
-
-
-def _values(path: Path, source: str) -> Any:
-    # A file of torch before 1.6, such as the port's, is not an archive and cannot be memory-mapped.
-    mapped = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:
-        # Another kind of file can raise any error in the unpickler, and torch's message advises running its
-        # code.
-        rule = "must be a whole file that torch wrote, of tensors and plain values; code in it is never run"
-        hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
-        raise StorageError(format_error(rule, got=source, where="init_from", hint=hint)) from error
 
 
 def _rescon(values: Any, source: str) -> nn.Module:

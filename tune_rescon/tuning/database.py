@@ -52,6 +52,8 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         rule = "must be the URL of a database that can be reached"
         got = str(error).partition("\n")[0].strip(" .")
         hint = "For a local file give sqlite:///PATH/study.db."
+        if isinstance(error, ImportError):
+            hint = "Install the database's driver, for PostgreSQL by: pip install 'tune_rescon[postgresql]'."
         raise StorageError(format_error(rule, got=got, where="--study", hint=hint)) from None
     except RuntimeError as error:
         raise _other_schema(url, str(error)) from None

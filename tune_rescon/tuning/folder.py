@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.atomic_write import atomic_write
+from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.spaces import yaml_text
 from tune_rescon.storage import (
@@ -243,15 +242,13 @@ class SearchFolder:
         """
         trials = tuple(trials)
         names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*_COLUMNS, *names])
+        lines = [csv_line([*_COLUMNS, *names])]
         for trial in trials:
             settings = [trial.setting(name, "none") for name in names]
             checkpoint = trial.checkpoint or ""
             is_there = at_url or (self.path / checkpoint).is_file()
-            writer.writerow([*_row(trial), checkpoint if is_there else "", *settings])
-        write_atomically(self.trials_csv, text.getvalue())
+            lines.append(csv_line([*_row(trial), checkpoint if is_there else "", *settings]))
+        write_atomically(self.trials_csv, "".join(lines))
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Write ``best.yaml``."""

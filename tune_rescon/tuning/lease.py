@@ -7,8 +7,8 @@ as long as it runs. The rules:
   it is alive. The lease of a dead holder is taken at once. A live holder keeps its lease.
 * If the holder is elsewhere, its beat is watched for the length of the lease. The lease is taken only if the
   beat does not change. The clocks of other machines are not trusted: only a change of the number counts.
-* The record has no compare-and-set. A process that takes a lease writes its token, lets the write settle and
-  reads the token back. If several processes do so at once, the last one to write has the lease.
+* Each change is a compare-and-set: it replaces the lease that the process has read, and no other. If several
+  processes take a lease at once, exactly one succeeds. Earlier versions read and write the same value.
 * A holder that was stopped (SIGSTOP, a suspended machine) renews the lease before any other write. It ends if
   another process has taken the lease by then. The search calls :meth:`LeaseKeeper.ensure_held` before every
   write.
@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import psutil
 
@@ -112,10 +112,6 @@ def _place() -> str:
 #: Length of a lease in seconds, for which the beat of a driver elsewhere is watched. It contains four beats.
 LEASE_SECONDS: Final = 20.0
 
-#: Seconds between writing a lease and reading it back. This is more time than two drivers that start at the
-#: same moment need between reading the record and writing to it.
-SETTLE_SECONDS: Final = 0.5
-
 #: Two readings of one process's start differ by less than this many seconds. They differ because the
 #: machine's estimate of its boot time shifts.
 START_TOLERANCE: Final = 2.0
@@ -127,11 +123,23 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 class LeaseStore(Protocol):
     """The store of a search's lease. Both methods may raise any error of the store if it is unreachable."""
 
+    settle_seconds: float
+    """Seconds until a reader sees who has the value, if several processes replace the same one at once; 0 if
+    :meth:`replace` succeeds for only one of them."""
+
     def read(self) -> dict[str, Any] | None:
         """Return the last value that any process has written; None if no process has written one."""
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Replace the value. Once this method returns, every reader sees the new value."""
+    def replace(self, expected: dict[str, Any] | None, value: dict[str, Any]) -> bool:
+        """Replace the value if it still is ``expected``, in one step.
+
+        Args:
+            expected: the value that :meth:`read` returned.
+            value: the new value. Once this method returns, every reader sees it.
+
+        Returns:
+            Whether the value was replaced. If the method raises, it may have been.
+        """
 
 
 class LeaseDecision(enum.Enum):
@@ -230,6 +238,7 @@ class LeaseKeeper:
         self._token = secrets.token_hex(8)
         self._since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
         self._lock = threading.Lock()
+        self._stored: dict[str, Any] | None = None
         self._beat = 0
         self._taken = self._renewed = 0.0
         self._driven_before = 0.0
@@ -246,13 +255,12 @@ class LeaseKeeper:
         Raises:
             LeaseError: another driver is alive.
         """
-        found = self._find_takeable()
+        self._stored = self._find_takeable()
+        found = _parsed(self._stored)
         self._driven_before = found.driven if found else 0.0
         self._taken = self._renewed = self._clock()
-        self._write()
-        self._sleep(SETTLE_SECONDS)
-        if (winner := self._read()) is None or winner.token != self._token:
-            raise LeaseError(self._taken_by(winner))
+        if not self._replace() or not self._settled():
+            raise LeaseError(self._taken_by(self._read()))
 
     def ensure_held(self) -> None:
         """Verify that this process still holds the lease; call it before each write.
@@ -288,26 +296,22 @@ class LeaseKeeper:
         with self._lock:
             begun = self._clock()
             overdue = begun - self._renewed > self._seconds
-            self._check_token()
-            self._write()
-            if overdue:
-                # A process that saw an unchanged beat may be taking the lease at this moment.
-                self._sleep(SETTLE_SECONDS)
-                self._check_token()
-            elif self._clock() - self._renewed > self._seconds:
-                # This process was stopped between reading and writing, so its write may have replaced another
-                # driver's lease. That driver will find this token and end, so this process must end too.
-                self._lose("this process was stopped while it renewed it")
-                raise LeaseLostError(self._lost)
+            if not self._replace():
+                # Either another driver has the lease, or an earlier renewal took effect without an answer.
+                self._stored = self._store.read()
+                if not self._is_mine(self._stored) or not self._replace():
+                    self._lose_to(self._read())
+            if overdue and not self._settled():
+                self._lose_to(self._read())
             self._renewed = begun
 
     def release(self) -> None:
         """Give the lease back if this process still holds it. An error of the store is logged, not raised."""
         with self._lock:
             try:
-                found = self._read()
-                if not self._lost and found is not None and found.token == self._token:
-                    self._store.write(dataclasses.replace(self._lease(), driver=None).to_dict())
+                found = self._store.read()
+                if not self._lost and self._is_mine(found):
+                    self._store.replace(found, dataclasses.replace(self._lease(), driver=None).to_dict())
             except Exception as error:
                 # The next driver will find that this process is dead, or that its beat does not change.
                 _LOGGER.warning("the lease could not be given back: %s", error)
@@ -322,18 +326,17 @@ class LeaseKeeper:
             except Exception as error:
                 _LOGGER.warning("the lease could not be renewed; next try soon: %s", error)
 
-    def _find_takeable(self) -> Lease | None:
-        """Return the lease that may be replaced, as it was a moment ago."""
-        watched: Lease | None = None
+    def _find_takeable(self) -> dict[str, Any] | None:
+        """Return the stored lease that this process may replace."""
+        watched: dict[str, Any] | None = None
         while True:
-            looked, found = self._clock(), self._read()
+            stored = self._store.read()
+            found = _parsed(stored)
             decision = decide_lease(found, self._me, self._processes)
-            if decision is LeaseDecision.TAKE or (decision is LeaseDecision.WATCH and found == watched):
-                # A process that was delayed between its read and its write would overwrite newer leases.
-                if self._clock() - looked < SETTLE_SECONDS / 2:
-                    return found
-            elif decision is LeaseDecision.WATCH and found is not None and self._beat_stopped(found):
-                watched = found
+            if decision is LeaseDecision.TAKE or (decision is LeaseDecision.WATCH and stored == watched):
+                return stored
+            if decision is LeaseDecision.WATCH and found is not None and self._beat_stopped(found):
+                watched = stored
             else:
                 raise LeaseError(self._taken_by(found))
 
@@ -351,12 +354,23 @@ class LeaseKeeper:
                 return now is None or now.driver is None
         return True
 
-    def _check_token(self) -> None:
-        found = self._read()
-        if found is None or found.token != self._token:
-            who = _label(found.driver) if found and found.driver else "another driver, which has ended since"
-            self._lose(f"it was taken over by {who}")
-            raise LeaseLostError(self._lost)
+    def _is_mine(self, stored: dict[str, Any] | None) -> bool:
+        return stored is not None and stored["token"] == self._token
+
+    def _settled(self) -> bool:
+        """Return whether this process has the lease that it has just written.
+
+        A store in which several processes can replace the same value is read again, after it has settled.
+        """
+        if not self._store.settle_seconds:
+            return True
+        self._sleep(self._store.settle_seconds)
+        return self._is_mine(self._store.read())
+
+    def _lose_to(self, other: Lease | None) -> NoReturn:
+        who = _label(other.driver) if other and other.driver else "another driver, which has ended since"
+        self._lose(f"it was taken over by {who}")
+        raise LeaseLostError(self._lost)
 
     def _lose(self, why: str, hint: str = "") -> None:
         rule = f"this driver has lost the search {self._name}: {why}"
@@ -376,12 +390,16 @@ class LeaseKeeper:
         )
 
     def _read(self) -> Lease | None:
-        value = self._store.read()
-        return None if value is None else Lease.from_dict(value)
+        return _parsed(self._store.read())
 
-    def _write(self) -> None:
+    def _replace(self) -> bool:
+        """Replace the lease that was read or written last by the next beat of this process."""
         self._beat += 1
-        self._store.write(self._lease().to_dict())
+        value = self._lease().to_dict()
+        if not self._store.replace(self._stored, value):
+            return False
+        self._stored = value
+        return True
 
     def _taken_by(self, lease: Lease | None) -> str:
         holder = lease.driver if lease else None
@@ -390,6 +408,10 @@ class LeaseKeeper:
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"
         return format_error(rule, hint=hint)
+
+
+def _parsed(stored: dict[str, Any] | None) -> Lease | None:
+    return None if stored is None else Lease.from_dict(stored)
 
 
 def _label(driver: Driver) -> str:

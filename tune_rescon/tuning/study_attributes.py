@@ -12,8 +12,10 @@ The notes are attributes of the study:
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from tune_rescon.tuning.study import StudyRecord
 
 __all__ = [
     "RunAttributes",
+    "commit_tags",
     "planned_slots",
     "provenance",
     "read_run_attributes",
@@ -37,6 +40,24 @@ __all__ = [
 
 
 _PACKAGES: Final = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning", "mlflow")
+
+#: The project's name in pyproject.toml.
+_PROJECT: Final = "tune_rescon"
+
+#: Variables that make git use another repository than that of the folder.
+_GIT_PLACES: Final = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_CEILING_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_DIR",
+        "GIT_INDEX_FILE",
+        "GIT_NAMESPACE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_WORK_TREE",
+    }
+)
 
 #: Prefix of the names of Ray's resources that name the kinds of accelerator.
 _ACCELERATOR: Final = "accelerator_type:"
@@ -49,7 +70,7 @@ def provenance(resources: Mapping[str, float]) -> dict[str, str]:
         "tune_rescon.device": devices(resources),
         "version.python": platform.python_version(),
         **{f"version.{name}": version(name) for name in _PACKAGES},
-        **_commit(Path(__file__).parent),
+        **commit_tags(Path(__file__).parents[1]),
     }
 
 
@@ -67,23 +88,51 @@ def devices(resources: Mapping[str, float]) -> str:
     return (f"{gpus:g} GPU{named}, " if gpus else "") + f"{resources.get('CPU', 0):g} CPU"
 
 
-def _commit(folder: Path) -> dict[str, str]:
-    """Return tags with the commit of this package's checkout, and whether files differ from that commit.
+def commit_tags(package: Path) -> dict[str, str]:
+    """Return tags with the commit of the checkout that ``package`` runs from, and whether it was changed.
 
-    The tags are empty if the package does not run from a checkout.
+    Only a checkout of this project is asked. A wheel may be in a virtual environment inside another
+    repository, whose commit says nothing about this package.
+
+    Args:
+        package: the package's folder.
+
+    Returns:
+        The tags; empty if the package does not run from a checkout, or git cannot tell.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
+    checkout = package.resolve().parent
+    if not _is_this_project(checkout):
         return {}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
+    # If the checkout's `.git` is unusable, git finds a repository around it.
+    top, _, commit = _git(checkout, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
+    if not commit or Path(top) != checkout:
+        return {}
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no", package.name)
     return {"mlflow.source.git.commit": commit, "tune_rescon.dirty": str(bool(changed)).lower()}
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """Return git's output; empty if git cannot be run or ``folder`` is not in a checkout."""
+def _is_this_project(checkout: Path) -> bool:
+    # `.git` is a folder, or a file in a worktree and in a submodule.
+    if not (checkout / ".git").exists():
+        return False
+    try:
+        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(project.get("project", {}).get("name") == _PROJECT)
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    """Return git's output; empty if git cannot be run or fails."""
+    command = ["git", "--no-optional-locks", "-C", str(checkout)]
+    # Git refuses a checkout of another user, which may name programs for git to run. The code in this one
+    # runs already, so it is trusted.
+    command += ["-c", f"safe.directory={checkout}", *arguments]
+    # A hook of another repository sets these variables to that repository.
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10
+            command, env=environment, capture_output=True, text=True, check=False, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

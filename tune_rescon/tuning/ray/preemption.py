@@ -1,4 +1,6 @@
-"""Detect the preemption of a worker process (a SIGTERM, or a drained node), so that its trial stops in order.
+"""Detect the preemption of a worker process (a SIGTERM, a drained node, a spot machine's notice).
+
+Its trial then stops in order.
 
 The behavior of Ray 2.60, tested on two nodes of one machine:
 
@@ -11,70 +13,255 @@ The behavior of Ray 2.60, tested on two nodes of one machine:
 - A drained node accepts no new work. Running work continues, also after the deadline of the drain. Once the
   node is idle, its raylet ends. Ray does not notify the workers, so they must poll the control store.
   ``ray start --block``, which KubeRay uses, drains its node for 30 s when it receives a signal to end
-  (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Ray does not detect EC2's spot notice. Therefore a trial's process
-  that detects the notice drains the node itself, so that no more trials are placed there.
+  (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Ray does not detect the notice of a spot machine. Therefore a
+  trial's process that detects the notice drains the node itself, so that no more trials are placed there.
 - When a driver ends, its workers receive a SIGTERM and soon afterwards a SIGKILL, as from any raylet.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import functools
 import json
 import signal
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
 from types import FrameType
 from typing import Any, Final
 from urllib.error import HTTPError
 
-__all__ = ["NOTICE", "PreemptionSignal", "SignalHandlerMixin", "SpotNotice", "node_is_drained"]
+__all__ = [
+    "CLOUDS",
+    "NOTICE",
+    "Answer",
+    "Cloud",
+    "PollingState",
+    "PreemptionSignal",
+    "SignalHandlerMixin",
+    "SpotNotice",
+    "azure_preempted",
+    "ec2_notice",
+    "gcp_notice",
+    "node_is_drained",
+]
 
 
-#: The instance metadata service, version 2: link-local, on EC2 only.
-SERVICE: Final = "http://169.254.169.254/latest"
+#: The metadata service of a machine in a cloud: link-local, with the same address in EC2, GCP and Azure.
+SERVICE: Final = "http://169.254.169.254"
 
-#: Time limit of a request in seconds, because a connection may hang on a machine without this service.
-_PATIENCE: Final = 1.0
+#: Time limit in seconds of the first request, of the second, and of all later ones. A connection may hang on
+#: a machine without this service. A service may be slow too: Azure's first answer can take long.
+_TIMEOUTS: Final = (1.0, 2.0, 4.0)
+
+#: Seconds until the service is looked for again. They double each time, up to the longest.
+_FIRST_WAIT: Final = 3.0
+_LONGEST_WAIT: Final = 300.0
+
+#: Most bytes that are read of an answer.
+_ANSWER_BYTES: Final = 1 << 16
 
 _ACTIONS: Final = ("terminate", "stop", "hibernate")
 
+#: Sends a request to the metadata service: the path, then the headers. Returns the answer's text. With
+#: ``method`` another method than GET, with ``flavor`` the value that the header Metadata-Flavor must have.
+Request = Callable[..., str]
+
+
+class Answer(enum.Enum):
+    """The answer of a machine's metadata service to the question of one cloud."""
+
+    NOTICE = enum.auto()
+    """The cloud will take the machine away."""
+    NO_NOTICE = enum.auto()
+    OTHER = enum.auto()
+    """Something answered, but not this cloud."""
+    SILENCE = enum.auto()
+    """Nothing answered within the time limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloud:
+    """A cloud that announces that it takes a spot machine away."""
+
+    name: str
+    seconds: float
+    """The time that a machine has left after the notice, reduced by a few seconds."""
+    ask: Callable[[Request], bool]
+    """Returns whether there is a notice. Raises HTTPError, ValueError, LookupError or TypeError if another
+    service answers, and another OSError or an HTTPException if none does."""
+
+
+def ec2_notice(text: str) -> bool:
+    """Return whether the content of EC2's ``spot/instance-action`` is a notice.
+
+    >>> ec2_notice('{"action": "terminate", "time": "2026-11-26T08:22:00Z"}')
+    True
+    """
+    return bool(json.loads(text)["action"] in _ACTIONS)
+
+
+def gcp_notice(text: str) -> bool:
+    """Return whether the content of GCP's ``instance/preempted`` is a notice.
+
+    >>> gcp_notice("TRUE"), gcp_notice("FALSE")
+    (True, False)
+    """
+    return {"TRUE": True, "FALSE": False}[text.strip()]
+
+
+def azure_preempted(text: str) -> frozenset[str]:
+    """Return the names of the machines that Azure's scheduled events announce to take away, in lower case.
+
+    The events of a scale set are sent to all of its machines.
+
+    >>> preempt, reboot = ({"EventType": kind, "Resources": ["Spot_0"]} for kind in ("Preempt", "Reboot"))
+    >>> azure_preempted(json.dumps({"Events": [reboot, preempt]}))
+    frozenset({'spot_0'})
+    """
+    preemptions = [event for event in json.loads(text)["Events"] if event["EventType"] == "Preempt"]
+    return frozenset(name.lower() for event in preemptions for name in event["Resources"])
+
+
+def _ask_ec2(request: Request) -> bool:
+    token = request("latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    try:
+        notice = request("latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+    except HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return False
+        raise
+    return ec2_notice(notice)
+
+
+def _ask_gcp(request: Request) -> bool:
+    headers = {"Metadata-Flavor": "Google"}
+    return gcp_notice(request("computeMetadata/v1/instance/preempted", headers, flavor="Google"))
+
+
+def _ask_azure(request: Request) -> bool:
+    headers = {"Metadata": "true"}
+    preempted = azure_preempted(request("metadata/scheduledevents?api-version=2020-07-01", headers))
+    if not preempted:
+        return False
+    name = request("metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)
+    return name.strip().lower() in preempted
+
+
+CLOUDS: Final = (
+    Cloud(name="EC2", seconds=110.0, ask=_ask_ec2),
+    Cloud(name="GCP", seconds=25.0, ask=_ask_gcp),
+    Cloud(name="Azure", seconds=25.0, ask=_ask_azure),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PollingState:
+    """Which cloud's question is sent next, and when.
+
+    A cloud that has answered is asked at every look, because its notice leaves little time. Before that, each
+    look in vain doubles the wait, so that a machine outside a cloud sends a request every five minutes.
+    """
+
+    cloud: Cloud | None = None
+    """The cloud of this machine; None if it is unknown."""
+    failures: int = 0
+    """Looks in vain since the last answer."""
+    due: float = 0.0
+    """The time of the next look."""
+
+    @property
+    def candidates(self) -> tuple[Cloud, ...]:
+        """The clouds to ask in the next look, in order.
+
+        Another cloud is the first in each look, because a look ends with the first silence.
+        """
+        if self.cloud is not None:
+            return (self.cloud,)
+        first = self.failures % len(CLOUDS)
+        return CLOUDS[first:] + CLOUDS[:first]
+
+    def after(self, cloud: Cloud, answer: Answer, now: float) -> PollingState:
+        """Return the state after a look that ended with the ``answer`` to the question of ``cloud``."""
+        if answer in (Answer.NOTICE, Answer.NO_NOTICE):
+            return PollingState(cloud=cloud)
+        failures = self.failures + 1
+        if self.cloud is not None:
+            return dataclasses.replace(self, failures=failures)
+        wait = min(_FIRST_WAIT * 2.0 ** min(self.failures, 16), _LONGEST_WAIT)
+        return PollingState(failures=failures, due=now + wait)
+
 
 class SpotNotice:
-    """Polls EC2's spot notice. On a machine outside EC2, the service is requested only once."""
+    """Polls the metadata service for the notice that this machine will be taken away."""
 
-    def __init__(self, service: str = SERVICE) -> None:
-        """Store the URL ``service``; no request is sent yet."""
+    def __init__(
+        self,
+        service: str = SERVICE,
+        *,
+        timeouts: Sequence[float] = _TIMEOUTS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Store the URL ``service``; no request is sent yet.
+
+        Args:
+            service: URL of the metadata service.
+            timeouts: time limits of a request in seconds, the last one for all later requests.
+            clock: returns the time in seconds.
+        """
         self._service = service
+        self._timeouts = timeouts
+        self._clock = clock
         # Without a proxy, because a proxy cannot serve this machine's own metadata.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._responds: bool | None = None
+        self._state = PollingState()
 
-    def came(self) -> bool:
-        """Return whether EC2 has announced that the machine will be taken away; False if that is unknown."""
-        if self._responds is False:
-            return False
+    def announced(self) -> Cloud | None:
+        """Return the cloud that has announced to take this machine away; None if that is unknown."""
+        state = self._state
+        if self._clock() < state.due:
+            return None
+        timeout = self._timeouts[min(state.failures, len(self._timeouts) - 1)]
+        for cloud in state.candidates:
+            answer = self._ask(cloud, timeout)
+            if answer is not Answer.OTHER:
+                break
+        self._state = state.after(cloud, answer, self._clock())
+        return cloud if answer is Answer.NOTICE else None
+
+    def _ask(self, cloud: Cloud, timeout: float) -> Answer:
         try:
-            token = self._request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-            notice = self._request(
-                "GET", "meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
+            there_is_one = cloud.ask(functools.partial(self._request, timeout=timeout))
+        except HTTPError as error:
+            busy = (
+                error.code == HTTPStatus.TOO_MANY_REQUESTS or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
             )
-            return json.loads(notice)["action"] in _ACTIONS
-        except HTTPError:
-            # 404: no notice. The metadata services of other clouds return similar errors.
-            self._responds = True
-        except OSError:
-            self._responds = self._responds or False
-        except (ValueError, LookupError, TypeError):
-            self._responds = False
-        return False
+            return Answer.SILENCE if busy else Answer.OTHER
+        except (OSError, HTTPException):
+            return Answer.SILENCE
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return Answer.OTHER
+        return Answer.NOTICE if there_is_one else Answer.NO_NOTICE
 
-    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
+    def _request(
+        self, path: str, headers: dict[str, str], *, timeout: float, method: str = "GET", flavor: str = ""
+    ) -> str:
         request = urllib.request.Request(f"{self._service}/{path}", headers=headers, method=method)
-        with self._opener.open(request, timeout=_PATIENCE) as answer:
-            return str(answer.read().decode())
+        try:
+            with self._opener.open(request, timeout=timeout) as answer:
+                if flavor and answer.headers.get("Metadata-Flavor") != flavor:
+                    raise ValueError(f"the answer is not that of a service with the flavor {flavor}")
+                return str(answer.read(_ANSWER_BYTES).decode())
+        except HTTPError as error:
+            error.close()
+            raise
 
 
 #: Seconds between two checks for a drain of the node.
@@ -82,9 +269,6 @@ LOOK_EVERY: Final = 3.0
 
 #: Time limit of a check in seconds.
 _CHECK_TIMEOUT: Final = 5.0
-
-#: Seconds that a spot machine has left after its notice: slightly less than EC2's two minutes.
-_SPOT_SECONDS: Final = 110.0
 
 _SPOT: Final = SpotNotice()
 
@@ -172,12 +356,15 @@ def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
     with suppress(ray.exceptions.RpcError):
         if node in control.get_draining_nodes(timeout=_CHECK_TIMEOUT):
             return True
-    if not spot.came():
+    cloud = spot.announced()
+    if cloud is None:
         return False
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    deadline = int(1000 * (time.time() + _SPOT_SECONDS))
+    deadline = int(1000 * (time.time() + cloud.seconds))
     with suppress(ray.exceptions.RpcError):
-        control.drain_node(node, reason, "EC2's spot notice has come", deadline, timeout=_CHECK_TIMEOUT)
+        control.drain_node(
+            node, reason, f"{cloud.name} will take the machine away", deadline, timeout=_CHECK_TIMEOUT
+        )
     return True

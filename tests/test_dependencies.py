@@ -1,0 +1,120 @@
+"""pyproject.toml: every module that the package imports is of a distribution that is named there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import tune_rescon
+
+PACKAGE = Path(tune_rescon.__file__).parent
+
+#: The extras that a part of the package needs, beside what the whole package needs.
+PARTS = {
+    "clusters": ["cluster"],
+    "inference/export.py": ["onnx", "timm"],
+    "inference/saved_model.py": ["tensorflow"],
+    "timm_models.py": ["timm"],
+    "tuning/tensorboard_callback.py": ["tensorboard"],
+}
+
+
+#: The distributions of modules with another name. pydantic and boto3 require an exact version of their cores.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "botocore": "boto3",
+    "lightning_fabric": "pytorch-lightning",
+    "pydantic_core": "pydantic",
+    "ruamel": "ruamel-yaml",
+}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {
+        normalized(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]) for requirement in requirements
+    }
+
+
+@cache
+def project() -> dict[str, set[str]]:
+    """The distributions of each extra; "" for those that are always installed."""
+    path = PACKAGE.parent / "pyproject.toml"
+    if not path.is_file():
+        pytest.skip("the tests do not run from a checkout")
+    values = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    extras = {extra: names(given) for extra, given in values["optional-dependencies"].items()}
+    return {"": names(values["dependencies"]), **extras}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules of other distributions that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            modules = [node.module]
+        else:
+            continue
+        for module in modules:
+            top = module.partition(".")[0]
+            if top not in sys.stdlib_module_names and top != "tune_rescon":
+                yield top
+
+
+def unnamed(file: str, modules: Iterator[str]) -> list[str]:
+    """Which of the ``modules`` that a file imports belong to no distribution that it may count on."""
+    named = set(project()[""])
+    for part, extras in PARTS.items():
+        if file == part or file.startswith(f"{part}/"):
+            named.update(*(project()[extra] for extra in extras))
+    return sorted(
+        {module for module in modules if DISTRIBUTIONS.get(module, normalized(module)) not in named}
+    )
+
+
+FILES = [str(file.relative_to(PACKAGE)) for file in sorted(PACKAGE.rglob("*.py"))]
+
+
+def test_every_import_is_of_a_distribution_that_is_named() -> None:
+    missing = {file: found for file in FILES if (found := unnamed(file, imported(PACKAGE / file)))}
+    assert not missing, "name them in pyproject.toml: in `dependencies`, or in the extra of their part"
+
+
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [
+        ("tuning/search.py", "jsonschema"),
+        ("clusters/lint.py", "onnx"),
+        ("training/fit.py", "timm"),
+        ("clusters.py", "boto3"),
+        ("search.py", "nosuchmodule"),
+    ],
+)
+def test_what_is_named_for_another_part_is_missed(file: str, module: str) -> None:
+    assert unnamed(file, iter([module, "torch", "PIL"])) == [module]
+
+
+def test_each_part_exists() -> None:
+    for part, extras in PARTS.items():
+        assert (PACKAGE / part).exists()
+        assert set(extras) <= set(project())
+
+
+def test_no_release_with_a_known_fault_is_admitted() -> None:
+    """The first releases in which the faults are mended."""
+    path = PACKAGE.parent / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else pytest.skip("not a checkout")
+    floors = dict(re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?>=([0-9.]+)', text))
+    for name, fixed in {"pytorch-lightning": (2, 6, 6), "ray": (2, 56), "mlflow": (3, 17, 2)}.items():
+        assert tuple(map(int, floors[name].split("."))) >= fixed, name

@@ -1,0 +1,114 @@
+"""A study on PostgreSQL: a real server on a socket of its folder, which this test starts and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_one_wins
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import learn_nothing
+from tune_rescon.tuning import Place, RunOptions, read_search, run_search
+
+pytestmark = pytest.mark.server
+
+#: Seconds that the server has to start.
+PATIENCE = 30.0
+
+
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs. Debian keeps them outside of PATH."""
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), *Path("/usr/pgsql").glob("bin/initdb")]
+    if path := shutil.which("initdb"):
+        found.append(Path(path).resolve())
+    if not found:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    return found[-1].parent
+
+
+@pytest.fixture(scope="module")
+def connections() -> Iterator[list[Any]]:
+    """All connections to a database. Optuna's storages have no `close`, and leave theirs open."""
+    opened: list[Any] = []
+
+    def opening(connection: object, _: object) -> None:
+        opened.append(connection)
+
+    sqlalchemy.event.listen(sqlalchemy.Pool, "connect", opening)
+    yield opened
+    sqlalchemy.event.remove(sqlalchemy.Pool, "connect", opening)
+
+
+@pytest.fixture(scope="module")
+def url(connections: list[Any]) -> Iterator[str]:
+    """The URL of a new, empty server."""
+    programs = binaries()
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'tune_rescon[postgresql]'")
+    # PostgreSQL refuses to run as root. A socket's path is short.
+    nobody = pwd.getpwnam("nobody")
+    user: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="pg-") as scratch:
+        if user:
+            shutil.chown(scratch, nobody.pw_uid)
+        data = Path(scratch) / "data"
+        create = ["initdb", "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync"]
+        create += ["--locale=C", "--encoding=UTF8"]
+        subprocess.run(
+            [programs / create[0], *create[1:]], check=True, stdout=subprocess.DEVNULL, cwd=scratch, **user
+        )
+        serve = ["-D", str(data), "-k", scratch, "-c", "listen_addresses=", "-c", "fsync=off"]
+        log = (Path(scratch) / "log").open("wb")
+        with (
+            log,
+            subprocess.Popen(
+                [programs / "postgres", *serve], stdout=log, stderr=log, cwd=scratch, **user
+            ) as server,
+        ):
+            try:
+                wait_for(server, programs / "pg_isready", scratch)
+                yield f"postgresql://tester@/postgres?host={scratch}"
+            finally:
+                for connection in connections:
+                    connection.close()
+                server.send_signal(signal.SIGINT)  # a fast end: it does not wait for connections
+
+
+def wait_for(server: subprocess.Popen[bytes], is_ready: Path, socket: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while subprocess.run([is_ready, "-q", "-h", socket], check=False).returncode:
+        assert server.poll() is None, (Path(socket) / "log").read_text()
+        assert time.monotonic() < end, "it did not start in time"
+        time.sleep(0.05)
+
+
+def test_of_several_drivers_at_once_one_has_the_lease(url: str) -> None:
+    assert_one_wins(url, rounds=10)
+
+
+def test_leases_of_earlier_versions_are_respected(url: str) -> None:
+    assert_old_leases_are_respected(url)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_and_its_resume_have_their_study_there(url: str, tmp_path: Path) -> None:
+    options = RunOptions(name="s", storage=tmp_path / "runs", cache_root=tmp_path / "cache", study_url=url)
+    for trials in (1, 2):
+        space = load_space("digits", [f"budget.trials={trials}", "budget.concurrent=1"])
+        begun = dataclasses.replace(options, resume=trials > 1)
+        result = run_search(space, begun, trainable=learn_nothing)
+        assert [trial.number for trial in result.trials] == list(range(trials))
+        assert all(trial.epochs for trial in result.trials)
+    read = read_search(Place(storage=options.storage, study_url=url), "s")
+    assert read.trials == result.trials

@@ -1,0 +1,151 @@
+"""The commit of a search: that of a checkout of this project, and of no repository around it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tune_rescon
+from tune_rescon.tuning.study_attributes import commit_tags, provenance
+
+COMMIT = "mlflow.source.git.commit"
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git as on a new machine, also within a hook of this project's own repository."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def repository(folder: Path, project: str | None = None) -> Path:
+    """A repository with a commit; with the files of a project of this name and its package."""
+    package = folder / "tune_rescon"
+    package.mkdir(parents=True)
+    git(folder, "init", "-q")
+    (folder / "README.md").touch()
+    if project is not None:
+        (folder / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+        (package / "tuning").mkdir()
+        (package / "tuning" / "study.py").write_text("a = 1\n")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", str(folder))
+    return folder
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    return repository(tmp_path / "ours", "tune_rescon")
+
+
+def test_the_commit_of_a_checkout_and_whether_any_file_of_the_package_was_changed(ours: Path) -> None:
+    package = ours / "tune_rescon"
+    clean = {COMMIT: git(ours, "rev-parse", "HEAD"), "tune_rescon.dirty": "false"}
+    assert commit_tags(package) == clean
+    (ours / "README.md").write_text("changed, and no part of the package")
+    (package / "mine.py").touch()
+    assert commit_tags(package) == clean
+    (package / "tuning" / "study.py").write_text("a = 2\n")
+    assert commit_tags(package) == clean | {"tune_rescon.dirty": "true"}
+
+
+def installed(theirs: Path) -> Path:
+    package = theirs / ".venv" / "lib" / "python3.13" / "site-packages" / "tune_rescon"
+    package.mkdir(parents=True)
+    return package
+
+
+def unpacked(theirs: Path) -> Path:
+    """Our files without our repository, as from an archive."""
+    package = theirs / "vendor" / "ours" / "tune_rescon"
+    package.mkdir(parents=True)
+    (package.parent / "pyproject.toml").write_text('[project]\nname = "tune_rescon"\n')
+    return package
+
+
+def broken(theirs: Path) -> Path:
+    """Our files, and a folder that git does not take for a repository: it looks further up."""
+    package = unpacked(theirs)
+    (package.parent / ".git").mkdir()
+    return package
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(installed, id="a wheel"),
+        pytest.param(unpacked, id="an archive"),
+        pytest.param(broken, id="a broken repository"),
+        pytest.param(lambda theirs: theirs / "tune_rescon", id="at the top"),
+    ],
+)
+@pytest.mark.parametrize("project", [None, "theirs"])
+def test_another_repository_around_the_package_is_not_asked(
+    place: Callable[[Path], Path], project: str | None, tmp_path: Path
+) -> None:
+    assert commit_tags(place(repository(tmp_path / "theirs", project))) == {}
+
+
+def test_a_repository_named_by_the_environment_is_not_asked(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = repository(tmp_path / "theirs", "theirs")
+    commit = git(ours, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(theirs))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(theirs / ".git" / "index"))
+    assert commit_tags(ours / "tune_rescon") == {COMMIT: commit, "tune_rescon.dirty": "false"}
+    assert commit_tags(installed(theirs)) == {}
+
+
+def test_a_submodule_and_a_worktree_have_their_own_commit(ours: Path, tmp_path: Path) -> None:
+    theirs = repository(tmp_path / "theirs", "theirs")
+    git(theirs, "submodule", "--quiet", "add", str(ours), "sub")
+    git(theirs, "commit", "-qm", "a submodule")
+    git(ours, "worktree", "add", "-q", str(tmp_path / "tree"))
+    commit = git(ours, "rev-parse", "HEAD")
+    for package in (theirs / "sub" / "tune_rescon", tmp_path / "tree" / "tune_rescon"):
+        assert commit_tags(package)[COMMIT] == commit
+
+
+def test_a_checkout_of_another_user_has_its_commit(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = git(ours, "rev-parse", "HEAD")
+    # With this variable git takes every folder for another user's.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        git(ours, "rev-parse", "HEAD")
+    assert "dubious ownership" in refused.value.stderr
+    assert commit_tags(ours / "tune_rescon")[COMMIT] == commit
+
+
+def test_a_repository_without_a_commit_and_a_machine_without_git(
+    tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    git(tmp_path / "new", "init", "-q")
+    shutil.copy(ours / "pyproject.toml", tmp_path / "new")
+    assert commit_tags(tmp_path / "new" / "tune_rescon") == {}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_tags(ours / "tune_rescon") == {}
+
+
+def test_a_search_has_the_tags_of_the_package_that_runs() -> None:
+    package = Path(tune_rescon.__file__).parent
+    if not (package.parent / ".git").exists():
+        pytest.skip("the tests do not run from a checkout")
+    assert provenance({})[COMMIT] == git(package, "rev-parse", "HEAD")
