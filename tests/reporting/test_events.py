@@ -140,3 +140,18 @@ def test_every_state_has_a_look(
 ) -> None:
     lines.on_trial_end(make_trial(0, state))
     assert f"trial_0000 {state.value} after epoch 2" in out.getvalue()
+
+
+def test_the_progress_of_a_long_epoch_is_said_once_a_minute(out: io.StringIO, make_trial: MakeTrial) -> None:
+    now = 0.0
+    lines = EventLines(Console(file=out, width=40, highlight=False), load_space("digits"), clock=lambda: now)
+    trial = make_trial(3, TrialState.RUNNING, (0.1, 0.2))
+    lines.on_trial_start(trial)
+    out.truncate(0)
+    for second in range(15, 150, 15):
+        now = float(second)
+        lines.on_progress(trial, second / 200)
+    assert out.getvalue().lstrip("\0").splitlines() == [
+        "trial_0003 epoch 3/9: 30% trained",
+        "trial_0003 epoch 3/9: 60% trained",
+    ]

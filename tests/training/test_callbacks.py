@@ -18,6 +18,7 @@ from tune_rescon.training.callbacks import Diverged, EpochReporter, FiniteLoss, 
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
+from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trial_files import CheckpointMetadata
 
 CONFIG = TrialConfig(image_size=16)
@@ -112,3 +113,17 @@ def test_the_epochs_last_batches_are_kept_once(
     precise.on_validation_start(_trainer(), module)
     precise.on_validation_start(_trainer(), module)
     assert seen == [kept, []]
+
+
+def test_progress_is_reported_in_long_epochs_alone(module: TrialModule) -> None:
+    now = 0.0
+    shares: list[float] = []
+    callback = EpochProgress(shares.append, clock=lambda: now)
+    callback.on_train_epoch_start(_trainer(), module)
+    for index, now in enumerate((5.0, 14.9, 15.0, 20.0, 31.0)):  # noqa: B007 - the clock reads it
+        callback.on_train_batch_end(_trainer(), module, None, None, index)
+    assert shares == [3 / 5, 5 / 5]
+    callback.on_train_epoch_start(_trainer(), module)
+    now = 40.0
+    callback.on_train_batch_end(_trainer(), module, None, None, 0)
+    assert len(shares) == 2, "a new epoch begins to count"

@@ -336,3 +336,12 @@ def test_another_trials_folder_is_refused(train: Run, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     with pytest.raises(StorageError, match="another epochs"):
         train(folder=tmp_path, epochs=2)
+
+
+def test_the_progress_of_each_epoch_is_passed_on(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.training.progress.PROGRESS_SECONDS", 0.0)
+    shares: list[float] = []
+    train(epochs=2, on_progress=shares.append)
+    half = len(shares) // 2
+    assert shares[:half] == shares[half:] == sorted(shares[:half])
+    assert shares[-1] == 1

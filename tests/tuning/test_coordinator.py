@@ -92,6 +92,10 @@ class Diary(SearchCallback):
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
 
     @override
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        self.lines.append(f"{trial.number} at {share:.0%} of epoch {trial.epochs + 1}")
+
+    @override
     def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         self.lines.append(f"{trial.number} note {text}")
 
@@ -902,3 +906,13 @@ def test_a_callback_of_the_search_itself_may_not_fail_in_silence() -> None:
     search = coordinator(study(), total=2, callbacks=(Faulty(),))
     with pytest.raises(ValueError, match="no connection"):
         search.next_trial()
+
+
+def test_the_progress_of_an_epoch_is_passed_on_while_its_trial_runs() -> None:
+    diary = Diary()
+    search = coordinator(study(), total=1, callbacks=(diary,))
+    number = first(search)
+    search.progress(number, 0.25)
+    search.close(number, TrialState.FAILED, error="gone")
+    search.progress(number, 0.5)
+    assert [line for line in diary.lines if "%" in line] == ["0 at 25% of epoch 1"]

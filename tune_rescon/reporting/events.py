@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -15,6 +16,9 @@ from tune_rescon.spaces import Space
 from tune_rescon.tuning import Gauges, SearchCallback, TrialRecord, Verdict
 
 __all__ = ["STATE_STYLE", "EventLines", "end_line", "note_line", "start_line"]
+
+#: Seconds between two lines about the progress of one epoch.
+PROGRESS_EVERY: Final = 60.0
 
 #: Style of each state, in lines and tables.
 STATE_STYLE: Final = {
@@ -32,8 +36,12 @@ STATE_STYLE: Final = {
 class EventLines(SearchCallback):
     """Prints a line for each event."""
 
-    def __init__(self, console: Console, space: Space) -> None:
-        """Print to ``console`` about a search of ``space``."""
+    def __init__(
+        self, console: Console, space: Space, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Print to ``console`` about a search of ``space``; ``clock`` returns seconds."""
+        self._clock = clock
+        self._printed: dict[int, float] = {}
         self._console = console
         self._last_epoch = space.fidelity.max
         self._ended = 0
@@ -61,6 +69,7 @@ class EventLines(SearchCallback):
     @override
     def on_trial_start(self, trial: TrialRecord) -> None:
         """Print the trial's parameters and, if it was promoted or restarted, the epoch it continues from."""
+        self._printed[trial.number] = self._clock()
         self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
 
@@ -68,6 +77,15 @@ class EventLines(SearchCallback):
     def on_trial_note(self, trial: TrialRecord, text: str) -> None:
         """Print a note about the trial."""
         self._print(note_line(trial, text))
+
+    @override
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        """Print the progress of a long epoch, once a minute."""
+        now = self._clock()
+        if now - self._printed.get(trial.number, now) < PROGRESS_EVERY:
+            return
+        self._printed[trial.number] = now
+        self._print(f"{_name(trial)} epoch {trial.epochs + 1}/{self._last_epoch}: {share:.0%} trained")
 
     @override
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
@@ -79,6 +97,7 @@ class EventLines(SearchCallback):
             verdict: the rung that the trial reached, if any, and its rank there.
         """
         place = f", rank {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
+        self._printed[trial.number] = self._clock()
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(

@@ -42,6 +42,7 @@ from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import StepExecution, TrialModule
+from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork, read_initial
 
@@ -64,6 +65,8 @@ class TrialProcess:
     """CPU threads that torch may use during the training; None leaves the number unchanged."""
     on_note: OnMessage = messages.ignore
     """Called in the training's thread with one sentence for the user."""
+    on_progress: Callable[[float], None] = messages.ignore_progress
+    """Called in the training's thread, every 15 seconds of an epoch, with the share of it that is trained."""
     peers: ProcessGroup = SINGLE_PROCESS
     """This process among those that train the trial together (:mod:`tune_rescon.training.distributed`).
 
@@ -252,6 +255,7 @@ class FitAttempt:
                 AverageWeights(),
                 FiniteLoss(),
                 PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
+                EpochProgress(self.process.on_progress),
                 reporter,
                 StopOnPreemption(self.process.leave, keeper, on_note),
             ],

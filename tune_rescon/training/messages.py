@@ -18,6 +18,7 @@ __all__ = [
     "checkpoint_unwritten",
     "damaged",
     "ignore",
+    "ignore_progress",
     "is_better",
     "known_to_recompute",
     "known_too_large",
@@ -98,6 +99,11 @@ OnMessage = Callable[[str], None]
 def ignore(note: str) -> None:
     """Discard the message."""
     del note
+
+
+def ignore_progress(share: float) -> None:
+    """Discard the progress of an epoch."""
+    del share
 
 
 def never() -> bool:

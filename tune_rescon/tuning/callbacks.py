@@ -77,6 +77,14 @@ class SearchCallback:
             trial: The trial. ``trial.epochs`` is above 0 if it continues from a checkpoint.
         """
 
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        """Called every 15 seconds in an epoch that takes longer.
+
+        Args:
+            trial: The trial. ``trial.epochs`` are the epochs before this one.
+            share: The share of the epoch that is trained, between 0 and 1.
+        """
+
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Called when an epoch has been recorded and judged.
 
@@ -124,6 +132,10 @@ class CallbackList(SearchCallback):
     @override
     def on_trial_start(self, trial: TrialRecord) -> None:
         self._call(lambda callback: callback.on_trial_start(trial))
+
+    @override
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        self._call(lambda callback: callback.on_progress(trial, share))
 
     @override
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:

@@ -223,6 +223,11 @@ class Coordinator:
             return Decision.STOP
         return verdict.decision
 
+    def progress(self, number: int, share: float) -> None:
+        """Pass on to the callbacks which share of its epoch a running trial has trained."""
+        if number in self._running:
+            self._callbacks.on_progress(self._record.trial(number), share)
+
     def note(self, number: int, text: str) -> None:
         """Record a note about a running trial for the user, and pass it to the callbacks."""
         if number not in self._running:

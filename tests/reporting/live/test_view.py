@@ -221,3 +221,18 @@ def test_what_is_said_once_the_table_is_gone_is_printed_at_once(
     assert screen.words == "before\n"
     view.say("after")
     assert screen.words == "before\nafter\n"
+
+
+def test_a_long_epoch_counts_by_its_tenths_until_it_ends(
+    console: Console, screen: Screen, space: Space, make_trial: MakeTrial, metrics: dict[str, float]
+) -> None:
+    with LiveView(console, space, name="s") as view:
+        view.on_start(gauges())
+        view.on_search_start([])
+        view.on_trial_start(make_trial(0))
+        view.on_progress(make_trial(0), 0.43)
+        screen.wait_for("0.4/9")
+        view.on_progress(make_trial(0), 0.99)
+        screen.wait_for("0.9/9")
+        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
+        screen.wait_for(" 1/9")

@@ -177,7 +177,9 @@ def _always_wide(seen: Snapshot) -> int:
 
 
 def _epoch_wide(seen: Snapshot) -> int:
-    return max(len("epoch"), len(f"{seen.last_epoch}/{seen.last_epoch}"))
+    # An unfinished epoch counts by its tenths.
+    tenths = len(".0") if seen.shares else 0
+    return max(len("epoch"), len(f"{seen.last_epoch}/{seen.last_epoch}") + tenths)
 
 
 def _value_wide(seen: Snapshot) -> int:
@@ -238,7 +240,9 @@ def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
 
 def _cells(seen: Snapshot, trial: TrialRecord, layout: Layout, ramp: str) -> Iterator[Text]:
     yield Text(f"{trial.number:04d}", style=STATE_STYLE[TrialState.RUNNING])
-    yield Text(f"{trial.epochs}/{seen.last_epoch}")
+    share = seen.shares.get(trial.number)
+    epochs = str(trial.epochs) if share is None else f"{trial.epochs + min(share, 0.9):.1f}"
+    yield Text(f"{epochs}/{seen.last_epoch}")
     yield Text(format_number(trial.last_value))
     if layout.curve:
         yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")

@@ -146,6 +146,8 @@ class Snapshot:
     """The running trials, in the order of their numbers."""
     speeds: Mapping[int, float] = field(default_factory=dict)
     """Images/s in the last epoch of each running trial that has completed one."""
+    shares: Mapping[int, float] = field(default_factory=dict)
+    """The share of the current epoch that each running trial has trained, in long epochs."""
     best: TrialRecord | None = None
     """See :func:`tune_rescon.tuning.best_trial`."""
     rungs: tuple[RungCount, ...] = ()
@@ -176,6 +178,7 @@ class SearchState:
         self._unfinished: dict[int, int] = {}
         self._running: dict[int, TrialRecord] = {}
         self._speeds: dict[int, float] = {}
+        self._shares: dict[int, float] = {}
         self._paused: set[int] = set()
         self._ended: Counter[TrialState] = Counter()
         self._best: TrialRecord | None = None
@@ -207,6 +210,10 @@ class SearchState:
         self._pace.begins(trial.number, now)
         return again
 
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        """Keep the share of its epoch that a trial has trained."""
+        self._shares[trial.number] = share
+
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], now: float) -> None:
         """Count a completed epoch.
 
@@ -215,6 +222,7 @@ class SearchState:
             metrics: the metrics of the epoch.
             now: the current time in seconds.
         """
+        self._shares.pop(trial.number, None)
         self._survival.came(trial.epochs)
         self._epochs += 1
         self._unfinished[trial.number] = trial.epochs
@@ -234,6 +242,7 @@ class SearchState:
             self._begin(trial)
         self._running.pop(trial.number, None)
         self._speeds.pop(trial.number, None)
+        self._shares.pop(trial.number, None)
         self._pace.ends(trial.number)
         self._compare(trial)
         self._settle(trial)
@@ -256,6 +265,7 @@ class SearchState:
             ended=+self._ended,
             running=tuple(self._running[number] for number in sorted(self._running)),
             speeds=dict(self._speeds),
+            shares=dict(self._shares),
             best=self._best,
             rungs=tuple(RungCount(epoch=e, came=came, went_on=on) for e, came, on in counts if came),
             seconds_left=self._seconds_left(reading),

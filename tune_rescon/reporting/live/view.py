@@ -130,6 +130,12 @@ class LiveView(SearchCallback):
         self._add_line(note_line(trial, text))
 
     @override
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        """Update the trial's epoch."""
+        with self._lock:
+            self._state.on_progress(trial, share)
+
+    @override
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         """Update the trial's row."""
         del verdict

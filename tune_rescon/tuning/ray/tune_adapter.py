@@ -159,6 +159,9 @@ class CoordinatorScheduler(FIFOScheduler):
         if "error" in result:
             self._coordinator.close(number, TrialState(result["state"]), error=result["error"])
             return str(TrialScheduler.STOP)
+        if "progress" in result:
+            self._coordinator.progress(number, result["progress"])
+            return str(TrialScheduler.CONTINUE)
         if "note" in result:
             self._coordinator.note(number, result["note"])
             if result.get("leaving"):

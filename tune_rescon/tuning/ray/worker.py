@@ -184,6 +184,7 @@ def train_task(
     *,
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
+    on_progress: Callable[[float], None] = messages.ignore_progress,
     leave: Callable[[], bool] = messages.never,
 ) -> None:
     """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
@@ -194,6 +195,7 @@ def train_task(
         peers: The processes that train the trial together.
         on_epoch: Called with the report of each epoch.
         on_note: Called with each message about the trial.
+        on_progress: Called in a long epoch with the share of it that is trained.
         leave: Polled during training; returns True if this process must end.
 
     Raises:
@@ -217,6 +219,7 @@ def train_task(
             device=task.device,
             threads=task.threads,
             on_note=on_note,
+            on_progress=on_progress,
             peers=peers,
             leave=leave,
             overruns=Path(task.cache_root) / _OVERRUNS,
@@ -359,6 +362,9 @@ def _train(task: TrialTask) -> Preempted | None:
     def note(text: str) -> None:
         tune.report({"number": task.number, "note": text})
 
+    def progress(share: float) -> None:
+        tune.report({"number": task.number, "progress": share})
+
     with synchronised(
         folder,
         task.checkpoint_url,
@@ -371,7 +377,15 @@ def _train(task: TrialTask) -> Preempted | None:
             report(owed)
         with process_group(task) as peers, _watched_for_preemption(task) as leave:
             try:
-                train_task(task, folder, peers, on_epoch=report, on_note=note, leave=leave)
+                train_task(
+                    task,
+                    folder,
+                    peers,
+                    on_epoch=report,
+                    on_note=note,
+                    on_progress=progress,
+                    leave=leave,
+                )
             except Preempted as left:
                 sync.send(last=True)
                 return left
