@@ -76,7 +76,7 @@ def _run(script: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        pytest.param("search --space digits", "digits: preparing the data, then starting a Ray", id="search"),
+        pytest.param("search --space digits", "digits: preparing the data, then starting Ray", id="search"),
         pytest.param("search --resume s", "Resuming s from", id="resume"),
         pytest.param("train --from s", "Preparing the training of s", id="train"),
         pytest.param("train --preset attention56", "Preparing the training of attention56", id="preset"),

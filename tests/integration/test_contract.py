@@ -87,7 +87,7 @@ def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:
     assert search.code == 0, search.output
     store = search.storage / "mlflow.db"
     assert search.output.startswith(
-        f"a: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at {store}\n"
+        f"a: preparing the data, then starting Ray on this machine, 2 workers; MLflow at {store}\n"
     )
     assert search.output.index("\nBest: ") < search.output.index("\nWriting the report and registering")
     for name in ("space.yaml", "study.db", "trials.csv", "best.yaml", "report.html"):

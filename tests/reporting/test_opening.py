@@ -18,12 +18,12 @@ from tune_rescon.tuning import RunOptions
         (
             [],
             RunOptions(name="s", storage=Path("/r")),
-            "s: preparing the data, then starting a Ray on this machine, 2 workers; MLflow at /r/mlflow.db",
+            "s: preparing the data, then starting Ray on this machine, 2 workers; MLflow at /r/mlflow.db",
         ),
         (
             ["budget.concurrent=1"],
             RunOptions(name="s", storage=Path("/r"), tracking_uri="http://m:5000"),
-            "s: preparing the data, then starting a Ray on this machine, 1 worker; MLflow at http://m:5000",
+            "s: preparing the data, then starting Ray on this machine, 1 worker; MLflow at http://m:5000",
         ),
         (
             ["budget.concurrent=null"],

@@ -121,7 +121,7 @@ def opening_line(space: Space, options: RunOptions) -> str:
     """Return a line that states what is about to start, and where its runs are recorded."""
     most = space.budget.concurrent
     workers = "as many workers as fit" if most is None else f"{most} worker{'s' if most > 1 else ''}"
-    where = "a Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
+    where = "Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
     return (
         f"{options.name}: preparing the data, then starting {where}, {workers}; MLflow at {_mlflow(options)}"
     )
