@@ -15,7 +15,7 @@ from tune_rescon.cluster import cluster, main
 FLAGS = {
     "check": {},
     "up": {"--yes": "", "--restart": "", "--wait": "SECONDS"},
-    "submit": {"--name": "N", "--resume": "N", "--follow": "", "--train": ""},
+    "submit": {"--name": "N", "--resume": "N", "--resume-or-start": "N", "--follow": "", "--train": ""},
     "status": {"--json": ""},
     "tunnel": {"--mlflow-port": "PORT", "--dashboard-port": "PORT"},
     "down": {},
