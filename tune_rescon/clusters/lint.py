@@ -69,7 +69,7 @@ class Finding:
 Complain = Callable[[str, str, Severity], None]
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_START: Final = re.compile(r"\bray\s+start\b")
+_START: Final = re.compile(r"\bray\s+(start|symmetric-run)\b")
 _MODE: Final = re.compile(r"\bRAY_AUTH_MODE=[\"']?token\b")
 _EVERYWHERE: Final = re.compile(r"--[\w-]*host[= ][\"']?(0\.0\.0\.0|\[?::\]?)(?=[\"'\s;&|)]|$)")
 _STORAGE: Final = re.compile(r"(?:\bTUNE_RESCON_STORAGE=|--storage[= ])([\"']?)([^\s\"';&|]+)\1")
@@ -348,7 +348,7 @@ def check_file(path: Path) -> list[Finding]:
     """Return all findings in a cluster file, in the order of its lines.
 
     Args:
-        path: a file of Ray's launcher, a KubeRay manifest, or a shell script that starts Ray.
+        path: a file of Ray's launcher, a KubeRay manifest, a SkyPilot task, or a script that starts Ray.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -375,12 +375,22 @@ def _document_findings(document: ClusterDocument) -> list[Finding]:
     value = document.value
     if isinstance(value, dict) and str(value.get("apiVersion", "")).startswith("ray.io/"):
         check_manifest(document)
+    elif isinstance(value, dict) and "run" in value:
+        _check_sky_task(document)
     elif isinstance(value, dict) and "apiVersion" not in value:
         check_launcher(document)
     elif not isinstance(value, dict):
         document.complain("yaml", (), format_error("must be keys and values", got=repr(value)))
     left = [(document.line(steps), name) for steps, text in texts_in(value) for name in _placeholders(text)]
     return [*document.findings, *_placeholder_finding(left)]
+
+
+def _check_sky_task(document: ClusterDocument) -> None:
+    """Add the findings in a task of SkyPilot, which has its own check of keys and machines."""
+    variables = at(document.value, "envs") or {}
+    given = [(f"envs.{name}", f"{name}={value}") for name, value in variables.items()]
+    given += [(dotted(steps), text) for steps, text in texts_in(document.value)]
+    check_storage(given, lambda _where, text: document.complain("storage", ("envs",), text))
 
 
 def _script_findings(text: str) -> list[Finding]:
@@ -392,8 +402,9 @@ def _script_findings(text: str) -> list[Finding]:
         def complain(rule: str, text: str, severity: Severity, line: int = line) -> None:
             found.append(Finding(rule=rule, text=text, line=line, severity=severity))
 
-        check_ray_starts(command, complain, where="", head="--head" in command)
-        if "ray start" not in command:
+        head = "--head" in command or "ray symmetric-run" in command
+        check_ray_starts(command, complain, where="", head=head)
+        if not _START.search(command):
             check_listening(command, complain, where="")
 
     def unsafe(where: str, text: str) -> None:
