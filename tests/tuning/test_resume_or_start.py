@@ -258,6 +258,19 @@ def test_a_driver_that_prepares_at_a_url_keeps_its_name(at_url: RunOptions) -> N
         begin(store)
 
 
+@pytest.mark.parametrize(("pid", "taken"), [(ALIVE, False), (DEAD, True)])
+def test_a_study_in_a_database_does_not_change_whose_the_name_at_a_url_is(
+    pid: int, taken: bool, at_url: RunOptions
+) -> None:
+    """The search's lease is in the database then, which has no such study yet."""
+    options = dataclasses.replace(at_url, study_url="postgresql://db/studies")
+    with contextlib.ExitStack() as held:
+        with as_process(pid):
+            held.enter_context(open_store(options))
+        with contextlib.nullcontext() if taken else pytest.raises(LeaseError), open_store(options) as store:
+            assert not store.resumed
+
+
 class OvertakenError(Exception):
     """Ends a driver, as a LeaseLostError does."""
 
