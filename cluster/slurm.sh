@@ -42,7 +42,7 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 # A hundred ports and a directory of this job alone: another job's Ray may be about to end on a node, and another
 # user's /tmp/ray cannot be written. The ports are below those that Linux gives to outgoing connections.
 port=$((10000 + SLURM_JOB_ID % 200 * 100))
-export RAY_TMPDIR=/tmp/tune_rescon-$SLURM_JOB_ID
+export RAY_TMPDIR=/tmp/tr-$SLURM_JOB_ID    # short: a socket has 107 characters for its whole path
 
 # On the first node, which is this one. `ray symmetric-run` also ends well if Ray does not start, so the exit code of the
 # search is written down.

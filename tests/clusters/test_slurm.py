@@ -132,7 +132,7 @@ def test_the_token_is_readable_for_its_user_alone_and_nothing_of_the_job_is_left
     assert (job.calls_folder / "token").read_text() == "600 64\n"
     assert list((job.folder / "home").iterdir()) == []
     removal = job.calls("srun")[-1]
-    assert removal[-3:] == ["rm", "-rf", "/tmp/tune_rescon-4711"]
+    assert removal[-3:] == ["rm", "-rf", "/tmp/tr-4711"]
 
 
 @pytest.mark.parametrize("ray", ["0", "1"])

@@ -28,7 +28,7 @@ from tune_rescon.tuning import (
     Verdict,
 )
 from tune_rescon.tuning.folder import reserved
-from tune_rescon.tuning.lease import process_start, this_driver
+from tune_rescon.tuning.lease import hold_lease, process_start, this_driver
 from tune_rescon.tuning.resume import is_finished
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -71,9 +71,13 @@ def as_process(pid: int) -> Iterator[None]:
 ALIVE, DEAD = 1, 2**22 + 1
 
 
-def remote(options: RunOptions) -> RemoteFolder:
+def store_url(options: RunOptions) -> StorageUrl:
     assert isinstance(options.storage, StorageUrl)
-    return RemoteFolder.connect(options.storage)
+    return options.storage
+
+
+def remote(options: RunOptions) -> RemoteFolder:
+    return RemoteFolder.connect(store_url(options))
 
 
 def new(options: RunOptions) -> RunOptions:
@@ -269,6 +273,33 @@ def test_a_study_in_a_database_does_not_change_whose_the_name_at_a_url_is(
             held.enter_context(open_store(options))
         with contextlib.nullcontext() if taken else pytest.raises(LeaseError), open_store(options) as store:
             assert not store.resumed
+
+
+@pytest.mark.parametrize("then", ["begins", "gives up"])
+def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
+    then: str, at_url: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other driver begins, or gives its name back, after this one has looked."""
+    held = contextlib.ExitStack()
+    store = held.enter_context(open_store(at_url))
+    other = SearchHome.look(store_url(at_url), "s")
+    assert other is not None
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", hold_lease)
+        if then == "begins":
+            begin(store)
+        else:
+            other.remove()
+        held.close()
+        return hold_lease(*arguments, **options)
+
+    monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", late)
+    with open_store(at_url) as mine:
+        assert mine.resumed is (then == "begins")
+        found = SearchHome.look(store_url(at_url), "s")
+        assert found is not None
+        assert (found.identity == other.identity) is mine.resumed
 
 
 class OvertakenError(Exception):
