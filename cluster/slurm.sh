@@ -4,48 +4,81 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
+#SBATCH --exclusive
 #SBATCH --time=08:00:00
-#SBATCH --signal=B:TERM@120
-# A search on a Slurm allocation. NOT run for real.
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+# A search on a Slurm allocation. NOT run for real; tests/clusters/test_slurm.py runs it with a Slurm and a Ray that
+# only write down what they are asked.
 #
-#     sbatch cluster/slurm.sh --space att92 --name first --hours 7.5     # begins it
-#     sbatch cluster/slurm.sh --resume first                             # goes on, in the next allocation
+#     sbatch cluster/slurm.sh --space att92 --resume-or-start first
+#
+# The job is queued again until the search is finished: by Slurm when it is preempted or loses a node (--requeue), and by
+# this script when its time is up. The search then resumes. A search that fails ends the job with its exit code.
 #
 # The checkout, its .venv and $HOME are on a file system that all nodes share. The first node has the head and the
-# driver, and trains as well: Slurm gives whole nodes. Two minutes before the time is up the search is told to stop.
+# driver, and trains as well. --exclusive, because `ray symmetric-run` starts one Ray on a machine, and ends every Ray of
+# this user there when it ends.
 set -euo pipefail
 
 export TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon    # CHANGE
+export TUNE_RESCON_GRACE_SECONDS=90
 export RAY_AUTH_MODE=token
+# No port for metrics: they answer without the token.
+export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=65536 DASHBOARD_METRIC_PORT=65536
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300    # seconds for the head to answer, and for the nodes to come
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK    # srun does not take it over by itself
 PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
 
-# A token of this job alone: other people's jobs may share the network.
-RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.tune_rescon_token.XXXXXX")
-export RAY_AUTH_TOKEN_PATH
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+# What this job's processes tell each other: a token of this job alone, the driver's process, its exit code.
+shared=$(umask 077; mktemp -d "$HOME/.tune_rescon_job.XXXXXX")
+export RAY_AUTH_TOKEN_PATH=$shared/token shared
+trap 'rm -rf "$shared"' EXIT
 (umask 077; python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH")
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$SLURM_JOB_NUM_NODES
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
-# Of this job's own, as two jobs may have a node in common.
-port=$((20000 + SLURM_JOB_ID % 10000))
 
-# Ray would stop with the step that started it, so each step waits (--block).
-RAY_AUTH_MODE=token srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
-  ray start --head --block --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1 \
-  --num-cpus="$SLURM_CPUS_PER_TASK" &
-for _ in $(seq 60); do
-  ray status --address="$address:$port" > /dev/null 2>&1 && break
-  sleep 2
+# A hundred ports and a directory of this job alone: another job's Ray may be about to end on a node, and another
+# user's /tmp/ray cannot be written. The ports are below those that Linux gives to outgoing connections.
+port=$((10000 + SLURM_JOB_ID % 200 * 100))
+export RAY_TMPDIR=/tmp/tr-$SLURM_JOB_ID    # short: a socket has 107 characters for its whole path
+
+# On the first node, which is this one. `ray symmetric-run` also ends well if Ray does not start, so the exit code of the
+# search is written down.
+driver='python -m tune_rescon.search --plain "$@" &
+echo $! > "$shared/driver"; code=0; wait $! || code=$?; echo "$code" > "$shared/code"; exit "$code"'
+
+RAY_AUTH_MODE=token srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=60 \
+  ray symmetric-run --address="$address:$port" --min-nodes="$nodes" --dashboard-host=127.0.0.1 \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --node-manager-port=$((port + 1)) --object-manager-port=$((port + 2)) \
+  --runtime-env-agent-port=$((port + 3)) --dashboard-agent-grpc-port=$((port + 4)) \
+  --dashboard-agent-listen-port=$((port + 5)) --metrics-export-port=$((port + 6)) --dashboard-port=$((port + 7)) \
+  --ray-client-server-port=$((port + 8)) --min-worker-port=$((port + 10)) --max-worker-port=$((port + 99)) \
+  -- bash -c "$driver" driver --address="$address:$port" "$@" &
+step=$!
+
+# USR1 comes three minutes before the time is up, TERM when the job is preempted or cancelled. Either way the search
+# finishes its epochs.
+stop() { kill -TERM "$(cat "$shared/driver")" 2> /dev/null || true; }
+time_is_up=
+trap 'time_is_up=yes; stop' USR1
+trap stop TERM
+while kill -0 "$step" 2> /dev/null; do
+  wait "$step" || true    # a signal ends the wait, not the step
 done
-if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-  RAY_AUTH_MODE=token srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --overlap \
-    --exclude="$head" ray start --block --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" &
-fi
 
-python -m tune_rescon.search --plain --address="$address:$port" "$@" &
-search=$!
-trap 'kill -TERM "$search"' TERM
-# A signal ends the first wait; the search ends in its own time.
-wait "$search" || wait "$search"
+srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true
+if [ ! -s "$shared/code" ]; then
+  echo "Ray did not start on $head, or it did not answer the other nodes. The lines above say more." >&2
+  exit 1
+fi
+code=$(cat "$shared/code")
+# 130: it was stopped. 75: the driver of an earlier allocation has the search still.
+if [ "$code" = 75 ] || { [ "$code" = 130 ] && [ -n "$time_is_up" ]; }; then
+  rm -rf "$shared"    # Slurm ends this script to queue its job again
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

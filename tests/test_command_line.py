@@ -24,6 +24,7 @@ SEARCH_FLAGS = {
     "--space": "NAME|FILE",
     "--name": "N",
     "--resume": "N",
+    "--resume-or-start": "N",
     "--warm-start": "OTHER",
     "--init-from": "FILE",
     "--trials": "N",
@@ -72,6 +73,21 @@ def test_without_a_space_it_says_what_to_give(capsys: pytest.CaptureFixture[str]
 def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", "s", "--space", "digits"]) == 2
     assert "Leave out --space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--name", "b"], "Give one of --name and --resume-or-start."),
+        (["--resume", "a"], "Give one of --resume and --resume-or-start."),
+        ([], "Give --space NAME|FILE with --resume-or-start"),
+    ],
+)
+def test_a_command_to_repeat_names_its_search_once_and_its_space(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--resume-or-start", "a", *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_warm_start_names_a_search_of_the_storage(

@@ -100,6 +100,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
 @_FILE
 @click.option("--name", metavar="N", help="Name of the search.")
 @click.option("--resume", metavar="N", help="Resume the search of this name.")
+@click.option("--resume-or-start", metavar="N", help="Resume the search N if it exists, else start it.")
 @click.option("--follow/--no-follow", default=True, help="Show its log until it ends [default: --follow].")
 @click.option(
     "--down",
@@ -114,6 +115,7 @@ def submit(
     file: Path,
     name: str | None,
     resume: str | None,
+    resume_or_start: str | None,
     follow: bool,
     down: bool,
     train: bool,
@@ -123,14 +125,17 @@ def submit(
     from tune_rescon.clusters import read_cluster_file, send_search
     from tune_rescon.storage import check_name
 
-    if name is not None and resume is not None:
-        raise click.UsageError("Give one of --name and --resume.")
+    flags = {"--name": name, "--resume": resume, "--resume-or-start": resume_or_start}
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    if len(given) > 1:
+        raise click.UsageError(f"Give one of {' and '.join(given)}.")
     if down and not follow:
         raise click.UsageError("--down waits for the job's end: leave out --no-follow.")
-    flag = "--name" if name is not None else "--resume" if resume is not None else None
-    name = name if name is not None else resume
-    if name is not None:
-        check_name(name, where=flag or "")
+    if train and resume_or_start is not None:
+        raise click.UsageError("--resume-or-start is for a search: tune_rescon.train has --resume.")
+    flag, name = next(iter(given.items()), (None, None))
+    if flag is not None and name is not None:
+        check_name(name, where=flag)
     read = read_cluster_file(file)
     module = "tune_rescon.train" if train else "tune_rescon.search"
     return send_search(read, arguments, flag=flag, name=name, follow=follow, down=down, module=module)

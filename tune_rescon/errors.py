@@ -9,6 +9,7 @@
     │   ├── NetworkError     a preset, layout, depth or image size that no network has
     │   ├── DataError        images that are missing, unreadable or too few
     │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
+    │   │   └── NameTakenError   the name of a new search is taken
     │   ├── ClusterFileError a cluster file that is missing or does not describe a cluster
     │   ├── LeaseError       another driver runs the search
     │   └── ResourceError    a trial needs more than the machine or cluster has
@@ -38,6 +39,7 @@ __all__ = [
     "DataError",
     "LeaseError",
     "LeaseLostError",
+    "NameTakenError",
     "NetworkError",
     "RecordBusyError",
     "RecordError",
@@ -82,6 +84,10 @@ class DataError(UserError):
 
 class StorageError(UserError):
     """The storage cannot be written, or a search's name is taken or unknown."""
+
+
+class NameTakenError(StorageError):
+    """A new search cannot have the name, because a search or another file in the storage has it."""
 
 
 class ClusterFileError(UserError):

@@ -1,6 +1,7 @@
 """``python -m tune_rescon.search``: run a hyperparameter search over a space.
 
-Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 130 interrupted (and resumable).
+Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 75 another driver has the search that
+``--resume-or-start`` names; 130 interrupted (and resumable).
 
 No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
 ``__main__`` of a worker process is another module.
@@ -12,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -27,7 +28,7 @@ from tune_rescon.command_options import (
     study_option,
     tracking_uri_option,
 )
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import LeaseError, StorageError, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.spaces import Space
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tune_rescon.tuning import SearchFolder
 
 __all__ = ["main"]
+
+#: The exit code of ``--resume-or-start`` if another driver has the search: EX_TEMPFAIL, for a later try.
+HELD: Final = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cls=OptionsCommand,
     groups={
         "The search": ["--space", "--set", "--trials", "--hours", "--concurrent", "--seed"],
-        "Begin or resume": ["--name", "--resume", "--warm-start", "--init-from"],
+        "Begin or resume": ["--name", "--resume", "--resume-or-start", "--warm-start", "--init-from"],
         "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
         "Output": ["--dry-run", "--tensorboard", "--plain"],
     },
@@ -60,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
 @click.option("--name", metavar="N", help="Name of the search [default: the space's].")
 @click.option("--resume", metavar="N", help="Resume the search of this name.")
+@click.option(
+    "--resume-or-start",
+    metavar="N",
+    help="Resume the search N if it exists, else start it: a command to be repeated until it is finished.",
+)
 @click.option("--warm-start", metavar="OTHER", help="Learn from the trials of this earlier search.")
 @click.option(
     "--init-from",
@@ -90,6 +99,7 @@ def search(
     space_name: str | None,
     name: str | None,
     resume: str | None,
+    resume_or_start: str | None,
     warm_start: str | None,
     init_from: str | None,
     trials: int | None,
@@ -123,16 +133,19 @@ def search(
         # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
         # syntax.
         settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
+    _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
+    if resume_or_start is not None and space_name is None:
+        raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
             print_line(f"Resuming {resume} from {root}")
     space = _load(space_name, resume, root, [*overrides, *settings])
-    if warm_start is not None:
-        _find(root, warm_start, where="--warm-start")
     data = Path(data_root) if data_root else default_data_root()
     with open_console(plain=plain) as console:
         if dry_run:
+            if warm_start is not None:
+                _find(root, warm_start, where="--warm-start")
             from tune_rescon.reporting import print_dry_run
 
             print_dry_run(space, console, data_root=data)
@@ -143,8 +156,9 @@ def search(
             return 0
         live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(
-            name=resume or name or space.name,
+            name=resume_or_start or resume or name or space.name,
             resume=resume is not None,
+            resume_or_start=resume_or_start is not None,
             storage=root,
             study_url=study,
             tracking_uri=tracking_uri,
@@ -159,7 +173,13 @@ def search(
         # Imported after the first line of output, because it imports the driver's libraries.
         from tune_rescon.reporting import resume_command, run_with_display
 
-        return run_with_display(space, options, console, live=live, resume=resume_command(options))
+        try:
+            return run_with_display(space, options, console, live=live, resume=resume_command(options))
+        except LeaseError as error:
+            if not options.resume_or_start:
+                raise
+            print_line(f"Error: {error}", err=True)
+            return HELD
 
 
 def _load(
@@ -182,6 +202,12 @@ def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
     from tune_rescon.tuning import default_cache_root, find_search
 
     return find_search(storage, name, cache_root=default_cache_root(), where=where, files=["space.yaml"])
+
+
+def _check_names(given: Mapping[str, str | None]) -> None:
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise click.UsageError(f"Give one of {' and '.join(flags)}.")
 
 
 def _check_begun(given: Mapping[str, str | None]) -> None:

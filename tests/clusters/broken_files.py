@@ -13,6 +13,7 @@ SHIPPED = [
     "cluster/gcp.yaml",
     "cluster/kuberay.yaml",
     "cluster/local.yaml",
+    "cluster/sky.yaml",
     "cluster/slurm.sh",
 ]
 

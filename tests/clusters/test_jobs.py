@@ -63,6 +63,12 @@ def test_it_is_not_followed_where_that_is_not_asked(
     assert "ray job stop --address http://127.0.0.1:8265 j-1" in said
 
 
+def test_a_search_that_may_have_begun_is_submitted_with_its_space(played: Any, file: Path) -> None:
+    words = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
+    assert main(words) == 0
+    assert "--resume-or-start a --space digits" in played.ran[0]
+
+
 def test_whoever_stops_following_is_told_how_to_follow_and_stop(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +155,10 @@ def test_a_head_that_takes_no_job_is_a_failure(
     ("flags", "said"),
     [
         (["--name", "a", "--resume", "a"], "Give one of --name and --resume."),
+        (["--resume-or-start", "a", "--name", "a"], "Give one of --name and --resume-or-start."),
+        (["--resume-or-start", "a", "--resume", "b"], "Give one of --resume and --resume-or-start."),
+        (["--resume-or-start", "a", "--train"], "--resume-or-start is for a search: tune_rescon.train has"),
+        (["--resume-or-start", "a b"], "--resume-or-start: must be letters, digits"),
         (["--resume", "a b"], "--resume: must be letters, digits"),
     ],
 )

@@ -251,6 +251,14 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "TUNE_RESCON_STORAGE must be set on every node, but got nothing. A node's disk goes with",
     ),
     ("cluster/kuberay.yaml", "value: s3://", "value: /mnt/", "storage", "must be a URL, but got /mnt/CHANGE"),
+    ("cluster/sky.yaml", "STORAGE: s3://", "STORAGE: /mnt/", "storage", "must be a URL, but got /mnt/CHANGE"),
+    (
+        "cluster/sky.yaml",
+        "TUNE_RESCON_STORAGE:",
+        "STORAGE:",
+        "storage",
+        "must be set on every node, but got no",
+    ),
     ("cluster/slurm.sh", "STORAGE=s3://", "STORAGE=/scratch/", "storage", "must be a URL, but got /scratch/"),
     # What is mounted.
     (

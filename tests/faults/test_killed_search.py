@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -131,3 +132,54 @@ def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
     for name in ("whole", "killed"):
         assert [trial.number for trial in command.trials(name)] == [0, 1, 2]
         assert command.children(name) == ["0", "1", "2"]
+
+
+#: The moments at which the driver is killed: what has just come to be in the search's folder or its study.
+MOMENTS: list[tuple[str, Callable[[Command], bool]]] = [
+    ("the directory", lambda command: (command.storage / "again").is_dir()),
+    ("the log", lambda command: (command.storage / "again" / "search.log").is_file()),
+    ("the study", lambda command: (command.storage / "again" / "study.db").is_file()),
+    ("space.yaml", lambda command: (command.storage / "again" / "space.yaml").is_file()),
+    ("the first epoch", lambda command: command.epochs("again") >= 1),
+    ("the fifth epoch", lambda command: command.epochs("again") >= 5),
+]
+
+
+@pytest.mark.nightly
+def test_one_command_again_and_again_finishes_a_search_whose_driver_is_killed_at_every_moment(
+    tmp_path: Path, short_tmp: Path
+) -> None:
+    """The trials are in the driver's process, which SIGKILL takes with them. Its lease has not expired."""
+    command = Command(tmp_path, short_tmp, on_ray=False)
+    arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
+    for moment, has_come in MOMENTS:
+        driver = command.start(*arguments)
+        while not has_come(command):
+            assert driver.poll() is None, (moment, driver.stdout and driver.stdout.read())
+            time.sleep(0.002)
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate(timeout=60)
+    command.finish(*arguments)
+    trials = command.trials("again")
+    assert [trial.number for trial in trials] == [0, 1, 2]
+    assert command.children("again") == ["0", "1", "2"]
+
+    driver = command.start(*arguments)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 0, output
+    assert "again is finished: 3 of 3 trials have run, and nothing is left to do" in output
+    assert command.trials("again") == trials
+
+
+@pytest.mark.nightly
+def test_of_two_commands_at_the_same_time_one_searches_and_the_other_waits_for_it(
+    tmp_path: Path, short_tmp: Path
+) -> None:
+    command = Command(tmp_path, short_tmp, on_ray=False)
+    arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
+    drivers = [command.start(*arguments) for _ in range(2)]
+    said = [driver.communicate(timeout=300)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    (waited,) = [output for output in said if "Waiting for up to 180 s" in output]
+    assert "again is finished: 3 of 3 trials have run" in waited
+    assert [trial.number for trial in command.trials("again")] == [0, 1, 2]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from tune_rescon.errors import StorageError
+from tune_rescon.errors import NameTakenError, StorageError
 from tune_rescon.tuning import SearchFolder
-from tune_rescon.tuning.folder import reserved
+from tune_rescon.tuning.folder import FolderState, folder_state, reserved
 
 
 @pytest.fixture
@@ -58,13 +62,82 @@ def test_a_name_is_one_drivers_while_its_search_begins(folder: SearchFolder) -> 
 def test_who_lost_the_directory_before_it_was_locked_does_not_begin(
     folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(directory: int) -> bool:
-        del directory
+    lock = fcntl.flock
+
+    def lose(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
         folder.path.rename(folder.path.with_name("lost"))
         folder.create()
-        return True
+        lock(handle, operation)
 
-    monkeypatch.setattr("tune_rescon.tuning.folder._lock", lose)
+    monkeypatch.setattr(fcntl, "flock", lose)
     with pytest.raises(StorageError, match="must be free"), reserved(folder):
         pass
     assert folder.path.is_dir(), "it is the other driver's"
+
+
+@pytest.fixture
+def _locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks a file that is open for writing, and no directory."""
+    lock = fcntl.flock
+
+    def refuse(handle: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("_locks_of_nfs")
+def test_a_file_is_locked_where_a_directory_cannot_be(folder: SearchFolder) -> None:
+    folder.create()
+    with reserved(folder):
+        assert folder_state(folder) is FolderState.OPENING
+        with pytest.raises(NameTakenError), reserved(folder):
+            pass
+        folder.log.touch()
+    assert folder_state(folder) is FolderState.ABANDONED
+    with reserved(folder):
+        assert not folder.log.exists()
+
+
+def test_where_nothing_can_be_locked_a_name_stays_taken(
+    folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, f"no lock {operation} of {handle}")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with reserved(folder):
+        assert folder_state(folder) is FolderState.OPENING
+        with pytest.raises(NameTakenError), reserved(folder):
+            pass
+    assert folder_state(folder) is FolderState.OPENING
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        (None, FolderState.FREE),
+        ([], FolderState.ABANDONED),
+        (["search.log", "study.db", "study.db-journal", ".space.yaml.12.tmp"], FolderState.ABANDONED),
+        (["search.log", "study.db", "space.yaml"], FolderState.BEGUN),
+        (["space.yaml", "thesis.tex"], FolderState.BEGUN),
+        (["thesis.tex"], FolderState.FOREIGN),
+    ],
+)
+def test_what_a_directory_holds(files: list[str] | None, state: FolderState, folder: SearchFolder) -> None:
+    if files is not None:
+        folder.create()
+        for name in files:
+            (folder.path / name).touch()
+    assert folder_state(folder) is state
+
+
+def test_a_file_of_the_name_is_not_a_search(folder: SearchFolder) -> None:
+    folder.storage.mkdir()
+    folder.path.touch()
+    assert folder_state(folder) is FolderState.FOREIGN
+    with pytest.raises(NameTakenError), reserved(folder):
+        pass

@@ -57,6 +57,15 @@ def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
 
 
+def test_a_search_that_begins_replaces_the_space_of_a_driver_that_died_before_it_began(
+    study: optuna.Study,
+) -> None:
+    kept, first, then = record(study), space(), space("budget.trials=7", "parameters.depth.choices=[92]")
+    note_space(kept, None, first)
+    note_space(kept, None, then)
+    assert read_versions(record(study), never).spaces == (then,)
+
+
 def test_every_version_is_kept_and_a_resume_without_a_change_makes_none(study: optuna.Study) -> None:
     first, second = space(), space("budget.trials=9")
     note_space(record(study), None, first)

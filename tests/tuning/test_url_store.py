@@ -81,7 +81,7 @@ def test_another_machine_goes_on_from_there(options: RunOptions, tmp_path: Path)
 
 def test_a_name_is_given_back_if_the_search_cannot_begin(options: RunOptions, remote: RemoteFolder) -> None:
     with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
-        assert remote.names() == ["s/search.json"]
+        assert remote.names() == ["s/opening/0000000001.json", "s/search.json"]
         store.folder.log.write_text("something")
         _ = 1 / 0
     assert remote.names() == []

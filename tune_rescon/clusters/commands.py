@@ -198,7 +198,7 @@ def search_job(
     Args:
         identity: the job's identity.
         arguments: the arguments of the command.
-        flag: ``--name`` or ``--resume``; None to pass no name.
+        flag: ``--name``, ``--resume`` or ``--resume-or-start``; None to pass no name.
         name: the search's name.
         module: the command to run.
 

@@ -43,7 +43,7 @@ def send_search(
     Args:
         cluster: the cluster.
         arguments: the arguments of the command.
-        flag: ``--name`` or ``--resume``; None to pass no name.
+        flag: ``--name``, ``--resume`` or ``--resume-or-start``; None to pass no name.
         name: the search's name.
         follow: print the job's log and wait until the job ends.
         down: end the cluster once the job has ended, also if it failed. If this command does not see the job

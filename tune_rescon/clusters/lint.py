@@ -19,6 +19,7 @@ from tune_rescon.clusters.documents import (
     Finding,
     Severity,
     Steps,
+    at,
     dotted,
     read_documents,
     texts_in,
@@ -143,7 +144,7 @@ def check_file(path: Path) -> list[Finding]:
     """Return all findings in a cluster file, in the order of its lines.
 
     Args:
-        path: a file of Ray's launcher, a KubeRay manifest, or a shell script that starts Ray.
+        path: a file of Ray's launcher, a KubeRay manifest, a SkyPilot task, or a script that starts Ray.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -170,12 +171,22 @@ def _document_findings(document: ClusterDocument) -> list[Finding]:
     value = document.value
     if isinstance(value, dict) and str(value.get("apiVersion", "")).startswith("ray.io/"):
         check_manifest(document)
+    elif isinstance(value, dict) and "run" in value:
+        _check_sky_task(document)
     elif isinstance(value, dict) and "apiVersion" not in value:
         check_launcher(document)
     elif not isinstance(value, dict):
         document.complain("yaml", (), format_error("must be keys and values", got=repr(value)))
     left = [(document.line(steps), name) for steps, text in texts_in(value) for name in _placeholders(text)]
     return [*document.findings, *_placeholder_finding(left)]
+
+
+def _check_sky_task(document: ClusterDocument) -> None:
+    """Add the findings in a task of SkyPilot, which has its own check of keys and machines."""
+    variables = at(document.value, "envs") or {}
+    given = [(f"envs.{name}", f"{name}={value}") for name, value in variables.items()]
+    given += [(dotted(steps), text) for steps, text in texts_in(document.value)]
+    check_storage(given, lambda _where, text: document.complain("storage", ("envs",), text))
 
 
 def _script_findings(text: str) -> list[Finding]:

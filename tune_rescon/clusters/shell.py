@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 #: Words of a text that look like a start of Ray.
-_START_WORDS: Final = re.compile(r"\bray\s+start\b")
+_START_WORDS: Final = re.compile(r"\bray\s+(start|symmetric-run)\b")
 
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
 
@@ -72,16 +72,19 @@ class ShellCommand:
 
     @property
     def is_head(self) -> bool:
-        """True if this ``ray start`` starts a head."""
-        return "--head" in self.words
+        """True if this ``ray start`` starts a head. ``ray symmetric-run`` starts one on its first machine."""
+        return "--head" in self.words or "symmetric-run" in self.words[:2]
 
     @property
     def ray_start(self) -> ShellCommand | None:
-        """The ``ray start`` that this command runs, also behind another program; None without one."""
+        """The ``ray start`` or ``ray symmetric-run`` of this command, also behind another program.
+
+        None without one.
+        """
         if is_text_program(self):
             return None
         for index, pair in enumerate(zip(self.words, self.words[1:], strict=False)):
-            if _program(pair[0]) == "ray" and pair[1] == "start":
+            if _program(pair[0]) == "ray" and pair[1] in ("start", "symmetric-run"):
                 return ShellCommand(words=self.words[index:], environment=self.environment, line=self.line)
         return None
 

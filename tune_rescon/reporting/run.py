@@ -232,6 +232,9 @@ def run_with_display(
         say(f"Resume with: {resume}")
         return 1
     except KeyboardInterrupt:
+        if options.resume_or_start:
+            say("Interrupted before a trial ran. The same command resumes or starts the search.")
+            return INTERRUPTED
         if not options.resume:
             raise
         say(f"Interrupted before a trial ran. Resume with: {resume}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import NameTakenError, StorageError, format_error
 from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl
 
 __all__ = [
@@ -61,7 +61,7 @@ def check_new_name(name: str) -> None:
         raise StorageError(format_error(rule, got=name, where="--name", hint="Give another --name."))
 
 
-def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
+def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
     """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file.
 
     Args:
@@ -71,7 +71,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> StorageError:
     """
     way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
-    return StorageError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
+    return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
 
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
@@ -95,6 +95,9 @@ _IDENTITY: Final = "search.json"
 #: A search with this file has begun and can be resumed.
 _BEGUN: Final = "space.yaml"
 
+#: The lease of the driver that has reserved the name and has not begun the search yet.
+_OPENING: Final = "opening"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchHome:
@@ -111,7 +114,8 @@ class SearchHome:
         """Take the name of a new search; if several callers try at once, one succeeds.
 
         Raises:
-            StorageError: the name is not valid or is taken, or the URL cannot be written.
+            NameTakenError: the name is taken.
+            StorageError: the name is not valid, or the URL cannot be written.
         """
         check_new_name(name)
         root = RemoteFolder.connect(storage)
@@ -121,6 +125,37 @@ class SearchHome:
                 return home
             begun = home.remote.read(_BEGUN) is not None
         raise name_taken(name, home.remote.url, begun=begun)
+
+    @classmethod
+    def look(cls, storage: StorageUrl, name: str, *, where: str = "--name") -> SearchHome | None:
+        """Return the home that has this name, whether or not its search has begun; None if the name is free.
+
+        Args:
+            storage: the storage that may contain the search.
+            name: the search's name.
+            where: the flag that gave the name.
+
+        Raises:
+            StorageError: the name is not valid, or the URL cannot be read.
+        """
+        check_name(name, where=where)
+        remote = RemoteFolder.connect(storage).folder(name)
+        with usable(storage):
+            found = remote.read(_IDENTITY)
+        if found is None:
+            return None
+        return cls(storage=storage, name=name, remote=remote, identity=json.loads(found)["id"])
+
+    @property
+    def begun(self) -> bool:
+        """True if the search has begun, so that it can be resumed."""
+        with usable(self.storage):
+            return self.remote.read(_BEGUN) is not None
+
+    @property
+    def opening(self) -> RemoteFolder:
+        """The folder of the lease that a driver holds from the reservation of the name to the beginning."""
+        return self.remote.folder(_OPENING)
 
     @classmethod
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
@@ -150,14 +185,35 @@ class SearchHome:
         """Return this machine's directory for the search; it contains ``<name>/``, like a local storage."""
         return cache_root / "searches" / self.identity
 
+    def clear(self) -> None:
+        """Delete what a driver that died left of a search that never began; the name stays taken.
+
+        Raises:
+            RemoteError: the URL cannot be changed now.
+        """
+        for name in self.remote.names():
+            if name != _IDENTITY and not name.startswith(f"{_OPENING}/"):
+                self.remote.delete(name)
+
+    def opened(self) -> None:
+        """Delete the lease of the reservation, which a search that has begun no longer needs.
+
+        Raises:
+            RemoteError: the URL cannot be changed now.
+        """
+        for name in self.opening.names():
+            self.opening.delete(name)
+
     def remove(self) -> None:
         """Release the name of a search that never began.
 
         Raises:
             RemoteError: the URL cannot be changed now.
         """
-        for name in self.remote.names():
-            self.remote.delete(name)
+        self.clear()
+        # A name without its identity is free, so the identity goes before the lease of the reservation.
+        self.remote.delete(_IDENTITY)
+        self.opened()
 
 
 @contextlib.contextmanager

@@ -130,7 +130,13 @@ def create_study(
         # prevents two live drivers from sharing it.
         if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
             return known
-        hint = f"Resume it with --resume {name}, or give another --name."
+        if storage.get_n_trials(known) == 0:
+            hint = (
+                "That study has no trials and another metric. Delete it with `optuna delete-study`, or give"
+                " another --name."
+            )
+        else:
+            hint = f"Resume it with --resume {name} and the --storage of its folder, or give another --name."
         rule = f"a study named {name!r} is already in the database"
         raise StorageError(format_error(rule, where="--study", hint=hint)) from None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,8 +31,10 @@ from tune_rescon.tuning.trial import TrialRecord
 __all__ = [
     "CHECKPOINTS",
     "TRIAL_FILES",
+    "FolderState",
     "SearchFolder",
     "default_storage",
+    "folder_state",
     "recorded_checkpoint",
     "reserved",
     "trial_folder",
@@ -164,13 +168,16 @@ class SearchFolder:
         """Create the directory.
 
         Raises:
-            StorageError: the name is invalid or taken, or the storage cannot be written.
+            NameTakenError: the name is taken.
+            StorageError: the name is invalid, or the storage cannot be written.
         """
         check_new_name(self.name)
         with usable_directory(self.storage):
-            if self.path.exists():
-                raise name_taken(self.name, self.path, begun=self.space_yaml.is_file())
-            self.path.mkdir(parents=True)
+            self.storage.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir()
+            except FileExistsError:
+                raise name_taken(self.name, self.path, begun=self.space_yaml.is_file()) from None
 
     def require(self, *, where: str = "--resume") -> None:
         """Check that a search of this name exists; ``where`` is the flag that names it.
@@ -304,8 +311,37 @@ def write_atomically(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-#: The prefixes of the names of all files that a driver writes before ``space.yaml``.
-_REMAINS: Final = ("search.log", "study.db", ".space.yaml.")
+#: The lock of the directory on a file system that locks files but no directories, as NFS does.
+_LOCK_FILE: Final = ".search.lock"
+
+#: The prefixes of the names of all files that a driver writes before ``space.yaml``. NFS renames an open file
+#: that is deleted to ``.nfs...``.
+_REMAINS: Final = ("search.log", "study.db", ".space.yaml.", _LOCK_FILE, ".nfs")
+
+
+class FolderState(enum.Enum):
+    """What the directory of a search's name holds."""
+
+    FREE = enum.auto()
+    """There is no such directory."""
+    BEGUN = enum.auto()
+    """A search that can be resumed."""
+    ABANDONED = enum.auto()
+    """Only the remains of a driver that died before its search began."""
+    OPENING = enum.auto()
+    """A search that a live driver is about to begin, or one on a file system without locks."""
+    FOREIGN = enum.auto()
+    """Files that no driver wrote."""
+
+
+def folder_state(folder: SearchFolder) -> FolderState:
+    """Return what the directory of a search's name holds.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    with usable_directory(folder.storage), ExitStack() as held:
+        return _locked_state(folder, held)
 
 
 @contextmanager
@@ -313,21 +349,22 @@ def reserved(folder: SearchFolder) -> Iterator[None]:
     """Create the directory of a new search, and lock it against other drivers for the duration of the block.
 
     Raises:
-        StorageError: the name is invalid or taken, another driver is taking it, or the storage cannot be
-            written.
+        NameTakenError: the name is taken, or another driver is taking it.
+        StorageError: the name is invalid, or the storage cannot be written.
     """
     check_new_name(folder.name)
-    with usable_directory(folder.storage):
-        storage_is_new = not folder.storage.exists()
-        if _is_abandoned(folder):
-            folder.remove(with_storage=False)
-    folder.create()
-    lock = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(lock)
-        if not _is_same_directory(lock, folder.path):
-            # Another driver found the directory before it was locked, and removed it as abandoned.
-            raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
+    with ExitStack() as held:
+        with usable_directory(folder.storage):
+            storage_is_new = not folder.storage.exists()
+            abandoned = _locked_state(folder, held) is FolderState.ABANDONED
+            if abandoned:
+                _empty(folder.path)
+        if not abandoned:
+            folder.create()
+            with usable_directory(folder.storage):
+                if _lock(folder.path, held) is _Lock.OF_ANOTHER:
+                    # Another driver found the directory before it was locked, and took it as abandoned.
+                    raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
         try:
             yield
         except BaseException:
@@ -335,39 +372,65 @@ def reserved(folder: SearchFolder) -> Iterator[None]:
             if not folder.space_yaml.exists():
                 folder.remove(with_storage=storage_is_new)
             raise
-    finally:
-        os.close(lock)
 
 
-def _is_abandoned(folder: SearchFolder) -> bool:
-    """Return whether the folder has only the remains of a driver that died before its search began."""
-    if not folder.path.is_dir():
-        return False
-    if not all(path.name.startswith(_REMAINS) for path in folder.path.iterdir()):
-        return False
-    directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+def _empty(directory: Path) -> None:
+    """Delete all files but the lock, which this process holds."""
+    for path in directory.iterdir():
+        if path.name != _LOCK_FILE:
+            path.unlink()
+
+
+def _locked_state(folder: SearchFolder, held: ExitStack) -> FolderState:
+    """Return the state; if it is ``ABANDONED``, the directory is locked until ``held`` is closed."""
+    if folder.space_yaml.is_file():
+        return FolderState.BEGUN
     try:
-        return _lock(directory)
-    finally:
-        os.close(directory)
-
-
-def _lock(directory: int) -> bool:
-    """Lock an open directory until it is closed.
-
-    Returns:
-        True if the directory is locked now; False if another process has locked it, or it cannot be locked.
-    """
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        # Some network file systems cannot lock a directory. There, a name stays taken until a user frees it.
-        return False
-    return True
-
-
-def _is_same_directory(directory: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(directory), path.stat())
+        if not all(path.name.startswith(_REMAINS) for path in folder.path.iterdir()):
+            # The driver that begins the search may have written its space since.
+            return FolderState.BEGUN if folder.space_yaml.is_file() else FolderState.FOREIGN
+        lock = _lock(folder.path, held)
     except FileNotFoundError:
-        return False
+        return FolderState.FREE
+    except NotADirectoryError:
+        return FolderState.FOREIGN
+    if folder.space_yaml.is_file():
+        return FolderState.BEGUN
+    return FolderState.ABANDONED if lock is _Lock.HELD else FolderState.OPENING
+
+
+class _Lock(enum.Enum):
+    HELD = enum.auto()
+    OF_ANOTHER = enum.auto()
+    UNSUPPORTED = enum.auto()
+    """The file system cannot lock. A name stays taken there until a user frees it."""
+
+
+def _lock(directory: Path, held: ExitStack) -> _Lock:
+    """Lock a directory until ``held`` is closed."""
+    lock = _lock_one(directory, os.O_RDONLY | os.O_DIRECTORY, held)
+    if lock is _Lock.UNSUPPORTED:
+        lock = _lock_one(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, held)
+    return lock
+
+
+def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
+    try:
+        handle = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        return _Lock.OF_ANOTHER  # which has removed the directory since
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return _Lock.OF_ANOTHER if error.errno in _LOCKED else _Lock.UNSUPPORTED
+    try:
+        same = os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        same = False
+    # Another driver may have removed the file between the opening and the lock.
+    return _Lock.HELD if same else _Lock.OF_ANOTHER
+
+
+#: Error numbers with which a file system says that another process holds a lock.
+_LOCKED: Final = (errno.EWOULDBLOCK, errno.EACCES)

@@ -27,6 +27,9 @@ __all__ = [
 
 _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
+#: More than a driver needs to end after a SIGTERM: its grace, and the time for MLflow and for the storage.
+TAKEOVER_SECONDS: Final = 180.0
+
 
 def default_data_root() -> Path:
     """Return ``$TUNE_RESCON_DATA`` or ``./data``, where datasets are searched for and downloaded to."""
@@ -80,6 +83,8 @@ class RunOptions:
 
     name: str
     resume: bool = False
+    resume_or_start: bool = False
+    """Resume the search if it has begun, otherwise start it. The space is that of the command either way."""
     storage: Path | StorageUrl = field(default_factory=default_storage)
     study_url: str | None = field(default_factory=default_study)
     """The study's database. None for SQLite in the search's folder."""
@@ -98,6 +103,8 @@ class RunOptions:
 
     The time is four times as long if the storage is a URL.
     """
+    takeover_seconds: float = TAKEOVER_SECONDS
+    """Seconds that ``resume_or_start`` waits for another driver to end before it raises a LeaseError."""
     show_progress: bool = False
     """Show a bar while images are decoded."""
     divert_output: bool = False

@@ -40,7 +40,8 @@ from tune_rescon.tuning.options import default_cache_root, default_data_root, de
 from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, datasets_of, sum_up
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
-from tune_rescon.tuning.space_versions import open_recorded
+from tune_rescon.tuning.space_versions import SpaceVersions, open_recorded
+from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -51,6 +52,7 @@ __all__ = [
     "lives_by_file",
     "lives_by_url",
     "read_search",
+    "recorded_result",
     "search_state",
     "snapshot",
     "summed_up",
@@ -178,22 +180,50 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
     url = place.study_url or folder.study_url
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, any_name=place.study_url is None)
-        trials, notes, lease = record.trials(), read_run_attributes(record), record.attribute("lease")
-        foreign = record.foreign
-    at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
-    if at_url is not None and place.study_url is None:
-        with usable(at_url.storage):
-            alive = lives_by_url(at_url.remote.folder("lease"))
-    else:
-        alive = lives_by_file(lease, sqlite_file(url))
+        at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
+        if at_url is not None and place.study_url is None:
+            with usable(at_url.storage):
+                alive = lives_by_url(at_url.remote.folder("lease"))
+        else:
+            alive = lives_by_file(record.attribute("lease"), sqlite_file(url))
+        return recorded_result(
+            record,
+            versions,
+            folder=folder,
+            url=at_url.remote.url if at_url else None,
+            data_root=place.data_root,
+            alive=alive,
+        )
+
+
+def recorded_result(
+    record: StudyRecord,
+    versions: SpaceVersions,
+    *,
+    folder: SearchFolder,
+    url: str | None,
+    data_root: Path,
+    alive: bool,
+) -> StudyResult:
+    """Return the result of a search from its open record.
+
+    Args:
+        record: the record.
+        versions: the spaces that the search has had.
+        folder: the search's files on this machine.
+        url: the folder's URL if the storage is a URL, or None.
+        data_root: the directory of the datasets on this machine.
+        alive: whether a driver is alive.
+    """
+    trials, notes = record.trials(), read_run_attributes(record)
     return summed_up(
-        CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, place.data_root)),
+        CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, data_root)),
         trials,
         notes,
         folder=folder,
-        url=at_url.remote.url if at_url else None,
+        url=url,
         alive=alive,
-        foreign=foreign,
+        foreign=record.foreign,
         space_history=history_words(versions, trials),
     )
 

@@ -17,8 +17,10 @@ from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
+from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
@@ -30,6 +32,7 @@ __all__ = [
     "check_changes",
     "create_record",
     "history_words",
+    "is_finished",
     "resume_record",
 ]
 
@@ -78,7 +81,9 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> li
     ]
 
 
-def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecord]) -> None:
+def check_changes(
+    name: str, old: Space, new: Space, trials: Iterable[TrialRecord], *, flag: str = "--resume"
+) -> None:
     """Check that the search ``name`` can be resumed with ``new``.
 
     Args:
@@ -86,6 +91,7 @@ def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecor
         old: The newest version of the space in the record.
         new: The space to resume the search with.
         trials: All recorded trials.
+        flag: The flag that named the search, used in the message.
 
     Raises:
         SpaceError: If it cannot. The message lists every reason.
@@ -93,7 +99,7 @@ def check_changes(name: str, old: Space, new: Space, trials: Iterable[TrialRecor
     problems = change_problems(old, new, trials)
     if problems:
         raise SpaceError(
-            f"--resume {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
+            f"{flag} {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
             f" Leave that as it was, or begin a search of another --name with --warm-start {name}, which"
             " learns from the trials that it could have run itself. docs/howto/resume.md lists what may"
             " change."
@@ -220,8 +226,39 @@ def resume_record(
     url = options.study_url or folder.study_url
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
-    check_changes(options.name, versions.newest, with_store_size(space, versions.newest), record.trials())
+    check_changes(
+        options.name,
+        versions.newest,
+        with_store_size(space, versions.newest),
+        record.trials(),
+        flag="--resume-or-start" if options.resume_or_start else "--resume",
+    )
     return record, versions
+
+
+def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
+    """Return whether a search has nothing left to do with ``space``.
+
+    Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
+    is exhausted. ``space`` must be the one of that run, apart from what decides nothing, or its budget must
+    have no further trial.
+
+    Args:
+        record: The record of the search.
+        versions: The spaces that the search has had.
+        space: The space to resume the search with.
+    """
+    if read_run_attributes(record).outcome is not SearchState.FINISHED:
+        return False
+    trials = record.trials()
+    if len(trials) >= space.budget.trials and all(trial.state.is_final for trial in trials):
+        return True
+    newest = versions.newest
+    space = with_store_size(space, newest)
+    budget = space.budget.model_copy(update={"concurrent": newest.budget.concurrent})
+    # A machine of another kind may have other resources for `auto`.
+    undecided = {key: getattr(newest, key) for key in ("name", "description", "resources_per_trial")}
+    return space.model_copy(update={**undecided, "budget": budget}) == newest
 
 
 def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:

@@ -54,12 +54,13 @@ from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_
 from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
+from tune_rescon.tuning.reader import recorded_result
 from tune_rescon.tuning.resources import check_fits, choose_resources, memory_signature, this_machine
 from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, best_file, missing_winner, sum_up
-from tune_rescon.tuning.resume import create_record, history_words, resume_record
+from tune_rescon.tuning.resume import create_record, history_words, is_finished, resume_record
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import make_rule
-from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
+from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import (
@@ -145,10 +146,22 @@ def run_search(
         # The lease is released last, when no worker process of this driver can touch a checkpoint any more.
         ExitStack() as held,
     ):
-        lease = held.enter_context(search_lease(options, store)) if options.resume else None
+        lease = held.enter_context(search_lease(options, store)) if store.resumed else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
-        resumed = resume_record(space, options, store.folder) if options.resume else None
+        resumed = resume_record(space, options, store.folder) if store.resumed else None
+        if options.resume_or_start:
+            if resumed is not None and is_finished(*resumed, space):
+                return _finished(*resumed, options, store, on_result)
+            _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
+        if resumed is None and options.warm_start is not None:
+            find_search(
+                options.storage,
+                options.warm_start,
+                cache_root=options.cache_root,
+                where="--warm-start",
+                files=["space.yaml"],
+            )
         space = with_store_size(space, resumed[1].newest if resumed is not None else None)
         prepared = prepare_data(space, options)
         if resumed is not None:
@@ -198,6 +211,33 @@ def run_search(
             result = search.hand_over(result, watch)
         _say_why_it_ended(space, lease, result, exhausted=search.space_is_exhausted)
         return result
+
+
+def _finished(
+    record: StudyRecord,
+    versions: SpaceVersions,
+    options: RunOptions,
+    store: SearchStore,
+    on_result: Callable[[StudyResult], object] | None,
+) -> StudyResult:
+    """Return the result of a search that has nothing left to do, from its record.
+
+    A storage at a URL receives what the last run could not send.
+    """
+    result = recorded_result(
+        record,
+        versions,
+        folder=store.folder,
+        url=store.url,
+        data_root=options.data_root,
+        alive=False,
+    )
+    run, total = len(result.trials), result.space.budget.trials
+    _PROGRESS.info(f"{options.name} is finished: {run} of {total} trials have run, and nothing is left to do")
+    store.begin(trial.number for trial in result.trials)
+    if on_result is not None:
+        on_result(result)
+    return dataclasses.replace(result, pending_uploads=store.close(STORAGE_PATIENCE))
 
 
 def _for_this_machine(space: Space) -> Space:

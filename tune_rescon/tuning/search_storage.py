@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from typing_extensions import override
 
+from tune_rescon.errors import LeaseError, LeaseLostError, NameTakenError, format_error
 from tune_rescon.storage import (
     Discard,
     Mirror,
@@ -22,13 +25,21 @@ from tune_rescon.storage import (
     SharedValue,
     StorageUrl,
     fetch_databases,
+    name_taken,
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, reserved, trial_folder
+from tune_rescon.tuning.folder import (
+    CHECKPOINTS,
+    TRIAL_FILES,
+    FolderState,
+    SearchFolder,
+    folder_state,
+    reserved,
+    trial_folder,
+)
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.search_lease import StudyLeaseStore
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -42,6 +53,31 @@ __all__ = [
     "open_url_store",
     "search_lease",
 ]
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
+
+
+class _Patience:
+    """Waits for another driver to end, within the time that the options of ``resume_or_start`` allow."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._seconds = options.takeover_seconds if options.resume_or_start else 0.0
+        self._end: float | None = None
+
+    def wait(self, error: LeaseError) -> None:
+        """Wait a while before the next try.
+
+        Raises:
+            LeaseError: ``error``, because the time is up.
+        """
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self._seconds
+            if self._seconds > 0:
+                _PROGRESS.info(f"{error} Waiting for up to {self._seconds:g} s.")
+        if now >= self._end:
+            raise error
+        time.sleep(min(self._seconds / 20, self._end - now))
 
 
 class MirrorCallback(SearchCallback):
@@ -78,8 +114,18 @@ _TRIAL: Final = re.compile(rf"{CHECKPOINTS}/trial_(\d+)/(.*)")
 class UrlStore:
     """A :class:`.SearchStore` at a URL."""
 
-    def __init__(self, home: SearchHome, options: RunOptions) -> None:
-        """Keep a search at ``home``. The constructor neither fetches nor sends anything."""
+    def __init__(
+        self, home: SearchHome, options: RunOptions, *, reservation: Reservation | None = None
+    ) -> None:
+        """Keep a search at ``home``. The constructor neither fetches nor sends anything.
+
+        Args:
+            home: the search's place at the URL.
+            options: the options of this run.
+            reservation: the reservation of a new search's name; None for a search that is resumed.
+        """
+        self.resumed = reservation is None
+        self._reservation = reservation
         scratch = home.scratch(options.cache_root.resolve())
         self.folder = SearchFolder(storage=scratch, name=home.name)
         self.url = home.remote.url
@@ -119,6 +165,8 @@ class UrlStore:
         again.
         """
         numbers = set(known)
+        if self._reservation is not None:
+            self._reservation.keeper.ensure_held()
         with usable(self._home.storage):
             self._sender.send()
             for name in self._home.remote.names(CHECKPOINTS):
@@ -126,6 +174,12 @@ class UrlStore:
                 if trial and int(trial[1]) not in numbers and trial[2] in TRIAL_FILES:
                     self._home.remote.delete(name)
         self._begun = True
+        if self._reservation is not None:
+            # The search's own lease guards it from now on.
+            self._reservation.held.close()
+        # A file that stays is of no harm: a search that has begun is not opened again.
+        with suppress(RemoteError):
+            self._home.opened()
         self._mirror.start()
 
     def checkpoint_dir(self, number: int) -> Path:
@@ -153,30 +207,102 @@ class UrlStore:
         self._mirror.abandon()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """The name of a new search at a URL, which one driver holds by a lease until the search has begun.
+
+    A driver that dies before that leaves a lease without a beat. The next driver takes the name over.
+    """
+
+    home: SearchHome
+    keeper: LeaseKeeper
+    held: ExitStack
+    """Gives the lease back when it is closed."""
+
+    def cancel(self, scratch: Path) -> None:
+        """Release the name of a search that could not begin, and delete its files in ``scratch``.
+
+        If the URL is unreachable by now, the name stays taken until the next driver takes it over. If another
+        driver has taken it over already, its files stay.
+        """
+        with suppress(RemoteError, LeaseLostError):
+            self.keeper.ensure_held()
+            shutil.rmtree(scratch, ignore_errors=True)
+            self.home.remove()
+
+
 @contextmanager
 def open_url_store(storage: StorageUrl, options: RunOptions) -> Iterator[UrlStore]:
     """Reserve a new search's name at the URL, or find the search to resume.
 
     Raises:
+        LeaseError: another driver has reserved the name and is about to begin the search.
         StorageError: the name is invalid, taken or missing, or the URL cannot be used.
     """
-    if options.resume:
-        store = UrlStore(SearchHome.find(storage, options.name), options)
-        store.folder.path.mkdir(parents=True, exist_ok=True)
-        yield store
-        return
-    home = SearchHome.create(storage, options.name)
-    store = UrlStore(home, options)
-    try:
-        store.folder.create()
-        yield store
-    except BaseException:
-        if not store.begun:
-            shutil.rmtree(store.folder.storage, ignore_errors=True)
-            # If the URL is unreachable by now, the name stays taken. A reader reports that no search has it.
-            with suppress(RemoteError):
-                home.remove()
-        raise
+    with ExitStack() as held:
+        found = SearchHome.find(storage, options.name) if options.resume else _reserve(storage, options, held)
+        if isinstance(found, SearchHome):
+            store = UrlStore(found, options)
+            store.folder.path.mkdir(parents=True, exist_ok=True)
+            yield store
+            return
+        store = UrlStore(found.home, options, reservation=found)
+        try:
+            store.folder.create()
+            yield store
+        except BaseException:
+            if not store.begun:
+                found.cancel(store.folder.storage)
+            raise
+
+
+def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reservation | SearchHome:
+    """Reserve the name of a new search; with ``resume_or_start``, return the home of one that has begun.
+
+    Raises:
+        LeaseError: another driver has reserved the name.
+        NameTakenError: a search of the name has begun.
+    """
+    patience = _Patience(options)
+    while True:
+        home = SearchHome.look(storage, options.name)
+        if home is None:
+            with suppress(NameTakenError):
+                home = SearchHome.create(storage, options.name)
+        if home is None:
+            continue  # another driver was faster
+        if home.begun:
+            if options.resume_or_start:
+                return home
+            raise name_taken(options.name, home.remote.url, begun=True)
+        try:
+            reservation = _take(home, options)
+        except LeaseError as error:
+            patience.wait(error)
+            continue
+        held.enter_context(reservation.held)
+        found = SearchHome.look(storage, options.name)
+        if found is None or found.identity != home.identity or found.begun:
+            # While this process waited, the other driver began the search or released its name.
+            reservation.held.close()
+            continue
+        with usable(storage):
+            home.clear()
+        shutil.rmtree(home.scratch(options.cache_root.resolve()), ignore_errors=True)
+        return reservation
+
+
+def _take(home: SearchHome, options: RunOptions) -> Reservation:
+    """Hold the lease of a reservation.
+
+    Raises:
+        LeaseError: another driver holds it.
+    """
+    seconds = URL_LEASE_FACTOR * options.lease_seconds
+    with ExitStack() as held, usable(home.storage):
+        lease = hold_lease(SharedValue(home.opening), name=options.name, seconds=seconds)
+        keeper = held.enter_context(lease)
+        return Reservation(home=home, keeper=keeper, held=held.pop_all())
 
 
 def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
@@ -210,6 +336,10 @@ class SearchStore(Protocol):
     @property
     def folder(self) -> SearchFolder:
         """The files on which the run works."""
+
+    @property
+    def resumed(self) -> bool:
+        """True if the search had begun before this run; False if this run has reserved its name."""
 
     @property
     def url(self) -> str | None:
@@ -254,6 +384,7 @@ class LocalStore:
     """A directory as the storage: every file that is written to it is kept."""
 
     folder: SearchFolder
+    resumed: bool = False
     url: str | None = None
     callbacks: Sequence[SearchCallback] = ()
 
@@ -299,18 +430,46 @@ def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
     if isinstance(options.storage, StorageUrl):
         return open_url_store(options.storage, options)
     folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
-    return _open_local_store(folder, resume=options.resume)
+    return _open_local_store(folder, options)
 
 
 @contextmanager
-def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchStore]:
-    if not resume:
-        with reserved(folder):
-            yield LocalStore(folder=folder)
-        return
-    folder.require()
-    folder.check_writable()
-    yield LocalStore(folder=folder)
+def _open_local_store(folder: SearchFolder, options: RunOptions) -> Iterator[SearchStore]:
+    with ExitStack() as held:
+        resumed = options.resume
+        if options.resume:
+            folder.require()
+        elif options.resume_or_start:
+            resumed = _reserve_or_find(folder, options, held)
+        else:
+            held.enter_context(reserved(folder))
+        if resumed:
+            folder.check_writable()
+        yield LocalStore(folder=folder, resumed=resumed)
+
+
+def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack) -> bool:
+    """Reserve the name of a new search; return True if a search of that name has begun instead.
+
+    Raises:
+        LeaseError: another driver has reserved the name.
+        NameTakenError: the directory holds no search, and files that no driver wrote.
+    """
+    patience = _Patience(options)
+    while (state := folder_state(folder)) is not FolderState.BEGUN:
+        try:
+            held.enter_context(reserved(folder))
+        except NameTakenError:
+            if state is FolderState.FOREIGN:
+                raise
+            rule = (
+                f"a search must have one driver at a time, and another driver is about to begin {folder.name}"
+            )
+            hint = f"If no other driver runs, remove {folder.path}."
+            patience.wait(LeaseError(format_error(rule, hint=hint)))
+        else:
+            return False
+    return True
 
 
 #: Factor by which a lease at a URL is longer. A beat there needs several requests, and each request that the
@@ -318,18 +477,38 @@ def _open_local_store(folder: SearchFolder, *, resume: bool) -> Iterator[SearchS
 URL_LEASE_FACTOR: Final = 4
 
 
-def search_lease(options: RunOptions, store: SearchStore) -> AbstractContextManager[LeaseKeeper]:
+@contextmanager
+def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeeper]:
     """Hold the lease of the search ``options.name`` for the duration of a block.
 
-    The study's database holds it, or the search's URL if the database is only a copy.
+    The study's database holds it, or the search's URL if the database is only a copy. With
+    ``resume_or_start``, a search that has begun is waited for: its driver may be about to end.
 
     Raises:
         LeaseError: another driver has the search.
     """
+    patience = _Patience(options)
+    with ExitStack() as held:
+        while True:
+            try:
+                keeper = held.enter_context(_lease(options, store))
+                break
+            except LeaseError as error:
+                if not store.resumed:
+                    # The record of a new search is open already, and the other driver writes to it.
+                    raise
+                patience.wait(error)
+        yield keeper
+
+
+def _lease(options: RunOptions, store: SearchStore) -> AbstractContextManager[LeaseKeeper]:
     name, seconds = options.name, options.lease_seconds
     if store.lease is not None:
         return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds)
     study_url = options.study_url or store.folder.study_url
+    # Imported here because it imports SQLAlchemy, which a report does without.
+    from tune_rescon.tuning.search_lease import StudyLeaseStore
+
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds)
 
 

@@ -120,7 +120,8 @@ def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) 
         if key not in written:
             record.set_attribute(key, value)
     for number, each in enumerate(versions.spaces, start=1):
-        if _VERSION.format(number) not in written:
+        # A driver that died before its search began may have left its own first version in a shared database.
+        if before is None or _VERSION.format(number) not in written:
             record.set_attribute(_VERSION.format(number), dump_space(each))
             record.set_attribute(_NEWEST, dump_space(each))
     return versions
