@@ -38,7 +38,7 @@ def search_without_ray() -> Iterator[None]:
     """Within it ``run_search``, and the commands that call it, run their trials in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_rescon.tuning.search.ray_session", _one_machine)
-        patch.setattr("tune_rescon.tuning.search.execute", _execute_here)
+        patch.setattr("tune_rescon.tuning.search_run.execute", _execute_here)
         patch.setattr("tune_rescon.tuning.search.mlflow_writer", _writer_in_this_process)
         yield
 

@@ -286,7 +286,7 @@ def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
     assert other is not None
 
     def late(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", hold_lease)
+        monkeypatch.setattr("tune_rescon.tuning.url_store.hold_lease", hold_lease)
         if then == "begins":
             begin(store)
         else:
@@ -294,7 +294,7 @@ def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
         held.close()
         return hold_lease(*arguments, **options)
 
-    monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", late)
+    monkeypatch.setattr("tune_rescon.tuning.url_store.hold_lease", late)
     with open_store(at_url) as mine:
         assert mine.resumed is (then == "begins")
         found = SearchHome.look(store_url(at_url), "s")

@@ -16,7 +16,8 @@ from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 from tune_rescon.tuning import RunOptions, find_search
 from tune_rescon.tuning.ray.worker import synchronised
-from tune_rescon.tuning.search_storage import UrlStore, open_store
+from tune_rescon.tuning.search_storage import open_store
+from tune_rescon.tuning.url_store import UrlStore
 
 
 @pytest.fixture

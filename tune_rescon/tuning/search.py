@@ -3,93 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetInfo
-from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.home import ensure_home
-from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import AutoResources, Space, dump_space, first_rows, to_optuna
-from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
-from tune_rescon.tuning.budget import deadline, epochs_spent_words, exhausted_words, spent_words
-from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.constraints import check_constraints, violation_of
-from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
-from tune_rescon.tuning.folder import usable_directory, write_atomically
-from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
+from tune_rescon.spaces import AutoResources, Space
+from tune_rescon.tracking import check_tracking_uri, mlflow_writer
+from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
+from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.constraints import check_constraints
+from tune_rescon.tuning.identity import ensure_identity
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import (
-    MlflowCallback,
-    ParentRun,
-    closing_words,
     destination,
     note_experiment,
 )
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
-    Prepared,
     anchored,
     check_metric_functions,
     check_same_images,
     check_weights,
     prepare_data,
     read_weights,
-    record_images,
     with_store_size,
 )
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
-from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
-from tune_rescon.tuning.ray.session import RaySession, is_running, ray_session
-from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread, signal_handlers
+from tune_rescon.tuning.ray.session import is_running, ray_session
+from tune_rescon.tuning.ray.shutdown import SignalState, signal_handlers
 from tune_rescon.tuning.ray.staging import fit_to_cluster
-from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import recorded_result
-from tune_rescon.tuning.resources import check_fits, choose_resources, memory_signature, this_machine
-from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, best_file, missing_winner, sum_up
-from tune_rescon.tuning.resume import create_record, history_words, is_finished, resume_record
-from tune_rescon.tuning.sampler import SearchSampler
-from tune_rescon.tuning.schedulers import make_rule
+from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
+from tune_rescon.tuning.result import CostModel, StudyResult
+from tune_rescon.tuning.resume import create_record, is_finished, resume_record
+from tune_rescon.tuning.search_run import STORAGE_PATIENCE, OpenSearch, SearchRun, facts_of
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, note_space
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import (
-    planned_slots,
-    provenance,
-    read_run_attributes,
-    record_outcome,
-    record_run,
-)
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
-from tune_rescon.tuning.trial import KEEP_BEST
-from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = [
     "run_search",
 ]
 
 
-#: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
-#: updates. ``HURRIED_PATIENCE`` applies instead when the user wants the search to stop at once.
-TRACKING_PATIENCE: Final = 60.0
-STORAGE_PATIENCE: Final = 60.0
-HURRIED_PATIENCE: Final = 2.0
-
 #: Seconds before MLflow's process is started, unless an epoch is reported earlier. In that time the trials'
 #: worker processes import their libraries on the same processors.
 TRACKING_DELAY: Final = 20.0
 
-_LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
@@ -166,8 +133,8 @@ def run_search(
         prepared = prepare_data(space, options)
         if resumed is not None:
             check_same_images(resumed[0], prepared)
-        check_weights(space, weights, _facts(prepared))
-        words = check_constraints(CostModel(space=space, facts=_facts(prepared)))
+        check_weights(space, weights, facts_of(prepared))
+        words = check_constraints(CostModel(space=space, facts=facts_of(prepared)))
         if words is not None:
             _PROGRESS.info(words)
         with (
@@ -181,7 +148,7 @@ def run_search(
             ) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                space, slots = fit_to_cluster(space, options, _facts(prepared), ray)
+                space, slots = fit_to_cluster(space, options, facts_of(prepared), ray)
                 if resumed is not None:
                     record, before = resumed
                 else:
@@ -189,7 +156,7 @@ def run_search(
                     note_experiment(record, space)
                 lease = lease or held.enter_context(search_lease(options, store))
                 own_study = options.study_url is None
-                opened = _Opened(
+                opened = OpenSearch(
                     options=options,
                     store=store,
                     record=record,
@@ -200,7 +167,7 @@ def run_search(
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
-                search = _Search(opened, note_space(record, before, space), prepared, presentation)
+                search = SearchRun(opened, note_space(record, before, space), prepared, presentation)
                 search.start(callbacks, ray.resources, slots=slots)
                 watch = search.watch(interruption, ray)
                 if on_start is not None:
@@ -248,279 +215,6 @@ def _for_this_machine(space: Space) -> Space:
         space, words = choose_resources(space, [machine], where="this machine")
         _PROGRESS.info(words)
     return space
-
-
-def _facts(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
-    return {name: dataset.facts for name, dataset in prepared.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """What a driver holds open while it runs a search."""
-
-    options: RunOptions
-    store: SearchStore
-    record: StudyRecord
-    identity: Identity
-    lease: LeaseKeeper
-    writer: MlflowWriter
-
-
-class _Search:
-    """One run of one search. It is assembled once Ray has started and the data are prepared."""
-
-    _parent: ParentRun
-    _tracking: MlflowCallback
-    _coordinator: Coordinator
-    _slots: int
-
-    def __init__(
-        self,
-        opened: _Opened,
-        versions: SpaceVersions,
-        prepared: Mapping[str, Prepared],
-        presentation: Presentation | None,
-    ) -> None:
-        self._options, self._store, self._record = opened.options, opened.store, opened.record
-        self._identity, self._lease, self._writer = opened.identity, opened.lease, opened.writer
-        self._versions, self._space = versions, versions.newest
-        self._folder = self._store.folder
-        self._prepared = prepared
-        self._presentation = presentation
-        self._drawing = ExitStack()
-        # Trials of an earlier version of the space may have used other datasets as well.
-        facts = {**read_run_attributes(self._record).datasets, **_facts(prepared)}
-        self._maker = TrialTaskFactory(
-            space=self._space, options=self._options, store=self._store, facts=facts
-        )
-        self._plan = _plan(self._space, self._maker, self._lease)
-
-    def start(
-        self, callbacks: Sequence[SearchCallback], resources: Mapping[str, float], *, slots: int
-    ) -> None:
-        """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
-
-        Args:
-            callbacks: Receive every trial and every epoch.
-            resources: The resources of the cluster, by Ray's names.
-            slots: The number of trials that run at once.
-        """
-        url, record = self._store.url, self._record
-        self._slots = planned_slots(record, slots)
-        self._parent = ParentRun(
-            self._writer,
-            identity=self._identity,
-            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
-            tags={
-                "tune_rescon.folder": hide_passwords(url or str(self._folder.path)),
-                **provenance(resources),
-            },
-            datasets=self._prepared.values(),
-            files=[self._folder.space_yaml],
-            uploads=url is None or self._options.tracking_uri is not None,
-        )
-        self._parent.start()
-        if self._presentation is not None:
-            drawing = self._presentation.watching(self._snapshot, self._folder)
-            callbacks = [*callbacks, self._drawing.enter_context(drawing)]
-        self._tracking = MlflowCallback(
-            self._writer, record, self._maker, near_end=self._parent.expect_champion
-        )
-        self._coordinator = Coordinator(
-            self._plan,
-            record,
-            make_rule(self._space, slots=self._slots),
-            SearchSampler(
-                self._space,
-                rows=[to_optuna(row) for row in first_rows(self._space)],
-                background=warm_start_trials(record),
-                known=record.trials(),
-                versions=self._versions,
-                violation=self._plan.violation,
-            ),
-            callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
-            prune=self._store.prune,
-        ).start()
-
-    @property
-    def space_is_exhausted(self) -> bool:
-        """True if the search ended because every point of its space has run."""
-        return self._coordinator.space_is_exhausted
-
-    def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
-        """Return the gauges that can be read while the trials run."""
-        return Gauges(
-            slots=slots,
-            deadline=self._plan.deadline,
-            waiting=lambda: self._writer.waiting,
-            cluster=cluster,
-        )
-
-    def watch(self, interruption: SignalState, ray: RaySession) -> Watch:
-        """Return the watch over signals, Ray and the lease while the trials run."""
-        return Watch(
-            interruption,
-            ray_gone=ray.gone,
-            ensure_held=self._lease.ensure_held,
-            interrupt=self._coordinator.interrupt,
-        )
-
-    def run(
-        self,
-        trainable: Callable[[dict[str, Any]], None],
-        slots: int,
-        watch: Watch,
-        on_result: Callable[[StudyResult], object] | None,
-    ) -> StudyResult:
-        """Run the trials, write the search's files from the record, and return the result.
-
-        The files are written whatever ends the trials, unless the lease is lost or the record cannot be
-        written. The caller must call :meth:`hand_over` next.
-        """
-        record_run(self._record, self._maker.facts, self._options.tracking_uri)
-        record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
-        with usable_directory(self._folder.storage):
-            write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
-        self._store.begin(trial.number for trial in self._record.trials())
-        turns = DriverLock(self._lease.ensure_held)
-        work = functools.partial(
-            execute,
-            self._coordinator,
-            make_task=self._maker.task,
-            trainable=trainable,
-            resources=self._space.resources_per_trial.by_name(),
-            workers=self._space.resources_per_trial.workers,
-            concurrent=slots,
-            turns=turns,
-        )
-        try:
-            run_in_thread(work, leave=watch.leave, turns=turns)
-        except (LeaseLostError, RecordError):
-            # Another driver owns the record, or the record cannot be written.
-            self._drawing.close()
-            self._store.abandon()
-            self._writer.close(HURRIED_PATIENCE)
-            raise
-        except Exception:
-            # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
-            if not watch.ray_is_gone:
-                self.hand_over(self._conclude(SearchState.FAILED, watch, None), watch)
-                raise
-        state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
-        failed = watch.failure or self._coordinator.failure
-        return self._conclude(SearchState.FAILED if failed else state, watch, on_result)
-
-    def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
-        """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
-
-        Returns:
-            ``result`` with the current trials and the updates that were not accepted.
-        """
-        pending_updates = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
-        self._tracking.note_runs()
-        pending_uploads = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
-        return dataclasses.replace(
-            result,
-            trials=self._record.trials(),
-            pending_updates=pending_updates,
-            pending_reason=presentable(self._writer.reason) if pending_updates else "",
-            pending_uploads=pending_uploads,
-        )
-
-    def _conclude(
-        self,
-        state: SearchState,
-        watch: Watch,
-        on_result: Callable[[StudyResult], object] | None,
-    ) -> StudyResult:
-        """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
-        watch.trials_ended()
-        self._coordinator.settle()
-        result = self._result(state, watch.failure or self._coordinator.failure)
-        record_outcome(self._record, state, result.failure)
-        files = self._write_tables(result)
-        if on_result is not None:
-            on_result(result)
-        if (missing := missing_winner(result)) is not None:
-            _PROGRESS.info(missing)
-        _PROGRESS.info(closing_words(self._parent.champion(result), self._options))
-        self._drawing.close()
-        note, drawn = self._drawn(result)
-        self._parent.end(result, [*files, *drawn], note)
-        # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
-        self._writer.flush()
-        return result
-
-    def _write_tables(self, result: StudyResult) -> list[Path]:
-        """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
-
-        An error such as a full disk is reported, not raised.
-        """
-        folder = self._folder
-        try:
-            folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
-            if result.best is not None:
-                folder.write_best(best_file(result))
-        except OSError as error:
-            _PROGRESS.info(
-                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
-                " give the command to resume: the record has all of it."
-            )
-        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
-
-    def _drawn(self, result: StudyResult) -> tuple[str, Sequence[Path]]:
-        """Return the note and the drawn pages.
-
-        An error while drawing is logged and does not fail the search.
-        """
-        if self._presentation is None:
-            return "", ()
-        try:
-            return self._presentation.note(result), self._presentation.conclude(result, self._folder)
-        except Exception as error:
-            _LOGGER.exception("the report could not be written")
-            _PROGRESS.info(f"The report could not be written ({self._folder.log} has more): {error}")
-            return "", ()
-
-    def _snapshot(self) -> StudyResult:
-        """Return the current state of the search and send MLflow a note of it.
-
-        It is called on the thread that runs the trials.
-        """
-        result = self._result(SearchState.RUNNING, None)
-        assert self._presentation is not None, "only a presentation asks"
-        self._parent.note(self._presentation.note(result))
-        return result
-
-    def _result(self, state: SearchState, failure: str | None) -> StudyResult:
-        result = sum_up(
-            self._maker,
-            self._record.trials(),
-            name=self._options.name,
-            folder=self._folder.path,
-            state=state,
-            tracking_uri=self._writer.uri,
-            url=self._store.url,
-            failure=failure,
-            slots=self._slots,
-        )
-        history = history_words(self._versions, self._record.trials())
-        return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
-
-
-def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
-    """Return the plan of this run."""
-    return SearchPlan(
-        total=space.budget.trials,
-        deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
-        seconds=None if space.budget.hours is None else space.budget.hours * 3600,
-        group=maker.group,
-        cost=maker.second_objective if space.metric.against else None,
-        keep=None if space.metric.of_test_images else KEEP_BEST,
-        violation=violation_of(maker),
-        same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
-        guard=lease.ensure_held,
-    )
 
 
 def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:
