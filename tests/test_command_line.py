@@ -38,6 +38,7 @@ SEARCH_FLAGS = {
     "--address": "ADDR",
     "--set": "KEY=VALUE...",
     "--dry-run": "",
+    "--measure": "",
     "--tensorboard": "",
     "--plain": "",
 }

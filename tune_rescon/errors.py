@@ -159,11 +159,14 @@ def unknown_name_message(kind: str, name: object, known: Iterable[str], *, where
         known: the names that exist.
         where: the field, flag or file that has the name.
 
-    >>> unknown_name_message("metric", "val_acc", ["train_loss", "val_accuracy"])
-    "unknown metric 'val_acc' (did you mean 'val_accuracy'?); known: train_loss, val_accuracy."
+    >>> unknown_name_message("metric", "val_acc", ["val_auroc", "val_accuracy"])
+    "unknown metric 'val_acc' (did you mean 'val_accuracy'?); known: val_accuracy, val_auroc."
     """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
+    # An abbreviation of one name is likelier than a misspelling of another.
+    close = [each for each in names if name and each.startswith(str(name))]
+    if len(close) != 1:
+        close = difflib.get_close_matches(str(name), names, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
     text = f"unknown {kind} {name!r}{guess}; known: {', '.join(names)}."
     return presentable(f"{where}: {text}" if where else text)

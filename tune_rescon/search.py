@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "The search": ["--space", "--set", "--trials", "--hours", "--concurrent", "--seed"],
         "Begin or resume": ["--name", "--resume", "--resume-or-start", "--warm-start", "--init-from"],
         "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
-        "Output": ["--dry-run", "--tensorboard", "--plain"],
+        "Output": ["--dry-run", "--measure", "--tensorboard", "--plain"],
     },
 )
 @click.option("--space", "space_name", metavar="NAME|FILE", help="The search space: a shipped one or a file.")
@@ -89,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @set_option("Change a key of the space file.")
 @click.option("--dry-run", is_flag=True, help="Show what would be searched, and its cost, and stop.")
 @click.option(
+    "--measure",
+    is_flag=True,
+    help="With --dry-run: time the first networks on this machine, in seconds each.",
+)
+@click.option(
     "--tensorboard",
     is_flag=True,
     help="Write TensorBoard's files too, to tensorboard/ in the search's folder; of a storage at a URL, to"
@@ -113,13 +118,14 @@ def search(
     address: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    measure: bool,
     tensorboard: bool,
     plain: bool,
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import RunOptions, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, check_this_machine, default_data_root, default_storage
 
     root = parse_storage(storage) if storage else default_storage()
     shortcuts = {
@@ -134,6 +140,8 @@ def search(
         # syntax.
         settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
+    if measure and not dry_run:
+        raise click.UsageError("--measure goes with --dry-run.")
     if resume_or_start is not None and space_name is None:
         raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
     if resume is not None:
@@ -148,7 +156,7 @@ def search(
                 _find(root, warm_start, where="--warm-start")
             from tune_rescon.reporting import print_dry_run
 
-            print_dry_run(space, console, data_root=data)
+            print_dry_run(space, console, data_root=data, measure=measure)
             if address is None:
                 from tune_rescon.tuning import machine_words
 
@@ -169,6 +177,8 @@ def search(
             divert_output=True,
             tensorboard=tensorboard,
         )
+        if address is None:
+            check_this_machine(space)
         print_opening(space, options, console)
         # Imported after the first line of output, because it imports the driver's libraries.
         from tune_rescon.reporting import resume_command, run_with_display

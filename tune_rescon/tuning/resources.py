@@ -23,6 +23,7 @@ __all__ = [
     "Measure",
     "Nodes",
     "check_fits",
+    "check_this_machine",
     "choose_resources",
     "fit_slots",
     "growth",
@@ -286,6 +287,15 @@ def check_fits(space: Space, machine: Nodes, cores: int) -> None:
     """
     if not isinstance(space.resources_per_trial, AutoResources):
         _slots_on(machine, cores, space)
+
+
+def check_this_machine(space: Space) -> None:
+    """Check that a trial of ``space`` fits on this machine; see :func:`check_fits`.
+
+    Raises:
+        ResourceError: If it does not fit.
+    """
+    check_fits(space, this_machine(), cores=os.cpu_count() or 1)
 
 
 def _slots_on(machine: Nodes, cores: int, space: Space) -> int:
