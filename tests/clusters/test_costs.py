@@ -43,7 +43,7 @@ def test_the_most_is_the_dearest_machines_within_the_limit_of_all(file: Path) ->
     assert words is not None
     assert words.startswith(
         "At most 58.78 US dollars an hour for machines (1 x m7i.large 0.10, 1 x p5.48xlarge 55.04,"
-        " 3 x g5.2xlarge 3.64; on-demand list prices of "
+        " 3 x g5.2xlarge 3.64; approximate on-demand prices of "
     )
 
 

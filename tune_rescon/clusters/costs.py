@@ -20,8 +20,9 @@ __all__ = [
 #: The month of the prices below.
 PRICES_OF: Final = "September 2026"
 
-#: US dollars an hour for one machine on demand, by provider and machine type: the list prices for Linux in
-#: us-west-2 and in us-central1. Every machine type of the shipped files is here.
+#: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux in
+#: us-west-2 and in us-central1. Every machine type of the shipped files is here. They are for orientation: the
+#: cloud's own price list counts.
 PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "aws": {
         "m7i.large": 0.1008,
@@ -64,7 +65,8 @@ def most_per_hour(cluster: ClusterFile) -> str | None:
     parts = [f"{count} x {one.machine} {prices[one.machine] * count:.2f}" for one, count in known]
     text = (
         f"At most {total:.2f} US dollars an hour for machines ({', '.join(parts) or 'no known type'};"
-        f" on-demand list prices of {PRICES_OF}; spot machines cost less, disks and traffic come on top)."
+        f" approximate on-demand prices of {PRICES_OF}; spot machines cost less, disks and traffic come on"
+        " top)."
     )
     unknown = [f"{count} x {one.machine or one.name}" for one, count in running if one.machine not in prices]
     if unknown:
