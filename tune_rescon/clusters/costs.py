@@ -21,8 +21,8 @@ __all__ = [
 PRICES_OF: Final = "September 2026"
 
 #: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux in
-#: us-west-2 and in us-central1. Every machine type of the shipped files is here. They are for orientation: the
-#: cloud's own price list counts.
+#: us-west-2 and in us-central1. Every machine type of the shipped files is here. They are for orientation:
+#: the price list of the cloud counts.
 PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "aws": {
         "m7i.large": 0.1008,
