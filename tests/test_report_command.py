@@ -24,6 +24,8 @@ REPORT_FLAGS = {
     "--markdown": "",
     "--csv": "",
     "--html": "FILE",
+    "--errors": "FILE",
+    "--data-root": "DIR",
     "--sync": "",
     "--list": "",
     "--compare": "OTHER...",

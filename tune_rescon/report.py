@@ -17,6 +17,7 @@ from rich.console import Console
 from tune_rescon.command import print_line, progress_shown, run_command
 from tune_rescon.command_options import (
     OptionsCommand,
+    data_root_option,
     storage_option,
     study_option,
 )
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "What is shown": ["--list", "--compare", "--storage", "--study"],
         "Form": ["--json", "--markdown", "--csv", "--html"],
         "MLflow": ["--sync"],
+        "Errors": ["--errors", "--data-root"],
     },
 )
 @click.argument("name", required=False)
@@ -55,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
 @click.option("--sync", is_flag=True, help="Send to MLflow what it does not show yet.")
+@click.option(
+    "--errors",
+    "errors_file",
+    metavar="FILE",
+    help="Judge the best network, and write a page with its confusion matrix and most confident mistakes.",
+)
+@data_root_option
 @click.option("--list", "list_all", is_flag=True, help="List the searches of the storage.")
 @click.option("--compare", "others", multiple=True, metavar="OTHER", help="Beside this search, too.")
 def report(
@@ -66,6 +75,8 @@ def report(
     as_csv: bool,
     html_file: str | None,
     sync: bool,
+    errors_file: str | None,
+    data_root: str | None,
     list_all: bool,
     others: tuple[str, ...],
 ) -> int:
@@ -91,6 +102,10 @@ def report(
         if forms or others:
             raise click.UsageError("--sync takes a NAME alone.")
         return _sync(place, name)
+    if errors_file is not None:
+        if forms or others:
+            raise click.UsageError("--errors takes a NAME alone.")
+        return _judge(place, name, Path(errors_file), data_root)
     results = _read(place, name, others)
     if html_file is not None:
         _write_page(results, Path(html_file))
@@ -117,6 +132,38 @@ def _sync(place: Place, name: str) -> int:
         err=True,
     )
     return 1
+
+
+def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
+    """Write the page of the mistakes of a search's best network."""
+    from tune_rescon.atomic_write import atomic_write
+    from tune_rescon.data import open_dataset
+    from tune_rescon.inference import find_mistakes, load_model, mistakes_page, mistakes_words
+    from tune_rescon.training.device import place as resolve_device
+    from tune_rescon.tuning import default_cache_root, default_data_root, read_search
+
+    result = read_search(place, name)
+    network, about = load_model(name, place)
+    dataset = open_dataset(
+        result.space.dataset_config(about.config.dataset),
+        data_root=Path(data_root) if data_root else default_data_root(),
+        cache_root=default_cache_root(),
+    )
+    # A search chooses by the validation images. The test images are for `train`, which reports on them.
+    of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
+    placement = resolve_device("auto", precision=about.config.precision)
+    found = find_mistakes(network, about, dataset, split, placement)
+    for line in mistakes_words(found, of=of):
+        print_line(line)
+    page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)
+    try:
+        with atomic_write(path) as scratch:
+            scratch.write_text(page, encoding="utf-8")
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where="--errors")) from None
+    print_line(f"Errors: {path}")
+    return 0
 
 
 def _place(storage: str | None, study: str | None) -> Place:

@@ -5,6 +5,7 @@
     load_model      load a network and its metadata by a search's name, models:/NAME@ALIAS or a file
     find_pictures, batches_of   find and decode a user's pictures for the network
     predictions     predict the classes of the pictures
+    find_mistakes   compare the predictions for a split with its labels; mistakes_page shows them
     draw_gallery    write a folder of attention masks, with an HTML page
     export_model    write a file that does not need this package, checked against the network
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         draw_overlay,
         make_gallery,
     )
+    from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_page, mistakes_words
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures
     from tune_rescon.inference.predict import Prediction, pixels, predictions
     from tune_rescon.inference.resolve_model import load_model
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "PAGE",
+    "Mistakes",
     "ModuleMaps",
     "Pictures",
     "Prediction",
@@ -44,9 +47,12 @@ __all__ = [
     "draw_maps",
     "draw_overlay",
     "export_model",
+    "find_mistakes",
     "find_pictures",
     "load_model",
     "make_gallery",
+    "mistakes_page",
+    "mistakes_words",
     "pixels",
     "predictions",
 ]
@@ -55,7 +61,11 @@ __getattr__ = lazy_names(
     __name__,
     {
         "FORMATS": "export",
+        "Mistakes": "mistakes",
         "ModuleMaps": "masks",
+        "find_mistakes": "mistakes",
+        "mistakes_page": "mistakes",
+        "mistakes_words": "mistakes",
         "Pictures": "pictures",
         "Prediction": "predict",
         "attention_maps": "masks",

@@ -1,0 +1,102 @@
+"""The page of a network's mistakes: it counts as validation did, and shows what is confidently wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tune_rescon.data import open_dataset
+from tune_rescon.errors import DataError
+from tune_rescon.inference import Mistakes, find_mistakes, mistakes_page, mistakes_words
+from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
+from tune_rescon.report import main
+from tune_rescon.spaces import load_space
+from tune_rescon.training import load_trained
+from tune_rescon.training.device import place
+from tune_rescon.tuning import RunOptions, StudyResult, run_search
+
+
+def mistakes(confusion: list[list[int]], *names: str, worst: tuple[Mistake, ...] = ()) -> Mistakes:
+    return Mistakes(class_names=names, confusion_KK=np.array(confusion), worst=worst)
+
+
+def test_counts_and_pairs() -> None:
+    found = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
+    assert (found.images, found.wrong) == (30, 7)
+    assert found.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
+    assert mistakes_words(found, of="test") == [
+        "23 of 30 test images are right (76.67%)",
+        "4 of 10 images of cat are taken for ant",
+        "2 of 10 images of ant are taken for bee",
+        "1 of 10 images of bee are taken for cat",
+    ]
+
+
+def test_names_are_text_in_the_page() -> None:
+    image = np.zeros((8, 8, 1), dtype=np.uint8)
+    worst = Mistake(image_HWC=image, label="<script>", predicted="a&b", probability=0.987)
+    page = mistakes_page(
+        mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>", of="validation"
+    )
+    assert "<script>" not in page
+    assert page.count("&lt;script&gt;") == 6
+    assert "taken for <b>a&amp;b</b>\n(98.7 %)" in page
+    assert page.count('src="data:image/png;base64,') == 1
+
+
+def test_a_matrix_that_cannot_be_read_is_left_out() -> None:
+    many = LARGEST_MATRIX + 1
+    found = mistakes(np.eye(many, dtype=int).tolist(), *map(str, range(many)))
+    page = mistakes_page(found, title="t", of="test")
+    assert "Confusion matrix" not in page
+    assert f"{many} of {many} test images are right (100.00%)" in page
+    small = mistakes_page(mistakes([[1, 0], [0, 1]], "a", "b"), title="t", of="test")
+    assert "Confusion matrix" in small
+    assert "Most confident mistakes" not in small
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def searched(storage: Path, monkeypatch: pytest.MonkeyPatch, without_ray: None) -> StudyResult:
+    del without_ray
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(storage / "cache"))
+    settings = ["trials=1", "fidelity.max=1", "width=0.125", "initial=[]", "dataset.limit=200"]
+    options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
+    return run_search(load_space("digits", settings), options)
+
+
+@pytest.mark.torch
+def test_of_a_search_it_counts_as_the_validation_did(
+    searched: StudyResult, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert searched.best is not None
+    file = tmp_path / "errors.html"
+    assert main(["s", "--storage", str(storage), "--errors", str(file)]) == 0
+    said = capsys.readouterr().out
+    found = re.match(r"(\d+) of (\d+) validation images are right", said)
+    assert found is not None
+    assert int(found[1]) / int(found[2]) == pytest.approx(searched.best.best_value, abs=1e-6)
+    page = file.read_text()
+    assert page.count("<figure>") == min(int(found[2]) - int(found[1]), 40)
+    shares = [float(share) for share in re.findall(r"\(([\d.]+) %\)", page)]
+    assert shares == sorted(shares, reverse=True)
+
+    network, about = load_trained(str(searched.kept_checkpoint(searched.best)))
+    other = dataclasses.replace(searched.space.dataset, split_seed=1)
+    dataset = open_dataset(other, data_root=tmp_path, cache_root=storage / "cache")
+    with pytest.raises(DataError, match="images that have changed since"):
+        find_mistakes(network, about, dataset, dataset.val, place("cpu", precision="fp32"))
+
+
+def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["s", "--errors", str(tmp_path / "e.html"), "--json"]) == 2
+    assert "--errors takes a NAME alone" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,264 @@
+"""Which images a network gets wrong: the confusion matrix, and the most confident mistakes, as one HTML page.
+
+Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from torch import nn
+
+from tune_rescon.data.dataset import ImageDataset, Split
+from tune_rescon.data.pixels import to_unit
+from tune_rescon.errors import DataError, format_error
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.weights import Classifier
+
+__all__ = ["Mistake", "Mistakes", "find_mistakes", "mistakes_page", "mistakes_words"]
+
+#: Number of the most confident mistakes that are shown.
+SHOWN: Final = 40
+
+#: Largest number of classes whose confusion matrix is drawn. A larger one cannot be read.
+LARGEST_MATRIX: Final = 40
+
+#: Number of pairs of classes that are named as the most confused ones.
+PAIRS: Final = 10
+
+#: Images of a batch.
+_BATCH: Final = 64
+
+#: Side in pixels at which an image is shown at least.
+_SIDE: Final = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """An image of which the network is sure, and wrong."""
+
+    image_HWC: npt.NDArray[np.uint8]
+    label: str
+    """The class that the image has."""
+    predicted: str
+    """The class that the network predicts."""
+    probability: float
+    """The probability that the network gives to its prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """The predictions of a network for images whose classes are known."""
+
+    class_names: tuple[str, ...]
+    confusion_KK: npt.NDArray[np.int64]
+    """Number of images by class (row) and prediction (column)."""
+    worst: tuple[Mistake, ...]
+    """The most confident mistakes, the most confident first."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return int(self.confusion_KK.sum())
+
+    @property
+    def wrong(self) -> int:
+        """Number of images that the network gets wrong."""
+        return self.images - int(np.trace(self.confusion_KK))
+
+    def confused_pairs(self) -> list[tuple[str, str, int, int]]:
+        """Return the most confused pairs: class, prediction, number of images, and images of the class."""
+        off_KK = self.confusion_KK - np.diag(np.diag(self.confusion_KK))
+        rows, columns = np.unravel_index(np.argsort(-off_KK, axis=None, kind="stable")[:PAIRS], off_KK.shape)
+        return [
+            (self.class_names[i], self.class_names[j], int(off_KK[i, j]), int(self.confusion_KK[i].sum()))
+            for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
+            if off_KK[i, j]
+        ]
+
+
+def find_mistakes(
+    network: nn.Module, about: TrainedNetwork, dataset: ImageDataset, split: Split, placement: DeviceConfig
+) -> Mistakes:
+    """Predict the classes of all images of a split, as validation does, and compare them with the labels.
+
+    Args:
+        network: The trained network.
+        about: Metadata of the network.
+        dataset: The images with which the network was trained.
+        split: Their split to evaluate: ``dataset.val`` or ``dataset.test``.
+        placement: Device and precision of the forward pass.
+
+    Raises:
+        DataError: The images are not those of the training, or the split has none.
+    """
+    if about.dataset != dataset.digest:
+        rule = "a network must be judged by the images, in the splits, with which it was trained"
+        raise DataError(format_error(rule, got="images that have changed since", where="--errors"))
+    if not len(split):
+        raise DataError(format_error("there must be images to judge by", got="none", where="--errors"))
+    count = len(about.class_names)
+    confusion_KK = np.zeros((count, count), dtype=np.int64)
+    wrong: list[tuple[float, int, int, int]] = []
+    position = 0
+    for probabilities_BK, labels_B in _predicted(network, about, split, placement):
+        values_B, chosen_B = probabilities_BK.max(dim=1)
+        np.add.at(confusion_KK, (labels_B, chosen_B.numpy()), 1)
+        for index in np.flatnonzero(chosen_B.numpy() != labels_B):
+            found = (
+                float(values_B[index]),
+                position + int(index),
+                int(labels_B[index]),
+                int(chosen_B[index]),
+            )
+            wrong.append(found)
+        position += len(labels_B)
+    wrong.sort(key=lambda one: (-one[0], one[1]))
+    worst = []
+    for probability, at, label, predicted in wrong[:SHOWN]:
+        images_BHWC, _ = split.gather(np.array([at]))
+        worst.append(
+            Mistake(
+                image_HWC=images_BHWC[0],
+                label=about.class_names[label],
+                predicted=about.class_names[predicted],
+                probability=probability,
+            )
+        )
+    return Mistakes(class_names=about.class_names, confusion_KK=confusion_KK, worst=tuple(worst))
+
+
+def _predicted(
+    network: nn.Module, about: TrainedNetwork, split: Split, placement: DeviceConfig
+) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
+    """Yield the probabilities (B, K), on the CPU, and the labels of each batch."""
+    classifier = placement.network(Classifier(network, about).eval())
+    with torch.inference_mode():
+        for first in range(0, len(split), _BATCH):
+            positions_B = np.arange(first, min(first + _BATCH, len(split)))
+            images_BHWC, labels_B = split.gather(positions_B)
+            images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
+            with placement.active(), placement.autocast():
+                pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing.image_size))
+                probabilities_BK = classifier(pixels_BCHW).float()
+            yield probabilities_BK.cpu(), labels_B
+
+
+def mistakes_words(found: Mistakes, *, of: str) -> list[str]:
+    """Return the lines that a terminal shows.
+
+    Args:
+        found: The predictions.
+        of: What the images are: "validation" or "test".
+    """
+    right = found.images - found.wrong
+    lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%})"]
+    lines += [
+        f"{count} of {total} images of {label} are taken for {predicted}"
+        for label, predicted, count, total in found.confused_pairs()[:5]
+    ]
+    return lines
+
+
+def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
+    """Return the HTML page of :func:`mistakes_words`, the confusion matrix and the worst mistakes."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    small = len(found.class_names) <= LARGEST_MATRIX
+    return environment.from_string(_PAGE).render(
+        title=title,
+        lines=mistakes_words(found, of=of)[:1],
+        names=found.class_names,
+        rows=list(_rows(found)) if small else [],
+        pairs=found.confused_pairs(),
+        worst=[(one, _data_uri(one.image_HWC)) for one in found.worst],
+        wrong=found.wrong,
+    )
+
+
+def _rows(found: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]:
+    """Yield each class with its cells: the count, its share of the class, and whether it is right."""
+    for row, (name, counts) in enumerate(zip(found.class_names, found.confusion_KK.tolist(), strict=True)):
+        total = sum(counts) or 1
+        yield name, [(count, count / total, column == row) for column, count in enumerate(counts)]
+
+
+def _data_uri(image_HWC: npt.NDArray[np.uint8]) -> str:
+    image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
+    if image.width < _SIDE:
+        # Enlarged by whole pixels, because small images would be blurred.
+        factor = -(-_SIDE // image.width)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+
+
+_PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ title }}</title>
+<style>
+body { font: 16px system-ui; margin: 2rem; color-scheme: light dark }
+table { border-collapse: collapse } td, th { padding: .2rem .5rem; text-align: right; font-weight: normal }
+th.class { max-width: 12rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+td.right { background: rgba(46, 125, 50, var(--share)) }
+td.wrong { background: rgba(198, 40, 40, var(--share)) }
+.grid { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; width: 10rem } img { width: 9rem; height: 9rem; object-fit: contain }
+figcaption { font-size: .85rem; overflow-wrap: anywhere }
+</style>
+<h1>{{ title }}</h1>
+{% for line in lines %}
+<p>{{ line }}</p>
+{% endfor %}
+{% if rows %}
+<h2>Confusion matrix</h2>
+<p>A row is the class of the images, a column the prediction. The shade is the share of the row.</p>
+<table>
+<tr><th></th>{% for name in names %}<th class="class" title="{{ name }}">{{ name }}</th>{% endfor %}</tr>
+{% for name, cells in rows %}
+<tr><th class="class" title="{{ name }}">{{ name }}</th>
+{% for count, share, right in cells %}
+<td class="{{ 'right' if right else 'wrong' }}" style="--share: {{ '%.2f' | format(share) }}">{{ count }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</table>
+{% endif %}
+{% if pairs %}
+<h2>Most confused classes</h2>
+<table>
+<tr><th>class</th><th>taken for</th><th>images</th><th>of</th></tr>
+{% for label, predicted, count, total in pairs %}
+<tr><td>{{ label }}</td><td>{{ predicted }}</td><td>{{ count }}</td><td>{{ total }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
+{% if worst %}
+<h2>Most confident mistakes</h2>
+<p>{{ worst | length }} of {{ wrong }}, as the network sees them. A wrong label is a common cause.</p>
+<div class="grid">
+{% for one, image in worst %}
+<figure><img src="{{ image }}" alt="">
+<figcaption>{{ one.label }}, taken for <b>{{ one.predicted }}</b>
+({{ '%.1f' | format(100 * one.probability) }} %)
+</figcaption></figure>
+{% endfor %}
+</div>
+{% endif %}
+</html>
+"""
