@@ -17,7 +17,7 @@ from tests.cluster.lab.cloud import Moto, client, make_bucket
 from tests.cluster.lab.hosts import KEY, Host, Network
 from tests.cluster.lab.operator import Clock, JobLog, command, overlaid, status, submitted, wait_for
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 HEAD, FIRST, SECOND = "172.31.200.10", "172.31.200.11", "172.31.200.12"
 STORAGE = "s3://lab/tune_rescon"
@@ -130,7 +130,7 @@ def test_a_search_outlives_its_head(
     assert "2 of 2 workers are there" in said
     clock.note("cut of the head: to a new cluster", cut)
     job = JobLog(head, submitted(file, "--resume", "a"))
-    job.wait_for_words("2 of 2 trials ended", 240)
+    job.wait_for_words("2 of 2 trials ended", 600)
     clock.note("cut of the head: to the search's end", cut)
     done = dict.fromkeys(story["before"] + job.epochs())
     assert set(done) == {(trial, epoch) for trial in (0, 1) for epoch in range(1, EPOCHS + 1)}

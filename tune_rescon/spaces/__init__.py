@@ -15,6 +15,7 @@
 """
 
 from tune_rescon.spaces.loading import (
+    chosen_values,
     dump_space,
     list_spaces,
     load_goal,
@@ -78,6 +79,7 @@ __all__ = [
     "Scheduler",
     "Space",
     "When",
+    "chosen_values",
     "corners",
     "count_points",
     "distributions",

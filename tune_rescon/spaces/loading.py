@@ -43,6 +43,7 @@ from tune_rescon.spaces.yaml_document import (
 )
 
 __all__ = [
+    "chosen_values",
     "dump_space",
     "find_space",
     "list_spaces",
@@ -329,6 +330,35 @@ def _why_left_out(row: Mapping[str, Any], now: PartialSpace) -> str | None:
     if name in now.fixed and name not in now.parameters:
         return f"{name} is fixed at {shown(now.fixed[name])}, and the row has {shown(row[name])}."
     return f"{name} {problem.text}"
+
+
+def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
+    """Return values of parameters, given as ``KEY=VALUE`` with YAML values, for a trial of ``space``.
+
+    Parameters may be left out. A conditional parameter needs the one on which it depends.
+
+    Raises:
+        SpaceError: A key is not a parameter, or a parameter cannot have the value. Every problem is named.
+    """
+    values: dict[str, Any] = {}
+    found: list[tuple[Place, Problem]] = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        place = Place(0, f"--set {key}")
+        if not equals:
+            rule = format_error("--set takes KEY=VALUE", got=shown(setting))
+            found.append((place, Problem(path=(), text=rule)))
+            continue
+        read = read_document(text, place)
+        found += read.problems
+        values[key.removeprefix("parameters.")] = read.value
+    for problem in broken_rows([values], space.parameters):
+        name = str(problem.path[-1])
+        if name in values:
+            found.append((Place(0, f"--set {name}"), Problem(path=(), text=problem.text)))
+    if found:
+        raise _space_error(found)
+    return values
 
 
 def _draft(data: Mapping[str, Any]) -> PartialSpace:

@@ -12,6 +12,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchCallback
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+    from tune_rescon.tuning.enqueue import enqueue_trial
     from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.mlflow_sync import sync_tracking
@@ -84,6 +85,7 @@ __all__ = [
     "default_cache_root",
     "default_data_root",
     "default_storage",
+    "enqueue_trial",
     "evaluation_words",
     "find_search",
     "list_searches",
@@ -145,6 +147,7 @@ __getattr__ = lazy_names(
         "make_rule": "schedulers",
         "parameter_importance": "importance",
         "pareto_front": "result",
+        "enqueue_trial": "enqueue",
         "read_search": "reader",
         "repeated": "result",
         "run_search": "search",

@@ -1,0 +1,101 @@
+"""``tune_rescon.enqueue``: a trial of chosen values is one of the search's next trials."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from tune_rescon.enqueue import main
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import learn_nothing
+from tune_rescon.tuning import (
+    Place,
+    RunOptions,
+    SearchCallback,
+    StudyResult,
+    TrialRecord,
+    enqueue_trial,
+    read_search,
+    run_search,
+)
+
+SPACE = ["initial=[]", "budget.concurrent=1", "fidelity.max=1", "scheduler.type=none"]
+
+
+def search(options: RunOptions, trials: int, *callbacks: SearchCallback) -> StudyResult:
+    space = load_space("digits", [*SPACE, f"budget.trials={trials}"])
+    return run_search(space, options, trainable=learn_nothing, callbacks=callbacks)
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_that_has_ended_runs_it_when_it_is_resumed(
+    options: RunOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = search(options, 1)
+    given = ["s", "--storage", str(options.storage), "--set", "depth=92", "--set", "learning_rate=0.25"]
+    assert main(given) == 0
+    assert capsys.readouterr().out.startswith("trial_0001 waits: depth=92 learning_rate=0.25. s runs it")
+    assert isinstance(options.storage, Path)
+    assert len(read_search(Place(storage=options.storage), "s").trials) == 1, "it has not run"
+    after = search(dataclasses.replace(options, resume=True), 3)
+    assert len(after.trials) == 3
+    assert after.trials[0] == dataclasses.replace(before.trials[0], checkpoint=after.trials[0].checkpoint)
+    chosen = after.trials[1].parameters
+    assert (chosen["depth"], chosen["learning_rate"]) == (92, 0.25)
+    assert 0 <= chosen["drop_path"] <= 0.1, "the sampler drew what was left out"
+
+
+class Enqueue(SearchCallback):
+    """Enqueues a trial while the first one runs, as another program would."""
+
+    def __init__(self, storage: Path) -> None:
+        self._place = Place(storage=storage)
+
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        if trial.number == 0:
+            assert enqueue_trial(self._place, "s", ["depth=56", "learning_rate=0.125"])[0] == 1
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_that_runs_takes_it_among_its_next(options: RunOptions) -> None:
+    assert isinstance(options.storage, Path)
+    result = search(options, 4, Enqueue(options.storage))
+    assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
+    assert result.trials[1].parameters["learning_rate"] == 0.125
+    assert result.foreign == ()
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("without_ray")
+def test_values_that_are_not_in_the_space_are_refused_all_at_once(
+    options: RunOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(options, 1)
+    wrong = ["learning_rate=9", "depht=56", "depth=57", "drop_path=0.05", "weight_decay"]
+    given = [part for setting in wrong for part in ("--set", setting)]
+    assert main(["s", "--storage", str(options.storage), *given]) == 2
+    assert capsys.readouterr().err == (
+        "Error: --set depht: unknown parameter 'depht' (did you mean 'depth'?); known: depth, drop_path,"
+        " label_smoothing, learning_rate, weight_decay.\n"
+        "--set depth: must be one of the choices 56, 92, but got 57.\n"
+        "--set drop_path: must be left out unless depth is 92, but got 0.05.\n"
+        "--set learning_rate: must be in [0.03, 0.3], but got 9.\n"
+        "--set weight_decay: --set takes KEY=VALUE, but got 'weight_decay'.\n"
+    )
+    assert main(["s", "--storage", str(options.storage)]) == 2
+    assert "a trial must have a value, but got none. Give --set KEY=VALUE." in capsys.readouterr().err
+    assert isinstance(options.storage, Path)
+    assert search(dataclasses.replace(options, resume=True), 1).foreign == ()
+
+
+def test_a_search_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["s", "--storage", str(tmp_path), "--set", "depth=56"]) == 2
+    assert "no search named 's'" in capsys.readouterr().err
+    assert main(["s", "--storage", "s3://bucket/runs", "--set", "depth=56"]) == 2
+    assert "the study must be in a database that this machine reaches" in capsys.readouterr().err
