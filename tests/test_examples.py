@@ -128,6 +128,20 @@ def test_a_callback_sees_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_is_runs_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
+    load("log_to_wandb").main(tmp_path / "runs", trials=2, epochs=1)
+    runs = sorted((tmp_path / "runs" / "wandb").glob("offline-run-*/run-with-wandb-*.wandb"))
+    assert [run.stem for run in runs] == ["run-with-wandb-0000", "run-with-wandb-0001"]
+    assert b"val_accuracy" in runs[0].read_bytes()
+
+
+@pytest.mark.torch
 def test_a_training_loop_of_ones_own_learns() -> None:
     example = load("custom_training_loop")
     module = example.DigitClassifier(width=0.125)
