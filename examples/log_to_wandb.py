@@ -3,7 +3,8 @@
     pip install wandb
     python examples/log_to_wandb.py
 
-With WANDB_MODE=offline in the environment the runs are written to ./wandb, from where `wandb sync` sends them later.
+With WANDB_MODE=offline in the environment the runs are written to runs/wandb, from where `wandb sync` sends
+them later.
 """
 
 from __future__ import annotations
