@@ -356,6 +356,14 @@ class TrialConfig:
     64k and 96k of 160k)."""
     label_smoothing: float = _field(0.0, float, low=0, high=1, open_high=True)
     """Share of the target that is spread over all classes."""
+    class_weights: str = _word("none", "none", "balanced")
+    """Weights of the classes in the training loss. ``balanced``: inverse to a class's number of training
+    images, with a mean of 1 over these images. The validation loss stays unweighted, so that trials can be
+    compared."""
+    class_sampling: str = _word("none", "none", "balanced")
+    """Which training images an epoch shows. ``none``: each one once; ``balanced``: as many images of each
+    class, so that those of a rare class are shown several times. The number of images of an epoch is the
+    same."""
     gradient_clip: float = _field(0.0, float, low=0)
     """Maximum norm of the gradient; 0: no clipping."""
     ema_decay: float = _field(0.0, float, low=0, high=1, open_high=True)

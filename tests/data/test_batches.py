@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from itertools import chain, pairwise
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
 from tune_rescon.data.batch_sources import MemmapSource
-from tune_rescon.data.loader import Batches, ShuffledBatches, augmentation_rng, epoch_order
+from tune_rescon.data.loader import (
+    Batches,
+    Shard,
+    ShuffledBatches,
+    augmentation_rng,
+    balanced_order,
+    epoch_order,
+)
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -74,6 +82,47 @@ def test_each_epoch_and_seed_has_its_order() -> None:
     assert np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=2))
 
 
+LABELS = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
+    lambda counts: np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+)
+
+
+@given(LABELS, st.integers(0, 9), st.integers(0, 9))
+def test_a_balanced_epoch_shows_each_class_as_often_and_its_images_in_turn(
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int, epoch: int
+) -> None:
+    order = balanced_order(labels, seed=seed, epoch=epoch)
+    assert len(order) == len(labels)
+    assert np.ptp(np.bincount(labels[order])) <= 1
+    shown = np.bincount(order, minlength=len(labels))
+    for label in np.unique(labels):
+        assert np.ptp(shown[labels == label]) <= 1
+    assert np.array_equal(balanced_order(labels, seed=seed, epoch=epoch), order)
+
+
+def test_a_balanced_epoch_has_its_own_order_and_images() -> None:
+    labels = np.repeat([0, 1], [400, 20])
+    orders = [balanced_order(labels, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+    assert len({tuple(np.unique(order[order < 400])) for order in orders}) == 9
+    # No class comes first.
+    assert all(60 < np.count_nonzero(labels[order[:210]]) < 150 for order in orders)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_processes_shares_are_the_balanced_batches(count: int) -> None:
+    labels = np.repeat([0, 1, 2], [30, 5, 2])
+    source = MemmapSource(split=dataclasses.replace(numbered(37).split, labels_N=labels))
+    settings: dict[str, Any] = {"images": source, "batch_size": 9, "seed": 1, "epoch": lambda: 2}
+    whole = visited(ShuffledBatches(**settings, balanced_N=labels))
+    shares = [
+        visited(ShuffledBatches(**settings, balanced_N=labels, share=Shard(rank=rank, count=count)))
+        for rank in range(count)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert max(np.bincount(list(chain(*whole)))) >= 5
+
+
 def test_streams_of_one_seed_differ() -> None:
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     draws = {float(augmentation_rng(place, seed=seed).random()) for place in places for seed in (0, 1)}
@@ -107,9 +156,11 @@ def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset) -> Non
     assert same(list(module_of(dataset, **EVERYTHING).train_batches(epoch=3)), expected)
 
 
-def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset) -> None:
-    whole = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3))
-    rest = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3, first=1))
+@pytest.mark.parametrize("sampling", ["none", "balanced"])
+def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset, sampling: str) -> None:
+    settings: dict[str, Any] = {"crop_padding": 1, "mixup": 0.2, "class_sampling": sampling}
+    whole = list(module_of(dataset, **settings).train_batches(epoch=3))
+    rest = list(module_of(dataset, **settings).train_batches(epoch=3, first=1))
     assert len(rest) == len(whole) - 1 > 0
     assert same(rest, whole[1:])
 
@@ -119,6 +170,18 @@ def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[st
     seed, epoch = other.get("seed", 0), other.get("epoch", 0)
     first = list(module_of(dataset, **EVERYTHING).train_batches(epoch=0))
     assert not same(list(module_of(dataset, seed=seed, **EVERYTHING).train_batches(epoch=epoch)), first)
+
+
+def test_balanced_sampling_shows_a_rare_class_as_often(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    images = open_folder(make_folder({"train/a": 28, "train/b": 4, "val/a": 3, "val/b": 3}))
+    plain, balanced = (
+        torch.cat([labels for _, labels in module_of(images, class_sampling=how).train_batches(epoch=0)])
+        for how in ("none", "balanced")
+    )
+    assert plain.bincount().tolist() == [28, 4]
+    assert balanced.bincount().tolist() == [16, 16]
 
 
 def test_global_random_states_are_left_alone(dataset: ImageDataset) -> None:

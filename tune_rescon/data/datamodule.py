@@ -162,6 +162,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed,
             epoch=epoch,
             first=first,
+            balanced_N=self.dataset.train.labels_N if self.config.class_sampling == "balanced" else None,
         )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:

@@ -17,6 +17,7 @@ from tune_rescon.errors import DataError, format_error
 __all__ = [
     "Cut",
     "SplitRule",
+    "balanced_class_weights",
     "check_counts",
     "cut_sizes",
     "draw_subset",
@@ -222,6 +223,23 @@ def with_label_noise(labels_N: IntArray, classes: int, share: float, seed: int) 
     noisy_N = labels_N.copy()
     noisy_N[chosen] = (noisy_N[chosen] + rng.integers(1, classes, len(chosen))) % classes
     return noisy_N
+
+
+def balanced_class_weights(labels_N: IntArray, classes: int) -> tuple[float, ...]:
+    """Return a weight for each class, inverse to its number of images; the mean over the images is 1.
+
+    These are scikit-learn's weights ``balanced``: N / (K x images of the class). Label noise can leave a
+    class without an image; such a class is weighted as one with one image.
+
+    Args:
+        labels_N: Classes of the training images.
+        classes: Number of classes.
+
+    >>> balanced_class_weights(np.array([0, 0, 0, 1]), 2)
+    (0.6666666666666666, 2.0)
+    """
+    counts_K = np.maximum(np.bincount(labels_N, minlength=classes), 1)
+    return tuple(float(weight) for weight in len(labels_N) / (classes * counts_K))
 
 
 def _class_orders(labels_N: IntArray, classes: int, seed: int) -> list[IntArray]:
