@@ -387,11 +387,26 @@ class TrialConfig:
     normalize: bool = _field(True, bool)
     """Subtract the mean and divide by the standard deviation of the training images."""
     crop_padding: int = _field(4, int, low=0, high=64)
-    """Zero padding before the random crop, in pixels of the stored image."""
+    """Zero padding before the random crop, in pixels of the stored image. Unused if ``crop_scale`` is below
+    1."""
+    crop_scale: float = _field(1.0, float, low=0, high=1, open_low=True)
+    """Smallest share of the stored image's area that a random crop shows, as in torchvision's
+    ``RandomResizedCrop``; the crop is scaled to ``image_size``. 1: off."""
+    crop_ratio: float = _field(4 / 3, float, low=1, high=10)
+    """Largest width of such a crop divided by its height; the smallest is its inverse."""
     flip: bool = _field(True, bool)
     """Mirror training images left to right at random."""
-    augment: str = _word("none", "none", "randaugment", "trivialaugment")
+    rotation: float = _field(0.0, float, low=0, high=180)
+    """Largest angle by which training images are rotated, in either direction, in degrees; outside is black.
+    0: off."""
+    color_jitter: float = _field(0.0, float, low=0, high=1)
+    """Largest change of brightness, contrast and saturation, as a share: 0.4 draws factors from 0.6 to 1.4.
+    0: off."""
+    augment: str = _word("none", "none", "randaugment", "trivialaugment", "augmix")
     """A policy that changes colours and geometry of training images at random."""
+    random_erasing: float = _field(0.0, float, low=0, high=1)
+    """Probability that a random box of a training image, 2 to 33 % of its area, is set to the mean colour (to
+    black without ``normalize``)."""
     mixup: float = _field(0.0, float, low=0)
     """Alpha of the beta distribution; 0: off."""
     cutmix: float = _field(0.0, float, low=0)

@@ -38,6 +38,15 @@ EVERYTHING: dict[str, Any] = {
     "mixup": 0.2,
     "cutmix": 1.0,
 }
+#: With what takes the place of the padded crop.
+RESIZED: dict[str, Any] = {
+    "crop_scale": 0.3,
+    "rotation": 20.0,
+    "color_jitter": 0.4,
+    "augment": "augmix",
+    "random_erasing": 0.5,
+    "cutmix": 1.0,
+}
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
 
 
@@ -146,19 +155,22 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
-def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset) -> None:
-    module = module_of(dataset, **EVERYTHING)
+@pytest.mark.parametrize("settings", [EVERYTHING, RESIZED])
+def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset, settings: dict[str, Any]) -> None:
+    module = module_of(dataset, **settings)
     expected = list(module.train_batches(epoch=3))
     torch.manual_seed(5)
     np.random.seed(5)
     random.seed(5)
     list(module.train_batches(epoch=0))
-    assert same(list(module_of(dataset, **EVERYTHING).train_batches(epoch=3)), expected)
+    assert same(list(module_of(dataset, **settings).train_batches(epoch=3)), expected)
 
 
-@pytest.mark.parametrize("sampling", ["none", "balanced"])
-def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset, sampling: str) -> None:
-    settings: dict[str, Any] = {"crop_padding": 1, "mixup": 0.2, "class_sampling": sampling}
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_padding": 1, "mixup": 0.2}, {"crop_padding": 1, "class_sampling": "balanced"}, RESIZED],
+)
+def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset, settings: dict[str, Any]) -> None:
     whole = list(module_of(dataset, **settings).train_batches(epoch=3))
     rest = list(module_of(dataset, **settings).train_batches(epoch=3, first=1))
     assert len(rest) == len(whole) - 1 > 0
@@ -212,11 +224,40 @@ def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
     assert sizes == {"cpu": 4, "cuda": 16}
 
 
+@pytest.mark.parametrize(
+    "field", [{"crop_scale": 0.3}, {"rotation": 20.0}, {"color_jitter": 0.4}, {"random_erasing": 0.5}]
+)
+def test_each_field_changes_the_images_alone(dataset: ImageDataset, field: dict[str, Any]) -> None:
+    plain = list(module_of(dataset).train_batches(epoch=0))
+    changed = list(module_of(dataset, **field).train_batches(epoch=0))
+    for (before, labels), (after, same_labels) in zip(plain, changed, strict=True):
+        assert torch.equal(labels, same_labels)
+        assert (before != after).flatten(1).any(1).float().mean() > 0.2
+
+
+def test_a_small_crop_is_not_padded(dataset: ImageDataset) -> None:
+    batches = [
+        list(module_of(dataset, crop_scale=0.3, crop_padding=padding).train_batches(epoch=0))
+        for padding in (0, 8)
+    ]
+    assert same(*batches)
+
+
+def test_a_box_is_erased_to_the_mean_colour(dataset: ImageDataset) -> None:
+    images = torch.cat(
+        [images for images, _ in module_of(dataset, random_erasing=1.0).train_batches(epoch=0)]
+    )
+    erased = (images == 0).all(1).flatten(1).float().mean(1)
+    assert (erased > 0).float().mean() > 0.9
+    assert 0.1 < erased.mean() < 0.25
+
+
 def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
     ((plain, _),) = module_of(dataset).val_batches()
-    ((found, labels),) = module_of(dataset, **EVERYTHING).val_batches()
-    assert torch.equal(found, plain)
-    assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
+    for settings in (EVERYTHING, RESIZED):
+        ((found, labels),) = module_of(dataset, **settings).val_batches()
+        assert torch.equal(found, plain)
+        assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDataset) -> None:
@@ -226,7 +267,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDa
 
 
 @pytest.mark.parametrize("image_size", [8, 16, 33])
-@pytest.mark.parametrize("settings", [{}, EVERYTHING])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, RESIZED])
 def test_what_the_network_gets(dataset: ImageDataset, image_size: int, settings: dict[str, Any]) -> None:
     images, targets = next(module_of(dataset, image_size=image_size, **settings).train_batches(epoch=0))
     assert images.shape == (8, 3, image_size, image_size)
