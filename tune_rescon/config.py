@@ -94,7 +94,7 @@ class TrialState(StrEnum):
     FINISHED = "finished"
     """The trial reached its last epoch."""
     STOPPED = "stopped"
-    """A rung, or the end of the budget, stopped the trial before its last epoch."""
+    """A rung, the trial's ``patience`` or the end of the budget stopped the trial before its last epoch."""
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
@@ -335,25 +335,38 @@ class TrialConfig:
     # Optimisation.
     batch_size: int = _field(128, int, low=2)
     """Images of a training step, over all processes of the trial."""
-    optimizer: str = _word("sgd", "sgd", "adamw")
-    """Stochastic gradient descent, or AdamW."""
+    optimizer: str = _word("sgd", "sgd", "adamw", "lion", "rmsprop", "muon")
+    """Stochastic gradient descent, AdamW, Lion, RMSprop, or Muon with AdamW for norms, biases and the
+    classifier."""
     learning_rate: float = _field(0.1, float, low=0, open_low=True)
     """The highest learning rate of the schedule."""
     momentum: float = _field(0.9, float, low=0, high=1, open_high=True)
-    """SGD's momentum; AdamW's beta1."""
+    """Momentum of SGD, RMSprop and Muon; beta1 of AdamW and Lion."""
     nesterov: bool = _field(True, bool)
-    """Use Nesterov momentum with ``sgd``."""
+    """Use Nesterov momentum with ``sgd`` and ``muon``."""
     weight_decay: float = _field(1e-4, float, low=0)
     """Weight decay of convolutions and the classifier."""
-    schedule: str = _word("cosine", "multistep", "cosine", "warmup_stable_decay", "constant")
+    layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
+    """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
+    layer is the stem, the opening of a stage, an attention module or a final unit. 1: off. Of use with
+    ``init_from``."""
+    schedule: str = _word(
+        "cosine", "multistep", "cosine", "cosine_restarts", "warmup_stable_decay", "constant"
+    )
     """Course of the learning rate over the epochs of ``fidelity.max``."""
     warmup_epochs: float = _field(0.0, float, low=0)
     """Epochs over which the learning rate rises to its highest value."""
+    cycles: int = _field(4, int, low=1)
+    """``cosine_restarts``: number of equal parts of training. In each of them the learning rate falls from
+    its highest value to 0."""
     decay_fraction: float = _field(0.2, float, low=0, high=1, open_low=True)
     """``warmup_stable_decay``: the last fraction of training, in which the learning rate falls to 0."""
     step_fractions: tuple[int, ...] = _field((40, 60), tuple, low=1, high=99, increasing=True)
     """``multistep``: the points of training, in per cent, at which the learning rate is divided by 10 (paper:
     64k and 96k of 160k)."""
+    patience: int = _field(0, int, low=0)
+    """Number of epochs without a better value of the metric after which a search stops a trial; 0: off. The
+    trial counts as stopped, not as finished. ``tune_rescon.train`` does not stop."""
     label_smoothing: float = _field(0.0, float, low=0, high=1, open_high=True)
     """Share of the target that is spread over all classes."""
     class_weights: str = _word("none", "none", "balanced")

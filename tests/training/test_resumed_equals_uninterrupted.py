@@ -143,6 +143,9 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     [
         ({"optimizer": "adamw"}, {}, 3),
         (RANDOM, {}, 3),
+        ({"optimizer": "lion", "layer_decay": 0.9, "schedule": "cosine_restarts", "cycles": 2}, {}, 3),
+        ({"optimizer": "muon"}, {}, 3),
+        pytest.param({"optimizer": "rmsprop"}, {}, 3, marks=pytest.mark.nightly),
         # A finalist is evaluated once, after its last epoch.
         ({}, {"metric": "test_accuracy", "mode": "max"}, BATCHES + 2),
         pytest.param({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3, marks=pytest.mark.nightly),

@@ -105,11 +105,11 @@ def draw_boxes(
         Top, left, height and width of each box, B x 4, pixels.
     """
     areas_BT = side * side * rng.uniform(*area, size=(batch, _TRIES))
-    ratios_BT = np.exp(rng.uniform(*np.log(ratio), size=(batch, _TRIES)))
+    ratios_BT = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=(batch, _TRIES)))
     sides_B2T = np.rint(np.sqrt(np.stack([areas_BT / ratios_BT, areas_BT * ratios_BT], axis=1)))
     fits_BT = ((sides_B2T > 0) & (sides_B2T <= largest)).all(axis=1)
     sides_B2 = sides_B2T[np.arange(batch), :, fits_BT.argmax(axis=1)].astype(np.int64)
-    sides_B2[~fits_BT.any(axis=1)] = otherwise
+    sides_B2[~np.any(fits_BT, axis=1)] = otherwise
     return np.hstack([rng.integers(0, side - sides_B2 + 1), sides_B2])
 
 
@@ -220,9 +220,8 @@ def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) 
         otherwise=0,
     )
     boxes_B4[rng.random(batch) >= probability, 2:] = 0
-    top_B1, left_B1, height_B1, width_B1 = (
-        torch.from_numpy(boxes_B4).to(images_BCHW.device, non_blocking=True).split(1, dim=1)
-    )
+    boxes_B41 = torch.from_numpy(boxes_B4)[..., None].to(images_BCHW.device, non_blocking=True)
+    top_B1, left_B1, height_B1, width_B1 = boxes_B41.unbind(1)
     place_L = torch.arange(side, device=images_BCHW.device)
     rows_BH = (place_L >= top_B1) & (place_L < top_B1 + height_B1)
     columns_BW = (place_L >= left_B1) & (place_L < left_B1 + width_B1)
