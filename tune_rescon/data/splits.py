@@ -127,13 +127,16 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     return used - val, val
 
 
-def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -> None:
+def check_counts(
+    counts: Sequence[int], names: Sequence[str], rule: SplitRule, *, tested: bool = False
+) -> None:
     """Check that every class has an image for each side.
 
     Args:
         counts: Number of training images of each class.
         names: Names of the classes.
         rule: The rule of the split.
+        tested: True if test images were held out before, which the counts leave out.
 
     Raises:
         DataError: A class has no training image, or only one although validation images are drawn from them.
@@ -144,7 +147,8 @@ def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -
         raise DataError(
             format_error(
                 f"every class needs at least {need} training images"
-                + (", one to train and one to validate" if need == 2 else ""),
+                + (", one to train and one to validate" if need == 2 else "")
+                + (", besides those that `dataset.test_fraction` holds out" if tested else ""),
                 got=", ".join(short[:5]),
                 where="dataset",
                 hint="Add images" + (", or put a val/ folder beside train/." if need == 2 else "."),
