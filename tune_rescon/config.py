@@ -94,7 +94,7 @@ class TrialState(StrEnum):
     FINISHED = "finished"
     """The trial reached its last epoch."""
     STOPPED = "stopped"
-    """A rung, or the end of the budget, stopped the trial before its last epoch."""
+    """A rung, the trial's ``patience`` or the end of the budget stopped the trial before its last epoch."""
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
@@ -335,27 +335,48 @@ class TrialConfig:
     # Optimisation.
     batch_size: int = _field(128, int, low=2)
     """Images of a training step, over all processes of the trial."""
-    optimizer: str = _word("sgd", "sgd", "adamw")
-    """Stochastic gradient descent, or AdamW."""
+    optimizer: str = _word("sgd", "sgd", "adamw", "lion", "rmsprop", "muon")
+    """Stochastic gradient descent, AdamW, Lion, RMSprop, or Muon with AdamW for norms, biases and the
+    classifier."""
     learning_rate: float = _field(0.1, float, low=0, open_low=True)
     """The highest learning rate of the schedule."""
     momentum: float = _field(0.9, float, low=0, high=1, open_high=True)
-    """SGD's momentum; AdamW's beta1."""
+    """Momentum of SGD, RMSprop and Muon; beta1 of AdamW and Lion."""
     nesterov: bool = _field(True, bool)
-    """Use Nesterov momentum with ``sgd``."""
+    """Use Nesterov momentum with ``sgd`` and ``muon``."""
     weight_decay: float = _field(1e-4, float, low=0)
     """Weight decay of convolutions and the classifier."""
-    schedule: str = _word("cosine", "multistep", "cosine", "warmup_stable_decay", "constant")
+    layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
+    """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
+    layer is the stem, the opening of a stage, an attention module or a final unit. 1: off. Of use with
+    ``init_from``."""
+    schedule: str = _word(
+        "cosine", "multistep", "cosine", "cosine_restarts", "warmup_stable_decay", "constant"
+    )
     """Course of the learning rate over the epochs of ``fidelity.max``."""
     warmup_epochs: float = _field(0.0, float, low=0)
     """Epochs over which the learning rate rises to its highest value."""
+    cycles: int = _field(4, int, low=1)
+    """``cosine_restarts``: number of equal parts of training. In each of them the learning rate falls from
+    its highest value to 0."""
     decay_fraction: float = _field(0.2, float, low=0, high=1, open_low=True)
     """``warmup_stable_decay``: the last fraction of training, in which the learning rate falls to 0."""
     step_fractions: tuple[int, ...] = _field((40, 60), tuple, low=1, high=99, increasing=True)
     """``multistep``: the points of training, in per cent, at which the learning rate is divided by 10 (paper:
     64k and 96k of 160k)."""
+    patience: int = _field(0, int, low=0)
+    """Number of epochs without a better value of the metric after which a search stops a trial; 0: off. The
+    trial counts as stopped, not as finished. ``tune_rescon.train`` does not stop."""
     label_smoothing: float = _field(0.0, float, low=0, high=1, open_high=True)
     """Share of the target that is spread over all classes."""
+    class_weights: str = _word("none", "none", "balanced")
+    """Weights of the classes in the training loss. ``balanced``: inverse to a class's number of training
+    images, with a mean of 1 over these images. The validation loss stays unweighted, so that trials can be
+    compared."""
+    class_sampling: str = _word("none", "none", "balanced")
+    """Which training images an epoch shows. ``none``: each one once; ``balanced``: as many images of each
+    class, so that those of a rare class are shown several times. The number of images of an epoch is the
+    same."""
     gradient_clip: float = _field(0.0, float, low=0)
     """Maximum norm of the gradient; 0: no clipping."""
     ema_decay: float = _field(0.0, float, low=0, high=1, open_high=True)
@@ -379,11 +400,26 @@ class TrialConfig:
     normalize: bool = _field(True, bool)
     """Subtract the mean and divide by the standard deviation of the training images."""
     crop_padding: int = _field(4, int, low=0, high=64)
-    """Zero padding before the random crop, in pixels of the stored image."""
+    """Zero padding before the random crop, in pixels of the stored image. Unused if ``crop_scale`` is below
+    1."""
+    crop_scale: float = _field(1.0, float, low=0, high=1, open_low=True)
+    """Smallest share of the stored image's area that a random crop shows, as in torchvision's
+    ``RandomResizedCrop``; the crop is scaled to ``image_size``. 1: off."""
+    crop_ratio: float = _field(4 / 3, float, low=1, high=10)
+    """Largest width of such a crop divided by its height; the smallest is its inverse."""
     flip: bool = _field(True, bool)
     """Mirror training images left to right at random."""
-    augment: str = _word("none", "none", "randaugment", "trivialaugment")
+    rotation: float = _field(0.0, float, low=0, high=180)
+    """Largest angle by which training images are rotated, in either direction, in degrees; outside is black.
+    0: off."""
+    color_jitter: float = _field(0.0, float, low=0, high=1)
+    """Largest change of brightness, contrast and saturation, as a share: 0.4 draws factors from 0.6 to 1.4.
+    0: off."""
+    augment: str = _word("none", "none", "randaugment", "trivialaugment", "augmix")
     """A policy that changes colours and geometry of training images at random."""
+    random_erasing: float = _field(0.0, float, low=0, high=1)
+    """Probability that a random box of a training image, 2 to 33 % of its area, is set to the mean colour (to
+    black without ``normalize``)."""
     mixup: float = _field(0.0, float, low=0)
     """Alpha of the beta distribution; 0: off."""
     cutmix: float = _field(0.0, float, low=0)

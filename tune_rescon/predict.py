@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cls=OptionsCommand,
     groups={
         "Output": ["--json", "--csv", "--top", "--masks"],
-        "How": ["--batch-size", "--device", "--storage"],
+        "How": ["--tta", "--batch-size", "--device", "--storage"],
     },
 )
 @click.argument("model", metavar="MODEL")
@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each picture.")
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip"]),
+    default="none",
+    show_default=True,
+    help="Test-time augmentation. flip: the mean of the probabilities of a picture and its mirror image.",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
@@ -76,6 +83,7 @@ def predict(
     as_json: bool,
     as_csv: bool,
     top: int,
+    tta: str,
     batch_size: int,
     device: str,
     masks: Path | None,
@@ -117,8 +125,10 @@ def predict(
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
-        found = _recorded(follow(predictions(network, about, batches, placement, top=top)), classified)
-        for line in _lines(found, "json" if as_json else "csv" if as_csv else "table", files, about):
+        made = predictions(network, about, batches, placement, top=top, mirrored=tta == "flip")
+        found = _recorded(follow(made), classified)
+        lines = (_json(one, tta) for one in found) if as_json else _rows(found, files, about, as_csv=as_csv)
+        for line in lines:
             echo(line)
     if masks is not None:
         _draw(network, about, classified, masks)
@@ -167,23 +177,22 @@ def _recorded(found: Iterable[Prediction], classified: list[Path]) -> Iterator[P
         yield one
 
 
-def _lines(
-    found: Iterable[Prediction], form: str, files: Sequence[Path], about: TrainedNetwork
+def _rows(
+    found: Iterable[Prediction], files: Sequence[Path], about: TrainedNetwork, *, as_csv: bool
 ) -> Iterator[str]:
-    """Yield the lines of output, as the predictions arrive."""
-    if form == "json":
-        yield from map(_json, found)
-        return
-    row = _csv_row if form == "csv" else _table_row(files, about)
+    """Yield the lines of a table, as the predictions arrive."""
+    row = _csv_row if as_csv else _table_row(files, about)
     yield row("path", "class", "probability")
     for one in found:
         for name, value in one.classes:
-            yield row(str(one.path), name, str(value) if form == "csv" else f"{value:.4f}")
+            yield row(str(one.path), name, str(value) if as_csv else f"{value:.4f}")
 
 
-def _json(one: Prediction) -> str:
+def _json(one: Prediction, tta: str) -> str:
     name, probability = one.best
-    line = {"path": str(one.path), "class": name, "probability": probability}
+    line: dict[str, Any] = {"path": str(one.path), "class": name, "probability": probability}
+    if tta != "none":
+        line["tta"] = tta
     if len(one.classes) > 1:
         line["top"] = [{"class": name, "probability": value} for name, value in one.classes]
     return json.dumps(line)

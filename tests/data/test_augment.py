@@ -12,17 +12,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
-from tune_rescon.data.augment import (
-    OPERATIONS,
-    POLICIES,
-    augment,
-    crop_and_flip,
-    cutmix,
-    mixup,
-    one_hot,
-    strengths,
-)
+from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
 from tune_rescon.data.pixels import resized
+from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -111,6 +103,7 @@ def torchvision_result(name: str, image: Tensor, strength: float) -> Tensor:
 def test_operations_are_torchvisions(name: str, channels: int, policy: str) -> None:
     images = noise(7, channels)
     bins, signs = np.array([0, 4, 9, 15, 20, 29, 30]), np.array([1.0, -1, 1, -1, 1, -1, 1])
+    bins = bins * (POLICIES[policy].bins - 1) // 30
     by = strengths(name, bins, signs, POLICIES[policy], side=16)
     found = OPERATIONS[name](images, torch.from_numpy(by).float())
     expected = torch.stack(
@@ -125,14 +118,16 @@ def test_operations_are_torchvisions(name: str, channels: int, policy: str) -> N
 
 @pytest.mark.parametrize(
     ("policy", "reference"),
-    [("randaugment", v2.RandAugment), ("trivialaugment", v2.TrivialAugmentWide)],
+    [("randaugment", v2.RandAugment), ("trivialaugment", v2.TrivialAugmentWide), ("augmix", v2.AugMix)],
 )
 def test_ranges_are_torchvisions(policy: str, reference: Any) -> None:
     space = reference._AUGMENTATION_SPACE
-    assert len(space) == len(OPERATIONS)
-    bins, signs = np.arange(31), np.ones(31)
-    for (theirs, (magnitudes, _)), name in zip(space.items(), OPERATIONS, strict=True):
-        expected = magnitudes(31, 16, 16)
+    ours = {name.replace("_", ""): name for name in OPERATIONS}
+    assert {theirs.lower() for theirs in space} | {"identity"} == set(ours)
+    count = POLICIES[policy].bins
+    bins, signs = np.arange(count), np.ones(count)
+    for theirs, (magnitudes, _) in space.items():
+        name, expected = ours[theirs.lower()], magnitudes(count, 16, 16)
         if expected is None:
             continue
         found = strengths(name, bins, signs, POLICIES[policy], side=16)

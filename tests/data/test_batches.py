@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from itertools import chain, pairwise
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
 from tune_rescon.data.batch_sources import MemmapSource
-from tune_rescon.data.loader import Batches, ShuffledBatches, augmentation_rng, epoch_order
+from tune_rescon.data.loader import (
+    Batches,
+    Shard,
+    ShuffledBatches,
+    augmentation_rng,
+    balanced_order,
+    epoch_order,
+)
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -28,6 +36,15 @@ EVERYTHING: dict[str, Any] = {
     "flip": True,
     "augment": "randaugment",
     "mixup": 0.2,
+    "cutmix": 1.0,
+}
+#: With what takes the place of the padded crop.
+RESIZED: dict[str, Any] = {
+    "crop_scale": 0.3,
+    "rotation": 20.0,
+    "color_jitter": 0.4,
+    "augment": "augmix",
+    "random_erasing": 0.5,
     "cutmix": 1.0,
 }
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
@@ -74,6 +91,47 @@ def test_each_epoch_and_seed_has_its_order() -> None:
     assert np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=2))
 
 
+LABELS = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
+    lambda counts: np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+)
+
+
+@given(LABELS, st.integers(0, 9), st.integers(0, 9))
+def test_a_balanced_epoch_shows_each_class_as_often_and_its_images_in_turn(
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int, epoch: int
+) -> None:
+    order = balanced_order(labels, seed=seed, epoch=epoch)
+    assert len(order) == len(labels)
+    assert np.ptp(np.bincount(labels[order])) <= 1
+    shown = np.bincount(order, minlength=len(labels))
+    for label in np.unique(labels):
+        assert np.ptp(shown[labels == label]) <= 1
+    assert np.array_equal(balanced_order(labels, seed=seed, epoch=epoch), order)
+
+
+def test_a_balanced_epoch_has_its_own_order_and_images() -> None:
+    labels = np.repeat([0, 1], [400, 20])
+    orders = [balanced_order(labels, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+    assert len({tuple(np.unique(order[order < 400])) for order in orders}) == 9
+    # No class comes first.
+    assert all(60 < np.count_nonzero(labels[order[:210]]) < 150 for order in orders)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_processes_shares_are_the_balanced_batches(count: int) -> None:
+    labels = np.repeat([0, 1, 2], [30, 5, 2])
+    source = MemmapSource(split=dataclasses.replace(numbered(37).split, labels_N=labels))
+    settings: dict[str, Any] = {"images": source, "batch_size": 9, "seed": 1, "epoch": lambda: 2}
+    whole = visited(ShuffledBatches(**settings, balanced_N=labels))
+    shares = [
+        visited(ShuffledBatches(**settings, balanced_N=labels, share=Shard(rank=rank, count=count)))
+        for rank in range(count)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert max(np.bincount(list(chain(*whole)))) >= 5
+
+
 def test_streams_of_one_seed_differ() -> None:
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     draws = {float(augmentation_rng(place, seed=seed).random()) for place in places for seed in (0, 1)}
@@ -97,19 +155,24 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
-def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset) -> None:
-    module = module_of(dataset, **EVERYTHING)
+@pytest.mark.parametrize("settings", [EVERYTHING, RESIZED])
+def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset, settings: dict[str, Any]) -> None:
+    module = module_of(dataset, **settings)
     expected = list(module.train_batches(epoch=3))
     torch.manual_seed(5)
     np.random.seed(5)
     random.seed(5)
     list(module.train_batches(epoch=0))
-    assert same(list(module_of(dataset, **EVERYTHING).train_batches(epoch=3)), expected)
+    assert same(list(module_of(dataset, **settings).train_batches(epoch=3)), expected)
 
 
-def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset) -> None:
-    whole = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3))
-    rest = list(module_of(dataset, crop_padding=1, mixup=0.2).train_batches(epoch=3, first=1))
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_padding": 1, "mixup": 0.2}, {"crop_padding": 1, "class_sampling": "balanced"}, RESIZED],
+)
+def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset, settings: dict[str, Any]) -> None:
+    whole = list(module_of(dataset, **settings).train_batches(epoch=3))
+    rest = list(module_of(dataset, **settings).train_batches(epoch=3, first=1))
     assert len(rest) == len(whole) - 1 > 0
     assert same(rest, whole[1:])
 
@@ -119,6 +182,18 @@ def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[st
     seed, epoch = other.get("seed", 0), other.get("epoch", 0)
     first = list(module_of(dataset, **EVERYTHING).train_batches(epoch=0))
     assert not same(list(module_of(dataset, seed=seed, **EVERYTHING).train_batches(epoch=epoch)), first)
+
+
+def test_balanced_sampling_shows_a_rare_class_as_often(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    images = open_folder(make_folder({"train/a": 28, "train/b": 4, "val/a": 3, "val/b": 3}))
+    plain, balanced = (
+        torch.cat([labels for _, labels in module_of(images, class_sampling=how).train_batches(epoch=0)])
+        for how in ("none", "balanced")
+    )
+    assert plain.bincount().tolist() == [28, 4]
+    assert balanced.bincount().tolist() == [16, 16]
 
 
 def test_global_random_states_are_left_alone(dataset: ImageDataset) -> None:
@@ -149,11 +224,40 @@ def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
     assert sizes == {"cpu": 4, "cuda": 16}
 
 
+@pytest.mark.parametrize(
+    "field", [{"crop_scale": 0.3}, {"rotation": 20.0}, {"color_jitter": 0.4}, {"random_erasing": 0.5}]
+)
+def test_each_field_changes_the_images_alone(dataset: ImageDataset, field: dict[str, Any]) -> None:
+    plain = list(module_of(dataset).train_batches(epoch=0))
+    changed = list(module_of(dataset, **field).train_batches(epoch=0))
+    for (before, labels), (after, same_labels) in zip(plain, changed, strict=True):
+        assert torch.equal(labels, same_labels)
+        assert (before != after).flatten(1).any(1).float().mean() > 0.2
+
+
+def test_a_small_crop_is_not_padded(dataset: ImageDataset) -> None:
+    batches = [
+        list(module_of(dataset, crop_scale=0.3, crop_padding=padding).train_batches(epoch=0))
+        for padding in (0, 8)
+    ]
+    assert same(*batches)
+
+
+def test_a_box_is_erased_to_the_mean_colour(dataset: ImageDataset) -> None:
+    images = torch.cat(
+        [images for images, _ in module_of(dataset, random_erasing=1.0).train_batches(epoch=0)]
+    )
+    erased = (images == 0).all(1).flatten(1).float().mean(1)
+    assert (erased > 0).float().mean() > 0.9
+    assert 0.1 < erased.mean() < 0.25
+
+
 def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
     ((plain, _),) = module_of(dataset).val_batches()
-    ((found, labels),) = module_of(dataset, **EVERYTHING).val_batches()
-    assert torch.equal(found, plain)
-    assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
+    for settings in (EVERYTHING, RESIZED):
+        ((found, labels),) = module_of(dataset, **settings).val_batches()
+        assert torch.equal(found, plain)
+        assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDataset) -> None:
@@ -163,7 +267,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDa
 
 
 @pytest.mark.parametrize("image_size", [8, 16, 33])
-@pytest.mark.parametrize("settings", [{}, EVERYTHING])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, RESIZED])
 def test_what_the_network_gets(dataset: ImageDataset, image_size: int, settings: dict[str, Any]) -> None:
     images, targets = next(module_of(dataset, image_size=image_size, **settings).train_batches(epoch=0))
     assert images.shape == (8, 3, image_size, image_size)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
 from tune_rescon.data.splits import (
     SplitRule,
+    balanced_class_weights,
     check_counts,
     cut_sizes,
     draw_subset,
@@ -83,6 +85,30 @@ def test_apportion_is_proportional(counts: list[int], data: st.DataObject) -> No
         assert 1 <= share <= count
         # Lifting small classes to one image takes from the others: at most one from each in all classes.
         assert share == 1 or abs(share - ideal) < len(counts)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("limit", [None, 8, 100])
+def test_a_class_of_two_images_has_one_on_each_side(fraction: float, limit: int | None) -> None:
+    labels = labels_of([5000, 2, 300, 2])
+    cut = stratified_split(labels, 4, SplitRule(limit=limit, val_fraction=fraction, seed=0))
+    for side in (cut.train_N, cut.val_N):
+        assert np.bincount(labels[side], minlength=4)[[1, 3]].tolist() == [1, 1]
+        assert np.bincount(labels[side], minlength=4).min() == 1
+
+
+@given(COUNTS)
+def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
+    labels = labels_of(counts)
+    weights = balanced_class_weights(labels, len(counts))
+    assert weights == pytest.approx(
+        compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)
+    )
+    assert np.asarray(weights)[labels].mean() == pytest.approx(1)
+
+
+def test_a_class_that_label_noise_has_emptied_has_a_weight() -> None:
+    assert balanced_class_weights(np.array([0, 0, 2]), 3) == pytest.approx((0.5, 1.0, 1.0))
 
 
 def test_a_balanced_source_is_cut_evenly() -> None:

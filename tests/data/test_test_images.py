@@ -86,3 +86,35 @@ def test_the_images_without_a_fraction_have_the_digest_that_they_had(
     root = make_folder(CLASSES)
     assert open_folder(root).digest == open_folder(root, without_test="val").digest
     assert open_folder(root).digest != open_folder(root, test_fraction=0.2).digest
+
+
+@pytest.mark.parametrize(
+    ("rare", "settings", "parts"),
+    [
+        (2, {}, ("train", "val")),
+        (3, {"test_fraction": 0.1}, ("train", "val", "test")),
+        (2, {"test_fraction": 0.1, "hold_out": False}, ("train", "test")),
+    ],
+)
+def test_a_rare_class_has_one_image_in_every_part(
+    rare: int,
+    settings: dict[str, Any],
+    parts: tuple[str, ...],
+    make_folder: MakeFolder,
+    open_folder: OpenFolder,
+) -> None:
+    found = open_folder(make_folder({"a": 60, "b": rare}), **settings)
+    for part in parts:
+        assert np.bincount(getattr(found, part).labels_N, minlength=2)[1] == 1
+
+
+def test_a_class_too_small_for_three_parts_is_told_why(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"a": 60, "b": 2})
+    config = DatasetConfig(name="folder", path=str(root), test_fraction=0.1)
+    words = "besides those that `dataset.test_fraction` holds out, but got 1 of 'b'"
+    with pytest.raises(DataError, match=words):
+        describe(config, data_root=root)
+    with pytest.raises(DataError, match=words):
+        open_folder(root, test_fraction=0.1)

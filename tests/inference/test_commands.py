@@ -33,10 +33,11 @@ from tune_rescon.training.weights import Classifier, read_initial, save_trained
 pytestmark = pytest.mark.torch
 
 
-def expected(checkpoint: Path, picture: Path) -> torch.Tensor:
+def expected(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torch.Tensor:
     network, about = load_trained(checkpoint)
     image = torch.tensor(decode_image(picture.read_bytes(), 16))
     pixels = image.permute(2, 0, 1)[None].float() / 255
+    pixels = pixels.flip(-1) if mirrored else pixels
     with torch.inference_mode():
         probabilities: torch.Tensor = Classifier(network, about).eval()(pixels)[0]
     return probabilities
@@ -54,6 +55,23 @@ def test_json_is_a_line_for_each_picture(
         assert line["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
         assert line["probability"] < 0.999, "a network that is always sure would show no difference"
         assert sum(one["probability"] for one in line["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_flip_is_the_mean_of_the_picture_and_its_mirror_image(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict([str(checkpoint), str(pictures), "--json", "--tta", "flip", "--batch-size", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5
+    moved = 0.0
+    for line in lines:
+        plain, mirrored = (expected(checkpoint, Path(line["path"]), mirrored=one) for one in (False, True))
+        wanted = (plain + mirrored) / 2
+        assert line["tta"] == "flip"
+        assert line["class"] == ("ant", "bee", "cat")[int(wanted.argmax())]
+        assert line["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
+        moved = max(moved, float((plain - mirrored).abs().max()))
+    assert moved > 0.01, "a network that sees no mirroring would show no difference"
 
 
 def test_csv_and_a_table(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

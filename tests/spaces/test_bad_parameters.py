@@ -19,7 +19,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({10: "fixed: {momentum: 1}"}, "s.yaml:10: fixed.momentum: must be in [0, 1), but got 1."),
     (
         {10: "fixed: {optimizer: adam}"},
-        "s.yaml:10: fixed.optimizer: must be one of sgd, adamw, but got 'adam'.",
+        "s.yaml:10: fixed.optimizer: must be one of sgd, adamw, lion, rmsprop, muon, but got 'adam'.",
     ),
     ({10: "fixed: {flip: on}"}, "s.yaml:10: fixed.flip: must be true or false, but got 'on'."),
     ({10: "fixed: {width: true}"}, "s.yaml:10: fixed.width: must be a number, but got True."),

@@ -118,3 +118,13 @@ def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:
 def test_a_batch_too_small_for_all_is_refused(together: Together, change: dict[str, Any], rule: str) -> None:
     del rule
     assert together(dataclasses.replace(UNEVEN, **change)) == ["ConfigError after 0"] * 2
+
+
+def test_two_weigh_and_sample_classes_as_one_does(
+    together: Together, train: Callable[..., list[EpochReport]]
+) -> None:
+    balanced = dataclasses.replace(UNEVEN, class_weights="balanced", class_sampling="balanced")
+    first, second = together(balanced, epochs=2)
+    alone = train(balanced, epochs=2)
+    assert _values(first, "train_loss") == pytest.approx(_values(alone, "train_loss"), rel=0.1)
+    assert _values(first, "val_loss") == _values(second, "val_loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -54,12 +55,16 @@ def test_halving_ends_before_a_piece_is_too_small(images: int) -> None:
     assert images // (2 * tried[-1]) < SMALLEST_MICRO_BATCH
 
 
-def _module(network: nn.Module, *, micro_batches: int, **fields: object) -> TrialModule:
+def _module(
+    network: nn.Module, *, micro_batches: int, weights: tuple[float, ...] | None = None, **fields: object
+) -> TrialModule:
     return TrialModule(
         network,
         TrialConfig.from_dict(fields),
         StepExecution(
-            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), micro_batches=micro_batches
+            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"),
+            micro_batches=micro_batches,
+            class_weights=weights,
         ),
         classes=CLASSES,
         epochs=1,
@@ -83,11 +88,13 @@ def _step(module: TrialModule, targets: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 5])
 @pytest.mark.parametrize("targets", [LABELS_B, SOFT_BK], ids=["labels", "soft"])
+@pytest.mark.parametrize("weights", [None, (0.1, 3.0, 0.5, 9.0)], ids=["alike", "weighted"])
 def test_without_batch_norm_pieces_give_the_whole_batchs_gradient_and_metrics(
-    micro_batches: int, targets: Tensor
+    micro_batches: int, targets: Tensor, weights: tuple[float, ...] | None
 ) -> None:
-    whole = _module(_network(nn.GroupNorm(2, 8)), micro_batches=1, label_smoothing=0.2)
-    cut = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches, label_smoothing=0.2)
+    given: dict[str, Any] = {"weights": weights, "label_smoothing": 0.2}
+    whole = _module(_network(nn.GroupNorm(2, 8)), micro_batches=1, **given)
+    cut = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches, **given)
     torch.testing.assert_close(_step(cut, targets), _step(whole, targets))
     assert cut.train_metrics.compute() == pytest.approx(whole.train_metrics.compute())
 

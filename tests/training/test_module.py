@@ -26,12 +26,11 @@ IMAGES_BCHW = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0)
 LABELS_B = torch.tensor([0, 1, 2, 3, 0, 1])
 
 
-def _module(**fields: object) -> TrialModule:
+def _module(class_weights: tuple[float, ...] | None = None, **fields: object) -> TrialModule:
     placement = DeviceConfig(device=torch.device("cpu"), precision="fp32")
+    execution = StepExecution(placement=placement, class_weights=class_weights)
     config = TrialConfig.from_dict(fields)
-    return TrialModule(
-        _Linear(), config, StepExecution(placement=placement), classes=4, epochs=2, steps_per_epoch=5
-    )
+    return TrialModule(_Linear(), config, execution, classes=4, epochs=2, steps_per_epoch=5)
 
 
 def test_training_descends_smoothed_cross_entropy() -> None:
@@ -50,6 +49,27 @@ def test_soft_targets_are_learnt_whole_and_counted_by_their_largest_share() -> N
     torch.testing.assert_close(loss, -(targets_BK * log_p_BK).sum(dim=1).mean())
     hits = (log_p_BK.argmax(dim=1) == LABELS_B).float().mean().item()
     assert module.train_metrics.compute()["accuracy"] == pytest.approx(hits)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [False, True])
+def test_each_class_weighs_as_told_in_labels_and_in_soft_targets(soft: bool, smoothing: float) -> None:
+    weights_K = torch.tensor([0.5, 2.0, 1.0, 4.0])
+    module = _module(tuple(weights_K.tolist()), label_smoothing=smoothing)
+    targets_BK = F.one_hot(LABELS_B, 4).float()
+    if soft:
+        targets_BK = 0.7 * targets_BK + 0.3 * F.one_hot(LABELS_B.flip(0), 4).float()
+    loss = module.training_step((IMAGES_BCHW, targets_BK if soft else LABELS_B))
+    log_p_BK = module.network(IMAGES_BCHW).log_softmax(dim=1)
+    aims_BK = (1 - smoothing) * targets_BK + smoothing / 4
+    torch.testing.assert_close(loss, -(weights_K * aims_BK * log_p_BK).sum(dim=1).mean())
+
+
+def test_validation_does_not_weigh_the_classes() -> None:
+    module = _module((0.5, 2.0, 1.0, 4.0))
+    module.validation_step((IMAGES_BCHW, LABELS_B))
+    expected = F.cross_entropy(module.network(IMAGES_BCHW), LABELS_B).item()
+    assert module.val_metrics.compute()["loss"] == pytest.approx(expected)
 
 
 def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:

@@ -19,7 +19,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import place
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.optim import decay_groups
+from tune_rescon.training.optim import parameter_groups
 
 pytestmark = pytest.mark.torch
 
@@ -58,7 +58,7 @@ def _network(config: TrialConfig, dtype: torch.dtype) -> nn.Module:
 
 
 def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:
-    groups = decay_groups(network, config.weight_decay)
+    groups = parameter_groups(network, config)
     optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=False)
     images_BCHW = IMAGES_BCHW.to(next(network.parameters()).dtype)
     losses = []

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch.optim import SGD, AdamW
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_network
-from tune_rescon.training.optim import decay_groups, make_optimizer
+from tune_rescon.training.optim import layer_names, make_optimizer, make_scheduler, parameter_groups
+from tune_rescon.training.optimizers import Lion, Muon
 
 CPU = torch.device("cpu")
 
 
 def test_convolutions_and_the_classifier_decay_and_nothing_else() -> None:
     network = build_network("cifar_attention56", num_classes=10)
-    decayed, free = decay_groups(network, 0.1)
+    decayed, free = parameter_groups(network, TrialConfig(weight_decay=0.1))
     modules = {id(module.weight): module for module in network.modules() if hasattr(module, "weight")}
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0
@@ -29,6 +33,9 @@ def test_convolutions_and_the_classifier_decay_and_nothing_else() -> None:
         (TrialConfig(nesterov=False), SGD, {"nesterov": False}),
         (TrialConfig(momentum=0.0), SGD, {"momentum": 0.0, "nesterov": False}),
         (TrialConfig(optimizer="adamw", momentum=0.8), AdamW, {"betas": (0.8, 0.999)}),
+        (TrialConfig(optimizer="rmsprop", momentum=0.8), RMSprop, {"momentum": 0.8, "lr": 0.1}),
+        (TrialConfig(optimizer="lion", momentum=0.8), Lion, {"betas": (0.8, 0.99), "lr": 0.1}),
+        (TrialConfig(optimizer="muon", momentum=0.8, nesterov=False), Muon, {"nesterov": False}),
     ],
 )
 def test_the_configuration_chooses(
@@ -49,3 +56,151 @@ def test_fused_sgd_takes_the_papers_step() -> None:
     optimizer.step()
     gradient = 1 + 0.1 * before
     torch.testing.assert_close(network.weight.detach(), before - 0.5 * (gradient + 0.9 * gradient))
+
+
+def _steps(optimizer: Optimizer, weights: list[Tensor], gradients: list[list[Tensor]]) -> None:
+    for step in gradients:
+        for weight, gradient in zip(weights, step, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+
+
+def _gradients(weights: list[Tensor], steps: int = 4) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(weight.shape, generator=generator) for weight in weights] for _ in range(steps)]
+
+
+def test_lion_is_algorithm_2_of_its_paper() -> None:
+    weights = [nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
+    expected = [weight.detach().clone() for weight in weights]
+    gradients = _gradients(list(weights))
+    optimizer = Lion([{"params": weights, "weight_decay": 0.1}], lr=0.02, betas=(0.9, 0.99))
+    _steps(optimizer, list(weights), gradients)
+    for number, theta in enumerate(expected):
+        m = torch.zeros_like(theta)
+        for step in gradients:
+            g = step[number]
+            c = 0.9 * m + (1 - 0.9) * g
+            theta = theta - 0.02 * (c.sign() + 0.1 * theta)
+            m = 0.99 * m + (1 - 0.99) * g
+        torch.testing.assert_close(weights[number].detach(), theta)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torchs_on_matrices(nesterov: bool) -> None:
+    shapes = [(5, 8), (8, 5), (1, 4)]
+    ours, theirs = (
+        [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for shape in shapes]
+        for _ in range(2)
+    )
+    groups = [{"params": ours, "weight_decay": 0.1, "matrix": True}]
+    reference = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+    )
+    gradients = _gradients(list(ours))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999), nesterov=nesterov), list(ours), gradients)
+    _steps(reference, list(theirs), gradients)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_muon_is_adamw_elsewhere() -> None:
+    ours, theirs = ([nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2))
+    groups = [{"params": ours, "weight_decay": 0.1, "matrix": False}]
+    gradients = _gradients(list(ours))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999)), list(ours), gradients)
+    _steps(AdamW(theirs, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1), list(theirs), gradients)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_muon_takes_a_convolution_as_one_row_for_each_output_channel() -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(6, 4, 3, 3)
+    as_matrix, as_kernel = (
+        nn.Parameter(kernel.flatten(1).clone()),
+        nn.Parameter(kernel.clone(memory_format=torch.channels_last)),
+    )
+    gradient = torch.randn(6, 4, 3, 3)
+    for weight in (as_matrix, as_kernel):
+        optimizer = Muon([{"params": [weight], "weight_decay": 0.0, "matrix": True}], lr=0.1)
+        weight.grad = gradient.view(weight.shape).clone()
+        optimizer.step()
+    torch.testing.assert_close(as_kernel.detach().flatten(1), as_matrix.detach())
+    assert not torch.equal(as_kernel.detach(), kernel)
+
+
+def test_muon_trains_all_matrices_but_the_classifier() -> None:
+    network = build_network("cifar_attention56", num_classes=10, width=0.25)
+    groups = parameter_groups(network, TrialConfig(optimizer="muon"))
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    kinds = {names[id(weight)]: group["matrix"] for group in groups for weight in group["params"]}
+    assert set(kinds) == set(names.values())
+    assert not kinds["classifier.weight"]
+    assert all(
+        kinds[name] == (weight.ndim > 1) for name, weight in network.named_parameters() if "class" not in name
+    )
+
+
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_a_restored_optimizer_continues_to_the_last_bit(name: str) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
+
+    config = TrialConfig(optimizer=name, learning_rate=0.01, layer_decay=0.5)
+    whole, before = network(), network()
+    gradients = _gradients(list(whole.parameters()), steps=6)
+    _steps(make_optimizer(whole, config, device=CPU), list(whole.parameters()), gradients)
+    first = make_optimizer(before, config, device=CPU)
+    _steps(first, list(before.parameters()), gradients[:3])
+    after = network()
+    after.load_state_dict(before.state_dict())
+    restored = make_optimizer(after, config, device=CPU)
+    restored.load_state_dict(first.state_dict())
+    _steps(restored, list(after.parameters()), gradients[3:])
+    for mine, theirs in zip(after.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "rmsprop", "muon"])
+def test_each_optimizer_descends(name: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 1))
+    images, aims = torch.randn(32, 1, 4, 4), torch.randn(32, 1)
+    config = TrialConfig(optimizer=name, learning_rate=0.01, weight_decay=0.0)
+    optimizer = make_optimizer(network, config, device=CPU)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss: Tensor = (network(images) - aims).square().mean()
+        torch.autograd.backward(loss)
+        return float(loss.detach())
+
+    losses = [optimizer.step(closure) for _ in range(60)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_layer_decay_halves_the_rate_from_layer_to_layer() -> None:
+    network = build_network("cifar_attention56", num_classes=10, width=0.25)
+    config = TrialConfig(layer_decay=0.5, learning_rate=0.2, weight_decay=0.1)
+    optimizer = make_optimizer(network, config, device=CPU)
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    rates: dict[str, Any] = {}
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            rates[names[id(weight)]] = group["lr"]
+            assert group["weight_decay"] == (0.1 if weight.ndim > 1 else 0.0)
+    assert set(rates) == set(names.values())
+    layers = layer_names(rates_in_order := list(dict(network.named_parameters())))
+    order = list(dict.fromkeys(layers.values()))
+    assert (order[0], order[-1]) == ("stem", "classifier")
+    assert "stages.1.attention.0" in order
+    assert layers["norm.weight"] == layers[rates_in_order[-5]]
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.2 * 0.5 ** (len(order) - 1 - order.index(layers[name])))
+    # What a trial reports is the classifier's rate.
+    scheduler = make_scheduler(optimizer, lambda step: 0.1 if step else 1.0)
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    _steps(optimizer, [], [[]])
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(0.02 * 0.5 ** (len(order) - 1))

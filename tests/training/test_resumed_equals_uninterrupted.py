@@ -85,6 +85,17 @@ def whole(train: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **STEADY)]
 
 
+#: All that draws random numbers for images or chooses them, and that no other row has.
+RANDOM: dict[str, Any] = {
+    "class_sampling": "balanced",
+    "class_weights": "balanced",
+    "crop_scale": 0.4,
+    "rotation": 15.0,
+    "color_jitter": 0.3,
+    "augment": "augmix",
+    "random_erasing": 0.5,
+}
+
 #: Nightly rows: another row covers the same kind of fault.
 NEARLY = {
     "preempted, its checkpoint damaged",
@@ -131,6 +142,10 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     ("settings", "options", "at"),
     [
         ({"optimizer": "adamw"}, {}, 3),
+        (RANDOM, {}, 3),
+        ({"optimizer": "lion", "layer_decay": 0.9, "schedule": "cosine_restarts", "cycles": 2}, {}, 3),
+        ({"optimizer": "muon"}, {}, 3),
+        pytest.param({"optimizer": "rmsprop"}, {}, 3, marks=pytest.mark.nightly),
         # A finalist is evaluated once, after its last epoch.
         ({}, {"metric": "test_accuracy", "mode": "max"}, BATCHES + 2),
         pytest.param({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3, marks=pytest.mark.nightly),

@@ -12,6 +12,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.training.optim import (
     constant,
     cosine,
+    cosine_restarts,
     make_scheduler,
     multistep,
     schedule_of,
@@ -41,7 +42,7 @@ def test_a_multiplier_rises_while_warming_up_and_never_after(name: str, length: 
     assert all(later <= earlier for earlier, later in zip(values[warm:], values[warm + 1 :], strict=False))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [*SCHEDULES, "cosine_restarts"])
 @given(length=lengths())
 def test_a_trained_step_always_moves(name: str, length: tuple[int, int, int]) -> None:
     epochs, steps_per_epoch, warmup_epochs = length
@@ -67,6 +68,27 @@ def test_a_trained_step_always_moves(name: str, length: tuple[int, int, int]) ->
 )
 def test_boundaries(value: float, expected: float) -> None:
     assert math.isclose(value, expected, abs_tol=1e-12)
+
+
+@given(length=lengths(), cycles=st.integers(1, 6))
+def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, int], cycles: int) -> None:
+    epochs, steps_per_epoch, warmup_epochs = length
+    warm, within = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    total = warm + cycles * within
+    config = TrialConfig(schedule="cosine_restarts", warmup_epochs=warmup_epochs, cycles=cycles)
+    multiplier = schedule_of(config, total_steps=total, steps_per_epoch=steps_per_epoch)
+    values = [multiplier(step) for step in range(total + 1)]
+    assert values[:warm] == [cosine(step, total, warm) for step in range(warm)]
+    expected = [cosine(step, within) for step in range(within)]
+    for cycle in range(cycles):
+        start = warm + cycle * within
+        assert values[start : start + within] == pytest.approx(expected, abs=1e-9)
+    assert values[-1] == 0
+
+
+def test_one_cycle_is_the_cosine() -> None:
+    values = [cosine_restarts(step, 50, 7, cycles=1) for step in range(60)]
+    assert values == [cosine(step, 50, 7) for step in range(60)]
 
 
 def test_the_papers_recipe_drops_at_64k_and_96k_of_160k() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import math
@@ -11,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.training.conftest import PLAIN
 from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
@@ -41,6 +44,25 @@ def test_each_epoch_is_reported_once_with_every_metric(train: Run) -> None:
         assert set(report.metrics) == set(METRICS)
         assert all(type(value) is float and math.isfinite(value) for value in report.metrics.values())
         assert (report.checkpoint, report.best_checkpoint) == (None, None)
+
+
+def test_balanced_weights_change_the_loss_that_is_trained_and_not_the_one_that_compares_trials(
+    train: Run, digits: ImageDataset
+) -> None:
+    """With one image of each of the last five digits, and a network that hardly moves."""
+    labels_N = digits.train.labels_N
+    first = [np.flatnonzero(labels_N == digit)[: 1 if digit >= 5 else None] for digit in range(10)]
+    chosen = np.sort(np.concatenate(first))
+    few = dataclasses.replace(digits.train, rows_N=digits.train.rows_N[chosen], labels_N=labels_N[chosen])
+    rare = dataclasses.replace(digits, train=few)
+    config = dataclasses.replace(PLAIN, learning_rate=1e-12)
+    plain, weighted = (
+        train(dataclasses.replace(config, class_weights=how), dataset=rare, epochs=1)[0].metrics
+        for how in ("none", "balanced")
+    )
+    assert weighted["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-6)
+    assert weighted["train_accuracy"] == plain["train_accuracy"]
+    assert abs(weighted["train_loss"] / plain["train_loss"] - 1) > 0.01
 
 
 def test_the_learning_rate_reported_is_the_last_steps(train: Run, digits: ImageDataset) -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 from typing_extensions import override
 
 from tune_rescon.config import METRICS, TrialState
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, Simulation, SyntheticCurve, simulate
 from tune_rescon.tuning import (
     Coordinator,
@@ -30,6 +30,7 @@ from tune_rescon.tuning import (
 )
 from tune_rescon.tuning.callbacks import CallbackList
 from tune_rescon.tuning.result import best_in_hand
+from tune_rescon.tuning.trial import TrialOrigin
 
 EPOCHS = 9
 
@@ -88,7 +89,7 @@ class Diary(SearchCallback):
 
     @override
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
-        assert metrics["val_accuracy"] == trial.value or math.isnan(trial.value)
+        assert metrics["val_accuracy"] == trial.last_value or math.isnan(trial.last_value)
         self.lines.append(f"{trial.number} epoch {trial.epochs} {verdict.decision.value}")
 
     @override
@@ -123,6 +124,7 @@ def coordinator(
     deadline: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
     pauses: bool = False,
+    space: Space = SPACE,
     **plan: Any,
 ) -> Coordinator:
     kept = record(of)
@@ -130,7 +132,7 @@ def coordinator(
         SearchPlan(total=total, deadline=deadline, **plan),
         kept,
         SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
-        SearchSampler(SPACE, known=kept.trials()),
+        SearchSampler(space, known=kept.trials()),
         callbacks=callbacks,
         prune=(shelf or Shelf()).prune,
         clock=clock,
@@ -273,6 +275,70 @@ def test_a_trial_that_waits_to_be_handed_out_again_is_still_to_come() -> None:
     search.interrupt()
     search.settle()
     assert of.trials[number].user_attrs["state"] == "interrupted"
+
+
+def patient(epochs: int) -> Space:
+    parameters = "parameters={learning_rate: {type: float, low: 0.1, high: 0.99}}"
+    changes = ["sampler.type=random", "initial=[]", parameters, f"fixed.patience={epochs}"]
+    return load_space("digits", changes)
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_a_trial_out_of_patience_is_stopped_and_not_finished(pauses: bool) -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=1, callbacks=(diary,), space=patient(2), pauses=pauses)
+    number = first(search)
+    decisions = []
+    for epoch, value in enumerate((0.5, 0.7, 0.6, 0.7), 1):
+        decisions.append(search.epoch_done(number, epoch, metrics(value), f"best_{epoch}.ckpt"))
+        if decisions[-1] is Decision.PAUSE:
+            assert first(search) == number
+    assert decisions[-1] is Decision.STOP
+    assert Decision.STOP not in decisions[:-1]
+    trial = record(of).trial(number)
+    assert (trial.state, trial.epochs) == (TrialState.STOPPED, 4)
+    assert trial.checkpoint == f"checkpoints/trial_{number:04d}/best_4.ckpt"
+    assert of.trials[number].state is OptunaState.PRUNED
+    assert f"{number} note stopped after epoch 4: val_accuracy was best at epoch 2" in diary.lines
+    assert search.next_trial() is None
+    assert search.exhausted
+
+
+def test_a_trial_that_becomes_better_keeps_its_patience_and_so_does_one_without_any() -> None:
+    for space in (patient(2), SPACE):
+        of = study()
+        search = coordinator(of, total=1, space=space)
+        number = first(search)
+        values = (0.1, 0.05, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5) if space is not SPACE else (0.5,) * EPOCHS
+        decisions = [search.epoch_done(number, n, metrics(value), None) for n, value in enumerate(values, 1)]
+        assert decisions == [Decision.CONTINUE] * (EPOCHS - 1) + [Decision.FINISH]
+
+
+def test_patience_survives_a_resume() -> None:
+    of = study()
+    search = coordinator(of, total=1, space=patient(3))
+    number = first(search)
+    for epoch, value in enumerate((0.5, 0.4), 1):
+        search.epoch_done(number, epoch, metrics(value), None)
+    search.interrupt()
+    search.settle()
+    again = coordinator(of, total=1, space=patient(3))
+    assert first(again) == number
+    decisions = [again.epoch_done(number, epoch, metrics(0.4), None) for epoch in (3, 4)]
+    assert decisions == [Decision.CONTINUE, Decision.STOP]
+
+
+def test_a_metric_of_the_last_epoch_alone_needs_no_patience() -> None:
+    trial = TrialRecord(
+        number=0,
+        state=TrialState.RUNNING,
+        parameters={},
+        metric="test_accuracy",
+        maximize=True,
+        values=(math.nan,) * 5,
+        origin=TrialOrigin(config={"patience": 1}, space=1, seed=0),
+    )
+    assert not trial.out_of_patience
 
 
 @pytest.mark.parametrize("reports", [1, 7, 20, 45])

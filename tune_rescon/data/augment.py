@@ -9,9 +9,6 @@ Shape legend: B images of a batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -20,235 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tune_rescon.data.policies import OPERATIONS, apply_each
+
 __all__ = [
-    "OPERATIONS",
-    "POLICIES",
-    "Policy",
-    "augment",
     "crop_and_flip",
     "cutmix",
     "cutmix_box",
+    "draw_boxes",
+    "erase",
+    "jitter_colors",
     "mixup",
     "one_hot",
-    "strengths",
+    "resized_crop_and_flip",
+    "rotate",
 ]
 
-
-FloatArray = npt.NDArray[np.float64]
-#: A function that changes uint8 images B x C x H x W, each by its strength.
-Operation = Callable[[Tensor, Tensor], Tensor]
-
-_BINS: Final = 31
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """Ranges of a published policy.
-
-    Attributes:
-        layers: Number of operations applied to each image in sequence.
-        bin: Strength of every operation, 0 to 30; None: drawn for each image.
-        shear: Largest shear, as a slope.
-        translate: Largest translation, as the sum of (share of the side, pixels).
-        rotate: Largest rotation, degrees.
-        colour: Largest change of a colour factor from 1.
-        bits: Largest number of bits that posterize removes.
-    """
-
-    layers: int
-    bin: int | None
-    shear: float
-    translate: tuple[float, float]
-    rotate: float
-    colour: float
-    bits: int
-
-
-POLICIES: Final[Mapping[str, Policy]] = {
-    # Cubuk et al., 2020: N = 2, M = 9 of 30.
-    "randaugment": Policy(
-        layers=2, bin=9, shear=0.3, translate=(150 / 331, 0), rotate=30, colour=0.9, bits=4
-    ),
-    # Müller and Hutter, 2021: the wide space.
-    "trivialaugment": Policy(
-        layers=1, bin=None, shear=0.99, translate=(0, 32), rotate=135, colour=0.99, bits=6
-    ),
-}
-
-
-def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Tensor:
-    """Apply a policy to a batch.
-
-    Args:
-        images_BCHW: Square uint8 images of 1 or 3 channels.
-        rng: Source of all random draws.
-        policy: The policy to apply.
-
-    Returns:
-        New images of the same shape and dtype.
-    """
-    batch, side = len(images_BCHW), images_BCHW.shape[-1]
-    names = list(OPERATIONS)
-    for _ in range(policy.layers):
-        drawn_B = rng.integers(len(names), size=batch)
-        bins_B = rng.integers(_BINS, size=batch) if policy.bin is None else np.full(batch, policy.bin)
-        signs_B = rng.choice((-1.0, 1.0), size=batch)
-        changed_BCHW = images_BCHW.clone()
-        for number, name in enumerate(names):
-            group = np.flatnonzero(drawn_B == number)
-            if len(group) == 0:
-                continue
-            by = strengths(name, bins_B[group], signs_B[group], policy, side=side)
-            group_B = torch.from_numpy(group).to(images_BCHW.device, non_blocking=True)
-            by_B = torch.from_numpy(by).float().to(images_BCHW.device, non_blocking=True)
-            changed_BCHW[group_B] = OPERATIONS[name](images_BCHW[group_B], by_B)
-        images_BCHW = changed_BCHW
-    return images_BCHW
-
-
-def strengths(
-    name: str, bins_B: npt.NDArray[np.int64], signs_B: FloatArray, policy: Policy, *, side: int
-) -> FloatArray:
-    """Return the strength of an operation at each bin, in the unit of the operation.
-
-    Shear: slope; translate: pixels; rotate: degrees; posterize: bits kept; solarize: level; others: factor.
-
-    Args:
-        name: Name of the operation.
-        bins_B: Bin of each image, 0 to 30.
-        signs_B: Direction of each operation, -1 or 1.
-        policy: Ranges of the operations.
-        side: Side of the images, pixels.
-
-    >>> strengths("rotate", np.array([30]), np.array([-1.0]), POLICIES["randaugment"], side=32)
-    array([-30.])
-    >>> strengths("posterize", np.array([0, 30]), np.array([1.0, 1.0]), POLICIES["randaugment"], side=32)
-    array([8., 4.])
-    """
-    part_B = bins_B / (_BINS - 1)
-    share, pixels = policy.translate
-    if name in ("shear_x", "shear_y"):
-        return signs_B * part_B * policy.shear
-    if name in ("translate_x", "translate_y"):
-        return np.trunc(signs_B * part_B * (share * side + pixels))
-    if name == "rotate":
-        return signs_B * part_B * policy.rotate
-    if name == "posterize":
-        return 8 - np.rint(part_B * policy.bits)
-    if name == "solarize":
-        return 255 * (1 - part_B)
-    return 1 + signs_B * part_B * policy.colour
-
-
-def _affine(images_BCHW: Tensor, rows: Sequence[Sequence[Tensor | float]], by_B: Tensor) -> Tensor:
-    """Sample the nearest pixel at ``rows @ (x, y, 1)``, measured from the image centre; outside is black."""
-    height, width = images_BCHW.shape[-2:]
-    # affine_grid uses half sides as units. These are Python numbers, because copying a tensor of them would
-    # wait for a GPU.
-    half = (width / 2, height / 2, 1.0)
-    cells_B = [
-        [(by_B * 0 + cell) * half[j] / half[i] for j, cell in enumerate(row)] for i, row in enumerate(rows)
-    ]
-    matrices_B23 = torch.stack([torch.stack(row, -1) for row in cells_B], 1)
-    grid_BHW2 = F.affine_grid(matrices_B23, list(images_BCHW.shape), align_corners=False)
-    return F.grid_sample(images_BCHW.float(), grid_BHW2, mode="nearest", align_corners=False).byte()
-
-
-def _shear_x(images_BCHW: Tensor, slope_B: Tensor) -> Tensor:
-    # As in the reference code of the policies, the top row does not move.
-    height = images_BCHW.shape[-2]
-    return _affine(images_BCHW, [[1, slope_B, slope_B * height / 2], [0, 1, 0]], slope_B)
-
-
-def _shear_y(images_BCHW: Tensor, slope_B: Tensor) -> Tensor:
-    width = images_BCHW.shape[-1]
-    return _affine(images_BCHW, [[1, 0, 0], [slope_B, 1, slope_B * width / 2]], slope_B)
-
-
-def _translate_x(images_BCHW: Tensor, pixels_B: Tensor) -> Tensor:
-    return _affine(images_BCHW, [[1, 0, -pixels_B], [0, 1, 0]], pixels_B)
-
-
-def _translate_y(images_BCHW: Tensor, pixels_B: Tensor) -> Tensor:
-    return _affine(images_BCHW, [[1, 0, 0], [0, 1, -pixels_B]], pixels_B)
-
-
-def _rotate(images_BCHW: Tensor, degrees_B: Tensor) -> Tensor:
-    angle_B = degrees_B.deg2rad()
-    sine_B, cosine_B = angle_B.sin(), angle_B.cos()
-    return _affine(images_BCHW, [[cosine_B, -sine_B, 0], [sine_B, cosine_B, 0]], angle_B)
-
-
-def _brightness(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    return _blend(images_BCHW, torch.zeros_like(images_BCHW), factor_B)
-
-
-def _color(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    if images_BCHW.shape[1] == 1:
-        return images_BCHW
-    return _blend(images_BCHW, _grey(images_BCHW), factor_B)
-
-
-def _contrast(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    return _blend(images_BCHW, _grey(images_BCHW).float().mean((1, 2, 3), keepdim=True), factor_B)
-
-
-def _sharpness(images_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    # The smoothing kernel of the reference code, which does not change the outermost pixels.
-    channels = images_BCHW.shape[1]
-    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images_BCHW.device)
-    kernel[:, :, 1, 1] = 5 / 13
-    smooth_BCHW = images_BCHW.float()
-    smooth_BCHW[..., 1:-1, 1:-1] = F.conv2d(images_BCHW.float(), kernel, groups=channels).round()
-    return _blend(images_BCHW, smooth_BCHW, factor_B)
-
-
-def _posterize(images_BCHW: Tensor, bits_B: Tensor) -> Tensor:
-    return images_BCHW & (256 - 2 ** (8 - _per_image(bits_B))).byte()
-
-
-def _solarize(images_BCHW: Tensor, level_B: Tensor) -> Tensor:
-    return torch.where(images_BCHW >= _per_image(level_B), 255 - images_BCHW, images_BCHW)
-
-
-def _grey(images_BCHW: Tensor) -> Tensor:
-    grey: Tensor = images_BCHW if images_BCHW.shape[1] == 1 else _torchvision().rgb_to_grayscale(images_BCHW)
-    return grey
-
-
-def _torchvision() -> ModuleType:
-    # The import takes seconds, so only trials that use these operations pay for it.
-    from torchvision.transforms.v2 import functional
-
-    module: ModuleType = functional
-    return module
-
-
-def _blend(images_BCHW: Tensor, other_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    factor_B111 = _per_image(factor_B)
-    return (images_BCHW * factor_B111 + other_BCHW * (1 - factor_B111)).clamp(0, 255).byte()
-
-
-def _per_image(values_B: Tensor) -> Tensor:
-    return values_B[:, None, None, None]
-
-
-OPERATIONS: Final[Mapping[str, Operation]] = {
-    "identity": lambda images_BCHW, _: images_BCHW,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
-    "rotate": _rotate,
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": lambda images_BCHW, _: _torchvision().autocontrast(images_BCHW),
-    "equalize": lambda images_BCHW, _: _torchvision().equalize(images_BCHW),
-}
+IntArray = npt.NDArray[np.int64]
 
 
 def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int, flip: bool) -> Tensor:
@@ -283,6 +67,167 @@ def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int
     return padded_BHWC[
         torch.arange(batch, device=device)[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]
     ]
+
+
+#: A box whose sides do not fit in the image is drawn again, so many times.
+_TRIES: Final = 10
+
+#: Area of an erased box as a share of the image, and its width divided by its height (Zhong et al., 2020).
+_ERASED_AREA: Final = (0.02, 0.33)
+_ERASED_RATIO: Final = (1 / 3.3, 1 / 0.3)
+
+#: The operations of colour jitter.
+_COLOURS: Final = ("brightness", "contrast", "color")
+
+
+def draw_boxes(
+    batch: int,
+    rng: np.random.Generator,
+    *,
+    side: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    largest: int,
+    otherwise: int,
+) -> IntArray:
+    """Draw a box in each image: a uniform area, a log-uniform ratio of its sides, and a uniform position.
+
+    Args:
+        batch: Number of boxes.
+        rng: Source of all random draws.
+        side: Side of the images, pixels.
+        area: Range of the box's area, as a share of the image's area.
+        ratio: Range of the box's width divided by its height.
+        largest: Largest side of a box, pixels.
+        otherwise: Side of the box if none of ten draws fits, pixels.
+
+    Returns:
+        Top, left, height and width of each box, B x 4, pixels.
+    """
+    areas_BT = side * side * rng.uniform(*area, size=(batch, _TRIES))
+    ratios_BT = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=(batch, _TRIES)))
+    sides_B2T = np.rint(np.sqrt(np.stack([areas_BT / ratios_BT, areas_BT * ratios_BT], axis=1)))
+    fits_BT = ((sides_B2T > 0) & (sides_B2T <= largest)).all(axis=1)
+    sides_B2 = sides_B2T[np.arange(batch), :, fits_BT.argmax(axis=1)].astype(np.int64)
+    sides_B2[~np.any(fits_BT, axis=1)] = otherwise
+    return np.hstack([rng.integers(0, side - sides_B2 + 1), sides_B2])
+
+
+def resized_crop_and_flip(
+    images_BCHW: Tensor, rng: np.random.Generator, *, smallest: float, ratio: float, flip: bool, side: int
+) -> Tensor:
+    """Scale a random box of each image to a square, and mirror it with probability one half.
+
+    As torchvision's ``RandomResizedCrop``, bilinear with antialiasing. Two matrix products do it for the
+    whole batch, although the boxes differ in size.
+
+    Args:
+        images_BCHW: Square uint8 images.
+        rng: Source of all random draws.
+        smallest: Smallest area of a box, as a share of the image's area; the largest is 1.
+        ratio: Largest width of a box divided by its height; the smallest is its inverse.
+        flip: Mirror left to right.
+        side: Side of the result, pixels.
+
+    Returns:
+        New uint8 images, ``side`` square.
+    """
+    batch, stored = len(images_BCHW), images_BCHW.shape[-1]
+    boxes_B4 = draw_boxes(
+        batch,
+        rng,
+        side=stored,
+        area=(smallest, 1),
+        ratio=(1 / ratio, ratio),
+        largest=stored,
+        otherwise=stored,
+    )
+    mirrored_B1 = rng.random((batch, 1)) < 0.5 if flip else np.zeros((batch, 1))
+    draws_B5 = torch.from_numpy(np.hstack([boxes_B4, mirrored_B1]).astype(np.float32))
+    top_B, left_B, height_B, width_B, mirrored_B = draws_B5.to(images_BCHW.device, non_blocking=True).unbind(
+        1
+    )
+    rows_BLH = _bilinear(top_B, height_B, torch.zeros_like(mirrored_B), stored, side)
+    columns_BLW = _bilinear(left_B, width_B, mirrored_B, stored, side)
+    scaled_BCLL = rows_BLH[:, None] @ images_BCHW.float() @ columns_BLW[:, None].mT
+    return scaled_BCLL.round_().clamp_(0, 255).byte()
+
+
+def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, stored: int, side: int) -> Tensor:
+    """Return the weights (B x L x N) by which N = ``stored`` pixels of a line become L = ``side`` pixels.
+
+    They are those of torch's bilinear interpolation with antialiasing, of the part of the line from
+    ``start_B`` on; no other pixel has a weight.
+    """
+    place_L, place_N = (torch.arange(count, device=start_B.device) + 0.5 for count in (side, stored))
+    place_BL = torch.where(mirrored_B[:, None].bool(), side - place_L, place_L)
+    scale_B1 = (length_B / side)[:, None]
+    centre_BL1 = (start_B[:, None] + scale_B1 * place_BL)[..., None]
+    inside_BN = (place_N > start_B[:, None]) & (place_N < (start_B + length_B)[:, None])
+    distance_BLN = (place_N - centre_BL1).abs() / scale_B1.clamp(min=1)[..., None]
+    weights_BLN = (1 - distance_BLN).clamp(min=0) * inside_BN[:, None]
+    return weights_BLN / weights_BLN.sum(-1, keepdim=True)
+
+
+def rotate(images_BCHW: Tensor, rng: np.random.Generator, *, degrees: float) -> Tensor:
+    """Rotate each uint8 image about its centre by an angle between ``-degrees`` and ``degrees``.
+
+    As torchvision's ``RandomRotation``: each pixel is the nearest one of the image; outside is black.
+    """
+    angles_B = torch.from_numpy(rng.uniform(-degrees, degrees, size=len(images_BCHW)))
+    return OPERATIONS["rotate"](images_BCHW, angles_B.float().to(images_BCHW.device, non_blocking=True))
+
+
+def jitter_colors(images_BCHW: Tensor, rng: np.random.Generator, *, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of each uint8 image, in a random order.
+
+    As torchvision's ``ColorJitter``: each by a factor between ``1 - strength`` and ``1 + strength``.
+    """
+    batch = len(images_BCHW)
+    factors_B3 = rng.uniform(1 - strength, 1 + strength, size=(batch, len(_COLOURS)))
+    order_B3 = rng.permuted(np.tile(np.arange(len(_COLOURS)), (batch, 1)), axis=1)
+    for chosen_B in order_B3.T:
+        images_BCHW = apply_each(
+            images_BCHW,
+            chosen_B,
+            _COLOURS,
+            lambda name, group: factors_B3[group, _COLOURS.index(name)],
+        )
+    return images_BCHW
+
+
+def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) -> Tensor:
+    """Set a random box of each image to 0, with this probability.
+
+    As torchvision's ``RandomErasing``, of which every default is used.
+
+    Args:
+        images_BCHW: Square normalised images, in which 0 is the mean colour.
+        rng: Source of all random draws.
+        probability: Share of the images in which a box is erased.
+
+    Returns:
+        New images of the same shape.
+    """
+    batch, side = len(images_BCHW), images_BCHW.shape[-1]
+    boxes_B4 = draw_boxes(
+        batch,
+        rng,
+        side=side,
+        area=_ERASED_AREA,
+        ratio=_ERASED_RATIO,
+        largest=side - 1,
+        otherwise=0,
+    )
+    boxes_B4[rng.random(batch) >= probability, 2:] = 0
+    boxes_B41 = torch.from_numpy(boxes_B4)[..., None].to(images_BCHW.device, non_blocking=True)
+    top_B1, left_B1, height_B1, width_B1 = boxes_B41.unbind(1)
+    place_L = torch.arange(side, device=images_BCHW.device)
+    rows_BH = (place_L >= top_B1) & (place_L < top_B1 + height_B1)
+    columns_BW = (place_L >= left_B1) & (place_L < left_B1 + width_B1)
+    erased_BHW = rows_BH[:, :, None] & columns_BW[:, None, :]
+    # The copy keeps the memory format, which masked_fill does not.
+    return images_BCHW.clone().masked_fill_(erased_BHW[:, None], 0)
 
 
 def one_hot(labels_B: Tensor, classes: int) -> Tensor:

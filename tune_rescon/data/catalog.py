@@ -317,7 +317,7 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetInfo:
         held = held_out_counts(counts, drawn)
         counts, test = [count - out for count, out in zip(counts, held, strict=True)], sum(held)
     rule = split_rule(dataset, own_validation=bool(listing.val.names), has_test=bool(test))
-    check_counts(counts, listing.class_names, rule)
+    check_counts(counts, listing.class_names, rule, tested=drawn is not None)
     train, val = cut_sizes(sum(counts), classes, rule)
     val = val or _at_most(dataset.limit, len(listing.val.names))
     stands_in = validation_tests(dataset, has_test=bool(test))

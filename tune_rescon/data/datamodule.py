@@ -15,11 +15,21 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data.augment import POLICIES, augment, crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.augment import (
+    crop_and_flip,
+    cutmix,
+    erase,
+    jitter_colors,
+    mixup,
+    one_hot,
+    resized_crop_and_flip,
+    rotate,
+)
 from tune_rescon.data.batch_sources import Part, choose_supply
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBatches, augmentation_rng
 from tune_rescon.data.pixels import Normalization
+from tune_rescon.data.policies import POLICIES, augment
 
 __all__ = [
     "ImageDataModule",
@@ -125,7 +135,7 @@ class ImageDataModule(LightningDataModule):
         return (self.prepare(batch.to(device)) for batch in self._in_order("val", device))
 
     def prepare(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
-        """Augment (training batches only), resize, normalise, mix.
+        """Augment (training batches only), resize, normalise, erase, mix.
 
         Returns:
             images_BCHW: float32, ``image_size`` square.
@@ -134,13 +144,36 @@ class ImageDataModule(LightningDataModule):
         if batch.place is None:
             return self._to_input(batch.images_BHWC.permute(0, 3, 1, 2)), batch.labels_B
         rng = augmentation_rng(batch.place, seed=self.seed)
-        images_BHWC = crop_and_flip(
-            batch.images_BHWC, rng, padding=self.config.crop_padding, flip=self.config.flip
+        images_BCHW = self._augment(self._crop(batch.images_BHWC, rng), rng)
+        images_BCHW = self._to_input(images_BCHW)
+        if self.config.random_erasing:
+            images_BCHW = erase(images_BCHW, rng, probability=self.config.random_erasing)
+        return self._mix(images_BCHW, batch.labels_B, rng)
+
+    def _crop(self, images_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return crops in channels-first order: of the stored side, or already of the network's."""
+        config = self.config
+        if config.crop_scale == 1:
+            cropped_BHWC = crop_and_flip(images_BHWC, rng, padding=config.crop_padding, flip=config.flip)
+            return cropped_BHWC.permute(0, 3, 1, 2)
+        return resized_crop_and_flip(
+            images_BHWC.permute(0, 3, 1, 2),
+            rng,
+            smallest=config.crop_scale,
+            ratio=config.crop_ratio,
+            flip=config.flip,
+            side=self.image_size,
         )
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2)
+
+    def _augment(self, images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return bytes with other geometry and colours."""
+        if self.config.rotation:
+            images_BCHW = rotate(images_BCHW, rng, degrees=self.config.rotation)
+        if self.config.color_jitter:
+            images_BCHW = jitter_colors(images_BCHW, rng, strength=self.config.color_jitter)
         if self.config.augment != "none":
             images_BCHW = augment(images_BCHW, rng, POLICIES[self.config.augment])
-        return self._mix(self._to_input(images_BCHW), batch.labels_B, rng)
+        return images_BCHW
 
     def _mix(self, images_BCHW: Tensor, labels_B: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         mixes = [
@@ -162,6 +195,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed,
             epoch=epoch,
             first=first,
+            balanced_N=self.dataset.train.labels_N if self.config.class_sampling == "balanced" else None,
         )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:

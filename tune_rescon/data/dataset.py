@@ -119,11 +119,13 @@ def open_dataset(
         source, cache_root, skip_bad=dataset.on_bad_image == "skip", progress=progress
     )
     classes = len(cache.meta.class_names)
-    rows = _with_test(_part_rows(cache), cache, dataset)
+    parts = _part_rows(cache)
+    rows = _with_test(parts, cache, dataset)
     has_test = bool(len(rows["test"]))
     rule = split_rule(dataset, own_validation=bool(len(rows["val"])), has_test=has_test)
     train_labels_N = cache.labels_N[rows["train"]]
-    check_counts(np.bincount(train_labels_N, minlength=classes).tolist(), cache.meta.class_names, rule)
+    counts = np.bincount(train_labels_N, minlength=classes).tolist()
+    check_counts(counts, cache.meta.class_names, rule, tested=len(rows["train"]) < len(parts["train"]))
     cut = stratified_split(train_labels_N, classes, rule)
     held_out = {
         part: rows[part][draw_subset(cache.labels_N[rows[part]], classes, dataset.limit, dataset.split_seed)]

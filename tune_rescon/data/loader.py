@@ -16,7 +16,16 @@ from torch import Tensor
 
 from tune_rescon.data.batch_sources import BatchSource
 
-__all__ = ["WHOLE", "Batches", "RawBatch", "Shard", "ShuffledBatches", "augmentation_rng", "epoch_order"]
+__all__ = [
+    "WHOLE",
+    "Batches",
+    "RawBatch",
+    "Shard",
+    "ShuffledBatches",
+    "augmentation_rng",
+    "balanced_order",
+    "epoch_order",
+]
 
 
 IntArray = npt.NDArray[np.int64]
@@ -104,6 +113,33 @@ def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
     return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
 
 
+def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
+    """Return the order of the images in an epoch that shows each class equally often.
+
+    The classes' numbers of images differ by one at most; chance decides which classes have one more. Within a
+    class, no image is shown twice more often than another one. The order has as many images as the split.
+
+    Args:
+        labels_N: Classes of the images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
+    """
+    rng = np.random.default_rng((_ORDER_STREAM, seed, epoch))
+    present = np.unique(labels_N)
+    each, more = divmod(len(labels_N), len(present))
+    shown = [
+        _repeated(np.flatnonzero(labels_N == label), each + (place < more), rng)
+        for place, label in enumerate(rng.permutation(present))
+    ]
+    return rng.permutation(np.concatenate(shown))
+
+
+def _repeated(positions: IntArray, count: int, rng: np.random.Generator) -> IntArray:
+    """Return ``count`` of the positions: all of them in a random order, again and again."""
+    passes = -(-count // len(positions))
+    return np.concatenate([positions[:0], *(rng.permutation(positions) for _ in range(passes))])[:count]
+
+
 def augmentation_rng(place: tuple[int, ...], *, seed: int) -> np.random.Generator:
     """Return the random generator for the augmentation of one training batch, or of one shard of it."""
     return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
@@ -147,11 +183,14 @@ class ShuffledBatches(Batches):
         seed: Seed of the order.
         epoch: Called at the start of each pass; returns the epoch, counted from 0.
         first: Returns, for an epoch, the number of the first batch of its pass.
+        balanced_N: Classes of the images, if each class is to be shown equally often; None: each image is
+            shown once.
     """
 
     seed: int
     epoch: Callable[[], int]
     first: Callable[[int], int] = lambda _: 0
+    balanced_N: IntArray | None = None
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -162,8 +201,13 @@ class ShuffledBatches(Batches):
         """Yield the batches of one pass."""
         epoch, rank = self.epoch(), self.share.rank
         first = self.first(epoch)
-        order = epoch_order(len(self.images), seed=self.seed, epoch=epoch)[: len(self) * self.batch_size]
+        order = self._order(epoch)[: len(self) * self.batch_size]
         order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
         for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size), start=first):
             place = (epoch, number, rank) if rank else (epoch, number)
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)
+
+    def _order(self, epoch: int) -> IntArray:
+        if self.balanced_N is None:
+            return epoch_order(len(self.images), seed=self.seed, epoch=epoch)
+        return balanced_order(self.balanced_N, seed=self.seed, epoch=epoch)

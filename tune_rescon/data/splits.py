@@ -17,6 +17,7 @@ from tune_rescon.errors import DataError, format_error
 __all__ = [
     "Cut",
     "SplitRule",
+    "balanced_class_weights",
     "check_counts",
     "cut_sizes",
     "draw_subset",
@@ -126,13 +127,16 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     return used - val, val
 
 
-def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -> None:
+def check_counts(
+    counts: Sequence[int], names: Sequence[str], rule: SplitRule, *, tested: bool = False
+) -> None:
     """Check that every class has an image for each side.
 
     Args:
         counts: Number of training images of each class.
         names: Names of the classes.
         rule: The rule of the split.
+        tested: True if test images were held out before, which the counts leave out.
 
     Raises:
         DataError: A class has no training image, or only one although validation images are drawn from them.
@@ -143,7 +147,8 @@ def check_counts(counts: Sequence[int], names: Sequence[str], rule: SplitRule) -
         raise DataError(
             format_error(
                 f"every class needs at least {need} training images"
-                + (", one to train and one to validate" if need == 2 else ""),
+                + (", one to train and one to validate" if need == 2 else "")
+                + (", besides those that `dataset.test_fraction` holds out" if tested else ""),
                 got=", ".join(short[:5]),
                 where="dataset",
                 hint="Add images" + (", or put a val/ folder beside train/." if need == 2 else "."),
@@ -222,6 +227,23 @@ def with_label_noise(labels_N: IntArray, classes: int, share: float, seed: int) 
     noisy_N = labels_N.copy()
     noisy_N[chosen] = (noisy_N[chosen] + rng.integers(1, classes, len(chosen))) % classes
     return noisy_N
+
+
+def balanced_class_weights(labels_N: IntArray, classes: int) -> tuple[float, ...]:
+    """Return a weight for each class, inverse to its number of images; the mean over the images is 1.
+
+    These are scikit-learn's weights ``balanced``: N / (K x images of the class). Label noise can leave a
+    class without an image; such a class is weighted as one with one image.
+
+    Args:
+        labels_N: Classes of the training images.
+        classes: Number of classes.
+
+    >>> balanced_class_weights(np.array([0, 0, 0, 1]), 2)
+    (0.6666666666666666, 2.0)
+    """
+    counts_K = np.maximum(np.bincount(labels_N, minlength=classes), 1)
+    return tuple(float(weight) for weight in len(labels_N) / (classes * counts_K))
 
 
 def _class_orders(labels_N: IntArray, classes: int, seed: int) -> list[IntArray]:

@@ -59,6 +59,7 @@ def predictions(
     placement: DeviceConfig,
     *,
     top: int,
+    mirrored: bool = False,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each picture; move the network to the device of ``placement``.
 
@@ -68,6 +69,7 @@ def predictions(
         batches: The decoded pictures.
         placement: Device and precision of the forward pass.
         top: Maximum number of classes per picture.
+        mirrored: Also classify each picture's mirror image, and return the means of the two probabilities.
     """
     classifier = placement.network(Classifier(network, about).eval())
     top = min(top, len(about.class_names))
@@ -76,6 +78,9 @@ def predictions(
             with placement.active(), placement.autocast():
                 pixels_BCHW = placement.images(pixels(batch, about, placement.device))
                 probabilities_BK = classifier(pixels_BCHW).float()
+                if mirrored:
+                    flipped_BK = classifier(placement.images(pixels_BCHW.flip(-1))).float()
+                    probabilities_BK = (probabilities_BK + flipped_BK) / 2
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):
                 named = tuple((about.class_names[k], value) for k, value in zip(places, values, strict=True))

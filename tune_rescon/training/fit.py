@@ -21,6 +21,7 @@ from typing_extensions import override
 from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.batch_sources import Part, release
+from tune_rescon.data.splits import balanced_class_weights
 from tune_rescon.models import build_from_spec
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
@@ -342,6 +343,7 @@ class FitAttempt:
                 compiling=compiling,
                 recomputes=record.recomputes,
                 recorder=self.recorder,
+                class_weights=self._class_weights(),
             ),
             classes=self.dataset.classes,
             epochs=record.epochs,
@@ -349,6 +351,11 @@ class FitAttempt:
             eval_metrics=self._eval_metrics(),
             peers=self.peers,
         )
+
+    def _class_weights(self) -> tuple[float, ...] | None:
+        if self.start.record.config.class_weights == "none":
+            return None
+        return balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
 
     def _eval_metrics(self) -> EpochMetrics:
         if self._once:

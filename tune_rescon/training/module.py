@@ -43,7 +43,7 @@ Contexts = Callable[[], contextlib.AbstractContextManager[object]]
 
 @dataclass(frozen=True, kw_only=True)
 class StepExecution:
-    """How steps are computed: where, and by which means to save time or memory."""
+    """How steps are computed: where, by which means to save time or memory, and how classes are weighted."""
 
     placement: DeviceConfig
     """The device and the precision."""
@@ -57,6 +57,8 @@ class StepExecution:
     recorder: GraphCapture | None = None
     """Records the first step, which is then replayed for all batches of the same shape; None: steps run
     without a recording. It must be None with micro-batches, because their gradients are added up."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the training loss; None: all classes weigh the same."""
 
 
 class TrialModule(pl.LightningModule):
@@ -99,6 +101,10 @@ class TrialModule(pl.LightningModule):
         self._peers = peers
         self._config = config
         self._micro_batches = self._judged_pieces = execution.micro_batches
+        weights = execution.class_weights
+        self._class_weights_K = (
+            None if weights is None else torch.tensor(weights, device=self._placement.device)
+        )
         recorder = execution.recorder
         self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
         # Compiled code includes the casts.
@@ -130,7 +136,7 @@ class TrialModule(pl.LightningModule):
         return logits_BK.float()
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the training loss: cross entropy with the configured label smoothing.
+        """Return the training loss: cross entropy with the configured label smoothing and class weights.
 
         With several micro-batches this is the loss of the first one, weighted by its share. :meth:`backward`
         runs the others one by one: each starts after the previous one's gradient is computed and its
@@ -180,7 +186,15 @@ class TrialModule(pl.LightningModule):
     ) -> tuple[Tensor, Tensor]:
         with self._shapes():
             logits_BK = self.logits(network, images_BCHW)
-        return F.cross_entropy(logits_BK, targets, label_smoothing=self._config.label_smoothing), logits_BK
+        smoothing = self._config.label_smoothing
+        if self._class_weights_K is None:
+            return F.cross_entropy(logits_BK, targets, label_smoothing=smoothing), logits_BK
+        summed = F.cross_entropy(
+            logits_BK, targets, self._class_weights_K, label_smoothing=smoothing, reduction="sum"
+        )
+        # torch's own mean divides by the weights of this batch's labels. The mean over the images makes the
+        # loss of soft targets, of micro-batches and of several processes the loss of the whole batch.
+        return summed / len(targets), logits_BK
 
     def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
         """Return the loss, the logits, and the gradients of all parameters."""

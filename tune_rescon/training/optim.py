@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.optimizers import Lion, Muon
 
 __all__ = [
     "AveragedNetwork",
     "batch_norm_statistics",
     "constant",
     "cosine",
-    "decay_groups",
+    "cosine_restarts",
     "ema_decay_at",
+    "layer_names",
     "make_optimizer",
     "make_scheduler",
     "multistep",
+    "parameter_groups",
     "reestimate_batch_norm",
     "schedule_of",
     "warmup_stable_decay",
@@ -50,6 +54,8 @@ def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) 
             return lambda step: multistep(step, total_steps, warmup_steps, fractions=config.step_fractions)
         case "cosine":
             return lambda step: cosine(step, total_steps, warmup_steps)
+        case "cosine_restarts":
+            return lambda step: cosine_restarts(step, total_steps, warmup_steps, cycles=config.cycles)
         case "warmup_stable_decay":
             return lambda step: warmup_stable_decay(
                 step, total_steps, warmup_steps, decay_fraction=config.decay_fraction
@@ -103,6 +109,27 @@ def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * _progress(step, warmup_steps, total_steps)))
 
 
+def cosine_restarts(step: int, total_steps: int, warmup_steps: int = 0, *, cycles: int) -> float:
+    """Return half a cosine for each of ``cycles`` equal parts of the training after the warm-up.
+
+    Loshchilov & Hutter 2017, eq. 5, with T_mult = 1.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        cycles: number of parts; 1 is :func:`cosine`.
+
+    >>> [round(cosine_restarts(step, 210, 10, cycles=2), 3) for step in (0, 10, 60, 109, 110, 160, 210)]
+    [0.1, 1.0, 0.5, 0.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps)
+    done = cycles * _progress(step, warmup_steps, total_steps)
+    within = done - math.floor(done) if done < cycles else 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * within))
+
+
 def warmup_stable_decay(
     step: int, total_steps: int, warmup_steps: int = 0, *, decay_fraction: float = 0.2
 ) -> float:
@@ -132,23 +159,72 @@ def _progress(step: float, start: float, end: float) -> float:
     return min(1.0, max(0.0, (step - start) / (end - start))) if end > start else 1.0
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups: weights of convolutions and linear layers decay; 1-d parameters do not.
+def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, Any]]:
+    """Return the groups of parameters that an optimizer treats alike: by weight decay, layer and kind.
 
-    The authors' Caffe solver decays every convolution and the classifier. Its batch norms keep scale and
-    shift separately. Decaying these, or biases, only has an effect that the next normalisation undoes (He et
-    al. 2019, section 3.1), so they are left out here. The 1-d parameters are exactly these: batch norm's
-    scale and shift, and biases.
+    Weights of convolutions and linear layers decay; 1-d parameters do not. The authors' Caffe solver decays
+    every convolution and the classifier. Its batch norms keep scale and shift separately. Decaying these, or
+    biases, only has an effect that the next normalisation undoes (He et al. 2019, section 3.1), so they are
+    left out here. The 1-d parameters are exactly these: batch norm's scale and shift, and biases.
+
+    With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier's groups,
+    which have the highest rate, are the first ones. With Muon, ``matrix`` tells its groups from AdamW's,
+    which are the 1-d parameters and the classifier.
+
+    Args:
+        network: the network to train.
+        config: the optimiser and its parameters.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    layers = layer_names(trained)
+    depth = len(set(layers.values()))
+    numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
+    last_matrix = max((n for n, (name, weight) in enumerate(trained.items()) if weight.ndim > 1), default=-1)
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    for place, (name, weight) in enumerate(trained.items()):
+        below = depth - 1 - numbers[layers[name]] if config.layer_decay < 1 else 0
+        decays = weight.ndim > 1
+        matrix = config.optimizer == "muon" and decays and place != last_matrix
+        group = groups.setdefault(
+            (below, not decays, matrix),
+            {"params": [], "weight_decay": config.weight_decay if decays else 0.0},
+        )
+        group["params"].append(weight)
+        if config.layer_decay < 1:
+            group["lr"] = config.learning_rate * config.layer_decay**below
+        if config.optimizer == "muon":
+            group["matrix"] = matrix
+    return [groups[key] for key in sorted(groups)]
+
+
+#: The layer of a parameter, by its name: the opening units of a stage, an attention module, a final unit or
+#: block of a list, or a whole child of the network.
+_LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|blocks|layer\d*)\.\d+|[^.]+")
+
+
+def layer_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each parameter's layer. A norm belongs to the layer before it.
+
+    Args:
+        names: the names of the parameters, from the first layer to the classifier.
+
+    >>> layer_names(["stem.0.weight", "stages.0.opening.0.a", "final.0.b", "norm.weight", "classifier.bias"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0.opening', 'final.0.b': 'final.0',
+     'norm.weight': 'final.0', 'classifier.bias': 'classifier'}
+    """
+    found: dict[str, str] = {}
+    layer = ""
+    for name in names:
+        match = _LAYER.match(name)
+        assert match is not None, name
+        layer = layer if layer and match[0].startswith("norm") else match[0]
+        found[name] = layer
+    return found
 
 
 def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.device) -> Optimizer:
-    """Return SGD or AdamW over ``network``'s parameters, which must already be on ``device``.
+    """Return the configured optimizer over ``network``'s parameters, which must already be on ``device``.
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
 
@@ -157,18 +233,21 @@ def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.dev
         config: the optimiser and its parameters.
         device: the device of ``network``.
     """
-    groups = decay_groups(network, config.weight_decay)
+    groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
     fused = True if device.type in ("cuda", "cpu") else None
-    if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
-    return SGD(
-        groups,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        # Nesterov's look-ahead follows the momentum, so torch rejects it without momentum.
-        nesterov=config.nesterov and config.momentum > 0,
-        fused=fused,
-    )
+    match config.optimizer:
+        case "adamw":
+            return AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
+        case "rmsprop":
+            return RMSprop(groups, lr=rate, momentum=momentum)
+        case "lion":
+            return Lion(groups, lr=rate, betas=(momentum, 0.99))
+        case "muon":
+            return Muon(groups, lr=rate, betas=(momentum, 0.999), nesterov=config.nesterov)
+        case _:
+            # Nesterov's look-ahead follows the momentum, so torch rejects it without momentum.
+            nesterov = config.nesterov and momentum > 0
+            return SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def make_scheduler(optimizer: Optimizer, multiplier: Callable[[int], float]) -> LambdaLR:

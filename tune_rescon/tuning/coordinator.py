@@ -217,6 +217,10 @@ class Coordinator:
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)
+        if verdict == Verdict(decision=Decision.STOP) and trial.out_of_patience:
+            self.note(
+                number, f"stopped after epoch {epoch}: {trial.metric} was best at epoch {trial.best_epoch}"
+            )
         self._act(trial)
         if verdict.decision is Decision.CONTINUE and self._ending_now:
             self._interrupt_trial(number)
@@ -387,7 +391,8 @@ class Coordinator:
 
     def _judge(self, trial: TrialRecord) -> Verdict:
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
-        if verdict.decision in (Decision.CONTINUE, Decision.PAUSE) and self._past_deadline():
+        could_continue = verdict.decision in (Decision.CONTINUE, Decision.PAUSE)
+        if could_continue and (trial.out_of_patience or self._past_deadline()):
             return Verdict(decision=Decision.STOP)
         return verdict
 

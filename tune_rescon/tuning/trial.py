@@ -197,6 +197,15 @@ class TrialRecord:
         return -chosen[1]
 
     @property
+    def out_of_patience(self) -> bool:
+        """True if the metric has not become better for as many epochs as the trial's ``patience``.
+
+        A metric that only the last epoch has does not count.
+        """
+        patience = 0 if self.origin is None else int(self.origin.config.get("patience", 0))
+        return 0 < patience <= self.epochs - self.best_epoch and self.best_epoch > 0
+
+    @property
     def best_value(self) -> float:
         """The metric at :attr:`best_epoch`; nan if no value is finite."""
         return self.values[self.best_epoch - 1] if self.best_epoch else math.nan
