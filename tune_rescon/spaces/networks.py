@@ -1,6 +1,7 @@
 """The networks that a space can request, and a check that all of them exist.
 
-Networks are resolved from numbers (:func:`tune_rescon.models.resolve_network`), so the check is cheap. The
+Networks are resolved from numbers (:func:`tune_rescon.models.describe_network`), so the check is cheap; of a
+network from elsewhere it checks that the other fields apply to it, and not that it exists. The
 product of a large space is still cut off; a network beyond the cut is checked when its trial is built.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, check_field
 from tune_rescon.errors import NetworkError
-from tune_rescon.models import resolve_network
+from tune_rescon.models import describe_network
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     FloatParameter,
@@ -32,6 +33,10 @@ _LONGEST_RANGE: Final = 64
 #: Fields that decide whether a network exists, the most likely cause first.
 _FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
 
+#: Fields that may not apply to a network from elsewhere. They matter only where a space names one.
+_EXTERNAL: Final = ("network", "pretrained")
+_APPLICABLE: Final = ("attention", "attention_learning", "drop_path", "init_from", *_EXTERNAL)
+
 
 def corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield combinations of the searched ``fields``: all choices, and the bounds of long ranges."""
@@ -41,11 +46,11 @@ def corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Ite
 
 def missing_networks(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
     """Yield a problem for each value that requests a network that does not exist, at that value's path."""
-    shared = {
-        name: value for name, value in fixed.items() if name in _FIELDS and not check_field(name, value)
-    }
+    external = any(name in fixed or name in parameters for name in _EXTERNAL)
+    fields = (*_FIELDS, *_APPLICABLE) if external else _FIELDS
+    shared = {name: value for name, value in fixed.items() if name in fields and not check_field(name, value)}
     reported: set[Path] = set()
-    for chosen in corners(parameters, _FIELDS):
+    for chosen in corners(parameters, fields):
         wanted = shared | chosen
         error = _error(wanted)
         if error is None:
@@ -76,7 +81,7 @@ def _looked_at(parameter: Parameter) -> Sequence[Any]:
 def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
     try:
         # The number of classes and of image channels does not decide whether a network exists.
-        resolve_network(TrialConfig.from_dict(wanted), classes=10, in_channels=3)
+        describe_network(TrialConfig.from_dict(wanted), classes=10, in_channels=3)
     except NetworkError as error:
         return error
     return None
@@ -84,7 +89,7 @@ def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
 
 def _blamed(wanted: Mapping[str, Any]) -> str:
     """Return the field without which the network would exist, or the first field if several are to blame."""
-    given = [name for name in _FIELDS if name in wanted]
+    given = [name for name in (*_FIELDS, *_APPLICABLE) if name in wanted]
     for name in given:
         if _error({other: value for other, value in wanted.items() if other != name}) is None:
             return name

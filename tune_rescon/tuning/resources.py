@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import ResourceError, format_error
-from tune_rescon.models import count, resolve_network
+from tune_rescon.models import describe_network, network_cost
 from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
 
@@ -325,7 +325,7 @@ Measure = Callable[[TrialConfig, DatasetInfo], "Occupancy | None"]
 
 #: Fields that determine the cost of a training step.
 _SHARING_FIELDS: Final = (
-    *("dataset", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
+    *("dataset", "network", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
     *("batch_size", "precision", "optimizer", "compile", "cuda_graphs", "checkpoint_activations"),
 )
 
@@ -392,8 +392,8 @@ def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[Trial
 
     def step_macs(config: TrialConfig) -> int:
         images = facts[config.dataset or space.dataset.name]
-        spec = resolve_network(config, classes=images.classes, in_channels=images.channels)
-        return count(spec).macs * config.batch_size
+        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
+        return network_cost(spec).macs * config.batch_size
 
     config = max(seen, key=step_macs)
     return config, facts[config.dataset or space.dataset.name]
@@ -403,6 +403,7 @@ def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[Trial
 #: into the smallest micro-batches.
 _MEMORY_FIELDS: Final = (
     "dataset",
+    "network",
     "preset",
     "layout",
     "depth",

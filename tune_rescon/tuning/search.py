@@ -37,6 +37,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     Prepared,
     anchored,
+    check_external_networks,
     check_metric_functions,
     check_same_images,
     check_weights,
@@ -134,6 +135,7 @@ def run_search(
     if options.tensorboard:
         check_tensorboard()
     check_metric_functions(space)
+    check_external_networks(space)
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
@@ -151,6 +153,7 @@ def run_search(
         prepared = prepare_data(space, options)
         if resumed is not None:
             check_same_images(resumed[0], prepared)
+        check_external_networks(space, _facts(prepared))
         check_weights(space, weights, _facts(prepared))
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
