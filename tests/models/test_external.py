@@ -115,7 +115,7 @@ def test_counting_is_done_once_and_draws_no_random_numbers() -> None:
         (
             "timm/resnet18.nosuch",
             {},
-            r"network: must name weights that timm knows.* They are resnet18\.a1_in1k",
+            r"must name weights that timm knows.* They are resnet18\.a1_in1k",
         ),
         ("timm/vgg11", {"drop_path": 0.1}, "drop_path: timm's vgg11 has no dropped paths"),
         ("timm/inception_v3", {}, r"network timm/inception_v3: must map images \(2, 3, 32, 32\)"),
