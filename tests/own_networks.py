@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["broken", "no_network", "reading", "small", "unused", "wrong_logits"]
+__all__ = ["broken", "no_network", "normalised", "reading", "small", "unused", "wrong_logits"]
 
 #: How often :func:`small` was called.
 CALLS: list[int] = []
@@ -41,6 +41,12 @@ class Unused(nn.Module):
 
 def unused(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     return Unused(in_channels * image_size**2, num_classes)
+
+
+def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Its linear layer's weight is computed from two parameters."""
+    linear = nn.Linear(in_channels * image_size**2, num_classes)
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
 
 
 def reading(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

@@ -82,7 +82,7 @@ def test_it_is_no_residual_attention_network() -> None:
 def test_its_parameters_are_those_that_timm_counts(name: str) -> None:
     import timm
 
-    options = {"img_size": 64} if name == "test_vit" else {}
+    options: dict[str, Any] = {"img_size": 64} if name == "test_vit" else {}
     network = timm.create_model(name, num_classes=7, in_chans=1, **options)
     cost = network_cost(spec_of(f"timm/{name}", classes=7, in_channels=1, image_size=64))
     assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
@@ -164,12 +164,14 @@ def test_one_channel_has_the_mean_of_the_colours() -> None:
         pretrained_images(spec_of("timm/convnext_atto", in_channels=channels)) for channels in (3, 1)
     )
     assert colour.mean == (0.485, 0.456, 0.406)
-    assert grey.mean == (pytest.approx(sum(colour.mean) / 3),)
+    assert list(grey.mean) == pytest.approx([sum(colour.mean) / 3])
     assert colour.interpolation == "bicubic"
 
 
 @pytest.mark.torch
 def test_paths_are_dropped_as_often_as_asked() -> None:
+    from timm.layers import DropPath
+
     network = build_described(spec_of("timm/resnet18", drop_path=0.3))
-    rates = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
     assert max(rates) == pytest.approx(0.3)

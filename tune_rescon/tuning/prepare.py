@@ -158,13 +158,17 @@ _EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "dr
 
 
 def external_trials(space: Space) -> list[TrialConfig]:
-    """Return a trial for each network from elsewhere in ``space`` and each set of its arguments."""
+    """Return a trial for each network from elsewhere in ``space`` and each set of its arguments.
+
+    Of several rates of dropped paths it has the largest.
+    """
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []
     known = {name: value for name, value in space.fixed.items() if name in _EXTERNAL_FIELDS}
     rows = [{**known, **chosen} for chosen in corners(space.parameters, _EXTERNAL_FIELDS)]
     configs = [TrialConfig.from_dict(row) for row in rows if row.get("network") is not None]
-    return list(dict.fromkeys(configs))
+    configs.sort(key=lambda config: config.drop_path)
+    return list({dataclasses.replace(config, drop_path=0.0): config for config in configs}.values())
 
 
 def check_external_networks(space: Space, facts: Mapping[str, DatasetInfo] | None = None) -> None:
