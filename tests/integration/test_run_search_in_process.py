@@ -224,8 +224,11 @@ def test_networks_of_ones_own_are_searched_beside_the_family(
     ],
 )
 def test_a_network_that_does_not_exist_is_refused_before_anything_is_made(
-    network: str, words: str, options: RunOptions
+    network: str, words: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        "tune_rescon.tuning.search.prepare_data", lambda *_: pytest.fail("images were prepared")
+    )
     space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
     with pytest.raises((NetworkError, ConfigError), match=words):
         run_search(space, options)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
+from tune_rescon.data.pixels import Normalization, to_unit
 from tune_rescon.errors import ConfigError, NetworkError
 from tune_rescon.inference import batches_of, export_model, predictions
 from tune_rescon.models import build_described, describe_network
@@ -225,6 +226,9 @@ def test_pretrained_weights_and_their_images(
     assert torch.allclose(begun["conv1.0.weight"], summed, atol=1e-5)
     assert [*about.mean, *about.std] == pytest.approx([0.3, 0.5])
     assert about.preprocessing.interpolation == "bicubic"
+    images_BCHW = torch.from_numpy(digits.val.gather(np.arange(8))[0]).permute(0, 3, 1, 2)
+    seen_BCHW = Normalization(about.preprocessing)(images_BCHW)
+    torch.testing.assert_close((to_unit(images_BCHW, about.preprocessing) - 0.3) / 0.5, seen_BCHW)
     measured = about.metrics["val_accuracy"]
     accuracy = predicted_accuracy(tmp_path / "trial" / "best.ckpt", digits, tmp_path / "pictures")
     assert accuracy == pytest.approx(measured)

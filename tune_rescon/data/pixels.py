@@ -65,9 +65,11 @@ def resized(images_BCHW: Tensor, side: int, *, interpolation: str = "bilinear") 
     """
     if images_BCHW.shape[-2:] == (side, side):
         return images_BCHW
-    # torch's kernel for bytes is faster where it is vectorised. A GPU has no such kernel.
+    # torch's bilinear kernel for bytes is faster where it is vectorised. A GPU has no such kernel.
     in_bytes = images_BCHW.device.type == "cpu" and (
-        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
+        interpolation == "bicubic"
+        or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        or platform.machine() in _ARM
     )
     source_BCHW = images_BCHW if in_bytes else images_BCHW.float()
     resized_BCHW = F.interpolate(
