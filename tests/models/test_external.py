@@ -170,7 +170,7 @@ def test_one_channel_has_the_mean_of_the_colours() -> None:
 
 @pytest.mark.torch
 def test_paths_are_dropped_as_often_as_asked() -> None:
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     network = build_described(spec_of("timm/resnet18", drop_path=0.3))
     rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]

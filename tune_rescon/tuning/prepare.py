@@ -65,7 +65,7 @@ def with_store_size(space: Space, recorded: Space | None) -> Space:
 
 def largest_image_size(space: Space) -> int:
     """Return the largest side of a network's input over the trials of ``space``, in pixels."""
-    rows = [{}, *corners(space.parameters, _SIDE_FIELDS), *space.initial]
+    rows = [{}, *corners(space, _SIDE_FIELDS), *space.initial]
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
@@ -165,7 +165,7 @@ def external_trials(space: Space) -> list[TrialConfig]:
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []
     known = {name: value for name, value in space.fixed.items() if name in _EXTERNAL_FIELDS}
-    rows = [{**known, **chosen} for chosen in corners(space.parameters, _EXTERNAL_FIELDS)]
+    rows = [{**known, **chosen} for chosen in corners(space, _EXTERNAL_FIELDS)]
     configs = [TrialConfig.from_dict(row) for row in rows if row.get("network") is not None]
     configs.sort(key=lambda config: config.drop_path)
     return list({dataclasses.replace(config, drop_path=0.0): config for config in configs}.values())
@@ -234,7 +234,7 @@ def check_weights(
     """
     if not weights:
         return
-    for chosen in corners(space.parameters, _WEIGHT_FIELDS):
+    for chosen in corners(space, _WEIGHT_FIELDS):
         config = TrialConfig.from_dict({**space.fixed, **chosen})
         if config.init_from is None:
             continue

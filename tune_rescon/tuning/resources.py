@@ -385,10 +385,7 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
 
 def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
     """Return the trial of ``space`` whose step has the most multiplications, and the facts of its images."""
-    seen = [
-        TrialConfig.from_dict({**space.fixed, **chosen})
-        for chosen in corners(space.parameters, _SHARING_FIELDS)
-    ]
+    seen = [TrialConfig.from_dict({**space.fixed, **chosen}) for chosen in corners(space, _SHARING_FIELDS)]
 
     def step_macs(config: TrialConfig) -> int:
         images = facts[config.dataset or space.dataset.name]
