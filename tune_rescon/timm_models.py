@@ -34,10 +34,8 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
-    PretrainedCfg,
     build_model_with_cfg,
     generate_default_cfgs,
-    get_pretrained_cfg,
     register_model,
 )
 from torch import Tensor, nn
@@ -49,7 +47,6 @@ from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.models import (
-    ExternalSpec,
     NetworkDescription,
     NetworkSpec,
     ResidualAttentionNetwork,
@@ -57,6 +54,7 @@ from tune_rescon.models import (
     resolve_network,
     walk,
 )
+from tune_rescon.models.external import timm_defaults
 from tune_rescon.models.network import check_sides
 from tune_rescon.training.memory import activations_recomputed
 
@@ -382,18 +380,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _default_of_timm(spec: ExternalSpec) -> dict[str, Any]:
-    """Return what timm knows of a network of timm; ``data_config`` adds what training has changed."""
-    assert spec.timm_name is not None, "`export` refuses others"
-    known = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
-    return {
-        "input_size": (spec.in_channels, spec.image_size, spec.image_size),
-        "fixed_input_size": known.fixed_input_size,
-        "first_conv": known.first_conv,
-        "classifier": known.classifier,
-    }
-
-
 def data_config(
     preprocessing: Preprocessing, spec: NetworkDescription, class_names: Sequence[str]
 ) -> dict[str, Any]:
@@ -405,7 +391,7 @@ def data_config(
         class_names: the names of the classes, in the order of the logits.
     """
     return {
-        **(_default(spec) if isinstance(spec, NetworkSpec) else _default_of_timm(spec)),
+        **(_default(spec) if isinstance(spec, NetworkSpec) else timm_defaults(spec)),
         "num_classes": len(class_names),
         "label_names": list(class_names),
         "crop_pct": 1.0,

@@ -31,6 +31,7 @@ __all__ = [
     "pretrained_images",
     "tensor_shapes",
     "timm_arguments",
+    "timm_defaults",
 ]
 
 #: Images for which a network is measured: two, so that a network that mixes up images and classes is noticed.
@@ -85,6 +86,21 @@ def timm_arguments(spec: ExternalSpec) -> dict[str, Any]:
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
     return arguments
+
+
+def timm_defaults(spec: ExternalSpec) -> dict[str, Any]:
+    """Return what timm's config of a network of timm says whatever its weights, for images of its size.
+
+    Raises:
+        NetworkError: timm is not installed, or has no such network.
+    """
+    known = _timm_config(spec.network)
+    return {
+        "input_size": (spec.in_channels, spec.image_size, spec.image_size),
+        "fixed_input_size": known.fixed_input_size,
+        "first_conv": known.first_conv,
+        "classifier": known.classifier,
+    }
 
 
 def _timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:
