@@ -113,6 +113,15 @@ NEEDED = {
     "report --html": ("from tune_rescon.reporting import write_report", {"plotly"}),
     "reproduce": ("from tune_rescon.finals import PUBLISHED, find_rows", set()),
     "report --sync": ("from tune_rescon.tuning import sync_tracking", set()),
+    "the description of a network from elsewhere": (
+        (
+            "from tune_rescon.spaces import load_space, preview, trial_config;"
+            " from tune_rescon.models import describe_network;"
+            " space = load_space('attention_vs_resnet'); configs = [trial_config(space, row) for row in"
+            " preview(space, 20)]; [describe_network(one, classes=10, in_channels=3) for one in configs]"
+        ),
+        set(),
+    ),
     "networks": ("from tune_rescon.models import build_network", {"torch"}),
 }
 

@@ -19,7 +19,8 @@ from tune_rescon.models import load_rescon
 from tune_rescon.storage import local_file
 from tune_rescon.storage.remote import RemoteError
 from tune_rescon.training import load_trained
-from tune_rescon.training.weights import load_exported, read_initial
+from tune_rescon.training.initial_weights import read_initial
+from tune_rescon.training.weights import load_exported
 
 pytestmark = pytest.mark.torch
 

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias
 
 from tune_rescon.errors import ConfigError, format_error, unknown_name_message
+from tune_rescon.user_code import split_function
 
 __all__ = [
     "EXTRA_METRICS",
@@ -125,10 +126,8 @@ def custom_metric_name(function: str) -> str | None:
     >>> custom_metric_name("hospital.metrics:sensitivity"), custom_metric_name("val_auroc")
     ('val_sensitivity', None)
     """
-    module, colon, name = function.partition(":")
-    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        return None
-    return f"val_{name}"
+    parts = split_function(function)
+    return None if parts is None else f"val_{parts[1]}"
 
 
 def is_test_metric(name: str) -> bool:
@@ -307,7 +306,15 @@ class TrialConfig:
     dataset: str | None = _field(None, str, _NONE)
     """The dataset by name, if a space compares datasets. None: the one of the section ``dataset``."""
 
-    # The network: the name of a preset, or a layout and a depth with variations. See models.presets.
+    # The network: one from elsewhere (see models.external_spec), or a Residual Attention Network: the name of
+    # a preset, or a layout and a depth with variations (see models.presets).
+    network: str | None = _field(None, str, _NONE)
+    """``timm/NAME``: a network of timm (``pip install 'tune_rescon[timm]'``). ``MODULE:FUNCTION``: your own,
+    which ``FUNCTION(num_classes=, in_channels=, image_size=)`` returns. None: a Residual Attention Network,
+    which the fields from ``preset`` to ``added_reference`` describe."""
+    pretrained: bool = _field(False, bool)
+    """``timm/NAME`` only: begin with timm's pretrained weights, and normalise and resize images as they were
+    trained."""
     preset: str | None = _field(None, str, _NONE)
     """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
@@ -317,7 +324,8 @@ class TrialConfig:
     width: float = _field(1.0, float, low=0, high=8, open_low=True)
     """Multiplier of the channels of every stage."""
     image_size: int | None = _field(None, int, _NONE, low=16, high=1024)
-    """Side of the network's square input, in pixels; None: the nominal size of the layout or preset."""
+    """Side of the network's square input, in pixels; None: the nominal size of the layout or preset, and 32
+    with ``network``."""
     attention: str = _word("mixed", "mixed", "channel", "spatial")
     """Activation of the mask (paper, table 1): ``mixed`` is a sigmoid."""
     attention_learning: str = _word("arl", "arl", "nal")
@@ -327,10 +335,12 @@ class TrialConfig:
     added_reference: bool = _field(False, bool)
     """Add the down-path features at each interpolation, as ResCon does."""
     drop_path: float = _field(0.0, float, low=0, high=1, open_high=True)
-    """Probability of dropping the residual branch of the last trunk unit; it grows linearly with depth."""
+    """Probability of dropping the residual branch of the last trunk unit; it grows linearly with depth. Of
+    ``timm/NAME``: its ``drop_path_rate``."""
     init_from: str | None = _field(None, str, _NONE)
-    """File or URL of the initial weights: a best.ckpt, an exported .safetensors, or a ResCon or port
-    checkpoint. None: draw the weights at random. See :mod:`tune_rescon.training.weights`."""
+    """File or URL of the initial weights: a best.ckpt, an exported .safetensors, a ResCon or port checkpoint,
+    or a state dict of ``network``. None: draw the weights at random. See
+    :mod:`tune_rescon.training.initial_weights`."""
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)

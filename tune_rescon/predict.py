@@ -100,14 +100,15 @@ def predict(
     files = find_pictures(paths)
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
-    from tune_rescon.inference import load_model, make_gallery, predictions
+    from tune_rescon.inference import check_has_masks, load_model, make_gallery, predictions
     from tune_rescon.training.device import place as place_on
     from tune_rescon.tuning import Place, default_storage
 
-    if masks is not None:
-        make_gallery(masks)
     where = Place(storage=parse_storage(storage) if storage else default_storage())
     network, about = load_model(model, where)
+    if masks is not None:
+        check_has_masks(about)
+        make_gallery(masks)
     if about.stored_side is None:
         side = about.spec.image_size
         click.echo(

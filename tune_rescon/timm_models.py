@@ -47,12 +47,14 @@ from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.models import (
+    NetworkDescription,
     NetworkSpec,
     ResidualAttentionNetwork,
     list_presets,
     resolve_network,
     walk,
 )
+from tune_rescon.models.external import timm_defaults
 from tune_rescon.models.network import check_sides
 from tune_rescon.training.memory import activations_recomputed
 
@@ -379,7 +381,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def data_config(
-    preprocessing: Preprocessing, spec: NetworkSpec, class_names: Sequence[str]
+    preprocessing: Preprocessing, spec: NetworkDescription, class_names: Sequence[str]
 ) -> dict[str, Any]:
     """Return timm's ``pretrained_cfg`` of a trained network, which timm's transform and loaders read.
 
@@ -389,7 +391,7 @@ def data_config(
         class_names: the names of the classes, in the order of the logits.
     """
     return {
-        **_default(spec),
+        **(_default(spec) if isinstance(spec, NetworkSpec) else timm_defaults(spec)),
         "num_classes": len(class_names),
         "label_names": list(class_names),
         "crop_pct": 1.0,

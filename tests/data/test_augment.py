@@ -168,6 +168,8 @@ def test_rotation_turns_against_the_clock_like_torchvision() -> None:
 def test_bytes_are_resized_as_torchvision_does(channels: int, stored: int, side: int) -> None:
     images = torch.randint(0, 256, (6, stored, stored, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     assert torch.equal(resized(images, side), VF.resize(images, [side, side], antialias=True))
+    bicubic = VF.resize(images, [side, side], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(resized(images, side, interpolation="bicubic"), bicubic)
 
 
 def test_bytes_are_resized_alike_where_torch_has_no_kernel_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +177,5 @@ def test_bytes_are_resized_alike_where_torch_has_no_kernel_for_them(monkeypatch:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(resized(images, 16), VF.resize(images, [16, 16], antialias=True))
+    bicubic = VF.resize(images, [16, 16], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(resized(images, 16, interpolation="bicubic"), bicubic)

@@ -33,6 +33,7 @@ from tune_rescon.finals import (
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning.prepare import external_trials, largest_image_size
 from tune_rescon.tuning.resources import Nodes
 
 ONE_CPU = Resources(cpu=1)
@@ -61,6 +62,35 @@ def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequen
 
 def configs_of(space: Space) -> list[TrialConfig]:
     return [trial_config(space, row) for row in space.initial]
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (
+            TrialConfig(layout="rescon", depth=92, width=0.5),
+            TrialConfig(network="timm/resnet18", image_size=64, drop_path=0.1),
+            TrialConfig(network="clinic:small"),
+        ),
+        # Neither layout has the other's depth.
+        (TrialConfig(layout="cifar", depth=452), TrialConfig(layout="port448", depth=107, image_size=448)),
+    ],
+)
+def test_networks_that_have_no_fields_in_common_are_trained_together(
+    configs: tuple[TrialConfig, ...],
+) -> None:
+    space = space_of(configs, seeds=2)
+    assert configs_of(space) == [*configs, *configs]
+    expected = [config for config in configs if config.network]
+    assert {config.network for config in external_trials(space)} == {one.network for one in expected}
+    assert largest_image_size(space) == max(config.image_size or 32 for config in configs)
+
+
+def test_a_network_of_the_finals_that_does_not_exist_is_refused_once() -> None:
+    configs = (TrialConfig(), TrialConfig(network="timm/resnet18", depth=92))
+    with pytest.raises(SpaceError, match=r"initial\[1\]\.depth: depth: `depth` does not apply") as raised:
+        space_of(configs, seeds=3)
+    assert str(raised.value).count("does not apply") == 1
 
 
 def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyResult) -> None:

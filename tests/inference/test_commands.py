@@ -28,7 +28,8 @@ from tune_rescon.errors import UserError
 from tune_rescon.export import main as export
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
-from tune_rescon.training.weights import Classifier, read_initial, save_trained
+from tune_rescon.training.initial_weights import read_initial
+from tune_rescon.training.weights import Classifier, save_trained
 
 pytestmark = pytest.mark.torch
 

@@ -7,6 +7,7 @@ simulated in tests/testing/test_searches_in_folders.py.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from optuna.trial import TrialState as OptunaState
 from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
-from tune_rescon.errors import ConfigError, SpaceError
+from tune_rescon.errors import ConfigError, NetworkError, SpaceError
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
@@ -26,6 +27,8 @@ from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, rea
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
 
 SMALL = ["budget.trials=9", "sampler.n_startup_trials=3", "budget.concurrent=1"]
+
+RATE = "{learning_rate: {type: float, low: 0.01, high: 0.1}}"
 
 GRID = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
@@ -185,6 +188,61 @@ def test_further_metrics_are_recorded_and_shown_in_mlflow(
     assert run.data.metrics["val_hits"] == trial.values[-1]
     assert run.data.metrics["best_val_hits"] == max(trial.values)
     assert run.data.metrics["val_macro_f1"] == trial.history["val_macro_f1"][-1]
+
+
+def test_networks_of_ones_own_are_searched_beside_the_family(
+    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "from torch import nn\n"
+        "def linear(num_classes, in_channels, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))\n"
+    )
+    (tmp_path / "ward.py").write_text(program)
+    monkeypatch.chdir(tmp_path)
+    networks = {"network": {"type": "categorical", "choices": [None, "ward:linear"]}}
+    narrow = {"type": "categorical", "choices": [0.125], "when": {"parameter": "network", "in": [None]}}
+    settings = [
+        f"parameters={json.dumps({**networks, 'width': narrow})}",
+        *("fixed={image_size: 16}", "sampler={type: grid}", "scheduler={type: none}", "initial=[]"),
+        *("budget.trials=2", "fidelity={min: 1, max: 1}", "dataset.limit=200"),
+    ]
+    result = run_search(load_space("digits", settings), options)
+    states = [trial.state for trial in result.trials]
+    assert states == [TrialState.FINISHED] * 2, [trial.error for trial in result.trials]
+    by_network = {trial.parameters["network"]: result.costs[trial.number] for trial in result.trials}
+    assert by_network["ward:linear"].params_m == pytest.approx((256 * 10 + 10) / 1e6)
+    assert by_network["ward:linear"].gmacs == pytest.approx(2560 / 1e9)
+    assert by_network[None].gmacs > by_network["ward:linear"].gmacs
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("timm/resnet81", "network: must be a network of timm"),
+        ("nosuch:network", "network: the module of a network must be importable"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_refused_before_anything_is_made(
+    network: str, words: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tune_rescon.tuning.search.prepare_data", lambda *_: pytest.fail("images were prepared")
+    )
+    space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
+    with pytest.raises((NetworkError, ConfigError), match=words):
+        run_search(space, options)
+    assert isinstance(options.storage, Path)
+    assert not (options.storage / options.name).exists()
+
+
+def test_one_that_has_no_logits_is_refused_before_the_first_trial(options: RunOptions) -> None:
+    network = "tests.own_networks:wrong_logits"
+    space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
+    with pytest.raises(NetworkError, match=r"must map images .* to logits \(2, 10\)"):
+        run_search(space, options)
+    assert isinstance(options.storage, Path)
+    assert not (options.storage / options.name / "study.db").exists()
 
 
 def test_a_metric_that_cannot_be_imported_is_refused_before_anything_is_made(options: RunOptions) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tune_rescon.reporting.dry_run import _stopping, print_dry_run
 from tune_rescon.reporting.measured_speed import speed_words
+from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import rung_levels
 
@@ -36,6 +37,9 @@ for name, *settings in json.loads(sys.argv[1]):
     begun = time.perf_counter()
 print(json.dumps({"shown": shown, "modules": sorted(sys.modules)}))
 """
+
+#: Its networks are timm's, which have to be built to be counted.
+EXTERNAL = "attention_vs_resnet"
 
 #: Seconds the first dry run may take: 1.0 to 1.3 s on two busy cores, imports included.
 SECONDS = 5.0
@@ -64,25 +68,54 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dry_runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRuns:
     spaces = [
-        [name] if name != "folder" else [name, "--set", f"dataset.path={images}"] for name in list_spaces()
+        [name] if name != "folder" else [name, "--set", f"dataset.path={images}"]
+        for name in list_spaces()
+        if name != EXTERNAL
     ]
     spaces.sort(key=lambda space: space[0] != "digits")
+    return _shown(spaces, tmp_path_factory.mktemp("empty"))
+
+
+def _shown(spaces: list[list[str]], folder: Path) -> DryRuns:
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(spaces)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path_factory.mktemp("empty"),
+        cwd=folder,
         env=dict(os.environ),
     )
     assert done.returncode == 0, done.stderr
     return DryRuns(**json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("name", list_spaces())
+@pytest.mark.parametrize("name", [name for name in list_spaces() if name != EXTERNAL])
 def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
     name: str, dry_runs: DryRuns, images: Path
 ) -> None:
+    check_shown(name, dry_runs, images)
+
+
+@pytest.mark.torch
+def test_so_is_one_with_networks_from_elsewhere_which_are_built(images: Path, tmp_path: Path) -> None:
+    dry_run = _shown([[EXTERNAL]], tmp_path)
+    check_shown(EXTERNAL, dry_run, images)
+    assert {"torch", "timm"} <= set(dry_run.modules)
+    assert not {"ray", "mlflow", "pytorch_lightning"} & set(dry_run.modules)
+
+
+@pytest.mark.torch
+def test_a_network_from_elsewhere_that_does_not_exist_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched = "parameters={network: {type: categorical, choices: [null, timm/resnet81]}}"
+    settings = [searched, "initial=[]", "fixed={image_size: 32}"]
+    asked = ["--space", "digits", "--data-root", str(tmp_path), "--dry-run"]
+    assert main([*asked, *(word for setting in settings for word in ("--set", setting))]) == 2
+    assert "network: must be a network of timm" in " ".join(capsys.readouterr().err.split())
+
+
+def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
     assert dry_runs.shown[name]["code"] == 0
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])

@@ -17,6 +17,9 @@ _JUDGED = {
 }
 
 #: Lines of the sound space -> what they become, and what must be told.
+#: Without the parameters that describe a Residual Attention Network.
+_ALONE = {12: "", 15: "", 16: "", 17: ""}
+
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # Rows to run first.
     ({16: "initial: 3", 17: ""}, "s.yaml:16: initial: must be a list, but got 3."),
@@ -131,6 +134,22 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     (
         {10: "fixed: {preset: attention5, momentum: 0.9}"},
         "s.yaml:10: fixed.preset: unknown preset 'attention5' (did you mean 'attention56'?)",
+    ),
+    (
+        _ALONE | {10: "fixed: {network: resnet18, momentum: 0.9}"},
+        "s.yaml:10: fixed.network: network: must be timm/NAME, or MODULE:FUNCTION of your own code, but got",
+    ),
+    (
+        _ALONE | {10: "fixed: {network: timm/resnet18, width: 2}"},
+        "s.yaml:10: fixed.width: width: `width` does not apply to the network timm/resnet18, but got width 2",
+    ),
+    (
+        {10: "fixed: {network: timm/resnet18, momentum: 0.9}"},
+        "s.yaml:12: parameters.depth.choices[1]: depth: `depth` does not apply to the network timm/resnet18",
+    ),
+    (
+        {10: "fixed: {momentum: 0.9, pretrained: true}"},
+        "s.yaml:10: fixed.pretrained: pretrained: only a network of timm has pretrained weights",
     ),
     (
         {10: "fixed: {layout: cifar, image_size: 8}"},

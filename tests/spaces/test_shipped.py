@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import SpaceError
-from tune_rescon.models import resolve_network
+from tune_rescon.models import describe_network
 from tune_rescon.spaces import (
     Space,
     dump_space,
@@ -46,7 +46,7 @@ def test_it_samples_trials_whose_networks_exist(name: str) -> None:
     for sampled in preview(space, 30):
         config = trial_config(space, sampled)
         assert isinstance(config, TrialConfig)
-        resolve_network(config, classes=10, in_channels=3)
+        describe_network(config, classes=10, in_channels=3)
 
 
 @pytest.mark.parametrize("name", list_spaces())

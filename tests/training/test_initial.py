@@ -22,7 +22,8 @@ from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
 from tune_rescon.training import EpochReport, TrialProcess, load_trained, train_trial
-from tune_rescon.training.weights import load_exported, read_initial
+from tune_rescon.training.initial_weights import FamilyWeights, read_initial
+from tune_rescon.training.weights import load_exported
 
 pytestmark = pytest.mark.torch
 
@@ -185,7 +186,9 @@ def test_safetensors_of_other_programs(
     file = tmp_path / "a.safetensors"
     theirs = torch.load(rescon[0], weights_only=True)["state_dict"]
     save_file(theirs, file)
-    assert read_initial(str(file)).choice == {"preset": "rescon_attention92_32"}
+    known = read_initial(str(file))
+    assert isinstance(known, FamilyWeights)
+    assert known.choice == {"preset": "rescon_attention92_32"}
     for metadata in (None, {"format": "pt"}):
         save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)
         with pytest.raises(NetworkError, match=r"^init_from: must hold .*unexpected a\.weight"):

@@ -339,7 +339,8 @@ def test_a_trial_in_pieces_goes_on_in_pieces_to_the_last_bit(train: Run, tmp_pat
     assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["trial"]["micro_batches"] == 2
 
 
-def _without_batch_norm(_: object) -> nn.Module:
+def _without_batch_norm(_: object, *, pretrained: bool) -> nn.Module:
+    assert not pretrained
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2),
         nn.GroupNorm(2, 8),
@@ -354,7 +355,7 @@ def _without_batch_norm(_: object) -> nn.Module:
 def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
     train: Run, small: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    monkeypatch.setattr("tune_rescon.training.fit.build_from_spec", _without_batch_norm)
+    monkeypatch.setattr("tune_rescon.training.fit.build_described", _without_batch_norm)
     changes = {"optimizer": optimizer, "learning_rate": 0.02, "cutmix": 0.5, "gradient_clip": 0.05}
     config = TrialConfig.from_dict(small.to_dict() | changes)
     notes: list[str] = []

@@ -7,7 +7,7 @@ import torch
 
 from tune_rescon.config import METRICS, TrialConfig
 from tune_rescon.errors import StorageError
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_described, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.weights import save_trained
@@ -28,7 +28,7 @@ ABOUT = TrainedNetwork(
 
 @pytest.mark.torch
 def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
-    network = build_from_spec(ABOUT.spec)
+    network = build_described(ABOUT.spec)
     images_BCHW = torch.randn(4, 1, 16, 16)
     network(images_BCHW)  # moves batch norm's statistics
     save_trained(network, ABOUT, tmp_path / "best.ckpt")
@@ -43,7 +43,7 @@ def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
 @pytest.mark.torch
 def test_a_damaged_file_is_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
-    network = build_from_spec(ABOUT.spec)
+    network = build_described(ABOUT.spec)
     save_trained(network, ABOUT, path)
     data = bytearray(path.read_bytes())
     weights = network.state_dict()["classifier.weight"].numpy().tobytes()

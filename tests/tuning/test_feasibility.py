@@ -18,6 +18,7 @@ TRIAL = TrialConfig(batch_size=64)
     "change",
     [
         {"depth": 92},
+        {"network": "timm/resnet18"},
         {"width": 0.5},
         {"image_size": 64},
         {"dataset": "cifar100"},
@@ -43,7 +44,8 @@ def test_what_needs_the_same_is_not(change: dict[str, Any]) -> None:
 NO_MEMORY = {
     *("learning_rate", "momentum", "nesterov", "weight_decay", "schedule", "warmup_epochs", "decay_fraction"),
     *("step_fractions", "label_smoothing", "gradient_clip", "drop_path", "precise_bn_batches", "normalize"),
-    *("crop_padding", "flip", "augment", "mixup", "cutmix", "init_from", "class_weights", "class_sampling"),
+    *("crop_padding", "flip", "augment", "mixup", "cutmix", "init_from", "pretrained"),
+    *("class_weights", "class_sampling"),
     *("layer_decay", "cycles", "patience"),
     *("crop_scale", "crop_ratio", "rotation", "color_jitter", "random_erasing"),
 }

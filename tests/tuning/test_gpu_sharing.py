@@ -80,6 +80,17 @@ def test_batch_size_counts() -> None:
     assert config.batch_size == 512
 
 
+@pytest.mark.torch
+def test_networks_from_elsewhere_count() -> None:
+    networks = "[null, tests.own_networks:small, tests.own_networks:unused]"
+    searched = f"parameters={{network: {{type: categorical, choices: {networks}}}}}"
+    space = load_space("digits", [searched, "fixed={image_size: 512}", "initial=[]", "scheduler.type=none"])
+    # At 512 pixels a Residual Attention Network of the layout for large images computes the most.
+    assert largest_trial(space, FACTS)[0].network is None
+    few = load_space("digits", [searched.replace("null, ", ""), "fixed={image_size: 512}", "initial=[]"])
+    assert largest_trial(few, FACTS)[0].network == "tests.own_networks:small"
+
+
 def test_until_it_is_measured_a_trial_may_hold_a_whole_gpu() -> None:
     assert load_space("digits", ["resources_per_trial.gpu=auto"]).resources_per_trial.gpus == 1.0
     assert load_space("digits", ["resources_per_trial.gpu=0.25"]).resources_per_trial.gpus == 0.25

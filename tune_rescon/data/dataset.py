@@ -61,6 +61,7 @@ class ImageDataset:
         std: Standard deviation of each channel over all training images of the source, in 0..1.
         resize: The method by which pictures became squares.
         levels: Values that became 0 and 255 in pictures of more than 8 bits; None without such pictures.
+        interpolation: How squares become a network's input.
         digest: Equal if the images, labels and splits are equal, on every node and at every path.
     """
 
@@ -75,6 +76,7 @@ class ImageDataset:
     digest: str
     resize: str = "crop"
     levels: tuple[float, float] | None = None
+    interpolation: str = "bilinear"
 
     @property
     def stored_side(self) -> int:
@@ -92,6 +94,7 @@ class ImageDataset:
             normalize=config.normalize,
             resize=self.resize,
             levels=self.levels,
+            interpolation=self.interpolation,
         )
 
 
@@ -151,6 +154,7 @@ def open_dataset(
         digest=_digest(cache.meta.content, [chosen[part] for part in PARTS], dataset),
         resize=dataset.resize,
         levels=cache.meta.levels,
+        interpolation="bilinear",
     )
 
 

@@ -33,7 +33,8 @@ class Normalization:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return normalised float32 images in channels_last memory format from bytes of any size."""
-        images_BCHW = resized(images_BCHW, self._preprocessing.image_size)
+        known = self._preprocessing
+        images_BCHW = resized(images_BCHW, known.image_size, interpolation=known.interpolation)
         images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         mean_C11, std_C11 = self._on(images_BCHW.device)
         return images_BCHW.sub_(mean_C11).div_(std_C11)
@@ -50,25 +51,31 @@ class Normalization:
         return self._constants[device]
 
 
-def to_unit(images_BCHW: Tensor, side: int) -> Tensor:
-    """Convert stored bytes to pixels in 0..1, ``side`` x ``side``, the input of an exported network."""
-    return resized(images_BCHW, side).float() / _BYTE
+def to_unit(images_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Convert stored bytes to the input of an exported network: its image size, pixels in 0..1."""
+    side, interpolation = preprocessing.image_size, preprocessing.interpolation
+    return resized(images_BCHW, side, interpolation=interpolation).float() / _BYTE
 
 
-def resized(images_BCHW: Tensor, side: int) -> Tensor:
-    """Resize bytes to ``side`` x ``side``, bilinear with antialiasing, and round to bytes.
+def resized(images_BCHW: Tensor, side: int, *, interpolation: str = "bilinear") -> Tensor:
+    """Resize bytes to ``side`` x ``side``, bilinear or bicubic with antialiasing, and round to bytes.
 
     The result is bitwise identical to that of ``torchvision.transforms.v2.functional.resize``. torchvision is
     not used, because its import takes seconds.
     """
     if images_BCHW.shape[-2:] == (side, side):
         return images_BCHW
-    # torch's kernel for bytes is faster where it is vectorised. A GPU has no such kernel.
+    # torch's bilinear kernel for bytes is faster where it is vectorised. A GPU has no such kernel.
     in_bytes = images_BCHW.device.type == "cpu" and (
-        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
+        interpolation == "bicubic"
+        or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        or platform.machine() in _ARM
     )
     source_BCHW = images_BCHW if in_bytes else images_BCHW.float()
     resized_BCHW = F.interpolate(
-        source_BCHW, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+        source_BCHW, size=(side, side), mode=interpolation, align_corners=False, antialias=True
     )
-    return resized_BCHW if in_bytes else resized_BCHW.round_().to(images_BCHW.dtype)
+    if in_bytes:
+        return resized_BCHW
+    # Bicubic interpolation overshoots at edges.
+    return resized_BCHW.round_().clamp_(0, _BYTE).to(images_BCHW.dtype)

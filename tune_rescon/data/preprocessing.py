@@ -21,7 +21,7 @@ class Preprocessing:
 
     1. Decode it upright, scale and crop it to a square of ``stored_side`` pixels by the method ``resize``,
        and round to bytes. Scaling is bilinear and antialiased (Pillow's ``BILINEAR``).
-    2. Scale the square to ``image_size`` pixels, bilinear and antialiased, and round to bytes.
+    2. Scale the square to ``image_size`` pixels by ``interpolation``, antialiased, and round to bytes.
     3. Divide by 255, subtract ``mean`` and divide by ``std``, channel by channel.
 
     Attributes:
@@ -31,6 +31,7 @@ class Preprocessing:
             black bars. ``squash`` keeps the whole picture and scales its two sides independently.
         levels: Values that become 0 and 255 in pictures of more than 8 bits; None: the whole range of their
             type. See :func:`tune_rescon.data.decode.to_bytes`.
+        interpolation: ``bilinear``, or ``bicubic`` if pretrained weights were trained so.
         mean: Mean of each channel for pixels in 0..1; zeros if images are not normalised.
         std: Standard deviation of each channel for pixels in 0..1, never 0; ones if images are not
             normalised.
@@ -55,6 +56,7 @@ class Preprocessing:
         normalize: bool,
         resize: str = "crop",
         levels: tuple[float, float] | None = None,
+        interpolation: str = "bilinear",
     ) -> Preprocessing:
         """Create the preprocessing from a dataset's statistics.
 
@@ -67,6 +69,7 @@ class Preprocessing:
             normalize: True if images are normalised.
             resize: The method by which pictures become squares.
             levels: Values that become 0 and 255 in pictures of more than 8 bits.
+            interpolation: ``bilinear`` or ``bicubic``.
         """
         channels = len(mean)
         return cls(
@@ -74,6 +77,7 @@ class Preprocessing:
             image_size=image_size,
             resize=resize,
             levels=levels,
+            interpolation=interpolation,
             mean=tuple(mean) if normalize else (0.0,) * channels,
             std=tuple(value or 1.0 for value in std) if normalize else (1.0,) * channels,
         )

@@ -23,7 +23,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, StorageError, UserError, format_error, unknown_name_message
+from tune_rescon.models import NetworkSpec
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
 
@@ -53,17 +54,13 @@ def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> 
     import timm
     from safetensors.torch import save_file
 
-    from tune_rescon.timm_models import EXPORTED, data_config
+    from tune_rescon.timm_models import data_config
 
+    architecture, arguments = _timm_architecture(about)
     config = {
-        "architecture": EXPORTED,
+        "architecture": architecture,
         "num_classes": about.spec.classes,
-        "model_args": {
-            "spec": about.spec.to_dict(),
-            "preprocessing": about.preprocessing.to_dict(),
-            "num_classes": about.spec.classes,
-            "in_chans": about.spec.in_channels,
-        },
+        "model_args": arguments,
         "pretrained_cfg": data_config(about.preprocessing, about.spec, about.class_names),
     }
     path.mkdir()
@@ -78,6 +75,30 @@ def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> 
         return probabilities_BK
 
     return run
+
+
+def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
+    """Return the name in timm's registry of a network, and the arguments that build it.
+
+    Raises:
+        ConfigError: the network is a user's own, which timm cannot build.
+    """
+    from tune_rescon.models.external import timm_arguments
+    from tune_rescon.timm_models import EXPORTED
+
+    spec = about.spec
+    if isinstance(spec, NetworkSpec):
+        return EXPORTED, {
+            "spec": spec.to_dict(),
+            "preprocessing": about.preprocessing.to_dict(),
+            "num_classes": spec.classes,
+            "in_chans": spec.in_channels,
+        }
+    if spec.timm_name is None:
+        rule = "the format timm is for networks that timm can build"
+        hint = "Every other format can hold it."
+        raise ConfigError(format_error(rule, got=spec.network, where="--format", hint=hint))
+    return spec.timm_name.partition(".")[0], timm_arguments(spec)
 
 
 #: Maximum relative difference between the probabilities of a file and of the network (the largest over its
@@ -103,7 +124,8 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         The largest relative difference of a probability.
 
     Raises:
-        ConfigError: The format does not exist, or its packages are not installed.
+        ConfigError: The format does not exist, its packages are not installed, or it cannot hold a network
+            from elsewhere.
         StorageError: The file cannot be written, or its probabilities differ from the network's by more than
             ``TOLERANCE``.
     """
@@ -128,6 +150,14 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         raise StorageError(
             format_error(rule, got=f"{output} ({error.strerror})", where="--output")
         ) from error
+    except Exception as error:
+        # torch's exporters raise many kinds of errors at another's code, which ours never makes them raise.
+        if isinstance(error, UserError) or isinstance(about.spec, NetworkSpec):
+            raise
+        rule = f"torch must be able to export the network {about.spec.network} as {form}"
+        got = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        hint = "The format safetensors holds every network."
+        raise ConfigError(format_error(rule, got=got, where="--format", hint=hint)) from error
     finally:
         shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
     return difference
@@ -159,12 +189,12 @@ def _facts(about: TrainedNetwork) -> dict[str, str]:
 def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file, save_file
 
-    from tune_rescon.models import build_from_spec
+    from tune_rescon.models import build_described
 
     network: Any = classifier.network
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, path, metadata=_facts(about))
-    again = build_from_spec(about.spec)
+    again = build_described(about.spec)
     again.load_state_dict(load_file(path))
     return Classifier(again.eval(), about).eval()
 

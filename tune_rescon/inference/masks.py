@@ -31,6 +31,7 @@ from tune_rescon.data.opening import open_picture, orientation_of, upright, with
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.inference.predict import pixels
+from tune_rescon.models import ExternalSpec
 from tune_rescon.models.network import AttentionModule
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
@@ -41,6 +42,7 @@ __all__ = [
     "DrawnPicture",
     "ModuleMaps",
     "attention_maps",
+    "check_has_masks",
     "draw_gallery",
     "draw_maps",
     "draw_overlay",
@@ -58,6 +60,18 @@ Box = tuple[float, float, float, float]
 
 #: Share of the mask's colour in an overlay on a photograph.
 _OPACITY: Final = 0.5
+
+
+def check_has_masks(about: TrainedNetwork) -> None:
+    """Check that a network has attention modules.
+
+    Raises:
+        ConfigError: it is timm's or a user's own.
+    """
+    if isinstance(about.spec, ExternalSpec):
+        rule = "only Residual Attention Networks have masks to draw"
+        hint = "Without --masks its predictions are printed."
+        raise ConfigError(format_error(rule, got=f"network {about.spec.network}", where="--masks", hint=hint))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,7 @@ def _predicted(
             images_BHWC, labels_B = split.gather(positions_B)
             images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
             with placement.active(), placement.autocast():
-                pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing.image_size))
+                pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing))
                 probabilities_BK = classifier(pixels_BCHW).float()
             yield probabilities_BK.cpu(), labels_B
 

@@ -49,7 +49,7 @@ def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = 
         device: Device of the result.
     """
     images_BCHW = torch.from_numpy(batch.images_BHWC).to(device).permute(0, 3, 1, 2)
-    return to_unit(images_BCHW, about.preprocessing.image_size)
+    return to_unit(images_BCHW, about.preprocessing)
 
 
 def predictions(

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from tune_rescon.errors import ConfigError, format_error
+
 __all__ = ["load_saved_model", "write_saved_model"]
 
 #: File of the metadata in the model's folder; TensorFlow reserves ``assets.extra`` for other programs.
@@ -92,8 +94,16 @@ def _run(program: ExportedProgram, weights: Mapping[str, Any], pixels_BHWC: Any)
             (probabilities_BK,) = arguments[0]
             return probabilities_BK
         else:
-            values[node] = _OPERATIONS[str(node.target)](*arguments, **node.kwargs)
+            values[node] = _operation(str(node.target))(*arguments, **node.kwargs)
     raise AssertionError("a graph has an output")
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    if name not in _OPERATIONS:
+        rule = "the format tensorflow has the operations of Residual Attention Networks"
+        hint = "Export to onnx, torch-export or safetensors."
+        raise ConfigError(format_error(rule, got=f"a network with {name}", where="--format", hint=hint))
+    return _OPERATIONS[name]
 
 
 def _axes(x: Any, axes: int | Sequence[int]) -> list[int]:

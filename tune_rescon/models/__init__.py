@@ -1,8 +1,9 @@
 """Residual Attention Networks: their description in numbers, and the networks built from it.
 
 ``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`. ``count`` returns its
-parameters and multiply-adds, and ``build_from_spec`` builds the network. Only the names that build or load
-networks need torch; they import it on first use.
+parameters and multiply-adds, and ``build_from_spec`` builds the network. ``describe_network``,
+``network_cost`` and ``build_described`` do the same for every network that a trial can train, also timm's and
+a user's own. Only the names that build or load networks need torch; they import it on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_rescon.lazy import lazy_names
+from tune_rescon.models.external_spec import (
+    ExternalSpec,
+    NetworkDescription,
+    describe_network,
+    description_from_dict,
+    network_cost,
+)
 from tune_rescon.models.presets import list_presets, resolve_network
 from tune_rescon.models.spec import (
     MINIMUM_IMAGE_SIZE,
@@ -22,21 +30,28 @@ from tune_rescon.models.spec import (
 )
 
 if TYPE_CHECKING:
+    from tune_rescon.models.external import build_described
     from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec, build_network
     from tune_rescon.models.rescon import load_rescon
 
 __all__ = [
     "MINIMUM_IMAGE_SIZE",
     "Cost",
+    "ExternalSpec",
     "Layer",
+    "NetworkDescription",
     "NetworkSpec",
     "ResidualAttentionNetwork",
+    "build_described",
     "build_from_spec",
     "build_network",
     "count",
+    "describe_network",
+    "description_from_dict",
     "list_presets",
     "load_rescon",
     "minimum_image_size",
+    "network_cost",
     "resolve_network",
     "walk",
 ]
@@ -47,6 +62,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "ResidualAttentionNetwork": "network",
+        "build_described": "external",
         "build_from_spec": "network",
         "build_network": "network",
         "load_rescon": "rescon",

@@ -238,9 +238,13 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
         in_channels: Number of image channels.
 
     Raises:
-        NetworkError: The preset is unknown or contradicts the layout or depth, the layout does not have the
-            depth, the image is too small for the layout, or there is less than one class or channel.
+        NetworkError: ``network`` is set, the preset is unknown or contradicts the layout or depth, the layout
+            does not have the depth, the image is too small for the layout, or there is less than one class or
+            channel.
     """
+    if config.network is not None:
+        rule = "a Residual Attention Network has no `network`; describe_network takes both kinds"
+        raise NetworkError(format_error(rule, got=config.network, where="network"))
     chosen = _chosen(config)
     layout = LAYOUTS[chosen.layout]
     variant = _variant(chosen)

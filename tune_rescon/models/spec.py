@@ -25,6 +25,7 @@ __all__ = [
     "NetworkSpec",
     "StageSpec",
     "UnitSpec",
+    "checked_fields",
     "count",
     "minimum_image_size",
     "walk",
@@ -192,11 +193,16 @@ class NetworkSpec:
         Raises:
             NetworkError: Fields are missing or unknown, because another version wrote them.
         """
-        stages = tuple(StageSpec(**_checked_fields(StageSpec, stage)) for stage in values.get("stages", ()))
-        return cls(**{**_checked_fields(cls, values), "stages": stages})
+        stages = tuple(StageSpec(**checked_fields(StageSpec, stage)) for stage in values.get("stages", ()))
+        return cls(**{**checked_fields(cls, values), "stages": stages})
 
 
-def _checked_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def checked_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored ``values`` of a dataclass.
+
+    Raises:
+        NetworkError: fields are missing or unknown.
+    """
     known = {field.name for field in dataclasses.fields(kind)}
     if known != set(values):
         wrong = [f"missing {name}" for name in sorted(known - set(values))]

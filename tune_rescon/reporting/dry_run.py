@@ -1,4 +1,7 @@
-"""``--dry-run``: print the search that would run and its maximum cost, without torch, Ray or MLflow."""
+"""``--dry-run``: print the search that would run and its maximum cost, without Ray or MLflow.
+
+Nor does it import torch, unless a network is timm's or a user's own: these have to be built to be counted.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tune_rescon.data import DatasetInfo, describe
-from tune_rescon.models import Cost, count, resolve_network
+from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import duration, format_number
 from tune_rescon.reporting.measured_speed import measure_epochs, speed_words
@@ -19,6 +22,7 @@ from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_c
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
 from tune_rescon.tuning.auto_words import plan_words
 from tune_rescon.tuning.constraints import check_constraints, violation_of
+from tune_rescon.tuning.prepare import check_external_networks
 from tune_rescon.tuning.resources import slots_here
 from tune_rescon.tuning.result import CostModel
 
@@ -42,7 +46,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
             some seconds for each network.
 
     Raises:
-        UserError: the dataset is missing, a sample does not describe a network, or, to be measured, a trial
+        UserError: the dataset is missing, a network does not exist, or, to be measured, a trial
             does not fit on this machine.
     """
     space = with_store_size(space, None)
@@ -62,6 +66,8 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+    check_external_networks(space)
+    check_external_networks(space, facts)
     model = CostModel(space=space, facts=facts)
     if (words := check_constraints(model)) is not None:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
@@ -122,7 +128,7 @@ def _samples(
 def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetInfo]) -> list[str]:
     config = trial_config(space, sample)
     known = facts[space.dataset_config(config.dataset).name]
-    cost = count(resolve_network(config, classes=known.classes, in_channels=known.channels))
+    cost = network_cost(describe_network(config, classes=known.classes, in_channels=known.channels))
     return [
         *(escape(format_number(sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",

@@ -15,7 +15,7 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig, check_field, field_names, field_rule
 from tune_rescon.data import list_datasets
 from tune_rescon.errors import format_error, unknown_name_message
-from tune_rescon.spaces.networks import missing_networks
+from tune_rescon.spaces.networks import missing_networks, only_rows
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     IntParameter,
@@ -50,8 +50,8 @@ _FOREIGN: Final[Mapping[str, str]] = {
     "l2": "write `weight_decay`",
     "bs": "write `batch_size`",
     "batch": "write `batch_size`",
-    "model": "write `preset`, or `layout` and `depth`",
-    "arch": "write `preset`, or `layout` and `depth`",
+    "model": "write `preset`, or `layout` and `depth`, or `network`",
+    "arch": "write `preset`, or `layout` and `depth`, or `network`",
     "img_size": "write `image_size`",
     "epochs": "write `fidelity.max`",
     "max_epochs": "write `fidelity.max`",
@@ -299,9 +299,11 @@ def check_rules(draft: PartialSpace) -> Iterator[Problem]:
     yield from _broken_warmup(draft)
     if draft.resources_per_trial:
         yield from broken_shares(draft.resources_per_trial.workers, draft.fixed, draft.parameters)
-    yield from broken_rows(draft.initial, draft.parameters)
+    rows = list(broken_rows(draft.initial, draft.parameters))
+    yield from rows
     yield from _broken_sampler(draft)
-    yield from missing_networks(draft.fixed, draft.parameters)
+    known = only_rows(draft.initial, trials=draft.budget.trials) if draft.budget and not rows else ()
+    yield from missing_networks(draft.fixed, draft.parameters, known)
 
 
 def _broken_dataset(draft: PartialSpace) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from typing import Final
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tune_rescon.errors import StorageError
+from tune_rescon.errors import UserError
 from tune_rescon.tracking.messages import Champion
 from tune_rescon.training.lean import import_lean_torchmetrics
 
@@ -61,8 +61,9 @@ def register_champion(
     try:
         with exported(champion.checkpoint) as folder:
             client.log_artifacts(run_id, str(folder), "model")
-    except StorageError as error:
-        # The checkpoint is deleted or damaged, so a retry cannot succeed.
+    except UserError as error:
+        # The checkpoint is deleted or damaged, or a network from elsewhere cannot be built or exported here.
+        # A retry cannot succeed.
         return False, f"The winner's network is not registered in MLflow: {error}"
     try:
         client.create_registered_model(name)

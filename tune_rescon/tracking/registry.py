@@ -18,7 +18,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import ConfigError, StorageError, format_error
+from tune_rescon.models import NetworkSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import Classifier
@@ -52,10 +53,20 @@ def exported(checkpoint: str) -> Iterator[Path]:
 
     Raises:
         StorageError: If the file is missing or damaged.
+        NetworkError, ConfigError: If a network from elsewhere cannot be built or exported here.
     """
     with local_file(checkpoint) as file, tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         network, about = load_trained(file)
-        yield _saved(network, about, file, Path(folder) / "model")
+        try:
+            saved = _saved(network, about, file, Path(folder) / "model")
+        except Exception as error:
+            # torch's exporter raises many kinds of errors at another's code.
+            if isinstance(about.spec, NetworkSpec):
+                raise
+            rule = f"torch must be able to export the network {about.spec.network}"
+            got = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ConfigError(format_error(rule, got=got)) from error
+        yield saved
 
 
 def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Path) -> Path:

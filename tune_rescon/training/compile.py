@@ -3,7 +3,8 @@
 The compiled region is the residual unit. Units of one shape share their code, also with the next trial of
 this process, and inductor's cache on the node's disk (:func:`keep_compiled_code`) keeps it for the next
 process. A whole network took more than twice the time to compile, and ran no faster on a CPU
-(benchmarks/NOTES.md). Modules keep their names. Copies of a network, such as averages, run uncompiled.
+(benchmarks/NOTES.md). A network from elsewhere has no such units and is compiled whole. Modules keep their
+names. Copies of a network, such as averages, run uncompiled.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) 
 
 
 def compile_units(network: nn.Module) -> None:
-    """Compile each residual unit at its first call, for that call's shape."""
+    """Compile each residual unit at its first call, for that call's shape; a network without units whole."""
     for module in _units(network):
         module.compile(dynamic=False)
 
@@ -78,7 +79,10 @@ def many_shapes(network: nn.Module) -> Iterator[None]:
 
 
 def _units(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, PreActivationUnit | ResNeXtUnit)]
+    units: list[nn.Module] = [
+        module for module in network.modules() if isinstance(module, PreActivationUnit | ResNeXtUnit)
+    ]
+    return units or [network]
 
 
 def uncompiled() -> contextlib.AbstractContextManager[object]:

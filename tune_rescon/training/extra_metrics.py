@@ -5,12 +5,9 @@ Shapes: N validation images, K classes.
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -28,7 +25,7 @@ from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from tune_rescon.config import custom_metric_name
-from tune_rescon.errors import ConfigError, format_error
+from tune_rescon.user_code import import_function
 
 __all__ = ["Predictions", "load_metric"]
 
@@ -103,19 +100,7 @@ def load_metric(name: str) -> MetricFunction:
     """
     if name in _KNOWN:
         return _KNOWN[name]
-    module, _, function = name.partition(":")
-    # Ray's worker processes and console commands do not have the working directory on the path.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:
-        rule = f"the module of a metric must be importable ({type(error).__name__}: {error})"
-        raise ConfigError(format_error(rule, got=name, where="metric.log")) from error
-    if not callable(found):
-        rule = f"the module {module} must have this function"
-        raise ConfigError(format_error(rule, got=function, where="metric.log"))
-    return found  # type: ignore[no-any-return]  # a person's function
+    return import_function(name, what="a metric", where="metric.log")
 
 
 def _macro_accuracy(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.batch_sources import Part, release
 from tune_rescon.data.splits import balanced_class_weights
-from tune_rescon.models import build_from_spec
+from tune_rescon.models import ExternalSpec, build_described
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
     AverageWeights,
@@ -38,14 +38,15 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.memory import count_peak, ran_out_of_memory
+from tune_rescon.training.initial_weights import read_initial
+from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
-from tune_rescon.training.weights import TrainedNetwork, read_initial
+from tune_rescon.training.weights import TrainedNetwork
 
 __all__ = [
     "FitAttempt",
@@ -315,7 +316,7 @@ class FitAttempt:
         if self.recorder is not None:
             note = messages.too_large_to_record(images)
             return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
-        if not recomputes and record.config.checkpoint_activations == "auto":
+        if not recomputes and recomputation(record.config, record.spec) == "auto":
             note = messages.recomputing(images, pieces=count)
             return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
         more = twice_as_many(count, images=images)
@@ -331,9 +332,11 @@ class FitAttempt:
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
         record = self.start.record
         seed_epoch(record.seed, 0)
-        network = build_from_spec(record.spec)
-        if self.start.checkpoint is None and record.config.init_from is not None:
-            read_initial(record.config.init_from).load_into(network)
+        fresh = self.start.checkpoint is None
+        network = build_described(record.spec, pretrained=fresh and record.config.pretrained)
+        if fresh and record.config.init_from is not None:
+            external = isinstance(record.spec, ExternalSpec)
+            read_initial(record.config.init_from, external=external).load_into(network)
         return TrialModule(
             network,
             record.config,
@@ -377,6 +380,7 @@ class FitAttempt:
             std=self.dataset.std,
             stored_side=self.dataset.stored_side,
             resize=self.dataset.resize,
+            interpolation=self.dataset.interpolation,
             levels=self.dataset.levels,
             dataset=self.dataset.digest,
             seed=record.seed,

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_described, describe_network
 from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
 from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.memory import recomputation
 from tune_rescon.training.module import StepExecution, TrialModule
 
 __all__ = [
@@ -94,11 +95,11 @@ def step_of(
     Raises:
         NetworkError: the network does not exist.
     """
-    spec = resolve_network(config, classes=classes, in_channels=in_channels)
-    recomputes = config.checkpoint_activations == "on"
+    spec = describe_network(config, classes=classes, in_channels=in_channels)
+    recomputes = recomputation(config, spec) == "on"
     compiling, _ = choose_compiling(config.compile, placement.device, recomputes=recomputes)
     module = TrialModule(
-        build_from_spec(spec),
+        build_described(spec),
         config,
         StepExecution(
             placement=placement,

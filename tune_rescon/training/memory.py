@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from tune_rescon import __version__
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import NetworkSpec
+from tune_rescon.models import NetworkDescription, NetworkSpec
 from tune_rescon.models.network import Mask
 from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
@@ -42,10 +42,20 @@ __all__ = [
     "merged",
     "peak_memory_mb",
     "ran_out_of_memory",
+    "recomputation",
     "recompute_activations",
     "release_memory",
     "shape_key",
 ]
+
+
+def recomputation(config: TrialConfig, spec: NetworkDescription) -> str:
+    """Return whether a trial recomputes its activations: ``"on"``, ``"auto"`` or ``"off"``.
+
+    It is off for a network from elsewhere: which of its modules could be run twice, with the same result and
+    the same batch-norm statistics, is not known.
+    """
+    return config.checkpoint_activations if isinstance(spec, NetworkSpec) else "off"
 
 
 def recompute_activations(network: nn.Module) -> None:
@@ -180,7 +190,7 @@ def _implies(one: OomRecord, other: OomRecord) -> bool:
     return one.images <= other.images and one.available >= other.available
 
 
-def shape_key(spec: NetworkSpec, placement: DeviceConfig, *ways: object) -> str:
+def shape_key(spec: NetworkDescription, placement: DeviceConfig, *ways: object) -> str:
     """Return a key of everything that decides how much memory an image needs.
 
     That is the network, its image size, the precision, the device, the versions, and how the network is
@@ -244,7 +254,9 @@ class Shape:
     file: OomRecordFile | None
 
     @classmethod
-    def of(cls, config: TrialConfig, spec: NetworkSpec, placement: DeviceConfig, path: Path | None) -> Shape:
+    def of(
+        cls, config: TrialConfig, spec: NetworkDescription, placement: DeviceConfig, path: Path | None
+    ) -> Shape:
         """Return the shape of a trial before it starts, trained as configured.
 
         Args:

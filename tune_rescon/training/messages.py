@@ -15,6 +15,7 @@ __all__ = [
     "OnMessage",
     "best_damaged",
     "best_unwritten",
+    "cannot_recompute",
     "checkpoint_unwritten",
     "damaged",
     "ignore",
@@ -139,6 +140,15 @@ def without_images(images: int, *, pieces: int) -> str:
         f"ran out of memory at {_each(images, pieces)} images; "
         "going on with the dataset no longer on the device"
     )
+
+
+def cannot_recompute() -> str:
+    """Return the message that ``checkpoint_activations: on`` has no effect on a network from elsewhere.
+
+    >>> cannot_recompute()
+    'keeps all activations, because checkpoint_activations works with Residual Attention Networks only'
+    """
+    return "keeps all activations, because checkpoint_activations works with Residual Attention Networks only"
 
 
 def recomputing(images: int, *, pieces: int) -> str:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.models import ResidualAttentionNetwork
 from tune_rescon.training.compile import compile_units, many_shapes, uncompiled
 from tune_rescon.training.cuda_graphs import CapturedStep, FusedWeightCast, GraphCapture, Outputs
 from tune_rescon.training.device import DeviceConfig
@@ -107,8 +108,9 @@ class TrialModule(pl.LightningModule):
         )
         recorder = execution.recorder
         self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
-        # Compiled code includes the casts.
+        # Compiled code includes the casts. A network from elsewhere may use its weights outside of autocast.
         casts = recorder is not None and self._placement.precision == "bf16" and not execution.compiling
+        casts = casts and isinstance(network, ResidualAttentionNetwork)
         self._cast = FusedWeightCast(self.network) if casts else None
         self._shapes: Contexts = contextlib.nullcontext
         self._eagerly: Contexts = contextlib.nullcontext
@@ -118,6 +120,7 @@ class TrialModule(pl.LightningModule):
         if execution.recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
+        self._learning: list[nn.Parameter] = []
         self._ahead: list[MicroBatch] = []
         self._images = 0
         self._multiplier = schedule_of(
@@ -160,7 +163,7 @@ class TrialModule(pl.LightningModule):
         """
         if self._gradients:
             # Set here, because the optimiser clears the gradients between training_step and this call.
-            for parameter, gradient in zip(self.network.parameters(), self._gradients, strict=True):
+            for parameter, gradient in zip(self._learning, self._gradients, strict=True):
                 parameter.grad = gradient
             self._gradients = []
         else:
@@ -197,7 +200,7 @@ class TrialModule(pl.LightningModule):
         return summed / len(targets), logits_BK
 
     def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
-        """Return the loss, the logits, and the gradients of all parameters."""
+        """Return the loss, the logits, and the gradients of the parameters that have one."""
         copies = self._cast.copies() if self._cast else {}
         network = functools.partial(torch.func.functional_call, self.network, copies)
         loss, logits_BK = self._loss_and_logits(network, images_BCHW, targets)
@@ -206,7 +209,9 @@ class TrialModule(pl.LightningModule):
         torch.autograd.backward(loss)
         if self._cast:
             self._cast.hand_over(copies)
-        gradients = [parameter.grad for parameter in self.network.parameters()]
+        # A network from elsewhere may have parameters that are frozen, or that its logits do not use.
+        self._learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        gradients = (parameter.grad for parameter in self._learning)
         known = (gradient for gradient in gradients if gradient is not None)
         return (loss.detach(), logits_BK.detach(), *known)
 

@@ -11,14 +11,14 @@ from typing import Final
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError, format_error
-from tune_rescon.models import resolve_network
+from tune_rescon.models import ExternalSpec, NetworkDescription, describe_network
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
 from tune_rescon.training.device import own_generator, place
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
-from tune_rescon.training.memory import Shape, release_memory
+from tune_rescon.training.memory import Shape, recomputation, release_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.trial_files import CheckpointMetadata, Objective, ResumePoint, find_resume_point
 
@@ -141,7 +141,8 @@ def train_trial(
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
     peers, on_note = process.peers, process.on_note
-    spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
+    spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
+    dataset = _as_pretrained(dataset, config, spec)
     record = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = place(process.device, precision=config.precision)
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
@@ -187,10 +188,24 @@ def train_trial(
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
+def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDescription) -> ImageDataset:
+    """Return ``dataset`` with the preprocessing with which the trial's pretrained weights were trained."""
+    if not (config.pretrained and isinstance(spec, ExternalSpec)):
+        return dataset
+    # Imported here because it imports timm's networks with it.
+    from tune_rescon.models.external import pretrained_images
+
+    images = pretrained_images(spec)
+    return dataclasses.replace(dataset, mean=images.mean, std=images.std, interpolation=images.interpolation)
+
+
 def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: TrialProcess) -> ResumePoint:
     """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
     peers, on_note = process.peers, process.on_note
-    asked = start.record.config.checkpoint_activations
+    config, spec = start.record.config, start.record.spec
+    asked = recomputation(config, spec)
+    if asked == "off" and config.checkpoint_activations == "on":
+        on_note(messages.cannot_recompute())
     recomputes = asked == "on"
     pieces = int(peers.all_reduce_max(shape.when(recomputes=recomputes).pieces(images)))
     if pieces > 1 and asked == "auto":

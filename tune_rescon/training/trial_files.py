@@ -17,7 +17,7 @@ from tune_rescon.config import (
     objective_names,
 )
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
-from tune_rescon.models import NetworkSpec
+from tune_rescon.models import NetworkDescription, description_from_dict
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint
 from tune_rescon.training.messages import EpochReport, OnMessage, is_better
@@ -48,7 +48,7 @@ class CheckpointMetadata:
     """A trial and its progress."""
 
     config: TrialConfig
-    spec: NetworkSpec
+    spec: NetworkDescription
     dataset: str
     """Content key of the dataset's images and their split."""
     seed: int
@@ -114,7 +114,7 @@ class CheckpointMetadata:
         """
         nested = {
             "config": TrialConfig.from_dict(values["config"]),
-            "spec": NetworkSpec.from_dict(values["spec"]),
+            "spec": description_from_dict(values["spec"]),
             "history": tuple(values["history"]),
         }
         return cls(**{**values, **nested})

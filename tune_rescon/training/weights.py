@@ -1,4 +1,4 @@
-"""Files of weights: trained networks with their description, exported networks, and initial weights.
+"""Files of weights: trained networks with their description, and exported networks.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -19,23 +19,18 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, NetworkError, StorageError, format_error
-from tune_rescon.models import NetworkSpec, build_from_spec, load_rescon, resolve_network
-from tune_rescon.models.rescon import KNOWN
-from tune_rescon.models.spec import StageSpec
-from tune_rescon.storage import local_file
-from tune_rescon.training.checkpoint import is_intact, load_values, read_checkpoint, write_durably
+from tune_rescon.models import NetworkDescription, build_described, description_from_dict
+from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
 from tune_rescon.training.device import own_generator
 
 __all__ = [
     "Classifier",
-    "InitialWeights",
     "Safetensors",
     "TrainedNetwork",
     "build_exported",
     "describe_trained",
     "load_exported",
     "load_trained",
-    "read_initial",
     "read_safetensors",
     "save_trained",
 ]
@@ -69,7 +64,7 @@ FORMAT: Final = 1
 class TrainedNetwork:
     """Description of a trained network, saved with its weights."""
 
-    spec: NetworkSpec
+    spec: NetworkDescription
     config: TrialConfig
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -88,6 +83,8 @@ class TrainedNetwork:
     """How pictures were made square."""
     levels: tuple[float, float] | None = None
     """The values that were mapped to 0 and 255 in pictures of more than 8 bits."""
+    interpolation: str = "bilinear"
+    """How squares became the network's input."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -103,6 +100,7 @@ class TrainedNetwork:
             normalize=self.config.normalize,
             resize=self.resize,
             levels=self.levels,
+            interpolation=self.interpolation,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +116,7 @@ class TrainedNetwork:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainedNetwork:
         """Create the description from the values of :meth:`to_dict`."""
         nested = {
-            "spec": NetworkSpec.from_dict(values["spec"]),
+            "spec": description_from_dict(values["spec"]),
             "config": TrialConfig.from_dict(values["config"]),
         }
         return cls(**{**values, **nested})
@@ -146,7 +144,7 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
         values = _read(Path(path))
         about = TrainedNetwork.from_dict(values["about"])
         with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-            network = build_from_spec(about.spec)
+            network = build_described(about.spec)
         network.load_state_dict(values["weights"])
     return network.eval(), about
 
@@ -275,7 +273,7 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
     try:
         about = TrainedNetwork.from_dict(_plain(json.loads(file.metadata["tune_rescon"])))
         with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-            network = build_from_spec(about.spec)
+            network = build_described(about.spec)
         network.load_state_dict(dict(file.tensors))
     except _FOREIGN_VALUES as error:
         got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {_first_words(error)}"
@@ -299,131 +297,3 @@ def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]
 def _plain(values: dict[str, object]) -> dict[str, object]:
     """Return JSON's ``values`` with tuples instead of lists, as TrainedNetwork's fields are."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-#: Fields of a network's spec on which its weights do not depend.
-_WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
-
-#: TrialConfig's fields that choose a network, apart from layout and depth.
-_NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
-
-#: Differences that an error message names; it only counts the rest.
-_SHOWN_DIFFERENCES: Final = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitialWeights:
-    """A file's network and its weights, under this package's names."""
-
-    source: str
-    """Path or URL."""
-    spec: NetworkSpec
-    choice: Mapping[str, Any]
-    """TrialConfig's fields that choose this network."""
-    weights: Mapping[str, Tensor]
-
-    def check_fits(self, spec: NetworkSpec, *, where: str = "init_from") -> None:
-        """Check that a trial's network ``spec`` can start with these weights.
-
-        Raises:
-            NetworkError: it is another network; the message names the differences and what to choose.
-        """
-        mine, theirs = _weight_fields(self.spec), _weight_fields(spec)
-        other = [name for name in mine if mine[name] != theirs[name]]
-        if not other:
-            return
-        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other[:_SHOWN_DIFFERENCES]]
-        more = f" and {len(other) - _SHOWN_DIFFERENCES} more" if len(other) > _SHOWN_DIFFERENCES else ""
-        rule = f"a trial's network must be that of {self.source}"
-        hint = "They were trained on images of other channels."
-        if other != ["in_channels"]:
-            hint = f"Choose {', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.choice.items())}."
-        raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
-
-    def load_into(self, network: nn.Module) -> None:
-        """Replace ``network``'s weights and statistics.
-
-        The classifier is replaced only if both networks have the same number of classes.
-
-        Raises:
-            NetworkError: it is another network.
-        """
-        spec = network.spec
-        assert isinstance(spec, NetworkSpec)
-        self.check_fits(spec)
-        redrawn = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
-        kept = {name: tensor for name, tensor in self.weights.items() if name not in redrawn}
-        network.load_state_dict({**network.state_dict(), **kept})
-
-
-def read_initial(source: str) -> InitialWeights:
-    """Return the weights at a path or a URL. No code in the file is run.
-
-    Raises:
-        StorageError: the file does not exist, is damaged, or holds more than tensors and plain values.
-        NetworkError: the file does not hold a network of this family.
-    """
-    with local_file(source) as path, own_generator(torch.device("cpu")):
-        if not path.is_file():
-            rule = "must be a file that exists"
-            raise StorageError(format_error(rule, got=source, where="init_from"))
-        if path.suffix == ".safetensors":
-            file = read_safetensors(path, where="init_from")
-            if file.is_ours:
-                network, about = build_exported(file, where="init_from")
-                return _of(source, network, _choice(about.config, about.spec))
-            network = _rescon(file.tensors, source)
-            return _of(source, network, {"preset": _preset(network.spec)})
-        hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
-        values = load_values(path, where="init_from", source=source, hint=hint)
-        if isinstance(values, Mapping) and ("about" in values or "trial" in values):
-            network, about = load_trained(path)
-            return _of(source, network, _choice(about.config, about.spec))
-        network = _rescon(values, source)
-        return _of(source, network, {"preset": _preset(network.spec)})
-
-
-def _of(source: str, network: nn.Module, choice: Mapping[str, Any]) -> InitialWeights:
-    assert isinstance(network.spec, NetworkSpec)
-    return InitialWeights(source=source, spec=network.spec, choice=choice, weights=network.state_dict())
-
-
-def _rescon(values: Any, source: str) -> nn.Module:
-    try:
-        return load_rescon(values)
-    except NetworkError as error:
-        rule = "must hold a network of this package, or of ResCon or the port it follows"
-        raise NetworkError(f"{format_error(rule, got=source, where='init_from')} {error}") from error
-
-
-def _preset(spec: Any) -> str:
-    def resolved(preset: str) -> NetworkSpec:
-        return resolve_network(TrialConfig(preset=preset), classes=spec.classes, in_channels=spec.in_channels)
-
-    return next(preset for preset in KNOWN if resolved(preset) == spec)
-
-
-def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
-    """Return the fields of ``config`` that chose its network ``spec``."""
-    plain = TrialConfig()
-    named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
-    varied = {name: getattr(config, name) for name in _NETWORK_FIELDS}
-    return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
-
-
-def _weight_fields(spec: NetworkSpec) -> dict[str, object]:
-    """Return all fields of ``spec`` on which weights depend, by name."""
-    return dict(_named(spec))
-
-
-def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
-    for field in dataclasses.fields(spec):
-        if field.name == "stages":
-            for number in dataclasses.fields(StageSpec):
-                yield f"{number.name} of stages", [getattr(stage, number.name) for stage in spec.stages]
-        elif field.name not in _WEIGHTLESS_FIELDS:
-            yield field.name, getattr(spec, field.name)
-
-
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,23 +13,25 @@ from tune_rescon.config import TrialConfig, custom_metric_name
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import levels_words
 from tune_rescon.errors import DataError, NetworkError, format_error
-from tune_rescon.models import resolve_network
+from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.result import datasets_of
 from tune_rescon.tuning.study import StudyRecord
 
 if TYPE_CHECKING:
-    from tune_rescon.training.weights import InitialWeights
+    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "Prepared",
     "anchored",
     "cache_words",
+    "check_external_networks",
     "check_metric_functions",
     "check_same_images",
     "check_weights",
     "evaluation_words",
+    "external_trials",
     "largest_image_size",
     "prepare_data",
     "read_weights",
@@ -40,7 +42,7 @@ __all__ = [
 
 
 #: Fields that determine the side of a network's input.
-_SIDE_FIELDS: Final = ("preset", "layout", "depth", "image_size")
+_SIDE_FIELDS: Final = ("network", "preset", "layout", "depth", "image_size")
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -63,7 +65,7 @@ def with_store_size(space: Space, recorded: Space | None) -> Space:
 
 def largest_image_size(space: Space) -> int:
     """Return the largest side of a network's input over the trials of ``space``, in pixels."""
-    rows = [{}, *corners(space.parameters, _SIDE_FIELDS), *space.initial]
+    rows = [{}, *corners(space, _SIDE_FIELDS), *space.initial]
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
@@ -88,7 +90,7 @@ def cache_words(space: Space, facts: DatasetInfo) -> list[str]:
 def _image_size(values: Mapping[str, Any]) -> int:
     chosen = {name: value for name, value in values.items() if name in _SIDE_FIELDS}
     try:
-        spec = resolve_network(TrialConfig.from_dict(chosen), classes=2, in_channels=3)
+        spec = describe_network(TrialConfig.from_dict(chosen), classes=2, in_channels=3)
     except NetworkError:
         # No trial can have this combination. The networks of a space are checked when the space is read.
         return 0
@@ -106,7 +108,7 @@ _NAME: Final = "init_from"
 
 #: Fields that determine the weights that a trial begins with, and the network of those weights.
 _WEIGHT_FIELDS: Final = (
-    *("dataset", _NAME, "preset", "layout", "depth", "width", "image_size"),
+    *("dataset", _NAME, "network", "preset", "layout", "depth", "width", "image_size"),
     *("attention", "attention_learning", "mask", "added_reference"),
 )
 
@@ -151,6 +153,50 @@ def check_metric_functions(space: Space) -> None:
             load_metric(name)
 
 
+#: Fields that determine a network from elsewhere, and the weights that it begins with.
+_EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "drop_path")
+
+
+def external_trials(space: Space) -> list[TrialConfig]:
+    """Return a trial for each network from elsewhere in ``space`` and each set of its arguments.
+
+    Of several rates of dropped paths it has the largest.
+    """
+    if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
+        return []
+    known = {name: value for name, value in space.fixed.items() if name in _EXTERNAL_FIELDS}
+    rows = [{**known, **chosen} for chosen in corners(space, _EXTERNAL_FIELDS)]
+    configs = [TrialConfig.from_dict(row) for row in rows if row.get("network") is not None]
+    configs.sort(key=lambda config: config.drop_path)
+    return list({dataclasses.replace(config, drop_path=0.0): config for config in configs}.values())
+
+
+def check_external_networks(space: Space, facts: Mapping[str, DatasetInfo] | None = None) -> None:
+    """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
+
+    Args:
+        space: The space to search.
+        facts: The facts of each dataset, by name. None, before the images are prepared: check only that the
+            networks and their pretrained weights exist, for ten classes of colour images.
+
+    Raises:
+        NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
+            not installed, or pretrained weights cannot be had.
+    """
+    for config in external_trials(space):
+        # Imported here because it imports torch, which the driver of most searches does not need.
+        from tune_rescon.models.external import check_exists, check_external
+
+        images = None if facts is None else facts[config.dataset or space.dataset.name]
+        classes, in_channels = (10, 3) if images is None else (images.classes, images.channels)
+        spec = describe_network(config, classes=classes, in_channels=in_channels)
+        assert isinstance(spec, ExternalSpec)
+        if images is None:
+            check_exists(spec, pretrained=config.pretrained)
+        else:
+            check_external(spec)
+
+
 def read_weights(space: Space) -> dict[str, InitialWeights]:
     """Read the weight files that trials of ``space`` begin with.
 
@@ -166,9 +212,10 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
     if not sources:
         return {}
     # Imported here because it imports torch, which the driver of most searches does not need.
-    from tune_rescon.training.weights import read_initial
+    from tune_rescon.training.initial_weights import read_initial
 
-    return {source: read_initial(source) for source in sources}
+    external = bool(external_trials(space))
+    return {source: read_initial(source, external=external) for source in sources}
 
 
 def check_weights(
@@ -187,12 +234,12 @@ def check_weights(
     """
     if not weights:
         return
-    for chosen in corners(space.parameters, _WEIGHT_FIELDS):
+    for chosen in corners(space, _WEIGHT_FIELDS):
         config = TrialConfig.from_dict({**space.fixed, **chosen})
         if config.init_from is None:
             continue
         images = facts[config.dataset or space.dataset.name]
-        spec = resolve_network(config, classes=images.classes, in_channels=images.channels)
+        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _NAME)
         where = f"{_NAME}, with {words}" if words else _NAME
         weights[config.init_from].check_fits(spec, where=where)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import ResourceError, format_error
-from tune_rescon.models import count, resolve_network
+from tune_rescon.models import describe_network, network_cost
 from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
 
@@ -335,7 +335,7 @@ Measure = Callable[[TrialConfig, DatasetInfo], "Occupancy | None"]
 
 #: Fields that determine the cost of a training step.
 _SHARING_FIELDS: Final = (
-    *("dataset", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
+    *("dataset", "network", "preset", "layout", "depth", "width", "image_size", "mask", "added_reference"),
     *("batch_size", "precision", "optimizer", "compile", "cuda_graphs", "checkpoint_activations"),
 )
 
@@ -395,15 +395,12 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
 
 def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
     """Return the trial of ``space`` whose step has the most multiplications, and the facts of its images."""
-    seen = [
-        TrialConfig.from_dict({**space.fixed, **chosen})
-        for chosen in corners(space.parameters, _SHARING_FIELDS)
-    ]
+    seen = [TrialConfig.from_dict({**space.fixed, **chosen}) for chosen in corners(space, _SHARING_FIELDS)]
 
     def step_macs(config: TrialConfig) -> int:
         images = facts[config.dataset or space.dataset.name]
-        spec = resolve_network(config, classes=images.classes, in_channels=images.channels)
-        return count(spec).macs * config.batch_size
+        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
+        return network_cost(spec).macs * config.batch_size
 
     config = max(seen, key=step_macs)
     return config, facts[config.dataset or space.dataset.name]
@@ -413,6 +410,7 @@ def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[Trial
 #: into the smallest micro-batches.
 _MEMORY_FIELDS: Final = (
     "dataset",
+    "network",
     "preset",
     "layout",
     "depth",

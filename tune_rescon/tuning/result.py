@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import Account, DatasetInfo
-from tune_rescon.errors import presentable
-from tune_rescon.models import NetworkSpec, count, resolve_network
+from tune_rescon.errors import UserError, presentable
+from tune_rescon.models import ExternalSpec, NetworkDescription, describe_network, network_cost
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.auto_words import rungs_and_reasons
@@ -358,9 +358,10 @@ class CostModel:
         return self.space.resources_per_trial.device
 
     def cost(self, trial: TrialRecord) -> TrialCost:
-        """Count the parameters and multiply-adds of a trial's network without building it.
+        """Count the parameters and multiply-adds of a trial's network without training it.
 
-        Both are nan if the trial's images or its network are not known.
+        Both are nan if the trial's images or its network are not known. A network of timm, or of a user's
+        module, is not known where these cannot be imported.
         """
         config = trial.config(self.space)
         return _UNKNOWN if config is None else self.cost_of(config)
@@ -373,7 +374,13 @@ class CostModel:
         facts = self.facts.get(config.dataset or self.space.dataset.name)
         if facts is None:
             return _UNKNOWN
-        return _counted(resolve_network(config, classes=facts.classes, in_channels=facts.channels))
+        spec = describe_network(config, classes=facts.classes, in_channels=facts.channels)
+        try:
+            return _counted(spec)
+        except UserError:
+            if isinstance(spec, ExternalSpec):
+                return _UNKNOWN
+            raise
 
     def second_objective(self, trial: TrialRecord, epochs: int) -> float:
         """Return the second objective (``metric.against``) of a trial after its first ``epochs`` epochs."""
@@ -383,9 +390,9 @@ class CostModel:
 
 
 @lru_cache(maxsize=1024)
-def _counted(spec: NetworkSpec) -> TrialCost:
+def _counted(spec: NetworkDescription) -> TrialCost:
     # Cached because most trials share their network with others, and each epoch's report may need the cost.
-    cost = count(spec)
+    cost = network_cost(spec)
     return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
 

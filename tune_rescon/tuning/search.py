@@ -25,6 +25,7 @@ from tune_rescon.tuning.mlflow_callback import (
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     anchored,
+    check_external_networks,
     check_metric_functions,
     check_same_images,
     check_weights,
@@ -104,6 +105,7 @@ def run_search(
     if options.tensorboard:
         check_tensorboard()
     check_metric_functions(space)
+    check_external_networks(space)
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
@@ -133,6 +135,7 @@ def run_search(
         prepared = prepare_data(space, options)
         if resumed is not None:
             check_same_images(resumed[0], prepared)
+        check_external_networks(space, facts_of(prepared))
         check_weights(space, weights, facts_of(prepared))
         words = check_constraints(CostModel(space=space, facts=facts_of(prepared)))
         if words is not None:

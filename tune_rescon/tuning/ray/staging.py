@@ -168,7 +168,7 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path
 
 
 def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy | None:
-    from tune_rescon.models import resolve_network
+    from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
     from tune_rescon.training.device import place
     from tune_rescon.training.gpu_probe import measure_occupancy, step_of
@@ -176,7 +176,7 @@ def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy
 
     placement = place("cuda", precision=config.precision)
     images = {"classes": facts.classes, "in_channels": facts.channels}
-    shape = Shape.of(config, resolve_network(config, **images), placement, None)
+    shape = Shape.of(config, describe_network(config, **images), placement, None)
     watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's
     if watch.found():
         config = dataclasses.replace(config, cuda_graphs="off")

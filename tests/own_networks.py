@@ -1,0 +1,70 @@
+"""Networks of a user's own code, named ``tests.own_networks:FUNCTION``: one that works, and mistakes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["broken", "no_network", "normalised", "reading", "small", "unused", "wrong_logits"]
+
+#: How often :func:`small` was called.
+CALLS: list[int] = []
+
+
+def small(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """A network with statistics and random numbers in training."""
+    CALLS.append(image_size)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+
+
+class Unused(nn.Module):
+    """A linear network with a parameter that is frozen, and one that its logits do not depend on."""
+
+    def __init__(self, pixels: int, num_classes: int) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.linear = nn.Linear(pixels, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.linear(images_BCHW.flatten(1)) * self.frozen
+        return logits_BK
+
+
+def unused(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    return Unused(in_channels * image_size**2, num_classes)
+
+
+def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Its linear layer's weight is computed from two parameters."""
+    linear = nn.Linear(in_channels * image_size**2, num_classes)
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
+
+
+def reading(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """It reads a tensor's value while it is built, which a device without values refuses."""
+    width = int(torch.tensor(8).item())
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, image_size), nn.Flatten(), nn.Linear(width, num_classes)
+    )
+
+
+def wrong_logits(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    del num_classes, image_size
+    return nn.Conv2d(in_channels, 7, 1)
+
+
+def no_network(*, num_classes: int, in_channels: int, image_size: int) -> int:
+    return num_classes + in_channels + image_size
+
+
+def broken(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    raise ValueError(f"cannot do {num_classes} classes\nof {in_channels} channels at {image_size}")

@@ -1,0 +1,341 @@
+"""Trials of networks from elsewhere: trained, resumed, used and exported like Residual Attention Networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
+from tune_rescon.config import TrialConfig
+from tune_rescon.data import ImageDataset
+from tune_rescon.data.pixels import Normalization, to_unit
+from tune_rescon.errors import ConfigError, NetworkError
+from tune_rescon.inference import batches_of, export_model, predictions
+from tune_rescon.models import build_described, describe_network
+from tune_rescon.predict import main as predict
+from tune_rescon.training import load_trained, messages
+from tune_rescon.training.compile import compiler_trouble
+from tune_rescon.training.cuda_graphs import Outputs
+from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.initial_weights import read_initial
+from tune_rescon.training.memory import Shape
+from tune_rescon.training.module import StepExecution, TrialModule
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run
+
+pytestmark = pytest.mark.torch
+
+OWN = "tests.own_networks:small"
+
+#: Everything that holds state between steps or epochs is on.
+CONFIGS = {
+    "timm": TrialConfig(
+        network="timm/test_resnet",
+        image_size=32,
+        batch_size=32,
+        learning_rate=0.05,
+        drop_path=0.2,
+        ema_decay=0.9,
+        precise_bn_batches=2,
+        mixup=0.2,
+    ),
+    "own": TrialConfig(
+        network=OWN, image_size=16, batch_size=32, learning_rate=0.05, ema_decay=0.9, precise_bn_batches=2
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def lived(request: pytest.FixtureRequest, train: Run, tmp_path_factory: pytest.TempPathFactory) -> Lives:
+    """An uninterrupted trial of two epochs."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = CONFIGS[request.param]
+    trial = Lives(functools.partial(train, config), folder, lambda _: pytest.fail("not used"))
+    trial.live(epochs=2)
+    return trial
+
+
+def config_of(trial: Lives) -> TrialConfig:
+    return load_trained(trial.folder / "best.ckpt")[1].config
+
+
+def test_one_that_was_preempted_equals_it(
+    lived: Lives,
+    train: Run,
+    largest_file: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    assert lived.reports[1].metrics["train_loss"] < lived.reports[0].metrics["train_loss"]
+    left = Lives(functools.partial(train, config_of(lived)), tmp_path, largest_file, {**STEADY, "epochs": 2})
+    preempted(at=3)(left)
+    left.live()
+    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in lived.reports]
+    assert_same_files(left.folder, lived.folder)
+
+
+def predicted_accuracy(checkpoint: Path, digits: ImageDataset, folder: Path) -> float:
+    """The accuracy of ``predict`` on the validation images, as pictures."""
+    folder.mkdir()
+    images_NHWC, labels_N = digits.val.gather(np.arange(len(digits.val)))
+    for number, image_HWC in enumerate(images_NHWC):
+        Image.fromarray(image_HWC[..., 0]).save(folder / f"{number:04d}.png")
+    network, about = load_trained(checkpoint)
+    pictures = sorted(folder.iterdir())
+    batches = batches_of(pictures, about, batch_size=16, on_bad=lambda _, why: pytest.fail(why))
+    found = predictions(network, about, batches, place("cpu", precision="fp32"), top=1)
+    pairs = zip(found, labels_N, strict=True)
+    return float(np.mean([one.best[0] == digits.class_names[label] for one, label in pairs]))
+
+
+def test_its_network_predicts_what_validation_measured(
+    lived: Lives, digits: ImageDataset, tmp_path: Path
+) -> None:
+    source = lived.folder / "best.ckpt"
+    measured = load_trained(source)[1].metrics["val_accuracy"]
+    assert predicted_accuracy(source, digits, tmp_path / "pictures") == pytest.approx(measured)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx", "timm"])
+def test_it_is_exported(form: str, lived: Lives, tmp_path: Path) -> None:
+    network, about = load_trained(lived.folder / "best.ckpt")
+    if form == "timm" and about.config.network == OWN:
+        with pytest.raises(ConfigError, match="--format: the format timm is for networks that timm can"):
+            export_model(network, about, form=form, output=tmp_path / "model")
+        return
+    # export_model loads the file and compares the probabilities.
+    assert export_model(network, about, form=form, output=tmp_path / "model") <= 1e-4
+    assert (tmp_path / "model").exists()
+
+
+def test_what_torch_cannot_export_is_told(lived: Lives, tmp_path: Path) -> None:
+    class Deciding(nn.Module):
+        def forward(self, images_BCHW: Tensor) -> Tensor:
+            logits_BK = images_BCHW.flatten(1)[:, :10]
+            return logits_BK if float(logits_BK.sum()) > 0 else 2 * logits_BK
+
+    _, about = load_trained(lived.folder / "best.ckpt")
+    with pytest.raises(
+        ConfigError, match=r"--format: torch must be able to export the network .*safetensors"
+    ):
+        export_model(Deciding(), about, form="torch-export", output=tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_has_no_masks_to_draw(lived: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    masks = tmp_path / "masks"
+    asked = [str(lived.folder / "best.ckpt"), str(tmp_path / "a.png"), "--masks", str(masks)]
+    assert predict(asked) == 2
+    assert "--masks: only Residual Attention Networks have masks to draw" in capsys.readouterr().err
+    assert not masks.exists()
+
+
+def test_it_begins_with_the_weights_of_another_trial(lived: Lives) -> None:
+    source, config = lived.folder / "best.ckpt", config_of(lived)
+    trained = load_trained(source)[0].state_dict()
+    for classes in (10, 4):
+        spec = describe_network(config, classes=classes, in_channels=1)
+        weights, network = read_initial(str(source)), build_described(spec)
+        weights.check_fits(spec)
+        weights.load_into(network)
+        begun = network.state_dict()
+        same = {
+            name
+            for name, tensor in begun.items()
+            if tensor.shape == trained[name].shape and torch.equal(tensor, trained[name])
+        }
+        redrawn = begun.keys() - same
+        assert len(redrawn) == (0 if classes == 10 else 2)
+        assert all(len(begun[name]) == classes for name in redrawn)
+    for other in (TrialConfig(), TrialConfig(network="timm/resnet18")):
+        spec = describe_network(other, classes=10, in_channels=1)
+        with pytest.raises(NetworkError, match=f"Choose `network: {config.network}`"):
+            read_initial(str(source)).check_fits(spec)
+    with pytest.raises(NetworkError, match=r"must have the tensors of .*, but got .* of another shape"):
+        read_initial(str(source)).check_fits(describe_network(config, classes=10, in_channels=3))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_bare_state_dict_of_timm_is_taken(prefix: str, train: Run, tmp_path: Path) -> None:
+    import timm
+
+    theirs = timm.create_model("test_resnet", num_classes=1000, in_chans=1).state_dict()
+    path = tmp_path / "timm.pth"
+    torch.save({"epoch": 3, "state_dict": {f"{prefix}{name}": one for name, one in theirs.items()}}, path)
+    config = TrialConfig(network="timm/test_resnet", image_size=32, learning_rate=1e-12, init_from=str(path))
+    train(config, tmp_path / "trial", epochs=1)
+    begun = load_trained(tmp_path / "trial" / "best.ckpt")[0].state_dict()
+    for name, tensor in theirs.items():
+        if tensor.ndim == 4:
+            torch.testing.assert_close(begun[name], tensor, rtol=0, atol=1e-6)
+    assert len(begun["fc.weight"]) == 10
+    with pytest.raises(NetworkError, match="init_from: must hold a network of this package"):
+        read_initial(str(path))
+    weights = read_initial(str(path), external=True)
+    with pytest.raises(NetworkError, match="but got a Residual Attention Network"):
+        weights.check_fits(describe_network(TrialConfig(), classes=10, in_channels=1))
+    with pytest.raises(NetworkError, match=r"but got .* missing; .* unexpected"):
+        weights.check_fits(describe_network(TrialConfig(network=OWN), classes=10, in_channels=1))
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Pretrained weights of timm's test_resnet on this disk, where timm would look for them on the hub."""
+    import timm
+    from timm.models import _registry as registry
+
+    weights: dict[str, Tensor] = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    shipped = timm.get_pretrained_cfg("test_resnet")
+    assert shipped is not None
+    known = dataclasses.replace(
+        shipped,
+        file=str(tmp_path / "weights.pth"),
+        hf_hub_id=None,
+        url="",
+        mean=(0.2, 0.3, 0.4),
+        std=(0.5, 0.5, 0.5),
+        interpolation="bicubic",
+    )
+    for name in ("test_resnet", "test_resnet.r160_in1k"):
+        monkeypatch.setitem(registry._model_pretrained_cfgs, name, known)
+    return weights
+
+
+def test_pretrained_weights_and_their_images(
+    pretrained: dict[str, Tensor], train: Run, digits: ImageDataset, tmp_path: Path
+) -> None:
+    config = TrialConfig(network="timm/test_resnet", image_size=32, pretrained=True, learning_rate=1e-12)
+    train(config, tmp_path / "trial", epochs=1)
+    network, about = load_trained(tmp_path / "trial" / "best.ckpt")
+    begun = network.state_dict()
+    assert torch.allclose(begun["layer1.0.conv1.weight"], pretrained["layer1.0.conv1.weight"], atol=1e-6)
+    # timm sums up the weights of the colours.
+    summed = pretrained["conv1.0.weight"].sum(dim=1, keepdim=True)
+    assert torch.allclose(begun["conv1.0.weight"], summed, atol=1e-5)
+    assert [*about.mean, *about.std] == pytest.approx([0.3, 0.5])
+    assert about.preprocessing.interpolation == "bicubic"
+    images_BCHW = torch.from_numpy(digits.val.gather(np.arange(8))[0]).permute(0, 3, 1, 2)
+    seen_BCHW = Normalization(about.preprocessing)(images_BCHW)
+    torch.testing.assert_close((to_unit(images_BCHW, about.preprocessing) - 0.3) / 0.5, seen_BCHW)
+    measured = about.metrics["val_accuracy"]
+    accuracy = predicted_accuracy(tmp_path / "trial" / "best.ckpt", digits, tmp_path / "pictures")
+    assert accuracy == pytest.approx(measured)
+    drawn = dataclasses.replace(config, pretrained=False)
+    train(drawn, tmp_path / "drawn", epochs=1)
+    about = load_trained(tmp_path / "drawn" / "best.ckpt")[1]
+    assert (about.mean, about.preprocessing.interpolation) == (digits.mean, "bilinear")
+
+
+def test_it_says_that_it_keeps_its_activations(train: Run) -> None:
+    notes: list[str] = []
+    config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
+    train(config, epochs=1, on_note=notes.append)
+    assert notes == [messages.cannot_recompute()]
+
+
+def test_too_little_memory_leads_to_micro_batches_at_once(
+    train: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not first to recomputed activations, which would be the same step again."""
+    plain = TrialModule.training_step
+
+    def step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if not tried:
+            tried.append(len(batch[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, batch)
+
+    tried: list[int] = []
+    notes: list[str] = []
+    monkeypatch.setattr(TrialModule, "training_step", step)
+    train(CONFIGS["own"], epochs=1, on_note=notes.append)
+    assert notes == [messages.smaller(32, before=1, after=2)]
+
+
+class PlayedOnce:
+    """A recorder that runs the function again at each replay, on the outputs' memory."""
+
+    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
+        outputs = run()
+
+        def replay() -> None:
+            for kept, new in zip(outputs, run(), strict=True):
+                kept.copy_(new)
+
+        return replay, outputs
+
+
+def test_a_recorded_step_knows_which_parameters_learn() -> None:
+    config = TrialConfig(network="tests.own_networks:unused", image_size=16, batch_size=4)
+    spec = describe_network(config, classes=10, in_channels=1)
+    steps: list[dict[str, Any]] = []
+    for recorder in (None, PlayedOnce()):
+        torch.manual_seed(0)
+        execution = StepExecution(
+            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), recorder=recorder
+        )
+        module = TrialModule(
+            build_described(spec), config, execution, classes=10, epochs=1, steps_per_epoch=10
+        )
+        optimizer, _ = module.optimizer_and_scheduler()
+        batch = (torch.rand(4, 1, 16, 16), torch.arange(4))
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = module.training_step(batch)
+            module.backward(loss)
+            optimizer.step()
+        steps.append({name: one.clone() for name, one in module.network.state_dict().items()})
+    torch.testing.assert_close(steps[0], steps[1])
+    assert not torch.equal(steps[0]["linear.weight"], build_described(spec).state_dict()["linear.weight"])
+
+
+def test_the_memory_of_two_networks_is_told_apart() -> None:
+    placement = place("cpu", precision="fp32")
+    keys = {
+        Shape.of(config, describe_network(config, classes=10, in_channels=1), placement, None).key
+        for config in (*CONFIGS.values(), TrialConfig(image_size=32))
+    }
+    assert len(keys) == 3
+
+
+def test_a_weight_that_is_computed_is_trained_in_bfloat16_from_a_recording() -> None:
+    """Its casts are autocast's: the weight is no parameter that could be replaced by a copy."""
+    config = TrialConfig(network="tests.own_networks:normalised", image_size=16, batch_size=4)
+    spec = describe_network(config, classes=10, in_channels=1)
+    execution = StepExecution(
+        placement=DeviceConfig(device=torch.device("cpu"), precision="bf16"), recorder=PlayedOnce()
+    )
+    module = TrialModule(build_described(spec), config, execution, classes=10, epochs=1, steps_per_epoch=10)
+    module.backward(module.training_step((torch.rand(4, 1, 16, 16), torch.arange(4))))
+    assert all(parameter.grad is not None for parameter in module.network.parameters())
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_it_is_compiled_whole(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    trouble = compiler_trouble(torch.device("cpu"))
+    if trouble is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = dataclasses.replace(CONFIGS["own"], ema_decay=0.0)
+    plain = train(config, epochs=1)
+    before = counters["stats"]["unique_graphs"]
+    compiled = train(dataclasses.replace(config, compile="on"), epochs=1)
+    assert counters["stats"]["unique_graphs"] > before
+    # The masks of dropout are drawn in another order.
+    assert compiled[0].metrics["train_loss"] == pytest.approx(plain[0].metrics["train_loss"], rel=0.1)

@@ -1,0 +1,270 @@
+"""Initial weights: files from which a trial's network can begin, and whether they fit it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.errors import NetworkError, StorageError, format_error
+from tune_rescon.models import (
+    ExternalSpec,
+    NetworkDescription,
+    NetworkSpec,
+    load_rescon,
+    resolve_network,
+)
+from tune_rescon.models.external import tensor_shapes
+from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts
+from tune_rescon.models.spec import StageSpec
+from tune_rescon.storage import local_file
+from tune_rescon.training.checkpoint import load_values
+from tune_rescon.training.device import own_generator
+from tune_rescon.training.weights import TrainedNetwork, build_exported, load_trained, read_safetensors
+
+__all__ = ["ExternalWeights", "FamilyWeights", "InitialWeights", "read_initial"]
+
+#: Fields of a network's spec on which its weights do not depend.
+_WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
+
+#: TrialConfig's fields that choose a network, apart from layout and depth.
+_NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
+
+#: Differences that an error message names; it only counts the rest.
+_SHOWN_DIFFERENCES: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyWeights:
+    """A file's Residual Attention Network and its weights, under this package's names."""
+
+    source: str
+    """Path or URL."""
+    spec: NetworkSpec
+    choice: Mapping[str, Any]
+    """TrialConfig's fields that choose this network."""
+    weights: Mapping[str, Tensor]
+
+    def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
+        """Check that a trial's network ``spec`` can start with these weights.
+
+        Raises:
+            NetworkError: it is another network; the message names the differences and what to choose.
+        """
+        if isinstance(spec, ExternalSpec):
+            hint = f"Leave out `network`, and choose {_fields(self.choice)}."
+            raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
+        mine, theirs = _weight_fields(self.spec), _weight_fields(spec)
+        other = [name for name in mine if mine[name] != theirs[name]]
+        if not other:
+            return
+        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other[:_SHOWN_DIFFERENCES]]
+        more = f" and {len(other) - _SHOWN_DIFFERENCES} more" if len(other) > _SHOWN_DIFFERENCES else ""
+        rule = f"a trial's network must be that of {self.source}"
+        hint = "They were trained on images of other channels."
+        if other != ["in_channels"]:
+            hint = f"Choose {_fields(self.choice)}."
+        raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
+
+    def load_into(self, network: nn.Module) -> None:
+        """Replace ``network``'s weights and statistics.
+
+        The classifier is replaced only if both networks have the same number of classes.
+
+        Raises:
+            NetworkError: it is another network.
+        """
+        spec = network.spec
+        assert isinstance(spec, NetworkSpec)
+        self.check_fits(spec)
+        redrawn = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
+        kept = {name: tensor for name, tensor in self.weights.items() if name not in redrawn}
+        network.load_state_dict({**network.state_dict(), **kept})
+
+
+#: Names that a program may have put before those of a network's tensors.
+_PREFIXES: Final = ("", "module.", "model.", "network.", "net.")
+
+#: Tensors that an error message names.
+_SHOWN_TENSORS: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalWeights:
+    """Weights of a network from elsewhere."""
+
+    source: str
+    """Path or URL."""
+    network: str | None
+    """``TrialConfig.network``; None: the file is a bare state dict, which does not name its network."""
+    state_dicts: tuple[StateDict, ...]
+    """All dicts of tensors in the file."""
+
+    def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
+        """Check that a trial's network ``spec`` can start with these weights.
+
+        Raises:
+            NetworkError: it is another network, or its tensors have other names or shapes.
+        """
+        if isinstance(spec, NetworkSpec) or self.network not in (None, spec.network):
+            hint = f"Choose `network: {self.network}`." if self.network else ""
+            raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
+        self._kept(tensor_shapes(spec), where=where)
+
+    def load_into(self, network: nn.Module) -> None:
+        """Replace ``network``'s weights and statistics.
+
+        The tensors of the classifier are kept as they are if the file's network has another number of
+        classes.
+
+        Raises:
+            NetworkError: it is another network.
+        """
+        own = network.state_dict()
+        shapes = {name: tensor.shape for name, tensor in own.items()}
+        network.load_state_dict({**own, **self._kept(shapes, where="init_from")})
+
+    def _kept(self, shapes: Mapping[str, torch.Size], *, where: str) -> dict[str, Tensor]:
+        """Return the tensors for a network whose tensors have these shapes, without another's classifier."""
+        found = max(self._named(), key=lambda tensors: len(tensors.keys() & shapes.keys()), default={})
+        # Old files of torch have no counters of batches.
+        missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
+        other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
+        # A classifier of other classes differs in the first axis only, and alike in all its tensors.
+        classes = {(len(found[name]), *shapes[name][:1]) for name in other if found[name].ndim}
+        if len(classes) == 1 and all(found[name].shape[1:] == shapes[name][1:] for name in other):
+            found = {name: tensor for name, tensor in found.items() if name not in other}
+            other = set()
+        unexpected = found.keys() - shapes.keys()
+        wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
+        words = [f"{_listed(names)} {word}" for word, names in wrong if names]
+        if words:
+            rule = f"a trial's network must have the tensors of {self.source}"
+            raise NetworkError(format_error(rule, got="; ".join(words), where=where))
+        return found
+
+    def _named(self) -> Iterator[dict[str, Tensor]]:
+        for held in self.state_dicts:
+            for prefix in _PREFIXES:
+                yield {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in held.tensors.items()
+                    if name.startswith(prefix)
+                }
+
+
+#: The content of a file of initial weights.
+InitialWeights: TypeAlias = FamilyWeights | ExternalWeights
+
+
+def read_initial(source: str, *, external: bool = False) -> InitialWeights:
+    """Return the weights at a path or a URL. No code in the file is run.
+
+    Args:
+        source: the path or URL.
+        external: True if a network from elsewhere may begin with them; the file may then be a bare state
+            dict.
+
+    Raises:
+        StorageError: the file does not exist, is damaged, or holds more than tensors and plain values.
+        NetworkError: the file does not hold a network of this family.
+    """
+    with local_file(source) as path, own_generator(torch.device("cpu")):
+        if not path.is_file():
+            rule = "must be a file that exists"
+            raise StorageError(format_error(rule, got=source, where="init_from"))
+        if path.suffix == ".safetensors":
+            file = read_safetensors(path, where="init_from")
+            if file.is_ours:
+                return _of_trained(source, *build_exported(file, where="init_from"))
+            values: Any = file.tensors
+        else:
+            hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
+            values = load_values(path, where="init_from", source=source, hint=hint)
+            if isinstance(values, Mapping) and ("about" in values or "trial" in values):
+                return _of_trained(source, *load_trained(path))
+        try:
+            network = _rescon(values, source)
+        except NetworkError:
+            held = tuple(find_state_dicts(values))
+            if not external or not held:
+                raise
+            return ExternalWeights(source=source, network=None, state_dicts=held)
+        assert isinstance(network.spec, NetworkSpec)
+        return FamilyWeights(
+            source=source,
+            spec=network.spec,
+            choice={"preset": _preset(network.spec)},
+            weights=network.state_dict(),
+        )
+
+
+def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> InitialWeights:
+    weights = network.state_dict()
+    if isinstance(about.spec, ExternalSpec):
+        held = StateDict(place="", tensors=weights)
+        return ExternalWeights(source=source, network=about.spec.network, state_dicts=(held,))
+    choice = _choice(about.config, about.spec)
+    return FamilyWeights(source=source, spec=about.spec, choice=choice, weights=weights)
+
+
+def _other_network(source: str, spec: NetworkDescription, *, where: str, hint: str) -> str:
+    rule = f"a trial's network must be that of {source}"
+    got = spec.network if isinstance(spec, ExternalSpec) else "a Residual Attention Network"
+    return format_error(rule, got=got, where=where, hint=hint)
+
+
+def _listed(names: Any) -> str:
+    shown = sorted(names)
+    more = len(shown) - _SHOWN_TENSORS
+    return ", ".join(shown[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _rescon(values: Any, source: str) -> nn.Module:
+    try:
+        return load_rescon(values)
+    except NetworkError as error:
+        rule = "must hold a network of this package, or of ResCon or the port it follows"
+        raise NetworkError(f"{format_error(rule, got=source, where='init_from')} {error}") from error
+
+
+def _preset(spec: Any) -> str:
+    def resolved(preset: str) -> NetworkSpec:
+        return resolve_network(TrialConfig(preset=preset), classes=spec.classes, in_channels=spec.in_channels)
+
+    return next(preset for preset in KNOWN if resolved(preset) == spec)
+
+
+def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
+    """Return the fields of ``config`` that chose its network ``spec``."""
+    plain = TrialConfig()
+    named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
+    varied = {name: getattr(config, name) for name in _NETWORK_FIELDS}
+    return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
+
+
+def _weight_fields(spec: NetworkSpec) -> dict[str, object]:
+    """Return all fields of ``spec`` on which weights depend, by name."""
+    return dict(_named(spec))
+
+
+def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+    for field in dataclasses.fields(spec):
+        if field.name == "stages":
+            for number in dataclasses.fields(StageSpec):
+                yield f"{number.name} of stages", [getattr(stage, number.name) for stage in spec.stages]
+        elif field.name not in _WEIGHTLESS_FIELDS:
+            yield field.name, getattr(spec, field.name)
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fields(choice: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}: {_yaml(value)}`" for name, value in choice.items())

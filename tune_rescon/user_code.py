@@ -1,0 +1,52 @@
+"""A user's own functions, named ``module:function`` in a space file."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tune_rescon.errors import ConfigError, format_error
+
+__all__ = ["import_function", "split_function"]
+
+
+def split_function(name: str) -> tuple[str, str] | None:
+    """Return the module and the function of ``module:function``; None if ``name`` has another form.
+
+    >>> split_function("hospital.networks:small"), split_function("val_auroc"), split_function("a:b c")
+    (('hospital.networks', 'small'), None, None)
+    """
+    module, colon, function = name.partition(":")
+    if not colon or not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    return module, function
+
+
+def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
+    """Return a user's function.
+
+    Args:
+        name: ``module:function``. The module is looked for on the path of imports, which has the working
+            directory of the search.
+        what: what the function computes, for the error message.
+        where: the field that names the function, for the error message.
+
+    Raises:
+        ConfigError: the module or function does not exist, or importing the module raises.
+    """
+    module, _, function = name.partition(":")
+    # Ray's worker processes and console commands do not have the working directory on the path.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:
+        rule = f"the module of {what} must be importable ({type(error).__name__}: {error})"
+        raise ConfigError(format_error(rule, got=name, where=where)) from error
+    if not callable(found):
+        rule = f"the module {module} must have this function"
+        raise ConfigError(format_error(rule, got=function, where=where))
+    return found  # type: ignore[no-any-return]  # a user's function
