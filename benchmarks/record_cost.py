@@ -25,7 +25,7 @@ import numpy as np
 import optuna
 import psutil
 
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space, suggest
 from tune_rescon.tuning import Coordinator, Decision, SearchPlan, SearchSampler, StudyRecord, make_rule
 from tune_rescon.tuning.optuna_samplers import make_sampler

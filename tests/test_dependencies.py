@@ -20,6 +20,7 @@ PACKAGE = Path(tune_rescon.__file__).parent
 PARTS = {
     "clusters": ["cluster"],
     "inference/export.py": ["onnx", "timm"],
+    "models/external.py": ["timm"],
     "inference/saved_model.py": ["tensorflow"],
     "timm_models.py": ["timm"],
     "tuning/tensorboard_callback.py": ["tensorboard"],

@@ -12,7 +12,7 @@ import ray
 from typing_extensions import override
 
 from overhead.load import Figures, Load
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tracking import Destination, MlflowWriter
 from tune_rescon.tuning import RunOptions, SearchCallback, TrialRecord, run_search

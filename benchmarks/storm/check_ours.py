@@ -19,7 +19,7 @@ from storm.findings import Fault, Findings, count_epochs
 from storm.mlflow_store import RunSeen, read_runs
 from storm.ours import NAME
 from storm.trainables import EPOCHS, accuracy
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 
 __all__ = ["check_ours"]
 

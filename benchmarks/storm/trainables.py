@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 from tune_rescon.testing import SyntheticCurve
 from tune_rescon.tuning import TrialTask
 

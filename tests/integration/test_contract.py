@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from optuna.trial import TrialState as OptunaState
 from ruamel.yaml import YAML
 
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.export import main as export
+from tune_rescon.metric_names import METRICS
 from tune_rescon.report import main as report
 from tune_rescon.search import main as search
 from tune_rescon.spaces import load_space

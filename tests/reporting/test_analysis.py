@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import MetricAt, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.reporting.analysis import (
     best_command,
     cost_fronts,

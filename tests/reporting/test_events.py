@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import METRICS
 from tune_rescon.reporting import EventLines
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import Decision, TrialRecord, Verdict

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import RandomSampler
 
-from tune_rescon.config import METRICS, metric_mode
+from tune_rescon.metric_names import METRICS, metric_mode
 from tune_rescon.spaces import (
     CategoricalParameter,
     Parameter,

@@ -18,8 +18,8 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from tune_rescon.config import EXTRA_METRICS, METRICS
 from tune_rescon.errors import ConfigError
+from tune_rescon.metric_names import EXTRA_METRICS, METRICS
 from tune_rescon.training import EpochReport
 from tune_rescon.training.metrics import EpochMetrics
 

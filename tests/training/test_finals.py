@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.training.conftest import PLAIN
-from tune_rescon.config import METRICS, TEST_METRICS, DatasetConfig
+from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
+from tune_rescon.metric_names import METRICS, TEST_METRICS
 from tune_rescon.training import EpochReport, Objective, TrialProcess, load_trained, train_trial
 from tune_rescon.training.metrics import FinalMetrics
 

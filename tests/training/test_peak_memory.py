@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_rescon.config import PEAK_MEMORY, TrialConfig
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
+from tune_rescon.metric_names import PEAK_MEMORY
 from tune_rescon.training import EpochReport, TrialProcess, callbacks, fit, recorded_epochs, train_trial
 from tune_rescon.training.memory import count_peak, peak_memory_mb
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.config import METRICS, TrialConfig
+from tune_rescon.config import TrialConfig
 from tune_rescon.errors import StorageError
+from tune_rescon.metric_names import METRICS
 from tune_rescon.models import resolve_network
 from tune_rescon.training.trial_files import CheckpointMetadata
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import METRICS, PEAK_MEMORY, TEST_METRICS
+from tune_rescon.metric_names import METRICS, PEAK_MEMORY, TEST_METRICS
 from tune_rescon.training import EpochReport
 from tune_rescon.training.messages import is_better
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tune_rescon.config import METRICS, TrialConfig
+from tune_rescon.config import TrialConfig
 from tune_rescon.errors import StorageError
+from tune_rescon.metric_names import METRICS
 from tune_rescon.models import build_described, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.checkpoint import write_durably

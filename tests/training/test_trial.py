@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from tests.training.conftest import PLAIN
-from tune_rescon.config import METRICS, TrialConfig
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
+from tune_rescon.metric_names import METRICS
 from tune_rescon.training import EpochReport, TrialProcess, load_trained, recorded_epochs, train_trial
 from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.module import TrialModule

@@ -11,7 +11,8 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 from typing_extensions import override
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, Simulation, SyntheticCurve, simulate
 from tune_rescon.tuning import (

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import PEAK_MEMORY, MetricAt, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import PEAK_MEMORY, MetricAt
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
 from tune_rescon.tuning.mlflow_callback import closing_metrics

@@ -17,8 +17,9 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.config import MetricAt, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning import Decision, StudyRecord, TrialRecord, Verdict
 from tune_rescon.tuning.study import Proposal
 from tune_rescon.tuning.trial import TrialOrigin

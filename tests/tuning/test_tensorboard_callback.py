@@ -9,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.errors import ConfigError
+from tune_rescon.metric_names import METRICS
 from tune_rescon.search import main
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import Decision, TrialRecord, Verdict, tensorboard_callback

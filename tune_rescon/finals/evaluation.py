@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tune_rescon.config import TEST_METRICS, is_test_metric
+from tune_rescon.metric_names import TEST_METRICS, is_test_metric
 from tune_rescon.tuning import StudyResult, TrialRecord, repeated
 
 __all__ = ["Estimate", "EvaluatedConfig", "Lead", "evaluated_configs", "evaluation_document"]
@@ -39,7 +39,7 @@ class EvaluatedConfig:
 
     trials: tuple[TrialRecord, ...]
     figures: Mapping[str, Estimate]
-    """Estimates by the metric names of ``config.TEST_METRICS``."""
+    """Estimates by the metric names of ``metric_names.TEST_METRICS``."""
     by_class: Mapping[str, Estimate] = field(default_factory=dict)
     """Accuracy on the test images of each class, by class name."""
     params_m: float

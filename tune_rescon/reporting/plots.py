@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tune_rescon.config import watched_metric
+from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     CostFront,
     cost_fronts,

@@ -9,16 +9,9 @@ import json
 import math
 from typing import Any, Final
 
-from tune_rescon.config import (
-    EXTRA_METRICS,
-    DatasetConfig,
-    Rule,
-    TrialConfig,
-    field_names,
-    field_rule,
-    objective_names,
-)
+from tune_rescon.config import DatasetConfig, Rule, TrialConfig, field_names, field_rule
 from tune_rescon.data import list_datasets
+from tune_rescon.metric_names import EXTRA_METRICS, objective_names
 from tune_rescon.models import list_presets
 from tune_rescon.spaces.field_docs import field_descriptions
 from tune_rescon.spaces.loading import space_folder

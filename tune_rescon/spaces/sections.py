@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from tune_rescon.config import (
+from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.metric_names import (
     EXTRA_METRICS,
     METRICS,
     MetricAt,
@@ -27,7 +28,6 @@ from tune_rescon.config import (
     metric_mode,
     objective_names,
 )
-from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problems, shown
 
 __all__ = [

@@ -20,8 +20,9 @@ import numpy as np
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.data import describe
+from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
 from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.trainables import EpochRun, Trace

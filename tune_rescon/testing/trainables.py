@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.config import METRICS
+from tune_rescon.metric_names import METRICS
 from tune_rescon.testing.landscapes import SyntheticCurve
 from tune_rescon.tuning import Decision, TrialTask
 from tune_rescon.tuning.ray.worker import synchronised

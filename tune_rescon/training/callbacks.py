@@ -19,8 +19,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from tune_rescon.config import PEAK_MEMORY
 from tune_rescon.data import ImageDataModule
+from tune_rescon.metric_names import PEAK_MEMORY
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import peak_memory_mb

@@ -24,7 +24,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-from tune_rescon.config import custom_metric_name
+from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.user_code import import_function
 
 __all__ = ["Predictions", "load_metric"]
@@ -48,7 +48,7 @@ class Predictions(Metric):
         """Create it without images.
 
         Args:
-            names: keys of ``config.EXTRA_METRICS``, and functions as ``module:function``.
+            names: keys of ``metric_names.EXTRA_METRICS``, and functions as ``module:function``.
 
         Raises:
             ConfigError: a function cannot be imported.
@@ -92,8 +92,8 @@ def load_metric(name: str) -> MetricFunction:
     """Return the function that computes a metric from class scores (N, K) and labels (N).
 
     Args:
-        name: a key of ``config.EXTRA_METRICS``, or ``module:function``. The module is looked for on the path
-            of imports, which has the working directory of the search.
+        name: a key of ``metric_names.EXTRA_METRICS``, or ``module:function``. The module is looked for on the
+            path of imports, which has the working directory of the search.
 
     Raises:
         ConfigError: the module or function does not exist, or importing the module raises.

@@ -18,10 +18,10 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 from typing_extensions import override
 
-from tune_rescon.config import is_test_metric
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.batch_sources import Part, release
 from tune_rescon.data.splits import balanced_class_weights
+from tune_rescon.metric_names import is_test_metric
 from tune_rescon.models import ExternalSpec, build_described
 from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (

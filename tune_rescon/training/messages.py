@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.config import METRICS, PEAK_MEMORY, TEST_METRICS
+from tune_rescon.metric_names import METRICS, PEAK_MEMORY, TEST_METRICS
 
 __all__ = [
     "EpochReport",
@@ -50,11 +50,11 @@ class EpochReport:
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """All names of ``config.METRICS``, and on a GPU ``config.PEAK_MEMORY``. Further metrics of the validation
-    images, if they were asked for, begin with ``val_``.
+    """All names of ``METRICS``, and on a GPU ``PEAK_MEMORY``. Further metrics of the validation images, if they
+    were asked for, begin with ``val_``.
 
     A trial that is evaluated on the test images has no validation metrics. After its last epoch it has the
-    names of ``config.TEST_METRICS`` instead.
+    names of ``metric_names.TEST_METRICS`` instead.
     """
     checkpoint: Path | None = None
     """The last checkpoint that was written, from which training resumes; None if no checkpoint exists."""

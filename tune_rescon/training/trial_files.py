@@ -9,14 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import (
-    EXTRA_METRICS,
-    MetricAt,
-    TrialConfig,
-    custom_metric_name,
-    objective_names,
-)
+from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
+from tune_rescon.metric_names import EXTRA_METRICS, MetricAt, custom_metric_name, objective_names
 from tune_rescon.models import NetworkDescription, description_from_dict
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint
@@ -146,12 +141,12 @@ class Objective:
     """``"best"`` keeps the network of the epoch with the best metric, ``"last"`` that of the last epoch with
     a finite one."""
     log: tuple[str, ...] = ()
-    """Further metrics of the validation images: keys of ``config.EXTRA_METRICS``, and functions as
+    """Further metrics of the validation images: keys of ``metric_names.EXTRA_METRICS``, and functions as
     ``module:function``. See :mod:`tune_rescon.training.extra_metrics`."""
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """The metrics of :attr:`log`, and the objective itself if it is a key of ``config.EXTRA_METRICS``."""
+        """The metrics of :attr:`log`, and the objective if it is a key of ``metric_names.EXTRA_METRICS``."""
         return tuple(dict.fromkeys((*self.log, *({self.metric} & set(EXTRA_METRICS)))))
 
     def __post_init__(self) -> None:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from tune_rescon.config import PEAK_MEMORY, TEST_METRICS, is_test_metric
 from tune_rescon.data import is_url
+from tune_rescon.metric_names import PEAK_MEMORY, TEST_METRICS, is_test_metric
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import (
     Champion,

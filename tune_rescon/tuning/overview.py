@@ -22,8 +22,9 @@ import sqlalchemy
 from optuna.storages._rdb import models
 from sqlalchemy import Connection, Engine, NullPool, Table, case, func, select
 
-from tune_rescon.config import MetricAt, TrialState, metric_mode
+from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
+from tune_rescon.metric_names import MetricAt, metric_mode
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import TrialConfig, custom_metric_name
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import levels_words
 from tune_rescon.errors import DataError, NetworkError, format_error
+from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
 from tune_rescon.tuning.options import RunOptions

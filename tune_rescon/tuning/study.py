@@ -24,8 +24,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.config import MetricAt, TrialState
+from tune_rescon.config import TrialState
 from tune_rescon.errors import presentable
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning.database import create_study, find_study, name_objectives, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.stopping_rule import Decision, Verdict

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from tune_rescon.config import MetricAt, TrialConfig, TrialState, watched_metric
+from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
+from tune_rescon.metric_names import MetricAt, watched_metric
 from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 
@@ -163,7 +164,7 @@ class TrialRecord:
 
     @property
     def curve(self) -> tuple[float, ...]:
-        """The metric by which the trial can be followed: see :func:`tune_rescon.config.watched_metric`."""
+        """The metric by which the trial can be followed: see :func:`.watched_metric`."""
         watched = watched_metric(self.metric)
         return self.values if watched == self.metric else self.history.get(watched, ())
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import METRICS
 from tune_rescon.tuning import TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

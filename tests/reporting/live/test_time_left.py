@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from tune_rescon.config import METRICS, TrialState
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import METRICS
 from tune_rescon.reporting.live.state import Reading, SearchState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve

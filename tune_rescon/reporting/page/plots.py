@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
-from tune_rescon.config import TrialState, watched_metric
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     Axis,
     CostFront,

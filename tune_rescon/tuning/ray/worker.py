@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from tune_rescon.config import DatasetConfig, MetricAt, TrialConfig, TrialState
+from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import ResourceError
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.training import messages
 from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
 

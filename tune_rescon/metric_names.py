@@ -1,0 +1,110 @@
+"""The metrics of a trial: their names, and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+from tune_rescon.user_code import split_function
+
+__all__ = [
+    "EXTRA_METRICS",
+    "METRICS",
+    "PEAK_MEMORY",
+    "TEST_METRICS",
+    "MetricAt",
+    "custom_metric_name",
+    "is_test_metric",
+    "metric_mode",
+    "objective_names",
+    "watched_metric",
+]
+
+#: The metrics that a trial reports after each epoch, and which direction is better. "" means neither: the
+#: metric is a measurement, not an objective.
+METRICS: Final[Mapping[str, str]] = {
+    "train_loss": "min",
+    "train_accuracy": "max",
+    "val_loss": "min",
+    "val_accuracy": "max",
+    "val_top5": "max",
+    "learning_rate": "",
+    "images_per_second": "",
+    "epoch_seconds": "",
+}
+
+
+#: Further metrics of the validation images, which a trial reports only if they are asked for: they need the
+#: class scores of all images at once. ``macro_`` metrics count every class alike, whatever its share of the
+#: images; ``auroc`` and ``average_precision`` are the means over the classes, each against the rest;
+#: ``calibration_error`` is the expected calibration error in 15 bins.
+EXTRA_METRICS: Final[Mapping[str, str]] = {
+    "val_macro_accuracy": "max",
+    "val_macro_f1": "max",
+    "val_auroc": "max",
+    "val_average_precision": "max",
+    "val_cohen_kappa": "max",
+    "val_calibration_error": "min",
+}
+
+
+#: The metrics that are measured once, on the test images, after the last epoch. A trial that also trains on
+#: the validation images reports them, because it has no other images to be evaluated on. It reports its
+#: accuracy on each class too, as ``test_accuracy/CLASS``.
+TEST_METRICS: Final[Mapping[str, str]] = {
+    "test_loss": "min",
+    "test_accuracy": "max",
+    "test_top5": "max",
+    "test_calibration_error": "",
+    "test_images_per_second": "",
+}
+
+
+#: An additional metric of each epoch on a GPU: the peak memory of the trial's tensors on the GPU since the
+#: trial started, in million bytes. A CPU trial does not report it, because the memory of a worker process
+#: also includes its libraries and what earlier trials left behind.
+PEAK_MEMORY: Final = "peak_memory_mb"
+
+
+#: The epoch whose metric is the trial's value, and whose network is kept: the best epoch or the last one.
+MetricAt: TypeAlias = Literal["best", "last"]
+
+
+def metric_mode(name: str) -> str:
+    """Return ``"max"`` or ``"min"`` for an objective, and ``""`` for a metric that is not an objective."""
+    return {**METRICS, **EXTRA_METRICS, **TEST_METRICS}[name]
+
+
+def objective_names() -> list[str]:
+    """Return the names of all metrics by which trials can be compared."""
+    return [name for name in (*METRICS, *EXTRA_METRICS, *TEST_METRICS) if metric_mode(name)]
+
+
+def custom_metric_name(function: str) -> str | None:
+    """Return the name of a metric that a user's function computes; None if it is not ``module:function``.
+
+    >>> custom_metric_name("hospital.metrics:sensitivity"), custom_metric_name("val_auroc")
+    ('val_sensitivity', None)
+    """
+    parts = split_function(function)
+    return None if parts is None else f"val_{parts[1]}"
+
+
+def is_test_metric(name: str) -> bool:
+    """Return whether a metric is measured on the test images, and therefore only once.
+
+    >>> is_test_metric("test_accuracy"), is_test_metric("test_accuracy/cat"), is_test_metric("val_accuracy")
+    (True, True, False)
+    """
+    return name.partition("/")[0] in TEST_METRICS
+
+
+def watched_metric(name: str) -> str:
+    """Return the metric that shows a trial's progress after each epoch.
+
+    This is the metric itself if every epoch reports it, and the training loss otherwise.
+
+    >>> watched_metric("val_accuracy"), watched_metric("test_accuracy")
+    ('val_accuracy', 'train_loss')
+    """
+    return "train_loss" if is_test_metric(name) else name
