@@ -50,8 +50,8 @@ class EpochReport:
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """All names of ``METRICS``, and on a GPU ``PEAK_MEMORY``. Further metrics of the validation images, if they
-    were asked for, begin with ``val_``.
+    """All names of ``METRICS``, and on a GPU ``PEAK_MEMORY``. Further metrics of the validation images, if
+    they were asked for, begin with ``val_``.
 
     A trial that is evaluated on the test images has no validation metrics. After its last epoch it has the
     names of ``metric_names.TEST_METRICS`` instead.
