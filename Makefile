@@ -49,7 +49,7 @@ docs: .venv/.installed-docs
 # The wheel and the source distribution, in dist/, checked as the package index would.
 dist: .venv/.installed-release
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 
