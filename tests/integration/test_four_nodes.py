@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 #: What is killed, once, after the second epoch of a trial of two processes: the process that trains with the
 #: first one, or the first one.
-VICTIMS = ["ray::Member", "ray::ImplicitFunc"]
+VICTIMS = ["ray::RankActor", "ray::ImplicitFunc"]
 
 #: A search of trials of two processes, one for each victim.
 PAIRS = [
