@@ -152,7 +152,7 @@ def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
     # A search chooses by the validation images. The test images are for `train`, which reports on them.
     of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
     placement = resolve_device("auto", precision=about.config.precision)
-    found = find_mistakes(network, about, dataset, split, placement)
+    found = find_mistakes(network, about, dataset, split, placement=placement)
     for line in mistakes_words(found, of=of):
         print_line(line)
     page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)

@@ -93,7 +93,7 @@ def test_of_a_search_it_counts_as_the_validation_did(
     other = dataclasses.replace(searched.space.dataset, split_seed=1)
     dataset = open_dataset(other, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(DataError, match="images that have changed since"):
-        find_mistakes(network, about, dataset, dataset.val, place("cpu", precision="fp32"))
+        find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
 
 
 def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

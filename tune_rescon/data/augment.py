@@ -147,13 +147,13 @@ def resized_crop_and_flip(
     top_B, left_B, height_B, width_B, mirrored_B = draws_B5.to(images_BCHW.device, non_blocking=True).unbind(
         1
     )
-    rows_BLH = _bilinear(top_B, height_B, torch.zeros_like(mirrored_B), stored, side)
-    columns_BLW = _bilinear(left_B, width_B, mirrored_B, stored, side)
+    rows_BLH = _bilinear(top_B, height_B, torch.zeros_like(mirrored_B), stored=stored, side=side)
+    columns_BLW = _bilinear(left_B, width_B, mirrored_B, stored=stored, side=side)
     scaled_BCLL = rows_BLH[:, None] @ images_BCHW.float() @ columns_BLW[:, None].mT
     return scaled_BCLL.round_().clamp_(0, 255).byte()
 
 
-def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, stored: int, side: int) -> Tensor:
+def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, *, stored: int, side: int) -> Tensor:
     """Return the weights (B x L x N) by which N = ``stored`` pixels of a line become L = ``side`` pixels.
 
     They are those of torch's bilinear interpolation with antialiasing, of the part of the line from

@@ -88,7 +88,12 @@ class Mistakes:
 
 
 def find_mistakes(
-    network: nn.Module, about: TrainedNetwork, dataset: ImageDataset, split: Split, placement: DeviceConfig
+    network: nn.Module,
+    about: TrainedNetwork,
+    dataset: ImageDataset,
+    split: Split,
+    *,
+    placement: DeviceConfig,
 ) -> Mistakes:
     """Predict the classes of all images of a split, as validation does, and compare them with the labels.
 

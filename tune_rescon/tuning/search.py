@@ -121,7 +121,7 @@ def run_search(
         resumed = resume_record(space, options, store.folder) if store.resumed else None
         if options.resume_or_start:
             if resumed is not None and is_finished(*resumed, space):
-                return _finished(*resumed, options, store, on_result)
+                return _finished(*resumed, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
         if resumed is None and options.warm_start is not None:
             find_search(
@@ -188,6 +188,7 @@ def _finished(
     versions: SpaceVersions,
     options: RunOptions,
     store: SearchStore,
+    *,
     on_result: Callable[[StudyResult], object] | None,
 ) -> StudyResult:
     """Return the result of a search that has nothing left to do, from its record.
