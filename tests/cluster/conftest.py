@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.lab.cloud import CREDENTIALS
+from tests.cluster.lab.cloud import CREDENTIALS, Cloud, make_bucket
 from tests.cluster.lab.hosts import Network
 from tests.cluster.lab.operator import Clock
 
@@ -36,6 +36,15 @@ def network() -> Iterator[Network]:
     network.start()
     yield network
     network.stop()
+
+
+@pytest.fixture(scope="module")
+def cloud(network: Network) -> Iterator[Cloud]:
+    cloud = Cloud(network)
+    cloud.start()
+    make_bucket("lab")
+    yield cloud
+    cloud.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.cluster.lab.cloud import Cloud, client, make_bucket, tags
-from tests.cluster.lab.hosts import KEY, Host, Network
+from tests.cluster.lab.cloud import Cloud, client, tags
+from tests.cluster.lab.hosts import KEY, Host
 from tests.cluster.lab.operator import (
     Clock,
     JobLog,
@@ -55,15 +54,6 @@ def smaller(cluster: dict[str, Any]) -> None:
         kind["node_config"]["KeyName"] = "operator"
     types["a10g"]["resources"] = {"CPU": 1, "GPU": 0}
     types["a10g"]["max_workers"] = 2
-
-
-@pytest.fixture(scope="module")
-def cloud(network: Network) -> Iterator[Cloud]:
-    cloud = Cloud(network)
-    cloud.start()
-    make_bucket("lab")
-    yield cloud
-    cloud.stop()
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.lab.cloud import Cloud, client, make_bucket, tags
-from tests.cluster.lab.hosts import KEY, Host, Network
+from tests.cluster.lab.cloud import Cloud, client, tags
+from tests.cluster.lab.hosts import KEY, Host
 from tests.cluster.lab.operator import Clock, command, open_ports_that_answer, overlaid, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(300)]
@@ -27,15 +26,6 @@ def smaller(cluster: dict[str, Any]) -> None:
     for kind in types.values():
         kind["node_config"]["KeyName"] = "operator"
     types["a10g"] |= {"resources": {"CPU": 1, "GPU": 0}, "min_workers": 1, "max_workers": 1}
-
-
-@pytest.fixture(scope="module")
-def cloud(network: Network) -> Iterator[Cloud]:
-    cloud = Cloud(network)
-    cloud.start()
-    make_bucket("lab")
-    yield cloud
-    cloud.stop()
 
 
 @pytest.fixture(scope="module")

@@ -24,3 +24,14 @@ Broken = Callable[[str, str, str], list[Finding]]
 def told(found: list[Finding], rule: str, severity: str, text: str) -> bool:
     """Whether there is such a finding."""
     return any(f.rule == rule and f.severity == severity and text in f.text for f in found)
+
+
+def assert_error(found: list[Finding], rule: str, text: str) -> None:
+    """Assert that the file has this error."""
+    assert told(found, rule, "error", text), found
+
+
+def assert_warning_alone(found: list[Finding], rule: str, text: str) -> None:
+    """Assert that the file has this warning, and no error."""
+    assert told(found, rule, "warning", text), found
+    assert not [finding for finding in found if finding.severity == "error"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, Broken, told
+from tests.clusters.broken_files import ROOT, Broken, assert_error, assert_warning_alone, told
 from tune_rescon.clusters import check_file
 
 #: The file; what in it becomes what (once, at its first place); the rule; what must be told.
@@ -356,17 +356,14 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
 def test_a_broken_rule_is_an_error(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    found = broken(name, old, new)
-    assert told(found, rule, "error", text), found
+    assert_error(broken(name, old, new), rule, text)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
 def test_what_its_owner_must_weigh_is_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    found = broken(name, old, new)
-    assert told(found, rule, "warning", text), found
-    assert not [finding for finding in found if finding.severity == "error"]
+    assert_warning_alone(broken(name, old, new), rule, text)
 
 
 def test_the_sum_of_the_least_is_at_most_the_most(broken: Broken) -> None:

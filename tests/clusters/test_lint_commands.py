@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import Broken, told
+from tests.clusters.broken_files import Broken, assert_error, assert_warning_alone, told
 from tune_rescon.clusters import check_file
 
 #: The file; what in it becomes what (once, at its first place); the rule; what must be told.
@@ -137,17 +137,14 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
 def test_a_broken_rule_is_an_error(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    found = broken(name, old, new)
-    assert told(found, rule, "error", text), found
+    assert_error(broken(name, old, new), rule, text)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
 def test_what_its_owner_must_weigh_is_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    found = broken(name, old, new)
-    assert told(found, rule, "warning", text), found
-    assert not [finding for finding in found if finding.severity == "error"]
+    assert_warning_alone(broken(name, old, new), rule, text)
 
 
 def test_a_script_exports_to_its_later_lines_and_findings_have_its_lines(tmp_path: Path) -> None:

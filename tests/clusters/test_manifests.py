@@ -67,7 +67,7 @@ def test_a_rayjob_has_fields_that_kuberay_knows(job: Mapping[str, Any], cluster:
 def test_its_pods_are_kubernetes_pods(cluster: Mapping[str, Any]) -> None:
     """Of the oldest Kubernetes that the file names, and nothing is in them that it would not read."""
     if importlib.util.find_spec("kubernetes_validate") is None:
-        pytest.skip("the package kubernetes-validate is not installed")
+        pytest.skip("kubernetes-validate is not installed: pip install kubernetes-validate")
     validate: Callable[..., object] = importlib.import_module("kubernetes_validate").validate
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for template in (group["template"] for group in groups):
@@ -147,7 +147,7 @@ print(*sorted(next(iter(r.accelerators)) for r in task.resources), {r.use_spot f
 @pytest.mark.timeout(120)  # SkyPilot takes its clouds' libraries
 def test_skypilot_reads_its_task(tmp_path: Path) -> None:
     if importlib.util.find_spec("sky") is None:
-        pytest.skip("the package skypilot is not installed")
+        pytest.skip("SkyPilot is not installed: pip install skypilot")
     done = subprocess.run(
         [sys.executable, "-c", READ_BY_SKYPILOT, str(ROOT / "cluster" / "sky.yaml")],
         env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},

@@ -174,7 +174,7 @@ def test_a_model_that_is_none(
 
 
 def foreign_file(kind: str, folder: Path) -> Path:
-    """A file that is no trained network; ``ran`` beside it is made by whoever runs the code in it."""
+    """A file that is no trained network. Running the code in it creates ``ran`` beside it."""
     path = folder / "foreign.ckpt"
     code = Code(folder / "ran")
     lightning = {"epoch": 1, "pytorch-lightning_version": "2.6.6", "state_dict": {"a": torch.ones(3)}}

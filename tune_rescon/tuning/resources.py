@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -214,6 +215,8 @@ def this_machine(
     return Nodes(count=1, resources=resources)
 
 
+# Cached, because a command checks the machine before the search does.
+@functools.cache
 def _listed_gpus() -> int:
     try:
         listed = subprocess.run(

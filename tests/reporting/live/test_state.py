@@ -147,7 +147,7 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
         RungCount(epoch=3, came=1, went_on=1),
     )
     assert seen.compute_hours == pytest.approx(24 / 3600)
-    assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "nobody died"
+    assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
 def test_the_time_left_is_said_once_each_slot_has_reported_twice(
