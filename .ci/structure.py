@@ -55,20 +55,13 @@ def module_name(file: Path) -> str:
 
 
 def lazy_names(tree: ast.Module) -> dict[str, str]:
-    """Return the names that a package's `lazy_names({name: module})` gives out, with their modules."""
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    found: dict[str, str] = {}
-    for call in calls:
-        if isinstance(call.func, ast.Name) and call.func.id == "lazy_names":
-            for table in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
-                pairs = zip(table.keys, table.values, strict=True)
-                found |= {k.value: v.value for k, v in pairs if is_text(k) and is_text(v)}
-    return found
+    """Return the names that a package gives out without importing them, with their modules.
 
-
-def is_text(node: ast.expr | None) -> bool:
-    """Return whether a node is a string constant."""
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+    They are its imports under `if TYPE_CHECKING` (tune_rescon/lazy.py).
+    """
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for body in blocks for node in body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
 
 
 def statements(body: list[ast.stmt], *, inner: bool) -> Iterator[ast.ImportFrom]:
@@ -115,7 +108,7 @@ class Package:
         if module not in self.files or self.files[module].name != "__init__.py":
             return module if module in self.files else None
         if (lazy := lazy_names(self.trees[module]).get(name)) is not None:
-            return next((m for m in (lazy, f"{module}.{lazy.lstrip('.')}") if m in self.files), module)
+            return lazy
         for node in self.trees[module].body:
             if isinstance(node, ast.ImportFrom) and name in {
                 alias.asname or alias.name for alias in node.names

@@ -28,8 +28,8 @@ from tune_rescon.reporting import LiveView
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import Destination, SearchRunState, mlflow_writer
 from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, make_rule
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.mlflow_callback import MlflowCallback
-from tune_rescon.tuning.result import CostModel
 
 #: Milliseconds; the issue's target.
 TARGET = 2.0

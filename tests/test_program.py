@@ -70,6 +70,6 @@ def test_the_shipped_spaces_and_presets_are_listed(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", tune_rescon.__all__)
+@pytest.mark.parametrize("name", importlib.import_module("tune_rescon").__all__)
 def test_the_python_api(name: str) -> None:
     assert getattr(tune_rescon, name) is not None

@@ -28,32 +28,8 @@ if TYPE_CHECKING:
     from tune_rescon.spaces import load_space
     from tune_rescon.training import load_trained, train_trial
     from tune_rescon.tuning import SearchCallback, read_search, run_search
-
-__all__ = [
-    "SearchCallback",
-    "__version__",
-    "build_network",
-    "load_space",
-    "load_trained",
-    "progress_shown",
-    "read_search",
-    "run_search",
-    "train_trial",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "SearchCallback": "tuning",
-        "build_network": "models",
-        "load_space": "spaces",
-        "load_trained": "training",
-        "progress_shown": "command",
-        "read_search": "tuning",
-        "run_search": "tuning",
-        "train_trial": "training",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)
 
 try:
     __version__ = version("tune_rescon")

@@ -1,32 +1,62 @@
-"""Public names that import their module on first use (PEP 562), so quick commands do not import torch."""
+"""Packages whose names import their module on first use (PEP 562), so that quick commands import no torch."""
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["lazy_names"]
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``, which imports a name's module when the name is first used.
+def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return ``__getattr__`` and ``__all__`` of a package, from the imports of its ``__init__``.
+
+    The names that the ``__init__`` imports from this project are the package's public names. Those under
+    ``if TYPE_CHECKING`` are not imported with the package: ``__getattr__`` imports the module of such a name
+    when the name is first used. Each name is therefore written once. The package must be installed with its
+    source, as every wheel is.
 
     Args:
-        package: the name of the package.
-        homes: for each public name, the module of the package that defines it.
+        package: the name of the package, which is being imported.
 
-    >>> get = lazy_names("tune_rescon", {"format_error": "errors"})
-    >>> get("format_error").__name__
-    'format_error'
-    >>> get("format_eror")
+    >>> getattr(importlib.import_module("tune_rescon.storage"), "sqlite_ur")
     Traceback (most recent call last):
-    AttributeError: module 'tune_rescon' has no attribute 'format_eror'
+    AttributeError: module 'tune_rescon.storage' has no attribute 'sqlite_ur'
     """
+    project = package.partition(".")[0]
+    body = ast.parse(_source(package)).body
+    lazy = dict(_imported(project, list(_for_type_checker(body))))
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name not in lazy:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        return getattr(importlib.import_module(lazy[name]), name)
 
-    return get
+    # The order of ruff's __all__: constants, classes, the rest.
+    names = {*lazy, *dict(_imported(project, body))} - set(__all__)
+    return get, sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+
+
+def _source(package: str) -> str:
+    spec = sys.modules[package].__spec__
+    assert spec is not None, "the import system gives every package a spec"
+    source: str | None = spec.loader.get_source(package)  # type: ignore[union-attr] # a package of Python files
+    assert source is not None, "a package is installed with its source"
+    return source
+
+
+def _for_type_checker(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements under ``if TYPE_CHECKING``."""
+    for node in body:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from node.body
+
+
+def _imported(project: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """Yield each name that the statements import from the project, with its module."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == project:
+            yield from ((alias.name, node.module) for alias in node.names)

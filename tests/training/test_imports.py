@@ -1,28 +1,15 @@
 from __future__ import annotations
 
-import operator
 import subprocess
 import sys
 
 import pytest
-
-import tune_rescon.training as room
 
 
 def _loaded_after(statement: str) -> set[str]:
     script = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
-
-
-def test_every_public_name_is_there_and_sorted() -> None:
-    assert list(room.__all__) == sorted(room.__all__)
-    assert all(hasattr(room, name) for name in room.__all__)
-
-
-def test_no_other_name_is() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'train_trail'"):
-        operator.attrgetter("train_trail")(room)
 
 
 def test_reports_come_without_torch() -> None:

@@ -16,7 +16,7 @@ from tune_rescon.spaces import Space, first_rows, load_space, to_optuna
 from tune_rescon.testing import simulate
 from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, SuccessiveHalving
 from tune_rescon.tuning.constraints import check_constraints, violation_of
-from tune_rescon.tuning.result import CostModel
+from tune_rescon.tuning.cost_model import CostModel
 
 #: The digits' networks of half the width have 0.26 (depth 56) and 0.47 million parameters (depth 92).
 SMALL_ONLY = "constraints={params_m: {max: 0.3}}"

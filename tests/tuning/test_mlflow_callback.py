@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.mlflow_callback import (
     MlflowCallback,
@@ -18,7 +19,6 @@ from tune_rescon.tuning.mlflow_callback import (
     experiment_name,
     note_experiment,
 )
-from tune_rescon.tuning.result import CostModel
 from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study import Proposal, StudyRecord
 

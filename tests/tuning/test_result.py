@@ -15,8 +15,9 @@ from tune_rescon.config import TrialState
 from tune_rescon.metric_names import PEAK_MEMORY, MetricAt
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
+from tune_rescon.tuning.cost_model import compute_hours
 from tune_rescon.tuning.mlflow_callback import closing_metrics
-from tune_rescon.tuning.result import best_file, best_in_hand, compute_hours, repeated
+from tune_rescon.tuning.result import best_file, best_in_hand, repeated
 from tune_rescon.tuning.trial import top_k_checkpoints
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED

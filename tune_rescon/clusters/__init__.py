@@ -32,50 +32,5 @@ if TYPE_CHECKING:
     from tune_rescon.clusters.jobs import send_search
     from tune_rescon.clusters.lint import check_file
     from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
-
-__all__ = [
-    "ClusterFile",
-    "Finding",
-    "HeadState",
-    "MlflowSettings",
-    "ask_head",
-    "bring_up",
-    "check_file",
-    "configure_file",
-    "end_mlflow",
-    "find_head",
-    "has_spot_role",
-    "hold_tunnel",
-    "inspect_head",
-    "keep_mlflow",
-    "most_per_hour",
-    "print_state",
-    "read_cluster_file",
-    "send_search",
-    "take_down",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "ClusterFile": "cluster_file",
-        "Finding": "documents",
-        "HeadState": "head",
-        "MlflowSettings": "mlflow_service",
-        "ask_head": "head",
-        "bring_up": "cluster",
-        "check_file": "lint",
-        "configure_file": "aws_stack",
-        "end_mlflow": "mlflow_service",
-        "find_head": "cluster",
-        "has_spot_role": "aws_stack",
-        "hold_tunnel": "cluster",
-        "inspect_head": "head",
-        "keep_mlflow": "mlflow_service",
-        "most_per_hour": "costs",
-        "print_state": "head",
-        "read_cluster_file": "cluster_file",
-        "send_search": "jobs",
-        "take_down": "cluster",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

@@ -25,38 +25,5 @@ if TYPE_CHECKING:
     from tune_rescon.data.decode import USUAL_STORE_SIZE, decode_image
     from tune_rescon.data.downloads import is_url
     from tune_rescon.data.loader import RawBatch
-
-__all__ = [
-    "USUAL_STORE_SIZE",
-    "Account",
-    "DatasetInfo",
-    "ImageDataModule",
-    "ImageDataset",
-    "RawBatch",
-    "Split",
-    "decode_image",
-    "describe",
-    "is_url",
-    "list_datasets",
-    "local_path",
-    "open_dataset",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Account": "account",
-        "USUAL_STORE_SIZE": "decode",
-        "DatasetInfo": "catalog",
-        "ImageDataModule": "datamodule",
-        "ImageDataset": "dataset",
-        "RawBatch": "loader",
-        "Split": "dataset",
-        "decode_image": "decode",
-        "describe": "catalog",
-        "is_url": "downloads",
-        "list_datasets": "catalog",
-        "local_path": "catalog",
-        "open_dataset": "dataset",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

@@ -34,54 +34,5 @@ if TYPE_CHECKING:
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures
     from tune_rescon.inference.predict import Prediction, pixels, predictions
     from tune_rescon.inference.resolve_model import load_model
-
-__all__ = [
-    "FORMATS",
-    "PAGE",
-    "Mistakes",
-    "ModuleMaps",
-    "Pictures",
-    "Prediction",
-    "attention_maps",
-    "batches_of",
-    "check_has_masks",
-    "draw_gallery",
-    "draw_maps",
-    "draw_overlay",
-    "export_model",
-    "find_mistakes",
-    "find_pictures",
-    "load_model",
-    "make_gallery",
-    "mistakes_page",
-    "mistakes_words",
-    "pixels",
-    "predictions",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "FORMATS": "export",
-        "Mistakes": "mistakes",
-        "ModuleMaps": "masks",
-        "find_mistakes": "mistakes",
-        "mistakes_page": "mistakes",
-        "mistakes_words": "mistakes",
-        "Pictures": "pictures",
-        "Prediction": "predict",
-        "attention_maps": "masks",
-        "batches_of": "pictures",
-        "check_has_masks": "masks",
-        "PAGE": "masks",
-        "draw_gallery": "masks",
-        "draw_maps": "masks",
-        "draw_overlay": "masks",
-        "export_model": "export",
-        "find_pictures": "pictures",
-        "load_model": "resolve_model",
-        "make_gallery": "masks",
-        "pixels": "predict",
-        "predictions": "predict",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

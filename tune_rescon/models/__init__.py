@@ -34,37 +34,6 @@ if TYPE_CHECKING:
     from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec, build_network
     from tune_rescon.models.rescon import load_rescon
 
-__all__ = [
-    "MINIMUM_IMAGE_SIZE",
-    "Cost",
-    "ExternalSpec",
-    "Layer",
-    "NetworkDescription",
-    "NetworkSpec",
-    "ResidualAttentionNetwork",
-    "build_described",
-    "build_from_spec",
-    "build_network",
-    "count",
-    "describe_network",
-    "description_from_dict",
-    "list_presets",
-    "load_rescon",
-    "minimum_image_size",
-    "network_cost",
-    "resolve_network",
-    "walk",
-]
-
 #: Names whose modules import torch. They are loaded on first use, so that a dry run can compute the cost of
 #: networks without the second that importing torch takes.
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "ResidualAttentionNetwork": "network",
-        "build_described": "external",
-        "build_from_spec": "network",
-        "build_network": "network",
-        "load_rescon": "rescon",
-    },
-)
+__getattr__, __all__ = lazy_names(__name__)

@@ -8,13 +8,13 @@ values. :mod:`tune_rescon.models.external` builds the network from it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, format_error
-from tune_rescon.lazy import lazy_names
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import Cost, NetworkSpec, checked_fields, count
 from tune_rescon.user_code import split_function
@@ -137,10 +137,6 @@ def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
         raise NetworkError(format_error(rule, got=f"init_from {config.init_from}", where="pretrained"))
 
 
-#: Imports torch when it is called.
-_load = lazy_names("tune_rescon.models", {"measured_cost": "external"})
-
-
 def network_cost(spec: NetworkDescription) -> Cost:
     """Return the parameters of a network, and its multiply-adds for an image of its size.
 
@@ -151,6 +147,8 @@ def network_cost(spec: NetworkDescription) -> Cost:
     """
     if isinstance(spec, NetworkSpec):
         return count(spec)
-    measured: Callable[[ExternalSpec], Cost] = _load("measured_cost")
+    # That module imports this one, and torch.
+    external = importlib.import_module("tune_rescon.models.external")
+    measured: Callable[[ExternalSpec], Cost] = external.measured_cost
     # Dropped paths change neither; without them, trials that search drop_path share the cached answer.
     return measured(dataclasses.replace(spec, drop_path=0.0))

@@ -34,56 +34,5 @@ if TYPE_CHECKING:
     from tune_rescon.reporting.plots import write_plots
     from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_with_display
     from tune_rescon.reporting.table import print_result, result_table
-
-__all__ = [
-    "EventLines",
-    "LiveReport",
-    "LiveView",
-    "SearchPresentation",
-    "csv_text",
-    "json_text",
-    "markdown_table",
-    "markdown_text",
-    "note_text",
-    "open_console",
-    "overviews_json",
-    "print_comparison",
-    "print_dry_run",
-    "print_opening",
-    "print_overviews",
-    "print_result",
-    "render_page",
-    "result_table",
-    "resume_command",
-    "run_with_display",
-    "write_plots",
-    "write_report",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "EventLines": "events",
-        "LiveReport": "run",
-        "LiveView": "live.view",
-        "SearchPresentation": "run",
-        "resume_command": "run",
-        "run_with_display": "run",
-        "csv_text": "formats",
-        "json_text": "formats",
-        "markdown_table": "formats",
-        "markdown_text": "formats",
-        "note_text": "formats",
-        "open_console": "console",
-        "overviews_json": "formats",
-        "print_comparison": "overview",
-        "print_dry_run": "dry_run",
-        "print_opening": "console",
-        "print_overviews": "overview",
-        "print_result": "table",
-        "render_page": "page",
-        "result_table": "table",
-        "write_plots": "plots",
-        "write_report": "page",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

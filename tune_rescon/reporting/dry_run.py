@@ -22,9 +22,9 @@ from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_c
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
 from tune_rescon.tuning.auto_words import plan_words
 from tune_rescon.tuning.constraints import check_constraints, violation_of
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.prepare import check_external_networks
 from tune_rescon.tuning.resources import slots_here
-from tune_rescon.tuning.result import CostModel
 
 __all__ = ["print_dry_run"]
 

@@ -35,56 +35,5 @@ if TYPE_CHECKING:
         learn_nothing,
         learn_slowly,
     )
-
-__all__ = [
-    "LANDSCAPES",
-    "Assignment",
-    "EpochRun",
-    "Incumbent",
-    "Landscape",
-    "RecordedSearch",
-    "SearchConformance",
-    "SearchPolicy",
-    "SimulatedSearch",
-    "Simulation",
-    "SyntheticCurve",
-    "Trace",
-    "TunePolicy",
-    "TuneTrial",
-    "WorkerDeaths",
-    "die_once",
-    "die_variously",
-    "end_together",
-    "fail_second",
-    "learn_nothing",
-    "learn_slowly",
-    "simulate",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Assignment": "policy",
-        "EpochRun": "trainables",
-        "Incumbent": "trainables",
-        "LANDSCAPES": "landscapes",
-        "Landscape": "landscapes",
-        "RecordedSearch": "conformance",
-        "SearchConformance": "conformance",
-        "SearchPolicy": "policy",
-        "SimulatedSearch": "simulation",
-        "Simulation": "simulation",
-        "SyntheticCurve": "landscapes",
-        "Trace": "trainables",
-        "TunePolicy": "policy",
-        "TuneTrial": "policy",
-        "WorkerDeaths": "simulation",
-        "die_once": "trainables",
-        "die_variously": "trainables",
-        "end_together": "trainables",
-        "fail_second": "trainables",
-        "learn_nothing": "trainables",
-        "learn_slowly": "trainables",
-        "simulate": "simulation",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

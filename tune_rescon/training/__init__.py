@@ -23,27 +23,5 @@ if TYPE_CHECKING:
     from tune_rescon.training.trial import train_trial
     from tune_rescon.training.trial_files import Objective, recorded_epochs
     from tune_rescon.training.weights import TrainedNetwork, load_trained
-
-__all__ = [
-    "EpochReport",
-    "Objective",
-    "TrainedNetwork",
-    "TrialProcess",
-    "build_step",
-    "load_trained",
-    "recorded_epochs",
-    "train_trial",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "Objective": "trial_files",
-        "TrainedNetwork": "weights",
-        "TrialProcess": "fit",
-        "build_step": "gpu_probe",
-        "load_trained": "weights",
-        "recorded_epochs": "trial_files",
-        "train_trial": "trial",
-    },
-)
+else:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import first_rows, preview, trial_config
-from tune_rescon.tuning.result import CostModel
+from tune_rescon.tuning.cost_model import CostModel
 
 __all__ = ["check_constraints", "violation_of"]
 

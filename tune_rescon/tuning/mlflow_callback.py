@@ -26,11 +26,12 @@ from tune_rescon.tracking import (
     now_ms,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
+from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import Prepared
-from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, TrialCost, compute_hours
+from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from tune_rescon.errors import presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tracking import mlflow_writer
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destination
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import Place, known_datasets, summed_up
-from tune_rescon.tuning.result import CostModel, StudyResult
+from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded

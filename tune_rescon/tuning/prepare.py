@@ -16,8 +16,8 @@ from tune_rescon.errors import DataError, NetworkError, format_error
 from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
+from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.result import datasets_of
 from tune_rescon.tuning.study import StudyRecord
 
 if TYPE_CHECKING:

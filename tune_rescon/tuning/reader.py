@@ -25,6 +25,7 @@ from tune_rescon.storage import (
     sqlite_url,
     usable,
 )
+from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.lease import (
@@ -37,7 +38,7 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.result import CostModel, SearchState, StudyResult, datasets_of, sum_up
+from tune_rescon.tuning.result import SearchState, StudyResult, sum_up
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import SpaceVersions, open_recorded

@@ -6,32 +6,28 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.data import Account, DatasetInfo
-from tune_rescon.errors import UserError, presentable
-from tune_rescon.models import ExternalSpec, NetworkDescription, describe_network, network_cost
+from tune_rescon.config import TrialState
+from tune_rescon.data import Account
+from tune_rescon.errors import presentable
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import CategoricalParameter, Space
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.auto_words import rungs_and_reasons
+from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "CostModel",
     "SearchState",
     "StudyResult",
-    "TrialCost",
     "best_file",
     "best_in_hand",
     "best_trial",
-    "compute_hours",
-    "datasets_of",
     "mean_value",
     "missing_winner",
     "pareto_front",
@@ -49,16 +45,6 @@ class SearchState(StrEnum):
     INTERRUPTED = "interrupted"
     """The driver was interrupted or has died; ``--resume`` continues the search."""
     FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialCost:
-    """The cost of a trial's network, computed from its configuration."""
-
-    params_m: float
-    """Number of parameters, in millions."""
-    gmacs: float
-    """Multiply-adds of the forward pass of one image, in billions."""
 
 
 #: The columns of :meth:`StudyResult.dataframe` before the parameters.
@@ -217,11 +203,6 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:
     return tuple(front)
 
 
-def compute_hours(trial: TrialRecord, devices: float) -> float:
-    """Return the hours of training times the number of GPUs, or of CPU cores if the trial held no GPU."""
-    return trial.seconds / 3600 * devices
-
-
 def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> TrialRecord | None:
     """Return the winner: the trial with the best value among the trials that reached the last epoch.
 
@@ -334,73 +315,6 @@ def _front(result: StudyResult) -> dict[str, Any]:
         for trial in result.front
     ]
     return {"against": result.against, "front": rows}
-
-
-_UNKNOWN = TrialCost(params_m=math.nan, gmacs=math.nan)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostModel:
-    """The costs that follow from a space and its datasets alone."""
-
-    space: Space
-    facts: Mapping[str, DatasetInfo]
-    """The facts of each dataset that a trial may train on, by name; incomplete for some old records."""
-
-    @property
-    def devices(self) -> float:
-        """Number of GPUs that a trial holds, or of CPU cores if it holds no GPU."""
-        return self.space.resources_per_trial.devices
-
-    @property
-    def device(self) -> str:
-        """The device that :attr:`devices` counts: ``"GPU"``, ``"CPU"``, or the requested kind of GPU."""
-        return self.space.resources_per_trial.device
-
-    def cost(self, trial: TrialRecord) -> TrialCost:
-        """Count the parameters and multiply-adds of a trial's network without training it.
-
-        Both are nan if the trial's images or its network are not known. A network of timm, or of a user's
-        module, is not known where these cannot be imported.
-        """
-        config = trial.config(self.space)
-        return _UNKNOWN if config is None else self.cost_of(config)
-
-    def cost_of(self, config: TrialConfig) -> TrialCost:
-        """Count the parameters and multiply-adds of a configuration's network without building it.
-
-        Both are nan if the facts of its images are not known.
-        """
-        facts = self.facts.get(config.dataset or self.space.dataset.name)
-        if facts is None:
-            return _UNKNOWN
-        spec = describe_network(config, classes=facts.classes, in_channels=facts.channels)
-        try:
-            return _counted(spec)
-        except UserError:
-            if isinstance(spec, ExternalSpec):
-                return _UNKNOWN
-            raise
-
-    def second_objective(self, trial: TrialRecord, epochs: int) -> float:
-        """Return the second objective (``metric.against``) of a trial after its first ``epochs`` epochs."""
-        if self.space.metric.against == "gmacs":
-            return self.cost(trial).gmacs
-        return trial.seconds_of(epochs) / 3600 * self.devices
-
-
-@lru_cache(maxsize=1024)
-def _counted(spec: NetworkDescription) -> TrialCost:
-    # Cached because most trials share their network with others, and each epoch's report may need the cost.
-    cost = network_cost(spec)
-    return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
-
-
-def datasets_of(space: Space) -> tuple[DatasetConfig, ...]:
-    """Return every dataset that a trial of the space may train on."""
-    searched = space.parameters.get("dataset")
-    names = searched.choices if isinstance(searched, CategoricalParameter) else (None,)
-    return tuple(space.dataset_config(name) for name in names)
 
 
 def sum_up(

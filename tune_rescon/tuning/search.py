@@ -16,6 +16,7 @@ from tune_rescon.tracking import check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import (
@@ -41,7 +42,7 @@ from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import recorded_result
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
-from tune_rescon.tuning.result import CostModel, StudyResult
+from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
 from tune_rescon.tuning.search_run import STORAGE_PATIENCE, OpenSearch, SearchRun, facts_of
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease

@@ -13,11 +13,11 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import AutoResources, Space
+from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.worker import STALLS
 from tune_rescon.tuning.resources import choose_resources, fit_slots, nodes_of, packed
-from tune_rescon.tuning.result import datasets_of
 
 if TYPE_CHECKING:
     from tune_rescon.training.gpu_probe import Occupancy

@@ -6,9 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.result import CostModel
 from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.trial import TrialRecord
 
