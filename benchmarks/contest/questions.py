@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from unittest.mock import patch
 
 from optuna.trial import TrialState as OptunaState
@@ -18,8 +18,8 @@ from contest.rivals import OneEpochThenTopK, Rival, changed, ours, plain_ray
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
-from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler
-from tune_rescon.tuning.optuna_samplers import SamplerTrial, told
+from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler, sampler_view
+from tune_rescon.tuning.optuna_samplers import SamplerTrial, sampler_trial
 from tune_rescon.tuning.schedulers import rung_levels
 
 __all__ = ["PLAIN", "QUESTIONS", "Answer"]
@@ -27,15 +27,21 @@ __all__ = ["PLAIN", "QUESTIONS", "Answer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A rival, and what of :mod:`tune_rescon.tuning.sampler` is otherwise while it searches."""
+    """A rival, and what the sampler does otherwise while it searches."""
 
     rival: Rival = ours
-    otherwise: Mapping[str, Any] | None = None
+    outcome: Callable[..., SamplerTrial | None] = sampler_trial
+    """What the sampler learns from a trial."""
+    keep_best: int = sampler.KEEP_BEST
+    """How many of the best trials the sampler's view keeps."""
 
     @contextmanager
     def search(self, space: Space) -> Iterator[SearchPolicy]:
         """The search, for as long as the change holds."""
-        with patch.multiple(sampler, **(self.otherwise or {"told": told})):
+        with (
+            patch.object(sampler_view, "sampler_trial", self.outcome),
+            patch.object(sampler, "KEEP_BEST", self.keep_best),
+        ):
             yield self.rival(space)
 
 
@@ -45,7 +51,7 @@ def stopped_as_pruned(
     """Ranked by how far it came, then by its last value: Optuna's own rule, and the study's state."""
     del epoch
     ended_early = trial.state is TrialState.STOPPED
-    return told(trial, sampler, worst=worst, epoch=trial.epochs + 1 if ended_early else None)
+    return sampler_trial(trial, sampler, worst=worst, epoch=trial.epochs + 1 if ended_early else None)
 
 
 def stopped_as_complete(
@@ -53,7 +59,7 @@ def stopped_as_complete(
 ) -> SamplerTrial | None:
     """With its last value, as if it had trained to the end: what Ray's OptunaSearch does."""
     del epoch
-    return told(trial, sampler, worst=worst)
+    return sampler_trial(trial, sampler, worst=worst)
 
 
 def diverged(outcome: SamplerTrial) -> Callable[..., SamplerTrial | None]:
@@ -62,7 +68,7 @@ def diverged(outcome: SamplerTrial) -> Callable[..., SamplerTrial | None]:
     def tell(trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int) -> SamplerTrial | None:
         if trial.state is TrialState.DIVERGED:
             return outcome
-        return told(trial, sampler, worst=worst, epoch=epoch)
+        return sampler_trial(trial, sampler, worst=worst, epoch=epoch)
 
     return tell
 
@@ -101,15 +107,13 @@ QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
     },
     "stopped": {
         "as of one rung": Answer(),
-        "PRUNED": Answer(otherwise={"told": stopped_as_pruned}),
-        "COMPLETE": Answer(otherwise={"told": stopped_as_complete}),
+        "PRUNED": Answer(outcome=stopped_as_pruned),
+        "COMPLETE": Answer(outcome=stopped_as_complete),
     },
     "diverged": {
         "PRUNED without a value": Answer(),
-        "FAIL": Answer(otherwise={"told": diverged(SamplerTrial(state=OptunaState.FAIL))}),
-        "COMPLETE, worst": Answer(
-            otherwise={"told": diverged(SamplerTrial(state=OptunaState.COMPLETE, values=(0.0,)))}
-        ),
+        "FAIL": Answer(outcome=diverged(SamplerTrial(state=OptunaState.FAIL))),
+        "COMPLETE, worst": Answer(outcome=diverged(SamplerTrial(state=OptunaState.COMPLETE, values=(0.0,)))),
     },
     "minimum": {
         "3 (reduction factor)": Answer(),
@@ -128,6 +132,6 @@ QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
     },
     "window": {
         "best 100 + latest 300": Answer(),
-        "all": Answer(otherwise={"KEEP_BEST": 10**9}),
+        "all": Answer(keep_best=10**9),
     },
 }

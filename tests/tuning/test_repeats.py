@@ -146,16 +146,16 @@ def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
     old = space(kind="tpe")
     before = run(old, 6)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, known=before, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
     less = space(
         "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
         "fixed={layout: cifar, depth: 92}",
     )
-    seen = SearchSampler(less, known=before, versions=changed(old, less))._study.trials
+    seen = SearchSampler(less, known=before, versions=changed(old, less)).view_trials
     assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, known=before, versions=changed(old, fewer))._study.trials
+    seen = SearchSampler(fewer, known=before, versions=changed(old, fewer)).view_trials
     assert {trial.params["depth"] for trial in seen} == {56}
     assert len(seen) == 3
 
@@ -164,10 +164,10 @@ def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> Non
     old = space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, background=earlier, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, background=earlier, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, background=earlier, versions=changed(old, fewer))._study.trials
+    seen = SearchSampler(fewer, background=earlier, versions=changed(old, fewer)).view_trials
     assert [trial.params["depth"] for trial in seen] == [56] * 3
 
 
@@ -176,7 +176,7 @@ def test_a_generation_of_another_space_is_forgotten() -> None:
     before = run(old, 6)
     assert any(trial.memory for trial in before)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
-    seen = SearchSampler(more, known=before, versions=changed(old, more))._study.trials
+    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
     assert [trial.system_attrs for trial in seen] == [{}] * 6
 
 

@@ -1,4 +1,4 @@
-"""What samplers are told, state by state."""
+"""What samplers are sampler_trial, state by state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.optuna_samplers import SamplerTrial, common_epoch, told
+from tune_rescon.tuning.optuna_samplers import SamplerTrial, common_epoch, sampler_trial
 
 
 def trial(state: str, *values: float, cost: float | None = None) -> TrialRecord:
@@ -42,7 +42,7 @@ COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.F
     ],
 )
 def test_a_trial_with_a_value(ended: TrialRecord, sampler: str, expected: SamplerTrial) -> None:
-    assert told(ended, sampler, worst=0.1) == expected
+    assert sampler_trial(ended, sampler, worst=0.1) == expected
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_a_trial_with_a_value(ended: TrialRecord, sampler: str, expected: Sample
 def test_tpe_sees_every_trial_as_of_one_epoch(
     state: str, values: tuple[float, ...], expected: SamplerTrial | None
 ) -> None:
-    assert told(trial(state, *values), "tpe", worst=0.1, epoch=3) == expected
+    assert sampler_trial(trial(state, *values), "tpe", worst=0.1, epoch=3) == expected
 
 
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "random"])
 @pytest.mark.parametrize("state", ["running", "paused", "interrupted"])
 def test_the_others_are_told_of_what_has_ended(state: str, sampler: str) -> None:
-    assert told(trial(state, 0.5), sampler, worst=0.1) is None
+    assert sampler_trial(trial(state, 0.5), sampler, worst=0.1) is None
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], ep
 def test_one_that_did_not_work_is_the_worst(
     state: str, sampler: str, worst: float | None, expected: SamplerTrial
 ) -> None:
-    assert told(trial(state, 0.5, math.nan), sampler, worst=worst) == expected
+    assert sampler_trial(trial(state, 0.5, math.nan), sampler, worst=worst) == expected
 
 
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
 def test_with_two_objectives_there_is_no_worst(state: str) -> None:
-    assert told(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == SamplerTrial(state=FAIL)
+    assert sampler_trial(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == SamplerTrial(state=FAIL)

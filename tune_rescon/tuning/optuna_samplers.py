@@ -23,7 +23,7 @@ __all__ = [
     "common_epoch",
     "draws_at_random",
     "make_sampler",
-    "told",
+    "sampler_trial",
 ]
 
 
@@ -56,7 +56,7 @@ def common_epoch(reached: Mapping[int, int], enough: int) -> int:
     return max((epoch for epoch, values in reached.items() if values >= enough), default=min(reached))
 
 
-def told(
+def sampler_trial(
     trial: TrialRecord, sampler: str, *, worst: float | None, epoch: int | None = None
 ) -> SamplerTrial | None:
     """Return the outcome of ``trial`` that a sampler of type ``sampler`` should learn from.

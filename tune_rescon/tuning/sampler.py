@@ -1,9 +1,8 @@
-"""Draw the parameters of new trials with an Optuna sampler over a separate in-memory study, the view.
+"""Draw the parameters of new trials, and learn from the results that trials report.
 
-The sampler does not use the durable study for two reasons. Sampling on it costs a query for each trial and a
-transaction for each parameter. Also, the state that it must record for a stopped trial is not the state that
-a sampler should learn from (:func:`.told`). The view is rebuilt from the record when a search is resumed. It
-is bounded, because the cost of TPE grows with the number of trials that it reads.
+The sampler is one of Optuna's. It reads a study in memory (:mod:`tune_rescon.tuning.sampler_view`), which is
+rebuilt from the record when a search is resumed. That view is bounded, because the cost of TPE grows with the
+number of trials that it reads.
 
 The draw of trial n depends on the space, n and the results reported before it. It does not depend on any
 state that is lost when a driver dies.
@@ -12,7 +11,6 @@ state that is lost when a driver dies.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -20,28 +18,22 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseGASampler
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, create_trial
-from optuna.trial import TrialState as OptunaState
+from optuna.trial import FrozenTrial
 
 from tune_rescon.config import TrialState, plain_number
 from tune_rescon.spaces import (
     Space,
     count_points,
-    distributions,
     free_points,
     from_optuna,
     pending_rows,
     place_config,
     point_key,
     random_points,
-    suggest,
     to_optuna,
     trial_config,
 )
-from tune_rescon.tuning.optuna_samplers import READS_PRUNED, SamplerTrial, common_epoch, make_sampler, told
-from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.sampler_view import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS, Enqueued, Proposal
 from tune_rescon.tuning.trial import TrialRecord, find_origin, make_origin
@@ -115,21 +107,18 @@ class SearchSampler:
         self._versions = versions or SpaceVersions(spaces=(space,))
         self._alike = self._versions.alike
         self._violation = violation
-        self._distributions = distributions(space)
         self._placed: dict[int, Mapping[str, Any] | None] = {}
-        self._background = [trial for each in background if (trial := self._placed_background(each))]
+        placed = [trial for each in background if (trial := self._placed_background(each))]
         self._known = {trial.number: self._as_of_now(trial) for trial in known}
         self._ran = Counter(self._key(trial.parameters) for trial in self._inside())
         grid = space.sampler.type == "grid"
         self._rows = [row for row in rows if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
         self._points = count_points(space.parameters, most=LARGEST_LISTED)
-        compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in rung_levels(space) if compares}
+        self._view = SamplerView(space, background=placed)
         for trial in self._inside():
-            self._note_reached(trial)
-        self._worst: float | None = None
-        # The numbers of trials that other programs added are unknown here. opened() corrects for them.
+            self._view.note_reached(trial)
+        # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._known, default=-1) + 1
         self._last_number = self._next
         self._kept = self._noted_kept()
@@ -158,26 +147,27 @@ class SearchSampler:
         chooses = self._bounded and self._next % RENEW_EVERY == 0
         if chooses:
             self._kept = most_informative(self._inside())
-        if self._stale or chooses:
+        if self._view.is_outdated or chooses:
             self._renew()
-        trial = self._draw(self._next, 0, row) if row is not None else self._draw_new(self._next, infeasible)
+        trial = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
         if trial is None:
             return None
         number, self._next = self._next, self._next + 1
         self._last_number = number
-        frozen = self._register(number, trial)
+        frozen = self._view.register(number, trial)
         memory = self._memory_of(frozen)
         if chooses and self._kept:
             memory[_KEPT] = sorted(self._kept)
         return self._proposal(frozen, memory, number)
 
+    @property
+    def view_trials(self) -> Sequence[FrozenTrial]:
+        """The trials that the sampler learns from, as Optuna sees them."""
+        return self._view.trials
+
     def fits(self, params: Mapping[str, Any]) -> bool:
         """Return whether ``params``, which may omit parameters, contains only values of this space."""
-        try:
-            self._trial(params, state=OptunaState.RUNNING)
-        except (KeyError, TypeError, ValueError):
-            return False
-        return True
+        return self._view.accepts(params)
 
     def on_trial_start(self, trial: TrialRecord) -> None:
         """Register the drawn trial after it was recorded.
@@ -185,8 +175,7 @@ class SearchSampler:
         Its number is higher than the expected one if other programs have added trials.
         """
         self._known[trial.number] = trial
-        if trial.number not in self._view:
-            self._view[trial.number] = self._view.pop(self._last_number)
+        self._view.renumber(self._last_number, trial.number)
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -194,14 +183,14 @@ class SearchSampler:
         """Learn from an epoch of a trial that continues or pauses."""
         trial = self._known[trial.number] = self._as_of_now(trial)
         if self._is_inside(trial):
-            self._note_reached(trial)
-            self._tell(trial)
+            self._view.note_reached(trial)
+            self._view.tell(trial)
 
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Learn from a trial that ended permanently."""
         self.on_epoch(trial)
         if self._is_inside(trial):
-            self._note_worst(trial)
+            self._view.note_worst(trial)
 
     def _as_of_now(self, trial: TrialRecord) -> TrialRecord:
         """Return a trial with its parameters in the current space; see :meth:`_is_inside`.
@@ -280,15 +269,14 @@ class SearchSampler:
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
-            trial = self._draw(number, attempt)
+            trial = self._view.draw(number, attempt)
             if not self._space.sampler.repeats and self._ran[self._key(trial.params)]:
                 repeated += 1
             elif self._keeps_to_constraints(trial.params) and (
                 infeasible is None or attempt == ATTEMPTS - 1 or not infeasible(self._config(trial.params))
             ):
                 return trial
-            # Samplers ignore failed trials, so this draw has no effect on later draws.
-            self._study.tell(trial, state=OptunaState.FAIL)
+            self._view.discard(trial)
             if repeated == REPEATED_DRAWS:
                 break
         point = self._free_point(number)
@@ -296,7 +284,7 @@ class SearchSampler:
             point = self._random_point(number)
             if point is None:
                 return None
-        return self._draw(number, ATTEMPTS, point)
+        return self._view.draw(number, ATTEMPTS, point)
 
     def _config(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return trial_config(self._space, from_optuna(self._space, params)).to_dict()
@@ -322,43 +310,13 @@ class SearchSampler:
         drawn = map(to_optuna, islice(random_points(self._space, seed=seed), RANDOM_DRAWS))
         return next(filter(self._keeps_to_constraints, drawn), None)
 
-    def _tell(self, trial: TrialRecord) -> None:
-        """Add the new results of a trial to the view."""
-        outcome, trial_id = self._outcome(trial), self._view.get(trial.number)
-        new = outcome is not None and trial_id is not None and outcome != self._reported.get(trial.number)
-        # Optuna does not allow changes to a reported result, so the view is rebuilt before the next draw.
-        self._stale |= self._epoch != self._common_epoch() or (new and trial.number in self._reported)
-        if self._stale or not new:
-            return
-        assert outcome is not None
-        assert trial_id is not None
-        self._reported[trial.number] = outcome
-        for step, value in outcome.steps:
-            self._storage.set_trial_intermediate_value(trial_id, step, value)
-        self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
-
-    def _outcome(self, trial: TrialRecord) -> SamplerTrial | None:
-        return told(trial, self._space.sampler.type, worst=self._worst, epoch=self._epoch)
-
-    def _common_epoch(self) -> int | None:
-        if not self._reached:
-            return None
-        counts = {level: len(numbers) for level, numbers in self._reached.items()}
-        # Use the number of trials that TPE needs before it fits a model.
-        return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
-
-    def _note_reached(self, trial: TrialRecord) -> None:
-        for level, numbers in self._reached.items():
-            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
-                numbers.add(trial.number)
-
     def _complete(self, enqueued: Enqueued) -> Proposal:
         """Draw the parameters that an enqueued trial does not give."""
-        if self._stale:
+        if self._view.is_outdated:
             self._renew()
-        trial = self._draw(enqueued.number, 0, enqueued.params)
+        trial = self._view.draw(enqueued.number, 0, enqueued.params)
         self._last_number = enqueued.number
-        frozen = self._register(enqueued.number, trial)
+        frozen = self._view.register(enqueued.number, trial)
         return self._proposal(frozen, self._memory_of(frozen), enqueued.number, enqueued)
 
     def _proposal(
@@ -373,23 +331,9 @@ class SearchSampler:
             enqueued=enqueued,
         )
 
-    def _register(self, number: int, trial: optuna.Trial) -> FrozenTrial:
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-        self._view[number] = trial_id
-        return self._storage.get_trial(trial_id)
-
     def _memory_of(self, frozen: FrozenTrial) -> dict[str, Any]:
         remembers = self._space.sampler.type in _REMEMBER
         return {key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS}
-
-    def _draw(self, number: int, attempt: int, row: Mapping[str, Any] | None = None) -> optuna.Trial:
-        """Draw a trial with the sampler, or create a trial with the parameters of ``row`` if it is given."""
-        self._study.sampler = make_sampler(self._space, number, attempt=attempt)
-        if row is not None:
-            self._study.enqueue_trial(dict(row))
-        trial = self._study.ask()
-        suggest(self._space, trial)
-        return trial
 
     @property
     def _bounded(self) -> bool:
@@ -406,63 +350,13 @@ class SearchSampler:
 
     def _renew(self) -> None:
         """Rebuild the view from the trials kept at the last choice and all later trials."""
-        better = StudyDirection.MAXIMIZE if self._space.metric.mode == "max" else StudyDirection.MINIMIZE
-        self._storage = optuna.storages.InMemoryStorage()
-        directions = [better, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
-        self._stale, self._epoch = False, self._common_epoch()
-        self._reported: dict[int, SamplerTrial] = {}
-        self._study = optuna.create_study(storage=self._storage, directions=directions)
-        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-        self._view: dict[int, int] = {}
-        for trial in self._background:
-            self._add(trial)
-        self._reported.clear()  # These numbers belong to another search.
-        self._worst = None
-        for trial in self._inside():
-            if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept:
-                self._view[trial.number] = self._add(trial)
-            self._note_worst(trial)
-        self._choose_parents()
-
-    def _choose_parents(self) -> None:
-        """Make a genetic sampler choose the parents of all started generations again.
-
-        The sampler stores its choice in the study. Once the choice is stored, the sampler crosses the parents
-        in another order.
-        """
-        sampler = make_sampler(self._space, self._next)
-        if isinstance(sampler, BaseGASampler):
-            key = f"{type(sampler).__name__}:generation"
-            begun = max((trial.memory.get(key, 0) for trial in self._inside()), default=0)
-            for generation in range(1, begun + 1):
-                sampler.get_parent_population(self._study, generation)
-
-    def _add(self, trial: TrialRecord) -> int:
-        """Add a trial to the view and return its id in the view."""
-        outcome = self._outcome(trial)
-        if outcome is None:
-            template = self._template(trial, state=OptunaState.RUNNING)
-        else:
-            self._reported[trial.number] = outcome
-            template = self._template(
-                trial,
-                state=outcome.state,
-                values=outcome.values,
-                intermediate_values=dict(outcome.steps),
-            )
-        return self._storage.create_new_trial(self._study_id, template_trial=template)
-
-    def _template(self, trial: TrialRecord, **outcome: Any) -> FrozenTrial:
-        return self._trial(trial.parameters, system_attrs=dict(trial.memory), **outcome)
-
-    def _trial(self, params: Mapping[str, Any], **outcome: Any) -> FrozenTrial:
-        distributions = {name: self._distributions[name] for name in params}
-        return create_trial(params=dict(params), distributions=distributions, **outcome)
-
-    def _note_worst(self, trial: TrialRecord) -> None:
-        if trial.state.is_final and math.isfinite(trial.value):
-            worse = min if trial.maximize else max
-            self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
+        inside = self._inside()
+        shown = frozenset(
+            trial.number
+            for trial in inside
+            if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept
+        )
+        self._view.rebuild(inside, shown=shown, next_number=self._next)
 
 
 def most_informative(trials: Sequence[TrialRecord]) -> frozenset[int]:
