@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from tune_rescon.config import TrialState
 from tune_rescon.data import describe
 from tune_rescon.metric_names import METRICS
-from tune_rescon.spaces import Space, dump_space, grid_points, to_optuna
+from tune_rescon.spaces import Space, dump_space
 from tune_rescon.testing.policy import Assignment, SearchPolicy
 from tune_rescon.testing.trainables import EpochRun, Trace
 from tune_rescon.tuning import (
@@ -31,8 +31,6 @@ from tune_rescon.tuning import (
     CostModel,
     Decision,
     SearchFolder,
-    SearchPlan,
-    SearchSampler,
     SearchState,
     StoppingRule,
     StudyRecord,
@@ -44,6 +42,7 @@ from tune_rescon.tuning import (
     sum_up,
     write_atomically,
 )
+from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.resume import check_changes
 from tune_rescon.tuning.space_versions import note_space, read_versions
 from tune_rescon.tuning.study import METRIC_AT
@@ -109,22 +108,15 @@ class SimulatedSearch:
 
     def policy(self) -> Coordinator:
         """Return a driver's coordinator: new, or resuming from the trials in the record."""
-        record = self._record()
-        hours = self._space.budget.hours if self._clock else None
-        return Coordinator(
-            SearchPlan(
-                total=self._space.budget.trials,
-                deadline=None if hours is None else hours * 3600,
-                seconds=None if hours is None else hours * 3600,
-                group=self._group,
-                cost=self._pricing.second_objective if self._space.metric.against else None,
-            ),
+        record, now = self._record(), self._clock() if self._clock else 0.0
+        return make_coordinator(
+            make_plan(self._costs, driven=now, now=now),
             record,
             self._rule(),
-            SearchSampler(self._space, rows=self._rows(), known=record.trials(), versions=self._versions),
+            self._versions,
             prune=lambda _number, _keep: None,
             clock=self._clock or time.monotonic,
-        ).start()
+        )
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Read all trials from the record again."""
@@ -133,29 +125,24 @@ class SimulatedSearch:
     def result(self, folder: Path, state: SearchState = SearchState.FINISHED) -> StudyResult:
         """Return the result of the search, which gives ``folder`` as the directory of the search's files."""
         return sum_up(
-            self._pricing, self.trials(), name=self._space.name, folder=folder, state=state, tracking_uri=""
+            self._costs, self.trials(), name=self._space.name, folder=folder, state=state, tracking_uri=""
         )
 
     @property
-    def _pricing(self) -> CostModel:
+    def _costs(self) -> CostModel:
+        space = self._space
+        if self._clock is None:
+            timeless = space.budget.model_copy(update={"hours": None})
+            space = space.model_copy(update={"budget": timeless})
         facts = {
-            dataset.name: describe(dataset, data_root=default_data_root())
-            for dataset in datasets_of(self._space)
+            dataset.name: describe(dataset, data_root=default_data_root()) for dataset in datasets_of(space)
         }
-        return CostModel(space=self._space, facts=facts)
+        return CostModel(space=space, facts=facts)
 
     def _record(self) -> StudyRecord:
         return StudyRecord.on(
             self._storage, self._study_id, metric=self._space.metric.name, now_ms=self._now_ms
         )
-
-    def _rows(self) -> list[dict[str, object]]:
-        first = grid_points(self._space) if self._space.sampler.type == "grid" else self._space.initial
-        return [to_optuna(row) for row in first]
-
-    def _group(self, trial: TrialRecord) -> Hashable:
-        name = self._space.scheduler.group_by
-        return None if name is None else trial.setting(name)
 
 
 def _from_now(clock: Callable[[], float]) -> Callable[[], int]:

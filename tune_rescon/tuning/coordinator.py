@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
-from tune_rescon.tuning.failures import FailureStreak
+from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
@@ -32,10 +32,6 @@ WORKER_RETRIES: Final = 3
 #: The same after the trial's whole node was lost. Spot machines are lost often, but a trial may also be the
 #: cause of the loss.
 NODE_RETRIES: Final = 20
-
-
-def _no_guard() -> None:
-    """Do nothing. This is the guard of a search whose record no other driver can write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,7 @@ class SearchPlan:
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = KEEP_BEST
     """See :func:`top_k_checkpoints`. None if every trial keeps its checkpoint."""
-    guard: Callable[[], None] = field(default=_no_guard)
+    guard: Callable[[], None] = lambda: None
     """Called before the record is written. It raises if the record belongs to another driver."""
 
 
@@ -113,7 +109,7 @@ class Coordinator:
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
         self._kept: frozenset[int] = frozenset()
-        self._out_of_memory: dict[Hashable, int] = {}
+        self._out_of_memory = MemoryFailures(plan.same_memory)
         self._unfinished: list[int] = []
 
     def start(self) -> Self:
@@ -124,9 +120,7 @@ class Coordinator:
         """
         trials = self._record.trials()
         self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=self._plan.keep)
-        self._out_of_memory = {
-            self._memory(t): t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY
-        }
+        self._out_of_memory.add(trials)
         self._callbacks.on_search_start(trials)
         self._unfinished = self._recall(trials)
         return self
@@ -165,7 +159,7 @@ class Coordinator:
             return self._started(self._record.reopen(promoted))
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
-            infeasible = self._is_infeasible if self._out_of_memory else None
+            infeasible = self._out_of_memory.contains if self._out_of_memory else None
             proposal = self._sampler.ask(infeasible, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
@@ -347,13 +341,6 @@ class Coordinator:
         self._callbacks.on_trial_start(trial)
         return trial
 
-    def _is_infeasible(self, config: Mapping[str, Any]) -> bool:
-        key = self._plan.same_memory(config)
-        return key is not None and key in self._out_of_memory
-
-    def _memory(self, trial: TrialRecord) -> Hashable:
-        return None if trial.origin is None else self._plan.same_memory(trial.origin.config)
-
     def _close_if_infeasible(self, trial: TrialRecord) -> bool:
         """Close a trial that breaks a constraint, or would run out of memory as an earlier one did.
 
@@ -368,9 +355,9 @@ class Coordinator:
         if broken is not None:
             self._close(trial.number, TrialState.FAILED, error=f"not run: {broken}")
             return True
-        if not self._is_infeasible(trial.origin.config):
+        before = self._out_of_memory.same_as(trial.origin.config)
+        if before is None:
             return False
-        before = self._out_of_memory[self._memory(trial)]
         error = f"not run: trial {before}, whose network needs the same memory, ran out of it"
         self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
         return True
@@ -430,8 +417,7 @@ class Coordinator:
         self._sampler.on_trial_end(trial)
         # A deadline may have ended a trial that the rule paused.
         self._rule.ended(number)
-        if state is TrialState.OUT_OF_MEMORY:
-            self._out_of_memory.setdefault(self._memory(trial), number)
+        self._out_of_memory.add((trial,))
         self.failure = self.failure or self._streak.add(trial)
         self._callbacks.on_trial_end(trial)
 

@@ -1,18 +1,52 @@
-"""Trials that fail one after the other, which end a search."""
+"""What failed trials teach the rest of a search: which networks need too much memory, and when to end it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = ["MOST_IN_A_ROW", "FailureStreak", "shared_cause"]
+__all__ = ["MOST_IN_A_ROW", "FailureStreak", "MemoryFailures", "shared_cause"]
 
 #: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
 #: as well.
 MOST_IN_A_ROW: Final = 5
+
+
+class MemoryFailures:
+    """The trials that ran out of memory. A configuration that needs the same memory is not trained again."""
+
+    def __init__(self, same_memory: Callable[[Mapping[str, Any]], Hashable]) -> None:
+        """Start with no trials.
+
+        Args:
+            same_memory: Returns an equal key for configurations (plain values) that need the same memory.
+                A key of None means that the memory is unknown.
+        """
+        self._same_memory = same_memory
+        self._first: dict[Hashable, int] = {}
+
+    def add(self, trials: Iterable[TrialRecord]) -> None:
+        """Take the trials into account that ran out of memory."""
+        for trial in trials:
+            if trial.state is TrialState.OUT_OF_MEMORY and trial.origin is not None:
+                key = self._same_memory(trial.origin.config)
+                if key is not None:
+                    self._first.setdefault(key, trial.number)
+
+    def __bool__(self) -> bool:
+        """Return whether any configuration is known not to fit."""
+        return bool(self._first)
+
+    def contains(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a configuration is known not to fit."""
+        return self.same_as(config) is not None
+
+    def same_as(self, config: Mapping[str, Any]) -> int | None:
+        """Return the first trial that ran out of the memory that ``config`` needs; None if there is none."""
+        return self._first.get(self._same_memory(config)) if self._first else None
 
 
 class FailureStreak:

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.passwords import hide_passwords
-from tune_rescon.spaces import Space, dump_space, first_rows, to_optuna
+from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
-from tune_rescon.tuning.budget import deadline
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.constraints import violation_of
-from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
@@ -31,6 +28,7 @@ from tune_rescon.tuning.mlflow_callback import (
     closing_words,
 )
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.prepare import (
     Prepared,
     record_images,
@@ -39,10 +37,8 @@ from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.ray.task import TrialTaskFactory
-from tune_rescon.tuning.resources import memory_signature
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner, sum_up
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -54,8 +50,6 @@ from tune_rescon.tuning.study_attributes import (
     record_outcome,
     record_run,
 )
-from tune_rescon.tuning.trial import KEEP_BEST
-from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = [
     "STORAGE_PATIENCE",
@@ -127,7 +121,9 @@ class SearchRun:
         self._maker = TrialTaskFactory(
             space=self._space, options=self._options, store=self._store, facts=facts
         )
-        self._plan = _plan(self._space, self._maker, self._lease)
+        self._plan = make_plan(
+            self._maker, driven=self._lease.driven, now=time.monotonic(), guard=self._lease.ensure_held
+        )
 
     def start(
         self, callbacks: Sequence[SearchCallback], resources: Mapping[str, float], *, slots: int
@@ -160,21 +156,14 @@ class SearchRun:
         self._tracking = MlflowCallback(
             self._writer, record, self._maker, near_end=self._parent.expect_champion
         )
-        self._coordinator = Coordinator(
+        self._coordinator = make_coordinator(
             self._plan,
             record,
             make_rule(self._space, slots=self._slots),
-            SearchSampler(
-                self._space,
-                rows=[to_optuna(row) for row in first_rows(self._space)],
-                background=warm_start_trials(record),
-                known=record.trials(),
-                versions=self._versions,
-                violation=self._plan.violation,
-            ),
+            self._versions,
             callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,
-        ).start()
+        )
 
     @property
     def space_is_exhausted(self) -> bool:
@@ -340,18 +329,3 @@ class SearchRun:
         )
         history = history_words(self._versions, self._record.trials())
         return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
-
-
-def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
-    """Return the plan of this run."""
-    return SearchPlan(
-        total=space.budget.trials,
-        deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
-        seconds=None if space.budget.hours is None else space.budget.hours * 3600,
-        group=maker.group,
-        cost=maker.second_objective if space.metric.against else None,
-        keep=None if space.metric.of_test_images else KEEP_BEST,
-        violation=violation_of(maker),
-        same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
-        guard=lease.ensure_held,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from tune_rescon.config import TrialConfig
@@ -23,11 +22,6 @@ class TrialTaskFactory(CostModel):
 
     options: RunOptions
     store: SearchStore
-
-    def group(self, trial: TrialRecord) -> Hashable:
-        """Return the trial's group; a rung may compare trials of the same group only."""
-        name, origin = self.space.scheduler.group_by, trial.origin
-        return None if name is None or origin is None else origin.config[name]
 
     def task(self, trial: TrialRecord) -> TrialTask:
         """Create the worker's task for a trial."""

@@ -1,0 +1,94 @@
+"""Put a search together: its plan from its space, and the coordinator that carries out the plan.
+
+:func:`.run_search` and the simulation (:mod:`tune_rescon.testing`) both use this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.spaces import Space, first_rows, to_optuna
+from tune_rescon.tuning.budget import deadline
+from tune_rescon.tuning.callbacks import SearchCallback
+from tune_rescon.tuning.constraints import violation_of
+from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.resources import memory_signature
+from tune_rescon.tuning.sampler import SearchSampler
+from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.stopping_rule import StoppingRule
+from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.trial import KEEP_BEST, TrialRecord
+from tune_rescon.tuning.warm_start import warm_start_trials
+
+__all__ = ["make_coordinator", "make_plan"]
+
+
+def make_plan(
+    costs: CostModel, *, driven: float, now: float, guard: Callable[[], None] = lambda: None
+) -> SearchPlan:
+    """Return the plan of one run of a search.
+
+    Args:
+        costs: The space to search, and the costs of its networks.
+        driven: Seconds for which earlier runs and this one have driven the search.
+        now: The current time in seconds, on the clock of the coordinator.
+        guard: Called before the record is written. It raises if the record belongs to another driver.
+    """
+    space = costs.space
+    return SearchPlan(
+        total=space.budget.trials,
+        deadline=deadline(space.budget.hours, driven=driven, now=now),
+        seconds=None if space.budget.hours is None else space.budget.hours * 3600,
+        group=_group_of(space),
+        cost=costs.second_objective if space.metric.against else None,
+        keep=None if space.metric.of_test_images else KEEP_BEST,
+        violation=violation_of(costs),
+        same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
+        guard=guard,
+    )
+
+
+def make_coordinator(
+    plan: SearchPlan,
+    record: StudyRecord,
+    rule: StoppingRule,
+    versions: SpaceVersions,
+    *,
+    callbacks: Sequence[SearchCallback] = (),
+    prune: Callable[[int, str | None], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Coordinator:
+    """Create the coordinator of a search and start it on the trials that its record holds.
+
+    Args:
+        plan: The result of :func:`make_plan` for the newest space.
+        record: The durable record.
+        rule: The stopping rule. It must not have seen any value yet.
+        versions: The spaces that the search has had, the newest last.
+        callbacks: Receive every event, in the given order.
+        prune: Deletes all checkpoints of a trial except the given file.
+        clock: Returns monotonic time in seconds.
+    """
+    space = versions.newest
+    sampler = SearchSampler(
+        space,
+        rows=[to_optuna(row) for row in first_rows(space)],
+        background=warm_start_trials(record),
+        known=record.trials(),
+        versions=versions,
+        violation=plan.violation,
+    )
+    return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock).start()
+
+
+def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:
+    """Return the function that gives a trial's group; a rung compares trials of the same group only."""
+    name = space.scheduler.group_by
+
+    def group(trial: TrialRecord) -> Hashable:
+        return None if name is None or trial.origin is None else trial.origin.config[name]
+
+    return group
