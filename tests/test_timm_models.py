@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models.shipped import preset_parameters
 from tune_rescon.errors import ConfigError
 from tune_rescon.inference import export_model
 from tune_rescon.models import build_network, list_presets, resolve_network
@@ -26,7 +27,7 @@ def test_every_preset_is_registered() -> None:
     assert sorted(timm.list_models(module="timm_models")) == sorted(names)
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", preset_parameters())
 def test_metadata_and_methods(preset: str) -> None:
     """On no device: shapes are all that is asked."""
     with torch.device("meta"):

@@ -16,7 +16,7 @@ from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import Place, SearchFolder, sync_tracking
 
-pytestmark = [pytest.mark.browser, pytest.mark.server]
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.nightly]
 
 TRIALS = 8
 NAMES = [f"trial_{number:04d}" for number in range(TRIALS)]

@@ -41,7 +41,6 @@ import logging, sys
 from pathlib import Path
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import CarePace
-from tune_rescon.clusters.mlflow_service import CarePace
 from tune_rescon.command import progress_shown
 logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
@@ -155,6 +154,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
     assert not again.servers()
 
 
+@pytest.mark.nightly
 @pytest.mark.server
 def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_path: Path) -> None:
     keep = f"file://{tmp_path / 'bucket'}"

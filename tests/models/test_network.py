@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from tests.models.shipped import preset_parameters
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
 from tune_rescon.models import (
     ResidualAttentionNetwork,
     build_from_spec,
     build_network,
-    list_presets,
     resolve_network,
 )
 from tune_rescon.models.network import drop_path_rates
@@ -35,7 +35,7 @@ def images(side: int, width: int | None = None, *, in_channels: int = 3, batch: 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", preset_parameters())
 def test_every_preset_runs_from_16_pixels(preset: str) -> None:
     with torch.device("meta"):
         assert build_network(preset, num_classes=5)(torch.empty(2, 3, 16, 31)).shape == (2, 5)

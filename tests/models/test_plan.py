@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models.shipped import preset_parameters
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import Layer, build_from_spec, count, list_presets, resolve_network, walk
+from tune_rescon.models import Layer, build_from_spec, count, resolve_network, walk
 
 KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
 
 VARIATIONS: list[dict[str, Any]] = [
-    *({"preset": preset} for preset in list_presets()),
     {"preset": "attention56", "image_size": 97},
     {"preset": "attentionnext56", "image_size": 75, "width": 0.5},
     {"preset": "port_attention_448", "image_size": 131},
@@ -73,8 +73,18 @@ def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("preset", preset_parameters())
+def test_the_plan_of_a_preset_is_what_its_network_runs(preset: str) -> None:
+    assert_the_plan_is_what_runs({"preset": preset})
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("values", VARIATIONS, ids=lambda values: "-".join(map(str, values.values())))
 def test_plan_is_what_the_network_runs(values: dict[str, Any]) -> None:
+    assert_the_plan_is_what_runs(values)
+
+
+def assert_the_plan_is_what_runs(values: dict[str, Any]) -> None:
     spec = resolve_network(TrialConfig(**values), classes=7, in_channels=2)
     with torch.device("meta"):
         network = build_from_spec(spec)

@@ -131,6 +131,7 @@ def no_longer_file(others: set[psutil.Process]) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
 
 
+@pytest.mark.nightly
 def test_a_disk_that_fails_gets_it_all_once_it_works(
     store: str, make_sender: Sender, play: Play, assert_complete: Complete
 ) -> None:

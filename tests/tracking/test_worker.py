@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -53,21 +54,9 @@ def desks() -> list[psutil.Process]:
     return [child for child in children if "tune_rescon.tracking.worker" in child.cmdline()]
 
 
-def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
-    open_worker: Open, store: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    worker = open_worker(store)
-    parent = worker.show(SearchRunState(id="1a", note="best so far: none")).run_id
-    over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
-    child = worker.show(over).run_id
-    run = mlflow.MlflowClient(store).get_run(child)
-    assert run.data.tags["mlflow.parentRunId"] == parent
-    assert run.data.metrics == {"val_loss": 0.5}
-    with pytest.raises(CallError, match="a name; no") as caught:
-        worker.show(TrialRunState(number=1, params={"a name; no": "1"}))
-    assert caught.value.policy is RetryPolicy.SKIP
-    assert "MLflow refuses a call" in caplog.text
-    assert "Traceback" in caplog.text, "which call it was"
+def lowest_priority() -> int:
+    """The niceness of a child that has asked for 19 more than this process has."""
+    return min(19, psutil.Process().nice() + 19)
 
 
 def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
@@ -138,21 +127,6 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
         assert desks() == [], "what is closed stays closed"
 
 
-def lowest_priority() -> int:
-    """The niceness of a child that has asked for 19 more than this process has."""
-    return min(19, psutil.Process().nice() + 19)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
-def test_at_the_end_it_has_the_drivers_priority(open_worker: Open, store: str) -> None:
-    worker = open_worker(store)
-    worker.show(SearchRunState(id="1a"))
-    (process,) = desks()
-    assert process.nice() == lowest_priority()
-    worker.flush()
-    assert process.nice() == psutil.Process().nice()
-
-
 DRIVER = """
 import sys, time
 from tune_rescon.tracking import Destination, SearchRunState
@@ -177,9 +151,44 @@ def test_it_ends_with_its_driver(store: str) -> None:
     assert not alive
 
 
-def test_records_below_a_warning_stay_there(
-    open_worker: Open, store: str, caplog: pytest.LogCaptureFixture
+@pytest.fixture(scope="module")
+def kept(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[WorkerProcess, str, int]]:
+    """One process for the last tests, which do not end it, its store, and its niceness when it began."""
+    store = f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('kept') / 'mlflow.db')}"
+    worker = WorkerProcess(
+        Destination(uri=store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
+    )
+    worker.show(SearchRunState(id="0a"))
+    (process,) = desks()
+    yield worker, store, process.nice()
+    worker.close()
+
+
+def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
+    kept: tuple[WorkerProcess, str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    worker, store, _ = kept
     caplog.set_level(logging.DEBUG)
-    open_worker(store).show(SearchRunState(id="1a"))
+    parent = worker.show(SearchRunState(id="1a", note="best so far: none")).run_id
+    over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
+    child = worker.show(over).run_id
+    run = mlflow.MlflowClient(store).get_run(child)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.metrics == {"val_loss": 0.5}
     assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []
+    with pytest.raises(CallError, match="a name; no") as caught:
+        worker.show(TrialRunState(number=1, params={"a name; no": "1"}))
+    assert caught.value.policy is RetryPolicy.SKIP
+    assert "MLflow refuses a call" in caplog.text
+    assert "Traceback" in caplog.text, "which call it was"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
+def test_at_the_end_it_has_the_drivers_priority(kept: tuple[WorkerProcess, str, int]) -> None:
+    worker, _, began = kept
+    assert began == lowest_priority()
+    worker.flush()
+    (process,) = desks()
+    assert process.nice() == psutil.Process().nice()

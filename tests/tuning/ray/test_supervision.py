@@ -64,8 +64,10 @@ def test_work_that_goes_on_is_told_to_leave() -> None:
 
 def test_work_that_hangs_is_left_behind() -> None:
     turns, hang, late = DriverLock(nothing), threading.Event(), []
+    threads = []
 
     def work() -> None:
+        threads.append(threading.current_thread())
         hang.wait()
         try:
             with turns.turn():
@@ -75,9 +77,7 @@ def test_work_that_hangs_is_left_behind() -> None:
 
     run_in_thread(work, leave=lambda: True, turns=turns)
     hang.set()
-    for thread in threading.enumerate():
-        if thread.name == "trials":
-            thread.join(30)
+    threads[0].join(30)
     assert late == ["kept out"]
 
 

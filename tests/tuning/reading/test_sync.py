@@ -48,7 +48,9 @@ def runs(store: str) -> tuple[Run, dict[int, Run]]:
     return parent, children
 
 
-@pytest.mark.parametrize(("reports", "status"), [(None, "FINISHED"), (4, "KILLED")])
+@pytest.mark.parametrize(
+    ("reports", "status"), [pytest.param(None, "FINISHED", marks=pytest.mark.nightly), (4, "KILLED")]
+)
 def test_all_of_it_is_sent_once(
     reports: int | None, status: str, make_search: MakeSearch, place: Place, store: str
 ) -> None:
