@@ -65,7 +65,7 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
     space = load_space("digits", OVERRIDES)
     url = f"sqlite:///{folder / 'study.db'}"
     record = StudyRecord.create(url, "s", metric=METRIC, maximize=True, space="")
-    facts = {space.dataset.name: describe(space.dataset, data_root=folder)}
+    datasets = {space.dataset.name: describe(space.dataset, data_root=folder)}
     destination = Destination(
         uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="digits", search="s", metric=METRIC, maximize=True
     )
@@ -79,7 +79,7 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
             record,
             make_rule(space),
             SearchSampler(space, known=record.trials()),
-            callbacks=(MlflowCallback(writer, record, CostModel(space=space, facts=facts)), view),
+            callbacks=(MlflowCallback(writer, record, CostModel(space=space, datasets=datasets)), view),
             prune=lambda *_: None,
         ).start()
         while len(record) < trials:

@@ -29,10 +29,10 @@ TORCHVISION = sorted(set(BUILTIN) - {"digits"})
 
 
 def facts_match(config: DatasetConfig, dataset: ImageDataset, tmp_path: Path) -> bool:
-    facts = describe(config, data_root=tmp_path)
-    said = (facts.classes, facts.channels, facts.image_size, facts.class_names)
+    info = describe(config, data_root=tmp_path)
+    said = (info.classes, info.channels, info.image_size, info.class_names)
     found = (dataset.classes, dataset.channels, dataset.train.images_NHWC.shape[1], dataset.class_names)
-    said_images = (facts.train_images, facts.val_images, facts.test_images)
+    said_images = (info.train_images, info.val_images, info.test_images)
     return (said, said_images) == (found, tuple(map(len, (dataset.train, dataset.val, dataset.test))))
 
 
@@ -82,10 +82,10 @@ def test_images_of_many_sizes_have_no_native_size(make_folder: MakeFolder, tmp_p
 
 @pytest.mark.parametrize("name", list_datasets()[:-1])
 def test_built_in_facts_hold_together(name: str, tmp_path: Path) -> None:
-    facts = describe(DatasetConfig(name=name), data_root=tmp_path)
-    assert facts.classes == len(set(facts.class_names))
-    assert facts.train_images + facts.val_images == BUILTIN[name].train_images
-    assert facts.val_images == round(0.1 * BUILTIN[name].train_images)
+    info = describe(DatasetConfig(name=name), data_root=tmp_path)
+    assert info.classes == len(set(info.class_names))
+    assert info.train_images + info.val_images == BUILTIN[name].train_images
+    assert info.val_images == round(0.1 * BUILTIN[name].train_images)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -175,9 +175,9 @@ def test_a_zip_of_60_000_is_listed_at_once(tmp_path: Path) -> None:
         for number in range(60_000):
             archive.writestr(zipfile.ZipInfo(f"class{number % 10}/{number:05}.jpg"), b"")
     started = time.perf_counter()
-    facts = describe(DatasetConfig(name="folder", path=str(path)), data_root=tmp_path)
+    info = describe(DatasetConfig(name="folder", path=str(path)), data_root=tmp_path)
     assert time.perf_counter() - started < 1.5
-    assert facts.train_images + facts.val_images == 60_000
+    assert info.train_images + info.val_images == 60_000
 
 
 def test_describing_and_opening_a_cache_load_nothing_heavy(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ def cache_root(config: DatasetConfig, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_it_is_cifar10(config: DatasetConfig, cache_root: Path) -> None:
-    facts = describe(config, data_root=cache_root)
+    info = describe(config, data_root=cache_root)
     dataset = open_dataset(config, data_root=cache_root, cache_root=cache_root)
-    assert facts.class_names == dataset.class_names == BUILTIN["cifar10"].class_names
-    assert (facts.image_size, dataset.train.images_NHWC.shape) == (32, (60_000, 32, 32, 3))
+    assert info.class_names == dataset.class_names == BUILTIN["cifar10"].class_names
+    assert (info.image_size, dataset.train.images_NHWC.shape) == (32, (60_000, 32, 32, 3))
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [45_000, 5_000, 10_000]
     assert np.bincount(dataset.val.labels_N).tolist() == [500] * 10
     assert dataset.mean == pytest.approx(MEAN, abs=2e-3)

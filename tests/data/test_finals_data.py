@@ -20,11 +20,11 @@ OpenFolder = Callable[..., ImageDataset]
 def digits(tmp_path: Path, **settings: Any) -> ImageDataset:
     config = DatasetConfig(name="digits", **settings)
     dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path)
-    facts = describe(config, data_root=tmp_path)
+    info = describe(config, data_root=tmp_path)
     assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [
-        facts.train_images,
-        facts.val_images,
-        facts.test_images,
+        info.train_images,
+        info.val_images,
+        info.test_images,
     ]
     return dataset
 
@@ -44,8 +44,8 @@ def test_a_folders_own_validation_images_train_too(make_folder: MakeFolder, open
     held, whole = open_folder(path), open_folder(path, hold_out=False)
     assert (len(held.train), len(held.val)) == (9, 5)
     assert (len(whole.train), len(whole.val), len(whole.test)) == (14, 0, 2)
-    facts = describe(DatasetConfig(name="folder", path=str(path), hold_out=False), data_root=path)
-    assert (facts.train_images, facts.val_images, facts.test_images) == (14, 0, 2)
+    info = describe(DatasetConfig(name="folder", path=str(path), hold_out=False), data_root=path)
+    assert (info.train_images, info.val_images, info.test_images) == (14, 0, 2)
 
 
 def test_some_labels_are_wrong_and_the_others_right(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_the_parts_are_disjoint_and_known_before(
     parts = rows(found)
     assert sum(map(len, parts.values())) == len(set().union(*parts.values()))
     config = DatasetConfig(**{"name": "folder", "path": str(root), "val_fraction": 0.25, **settings})
-    facts = describe(config, data_root=root)
-    assert (facts.train_images, facts.val_images, facts.test_images) == expected
-    assert facts.validation_tests == (
+    info = describe(config, data_root=root)
+    assert (info.train_images, info.val_images, info.test_images) == expected
+    assert info.validation_tests == (
         settings.get("without_test") == "val" and "test_fraction" not in settings
     )
 

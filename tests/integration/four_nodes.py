@@ -54,8 +54,8 @@ def staging(folder: Path) -> dict[str, Any]:
     def measure() -> str | None:
         space = load_space("digits", ["resources_per_trial.gpu=auto"])
         try:
-            facts = {"digits": describe(space.dataset, data_root=folder)}
-            measured_on_gpu(*largest_trial(space, facts), cache_root=folder / "cache")
+            datasets = {"digits": describe(space.dataset, data_root=folder)}
+            measured_on_gpu(*largest_trial(space, datasets), cache_root=folder / "cache")
         except TuneResconError as error:
             return str(error)
         return None

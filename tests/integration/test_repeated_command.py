@@ -36,7 +36,7 @@ MOMENTS = {
     "the study": "tune_rescon.tuning.study.create_study",
     "the lease": "tune_rescon.tuning.lease.LeaseKeeper.take",
     "the identity": "tune_rescon.tuning.search.ensure_identity",
-    "the version of the space": "tune_rescon.tuning.search.note_space",
+    "the version of the space": "tune_rescon.tuning.search.record_version",
     "the images": "tune_rescon.tuning.search_run.record_images",
     "space.yaml": "tune_rescon.tuning.search_run.write_atomically",
     "the first trial": "tune_rescon.tuning.study.StudyRecord.open",

@@ -27,13 +27,13 @@ LARGE_FIRST = (
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetInfo]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetInfo]:
     space = load_space("digits")
     return {"digits": describe(space.dataset, data_root=tmp_path_factory.mktemp("data"))}
 
 
-def model(facts: Mapping[str, DatasetInfo], *settings: str) -> CostModel:
-    return CostModel(space=load_space("digits", settings), facts=facts)
+def model(datasets: Mapping[str, DatasetInfo], *settings: str) -> CostModel:
+    return CostModel(space=load_space("digits", settings), datasets=datasets)
 
 
 def sampler(of: CostModel, **arguments: Any) -> SearchSampler:
@@ -46,22 +46,22 @@ def drawn(of: SearchSampler, count: int) -> list[Mapping[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_no_sampler_draws_one_that_is_too_large(kind: str, facts: dict[str, DatasetInfo]) -> None:
-    of = model(facts, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
+def test_no_sampler_draws_one_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
+    of = model(datasets, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
     assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
 
 
-def test_without_constraints_both_depths_are_drawn(facts: dict[str, DatasetInfo]) -> None:
-    of = model(facts, "initial=[]")
+def test_without_constraints_both_depths_are_drawn(datasets: dict[str, DatasetInfo]) -> None:
+    of = model(datasets, "initial=[]")
     assert violation_of(of) is None
     assert check_constraints(of) is None
     assert {params["depth"] for params in drawn(sampler(of), 30)} == {56, 92}
 
 
-def test_a_rare_network_is_found_where_the_samplers_draws_are_not(facts: dict[str, DatasetInfo]) -> None:
+def test_a_rare_network_is_found_where_the_samplers_draws_are_not(datasets: dict[str, DatasetInfo]) -> None:
     width = "parameters.width={type: float, low: 0.0625, high: 2.0}"
     of = model(
-        facts,
+        datasets,
         "constraints={gmacs: {max: 0.0004}}",
         width,
         "fixed={layout: cifar, image_size: 16, batch_size: 32}",
@@ -72,10 +72,10 @@ def test_a_rare_network_is_found_where_the_samplers_draws_are_not(facts: dict[st
     assert all(of.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
 
 
-def test_a_space_ends_when_all_that_keep_to_it_have_run(facts: dict[str, DatasetInfo]) -> None:
+def test_a_space_ends_when_all_that_keep_to_it_have_run(datasets: dict[str, DatasetInfo]) -> None:
     choices = "{type: categorical, choices: [0.1, 0.2, 0.3]}"
     only = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, learning_rate: {choices}}}"
-    of = model(facts, SMALL_ONLY, only, "initial=[]")
+    of = model(datasets, SMALL_ONLY, only, "initial=[]")
     plan = SearchPlan(total=9, violation=violation_of(of))
     kept = Study("maximize")
     rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
@@ -86,18 +86,18 @@ def test_a_space_ends_when_all_that_keep_to_it_have_run(facts: dict[str, Dataset
     assert {trial.params["depth"] for trial in kept.trials} == {56}
 
 
-def test_a_grid_leaves_them_out(facts: dict[str, DatasetInfo]) -> None:
+def test_a_grid_leaves_them_out(datasets: dict[str, DatasetInfo]) -> None:
     masks = "{type: categorical, choices: [encoder_decoder, local]}"
     grid = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, mask: {masks}}}"
-    of = model(facts, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
+    of = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
     points = [to_optuna(point) for point in first_rows(of.space)]
     assert len(points) == 4
     found = drawn(sampler(of, rows=points), 2)
     assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
 
 
-def test_an_enqueued_one_is_closed_with_the_reason(facts: dict[str, DatasetInfo]) -> None:
-    of = model(facts, SMALL_ONLY, "initial=[]")
+def test_an_enqueued_one_is_closed_with_the_reason(datasets: dict[str, DatasetInfo]) -> None:
+    of = model(datasets, SMALL_ONLY, "initial=[]")
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize")
     study.enqueue_trial({"depth": 92, "learning_rate": 0.1})
@@ -128,21 +128,21 @@ def test_an_enqueued_one_is_closed_with_the_reason(facts: dict[str, DatasetInfo]
     ],
 )
 def test_a_search_that_could_run_nothing_is_refused(
-    settings: list[str], words: str, facts: dict[str, DatasetInfo]
+    settings: list[str], words: str, datasets: dict[str, DatasetInfo]
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        check_constraints(model(facts, *settings))
+        check_constraints(model(datasets, *settings))
 
 
-def test_the_share_of_networks_that_keep_to_them_is_said(facts: dict[str, DatasetInfo]) -> None:
-    said = check_constraints(model(facts, SMALL_ONLY))
+def test_the_share_of_networks_that_keep_to_them_is_said(datasets: dict[str, DatasetInfo]) -> None:
+    said = check_constraints(model(datasets, SMALL_ONLY))
     assert said is not None
     share = int(said.removeprefix("constraints: ").partition("%")[0])
     assert 40 <= share <= 60
     assert said.endswith("% of the networks keep to them; the others are not trained")
 
 
-def test_the_space_keeps_its_constraints(facts: dict[str, DatasetInfo]) -> None:
-    space: Space = model(facts, SMALL_ONLY).space
+def test_the_space_keeps_its_constraints(datasets: dict[str, DatasetInfo]) -> None:
+    space: Space = model(datasets, SMALL_ONLY).space
     assert space.constraints.params_m is not None
     assert space.constraints.params_m.max == 0.3

@@ -52,9 +52,9 @@ def test_the_largest_trial_decides_the_share() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
     seen: list[TrialConfig] = []
 
-    def measure(config: TrialConfig, facts: DatasetInfo) -> Occupancy:
+    def measure(config: TrialConfig, info: DatasetInfo) -> Occupancy:
         seen.append(config)
-        assert facts is FACTS["digits"]
+        assert info is FACTS["digits"]
         return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)
 
     shared, words = packed(space, FACTS, measure)

@@ -34,7 +34,7 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
     writer = mock.create_autospec(MlflowWriter, instance=True)
     writer.opened_runs.return_value = []
     near_end = mock.Mock()
-    callback = MlflowCallback(writer, record, CostModel(space=space, facts={}), near_end=near_end)
+    callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), near_end=near_end)
 
     def begin() -> None:
         callback.on_trial_start(record.open(Proposal(params={}, distributions={}, memory={})))

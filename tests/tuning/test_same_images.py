@@ -32,9 +32,9 @@ def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: P
         per_class={"train": (2, 3), "val": (0, 0), "test": (0, 0)},
         left_out=(LeftOut(kind="hidden files", count=1, names=(".x.png",)),),
     )
-    facts = {"digits": digits.facts, "folder": dataclasses.replace(digits.facts, account=account)}
-    record_run(record, facts, None)
-    assert read_run_attributes(record).datasets == facts
+    datasets = {"digits": digits.info, "folder": dataclasses.replace(digits.info, account=account)}
+    record_run(record, datasets, None)
+    assert read_run_attributes(record).datasets == datasets
     assert list(record.attribute("dataset_account")) == ["folder"]
     assert "account" not in record.attribute("datasets")["folder"]
 
@@ -81,7 +81,7 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Prepared:
-    return Prepared(facts=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
+    return Prepared(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
 
 
 def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: Prepared) -> None:
@@ -94,10 +94,10 @@ def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digit
 
 def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: Prepared) -> None:
     record_images(record, {"digits": "0123"})
-    record_run(record, {"digits": digits.facts}, None)
-    fewer = dataclasses.replace(digits.facts, val_images=digits.facts.val_images - 30)
+    record_run(record, {"digits": digits.info}, None)
+    fewer = dataclasses.replace(digits.info, val_images=digits.info.val_images - 30)
     with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
-        check_same_images(record, {"digits": Prepared(facts=fewer, digest="4567")})
+        check_same_images(record, {"digits": Prepared(info=fewer, digest="4567")})
 
 
 def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(

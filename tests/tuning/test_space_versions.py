@@ -11,7 +11,7 @@ import pytest
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning import Decision, SearchSampler, StudyRecord, Verdict
-from tune_rescon.tuning.space_versions import SpaceVersions, note_space, read_versions
+from tune_rescon.tuning.space_versions import SpaceVersions, read_versions, record_version
 from tune_rescon.tuning.study import Proposal
 from tune_rescon.tuning.trial import find_origin, make_origin
 
@@ -61,27 +61,27 @@ def test_a_search_that_begins_replaces_the_space_of_a_driver_that_died_before_it
     study: optuna.Study,
 ) -> None:
     kept, first, then = record(study), space(), space("budget.trials=7", "parameters.depth.choices=[92]")
-    note_space(kept, None, first)
-    note_space(kept, None, then)
+    record_version(kept, None, first)
+    record_version(kept, None, then)
     assert read_versions(record(study), never).spaces == (then,)
 
 
 def test_every_version_is_kept_and_a_resume_without_a_change_makes_none(study: optuna.Study) -> None:
     first, second = space(), space("budget.trials=9")
-    note_space(record(study), None, first)
+    record_version(record(study), None, first)
     versions = read_versions(record(study), never)
-    assert note_space(record(study), versions, first).number == 1
-    assert note_space(record(study), versions, second).number == 2
+    assert record_version(record(study), versions, first).number == 1
+    assert record_version(record(study), versions, second).number == 2
     found = read_versions(record(study), never)
     assert (found.spaces, found.newest) == ((first, second), second)
     assert study.user_attrs["space"] == dump_space(second), "what people look at is the newest"
 
 
 def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna.Study) -> None:
-    note_space(record(study), None, space())
+    record_version(record(study), None, space())
     fill(study, space())
     again = record(study)
-    note_space(again, read_versions(again, never), space("parameters.depth.choices=[128]"))
+    record_version(again, read_versions(again, never), space("parameters.depth.choices=[128]"))
     for trial in record(study).trials():
         assert trial.origin is not None
         assert trial.origin.space == 1
@@ -92,9 +92,9 @@ def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna
 
 def test_trials_of_two_versions_keep_their_own(study: optuna.Study) -> None:
     first, second = space(), space("fixed.width=1.0")
-    versions = note_space(record(study), None, first)
+    versions = record_version(record(study), None, first)
     fill(study, first)
-    note_space(record(study), versions, second)
+    record_version(record(study), versions, second)
     kept, search = record(study), SearchSampler(second, versions=SpaceVersions(spaces=(first, second)))
     proposal = search.ask()
     assert proposal is not None
@@ -132,7 +132,7 @@ def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> N
     old = record(study)
     assert all(trial.origin is None for trial in old.trials())
     versions = read_versions(old, reading(space()))
-    note_space(old, versions, space("budget.trials=9"))
+    record_version(old, versions, space("budget.trials=9"))
     # From now on the file may say what it likes.
     again = record(study)
     assert read_versions(again, never).number == 2

@@ -56,15 +56,15 @@ def fetched(url: str, folder: Path) -> Path:
 
     try:
         filesystem, path = url_to_fs(url)
-        facts = filesystem.info(path)
+        info = filesystem.info(path)
     except Exception as error:  # each file system has its own exceptions, so the set is open
         raise _unreadable(url, error) from error
     # On a web server, the text after a `?` is not part of a file's name. Elsewhere it may be.
     name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
-    if facts.get("type") == "directory" or name.suffix.lower() != ".zip":
+    if info.get("type") == "directory" or name.suffix.lower() != ".zip":
         rule = "a dataset.path that is a URL must be that of a .zip of images"
         raise DataError(format_error(rule, got=url, where="dataset.path"))
-    target = folder / f"{name.stem}-{_version(url, facts)}{name.suffix}"
+    target = folder / f"{name.stem}-{_version(url, info)}{name.suffix}"
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,9 @@ def fetched(url: str, folder: Path) -> Path:
     return target
 
 
-def _version(url: str, facts: dict[str, Any]) -> str:
-    version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
-    size = facts.get("size")
+def _version(url: str, datasets: dict[str, Any]) -> str:
+    version = next((str(datasets[key]) for key in _VERSIONS if datasets.get(key)), "")
+    size = datasets.get("size")
     # A URL with a new signature is the same file. The signature is ignored only if the server reports a
     # version or a size by which the file can be identified.
     known = _unsigned(url) if version or size is not None else url

@@ -60,24 +60,24 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     points = count_points(space.parameters, most=space.budget.trials)
     if points is not None and points < space.budget.trials and not space.sampler.repeats:
         console.print(f"the space has {points} points: the search ends when all have run", soft_wrap=True)
-    facts = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
-    for name, known in facts.items():
+    datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
+    for name, known in datasets.items():
         account = known.account.lines() if known.account else []
         judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
     check_external_networks(space)
-    check_external_networks(space, facts)
-    model = CostModel(space=space, facts=facts)
+    check_external_networks(space, datasets)
+    model = CostModel(space=space, datasets=datasets)
     if (words := check_constraints(model)) is not None:
         console.print(words, markup=False, highlight=False, soft_wrap=True)
     samples = _first_samples(model)
     if not measure:
-        console.print(_samples(space, samples, facts))
+        console.print(_samples(space, samples, datasets))
         return
     here, slots = slots_here(space)
-    seconds = measure_epochs(here, samples, facts, progress=console.print)
-    console.print(_samples(space, samples, facts, epoch_seconds=seconds))
+    seconds = measure_epochs(here, samples, datasets, progress=console.print)
+    console.print(_samples(space, samples, datasets, epoch_seconds=seconds))
     console.print(speed_words(here, seconds, slots=slots), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -110,7 +110,7 @@ def _first_samples(model: CostModel) -> list[dict[str, Any]]:
 def _samples(
     space: Space,
     samples: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, DatasetInfo],
+    datasets: Mapping[str, DatasetInfo],
     *,
     epoch_seconds: Sequence[float] | None = None,
 ) -> Table:
@@ -119,15 +119,15 @@ def _samples(
     for heading in (*space.parameters, "params M", "GMACs", last):
         table.add_column(heading, justify="right", overflow="fold")
     for index, sample in enumerate(samples):
-        *cells, macs = _row(space, sample, facts)
+        *cells, macs = _row(space, sample, datasets)
         measured = None if epoch_seconds is None else duration(epoch_seconds[index] * space.fidelity.max)
         table.add_row(*cells, measured or macs)
     return table
 
 
-def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetInfo]) -> list[str]:
+def _row(space: Space, sample: Mapping[str, Any], datasets: Mapping[str, DatasetInfo]) -> list[str]:
     config = trial_config(space, sample)
-    known = facts[space.dataset_config(config.dataset).name]
+    known = datasets[space.dataset_config(config.dataset).name]
     cost = network_cost(describe_network(config, classes=known.classes, in_channels=known.channels))
     return [
         *(escape(format_number(sample.get(name))) for name in space.parameters),
@@ -137,7 +137,7 @@ def _row(space: Space, sample: Mapping[str, Any], facts: Mapping[str, DatasetInf
     ]
 
 
-def _training_macs(cost: Cost, facts: DatasetInfo, epochs: int) -> float:
+def _training_macs(cost: Cost, info: DatasetInfo, epochs: int) -> float:
     """Return the multiply-adds of ``epochs`` epochs of training and validation."""
-    epoch = FORWARD_AND_BACKWARD * facts.train_images + facts.val_images
+    epoch = FORWARD_AND_BACKWARD * info.train_images + info.val_images
     return float(cost.macs) * epoch * epochs

@@ -26,7 +26,7 @@ _VALIDATION: Final = 1 / 3
 def measure_epochs(
     space: Space,
     samples: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, DatasetInfo],
+    datasets: Mapping[str, DatasetInfo],
     *,
     progress: Callable[[str], object],
 ) -> list[float]:
@@ -39,7 +39,7 @@ def measure_epochs(
     Args:
         space: The space, whose resources must be chosen.
         samples: Values of its parameters.
-        facts: The facts of each dataset, by name.
+        datasets: The description of each dataset, by name.
         progress: Called with a message before each measurement.
 
     Raises:
@@ -49,7 +49,7 @@ def measure_epochs(
     seconds = []
     for sample in samples:
         config = trial_config(space, sample)
-        images = facts[space.dataset_config(config.dataset).name]
+        images = datasets[space.dataset_config(config.dataset).name]
         key = (memory_signature(config), images.name)
         if key not in known:
             progress(f"measuring network {len(known) + 1} on this machine")

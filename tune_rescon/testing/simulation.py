@@ -44,7 +44,7 @@ from tune_rescon.tuning import (
 )
 from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.resume import check_changes
-from tune_rescon.tuning.space_versions import note_space, read_versions
+from tune_rescon.tuning.space_versions import read_versions, record_version
 from tune_rescon.tuning.study import METRIC_AT
 
 __all__ = [
@@ -92,7 +92,7 @@ class SimulatedSearch:
         name = folder.name if folder else space.name
         self._study_id = self._storage.create_new_study(objectives, name)
         self._storage.set_study_user_attr(self._study_id, METRIC_AT, space.metric.at)
-        self._versions = note_space(self._record(), None, space)
+        self._versions = record_version(self._record(), None, space)
 
     def change(self, space: Space) -> None:
         """Make the next :meth:`policy` resume the search with another space.
@@ -103,7 +103,7 @@ class SimulatedSearch:
         record = self._record()
         before = read_versions(record, lambda: self._space)
         check_changes(space.name, before.newest, space, record.trials())
-        self._versions = note_space(record, before, space)
+        self._versions = record_version(record, before, space)
         self._space = space
 
     def policy(self) -> Coordinator:
@@ -134,10 +134,10 @@ class SimulatedSearch:
         if self._clock is None:
             timeless = space.budget.model_copy(update={"hours": None})
             space = space.model_copy(update={"budget": timeless})
-        facts = {
+        datasets = {
             dataset.name: describe(dataset, data_root=default_data_root()) for dataset in datasets_of(space)
         }
-        return CostModel(space=space, facts=facts)
+        return CostModel(space=space, datasets=datasets)
 
     def _record(self) -> StudyRecord:
         return StudyRecord.on(

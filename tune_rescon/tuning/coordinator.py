@@ -36,14 +36,12 @@ NODE_RETRIES: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """The amount of work in a search, and the functions that depend on its space.
-
-    ``total`` counts trials over all runs of the search, earlier runs included. ``deadline`` is in seconds on
-    the clock of ``time.monotonic``.
-    """
+    """The amount of work in a search, and the functions that depend on its space."""
 
     total: int
+    """Number of trials over all runs of the search, earlier runs included."""
     deadline: float | None = None
+    """The end of the search, in seconds on the coordinator's clock; None without one."""
     seconds: float | None = None
     """The budget that ends at ``deadline``, in seconds; None without one."""
     group: Callable[[TrialRecord], Hashable] = lambda _: None
@@ -242,8 +240,8 @@ class Coordinator:
         Args:
             number: The trial's number.
             state: The final state.
-            checkpoint: The trial's checkpoint. None if the trial has no checkpoint.
-            error: The error that ended the trial. None if it ended without an error.
+            checkpoint: The trial's checkpoint, if it has one.
+            error: The error that ended the trial, if one did.
         """
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)

@@ -40,8 +40,8 @@ class CostModel:
     """The costs that follow from a space and its datasets alone."""
 
     space: Space
-    facts: Mapping[str, DatasetInfo]
-    """The facts of each dataset that a trial may train on, by name; incomplete for some old records."""
+    datasets: Mapping[str, DatasetInfo]
+    """The description of each dataset that a trial may train on, by name; incomplete for some old records."""
 
     @property
     def devices(self) -> float:
@@ -65,12 +65,12 @@ class CostModel:
     def cost_of(self, config: TrialConfig) -> TrialCost:
         """Count the parameters and multiply-adds of a configuration's network without building it.
 
-        Both are nan if the facts of its images are not known.
+        Both are nan if its images are not known.
         """
-        facts = self.facts.get(config.dataset or self.space.dataset.name)
-        if facts is None:
+        info = self.datasets.get(config.dataset or self.space.dataset.name)
+        if info is None:
             return _UNKNOWN
-        spec = describe_network(config, classes=facts.classes, in_channels=facts.channels)
+        spec = describe_network(config, classes=info.classes, in_channels=info.channels)
         try:
             return _counted(spec)
         except UserError:

@@ -45,7 +45,7 @@ class MemoryFailures:
         return self.same_as(config) is not None
 
     def same_as(self, config: Mapping[str, Any]) -> int | None:
-        """Return the first trial that ran out of the memory that ``config`` needs; None if there is none."""
+        """Return the first trial that ran out of the memory that ``config`` needs, or None."""
         return self._first.get(self._same_memory(config)) if self._first else None
 
 

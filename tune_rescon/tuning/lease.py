@@ -8,12 +8,10 @@ as long as it runs. The rules:
 * If the holder is elsewhere, its beat is watched for the length of the lease. The lease is taken only if the
   beat does not change. The clocks of other machines are not trusted: only a change of the number counts.
 * Each change is a compare-and-set: it replaces the lease that the process has read, and no other. If several
-  processes take a lease at once, exactly one succeeds. Earlier versions read and write the same value.
+  processes take a lease at once, exactly one succeeds.
 * A holder that was stopped (SIGSTOP, a suspended machine) renews the lease before any other write. It ends if
   another process has taken the lease by then. The search calls :meth:`LeaseKeeper.ensure_held` before every
-  write.
-  No check outside the database can exclude a stop of more than the lease's length between that check and the
-  write that follows it.
+  write. A stop of more than the lease's length between that call and the write cannot be excluded.
 
 :func:`decide_lease` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
 """
@@ -419,12 +417,7 @@ def _label(driver: Driver) -> str:
 
 
 @contextmanager
-def hold_lease(
-    store: LeaseStore,
-    *,
-    name: str,
-    seconds: float = LEASE_SECONDS,
-) -> Iterator[LeaseKeeper]:
+def hold_lease(store: LeaseStore, *, name: str, seconds: float = LEASE_SECONDS) -> Iterator[LeaseKeeper]:
     """Hold the lease of a search for the duration of the block.
 
     Args:

@@ -204,9 +204,9 @@ def _with_identity(identity: Identity, note: str) -> str:
 
 
 def _images(prepared: Prepared) -> Images:
-    facts = prepared.facts
-    counts = {"train": facts.train_images, "val": facts.val_images, "test": facts.test_images}
-    return Images(name=facts.name, digest=prepared.digest, counts=counts)
+    info = prepared.info
+    counts = {"train": info.train_images, "val": info.val_images, "test": info.test_images}
+    return Images(name=info.name, digest=prepared.digest, counts=counts)
 
 
 #: The value of a parameter that a trial does not have: MLflow's parallel coordinates drop runs that lack a
@@ -236,7 +236,7 @@ class MlflowCallback(SearchCallback):
         self,
         writer: MlflowWriter,
         record: StudyRecord,
-        pricing: CostModel,
+        costs: CostModel,
         *,
         near_end: Callable[[], object] | None = None,
     ) -> None:
@@ -245,14 +245,14 @@ class MlflowCallback(SearchCallback):
         Args:
             writer: the writer that receives the views.
             record: the search's record.
-            pricing: the space and the cost model of its networks.
+            costs: the space and the cost model of its networks.
             near_end: called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
-        self._space = pricing.space
+        self._space = costs.space
         self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
-        self._pricing = pricing
+        self._pricing = costs
         self._near_end = near_end
 
     @override

@@ -82,9 +82,9 @@ def _send(
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
     notes, space = read_run_attributes(record), versions.newest
-    pricing = CostModel(space=space, facts=known_datasets(notes, space, place.data_root))
+    costs = CostModel(space=space, datasets=known_datasets(notes, space, place.data_root))
     result = summed_up(
-        pricing,
+        costs,
         record.trials(),
         notes,
         folder=folder,
@@ -107,7 +107,7 @@ def _send(
             uploads=store.url is None or not own,
         )
         parent.start()
-        callback = MlflowCallback(writer, record, pricing)
+        callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))

@@ -70,17 +70,15 @@ def largest_image_size(space: Space) -> int:
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
-def cache_words(space: Space, facts: DatasetInfo) -> list[str]:
+def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
-    if facts.cache_bytes is None:
+    if info.cache_bytes is None:
         return []
-    squares = f"{facts.stored_images} squares of {facts.stored_side} pixels"
-    lines = [
-        f"the cache keeps {squares}: {_size(facts.cache_bytes)} of disk on each node, mapped into memory"
-    ]
+    squares = f"{info.stored_images} squares of {info.stored_side} pixels"
+    lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)
-    if facts.stored_side == kept < largest:
+    if info.stored_side == kept < largest:
         lines.append(
             f"networks of image_size {largest} will see these squares enlarged: `--set"
             f" dataset.store_size={largest}` keeps the detail, in a new search"
@@ -172,13 +170,13 @@ def external_trials(space: Space) -> list[TrialConfig]:
     return list({dataclasses.replace(config, drop_path=0.0): config for config in configs}.values())
 
 
-def check_external_networks(space: Space, facts: Mapping[str, DatasetInfo] | None = None) -> None:
+def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | None = None) -> None:
     """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
 
     Args:
         space: The space to search.
-        facts: The facts of each dataset, by name. None, before the images are prepared: check only that the
-            networks and their pretrained weights exist, for ten classes of colour images.
+        datasets: The description of each dataset, by name. Before the images are prepared, None: then check
+            only that the networks and their pretrained weights exist, for ten classes of colour images.
 
     Raises:
         NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
@@ -188,7 +186,7 @@ def check_external_networks(space: Space, facts: Mapping[str, DatasetInfo] | Non
         # Imported here because it imports torch, which the driver of most searches does not need.
         from tune_rescon.models.external import check_exists, check_external
 
-        images = None if facts is None else facts[config.dataset or space.dataset.name]
+        images = None if datasets is None else datasets[config.dataset or space.dataset.name]
         classes, in_channels = (10, 3) if images is None else (images.classes, images.channels)
         spec = describe_network(config, classes=classes, in_channels=in_channels)
         assert isinstance(spec, ExternalSpec)
@@ -220,14 +218,14 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
 
 
 def check_weights(
-    space: Space, weights: Mapping[str, InitialWeights], facts: Mapping[str, DatasetInfo]
+    space: Space, weights: Mapping[str, InitialWeights], datasets: Mapping[str, DatasetInfo]
 ) -> None:
     """Check that every network of ``space`` matches the network of its initial weights.
 
     Args:
         space: The space to search.
         weights: The initial weights, by path or URL, from :func:`read_weights`.
-        facts: The facts of each dataset, by name.
+        datasets: The description of each dataset, by name.
 
     Raises:
         NetworkError: If a network does not match. The message names the trials, the difference and the values
@@ -239,7 +237,7 @@ def check_weights(
         config = TrialConfig.from_dict({**space.fixed, **chosen})
         if config.init_from is None:
             continue
-        images = facts[config.dataset or space.dataset.name]
+        images = datasets[config.dataset or space.dataset.name]
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _NAME)
         where = f"{_NAME}, with {words}" if words else _NAME
@@ -254,7 +252,7 @@ _IMAGES: Final = "image_digests"
 class Prepared:
     """A dataset in this machine's cache."""
 
-    facts: DatasetInfo
+    info: DatasetInfo
     digest: str
     """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
 
@@ -289,10 +287,10 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
     """
     prepared = {}
     for dataset in datasets_of(space):
-        facts = describe(dataset, data_root=options.data_root)
-        account = facts.account.lines() if facts.account else []
-        judging = [] if facts.account is None else evaluation_words(space, facts)
-        for line in (*account, *cache_words(space, facts), *judging):
+        info = describe(dataset, data_root=options.data_root)
+        account = info.account.lines() if info.account else []
+        judging = [] if info.account is None else evaluation_words(space, info)
+        for line in (*account, *cache_words(space, info), *judging):
             _PROGRESS.info(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
@@ -302,29 +300,29 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
         )
         if images.levels is not None:
             _PROGRESS.info(f"{dataset.name}: {levels_words(images.levels)}")
-        if space.metric.of_test_images and not facts.test_images:
+        if space.metric.of_test_images and not info.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
-            raise DataError(format_error(rule, got=f"none in {facts.name}", where="dataset", hint=hint))
-        prepared[dataset.name] = Prepared(facts=facts, digest=images.digest)
+            raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
+        prepared[dataset.name] = Prepared(info=info, digest=images.digest)
     return prepared
 
 
-def evaluation_words(space: Space, facts: DatasetInfo) -> list[str]:
+def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return a message naming the images that will judge the winners of a search.
 
     The user learns this before the search uses any paid resources.
     """
     if space.metric.of_test_images:
         words = (
-            f"there are no test images, so the {facts.test_images} validation images judge the networks, and"
+            f"there are no test images, so the {info.test_images} validation images judge the networks, and"
             " do not train; networks that a search chose by these very images do slightly worse on others"
         )
-        return [words] if facts.validation_tests else []
-    if facts.test_images:
-        return [f"`tune_rescon.train` will judge the winners by the {facts.test_images} test images"]
+        return [words] if info.validation_tests else []
+    if info.test_images:
+        return [f"`tune_rescon.train` will judge the winners by the {info.test_images} test images"]
     words = (
-        f"there are no test images: `tune_rescon.train` will judge the winners by the {facts.val_images}"
+        f"there are no test images: `tune_rescon.train` will judge the winners by the {info.val_images}"
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
     return [words]
@@ -343,7 +341,7 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
     for name, dataset in prepared.items():
         if noted.get(name, dataset.digest) != dataset.digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"
-            got = f"other images in {name} ({_counts(known.get(name), dataset.facts)})"
+            got = f"other images in {name} ({_counts(known.get(name), dataset.info)})"
             hint = (
                 "Put back the images, or begin a search of another --name with --warm-start and this one's"
                 " name, which learns from its trials."
@@ -351,10 +349,10 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
             raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
 
 
-def _counts(known: Mapping[str, Any] | None, facts: DatasetInfo) -> str:
+def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
     """Describe the difference between the datasets, as far as the numbers of images show it."""
     parts = ("train", "val", "test")
-    found = {part: getattr(facts, f"{part}_images") for part in parts}
+    found = {part: getattr(info, f"{part}_images") for part in parts}
     had = {part: (known or {}).get(f"{part}_images") for part in parts}
     changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
     return "; ".join(changed) if known and changed else "as many as before, and not the same"

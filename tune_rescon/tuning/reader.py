@@ -218,7 +218,7 @@ def recorded_result(
     """
     trials, notes = record.trials(), read_run_attributes(record)
     return summed_up(
-        CostModel(space=versions.newest, facts=known_datasets(notes, versions.newest, data_root)),
+        CostModel(space=versions.newest, datasets=known_datasets(notes, versions.newest, data_root)),
         trials,
         notes,
         folder=folder,
@@ -230,7 +230,7 @@ def recorded_result(
 
 
 def summed_up(
-    pricing: CostModel,
+    costs: CostModel,
     trials: tuple[TrialRecord, ...],
     notes: RunAttributes,
     *,
@@ -243,7 +243,7 @@ def summed_up(
     """Return the result of a search from its record.
 
     Args:
-        pricing: the space and the cost model of its networks.
+        costs: the space and the cost model of its networks.
         trials: all trials in the record, ordered by number.
         notes: the notes that the last run left in the record.
         folder: the search's files on this machine.
@@ -253,9 +253,9 @@ def summed_up(
         space_history: the changes that resumes made to the space, one line per version.
     """
     ended = sum(trial.state.is_final for trial in trials)
-    total = pricing.space.budget.trials
+    total = costs.space.budget.trials
     result = sum_up(
-        pricing,
+        costs,
         trials if alive else tuple(map(_as_interrupted, trials)),
         name=folder.name,
         folder=folder.path,
@@ -280,7 +280,7 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
 
 
 def known_datasets(notes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
-    """Return the datasets' facts from the record; if it has none, describe the datasets on this machine.
+    """Return the description of each dataset, from the record or else from this machine.
 
     Args:
         notes: the notes of the last run.
@@ -289,8 +289,8 @@ def known_datasets(notes: RunAttributes, space: Space, data_root: Path) -> Mappi
     """
     if notes.datasets:
         return notes.datasets
-    facts = {}
+    datasets = {}
     for dataset in datasets_of(space):
         with suppress(DataError):
-            facts[dataset.name] = describe(dataset, data_root=data_root)
-    return facts
+            datasets[dataset.name] = describe(dataset, data_root=data_root)
+    return datasets

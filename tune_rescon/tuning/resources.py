@@ -332,7 +332,7 @@ def machine_words(space: Space) -> str:
     return "A trial's resources fit on this machine."
 
 
-#: Runs the training step of a trial, given its configuration and the facts of its images, on a separate GPU.
+#: Runs the training step of a trial, given its configuration and its images, on a separate GPU.
 #: Returns None if the whole batch does not fit.
 Measure = Callable[[TrialConfig, DatasetInfo], "Occupancy | None"]
 
@@ -350,20 +350,20 @@ MOST: Final = 8
 _PLANNED: Final = 0.75
 
 
-def packed(space: Space, facts: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
+def packed(space: Space, datasets: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
     """Set the share of a GPU for each trial of ``space``, and explain the choice.
 
     All trials get the same share, so the largest trial determines it.
 
     Args:
         space: The space of the search.
-        facts: The facts of each dataset, by name.
+        datasets: The description of each dataset, by name.
         measure: Runs the training step of the largest trial on a GPU.
 
     Returns:
         ``space`` with the share, and a message that explains it.
     """
-    config, images = largest_trial(space, facts)
+    config, images = largest_trial(space, datasets)
     found = measure(config, images)
     if found is None:
         trials, words = 1, "One trial a GPU: a whole batch of the space's largest network fills it."
@@ -396,17 +396,17 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
     return max(1, min(by_time, by_memory, MOST))
 
 
-def largest_trial(space: Space, facts: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
-    """Return the trial of ``space`` whose step has the most multiplications, and the facts of its images."""
+def largest_trial(space: Space, datasets: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
+    """Return the trial of ``space`` whose step has the most multiplications, and its dataset."""
     seen = [TrialConfig.from_dict({**space.fixed, **chosen}) for chosen in corners(space, _SHARING_FIELDS)]
 
     def step_macs(config: TrialConfig) -> int:
-        images = facts[config.dataset or space.dataset.name]
+        images = datasets[config.dataset or space.dataset.name]
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         return network_cost(spec).macs * config.batch_size
 
     config = max(seen, key=step_macs)
-    return config, facts[config.dataset or space.dataset.name]
+    return config, datasets[config.dataset or space.dataset.name]
 
 
 #: Fields that, together with the micro-batch size, determine the memory of a trial whose batches are split

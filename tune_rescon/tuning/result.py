@@ -318,7 +318,7 @@ def _front(result: StudyResult) -> dict[str, Any]:
 
 
 def sum_up(
-    pricing: CostModel,
+    costs: CostModel,
     trials: tuple[TrialRecord, ...],
     *,
     name: str,
@@ -329,10 +329,10 @@ def sum_up(
     failure: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
-    """Return the result of a search of ``pricing.space``, without ``foreign`` and ``space_history``.
+    """Return the result of a search of ``costs.space``, without ``foreign`` and ``space_history``.
 
     Args:
-        pricing: the space and the cost model of its networks.
+        costs: the space and the cost model of its networks.
         trials: all trials in the record, ordered by number.
         name: the search's name.
         folder: the search's folder on this machine.
@@ -342,7 +342,7 @@ def sum_up(
         failure: why the search ended early, or None.
         slots: number of trials that run at once, as the scheduler planned.
     """
-    space = pricing.space
+    space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
     config = best.config(space) if best else None
     levels, scheduling = rungs_and_reasons(space, trials, slots=slots)
@@ -353,9 +353,9 @@ def sum_up(
         metric=space.metric.name,
         maximize=space.metric.mode == "max",
         trials=trials,
-        costs={trial.number: pricing.cost(trial) for trial in trials},
-        devices_per_trial=pricing.devices,
-        device=pricing.device,
+        costs={trial.number: costs.cost(trial) for trial in trials},
+        devices_per_trial=costs.devices,
+        device=costs.device,
         levels=levels,
         scheduling=scheduling,
         best=best,
@@ -365,5 +365,5 @@ def sum_up(
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
         failure=None if failure is None else presentable(failure),
-        accounts={name: facts.account for name, facts in pricing.facts.items() if facts.account},
+        accounts={name: info.account for name, info in costs.datasets.items() if info.account},
     )

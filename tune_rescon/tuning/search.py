@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.home import ensure_home
 from tune_rescon.spaces import AutoResources, Space
-from tune_rescon.tracking import check_tracking_uri, mlflow_writer
+from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
@@ -25,6 +25,7 @@ from tune_rescon.tuning.mlflow_callback import (
 )
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
+    Prepared,
     anchored,
     check_external_networks,
     check_metric_functions,
@@ -44,11 +45,14 @@ from tune_rescon.tuning.reader import recorded_result
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
-from tune_rescon.tuning.search_run import STORAGE_PATIENCE, OpenSearch, SearchRun, facts_of
+from tune_rescon.tuning.search_run import STORAGE_PATIENCE, OpenSearch, SearchRun, dataset_infos
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
-from tune_rescon.tuning.space_versions import SpaceVersions, note_space
+from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
+
+if TYPE_CHECKING:
+    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "run_search",
@@ -97,16 +101,7 @@ def run_search(
         SearchError: If the search failed.
         KeyboardInterrupt: If a signal arrives before the first trial. Nothing new is left behind.
     """
-    ensure_home()
-    space = anchored(space)
-    if options.address is None and not is_running():
-        space = _for_this_machine(space)
-    if options.tracking_uri is not None:
-        check_tracking_uri(options.tracking_uri)
-    if options.tensorboard:
-        check_tensorboard()
-    check_metric_functions(space)
-    check_external_networks(space)
+    space = _checked(space, options)
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
@@ -124,40 +119,14 @@ def run_search(
             if resumed is not None and is_finished(*resumed, space):
                 return _finished(*resumed, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
-        if resumed is None and options.warm_start is not None:
-            find_search(
-                options.storage,
-                options.warm_start,
-                cache_root=options.cache_root,
-                where="--warm-start",
-                files=["space.yaml"],
-            )
-        space = with_store_size(space, resumed[1].newest if resumed is not None else None)
-        prepared = prepare_data(space, options)
-        if resumed is not None:
-            check_same_images(resumed[0], prepared)
-        check_external_networks(space, facts_of(prepared))
-        check_weights(space, weights, facts_of(prepared))
-        words = check_constraints(CostModel(space=space, facts=facts_of(prepared)))
-        if words is not None:
-            _PROGRESS.info(words)
+        space, prepared = _prepared(space, options, resumed, weights)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
-            mlflow_writer(
-                destination(
-                    space, store.folder, options.tracking_uri, resumed[0] if resumed is not None else None
-                ),
-                # On a cluster, worker processes import their libraries on other machines.
-                delay=TRACKING_DELAY if options.address is None else 0.0,
-            ) as writer,
+            _writer(space, options, store, resumed) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                space, slots = fit_to_cluster(space, options, facts_of(prepared), ray)
-                if resumed is not None:
-                    record, before = resumed
-                else:
-                    record, before = create_record(space, options, store.folder), None
-                    note_experiment(record, space)
+                space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
+                record, before = resumed or (_created(space, options, store), None)
                 lease = lease or held.enter_context(search_lease(options, store))
                 own_study = options.study_url is None
                 opened = OpenSearch(
@@ -171,7 +140,8 @@ def run_search(
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
-                search = SearchRun(opened, note_space(record, before, space), prepared, presentation)
+                versions = record_version(record, before, space)
+                search = SearchRun(opened, versions, prepared, presentation)
                 search.start(callbacks, ray.resources, slots=slots)
                 watch = search.watch(interruption, ray)
                 if on_start is not None:
@@ -182,6 +152,81 @@ def run_search(
             result = search.hand_over(result, watch)
         _say_why_it_ended(space, lease, result, exhausted=search.space_is_exhausted)
         return result
+
+
+def _checked(space: Space, options: RunOptions) -> Space:
+    """Check all that can be checked before anything is written or started.
+
+    Returns:
+        The space with absolute paths, and with the resources that a trial gets of this machine.
+    """
+    ensure_home()
+    space = anchored(space)
+    if options.address is None and not is_running():
+        machine = this_machine()
+        check_fits(space, machine, cores=os.cpu_count() or 1)
+        if isinstance(space.resources_per_trial, AutoResources):
+            space, words = choose_resources(space, [machine], where="this machine")
+            _PROGRESS.info(words)
+    if options.tracking_uri is not None:
+        check_tracking_uri(options.tracking_uri)
+    if options.tensorboard:
+        check_tensorboard()
+    check_metric_functions(space)
+    check_external_networks(space)
+    return space
+
+
+def _prepared(
+    space: Space,
+    options: RunOptions,
+    resumed: tuple[StudyRecord, SpaceVersions] | None,
+    weights: Mapping[str, InitialWeights],
+) -> tuple[Space, dict[str, Prepared]]:
+    """Prepare the images, and check what depends on them.
+
+    Returns:
+        The space with the size of its stored images, and the prepared datasets by name.
+    """
+    if resumed is None and options.warm_start is not None:
+        find_search(
+            options.storage,
+            options.warm_start,
+            cache_root=options.cache_root,
+            where="--warm-start",
+            files=["space.yaml"],
+        )
+    space = with_store_size(space, None if resumed is None else resumed[1].newest)
+    prepared = prepare_data(space, options)
+    datasets = dataset_infos(prepared)
+    if resumed is not None:
+        check_same_images(resumed[0], prepared)
+    check_external_networks(space, datasets)
+    check_weights(space, weights, datasets)
+    words = check_constraints(CostModel(space=space, datasets=datasets))
+    if words is not None:
+        _PROGRESS.info(words)
+    return space, prepared
+
+
+def _writer(
+    space: Space,
+    options: RunOptions,
+    store: SearchStore,
+    resumed: tuple[StudyRecord, SpaceVersions] | None,
+) -> AbstractContextManager[MlflowWriter]:
+    """Return the writer that sends the search to MLflow."""
+    record = None if resumed is None else resumed[0]
+    # On a cluster, worker processes import their libraries on other machines.
+    delay = TRACKING_DELAY if options.address is None else 0.0
+    return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
+
+
+def _created(space: Space, options: RunOptions, store: SearchStore) -> StudyRecord:
+    """Create the record of a new search."""
+    record = create_record(space, options, store.folder)
+    note_experiment(record, space)
+    return record
 
 
 def _finished(
@@ -210,16 +255,6 @@ def _finished(
     if on_result is not None:
         on_result(result)
     return dataclasses.replace(result, pending_uploads=store.close(STORAGE_PATIENCE))
-
-
-def _for_this_machine(space: Space) -> Space:
-    """Choose the resources of ``auto``, or check the given ones, before any costly step."""
-    machine = this_machine()
-    check_fits(space, machine, cores=os.cpu_count() or 1)
-    if isinstance(space.resources_per_trial, AutoResources):
-        space, words = choose_resources(space, [machine], where="this machine")
-        _PROGRESS.info(words)
-    return space
 
 
 def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:

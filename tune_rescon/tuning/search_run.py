@@ -55,7 +55,7 @@ __all__ = [
     "STORAGE_PATIENCE",
     "OpenSearch",
     "SearchRun",
-    "facts_of",
+    "dataset_infos",
 ]
 
 
@@ -69,9 +69,9 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def facts_of(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
-    """Return the facts of each dataset, by name."""
-    return {name: dataset.facts for name, dataset in prepared.items()}
+def dataset_infos(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
+    """Return the description of each prepared dataset, by name."""
+    return {name: dataset.info for name, dataset in prepared.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,9 @@ class SearchRun:
         self._presentation = presentation
         self._drawing = ExitStack()
         # Trials of an earlier version of the space may have used other datasets as well.
-        facts = {**read_run_attributes(self._record).datasets, **facts_of(prepared)}
+        datasets = {**read_run_attributes(self._record).datasets, **dataset_infos(prepared)}
         self._maker = TrialTaskFactory(
-            space=self._space, options=self._options, store=self._store, facts=facts
+            space=self._space, options=self._options, store=self._store, datasets=datasets
         )
         self._plan = make_plan(
             self._maker, driven=self._lease.driven, now=time.monotonic(), guard=self._lease.ensure_held
@@ -200,7 +200,7 @@ class SearchRun:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        record_run(self._record, self._maker.facts, self._options.tracking_uri)
+        record_run(self._record, self._maker.datasets, self._options.tracking_uri)
         record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))

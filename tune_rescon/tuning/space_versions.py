@@ -21,9 +21,9 @@ from tune_rescon.tuning.trial import TrialOrigin, find_origin
 
 __all__ = [
     "SpaceVersions",
-    "note_space",
     "open_recorded",
     "read_versions",
+    "record_version",
 ]
 
 
@@ -103,7 +103,7 @@ def open_recorded(
     return record, read_versions(record, lambda: load_space(folder.space_yaml))
 
 
-def note_space(record: StudyRecord, before: SpaceVersions | None, space: Space) -> SpaceVersions:
+def record_version(record: StudyRecord, before: SpaceVersions | None, space: Space) -> SpaceVersions:
     """Record the space from which trials are sampled from now on.
 
     Args:

@@ -2,7 +2,7 @@
 
 The notes are attributes of the study:
 
-* ``datasets``: the facts that determine the networks' costs. A machine without the images cannot find them.
+* ``datasets``: what determines the networks' costs. A machine without the images cannot find it.
 * ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
 * ``tracking_uri``: MLflow's tracking URI.
 * ``slots``: the number of trials at once with which the scheduler ``auto`` plans; that of the first run.
@@ -140,7 +140,7 @@ def _git(checkout: Path, *arguments: str) -> str:
 
 
 #: Facts of a dataset that a search's record stores elsewhere or not at all.
-_LATER_FACTS: Final = ("account", "stored_side", "stored_images", "validation_tests")
+_LATER_FIELDS: Final = ("account", "stored_side", "stored_images", "validation_tests")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +171,15 @@ def planned_slots(record: StudyRecord, slots: int) -> int:
 
 
 def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
-    """Record the facts of a run when it begins.
+    """Record the datasets and the tracking URI of a run when it begins.
 
     Args:
         record: the search's record.
-        datasets: the facts of the datasets, by name.
+        datasets: the description of each dataset, by name.
         tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
     """
-    record.set_attribute("datasets", {name: _plain(facts) for name, facts in datasets.items()})
-    accounts = {name: facts.account.to_json() for name, facts in datasets.items() if facts.account}
+    record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
+    accounts = {name: info.account.to_json() for name, info in datasets.items() if info.account}
     record.set_attribute("dataset_account", accounts)
     record.set_attribute("tracking_uri", None if tracking_uri is None else without_password(tracking_uri))
     record.set_attribute("outcome", None)
@@ -212,10 +212,10 @@ def read_run_attributes(record: StudyRecord) -> RunAttributes:
     )
 
 
-def _plain(facts: DatasetInfo) -> dict[str, Any]:
-    """Return the facts that earlier versions of this package accept, because they may read the record."""
-    values = dataclasses.asdict(dataclasses.replace(facts, account=None))
-    return {name: value for name, value in values.items() if name not in _LATER_FACTS}
+def _plain(info: DatasetInfo) -> dict[str, Any]:
+    """Return the description without later fields, because an earlier version may read the record."""
+    values = dataclasses.asdict(dataclasses.replace(info, account=None))
+    return {name: value for name, value in values.items() if name not in _LATER_FIELDS}
 
 
 def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetInfo:

@@ -21,7 +21,7 @@ CONFIG = TrialConfig(layout="cifar", width=0.25, image_size=16, batch_size=8)
 
 
 @pytest.fixture
-def facts(tmp_path: Path) -> DatasetInfo:
+def info(tmp_path: Path) -> DatasetInfo:
     return describe(load_space("digits", []).dataset, data_root=tmp_path)
 
 
@@ -42,20 +42,20 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
 
 
 def test_a_recording_that_never_came_back_is_measured_without(
-    facts: DatasetInfo, measured: list[tuple[str, HangWatchdog]], tmp_path: Path
+    info: DatasetInfo, measured: list[tuple[str, HangWatchdog]], tmp_path: Path
 ) -> None:
-    found: Any = _measure(CONFIG, facts, tmp_path)
+    found: Any = _measure(CONFIG, info, tmp_path)
     assert found == "auto"
     [(_, watch)] = measured
     with watch.watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout!")
-        found = _measure(CONFIG, facts, tmp_path)
+        found = _measure(CONFIG, info, tmp_path)
     assert found == "off"
 
 
 def test_so_is_what_cannot_be_recorded(
-    facts: DatasetInfo,
+    info: DatasetInfo,
     measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -66,13 +66,13 @@ def test_so_is_what_cannot_be_recorded(
         return step
 
     monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
-    found: Any = _measure(CONFIG, facts, tmp_path)
+    found: Any = _measure(CONFIG, info, tmp_path)
     assert found == "off"
     assert [word for word, _ in measured] == ["auto", "off"]
 
 
 def test_a_batch_that_does_not_fit_has_no_figures(
-    facts: DatasetInfo,
+    info: DatasetInfo,
     measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -81,5 +81,5 @@ def test_a_batch_that_does_not_fit_has_no_figures(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
-    assert _measure(CONFIG, facts, tmp_path) is None
+    assert _measure(CONFIG, info, tmp_path) is None
     assert len(measured) == 1

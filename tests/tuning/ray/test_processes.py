@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tune_rescon.tuning.ray.session import ControlStoreProbe, RayProcesses, started_apart
+from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray's processes stay in the group")
 

@@ -138,11 +138,11 @@ def test_what_a_run_noted_at_its_end_is_read(
 
 def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: MakeSearch) -> None:
     record = record_of(make_search("a", reports=0))
-    facts = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
-    record_run(record, facts, "http://user:secret@mlflow:5000")
+    datasets = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
+    record_run(record, datasets, "http://user:secret@mlflow:5000")
     notes = read_run_attributes(record)
-    assert (notes.datasets, notes.tracking_uri, notes.outcome) == (facts, "http://mlflow:5000", None)
-    record_run(record, facts, "http://mlflow:5000")
+    assert (notes.datasets, notes.tracking_uri, notes.outcome) == (datasets, "http://mlflow:5000", None)
+    record_run(record, datasets, "http://mlflow:5000")
     assert read_run_attributes(record).tracking_uri == "http://mlflow:5000"
 
 

@@ -37,7 +37,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 def fit_to_cluster(
-    space: Space, options: RunOptions, facts: Mapping[str, DatasetInfo], ray: RaySession
+    space: Space, options: RunOptions, datasets: Mapping[str, DatasetInfo], ray: RaySession
 ) -> tuple[Space, int]:
     """Choose a trial's resources, put the data on the cluster, and measure how many trials share a GPU.
 
@@ -60,7 +60,7 @@ def fit_to_cluster(
         )
     if space.resources_per_trial.gpu == "auto":
         measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-        space, words = packed(space, facts, measure)
+        space, words = packed(space, datasets, measure)
         _PROGRESS.info(words)
         slots = _slots(space, ray)
     return space, slots
@@ -137,7 +137,7 @@ def _open(datasets: list[DatasetConfig], data_root: str, cache_root: str) -> Non
         open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
 
 
-def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
+def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
     """Measure a trial's occupancy of a whole GPU, in a separate process that ends with the measurement.
 
     If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
@@ -145,7 +145,7 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path
 
     Args:
         config: The configuration of the trial.
-        facts: The dataset's number of classes and channels.
+        info: The dataset's number of classes and channels.
         cache_root: The folder of the cache on the GPU's node.
 
     Returns:
@@ -161,13 +161,13 @@ def measured_on_gpu(config: TrialConfig, facts: DatasetInfo, *, cache_root: Path
     # and the measurement is run again.
     task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
     try:
-        found: Occupancy | None = ray.get(task.remote(config, facts, cache_root / STALLS))
+        found: Occupancy | None = ray.get(task.remote(config, info, cache_root / STALLS))
     except RayTaskError as error:
         raise error.cause from None
     return found
 
 
-def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy | None:
+def _measure(config: TrialConfig, info: DatasetInfo, stalls: Path) -> Occupancy | None:
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
     from tune_rescon.training.device import place
@@ -175,7 +175,7 @@ def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy
     from tune_rescon.training.memory import Shape, ran_out_of_memory
 
     placement = place("cuda", precision=config.precision)
-    images = {"classes": facts.classes, "in_channels": facts.channels}
+    images = {"classes": info.classes, "in_channels": info.channels}
     shape = Shape.of(config, describe_network(config, **images), placement, None)
     watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's
     if watch.found():
@@ -184,7 +184,7 @@ def _measure(config: TrialConfig, facts: DatasetInfo, stalls: Path) -> Occupancy
         step = step_of(config, placement, **images, watch=watch)
         return measure_occupancy(step, placement)
     except RecordingError:
-        return _measure(dataclasses.replace(config, cuda_graphs="off"), facts, stalls)
+        return _measure(dataclasses.replace(config, cuda_graphs="off"), info, stalls)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             return None
