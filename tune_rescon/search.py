@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from tune_rescon.command import print_line, run_command
+from tune_rescon.command import print_line, progress_shown, run_command
 from tune_rescon.command_options import (
     OptionsCommand,
     address_option,
@@ -148,7 +148,8 @@ def search(
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
             print_line(f"Resuming {resume} from {root}")
-    space = _load(space_name, resume, root, [*overrides, *settings])
+    with progress_shown(print_line):
+        space = _load(space_name, resume, root, [*overrides, *settings])
     data = Path(data_root) if data_root else default_data_root()
     with open_console(plain=plain) as console:
         if dry_run:
@@ -200,12 +201,12 @@ def _load(
     if resume is None:
         if space_name is None:
             raise click.UsageError("Give --space NAME|FILE, or --resume NAME to resume a search.")
-        return load_space(space_name, overrides, say=print_line)
+        return load_space(space_name, overrides)
     if space_name is not None:
         hint = "Leave out --space; --trials and --set can change it."
         rule = "a resumed search keeps its own space"
         raise StorageError(format_error(rule, got=f"--space {space_name}", where="--resume", hint=hint))
-    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides, say=print_line)
+    return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
 
 
 def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:

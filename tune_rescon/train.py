@@ -241,7 +241,7 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     folder = find_search(
         place.storage, name, cache_root=place.cache_root, where="--resume", files=["space.yaml"]
     )
-    space = load_space(str(folder.space_yaml), settings, say=None)
+    space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
         rule = "must name trainings that `tune_rescon.train` has begun"

@@ -169,7 +169,7 @@ def test_a_section_replaces_a_searched_fields_own(bent: Bent) -> None:
 
 
 def test_a_parameter_below_a_pinned_one_exists_always_or_never() -> None:
-    assert load_space("att92", ["depth=92"], say=None).parameters["drop_path"].when is None
+    assert load_space("att92", ["depth=92"], drop_rows=False).parameters["drop_path"].when is None
     assert "drop_path" not in load_space("att92", ["depth=56"]).parameters
 
 
@@ -190,37 +190,34 @@ def test_what_a_field_cannot_be_is_told(complaint: Complaint, setting: str, word
     assert any(line.startswith(words) for line in complaint({}, (setting,)))
 
 
-def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said() -> None:
-    said: list[str] = []
-    space = load_space("att92", ["learning_rate=0.05"], say=said.append)
+def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said(progress: list[str]) -> None:
+    space = load_space("att92", ["learning_rate=0.05"])
     assert space.initial == ()
-    (line,) = said
+    (line,) = progress
     assert "att92.yaml:" in line
     assert (
         "this row of `initial` is left out, because it does not fit --set: learning_rate is fixed at" in line
     )
     assert line.endswith("learning_rate is fixed at 0.05, and the row has 0.1.")
-    space = load_space("att92", ["parameters.learning_rate.high=0.05"], say=said.append)
+    space = load_space("att92", ["parameters.learning_rate.high=0.05"])
     assert space.initial == ()
-    assert "learning_rate must be in [0.001, 0.05], but got 0.1" in said[1]
+    assert "learning_rate must be in [0.001, 0.05], but got 0.1" in progress[1]
 
 
-def test_a_row_that_has_the_pinned_value_stays() -> None:
-    said: list[str] = []
-    space = load_space("folder", ["path=x", "image_size=64", "depth=56"], say=said.append)
+def test_a_row_that_has_the_pinned_value_stays(progress: list[str]) -> None:
+    space = load_space("folder", ["path=x", "image_size=64", "depth=56"])
     assert (space.fixed["image_size"], space.fixed["depth"]) == (64, 56)
     assert [row["learning_rate"] for row in space.initial] == [0.05]
-    assert said == []
+    assert progress == []
 
 
-def test_other_rows_keep_their_lines() -> None:
+def test_other_rows_keep_their_lines(progress: list[str]) -> None:
     text = dump_space(load_space("pareto"))
-    said: list[str] = []
-    space = parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"], say=said.append)
+    space = parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"], drop_rows=True)
     assert [row["width"] for row in space.initial] == [0.5, 1.0]
-    assert len(said) == 1
+    assert len(progress) == 1
     rows = [number for number, line in enumerate(text.splitlines(), 1) if line.startswith("- ")]
-    assert said[0].startswith(f"s.yaml:{rows[0]}: ")
+    assert progress[0].startswith(f"s.yaml:{rows[0]}: ")
     with pytest.raises(SpaceError, match=rf"s.yaml:{rows[0]}: initial\[0\]"):
         parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"])
 
@@ -229,7 +226,7 @@ def test_a_row_that_never_fitted_is_refused() -> None:
     """Overrides excuse only what they break themselves."""
     text = dump_space(load_space("att92")).replace("learning_rate: 0.1,", "learning_rate: 9.0,")
     with pytest.raises(SpaceError, match="learning_rate: must be in"):
-        parse_space(text, source="s.yaml", overrides=["fidelity.max=9"], say=print)
+        parse_space(text, source="s.yaml", overrides=["fidelity.max=9"], drop_rows=True)
 
 
 def test_the_command_prints_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,15 +198,10 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 _PARAMETER_TYPES: Final = ("int", "float", "categorical")
 
 
-#: Called with a message for the user.
-Say = Callable[[str], object]
-
-_LOGGER: Final = logging.getLogger(__name__)
+_PROGRESS: Final = logging.getLogger("tune_rescon.progress")
 
 
-def load_space(
-    name_or_path: str | Path, overrides: Sequence[str] = (), *, say: Say | None = _LOGGER.warning
-) -> Space:
+def load_space(name_or_path: str | Path, overrides: Sequence[str] = (), *, drop_rows: bool = True) -> Space:
     """Load a space by the name of one that comes with the package, or by the path of a file.
 
     Args:
@@ -214,32 +209,34 @@ def load_space(
         overrides: ``KEY=VALUE`` each, as for ``--set``: a dotted key of the file and a YAML value. If the key
             accepts only text, the value is that text. A field's own name is a key too: ``learning_rate``
             pins that field, whether it was searched or not.
-        say: called with a message for each row of ``initial`` that the overrides no longer fit, and that is
-            therefore left out. None: such a row is an error.
+        drop_rows: leave out each row of ``initial`` that the overrides no longer fit, with a message to the
+            logger ``tune_rescon.progress``. If False, such a row is an error.
 
     Raises:
         SpaceError: there is no such space, or it breaks rules. The error lists each rule with its file, line
             and the value that breaks it.
     """
     path = find_space(name_or_path)
-    return parse_space(read_space_file(path), source=_shortest(path), overrides=overrides, say=say)
+    return parse_space(
+        read_space_file(path), source=_shortest(path), overrides=overrides, drop_rows=drop_rows
+    )
 
 
-def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), say: Say | None = None) -> Space:
+def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), drop_rows: bool = False) -> Space:
     """Load a space from the text of a file, as :func:`load_space` does.
 
     Args:
         text: the file's text.
         source: the file's name in error messages.
         overrides: ``KEY=VALUE`` each, as for ``--set``.
-        say: as for :func:`load_space`.
+        drop_rows: as for :func:`load_space`.
     """
     document = _read(text, source)
     before, rows = _draft(document.value), document.value.get("initial")
-    fitted = say is not None and overrides and not list(broken_rows(before.initial, before.parameters))
+    fitted = not list(broken_rows(before.initial, before.parameters))
     apply_overrides(document, overrides)
-    if fitted and say is not None:
-        _drop_rows(document, rows, say)
+    if drop_rows and overrides and fitted:
+        _drop_rows(document, rows)
     return _judged(Space, document, lambda: check_rules(_draft(document.value)))
 
 
@@ -296,13 +293,12 @@ def _shortest(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _drop_rows(document: Document, given: Any, say: Say) -> None:
-    """Remove the rows of ``initial`` that fitted the file and no longer fit its overrides, and say which.
+def _drop_rows(document: Document, given: Any) -> None:
+    """Remove the rows of ``initial`` that fit the file but not its overrides, with a message for each.
 
     Args:
         document: the document, with its overrides.
         given: the rows before the overrides.
-        say: called with a message for each row that is removed.
     """
     rows, now = document.value.get("initial"), _draft(document.value)
     if rows is not given or not now.initial or now.unread or not now.parameters:
@@ -311,7 +307,9 @@ def _drop_rows(document: Document, given: Any, say: Say) -> None:
     for index, reason in enumerate(reasons):
         if reason is not None:
             place = document.place(("initial", index))
-            say(f"{place}: this row of `initial` is left out, because it does not fit --set: {reason}")
+            _PROGRESS.warning(
+                f"{place}: this row of `initial` is left out, because it does not fit --set: {reason}"
+            )
     kept = [index for index, reason in enumerate(reasons) if reason is None]
     document.value["initial"] = [rows[index] for index in kept]
     places, top = document.places, ("initial",)
