@@ -49,6 +49,7 @@ __all__ = [
     "StorageError",
     "TuneResconError",
     "UserError",
+    "counted",
     "format_error",
     "presentable",
     "unknown_name_message",
@@ -120,6 +121,15 @@ class RecordError(SearchError):
 
 class RecordBusyError(RecordError):
     """A write to the record does not end, and it blocks every other write."""
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "trial"), counted(12, "trial"), counted(2, "class", "classes")
+    ('1 trial', '12 trials', '2 classes')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_error(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:

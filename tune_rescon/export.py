@@ -16,6 +16,7 @@ from tune_rescon.command_options import (
     OptionsCommand,
     storage_option,
 )
+from tune_rescon.errors import counted
 
 __all__ = ["main"]
 
@@ -59,8 +60,8 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     difference = export_model(network, about, form=form, output=output)
     side, channels = about.spec.image_size, len(about.mean)
     click.echo(
-        f"{output}: {_bytes(output) / 1e6:.1f} MB, {len(about.class_names)} classes, pixels"
-        f" {channels} x {side} x {side}; loaded again, its probabilities differ by at most {difference:.1g}"
+        f"{output}: {_bytes(output) / 1e6:.1f} MB, {counted(len(about.class_names), 'class', 'classes')},"
+        f" pixels {channels} x {side} x {side}; loaded again, its probabilities differ by at most {difference:.1g}"
     )
     return 0
 

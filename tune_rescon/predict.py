@@ -24,6 +24,7 @@ from tune_rescon.command_options import (
     storage_option,
 )
 from tune_rescon.csv_cells import csv_line
+from tune_rescon.errors import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -222,7 +223,7 @@ def _draw(network: nn.Module, about: TrainedNetwork, files: Sequence[Path], fold
     """Draw the masks of the pictures that were classified."""
     from tune_rescon.inference import PAGE, batches_of, draw_gallery
 
-    print_line(f"Drawing the masks of {len(files)} pictures: {folder / PAGE}", err=True)
+    print_line(f"Drawing the masks of {counted(len(files), 'picture')}: {folder / PAGE}", err=True)
     # Files that are not pictures were reported when the pictures were classified.
     batches = batches_of(files, about, batch_size=_DRAWN_AT_ONCE, on_bad=lambda *_: None)
     with (

@@ -21,7 +21,7 @@ from tune_rescon.command_options import (
     storage_option,
     study_option,
 )
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import StorageError, counted, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import Place, StudyResult
@@ -123,10 +123,10 @@ def _sync(place: Place, name: str) -> int:
     with progress_shown(click.echo):
         done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text)
     if not done.pending_updates:
-        print_line(f"MLflow shows all of the {done.trials} trials of {name}: {done.uri}")
+        print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {done.pending_updates} updates"
+        f"The report failed: {done.uri} did not take {counted(done.pending_updates, 'update')}"
         f" ({done.last_error.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
         " The study has them all: try again when MLflow takes them.",
         err=True,

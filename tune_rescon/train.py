@@ -31,7 +31,7 @@ from tune_rescon.command_options import (
     tracking_uri_option,
 )
 from tune_rescon.config import DatasetConfig
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import StorageError, counted, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -312,8 +312,8 @@ def _print_estimate(
         _epoch_seconds(result, found, flags), epochs=epochs, trainings=trainings, slots=slots
     )
     console.print(
-        f"{trainings} trainings of {epochs} epochs, {roughly(seconds)} if an epoch takes as long as in"
-        f" {result.name} and {slots} run at once as there",
+        f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(seconds)} if an epoch"
+        f" takes as long as in {result.name} and {slots} run at once as there",
         soft_wrap=True,
     )
 

@@ -239,7 +239,7 @@ def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
     seconds = seconds_per_epoch(searched, found)
     assert math.isfinite(seconds)
     assert epochs_within(61 * seconds, seconds, found, trainings=6, slots=2) == 20
-    with pytest.raises(ConfigError, match=r"--budget: must be enough for 1 epochs of 6 trainings"):
+    with pytest.raises(ConfigError, match=r"--budget: must be enough for 1 epoch of 6 trainings"):
         epochs_within(2 * seconds, seconds, found, trainings=6, slots=2)
 
 

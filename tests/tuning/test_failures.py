@@ -61,7 +61,7 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
             [trial(depth=92, lr=0.1), trial(depth=92), trial(lr=0.1)],
             "3 trials in a row failed; all said: E.",
         ),
-        ([trial(error=None)], "1 trials in a row failed; all said: nothing."),
+        ([trial(error=None)], "1 trial in a row failed; all said: nothing."),
     ],
 )
 def test_what_they_share_is_said(failed: list[TrialRecord], words: str) -> None:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
 from tune_rescon.tuning.resources import this_machine
@@ -96,7 +96,8 @@ def epochs_within(
     least = max(1, math.ceil(max(config.warmup_epochs for config in configs)))
     if epochs < least:
         needed = finals_seconds(epoch_seconds, epochs=least, trainings=trainings, slots=slots)
-        rule = f"must be enough for {least} epochs of {trainings} trainings, about {needed:.0f} s"
+        work = f"{counted(least, 'epoch')} of {counted(trainings, 'training')}"
+        rule = f"must be enough for {work}, about {needed:.0f} s"
         hint = "Give more, or smaller --top or --seeds."
         raise ConfigError(format_error(rule, got=f"{seconds:.0f} s", where="--budget", hint=hint))
     return epochs

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tune_rescon.data import DatasetInfo, describe
+from tune_rescon.errors import counted
 from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import duration, format_number
@@ -59,7 +60,9 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
     points = count_points(space.parameters, most=space.budget.trials)
     if points is not None and points < space.budget.trials and not space.sampler.repeats:
-        console.print(f"the space has {points} points: the search ends when all have run", soft_wrap=True)
+        console.print(
+            f"the space has {counted(points, 'point')}: the search ends when all have run", soft_wrap=True
+        )
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
     for name, known in datasets.items():
         account = known.account.lines() if known.account else []
@@ -87,7 +90,7 @@ def _stopping(space: Space) -> str:
     group = f" of its {scheduler.group_by}" if scheduler.group_by else ""
     best = f"among the best 1 in {scheduler.reduction_factor} there{group}"
     if not scheduler.stops_trials:
-        return f"none: every trial trains for {fidelity.max} epochs"
+        return f"none: every trial trains for {counted(fidelity.max, 'epoch')}"
     if scheduler.type == "median":
         return (
             f"median: from epoch {fidelity.min} on a trial ends when it falls behind the median there{group}"

@@ -11,6 +11,7 @@ from rich.markup import escape
 from typing_extensions import override
 
 from tune_rescon.config import TrialState
+from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration, format_number, pairs
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import Gauges, SearchCallback, TrialRecord, Verdict
@@ -62,7 +63,8 @@ class EventLines(SearchCallback):
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
         before = f", {self._ended} of them ended before" if trials else ""
         self._console.print(
-            f"{self._total} trials of at most {self._last_epoch} epochs{before}; the first workers start",
+            f"{counted(self._total, 'trial')} of at most {counted(self._last_epoch, 'epoch')}{before};"
+            " the first workers start",
             soft_wrap=True,
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.csv_cells import csv_line
+from tune_rescon.errors import counted
 from tune_rescon.reporting.analysis import (
     best_command,
     device_hours,
@@ -67,9 +68,9 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     """Return a markdown summary: the state, the best five trials, and the comparison with other searches."""
     saved = savings(result)
     summary = (
-        f"{len(result.trials)} trials, {result.state.value}; {saved.epochs} epochs in"
-        f" {format_number(round(saved.hours, 3))} {result.device}-hours, {saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}) saved by early stopping."
+        f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
+        f" {format_number(round(saved.hours, 3))} {result.device}-hours,"
+        f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
     lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
@@ -247,9 +248,9 @@ def note_text(result: StudyResult) -> str:
 def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
-        f"**{result.state.value}**: {len(result.trials)} trials, {saved.epochs} epochs,"
+        f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
         f" {format_number(round(saved.hours, 3))} {result.device}-hours; early stopping saved"
-        f" {saved.epochs_saved} epochs ({saved.share:.0%})."
+        f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%})."
     )
     if result.failure:
         yield result.failure

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
+from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration
 from tune_rescon.spaces import Space, trial_config
 from tune_rescon.tuning.auto_words import planned_epochs
@@ -93,8 +94,9 @@ def speed_words(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> 
         speed += f" to {duration(most)}, {duration(mean)} in the mean of these samples"
     whole = space.budget.trials * space.fidelity.max
     planned = planned_epochs(space) if space.scheduler.type == "auto" else None
+    at_once = f"{counted(slots, 'trial')} at once"
     if space.budget.hours is not None:
         epochs = int(space.budget.hours * 3600 / mean * slots)
-        return f"{speed}; {space.budget.hours:g} hours, {slots} trials at once, are about {epochs} epochs"
+        return f"{speed}; {space.budget.hours:g} hours, {at_once}, are about {counted(epochs, 'epoch')}"
     count, kind = (whole, "at most") if planned is None else (planned, "about")
-    return f"{speed}; {count} epochs, {slots} trials at once, take {kind} {duration(count * mean / slots)}"
+    return f"{speed}; {counted(count, 'epoch')}, {at_once}, take {kind} {duration(count * mean / slots)}"

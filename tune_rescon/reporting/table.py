@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import (
     duration,
@@ -42,7 +43,7 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     rows = [row(result, trial) for trial in best]
     widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
     shown = _fitting(dict(zip(names, widths, strict=True)), width)
-    table = Table(title=f"{result.name}: {len(result.trials)} trials", title_justify="left")
+    table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
     columns = [i for i, name in enumerate(names) if name in shown]
     for i in columns:
         table.add_column(names[i], justify="left" if names[i] == "state" else "right", width=widths[i])
@@ -114,14 +115,14 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
     if result.pending_updates:
         why = f": {result.pending_reason.rstrip('.')}" if result.pending_reason else " in time"
         console.print(
-            f"MLflow did not take {result.pending_updates} updates{why}; the study has them all."
+            f"MLflow did not take {counted(result.pending_updates, 'update')}{why}; the study has them all."
             f" Send them by: {sync}",
             markup=False,
             soft_wrap=True,
         )
     if result.pending_uploads:
         console.print(
-            f"{result.url} lacks the last {result.pending_uploads} changes:"
+            f"{result.url} lacks {counted(result.pending_uploads, 'change')}:"
             " --resume on this machine sends them."
         )
 

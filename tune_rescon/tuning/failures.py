@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.errors import counted
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["MOST_IN_A_ROW", "FailureStreak", "MemoryFailures", "shared_cause"]
@@ -74,7 +75,7 @@ def shared_cause(failed: Sequence[TrialRecord]) -> str:
     cause = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
     shared = _shared_values(failed)
     values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
-    return f"{len(failed)} trials in a row failed; {cause}.{values}"
+    return f"{counted(len(failed), 'trial')} in a row failed; {cause}.{values}"
 
 
 def _last_line(trial: TrialRecord) -> str:

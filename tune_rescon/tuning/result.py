@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import Account
-from tune_rescon.errors import presentable
+from tune_rescon.errors import counted, presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.auto_words import rungs_and_reasons
@@ -102,9 +102,9 @@ class StudyResult:
         if self.best is not None:
             best = (
                 f"best trial_{self.best.number:04d}, {self.metric} {self.best.value:.4g}"
-                f" after {self.best.epochs} epochs"
+                f" after {counted(self.best.epochs, 'epoch')}"
             )
-        return f"<StudyResult {self.name}: {self.state.value}, {len(self.trials)} trials, {best}>"
+        return f"<StudyResult {self.name}: {self.state.value}, {counted(len(self.trials), 'trial')}, {best}>"
 
     def dataframe(self) -> pd.DataFrame:
         """Return a pandas DataFrame with one row for each trial, and the searched parameters last.
