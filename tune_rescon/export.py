@@ -61,7 +61,8 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     side, channels = about.spec.image_size, len(about.mean)
     click.echo(
         f"{output}: {_bytes(output) / 1e6:.1f} MB, {counted(len(about.class_names), 'class', 'classes')},"
-        f" pixels {channels} x {side} x {side}; loaded again, its probabilities differ by at most {difference:.1g}"
+        f" pixels {channels} x {side} x {side}; loaded again, its probabilities differ by at most"
+        f" {difference:.1g}"
     )
     return 0
 
