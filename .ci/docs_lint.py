@@ -37,7 +37,7 @@ HABITS = {
 }
 
 #: Where prose is checked. benchmarks/NOTES.md and CHANGELOG.md are records of what was written then.
-PYTHON = ("tune_rescon", "benchmarks")
+PYTHON = ("tune_rescon", "benchmarks", "tests", "examples")
 MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs")
 
 #: A link to a file: its target, without the anchor.

@@ -30,7 +30,7 @@ SHARED = ROOT.parent / "shared"
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
 #: A test's limit by the clock ends one that hangs. A machine with other work is slower by several times, so
-#: that a test gets this many times what its marker says, up to so many seconds.
+#: that a test gets this many times what its marker says, up to a number of seconds.
 SLOWDOWN, LONGEST_BY_SLOWDOWN = 4, 600
 
 #: Seconds of processor time that a quick test may take. A busy machine does not change them.
@@ -74,7 +74,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @contextmanager
 def processor_time_limit(seconds: float) -> Iterator[None]:
-    """Fail the test after so many seconds of this process's time, user and system, all threads."""
+    """Fail the test after the given seconds of this process's time, user and system, all threads."""
 
     def fail(*_: object) -> None:
         pytest.fail(f"a quick test may take {seconds:g} s of processor time; a slower kind needs its marker")

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def enclosing(command: Sequence[str]) -> list[str]:
-    """``command`` in namespaces of its own: whoever ends it ends all that it has started."""
+    """Return a command that runs ``command`` in new namespaces: its end is the end of all that it started."""
     # --kill-child: with this process goes the first one of the namespaces, and with that all of them.
     unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
     keep = kept_in_tmp(LAB / "operator" / "tmp")

@@ -1,6 +1,6 @@
 """cluster.yaml on a cloud of moto's: from no worker to two, one reclaimed, and back to none.
 
-One story: each test goes on where the one before it ended.
+One story: each test continues where the one before it ended.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is read of a cluster's file, and what is said of one that is none."""
+"""What is read from a cluster file, and the errors for files that describe no cluster."""
 
 from __future__ import annotations
 

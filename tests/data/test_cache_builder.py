@@ -143,7 +143,7 @@ def test_a_changed_source_is_decoded_again(
     assert len(decoded) == 2
     assert len(after.train) + len(after.val) == 11
     assert after.digest != before.digest
-    # One cache a source: the old one is gone, though whoever had it open can still read it.
+    # One cache a source: the old one is deleted, but a process that had it open can still read it.
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [
         cache_folder(tmp_path).name
     ]

@@ -62,7 +62,7 @@ def test_it_is_fetched_once_and_another_version_again(tmp_path: Path) -> None:
     second = fetched(URL, tmp_path / "data")
     assert second != first
     assert second.read_bytes() == b"another"
-    assert first.exists(), "who reads it goes on"
+    assert first.exists(), "a process that reads it can continue"
 
 
 @pytest.mark.parametrize(

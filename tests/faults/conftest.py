@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 class CheapSearch:
-    """The fault storm's search: six cheap trials; its driver begins it, or goes on with what there is."""
+    """The fault storm's search: six cheap trials; its driver starts or resumes it."""
 
     trials = 6
 
@@ -145,7 +145,7 @@ class SlowSearches:
         return optuna.load_study(study_name=name, storage=f"sqlite:///{self.storage / name / 'study.db'}")
 
     def start_and_wait(self, *settings: str, epochs: int = 2, grace: float = 15) -> subprocess.Popen[str]:
-        """A new search, once two trials run and have reported so many epochs."""
+        """A new search, once two trials run and have reported the given number of epochs."""
         driver = self.start("new", *settings, grace=grace)
         for _ in range(900):
             if (self.storage / "s" / "space.yaml").exists():

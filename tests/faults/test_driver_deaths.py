@@ -1,4 +1,4 @@
-"""The driver SIGKILLed where it has least to go on with, and its record held by somebody else."""
+"""The driver SIGKILLed where the least is recorded, and a record that another process has locked."""
 
 from __future__ import annotations
 

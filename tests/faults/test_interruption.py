@@ -1,4 +1,4 @@
-"""Signals to a real driver and to its real Ray: how it ends, what is left, and that it goes on.
+"""Signals to a real driver and to its real Ray: how it ends, what is left, and that it resumes.
 
 Each driver is at the head of a process group of its own, so that a signal can go to the driver alone
 (``kill``, ``docker stop``), to its group (a terminal, ``timeout``) or to everything (systemd).

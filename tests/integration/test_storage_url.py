@@ -1,4 +1,4 @@
-"""A search in an S3 bucket: its machine dies and takes its disk along, and another machine goes on."""
+"""A search in an S3 bucket: its machine dies with its disk, and another machine resumes it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ MakeResult = Callable[..., StudyResult]
 
 
 def timed(trial: TrialRecord, *ends: float, seconds: float) -> TrialRecord:
-    """With epochs that ended at those seconds, each of so many."""
+    """With epochs that ended at ``ends``, each of the same length."""
     times = tuple(round(end * 1000) for end in ends)
     return dataclasses.replace(trial, times_ms=times, history={"epoch_seconds": (seconds,) * len(ends)})
 

@@ -63,7 +63,7 @@ def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_tria
     assert out.getvalue().splitlines() == [
         "trial_0003 paused after epoch 2: waits to be promoted",
         "trial_0003 continues after epoch 2: depth=56 learning_rate=0.1",
-        # A retry after that is none of a promotion.
+        # A retry after that is no promotion.
         "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1",
     ]
 

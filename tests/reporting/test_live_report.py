@@ -39,7 +39,7 @@ class Disk:
 
 @dataclass
 class Watched:
-    """A live report whose time stands still until it is told."""
+    """A live report whose clock moves only when the test moves it."""
 
     report: LiveReport
     disk: Disk

@@ -16,7 +16,7 @@ import pytest
 from tune_rescon.reporting import open_console
 from tune_rescon.reporting.console import PIPE_WIDTH
 
-#: Standard input and error are no terminal; standard output is one, and goes elsewhere amid the program.
+#: Standard input and error are no terminal; standard output is one, and is redirected while the program runs.
 PROGRAM = """
 import os, sys
 from tune_rescon.reporting import open_console

@@ -92,7 +92,7 @@ def test_the_editor_sees_a_mistake(path: tuple[str, ...], value: object) -> None
 
 
 def test_the_schema_is_what_the_models_say() -> None:
-    """Made anew by ``python -m tune_rescon.spaces.json_schema``."""
+    """Regenerate it with ``python -m tune_rescon.spaces.json_schema``."""
     assert (space_folder() / "schema.json").read_text() == schema_text()
 
 

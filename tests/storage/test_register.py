@@ -1,4 +1,4 @@
-"""A value that several may change: nobody's change is lost, nobody changes what they have not seen."""
+"""A value that several processes may change: no change is lost, and none is made to an unread value."""
 
 from __future__ import annotations
 

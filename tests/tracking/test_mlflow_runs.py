@@ -63,7 +63,7 @@ VALUES = (0.5, 0.75, 0.625)
 
 
 def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes: Any) -> TrialRunState:
-    """A trial after so many epochs; the same one whenever it is asked for."""
+    """A trial after the given number of epochs; equal at every call."""
     history = {"val_accuracy": VALUES[:epochs], "train_loss": (1.0, 0.5, 0.25)[:epochs]}
     return TrialRunState(
         number=number,

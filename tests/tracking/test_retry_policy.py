@@ -160,7 +160,7 @@ def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
 
 
 class Talkative:
-    """A desk with a remark on every call."""
+    """A worker that returns a remark for every call."""
 
     def start(self) -> None:
         """It is ready."""

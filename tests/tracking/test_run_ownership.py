@@ -206,7 +206,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(champion, "load_exporter", lambda: exported)
 
 
-def crown(book: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
+def register(book: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
     """Finish a search whose only trial wins; what the user is told."""
     book.show(search(search_id))
     book.show(trial(0, state="finished"))
@@ -220,10 +220,10 @@ def crown(book: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, 
 def test_the_champion_of_another_search_keeps_an_alias_and_the_user_is_told(
     has_tag: bool, make_book: Books, client: mlflow.MlflowClient
 ) -> None:
-    assert crown(make_book(), OURS) == ()
+    assert register(make_book(), OURS) == ()
     if not has_tag:
         client.delete_model_version_tag("s", "1", ID_TAG)
-    (remark,) = crown(make_book(), THEIRS)
+    (remark,) = register(make_book(), THEIRS)
     assert "another search" in remark
     assert f"champion-{OURS[:8]}" in remark
     aliases = client.get_registered_model("s").aliases
@@ -237,7 +237,7 @@ def test_the_champion_of_another_search_keeps_an_alias_and_the_user_is_told(
 def test_a_champion_whose_search_the_store_cannot_tell_now_is_not_displaced(
     make_book: Books, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crown(make_book(), OURS)
+    register(make_book(), OURS)
     client.delete_model_version_tag("s", "1", ID_TAG)
     theirs = client.get_model_version("s", "1").run_id
     get_run = mlflow.MlflowClient.get_run
@@ -250,7 +250,7 @@ def test_a_champion_whose_search_the_store_cannot_tell_now_is_not_displaced(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "get_run", away)
         with pytest.raises(MlflowException, match="is away"):
-            crown(make_book(), THEIRS)
+            register(make_book(), THEIRS)
     assert int(client.get_registered_model("s").aliases["champion"]) == 1
 
 
@@ -258,7 +258,7 @@ def test_a_champion_whose_search_the_store_cannot_tell_now_is_not_displaced(
 def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     make_book: Books, client: mlflow.MlflowClient
 ) -> None:
-    assert crown(make_book(), OURS) == crown(make_book(), OURS, epoch=2) == ()
+    assert register(make_book(), OURS) == register(make_book(), OURS, epoch=2) == ()
     assert {alias: int(v) for alias, v in client.get_registered_model("s").aliases.items()} == {"champion": 2}
 
 
@@ -270,7 +270,7 @@ def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
     client.create_registered_model("s")
     client.create_model_version("s", "file:///elsewhere", run_id)
     client.set_registered_model_alias("s", "champion", "1")
-    (remark,) = crown(make_book(), OURS)
+    (remark,) = register(make_book(), OURS)
     assert "champion-version-1" in remark
     assert int(client.get_registered_model("s").aliases["champion-version-1"]) == 1
 
@@ -347,7 +347,7 @@ def test_a_champion_whose_checkpoint_is_gone_is_said_and_not_registered(
         yield
 
     monkeypatch.setattr(champion, "load_exporter", lambda: gone)
-    (remark,) = crown(make_book(), OURS)
+    (remark,) = register(make_book(), OURS)
     assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
     assert client.search_registered_models() == []
 
@@ -363,8 +363,8 @@ def test_a_registry_that_refuses_the_model_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "create_registered_model", refuse)
         with pytest.raises(MlflowException, match="is away"):
-            crown(book, OURS)
-    assert crown(book, OURS) == ()
+            register(book, OURS)
+    assert register(book, OURS) == ()
     assert len(client.search_model_versions("name = 's'")) == 1
 
 

@@ -1,4 +1,4 @@
-"""A local store that is locked, or on a disk that is full: the search goes on, and later it is all sent."""
+"""A local store that is locked, or on a disk that is full: the search continues, and all is sent later."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def open_worker() -> Iterator[Open]:
         worker.close()
 
 
-def desks() -> list[psutil.Process]:
-    """Those that this process has."""
+def worker_processes() -> list[psutil.Process]:
+    """The MLflow worker processes of this process."""
     children = psutil.Process().children()
     return [child for child in children if "tune_rescon.tracking.worker" in child.cmdline()]
 
@@ -68,7 +68,7 @@ def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
         worker.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
     assert refused.value.policy is RetryPolicy.SKIP
     shown = [worker.show(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
-    (process,) = desks()
+    (process,) = worker_processes()
     process.kill()
     # What is sent next is a trial: nothing shows the search again until its next note.
     over = TrialRunState(number=0, state="finished", started_ms=1)
@@ -121,10 +121,10 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
         assert not calling.is_alive()
         assert time.monotonic() - began < 60
         assert failed
-        assert desks() == []
+        assert worker_processes() == []
         with pytest.raises(CallError):
             worker.show(SearchRunState(id="1a"))
-        assert desks() == [], "what is closed stays closed"
+        assert worker_processes() == [], "what is closed stays closed"
 
 
 DRIVER = """
@@ -132,8 +132,8 @@ import sys, time
 from tune_rescon.tracking import Destination, SearchRunState
 from tune_rescon.tracking.worker_client import WorkerProcess
 
-desk = WorkerProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
-desk.show(SearchRunState(id="1a"))
+worker = WorkerProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
+worker.show(SearchRunState(id="1a"))
 print("shown", flush=True)
 time.sleep(600)
 """
@@ -161,7 +161,7 @@ def kept(
         Destination(uri=store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
     )
     worker.show(SearchRunState(id="0a"))
-    (process,) = desks()
+    (process,) = worker_processes()
     yield worker, store, process.nice()
     worker.close()
 
@@ -190,5 +190,5 @@ def test_at_the_end_it_has_the_drivers_priority(kept: tuple[WorkerProcess, str, 
     worker, _, began = kept
     assert began == lowest_priority()
     worker.flush()
-    (process,) = desks()
+    (process,) = worker_processes()
     assert process.nice() == psutil.Process().nice()

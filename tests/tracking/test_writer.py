@@ -208,7 +208,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
 
 
 class Slow:
-    """A desk whose every call takes its time, and fails as it is told to."""
+    """A worker whose calls take a given time, and fail when the test wants them to."""
 
     def __init__(self, seconds: float = 0.0, error: CallError | None = None) -> None:
         self.seconds = seconds
@@ -304,7 +304,7 @@ def test_which_errors_are_worth_another_try(error: Exception, final: bool) -> No
     assert is_final(error) is final
 
 
-class FakeDesk:
+class FakeWorker:
     """Notes what is asked of it."""
 
     def __init__(self) -> None:
@@ -325,8 +325,8 @@ class FakeDesk:
         """Nothing is open."""
 
 
-def _delayed(delay: float) -> tuple[MlflowWriter, FakeDesk]:
-    worker = FakeDesk()
+def _delayed(delay: float) -> tuple[MlflowWriter, FakeWorker]:
+    worker = FakeWorker()
     destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
     made = MlflowWriter(destination, open_worker=lambda _: worker)
     made.start(delay)

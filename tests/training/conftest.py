@@ -89,7 +89,7 @@ def train(digits: ImageDataset) -> Run:
 
 @pytest.fixture
 def largest_file() -> Callable[[int], AbstractContextManager[None]]:
-    """Within it this process can write no file larger than so many bytes: as a full disk, without root."""
+    """Limit the size of files that this process writes within the block: like a full disk, without root."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

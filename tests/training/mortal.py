@@ -45,7 +45,7 @@ STRUCK: Final = 77
 #: Where the trial ``whole`` leaves a copy of its folder after the first epoch; who dies, dies in the second.
 BEGUN: Final = "begun"
 
-#: After so many SIGKILLs a trial may live.
+#: Number of SIGKILLs after which a trial may live.
 KILLS: Final = 6
 
 #: Training steps before the latest of them, of a trial's six and more, and the seconds one takes, about.
@@ -175,7 +175,7 @@ class Steps:
 
 
 def _let_live(process: int, steps: Steps, moment: float) -> None:
-    """For so many training steps, however long they take on a busy machine; or until it has ended."""
+    """Wait for the given number of training steps, or until the trial has ended."""
     watched = psutil.Process(process)
     while int(steps) < int(moment):
         if watched.status() == psutil.STATUS_ZOMBIE:

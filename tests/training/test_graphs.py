@@ -344,5 +344,5 @@ def test_what_waits_for_the_device_cannot_be_recorded() -> None:
     waits = CapturedStep(lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda")))
     with pytest.raises(RecordingError):
         waits(torch.ones(4, device="cuda"))
-    assert torch.ones(4, device="cuda").sum().item() == 4, "the device goes on"
+    assert torch.ones(4, device="cuda").sum().item() == 4, "the device still works"
     assert torch.rand(4, device="cuda").max() < 1, "and so do its random numbers"

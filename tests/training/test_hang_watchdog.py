@@ -12,7 +12,7 @@ import pytest
 
 from tune_rescon.training.cuda_graphs import HangWatchdog
 
-#: Stands still in C as a driver's call does: PyDLL keeps the interpreter's lock.
+#: Hangs in C as a driver's call does: PyDLL keeps the interpreter's lock.
 STANDS_STILL = """
 import ctypes, sys
 from pathlib import Path

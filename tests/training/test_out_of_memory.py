@@ -1,4 +1,4 @@
-"""A memory that is too small for a batch: the trial goes on in smaller pieces, and says so."""
+"""Memory that is too small for a batch: the trial continues in micro-batches, with a message."""
 
 from __future__ import annotations
 

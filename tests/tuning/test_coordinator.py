@@ -546,7 +546,7 @@ def test_what_is_measured_only_at_the_end_is_not_missed_before() -> None:
     search = judged_once(of)
     number = first(search)
     assert search.epoch_done(number, 1, {"train_loss": 2.0}, None) is Decision.CONTINUE
-    # Another driver goes on with it.
+    # Another driver continues it.
     search = judged_once(of)
     assert first(search) == number
     assert search.epoch_done(number, 2, {"train_loss": 1.0, "test_accuracy": 0.5}, "b") is Decision.FINISH

@@ -44,7 +44,7 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
         ([0.5, 0.4, 0.3], "ccs"),
         ([0.3, 0.4, 0.5], "ccc"),
         ([0.5, 0.5, 0.5], "ccs"),  # of equals, the later one ranks lower
-        ([0.1, 0.2, 0.3, 0.25, 0.26, 0.28], "cccssc"),  # six values let two go on
+        ([0.1, 0.2, 0.3, 0.25, 0.26, 0.28], "cccssc"),  # of six values, two continue
     ],
 )
 def test_the_stopping_rule(arrivals: list[float], decisions: str) -> None:

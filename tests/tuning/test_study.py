@@ -195,7 +195,7 @@ def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
 
 
 def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> None:
-    # As of a trial that begins on a CPU, goes on on a GPU, and ends on a CPU.
+    # A trial that begins on a CPU, continues on a GPU, and ends on a CPU.
     record = create(url)
     number = record.open(proposal()).number
     for epoch, memory in enumerate(({}, {"peak_memory_mb": 80.0}, {}), 1):

@@ -1,4 +1,4 @@
-"""Both ledgers, on a database: what the fast one writes is what Optuna's own calls write."""
+"""Both study writers on a database: the fast one writes what Optuna's own calls write."""
 
 from __future__ import annotations
 

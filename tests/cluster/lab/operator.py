@@ -60,7 +60,7 @@ def overlaid(shipped: str, names: Mapping[str, str], change: Callable[[dict[str,
 
 def command(*arguments: str | Path, check: bool = True, timeout: float = 300) -> str:
     """``python -m tune_rescon...``, from the top of the checkout; what it said."""
-    # Not in a session of its own: whoever ends the namespaces ends it too.
+    # Not in a new session, so that it ends with the namespaces.
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
@@ -80,7 +80,7 @@ def _environment() -> dict[str, str]:
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    """A command that goes on."""
+    """A command that is still running."""
     argv = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.Popen(argv, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL)
 

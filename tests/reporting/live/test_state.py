@@ -26,7 +26,7 @@ def state() -> SearchState:
 
 @pytest.fixture
 def train(state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]) -> Callable[..., TrialRecord]:
-    """Run a trial through these values, ten seconds each, and end it unless it goes on running."""
+    """Run a trial through these values, ten seconds each, and end it unless it keeps running."""
 
     def run(
         number: int, *values: float, ends: TrialState = TrialState.RUNNING, now: float = 0

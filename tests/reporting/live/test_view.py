@@ -88,9 +88,9 @@ def test_the_terminal_is_given_back_by_an_exception(console: Console, screen: Sc
             view.on_search_start([])
             screen.wait_for("0 of 12 trials ended")
             view.say("the last words")
-            raise ValueError("amid")
+            raise ValueError("drawing")
 
-    with pytest.raises(ValueError, match="amid"):
+    with pytest.raises(ValueError, match="drawing"):
         fail()
     assert screen.getvalue().count(SHOW) == 1
     assert "the last words" in screen.getvalue()

@@ -1,4 +1,4 @@
-"""A Ray that answers, hangs, raises or is gone: whoever reads the gauge has an answer at once."""
+"""A Ray that answers, hangs, raises or has died: the gauge can be read at once."""
 
 from __future__ import annotations
 

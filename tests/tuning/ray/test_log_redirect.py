@@ -54,8 +54,8 @@ def test_pythons_warnings_go_there_too(tmp_path: Path) -> None:
 def test_afterwards_logging_is_as_it_was(tmp_path: Path) -> None:
     root, ray = logging.getLogger(), logging.getLogger("ray")
     before = (list(root.handlers), root.level, ray.propagate, list(ray.handlers), warnings.showwarning)
-    with pytest.raises(ValueError, match="amid"), library_log(tmp_path / "log"):
-        raise ValueError("amid")
+    with pytest.raises(ValueError, match="inside"), library_log(tmp_path / "log"):
+        raise ValueError("inside")
     after = (list(root.handlers), root.level, ray.propagate, list(ray.handlers), warnings.showwarning)
     assert after == before
 
@@ -79,7 +79,7 @@ from pathlib import Path
 from tune_rescon.tuning.ray.log_redirect import redirected_output
 sys.stdout.write("first ")
 with redirected_output(Path(sys.argv[1])):
-    sys.stdout.write("amid")
+    sys.stdout.write("inside")
     if len(sys.argv) > 2:
         raise RuntimeError("a fault of ours")
 sys.stdout.write("last")
@@ -91,7 +91,7 @@ sys.stdout.write("last")
 def test_buffers_go_where_they_were_written_and_a_traceback_is_seen(fails: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log"), *(["fail"] if fails else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (tmp_path / "log").read_text() == "amid"
+    assert (tmp_path / "log").read_text() == "inside"
     if fails:
         assert done.stdout == "first "
         assert done.stderr.endswith("RuntimeError: a fault of ours\n")

@@ -1,4 +1,4 @@
-"""Who hears of a SIGTERM, and of a node that is drained."""
+"""Which handlers receive a SIGTERM, and the drain of a node."""
 
 from __future__ import annotations
 
