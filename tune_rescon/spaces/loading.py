@@ -17,9 +17,10 @@ from ruamel.yaml.resolver import VersionedResolver
 import tune_rescon
 from tune_rescon.config import plain_number
 from tune_rescon.errors import SpaceError, format_error, unknown_name_message
+from tune_rescon.spaces.field_rules import check_rows
 from tune_rescon.spaces.overrides import apply_overrides
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import PartialSpace, broken_rows, check_rules
+from tune_rescon.spaces.rules import PartialSpace, check_rules
 from tune_rescon.spaces.sections import (
     Budget,
     Fidelity,
@@ -232,12 +233,12 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), drop_r
         drop_rows: as for :func:`load_space`.
     """
     document = _read(text, source)
-    before, rows = _draft(document.value), document.value.get("initial")
-    fitted = not list(broken_rows(before.initial, before.parameters))
+    before, rows = _partial_space(document.value), document.value.get("initial")
+    fitted = not list(check_rows(before.initial, before.parameters))
     apply_overrides(document, overrides)
     if drop_rows and overrides and fitted:
         _drop_rows(document, rows)
-    return _judged(Space, document, lambda: check_rules(_draft(document.value)))
+    return _validated(Space, document, lambda: check_rules(_partial_space(document.value)))
 
 
 def load_goal(path: Path) -> Goal:
@@ -249,7 +250,7 @@ def load_goal(path: Path) -> Goal:
         SpaceError: the file cannot be read, or these sections are missing or break their rules.
     """
     document = _read(_only(read_space_file(path), Goal.keys()), _shortest(path))
-    return _judged(Goal, document, lambda: ())
+    return _validated(Goal, document, lambda: ())
 
 
 def _only(text: str, sections: Collection[str]) -> str:
@@ -275,7 +276,7 @@ def _read(text: str, source: str) -> Document:
     return document
 
 
-def _judged(kind: type[_Section], document: Document, more: Callable[[], Iterable[Problem]]) -> _Section:
+def _validated(kind: type[_Section], document: Document, more: Callable[[], Iterable[Problem]]) -> _Section:
     """Return the document as a ``kind``; ``more`` finds problems that one section would hide in another."""
     try:
         section = kind.model_validate(document.value)
@@ -300,7 +301,7 @@ def _drop_rows(document: Document, given: Any) -> None:
         document: the document, with its overrides.
         given: the rows before the overrides.
     """
-    rows, now = document.value.get("initial"), _draft(document.value)
+    rows, now = document.value.get("initial"), _partial_space(document.value)
     if rows is not given or not now.initial or now.unread or not now.parameters:
         return
     reasons = [_why_left_out(row, now) for row in now.initial]
@@ -321,7 +322,7 @@ def _drop_rows(document: Document, given: Any) -> None:
 
 def _why_left_out(row: Mapping[str, Any], now: PartialSpace) -> str | None:
     """Return why a row of ``initial`` does not fit the space; None if it fits."""
-    problem = next(broken_rows([row], now.parameters), None)
+    problem = next(check_rows([row], now.parameters), None)
     if problem is None:
         return None
     name = str(problem.path[-1])
@@ -350,7 +351,7 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
         read = read_document(text, place)
         found += read.problems
         values[key.removeprefix("parameters.")] = read.value
-    for problem in broken_rows([values], space.parameters):
+    for problem in check_rows([values], space.parameters):
         name = str(problem.path[-1])
         if name in values:
             found.append((Place(0, f"--set {name}"), Problem(path=(), text=problem.text)))
@@ -359,7 +360,7 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _draft(data: Mapping[str, Any]) -> PartialSpace:
+def _partial_space(data: Mapping[str, Any]) -> PartialSpace:
     """Return the readable parts of ``data``, section by section and parameter by parameter."""
     sections = {
         name: part for name, read in _READERS.items() if (part := _try(read, data.get(name))) is not None

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.spaces.field_rules import why_outside
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter, Parameter, is_active, is_among
-from tune_rescon.spaces.rules import why_outside
 from tune_rescon.spaces.sampling import trial_config
 from tune_rescon.spaces.space import Space
 

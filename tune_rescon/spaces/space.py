@@ -10,8 +10,9 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidatorFunctionWr
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.spaces.field_rules import holds_text
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, check_rules, holds_text
+from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, check_rules
 from tune_rescon.spaces.sections import (
     FROM_LIST,
     AutoResources,

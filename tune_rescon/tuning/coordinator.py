@@ -143,8 +143,8 @@ class Coordinator:
         An unfinished trial comes from an earlier run or lost its worker process.
 
         Returns:
-            The trial, or None if no trial can start now. If :attr:`exhausted` is True, no trial will start
-            later either. Otherwise one may start after a running trial has progressed.
+            The trial, or None if no trial can start now. Unless :attr:`exhausted` is True, one may start
+            after a running trial has progressed.
         """
         if self._ending:
             return None
@@ -272,8 +272,7 @@ class Coordinator:
             what = "node was lost" if node_is_gone else "worker process died"
             self._close(number, TrialState.FAILED, error=f"its {what}, as {most} times before")
         else:
-            # The trial counts as running until it is retried. Until then the search is not exhausted, and an
-            # interruption includes the trial.
+            # The trial counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
 
     def worker_left(self, number: int) -> None:
@@ -284,8 +283,7 @@ class Coordinator:
     def settle(self) -> None:
         """Interrupt the trials that still count as running, after all worker processes have ended.
 
-        Interrupted and paused trials wait for a resume. If the deadline has passed, paused trials are stopped
-        at their rung instead.
+        Paused trials keep waiting for a resume, unless the deadline has passed: then they are stopped.
         """
         for number in sorted(self._running):
             self._interrupt_trial(number)

@@ -1,0 +1,237 @@
+"""The rules of the fields that a space fixes or searches: their names, values, conditions and rows.
+
+Each check yields a :class:`.Problem` for every rule that is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from tune_rescon.config import TrialConfig, check_field, field_names, field_rule
+from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.spaces.parameters import (
+    CategoricalParameter,
+    IntParameter,
+    Parameter,
+    is_active,
+    is_among,
+)
+from tune_rescon.spaces.yaml_document import Path, Problem, quoting, shown
+
+__all__ = [
+    "check_conditions",
+    "check_fields",
+    "check_rows",
+    "check_shares",
+    "field_problem",
+    "holds_text",
+    "unknown_fields",
+    "why_outside",
+]
+
+
+#: Other tools' names for our fields.
+_ALIASES: Final[Mapping[str, str]] = {
+    "lr": "write `learning_rate`",
+    "wd": "write `weight_decay`",
+    "l2": "write `weight_decay`",
+    "bs": "write `batch_size`",
+    "batch": "write `batch_size`",
+    "model": "write `preset`, or `layout` and `depth`, or `network`",
+    "arch": "write `preset`, or `layout` and `depth`, or `network`",
+    "img_size": "write `image_size`",
+    "epochs": "write `fidelity.max`",
+    "max_epochs": "write `fidelity.max`",
+    "seed": "write `sampler.seed`",
+    "scheduler": "write `schedule`",
+    "stochastic_depth": "write `drop_path`",
+    "clip_grad": "write `gradient_clip`",
+}
+
+
+def check_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    """Yield unknown names, names both fixed and searched, and values or bounds that their field refuses."""
+    for name, value in fixed.items():
+        yield from _broken(("fixed", name), name, {(): value})
+    if "dataset" in fixed:
+        text = format_error(
+            "the images of every trial are named in the section `dataset`", got="dataset here"
+        )
+        yield Problem(path=("fixed", "dataset"), text=text)
+    for name, parameter in parameters.items():
+        yield from _broken(("parameters", name), name, _limits(parameter))
+        if name in fixed:
+            hint = f"`--set {name}=VALUE` fixes it instead of searching it."
+            text = format_error(
+                "a field is fixed or searched, not both", got=f"{name} in `fixed` too", hint=hint
+            )
+            yield Problem(path=("parameters", name), text=text)
+        if isinstance(parameter, CategoricalParameter):
+            yield from _repeated(name, parameter)
+
+
+def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
+    """Yield the names in ``parameters`` that are no field of a trial."""
+    yield from (_unknown(("parameters", name), name) for name in names if name not in field_names())
+
+
+def field_problem(path: Path, name: str, value: Any) -> Problem | None:
+    """Return the problem with ``value`` as a field of TrialConfig, if it has one.
+
+    Args:
+        path: the place of the problem.
+        name: the field, which must exist.
+        value: the value.
+    """
+    rule = check_field(name, value)
+    if rule is None:
+        return None
+    hint = quoting(path[-1], value) if holds_text(name) and path[-1] == name else ""
+    return Problem(path=path, text=format_error(rule, got=shown(value), hint=hint))
+
+
+def holds_text(name: str, kind: type = TrialConfig) -> bool:
+    """Return whether a configuration's field holds free text, instead of one of a few words."""
+    rule = field_rule(name, kind)
+    return not rule.choices and set(rule.kinds) <= {str, type(None)}
+
+
+def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Problem]:
+    if name not in field_names():
+        yield _unknown(path, name)
+        return
+    for below, value in values.items():
+        problem = field_problem((*path, *below), name, value)
+        if problem:
+            yield problem
+
+
+def _unknown(path: Path, name: str) -> Problem:
+    answer = unknown_name_message("parameter", name, field_names())
+    hint = f" That is another tool's word: {_ALIASES[name]}." if name in _ALIASES else ""
+    return Problem(path=path, text=answer + hint)
+
+
+def _limits(parameter: Parameter) -> dict[Path, Any]:
+    """Return the values of a parameter that its field must accept: every choice, or both bounds."""
+    if isinstance(parameter, CategoricalParameter):
+        return {("choices", index): choice for index, choice in enumerate(parameter.choices)}
+    return {("low",): parameter.low, ("high",): parameter.high}
+
+
+def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
+    for index, choice in enumerate(parameter.choices):
+        if is_among(choice, parameter.choices[:index]):
+            text = format_error("choices must differ", got=f"{shown(choice)} again")
+            yield Problem(path=("parameters", name, "choices", index), text=text)
+
+
+def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    """Check that each ``when`` names a categorical declared above it, and some of that one's choices."""
+    above: dict[str, Parameter] = {}
+    for name, parameter in parameters.items():
+        if parameter.when:
+            path = ("parameters", name, "when")
+            parent = above.get(parameter.when.parameter)
+            if isinstance(parent, CategoricalParameter):
+                yield from _strange_values(path, parameter.when.within, parent)
+            else:
+                yield Problem(path=(*path, "parameter"), text=_no_parent(parameter.when.parameter, above))
+        above[name] = parameter
+
+
+def _strange_values(path: Path, values: tuple[Any, ...], parent: CategoricalParameter) -> Iterator[Problem]:
+    for index, value in enumerate(values):
+        if not is_among(value, parent.choices):
+            rule = f"must be one of the choices {', '.join(map(shown, parent.choices))}"
+            yield Problem(path=(*path, "in", index), text=format_error(rule, got=shown(value)))
+
+
+def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
+    known = [other for other, parameter in above.items() if isinstance(parameter, CategoricalParameter)]
+    rule = "must name a categorical parameter declared above this one"
+    there = f"There: {', '.join(known)}." if known else "There are none."
+    return format_error(rule, got=shown(name), hint=there)
+
+
+#: How far a number may be from a step, in steps, and still count as on it: Optuna's own tolerance.
+_STEP_TOLERANCE = 1e-8
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    """Check that every row of ``initial`` gives each active parameter, and no other, a value in its range."""
+    for index, row in enumerate(rows):
+        path = ("initial", index)
+        for name in row:
+            if name not in parameters:
+                yield Problem(path=(*path, name), text=unknown_name_message("parameter", name, parameters))
+        for name, parameter in parameters.items():
+            problem = _problem((*path, name), name, parameter, row)
+            if problem:
+                yield problem
+
+
+def _problem(path: Path, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
+    active = is_active(parameter, row)
+    if name not in row:
+        return Problem(path=path, text=format_error("is missing")) if active else None
+    if not active:
+        assert parameter.when is not None, "a parameter without `when` is always active"
+        values = ", ".join(map(shown, parameter.when.within))
+        rule = f"must be left out unless {parameter.when.parameter} is {values}"
+        return Problem(path=path, text=format_error(rule, got=shown(row[name])))
+    broken = field_problem(path, name, row[name])
+    if broken:
+        return broken
+    outside = why_outside(parameter, row[name])
+    return Problem(path=path, text=format_error(outside, got=shown(row[name]))) if outside else None
+
+
+def why_outside(parameter: Parameter, value: Any) -> str | None:
+    """Return the rule that ``value`` breaks; None if the parameter can have this value.
+
+    The parameter's field must accept ``value``.
+    """
+    if isinstance(parameter, CategoricalParameter):
+        choices = ", ".join(map(shown, parameter.choices))
+        return None if is_among(value, parameter.choices) else f"must be one of the choices {choices}"
+    if not isinstance(value, int | float):
+        return "must be a number"
+    if isinstance(parameter, IntParameter) and value != int(value):
+        return "must be a whole number"
+    if not parameter.low <= value <= parameter.high:
+        return f"must be in [{parameter.low}, {parameter.high}]"
+    steps = (value - parameter.low) / parameter.step if parameter.step else 0
+    if abs(steps - round(steps)) > _STEP_TOLERANCE:
+        return f"must be a multiple of step {parameter.step} above {parameter.low}"
+    return None
+
+
+#: Images of a batch that each worker needs, because batch norm has no variance over one image.
+_LEAST: Final = 2
+
+
+def check_shares(
+    workers: int, fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> Iterator[Problem]:
+    """Check that the smallest batch has two images for each worker, if there are several.
+
+    Args:
+        workers: the number of workers of a trial.
+        fixed: the fixed fields.
+        parameters: the searched fields.
+    """
+    path, images = _smallest_batch(fixed, parameters)
+    if workers > 1 and images < _LEAST * workers:
+        rule = f"must be at least {_LEAST * workers}: {_LEAST} images for each of the {workers} `workers`"
+        yield Problem(path=path, text=format_error(rule, got=str(images)))
+
+
+def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[Path, int]:
+    parameter = parameters.get("batch_size")
+    if isinstance(parameter, CategoricalParameter):
+        return ("parameters", "batch_size", "choices"), min(parameter.choices)
+    if parameter:
+        return ("parameters", "batch_size", "low"), int(parameter.low)
+    return ("fixed", "batch_size"), fixed.get("batch_size", TrialConfig().batch_size)
