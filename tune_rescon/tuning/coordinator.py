@@ -272,7 +272,7 @@ class Coordinator:
             what = "node was lost" if node_is_gone else "worker process died"
             self._close(number, TrialState.FAILED, error=f"its {what}, as {most} times before")
         else:
-            # The trial counts as running until it is retried, so that an interruption includes it.
+            # It counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
 
     def worker_left(self, number: int) -> None:

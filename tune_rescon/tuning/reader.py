@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetInfo, describe
-from tune_rescon.errors import DataError
+from tune_rescon.errors import DataError, presentable
 from tune_rescon.spaces import Space
 from tune_rescon.storage import (
     RemoteFolder,
@@ -262,10 +262,10 @@ def summed_up(
         state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
         tracking_uri=notes.tracking_uri or folder.mlflow_uri,
         url=url,
-        failure=None if alive else notes.failure,
         slots=notes.slots,
     )
-    return replace(result, foreign=foreign, space_history=space_history)
+    failure = None if alive or notes.failure is None else presentable(notes.failure)
+    return replace(result, foreign=foreign, failure=failure, space_history=space_history)
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import Account
-from tune_rescon.errors import counted, presentable
+from tune_rescon.errors import counted
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.auto_words import rungs_and_reasons
@@ -326,10 +326,9 @@ def sum_up(
     state: SearchState,
     tracking_uri: str,
     url: str | None = None,
-    failure: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
-    """Return the result of a search of ``costs.space``, without ``foreign`` and ``space_history``.
+    """Return the result of a search, without ``foreign``, ``failure`` and ``space_history``.
 
     Args:
         costs: the space and the cost model of its networks.
@@ -339,7 +338,6 @@ def sum_up(
         state: the state of the search.
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: the folder's URL if the storage is a URL; a password in it is hidden.
-        failure: why the search ended early, or None.
         slots: number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
@@ -364,6 +362,5 @@ def sum_up(
         tracking_uri=hide_passwords(tracking_uri),
         url=None if url is None else hide_passwords(url),
         against=space.metric.against,
-        failure=None if failure is None else presentable(failure),
         accounts={name: info.account for name, info in costs.datasets.items() if info.account},
     )

@@ -324,8 +324,12 @@ class SearchRun:
             state=state,
             tracking_uri=self._writer.uri,
             url=self._store.url,
-            failure=failure,
             slots=self._slots,
         )
         history = history_words(self._versions, self._record.trials())
-        return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
+        return dataclasses.replace(
+            result,
+            foreign=self._record.foreign,
+            failure=None if failure is None else presentable(failure),
+            space_history=history,
+        )
