@@ -128,15 +128,7 @@ def run_search(
                 space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
                 record, before = resumed or (_created(space, options, store), None)
                 lease = lease or held.enter_context(search_lease(options, store))
-                own_study = options.study_url is None
-                opened = OpenSearch(
-                    options=options,
-                    store=store,
-                    record=record,
-                    identity=ensure_identity(record, store.folder, url=store.url, own_study=own_study),
-                    lease=lease,
-                    writer=writer,
-                )
+                opened = _opened(options, store, record, lease=lease, writer=writer)
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
@@ -227,6 +219,21 @@ def _created(space: Space, options: RunOptions, store: SearchStore) -> StudyReco
     record = create_record(space, options, store.folder)
     note_experiment(record, space)
     return record
+
+
+def _opened(
+    options: RunOptions, store: SearchStore, record: StudyRecord, *, lease: LeaseKeeper, writer: MlflowWriter
+) -> OpenSearch:
+    """Return what the driver holds open, with the identity that the search has or gets now."""
+    own_study = options.study_url is None
+    return OpenSearch(
+        options=options,
+        store=store,
+        record=record,
+        identity=ensure_identity(record, store.folder, url=store.url, own_study=own_study),
+        lease=lease,
+        writer=writer,
+    )
 
 
 def _finished(
