@@ -57,7 +57,7 @@ def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial:
     result = make_result(make_trial(7, values=(0.75, 0.5)))
     lines = printed(result).splitlines()
     assert lines[-5:] == [
-        "1 finished; 2 h 0 min of CPU time",
+        "1 finished; 2 core-hours reserved",
         "Best: trial_0007, val_accuracy 0.5 at epoch 2 of 2 (metric.at: last)",
         f"Files:  {result.folder}",
         f"Report: {result.folder / 'report.html'}",

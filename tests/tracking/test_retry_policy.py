@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.messages import View
-from tune_rescon.tracking.mlflow_store import retry_words
+from tune_rescon.tracking.mlflow_store import fatal_error_hint
 from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tracking.worker_client import Answer
 
@@ -27,16 +27,11 @@ pytestmark = pytest.mark.timeout(60)
 #: Seconds a search would wait for a server that is away.
 PATIENCE = 200.0
 
-ResumePoint = Callable[[str], MlflowWriter]
+StartWriter = Callable[[str], MlflowWriter]
 
 
 @pytest.fixture
-def told(progress: list[str]) -> list[str]:
-    return progress
-
-
-@pytest.fixture
-def start() -> ResumePoint:
+def start() -> StartWriter:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
         made = MlflowWriter(destination, open_worker=MlflowWorker)
@@ -55,13 +50,13 @@ def send(writer: MlflowWriter) -> None:
         writer.show(view)
 
 
-def expect_no_wait(writer: MlflowWriter, told: list[str], words: str) -> None:
+def expect_no_wait(writer: MlflowWriter, progress: list[str], words: str) -> None:
     began = time.monotonic()
     assert writer.close(PATIENCE) > 0
     assert time.monotonic() - began < PATIENCE / 2
     assert words in writer.reason
-    assert [line for line in told if words in line] == told
-    assert len(told) == 1
+    assert [line for line in progress if words in line] == progress
+    assert len(progress) == 1
 
 
 def delete_experiment(uri: str, make: bool = True) -> str:
@@ -75,12 +70,12 @@ def delete_experiment(uri: str, make: bool = True) -> str:
 
 
 def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
-    store: str, start: ResumePoint, told: list[str]
+    store: str, start: StartWriter, progress: list[str]
 ) -> None:
     experiment_id = delete_experiment(store)
     writer = start(store)
     send(writer)
-    expect_no_wait(writer, told, f"mlflow experiments restore --experiment-id {experiment_id}")
+    expect_no_wait(writer, progress, f"mlflow experiments restore --experiment-id {experiment_id}")
     client = mlflow.MlflowClient(store)
     client.restore_experiment(experiment_id)
     again = start(store)
@@ -90,7 +85,7 @@ def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
 
 
 def test_an_experiment_deleted_while_the_search_runs_is_said(
-    store: str, start: ResumePoint, told: list[str]
+    store: str, start: StartWriter, progress: list[str]
 ) -> None:
     writer = start(store)
     writer.show(SearchRunState(id="1a"))
@@ -100,25 +95,25 @@ def test_an_experiment_deleted_while_the_search_runs_is_said(
     delete_experiment(store, make=False)
     writer.show(TrialRunState(number=1))
     writer.show(TrialRunState(number=2))
-    expect_no_wait(writer, told, "the experiment 'digits' is deleted")
+    expect_no_wait(writer, progress, "the experiment 'digits' is deleted")
 
 
 def test_a_database_of_another_mlflow_is_said(
-    store: str, tmp_path: Path, start: ResumePoint, told: list[str]
+    store: str, tmp_path: Path, start: StartWriter, progress: list[str]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
         database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
     writer = start(store)
     send(writer)
-    expect_no_wait(writer, told, f"run `mlflow db upgrade {store}`")
-    assert "0123456789ab" in told[0]
+    expect_no_wait(writer, progress, f"run `mlflow db upgrade {store}`")
+    assert "0123456789ab" in progress[0]
 
 
-def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: ResumePoint, told: list[str]) -> None:
+def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: StartWriter, progress: list[str]) -> None:
     (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
     writer = start(f"sqlite:///{tmp_path / 'mlflow.db'}")
     send(writer)
-    expect_no_wait(writer, told, "Move it away")
+    expect_no_wait(writer, progress, "Move it away")
 
 
 @pytest.mark.parametrize(
@@ -133,27 +128,27 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: ResumePoint, 
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_only_what_the_user_has_to_mend_has_a_remedy(error: Exception, words: str | None) -> None:
-    found = retry_words(error, "http://mlflow")
+def test_only_an_error_that_the_user_must_fix_has_a_hint(error: Exception, words: str | None) -> None:
+    found = fatal_error_hint(error, "http://mlflow")
     assert found is None if words is None else words in (found or "")
 
 
-def test_the_remedy_shows_no_password() -> None:
+def test_the_hint_shows_no_password() -> None:
     error = MlflowException("Detected out-of-date database schema (found version a, but expected b).")
-    found = retry_words(error, "postgresql://ann:s3cret@db/mlflow")
+    found = fatal_error_hint(error, "postgresql://ann:s3cret@db/mlflow")
     assert found is not None
     assert "s3cret" not in found
 
 
 def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
-    store: str, start: ResumePoint, told: list[str]
+    store: str, start: StartWriter, progress: list[str]
 ) -> None:
     writer = start(store)
     writer.show(SearchRunState(id="1a"))
     for number in range(3):
         writer.show(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
     assert writer.close(PATIENCE) == 3
-    (line,) = told
+    (line,) = progress
     assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
     assert "a name; no" in line
     assert "a name; no" in writer.reason

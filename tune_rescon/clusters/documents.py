@@ -1,7 +1,8 @@
 """The YAML of cluster files: values with their lines, and what was found in them.
 
-This is the only place that reads the YAML of a cluster file. Unlike a space file, a cluster file may use
-anchors and merge keys, as Ray's documentation does. Their expansion is bounded before any value is made.
+`cluster check` and the other commands read cluster files here. Only `aws_stack.py` composes the text itself,
+because it needs the position of each value. Unlike a space file, a cluster file may use anchors and merge keys,
+as Ray's documentation does. Their expansion is bounded before any value is made.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STATE_COLOUR",
     "STATE_ORDER",
+    "device_hours_words",
     "duration",
     "foreign_words",
     "format_number",
@@ -89,6 +90,15 @@ def duration(seconds: float) -> str:
     if minutes < 6000:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes / 60:.0f} h"
+
+
+def device_hours_words(hours: float, device: str) -> str:
+    """Format the time for which trials held devices; of a CPU these are its cores.
+
+    >>> device_hours_words(12.3456, "GPU"), device_hours_words(0.02, "CPU")
+    ('12.3 GPU-hours', '0.02 core-hours')
+    """
+    return f"{hours:.3g} {'core' if device == 'CPU' else device}-hours"
 
 
 def roughly(seconds: float) -> str:

@@ -69,7 +69,7 @@ def comparison_headings() -> tuple[str, ...]:
         "params M",
         "GMACs",
         "epochs run",
-        "spared",
+        "saved",
         "hours",
         "in use",
     )

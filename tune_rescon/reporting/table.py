@@ -14,7 +14,7 @@ from rich.text import Text
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import (
-    duration,
+    device_hours_words,
     foreign_words,
     format_number,
     in_hand_words,
@@ -79,7 +79,7 @@ def print_result(result: StudyResult, console: Console) -> None:
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     console.print(", ".join(f"{count} {state}" for state, count in counts.most_common()), end="; ")
-    console.print(f"{duration(spent * 3600)} of {result.device} time")
+    console.print(f"{device_hours_words(spent, result.device)} reserved")
     if result.failure is not None:
         console.print(result.failure, style="red", markup=False, soft_wrap=True)
     if result.best is not None:

@@ -1,8 +1,7 @@
-"""The content of the MLflow runs of a search and its trials. The newest view contains all of the older ones.
+"""The state of the MLflow runs of a search and its trials. A newer state contains all of an older one.
 
-Therefore only the newest unsent view must be kept, however long the server is unavailable. The search's
-record (decision 1 of the design) serves as the queue, on disk and in order, and the views are read from the
-record.
+Therefore only the newest unsent state of a run must be kept, however long the server is unavailable. The
+study serves as the queue, on disk and in order: each state is read from it.
 
 Times are in milliseconds since the Unix epoch, which is MLflow's unit. A trial is identified by its number;
 the writer finds or creates the run that shows the trial.

@@ -1,4 +1,4 @@
-"""MLflow's store: create a local one, and find the remedy for an error that a store raises."""
+"""MLflow's store: create a local one, and explain an error that a store raises."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tune_rescon.storage import sqlite_file, sqlite_url
 
 __all__ = [
     "deleted_experiment",
+    "fatal_error_hint",
     "make_local_store",
-    "retry_words",
 ]
 
 
@@ -33,8 +33,8 @@ _DATABASE: Final = {
 }
 
 
-def retry_words(error: Exception, uri: str) -> str | None:
-    """Return the user's remedy for ``error``; None if the error is temporary or concerns one call only.
+def fatal_error_hint(error: Exception, uri: str) -> str | None:
+    """Return how to fix an error that every later call would raise too; None if a retry may succeed.
 
     Args:
         error: The exception that a call to MLflow has raised.

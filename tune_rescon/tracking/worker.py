@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tune_rescon.storage import sqlite_file
 from tune_rescon.tracking.messages import Destination, View, alone_at
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.mlflow_store import make_local_store, retry_words
+from tune_rescon.tracking.mlflow_store import fatal_error_hint, make_local_store
 from tune_rescon.tracking.relocation import follow_artifacts
 from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
 
@@ -127,8 +127,8 @@ def _errors_converted(uri: str, *, if_final: RetryPolicy) -> Iterator[None]:
     except CallError:
         raise
     except Exception as error:
-        if policy := retry_words(error, uri):
-            raise CallError(f"{_message_line(error)} {policy}", RetryPolicy.ABORT) from error
+        if hint := fatal_error_hint(error, uri):
+            raise CallError(f"{_message_line(error)} {hint}", RetryPolicy.ABORT) from error
         final = is_final(error)
         if final:
             _LOGGER.exception("MLflow refuses a call; it is left out")

@@ -286,7 +286,7 @@ class MlflowCallback(SearchCallback):
     def note_runs(self) -> None:
         """Record the runs that the writer has opened.
 
-        Call this method from the driver's main thread, which is the only thread that writes the record.
+        It writes the record: call it only where the record may be written (:class:`.StudyRecord`).
         """
         for number, run_id in self._writer.opened_runs():
             if self._record.trial(number).mlflow_run_id != run_id:

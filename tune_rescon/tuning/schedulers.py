@@ -272,7 +272,7 @@ class MedianRule:
         return True
 
     def no_new_trials(self) -> None:
-        """Do nothing, because promotions do not depend on new trials."""
+        """Do nothing, because no trial waits."""
 
     def ended(self, number: int) -> None:
         """Do nothing, because no trial waits."""

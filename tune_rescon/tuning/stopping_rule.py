@@ -1,4 +1,4 @@
-"""The interface of a stopping rule: what it is told, and what it decides."""
+"""The interface of a stopping rule: what it observes, and what it decides."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class StoppingRule(Protocol):
         """Record an epoch that was judged in an earlier run."""
 
     def wait(self, number: int) -> bool:
-        """Pause a recalled trial again. Return False if this rule has no rung for the trial."""
+        """Pause a replayed trial again. Return False if this rule has no rung for the trial."""
 
     def promote(self, *, anyone: bool = False) -> int | None:
         """Return one waiting trial that may continue, and remove it from the waiting trials.

@@ -90,7 +90,9 @@ class Enqueued:
 class StudyRecord:
     """The study of one search: a write-through copy in memory.
 
-    Only the driver's main thread writes it. Reading (:meth:`trial`, :meth:`trials`) needs no query.
+    It is not thread-safe. While trials run, the thread that runs Tune writes it and holds the driver's lock
+    (:class:`.DriverLock`); before and after, the main thread does. Reading (:meth:`trial`, :meth:`trials`)
+    needs no query.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def test_a_wide_terminal_shows_all_of_it(busy: Snapshot) -> None:
         "Best       trial_0007: val_accuracy 0.9375 after epoch 81, finished",
         "MLflow     214 waiting",
         "Promoted   60 of 164 after 1, 20 of 60 after 3 epochs",
-        "Used       12 h 30 min of GPU time; now 63,000 images/s on 8 nodes, 64 GPUs",
+        "Used       12.5 GPU-hours reserved; now 63,000 images/s on 8 nodes, 64 GPUs",
         "Completed  90 stopped, 8 finished, 2 out of memory",
     ):
         assert said in text, text
@@ -100,7 +100,7 @@ def test_before_the_first_trial() -> None:
     lines = draw(empty, 80, 24)
     assert lines[0] == lines[2] == ""
     assert lines[1].endswith("0 of 12 trials ended")
-    assert lines[3:] == ["Used  0.0 s of CPU time"]
+    assert lines[3:] == ["Used  0 core-hours reserved"]
 
 
 def test_one_node_and_one_device_are_singular(busy: Snapshot) -> None:

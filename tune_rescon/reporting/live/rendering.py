@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.formatting import duration, format_number, pairs, roughly
+from tune_rescon.reporting.formatting import device_hours_words, format_number, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
 from tune_rescon.tuning import ClusterSize, TrialRecord
 
@@ -265,7 +265,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
     if seen.rungs:
         counts = ", ".join(f"{rung.went_on} of {rung.came} after {rung.epoch}" for rung in seen.rungs)
         yield "Promoted", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
-    yield "Used", Text(f"{duration(seen.compute_hours * 3600)} of {seen.device} time{_pace(seen)}")
+    yield "Used", Text(f"{device_hours_words(seen.compute_hours, seen.device)} reserved{_pace(seen)}")
     if seen.ended:
         yield "Completed", _ended_states(seen)
 

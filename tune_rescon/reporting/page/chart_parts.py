@@ -269,7 +269,7 @@ def survival_bars(result: StudyResult) -> Chart:
             "xaxis": axis("rung, epochs", type="category"),
             "yaxis": axis("trials"),
         },
-        height=max(240, 70 + 34 * 5),
+        height=240,
     )
 
 

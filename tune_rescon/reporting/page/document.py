@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
+    device_hours_words,
     duration,
     format_number,
     in_hand_words,
@@ -125,7 +126,7 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     if saved.epochs_saved:
         hours = format_number(round(saved.hours_saved, 2))
         yield f"{saved.share:.0%}", f"epochs saved, ~{hours} {result.device}-hours"
-    yield duration(saved.hours * 3600), f"of {result.device} time"
+    yield device_hours_words(saved.hours, result.device), "reserved"
     spent = device_hours(result)
     if len(spent) > 1:
         yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())

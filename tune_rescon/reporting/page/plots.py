@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.errors import counted
 from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     Axis,
@@ -326,8 +327,8 @@ def panels(result: StudyResult) -> Iterator[Panel]:
     yield Panel(heading="Rungs", note=_rung_words(result), charts=[survival_bars(result)], half=True)
     yield Panel(
         heading=f"{result.metric} against cost",
-        note="After each trial's last epoch, coloured by fate. Ringed: the Pareto front of the trials that"
-        " came furthest.",
+        note="After each trial's last epoch, coloured by final state. Circled: the Pareto front of the"
+        " trials with the most epochs.",
         charts=costs(result),
     )
     found, trained = timeline(result), throughput(result)
@@ -345,7 +346,7 @@ def comparison_panels(results: Sequence[StudyResult]) -> Iterator[Panel]:
     """Yield the panels that compare several searches."""
     yield Panel(
         heading="Best so far",
-        note="Of each search the leader: the trial that came furthest and is best there.",
+        note="The best trial so far of each search: most epochs first, then best value.",
         charts=[incumbent_curves(results)],
     )
 
@@ -356,15 +357,15 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
     if not epoch:
         return
     values = values_at(result, epoch)
-    after = f"after epoch {epoch}, which {len(values)} trials came to"
+    after = f"after epoch {epoch}, which {counted(len(values), 'trial')} reached"
     yield Panel(
         heading="Parallel coordinates",
-        note=f"Each line is a trial, coloured by its {result.metric} {after}. A click on a class hides it.",
+        note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
         charts=[parallel_coordinates(result, values, epoch)],
     )
     found = slices(result, values)
     if found:
-        yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by fate.", charts=found)
+        yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=found)
     shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
     if shares:
         yield Panel(
