@@ -219,7 +219,7 @@ def mlflow(
     end: bool,
 ) -> int:
     """Keep an MLflow server running on this machine: the head's."""
-    from tune_rescon.clusters import MlflowSettings, end_mlflow, keep_mlflow
+    from tune_rescon.clusters import MlflowSettings, end_mlflow, supervise_mlflow
 
     folder = folder.expanduser()
     if end:
@@ -237,7 +237,7 @@ def mlflow(
         keep=keep,
         allowed_hosts=allowed_hosts,
     )
-    keep_mlflow(settings)
+    supervise_mlflow(settings)
     return 0
 
 

@@ -32,7 +32,7 @@ class Answer:
     rival: Rival = ours
     outcome: Callable[..., SamplerTrial | None] = sampler_trial
     """What the sampler learns from a trial."""
-    keep_best: int = sampler.KEEP_BEST
+    keep_best: int = sampler.VIEW_BEST
     """How many of the best trials the sampler's view keeps."""
 
     @contextmanager
@@ -40,7 +40,7 @@ class Answer:
         """The search, for as long as the change holds."""
         with (
             patch.object(sampler_view, "sampler_trial", self.outcome),
-            patch.object(sampler, "KEEP_BEST", self.keep_best),
+            patch.object(sampler, "VIEW_BEST", self.keep_best),
         ):
             yield self.rival(space)
 

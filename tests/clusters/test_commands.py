@@ -17,9 +17,9 @@ from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
     Command,
     Done,
-    end_mlflow_words,
-    follow_words,
-    inspect_words,
+    end_mlflow_command,
+    follow_command,
+    inspect_command,
     make_token,
     ray_down,
     ray_exec,
@@ -27,7 +27,7 @@ from tune_rescon.clusters.commands import (
     run,
     search_job,
     ssh_tunnel,
-    stop_words,
+    stop_command,
     submission_id,
     where_is_head,
 )
@@ -70,10 +70,10 @@ def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (follow_words("j-1"), f"ray job logs {JOBS} --follow j-1"),
-        (stop_words("j-1"), f"ray job stop {JOBS} j-1"),
-        (inspect_words(), "python -m tune_rescon.cluster inspect --json"),
-        (end_mlflow_words(), "python -m tune_rescon.cluster mlflow --end"),
+        (follow_command("j-1"), f"ray job logs {JOBS} --follow j-1"),
+        (stop_command("j-1"), f"ray job stop {JOBS} j-1"),
+        (inspect_command(), "python -m tune_rescon.cluster inspect --json"),
+        (end_mlflow_command(), "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
 def test_lines_for_the_heads_shell(line: str, words: str) -> None:

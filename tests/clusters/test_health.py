@@ -4,88 +4,92 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.clusters.mlflow_service import Care, CarePace, Do, Seen, answers
+from tune_rescon.clusters.mlflow_service import Action, Health, RestartPolicy, RestartTiming, answers
 
-PACE = CarePace(interval=5, failures=3, patience=60, first_pause=1, longest_pause=4, calm=100)
+PACE = RestartTiming(interval=5, failures=3, patience=60, first_pause=1, longest_pause=4, calm=100)
 
 
 @pytest.fixture
-def care() -> Care:
-    return Care(PACE)
+def policy() -> RestartPolicy:
+    return RestartPolicy(PACE)
 
 
-def started(care: Care, now: float) -> None:
-    assert care.decide(Seen.ENDED, now) is Do.START
+def started(policy: RestartPolicy, now: float) -> None:
+    assert policy.decide(Health.ENDED, now) is Action.START
 
 
-def starts(care: Care, ended: float) -> float:
+def starts(policy: RestartPolicy, ended: float) -> float:
     """Seconds from its end to its next start, looked at in tenths of seconds."""
     for tenths in range(1000):
-        if care.decide(Seen.ENDED, ended + tenths / 10) is Do.START:
+        if policy.decide(Health.ENDED, ended + tenths / 10) is Action.START:
             return tenths / 10
     raise AssertionError("it is never started")
 
 
-def test_it_is_started_at_once(care: Care) -> None:
-    assert care.rest(0) == 0
-    started(care, 0)
-    assert care.rest(0) == PACE.interval
+def test_it_is_started_at_once(policy: RestartPolicy) -> None:
+    assert policy.rest(0) == 0
+    started(policy, 0)
+    assert policy.rest(0) == PACE.interval
 
 
-def test_one_that_answers_is_left_alone(care: Care) -> None:
-    started(care, 0)
-    assert {care.decide(Seen.ANSWERS, now) for now in range(1, 100)} == {Do.WAIT}
+def test_one_that_answers_is_left_alone(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    assert {policy.decide(Health.HEALTHY, now) for now in range(1, 100)} == {Action.WAIT}
 
 
-def test_one_that_is_silent_for_a_while_is_killed_and_comes_back(care: Care) -> None:
-    started(care, 0)
-    care.decide(Seen.ANSWERS, 1)
-    assert [care.decide(Seen.SILENT, now) for now in (6, 11, 16)] == [Do.WAIT, Do.WAIT, Do.KILL]
-    assert starts(care, 17) == 1
+def test_one_that_is_silent_for_a_while_is_killed_and_comes_back(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    policy.decide(Health.HEALTHY, 1)
+    assert [policy.decide(Health.UNRESPONSIVE, now) for now in (6, 11, 16)] == [
+        Action.WAIT,
+        Action.WAIT,
+        Action.KILL,
+    ]
+    assert starts(policy, 17) == 1
 
 
-def test_failures_are_counted_in_a_row(care: Care) -> None:
-    started(care, 0)
-    found = [Seen.ANSWERS, Seen.SILENT, Seen.SILENT] * 5
-    assert {care.decide(seen, now) for now, seen in enumerate(found)} == {Do.WAIT}
+def test_failures_are_counted_in_a_row(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    found = [Health.HEALTHY, Health.UNRESPONSIVE, Health.UNRESPONSIVE] * 5
+    assert {policy.decide(seen, now) for now, seen in enumerate(found)} == {Action.WAIT}
 
 
-def test_one_that_comes_up_slowly_has_time(care: Care) -> None:
-    started(care, 0)
-    assert {care.decide(Seen.SILENT, now) for now in range(60)} == {Do.WAIT}
-    assert care.decide(Seen.SILENT, 60) is Do.KILL
+def test_one_that_comes_up_slowly_has_time(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    assert {policy.decide(Health.UNRESPONSIVE, now) for now in range(60)} == {Action.WAIT}
+    assert policy.decide(Health.UNRESPONSIVE, 60) is Action.KILL
 
 
-def test_a_new_one_has_the_time_of_a_new_one(care: Care) -> None:
-    started(care, 0)
-    care.decide(Seen.ANSWERS, 1)
-    starts(care, 10)
-    assert {care.decide(Seen.SILENT, now) for now in range(12, 70)} == {Do.WAIT}
+def test_a_new_one_has_the_time_of_a_new_one(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    policy.decide(Health.HEALTHY, 1)
+    starts(policy, 10)
+    assert {policy.decide(Health.UNRESPONSIVE, now) for now in range(12, 70)} == {Action.WAIT}
 
 
-def test_pauses_grow_while_it_keeps_ending(care: Care) -> None:
-    started(care, 0)
+def test_pauses_grow_while_it_keeps_ending(policy: RestartPolicy) -> None:
+    started(policy, 0)
     pauses, now = [], 0.0
     for _ in range(5):
         now += 20
-        pauses.append(starts(care, now))
+        pauses.append(starts(policy, now))
         now += pauses[-1]
     assert pauses == [1, 2, 4, 4, 4]
 
 
-def test_after_a_calm_time_the_pause_is_the_first_again(care: Care) -> None:
-    started(care, 0)
-    assert [starts(care, 10), starts(care, 20)] == [1, 2]
-    care.decide(Seen.ANSWERS, 30)
-    care.decide(Seen.ANSWERS, 130)
-    assert starts(care, 140) == 1
+def test_after_a_calm_time_the_pause_is_the_first_again(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    assert [starts(policy, 10), starts(policy, 20)] == [1, 2]
+    policy.decide(Health.HEALTHY, 30)
+    policy.decide(Health.HEALTHY, 130)
+    assert starts(policy, 140) == 1
 
 
-def test_a_pause_is_waited_for_and_no_longer(care: Care) -> None:
-    started(care, 0)
-    assert care.decide(Seen.ENDED, 10) is Do.WAIT
-    assert care.rest(10) == 1
-    assert care.rest(10.75) == 0.25
+def test_a_pause_is_waited_for_and_no_longer(policy: RestartPolicy) -> None:
+    started(policy, 0)
+    assert policy.decide(Health.ENDED, 10) is Action.WAIT
+    assert policy.rest(10) == 1
+    assert policy.rest(10.75) == 0.25
 
 
 def test_nothing_listens_so_nothing_answers() -> None:

@@ -236,7 +236,7 @@ def test_jobs_are_those_that_were_submitted_the_newest_first() -> None:
         {"submission_id": "b", "status": "PENDING", "start_time": 2},
     ]
     found = parse_jobs(answer)
-    assert [(one.id, one.goes_on) for one in found] == [("b", True), ("a", False)]
+    assert [(one.id, one.is_active) for one in found] == [("b", True), ("a", False)]
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ from filelock import FileLock
 from tune_rescon.cluster import main
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import (
-    CarePace,
     MlflowSettings,
+    RestartTiming,
     end_mlflow,
-    keep_mlflow,
     server_command,
+    supervise_mlflow,
 )
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder
@@ -40,15 +40,15 @@ SCRIPT = """
 import logging, sys
 from pathlib import Path
 from tune_rescon.clusters import mlflow_service
-from tune_rescon.clusters.mlflow_service import CarePace
+from tune_rescon.clusters.mlflow_service import RestartTiming
 from tune_rescon.command import progress_shown
 logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
 settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
-pace = CarePace(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
+pace = RestartTiming(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
 with progress_shown(print):
-    mlflow_service.keep_mlflow(settings, pace=pace)
+    mlflow_service.supervise_mlflow(settings, pace=pace)
 """
 
 
@@ -230,7 +230,7 @@ def test_a_damaged_copy_is_not_begun_from(tmp_path: Path) -> None:
     (tmp_path / "kept" / "mlflow.db").write_bytes(b"no database" * 100)
     settings = MlflowSettings(folder=tmp_path / "head", keep=str(tmp_path / "kept"))
     with pytest.raises(StorageError, match="--keep: the copy of a database must be one SQLite can read"):
-        keep_mlflow(settings)
+        supervise_mlflow(settings)
 
 
 def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
@@ -246,5 +246,5 @@ def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
     monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("it was started"))
     settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
     with caplog.at_level(logging.WARNING):
-        mlflow_service._keep(settings, ending, CarePace())
+        mlflow_service._keep(settings, ending, RestartTiming())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text

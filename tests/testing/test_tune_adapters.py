@@ -65,7 +65,7 @@ def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
     store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
-    maker = TrialTaskFactory(space=of, options=RunOptions(name="adapted"), store=store, datasets={})
+    maker = TrialTaskFactory(space=of, options=RunOptions(name="adapted"), store=store)
     seeds: dict[int, int] = {}
 
     def read(made: int, config: Mapping[str, Any]) -> Task:

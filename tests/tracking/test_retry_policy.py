@@ -19,7 +19,7 @@ from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, Tria
 from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_store import fatal_error_hint
 from tune_rescon.tracking.worker import MlflowWorker
-from tune_rescon.tracking.worker_client import Answer
+from tune_rescon.tracking.worker_client import CallResult
 
 # MLflow is imported, and each call is a database's.
 pytestmark = pytest.mark.timeout(60)
@@ -160,8 +160,8 @@ class Talkative:
     def start(self) -> None:
         """It is ready."""
 
-    def show(self, _view: View) -> Answer:
-        return Answer(run_id="a run", remarks=("the champion has changed",))
+    def show(self, _view: View) -> CallResult:
+        return CallResult(run_id="a run", remarks=("the champion has changed",))
 
     def flush(self) -> None:
         """It takes its time."""

@@ -22,7 +22,7 @@ from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, Tria
 from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.worker import is_final
-from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
+from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
 Make = Callable[..., MlflowWriter]
 
@@ -218,12 +218,12 @@ class Slow:
     def start(self) -> None:
         """It is ready."""
 
-    def show(self, _view: View) -> Answer:
+    def show(self, _view: View) -> CallResult:
         self.calls.append(time.monotonic())
         time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        return Answer(run_id="a run")
+        return CallResult(run_id="a run")
 
     def flush(self) -> None:
         """It takes its time."""
@@ -314,9 +314,9 @@ class FakeWorker:
     def start(self) -> None:
         self.started.set()
 
-    def show(self, view: View) -> Answer:
+    def show(self, view: View) -> CallResult:
         self.shown.append(view)
-        return Answer(run_id="run")
+        return CallResult(run_id="run")
 
     def flush(self) -> None:
         """Nothing is slow here."""

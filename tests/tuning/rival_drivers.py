@@ -15,7 +15,7 @@ import sqlalchemy
 from tune_rescon.errors import LeaseError, LeaseLostError
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.lease import Driver, Lease, LeaseKeeper, this_driver
-from tune_rescon.tuning.search_lease import StudyLeaseStore
+from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 RIVALS = 8
 

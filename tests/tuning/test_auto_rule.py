@@ -353,7 +353,7 @@ def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: 
         simulation.drive(search.policy(), reports=reports)
     policy = search.policy()
     simulation.drive(policy)
-    policy.settle()
+    policy.interrupt_remaining()
     trials = search.trials()
     assert trials
     # Five failures in a row end a search early. Its paused trials then wait for a resume.

@@ -10,7 +10,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
-from tune_rescon.tuning.resources import MOST, largest_trial, packed, trials_per_gpu
+from tune_rescon.tuning.resources import MOST, largest_trial, trials_per_gpu, with_gpu_share
 
 FACTS = {
     "digits": DatasetInfo(
@@ -57,7 +57,7 @@ def test_the_largest_trial_decides_the_share() -> None:
         assert info is FACTS["digits"]
         return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)
 
-    shared, words = packed(space, FACTS, measure)
+    shared, words = with_gpu_share(space, FACTS, measure)
     assert [config.depth for config in seen] == [92]
     assert shared.resources_per_trial.gpu == 1 / 3
     assert words.startswith("Trials that share a GPU: 3. ")
@@ -68,7 +68,7 @@ def test_the_largest_trial_decides_the_share() -> None:
 
 def test_a_batch_that_does_not_fit_has_a_gpu_of_its_own() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
-    shared, words = packed(space, FACTS, lambda *_: None)
+    shared, words = with_gpu_share(space, FACTS, lambda *_: None)
     assert shared.resources_per_trial.gpu == 1.0
     assert words.startswith("One trial a GPU")
 

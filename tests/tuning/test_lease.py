@@ -23,7 +23,7 @@ from tune_rescon.tuning.lease import (
     hold_lease,
     this_driver,
 )
-from tune_rescon.tuning.search_lease import StudyLeaseStore
+from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 HERE = Driver(host="a", place="a boot-1 pid-1", pid=10, started=1000.0)
 BESIDE = dataclasses.replace(HERE, pid=11, started=1001.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.trial import KEEP_BEST, top_k_checkpoints
+from tune_rescon.tuning.trial import CHECKPOINTS_KEPT, top_k_checkpoints
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.STOPPED) -> TrialRecord:
@@ -55,7 +55,7 @@ def test_never_more_than_asked_for_and_never_one_without_a_value(curves: list[li
     kept = top_k_checkpoints(trials)
     valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}
     assert kept <= valued
-    assert min(KEEP_BEST, len(valued)) <= len(kept) <= KEEP_BEST + 1
+    assert min(CHECKPOINTS_KEPT, len(valued)) <= len(kept) <= CHECKPOINTS_KEPT + 1
 
 
 @given(CURVES)

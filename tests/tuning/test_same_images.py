@@ -16,7 +16,13 @@ from tune_rescon.data.catalog import dataset_path
 from tune_rescon.errors import DataError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, StudyRecord
-from tune_rescon.tuning.prepare import Prepared, anchored, check_same_images, prepare_data, record_images
+from tune_rescon.tuning.prepare import (
+    PreparedDataset,
+    check_same_images,
+    prepare_data,
+    record_images,
+    with_absolute_paths,
+)
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
@@ -26,7 +32,7 @@ def record() -> StudyRecord:
     return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
 
 
-def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: Prepared) -> None:
+def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: PreparedDataset) -> None:
     account = Account(
         class_names=("a", "b"),
         per_class={"train": (2, 3), "val": (0, 0), "test": (0, 0)},
@@ -44,14 +50,14 @@ def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     space = load_space("folder", ["dataset.path=~/my photos #1", "fixed.init_from=~/best.ckpt"])
-    found = anchored(space)
+    found = with_absolute_paths(space)
     assert found.dataset.path == str(dataset_path(space.dataset, tmp_path)) == str(tmp_path / "my photos #1")
     assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
 
 
 def test_a_home_folder_that_is_not_there() -> None:
     with pytest.raises(DataError, match="home folder that this machine has, but got ~nosuchuser/x"):
-        anchored(load_space("folder", ["dataset.path=~nosuchuser/x"]))
+        with_absolute_paths(load_space("folder", ["dataset.path=~nosuchuser/x"]))
 
 
 def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -> None:
@@ -80,11 +86,11 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> Prepared:
-    return Prepared(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
+def digits(tmp_path: Path) -> PreparedDataset:
+    return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
 
 
-def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: Prepared) -> None:
+def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedDataset) -> None:
     record_images(record, {"digits": "0123"})
     check_same_images(record, {"digits": digits})
     with pytest.raises(DataError, match="as many as before, and not the same") as caught:
@@ -92,16 +98,16 @@ def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digit
     assert "another --name with --warm-start" in str(caught.value)
 
 
-def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: Prepared) -> None:
+def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: PreparedDataset) -> None:
     record_images(record, {"digits": "0123"})
     record_run(record, {"digits": digits.info}, None)
     fewer = dataclasses.replace(digits.info, val_images=digits.info.val_images - 30)
     with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
-        check_same_images(record, {"digits": Prepared(info=fewer, digest="4567")})
+        check_same_images(record, {"digits": PreparedDataset(info=fewer, digest="4567")})
 
 
 def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(
-    record: StudyRecord, digits: Prepared
+    record: StudyRecord, digits: PreparedDataset
 ) -> None:
     check_same_images(record, {"digits": digits})
     record_images(record, {"cifar10": "89ab"})

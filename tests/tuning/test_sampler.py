@@ -84,7 +84,7 @@ def test_a_search_that_goes_on_draws_what_it_would_have(kind: str, against: tupl
 
 
 def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("KEEP_BEST", 3), ("KEEP_LATEST", 5), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     of = space("tpe")
     whole = run(of, [], 26)
@@ -93,7 +93,7 @@ def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.Monkey
 
 
 def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
         monkeypatch.setattr(sampler, name, value)
     of = space("tpe")
     before = run(of, [], 13)  # The last choice was made before trial 12, by the ranks of then.
@@ -108,7 +108,7 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
 
 
 def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 3)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 3)):
         monkeypatch.setattr(sampler, name, value)
     trials = run(space("random"), [], 12)
     trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
@@ -119,7 +119,7 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
 
 
 def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("KEEP_BEST", 1), ("KEEP_LATEST", 1)):
+    for name, value in (("VIEW_BEST", 1), ("VIEW_LATEST", 1)):
         monkeypatch.setattr(sampler, name, value)
     states = [TrialState.PAUSED, TrialState.RUNNING, TrialState.INTERRUPTED, *[TrialState.STOPPED] * 3]
     values = (0.2, 0.1, 0.1, 0.9, 0.3, 0.4)
@@ -312,7 +312,7 @@ def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[Fr
 def test_a_bounded_view_has_what_was_kept_and_what_came_since(
     kind: str, size: int, shown: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("KEEP_BEST", 2), ("KEEP_LATEST", 2), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(space(kind), [], 13)
     SearchSampler(space(kind), known=known).ask()

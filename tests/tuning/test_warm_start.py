@@ -120,7 +120,7 @@ def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
 def test_of_many_the_most_telling_are_learnt_from(
     options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("KEEP_BEST", "KEEP_LATEST"):
+    for name in ("VIEW_BEST", "VIEW_LATEST"):
         monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)

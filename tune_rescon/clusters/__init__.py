@@ -11,7 +11,7 @@
     send_search      submit: runs the search as a Ray job and waits for its end
     HeadState        status: nodes, jobs and MLflow, as the head reports them
     hold_tunnel      tunnel: MLflow and the dashboard, by ssh
-    keep_mlflow      mlflow: one server, checked for health, restarted, with its database copied
+    supervise_mlflow      mlflow: one server, checked for health, restarted, with its database copied
 
 The package runs Ray and MLflow as programs, and imports neither.
 """
@@ -31,6 +31,6 @@ if TYPE_CHECKING:
     from tune_rescon.clusters.head import HeadState, ask_head, inspect_head, print_state
     from tune_rescon.clusters.jobs import send_search
     from tune_rescon.clusters.lint import check_file
-    from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, keep_mlflow
+    from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, supervise_mlflow
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

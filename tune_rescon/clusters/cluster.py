@@ -20,7 +20,7 @@ from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     MLFLOW_PORT,
     RAY_IS_HERE,
-    end_mlflow_words,
+    end_mlflow_command,
     make_token,
     ray_down,
     ray_exec,
@@ -204,7 +204,7 @@ def take_down(cluster: ClusterFile) -> None:
         ClusterError: the cluster did not end.
     """
     if find_head(cluster) is not None:
-        ended = run(ray_exec(cluster, end_mlflow_words()), listen=True, timeout=_PATIENCE)
+        ended = run(ray_exec(cluster, end_mlflow_command()), listen=True, timeout=_PATIENCE)
         if ended.code != 0:
             _PROGRESS.info(
                 f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}"

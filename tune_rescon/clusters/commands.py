@@ -29,9 +29,9 @@ __all__ = [
     "RAY_IS_HERE",
     "Command",
     "Done",
-    "end_mlflow_words",
-    "follow_words",
-    "inspect_words",
+    "end_mlflow_command",
+    "follow_command",
+    "inspect_command",
     "make_token",
     "ray_down",
     "ray_exec",
@@ -40,7 +40,7 @@ __all__ = [
     "run",
     "search_job",
     "ssh_tunnel",
-    "stop_words",
+    "stop_command",
     "submission_id",
     "where_is_head",
 ]
@@ -226,22 +226,22 @@ def search_job(
     return shlex.join([*submit, "--", *search, *arguments])
 
 
-def follow_words(identity: str) -> str:
+def follow_command(identity: str) -> str:
     """Return the line for the head's shell that prints a job's log until the job ends."""
     return shlex.join(["ray", "job", "logs", *_jobs_address(), "--follow", identity])
 
 
-def stop_words(identity: str) -> str:
+def stop_command(identity: str) -> str:
     """Return the line for the head's shell that stops a job."""
     return shlex.join(["ray", "job", "stop", *_jobs_address(), identity])
 
 
-def inspect_words() -> str:
+def inspect_command() -> str:
     """Return the line for the head's shell that prints the head's state as JSON."""
     return "python -m tune_rescon.cluster inspect --json"
 
 
-def end_mlflow_words() -> str:
+def end_mlflow_command() -> str:
     """Return the line for the head's shell that ends the MLflow server after its database was copied."""
     return "python -m tune_rescon.cluster mlflow --end"
 

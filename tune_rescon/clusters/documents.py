@@ -1,8 +1,8 @@
 """The YAML of cluster files: values with their lines, and what was found in them.
 
 `cluster check` and the other commands read cluster files here. Only `aws_stack.py` composes the text itself,
-because it needs the position of each value. Unlike a space file, a cluster file may use anchors and merge keys,
-as Ray's documentation does. Their expansion is bounded before any value is made.
+because it needs the position of each value. Unlike a space file, a cluster file may use anchors and merge
+keys, as Ray's documentation does. Their expansion is bounded before any value is made.
 """
 
 from __future__ import annotations

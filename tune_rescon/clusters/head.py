@@ -23,7 +23,7 @@ from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     MLFLOW_PORT,
-    inspect_words,
+    inspect_command,
     ray_exec,
     ray_status,
     run,
@@ -56,10 +56,10 @@ def print_state(state: HeadState, console: Console) -> None:
             resources = f"{resources} ({node.accelerator})"
         nodes.add_row(node.name, node.type, resources, "alive" if node.alive else "gone")
     console.print(nodes)
-    going = [job for job in state.jobs if job.goes_on]
+    going = [job for job in state.jobs if job.is_active]
     for job in going:
         console.print(f"Job {job.id}: {job.status.lower()}", markup=False)
-    ended = next((job for job in state.jobs if not job.goes_on), None)
+    ended = next((job for job in state.jobs if not job.is_active), None)
     if ended is not None:
         console.print(f"Last ended: {ended.id}, {ended.status.lower()}", markup=False)
     if not going:
@@ -173,7 +173,7 @@ class Job:
     message: str = ""
 
     @property
-    def goes_on(self) -> bool:
+    def is_active(self) -> bool:
         """True if the job has not ended."""
         return self.status in _NOT_ENDED
 
@@ -232,7 +232,7 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     Raises:
         ClusterError: the head returned no report.
     """
-    done = run(ray_exec(cluster, inspect_words()), listen=True, timeout=HEAD_PATIENCE)
+    done = run(ray_exec(cluster, inspect_command()), listen=True, timeout=HEAD_PATIENCE)
     state = HeadState.parse(done.said)
     if state is None:
         raise ClusterError(f"The head of {cluster.name} does not say how it stands: {done.last_words}")

@@ -11,7 +11,14 @@ from typing import Final
 
 from tune_rescon.clusters.cluster import take_down
 from tune_rescon.clusters.cluster_file import ClusterFile
-from tune_rescon.clusters.commands import follow_words, ray_exec, run, search_job, stop_words, submission_id
+from tune_rescon.clusters.commands import (
+    follow_command,
+    ray_exec,
+    run,
+    search_job,
+    stop_command,
+    submission_id,
+)
 from tune_rescon.clusters.head import Job, ask_head
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError
@@ -85,7 +92,7 @@ def _follow(cluster: ClusterFile, identity: str) -> Job:
     """Print the log until the job ends. A log that ends earlier is printed again, because its ssh broke."""
     failures = 0
     while True:
-        run(ray_exec(cluster, follow_words(identity)))
+        run(ray_exec(cluster, follow_command(identity)))
         try:
             job = ask_head(cluster).job(identity)
         except ClusterError:
@@ -96,7 +103,7 @@ def _follow(cluster: ClusterFile, identity: str) -> Job:
         else:
             if job is None:
                 raise ClusterError(f"the head of {cluster.name} knows of no job {identity} any more.")
-            if not job.goes_on:
+            if not job.is_active:
                 return job
             failures = 0
             _PROGRESS.info(
@@ -109,4 +116,4 @@ def _hints(cluster: ClusterFile, identity: str) -> str:
     def line(words: str) -> str:
         return shlex.join(["ray", "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {words}"])
 
-    return f"Follow it: {line(follow_words(identity))}\nStop it:   {line(stop_words(identity))}"
+    return f"Follow it: {line(follow_command(identity))}\nStop it:   {line(stop_command(identity))}"

@@ -1,8 +1,8 @@
 """The MLflow server on a cluster's head: one server, checked for health and restarted when it fails.
 
 The server ends when this process ends, because a guard process (:func:`.guard.main`) then kills its
-process group. :class:`Care` decides what to do with the server. Its database is copied to a URL by the mirror
-that also copies a search's databases.
+process group. :class:`RestartPolicy` decides what to do with the server. Its database is copied to a URL by
+the mirror that also copies a search's databases.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from tune_rescon.storage import (
 )
 
 __all__ = [
-    "Care",
-    "CarePace",
-    "Do",
+    "Action",
+    "Health",
     "MlflowSettings",
-    "Seen",
+    "RestartPolicy",
+    "RestartTiming",
     "answers",
     "end_mlflow",
-    "keep_mlflow",
     "server_command",
+    "supervise_mlflow",
 ]
 
 
@@ -64,16 +64,16 @@ def answers(url: str, *, timeout: float) -> bool:
     return True
 
 
-class Seen(Enum):
+class Health(Enum):
     """The state of a server when it was checked."""
 
     ENDED = "ended"
     """The server has no process. A server that was never started is in this state too."""
-    SILENT = "silent"
-    ANSWERS = "answers"
+    UNRESPONSIVE = "unresponsive"
+    HEALTHY = "healthy"
 
 
-class Do(Enum):
+class Action(Enum):
     """The action to take now."""
 
     WAIT = "wait"
@@ -82,8 +82,8 @@ class Do(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarePace:
-    """The intervals of :class:`Care`, in seconds, and one count."""
+class RestartTiming:
+    """The intervals of :class:`RestartPolicy`, in seconds, and one count."""
 
     interval: float = 5.0
     """Between two checks."""
@@ -101,10 +101,10 @@ class CarePace:
     """After answers for this long, the pause before the next restart is ``first_pause`` again."""
 
 
-class Care:
+class RestartPolicy:
     """Decides what to do with a server from its states, at times in seconds of one monotonic clock."""
 
-    def __init__(self, pace: CarePace) -> None:
+    def __init__(self, pace: RestartTiming) -> None:
         """Begin with a server that has not been started."""
         self._pace = pace
         self._started: float | None = None
@@ -114,21 +114,21 @@ class Care:
         self._pause = 0.0
         self._due = float("-inf")
 
-    def decide(self, seen: Seen, now: float) -> Do:
+    def decide(self, seen: Health, now: float) -> Action:
         """Return the action for a state at time ``now``. The caller must carry out every action."""
-        if seen is Seen.ENDED:
+        if seen is Health.ENDED:
             return self._start_again(now)
-        if seen is Seen.ANSWERS:
+        if seen is Health.HEALTHY:
             self._misses = 0
             self._last_answer = now
             if self._first_answer is None:
                 self._first_answer = now
-            return Do.WAIT
+            return Action.WAIT
         assert self._started is not None, "it was never started"
         if self._first_answer is None:
-            return Do.KILL if now - self._started >= self._pace.patience else Do.WAIT
+            return Action.KILL if now - self._started >= self._pace.patience else Action.WAIT
         self._misses += 1
-        return Do.KILL if self._misses >= self._pace.failures else Do.WAIT
+        return Action.KILL if self._misses >= self._pace.failures else Action.WAIT
 
     def rest(self, now: float) -> float:
         """Return the seconds until the next check."""
@@ -136,7 +136,7 @@ class Care:
             return max(0.0, min(self._pace.interval, self._due - now))
         return self._pace.interval
 
-    def _start_again(self, now: float) -> Do:
+    def _start_again(self, now: float) -> Action:
         if self._started is not None:
             calm = 0.0
             if self._first_answer is not None and self._last_answer is not None:
@@ -146,10 +146,10 @@ class Care:
             self._started = self._first_answer = self._last_answer = None
             self._due = now + self._pause
         if now < self._due:
-            return Do.WAIT
+            return Action.WAIT
         self._started = now
         self._misses = 0
-        return Do.START
+        return Action.START
 
 
 _log: Final = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
     return argv, env
 
 
-def keep_mlflow(settings: MlflowSettings, *, pace: CarePace | None = None) -> None:
+def supervise_mlflow(settings: MlflowSettings, *, pace: RestartTiming | None = None) -> None:
     """Keep the server running until SIGTERM or SIGINT; return at once if another process already does.
 
     Args:
@@ -237,7 +237,7 @@ def keep_mlflow(settings: MlflowSettings, *, pace: CarePace | None = None) -> No
     try:
         process.write_text(f"{os.getpid()}\n")
         with _ending() as ending:
-            _keep(settings, ending, pace or CarePace())
+            _keep(settings, ending, pace or RestartTiming())
     finally:
         process.unlink(missing_ok=True)
         lock.release()
@@ -254,7 +254,7 @@ def end_mlflow(folder: Path) -> None:
         return
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGTERM)
-    patience = END_PATIENCE + LAST_COPY_PATIENCE + CarePace().timeout + 10
+    patience = END_PATIENCE + LAST_COPY_PATIENCE + RestartTiming().timeout + 10
     try:
         with FileLock(folder / _LOCK).acquire(timeout=patience):
             _PROGRESS.info(f"MLflow has ended (process {keeper})")
@@ -271,29 +271,29 @@ def _keeper(folder: Path) -> int | None:
     return None
 
 
-def _keep(settings: MlflowSettings, ending: threading.Event, pace: CarePace) -> None:
+def _keep(settings: MlflowSettings, ending: threading.Event, pace: RestartTiming) -> None:
     mirror = _open_mirror(settings, ending)
     if ending.is_set():
         return
     _PROGRESS.info(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
     server = _Server(settings)
-    care = Care(pace)
+    policy = RestartPolicy(pace)
     kept: object = None
     has_answered = False
     try:
         while not ending.is_set():
             seen = server.look(pace.timeout)
-            do = care.decide(seen, time.monotonic())
-            if do is Do.START:
+            action = policy.decide(seen, time.monotonic())
+            if action is Action.START:
                 server.start()
-            elif do is Do.KILL:
+            elif action is Action.KILL:
                 _log.warning("MLflow does not answer, and is killed")
                 server.end(gently=False)
-            if mirror is not None and seen is Seen.ANSWERS and kept != (found := _version(settings.sqlite)):
+            if mirror is not None and seen is Health.HEALTHY and kept != (found := _version(settings.sqlite)):
                 # Not before the server answers: a copy in the middle of its migrations would be useless.
                 has_answered, kept = True, found
                 mirror.changed()
-            ending.wait(care.rest(time.monotonic()))
+            ending.wait(policy.rest(time.monotonic()))
     finally:
         server.end(gently=True)
         if mirror is not None:
@@ -365,11 +365,11 @@ class _Server:
         )
         _log.info("MLflow is started (process %d)", self._process.pid)
 
-    def look(self, timeout: float) -> Seen:
+    def look(self, timeout: float) -> Health:
         """Check the server and return its state."""
         if self._process is None or self._process.poll() is not None:
-            return Seen.ENDED
-        return Seen.ANSWERS if answers(self._health, timeout=timeout) else Seen.SILENT
+            return Health.ENDED
+        return Health.HEALTHY if answers(self._health, timeout=timeout) else Health.UNRESPONSIVE
 
     def end(self, *, gently: bool) -> None:
         """End the server with all its processes; with ``gently``, let it answer pending requests first."""

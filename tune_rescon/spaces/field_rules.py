@@ -17,7 +17,7 @@ from tune_rescon.spaces.parameters import (
     is_active,
     is_among,
 )
-from tune_rescon.spaces.yaml_document import Path, Problem, quoting, shown
+from tune_rescon.spaces.yaml_document import KeyPath, Problem, quoting, shown
 
 __all__ = [
     "check_conditions",
@@ -76,7 +76,7 @@ def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
     yield from (_unknown(("parameters", name), name) for name in names if name not in field_names())
 
 
-def field_problem(path: Path, name: str, value: Any) -> Problem | None:
+def field_problem(path: KeyPath, name: str, value: Any) -> Problem | None:
     """Return the problem with ``value`` as a field of TrialConfig, if it has one.
 
     Args:
@@ -97,7 +97,7 @@ def holds_text(name: str, kind: type = TrialConfig) -> bool:
     return not rule.choices and set(rule.kinds) <= {str, type(None)}
 
 
-def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Problem]:
+def _broken(path: KeyPath, name: str, values: Mapping[KeyPath, Any]) -> Iterator[Problem]:
     if name not in field_names():
         yield _unknown(path, name)
         return
@@ -107,13 +107,13 @@ def _broken(path: Path, name: str, values: Mapping[Path, Any]) -> Iterator[Probl
             yield problem
 
 
-def _unknown(path: Path, name: str) -> Problem:
+def _unknown(path: KeyPath, name: str) -> Problem:
     answer = unknown_name_message("parameter", name, field_names())
     hint = f" That is another tool's word: {_ALIASES[name]}." if name in _ALIASES else ""
     return Problem(path=path, text=answer + hint)
 
 
-def _limits(parameter: Parameter) -> dict[Path, Any]:
+def _limits(parameter: Parameter) -> dict[KeyPath, Any]:
     """Return the values of a parameter that its field must accept: every choice, or both bounds."""
     if isinstance(parameter, CategoricalParameter):
         return {("choices", index): choice for index, choice in enumerate(parameter.choices)}
@@ -141,7 +141,9 @@ def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
         above[name] = parameter
 
 
-def _strange_values(path: Path, values: tuple[Any, ...], parent: CategoricalParameter) -> Iterator[Problem]:
+def _strange_values(
+    path: KeyPath, values: tuple[Any, ...], parent: CategoricalParameter
+) -> Iterator[Problem]:
     for index, value in enumerate(values):
         if not is_among(value, parent.choices):
             rule = f"must be one of the choices {', '.join(map(shown, parent.choices))}"
@@ -172,7 +174,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Param
                 yield problem
 
 
-def _problem(path: Path, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
+def _problem(path: KeyPath, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
     active = is_active(parameter, row)
     if name not in row:
         return Problem(path=path, text=format_error("is missing")) if active else None
@@ -228,7 +230,7 @@ def check_shares(
         yield Problem(path=path, text=format_error(rule, got=str(images)))
 
 
-def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[Path, int]:
+def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, int]:
     parameter = parameters.get("batch_size")
     if isinstance(parameter, CategoricalParameter):
         return ("parameters", "batch_size", "choices"), min(parameter.choices)

@@ -21,7 +21,7 @@ from tune_rescon.spaces.parameters import (
     combinations,
     values_of,
 )
-from tune_rescon.spaces.yaml_document import Path, Problem
+from tune_rescon.spaces.yaml_document import KeyPath, Problem
 
 if TYPE_CHECKING:
     from tune_rescon.spaces.space import Space
@@ -83,8 +83,8 @@ def missing_networks(
     external = any(name in fixed or name in parameters for name in _EXTERNAL)
     fields = (*_FIELDS, *_APPLICABLE) if external else _FIELDS
     shared = {name: value for name, value in fixed.items() if name in fields and not check_field(name, value)}
-    reported: set[Path] = set()
-    places: Iterable[tuple[Path, Mapping[str, Any]]] = (((), row) for row in _corners(parameters, fields))
+    reported: set[KeyPath] = set()
+    places: Iterable[tuple[KeyPath, Mapping[str, Any]]] = (((), row) for row in _corners(parameters, fields))
     if rows:
         places = ((("initial", index), row) for index, row in enumerate(rows) if row not in rows[:index])
     for place, row in places:
@@ -134,7 +134,7 @@ def _blamed(wanted: Mapping[str, Any]) -> str:
     return given[0]
 
 
-def _path(name: str, wanted: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Path:
+def _path(name: str, wanted: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> KeyPath:
     if name not in parameters:
         return ("fixed", name)
     parameter = parameters[name]

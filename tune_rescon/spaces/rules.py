@@ -31,7 +31,7 @@ from tune_rescon.spaces.parameters import (
     is_finite,
 )
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
-from tune_rescon.spaces.yaml_document import Path, Problem, dotted, shown
+from tune_rescon.spaces.yaml_document import KeyPath, Problem, dotted, shown
 
 __all__ = [
     "FOLDER_ONLY",
@@ -104,7 +104,7 @@ def _check_dataset(draft: PartialSpace) -> Iterator[Problem]:
     """
     if draft.dataset is None:
         return
-    wanted: dict[Path, Any] = {("dataset", "name"): draft.dataset.name}
+    wanted: dict[KeyPath, Any] = {("dataset", "name"): draft.dataset.name}
     searched = draft.parameters.get("dataset")
     if isinstance(searched, CategoricalParameter):
         if not is_among(draft.dataset.name, searched.choices):
@@ -193,7 +193,7 @@ def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
         yield Problem(path=("fidelity", "min"), text=text)
 
 
-def _longest_warmup(draft: PartialSpace) -> tuple[Path, float]:
+def _longest_warmup(draft: PartialSpace) -> tuple[KeyPath, float]:
     """Return the longest warm-up of a trial in epochs, and the place of its value."""
     parameter = draft.parameters.get("warmup_epochs")
     if isinstance(parameter, CategoricalParameter):

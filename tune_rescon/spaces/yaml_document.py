@@ -22,7 +22,7 @@ from tune_rescon.errors import format_error
 __all__ = [
     "A_SECTION",
     "Document",
-    "Path",
+    "KeyPath",
     "Place",
     "Problem",
     "dotted",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 #: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 #: The rule that a value breaks if it should be a mapping of keys.
 A_SECTION: Final = "must be a section (`key: value` lines)"
@@ -105,11 +105,11 @@ _RULES: Final[Mapping[str, str]] = {
 class Problem:
     """One broken rule: its place (``path``) and its message without the place (``text``)."""
 
-    path: Path
+    path: KeyPath
     text: str
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """Format a path in the usual notation.
 
     >>> dotted(("parameters", "depth", "choices", 1))
@@ -204,16 +204,16 @@ class Document:
 
     top: Place
     value: Any = None
-    places: dict[Path, Place] = field(default_factory=dict)
+    places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
 
-    def place(self, path: Path) -> Place:
+    def place(self, path: KeyPath) -> Place:
         """Return the place of ``path``; if the path is missing, the place of the nearest path above it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, self.top)
 
-    def complain(self, place: Place, path: Path, text: str) -> None:
+    def complain(self, place: Place, path: KeyPath, text: str) -> None:
         """Add a problem at ``place``.
 
         Args:
@@ -243,7 +243,7 @@ class Document:
         section[last] = given.value
         self.places |= {(*path, *below): place for below in given.places} | {path: place}
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: KeyPath) -> None:
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
 
     def _section(self, path: tuple[str, ...], place: Place) -> dict[str, Any] | None:
@@ -296,7 +296,7 @@ class _Reader:
         self._yaml = yaml
         self._document = document
 
-    def value(self, node: Node, path: Path) -> Any:
+    def value(self, node: Node, path: KeyPath) -> Any:
         self._document.places.setdefault(path, self._place(node))
         if node.anchor:
             # The reader does not descend into an anchored node, because the node may contain itself.
@@ -316,7 +316,7 @@ class _Reader:
         self._complain(node, path, format_error("must be a plain value", got=f"the tag `!{kind}`"))
         return None
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, inner in node.value:
             if not isinstance(key, ScalarNode) or str(key.tag).removeprefix(_TAG) not in _TEXTS:
@@ -333,7 +333,7 @@ class _Reader:
         top = self._document.top
         return Place(node.start_mark.line + 1, top.source) if top.line else top
 
-    def _complain(self, node: Node, path: Path, text: str) -> None:
+    def _complain(self, node: Node, path: KeyPath, text: str) -> None:
         self._document.complain(self._place(node), path, text)
 
 

@@ -57,14 +57,6 @@ class StorageUrl:
         """The part before ``://``."""
         return self.url.partition("://")[0]
 
-    def of(self, name: str) -> str:
-        """Return the URL of a file or folder in the storage.
-
-        >>> StorageUrl(url="s3://bucket/runs").of("a/space.yaml")
-        's3://bucket/runs/a/space.yaml'
-        """
-        return f"{self.url}/{name}"
-
 
 def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     """Return the storage that ``--storage``, or another flag (``where``), names.

@@ -36,10 +36,10 @@ from tune_rescon.tuning import (
     StudyRecord,
     StudyResult,
     TrialRecord,
+    build_result,
     datasets_of,
     default_data_root,
     make_rule,
-    sum_up,
     write_atomically,
 )
 from tune_rescon.tuning.plan import make_coordinator, make_plan
@@ -116,7 +116,7 @@ class SimulatedSearch:
             self._versions,
             prune=lambda _number, _keep: None,
             clock=self._clock or time.monotonic,
-        )
+        ).start()
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Read all trials from the record again."""
@@ -124,7 +124,7 @@ class SimulatedSearch:
 
     def result(self, folder: Path, state: SearchState = SearchState.FINISHED) -> StudyResult:
         """Return the result of the search, which gives ``folder`` as the directory of the search's files."""
-        return sum_up(
+        return build_result(
             self._costs, self.trials(), name=self._space.name, folder=folder, state=state, tracking_uri=""
         )
 

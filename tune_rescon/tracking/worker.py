@@ -4,8 +4,8 @@ Each call to MLflow runs Python code for tens of milliseconds. On a thread of th
 the driver's interpreter lock while trials wait for their next epoch. In a process of low priority, they cost
 a search little more than otherwise idle CPU time.
 
-The process receives views. For each view, it sends the log records of the calls and then an :class:`.Answer`,
-or a :class:`.CallError` if a call failed.
+The process receives states of runs. For each, it sends the log records of the calls and then a
+:class:`.CallResult`, or a :class:`.CallError` if a call failed.
 
 :class:`.worker_client.WorkerProcess` runs ``python -m tune_rescon.tracking.worker DESCRIPTOR``. The process
 reads a :class:`.Destination` and then views from that descriptor, and ends when the other end is closed.
@@ -33,7 +33,7 @@ from tune_rescon.tracking.messages import Destination, View, alone_at
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.mlflow_store import fatal_error_hint, make_local_store
 from tune_rescon.tracking.relocation import follow_artifacts
-from tune_rescon.tracking.worker_client import Answer, CallError, RetryPolicy
+from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
 __all__ = [
     "MlflowWorker",
@@ -73,7 +73,7 @@ class MlflowWorker:
         self._destination = destination
         self._runs: MlflowRunSync | None = None
 
-    def show(self, view: View) -> Answer:
+    def show(self, view: View) -> CallResult:
         """Send ``view`` to MLflow, and return the id of its run and the messages to the user.
 
         Raises:
@@ -85,7 +85,7 @@ class MlflowWorker:
             runs = self._runs = self._runs or self._connect()
         try:
             with _errors_converted(uri, if_final=RetryPolicy.SKIP):
-                return Answer(run_id=runs.show(view), remarks=runs.take_remarks())
+                return CallResult(run_id=runs.show(view), remarks=runs.take_remarks())
         except CallError as error:
             if error.policy is RetryPolicy.SKIP:
                 # If the experiment was deleted meanwhile, every other call will be refused too.

@@ -18,8 +18,8 @@ from typing import Final, Protocol
 from tune_rescon.tracking.messages import Destination, SearchRunState, View
 
 __all__ = [
-    "Answer",
     "CallError",
+    "CallResult",
     "RetryPolicy",
     "Sink",
     "WorkerProcess",
@@ -48,7 +48,7 @@ class CallError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class CallResult:
     """The result of successful calls."""
 
     run_id: str
@@ -79,7 +79,7 @@ class Sink(Protocol):
     def start(self) -> None:
         """Prepare for views without creating anything in the store."""
 
-    def show(self, view: View) -> Answer:
+    def show(self, view: View) -> CallResult:
         """Send ``view`` to MLflow. May take long.
 
         Raises:
@@ -119,7 +119,7 @@ class WorkerProcess:
                 self._connection.send(self._destination)
                 self._knows_search = False
 
-    def show(self, view: View) -> Answer:
+    def show(self, view: View) -> CallResult:
         """Send ``view`` to MLflow.
 
         Raises:
@@ -154,7 +154,7 @@ class WorkerProcess:
         self._end()
 
     @staticmethod
-    def _call(connection: Connection[object, object], view: View) -> Answer:
+    def _call(connection: Connection[object, object], view: View) -> CallResult:
         connection.send(view)
         while True:
             message = connection.recv()
@@ -162,7 +162,7 @@ class WorkerProcess:
                 logging.getLogger(message.name).handle(message)
             elif isinstance(message, CallError):
                 raise message
-            elif isinstance(message, Answer):
+            elif isinstance(message, CallResult):
                 return message
 
     def _end(self) -> None:

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import Place, read_search
     from tune_rescon.tuning.resources import check_this_machine, machine_words
-    from tune_rescon.tuning.result import SearchState, StudyResult, best_trial, pareto_front, repeated, sum_up
+    from tune_rescon.tuning.result import (
+        SearchState,
+        StudyResult,
+        best_trial,
+        build_result,
+        pareto_front,
+        repeated,
+    )
     from tune_rescon.tuning.sampler import SearchSampler
     from tune_rescon.tuning.schedulers import (
         MedianRule,

@@ -19,7 +19,7 @@ from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import KEEP_BEST, TrialRecord, top_k_checkpoints
+from tune_rescon.tuning.trial import CHECKPOINTS_KEPT, TrialRecord, top_k_checkpoints
 
 __all__ = [
     "Coordinator",
@@ -58,7 +58,7 @@ class SearchPlan:
     """
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
-    keep: int | None = KEEP_BEST
+    keep: int | None = CHECKPOINTS_KEPT
     """See :func:`top_k_checkpoints`. None if every trial keeps its checkpoint."""
     guard: Callable[[], None] = lambda: None
     """Called before the record is written. It raises if the record belongs to another driver."""
@@ -120,13 +120,8 @@ class Coordinator:
         self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=self._plan.keep)
         self._out_of_memory.add(trials)
         self._callbacks.on_search_start(trials)
-        self._unfinished = self._recall(trials)
+        self._unfinished = self._replay(trials)
         return self
-
-    @property
-    def interrupted(self) -> bool:
-        """True if the search was requested to end early."""
-        return self._interrupted
 
     def interrupt(self) -> None:
         """Start no more trials, and interrupt each running trial after its current epoch."""
@@ -170,7 +165,7 @@ class Coordinator:
         last = self._last_promotion()
         if last is None and not self._running:
             self._done = True
-            self._stop_waiting()
+            self._stop_paused()
         return last
 
     def epoch_done(
@@ -205,11 +200,11 @@ class Coordinator:
             return Decision.CONTINUE
         self._plan.guard()
         self._advance()
-        verdict = self._judge(known.extended(metrics))
+        verdict, out_of_patience = self._judge(known.extended(metrics))
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)
-        if verdict == Verdict(decision=Decision.STOP) and trial.out_of_patience:
+        if out_of_patience:
             self.note(
                 number, f"stopped after epoch {epoch}: {trial.metric} was best at epoch {trial.best_epoch}"
             )
@@ -280,7 +275,7 @@ class Coordinator:
         if number in self._running:
             self._unfinished.append(number)
 
-    def settle(self) -> None:
+    def interrupt_remaining(self) -> None:
         """Interrupt the trials that still count as running, after all worker processes have ended.
 
         Paused trials keep waiting for a resume, unless the deadline has passed: then they are stopped.
@@ -288,7 +283,7 @@ class Coordinator:
         for number in sorted(self._running):
             self._interrupt_trial(number)
         if not self._ending_now and self._past_deadline():
-            self._stop_waiting()
+            self._stop_paused()
 
     @property
     def _ending(self) -> bool:
@@ -302,7 +297,7 @@ class Coordinator:
     def _more(self) -> bool:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
-    def _recall(self, trials: Sequence[TrialRecord]) -> list[int]:
+    def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
         """Pass the recorded values to the rule and carry out the recorded decisions that are still open.
 
         Returns:
@@ -368,16 +363,18 @@ class Coordinator:
         promoted = self._rule.promote(anyone=True)
         return None if promoted is None else self._started(self._record.reopen(promoted))
 
-    def _stop_waiting(self) -> None:
+    def _stop_paused(self) -> None:
         for number in self._rule.waiting():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
-    def _judge(self, trial: TrialRecord) -> Verdict:
+    def _judge(self, trial: TrialRecord) -> tuple[Verdict, bool]:
+        """Return the verdict on a trial's last epoch, and whether its patience alone has stopped it."""
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
-        could_continue = verdict.decision in (Decision.CONTINUE, Decision.PAUSE)
-        if could_continue and (trial.out_of_patience or self._past_deadline()):
-            return Verdict(decision=Decision.STOP)
-        return verdict
+        if verdict.decision not in (Decision.CONTINUE, Decision.PAUSE):
+            return verdict, False
+        if self._past_deadline():
+            return Verdict(decision=Decision.STOP), False
+        return (Verdict(decision=Decision.STOP), True) if trial.out_of_patience else (verdict, False)
 
     def _observation(self, trial: TrialRecord, epoch: int) -> Observation:
         return trial.observation(

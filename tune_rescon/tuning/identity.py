@@ -82,8 +82,8 @@ def ensure_identity(
         own_study: whether the study is in the folder. A study in another database is not copied with the
             folder.
     """
-    known_id = record.attribute("id")
-    known = Identity(id=known_id, place=record.attribute("place") or "") if known_id else None
+    stored = record.attributes()
+    known = Identity(id=stored["id"], place=stored.get("place") or "") if stored.get("id") else None
     place = place_of(folder, url)
     is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
     found = decide_identity(known, place, is_copy=is_copy, make=lambda: uuid.uuid4().hex)

@@ -30,7 +30,7 @@ from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
-from tune_rescon.tuning.prepare import Prepared
+from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.study import StudyRecord
@@ -120,7 +120,7 @@ class ParentRun:
         identity: Identity,
         known_runs: Iterable[str],
         tags: dict[str, str],
-        datasets: Iterable[Prepared],
+        datasets: Iterable[PreparedDataset],
         files: Sequence[Path],
         uploads: bool,
     ) -> None:
@@ -203,7 +203,7 @@ def _with_identity(identity: Identity, note: str) -> str:
     return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
 
 
-def _images(prepared: Prepared) -> Images:
+def _images(prepared: PreparedDataset) -> Images:
     info = prepared.info
     counts = {"train": info.train_images, "val": info.val_images, "test": info.test_images}
     return Images(name=info.name, digest=prepared.digest, counts=counts)

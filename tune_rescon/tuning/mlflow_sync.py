@@ -12,9 +12,8 @@ from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destination
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.reader import Place, known_datasets, summed_up
+from tune_rescon.tuning.reader import Place, known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study_attributes import read_run_attributes
@@ -81,22 +80,16 @@ def _send(
 ) -> Synced:
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
-    notes, space = read_run_attributes(record), versions.newest
-    costs = CostModel(space=space, datasets=known_datasets(notes, space, place.data_root))
-    result = summed_up(
-        costs,
-        record.trials(),
-        notes,
-        folder=folder,
-        url=store.url,
-        alive=False,
-        space_history=history_words(versions, record.trials()),
+    result = result_from_study(
+        record, versions, folder=folder, url=store.url, data_root=place.data_root, alive=False
     )
+    attributes, space = read_run_attributes(record), versions.newest
+    costs = CostModel(space=space, datasets=known_datasets(attributes, space, place.data_root))
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
-    own = notes.tracking_uri is None
-    with mlflow_writer(destination(space, folder, notes.tracking_uri, record)) as writer:
+    own = attributes.tracking_uri is None
+    with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(
             writer,
             identity=identity,

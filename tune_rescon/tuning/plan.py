@@ -20,7 +20,7 @@ from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping_rule import StoppingRule
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import KEEP_BEST, TrialRecord
+from tune_rescon.tuning.trial import CHECKPOINTS_KEPT, TrialRecord
 from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = ["make_coordinator", "make_plan"]
@@ -44,7 +44,7 @@ def make_plan(
         seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
-        keep=None if space.metric.of_test_images else KEEP_BEST,
+        keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         guard=guard,
@@ -61,7 +61,7 @@ def make_coordinator(
     prune: Callable[[int, str | None], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Coordinator:
-    """Create the coordinator of a search and start it on the trials that its record holds.
+    """Create the coordinator of a search on the trials that its record holds; the caller starts it.
 
     Args:
         plan: The result of :func:`make_plan` for the newest space.
@@ -81,7 +81,7 @@ def make_coordinator(
         versions=versions,
         violation=plan.violation,
     )
-    return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock).start()
+    return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock)
 
 
 def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
-    "Prepared",
-    "anchored",
+    "PreparedDataset",
     "cache_words",
     "check_external_networks",
     "check_metric_functions",
@@ -37,6 +36,7 @@ __all__ = [
     "prepare_data",
     "read_weights",
     "record_images",
+    "with_absolute_paths",
     "with_absolute_weights",
     "with_store_size",
 ]
@@ -103,11 +103,11 @@ def _size(count: int) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
-_NAME: Final = "init_from"
+_INIT_FROM: Final = "init_from"
 
 #: Fields that determine the weights that a trial begins with, and the network of those weights.
 _WEIGHT_FIELDS: Final = (
-    *("dataset", _NAME, "network", "preset", "layout", "depth", "width", "image_size"),
+    *("dataset", _INIT_FROM, "network", "preset", "layout", "depth", "width", "image_size"),
     *("attention", "attention_learning", "mask", "added_reference"),
 )
 
@@ -124,11 +124,11 @@ def with_absolute_weights(space: Space) -> Space:
 
 
 def _absolute_value(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _absolute(value) if name == _NAME else value for name, value in values.items()}
+    return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
 
 
 def _absolute_choices(name: str, parameter: Any) -> Any:
-    if name != _NAME:
+    if name != _INIT_FROM:
         return parameter
     return parameter.model_copy(update={"choices": tuple(map(_absolute, parameter.choices))})
 
@@ -205,8 +205,10 @@ def read_weights(space: Space) -> dict[str, InitialWeights]:
     Raises:
         StorageError, NetworkError: If a file is missing, damaged, or not a file of initial weights.
     """
-    searched = space.parameters.get(_NAME)
-    choices = searched.choices if isinstance(searched, CategoricalParameter) else (space.fixed.get(_NAME),)
+    searched = space.parameters.get(_INIT_FROM)
+    choices = (
+        searched.choices if isinstance(searched, CategoricalParameter) else (space.fixed.get(_INIT_FROM),)
+    )
     sources = [source for source in choices if source is not None]
     if not sources:
         return {}
@@ -239,8 +241,8 @@ def check_weights(
             continue
         images = datasets[config.dataset or space.dataset.name]
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
-        words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _NAME)
-        where = f"{_NAME}, with {words}" if words else _NAME
+        words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _INIT_FROM)
+        where = f"{_INIT_FROM}, with {words}" if words else _INIT_FROM
         weights[config.init_from].check_fits(spec, where=where)
 
 
@@ -249,7 +251,7 @@ _IMAGES: Final = "image_digests"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedDataset:
     """A dataset in this machine's cache."""
 
     info: DatasetInfo
@@ -257,7 +259,7 @@ class Prepared:
     """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
 
 
-def anchored(space: Space) -> Space:
+def with_absolute_paths(space: Space) -> Space:
     """Return ``space`` with absolute paths.
 
     Worker processes do not run in the driver's directory. The process that resumes the search may not either.
@@ -269,7 +271,7 @@ def anchored(space: Space) -> Space:
     return space.model_copy(update={"dataset": absolute})
 
 
-def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
+def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:
     """Decode the images that are not in this machine's cache yet.
 
     Messages to the user describe each dataset. Before the first image is decoded, they list the files of a
@@ -304,7 +306,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, Prepared]:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
-        prepared[dataset.name] = Prepared(info=info, digest=images.digest)
+        prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)
     return prepared
 
 
@@ -328,7 +330,7 @@ def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
     return [words]
 
 
-def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> None:
+def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDataset]) -> None:
     """Check that a resumed search has the same images and splits as its trials. Their location may differ.
 
     A record written by an earlier version of this package has no digests. In that case nothing is checked.
@@ -336,8 +338,8 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, Prepared]) -> 
     Raises:
         DataError: If a dataset differs.
     """
-    noted = record.attribute(_IMAGES) or {}
-    known = record.attribute("datasets") or {}
+    stored = record.attributes()
+    noted, known = stored.get(_IMAGES) or {}, stored.get("datasets") or {}
     for name, dataset in prepared.items():
         if noted.get(name, dataset.digest) != dataset.digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"

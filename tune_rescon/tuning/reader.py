@@ -38,7 +38,7 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.result import SearchState, StudyResult, sum_up
+from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import SpaceVersions, open_recorded
@@ -53,10 +53,9 @@ __all__ = [
     "lives_by_file",
     "lives_by_url",
     "read_search",
-    "recorded_result",
+    "result_from_study",
     "search_state",
     "snapshot",
-    "summed_up",
 ]
 
 
@@ -187,7 +186,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
                 alive = lives_by_url(at_url.remote.folder("lease"))
         else:
             alive = lives_by_file(record.attribute("lease"), sqlite_file(url))
-        return recorded_result(
+        return result_from_study(
             record,
             versions,
             folder=folder,
@@ -197,7 +196,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
         )
 
 
-def recorded_result(
+def result_from_study(
     record: StudyRecord,
     versions: SpaceVersions,
     *,
@@ -214,58 +213,23 @@ def recorded_result(
         folder: the search's files on this machine.
         url: the folder's URL if the storage is a URL, or None.
         data_root: the directory of the datasets on this machine.
-        alive: whether a driver is alive.
-    """
-    trials, notes = record.trials(), read_run_attributes(record)
-    return summed_up(
-        CostModel(space=versions.newest, datasets=known_datasets(notes, versions.newest, data_root)),
-        trials,
-        notes,
-        folder=folder,
-        url=url,
-        alive=alive,
-        foreign=record.foreign,
-        space_history=history_words(versions, trials),
-    )
-
-
-def summed_up(
-    costs: CostModel,
-    trials: tuple[TrialRecord, ...],
-    notes: RunAttributes,
-    *,
-    folder: SearchFolder,
-    url: str | None,
-    alive: bool,
-    foreign: tuple[int, ...] = (),
-    space_history: tuple[str, ...] = (),
-) -> StudyResult:
-    """Return the result of a search from its record.
-
-    Args:
-        costs: the space and the cost model of its networks.
-        trials: all trials in the record, ordered by number.
-        notes: the notes that the last run left in the record.
-        folder: the search's files on this machine.
-        url: the folder's URL if the storage is a URL, or None.
         alive: whether a driver is alive. If not, running trials count as interrupted.
-        foreign: numbers of the study's trials that another program created.
-        space_history: the changes that resumes made to the space, one line per version.
     """
+    trials, attributes, space = record.trials(), read_run_attributes(record), versions.newest
     ended = sum(trial.state.is_final for trial in trials)
-    total = costs.space.budget.trials
-    result = sum_up(
-        costs,
+    result = build_result(
+        CostModel(space=space, datasets=known_datasets(attributes, space, data_root)),
         trials if alive else tuple(map(_as_interrupted, trials)),
         name=folder.name,
         folder=folder.path,
-        state=search_state(alive=alive, outcome=notes.outcome, ended=ended, total=total),
-        tracking_uri=notes.tracking_uri or folder.mlflow_uri,
+        state=search_state(alive=alive, outcome=attributes.outcome, ended=ended, total=space.budget.trials),
+        tracking_uri=attributes.tracking_uri or folder.mlflow_uri,
         url=url,
-        slots=notes.slots,
+        slots=attributes.slots,
     )
-    failure = None if alive or notes.failure is None else presentable(notes.failure)
-    return replace(result, foreign=foreign, failure=failure, space_history=space_history)
+    failure = None if alive or attributes.failure is None else presentable(attributes.failure)
+    history = history_words(versions, trials)
+    return replace(result, foreign=record.foreign, failure=failure, space_history=history)
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:
@@ -279,16 +243,16 @@ def _fetched(place: Place, name: str, where: str) -> SearchFolder:
     return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
 
 
-def known_datasets(notes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
+def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
     """Return the description of each dataset, from the record or else from this machine.
 
     Args:
-        notes: the notes of the last run.
+        attributes: what the last run recorded.
         space: the search's space.
         data_root: the directory of the datasets on this machine.
     """
-    if notes.datasets:
-        return notes.datasets
+    if attributes.datasets:
+        return attributes.datasets
     datasets = {}
     for dataset in datasets_of(space):
         with suppress(DataError):

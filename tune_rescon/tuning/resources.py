@@ -26,16 +26,16 @@ __all__ = [
     "check_fits",
     "check_this_machine",
     "choose_resources",
-    "fit_slots",
+    "concurrent_trials",
     "growth",
     "largest_trial",
     "machine_words",
     "memory_signature",
     "nodes_of",
-    "packed",
     "slots_here",
     "this_machine",
     "trials_per_gpu",
+    "with_gpu_share",
 ]
 
 
@@ -72,7 +72,7 @@ class Nodes:
         return self.count * min(fits, default=1)
 
 
-def fit_slots(
+def concurrent_trials(
     now: Sequence[Nodes],
     later: Sequence[Nodes] | None,
     need: Mapping[str, float],
@@ -305,7 +305,7 @@ def _slots_on(machine: Nodes, cores: int, space: Space) -> int:
     resources = space.resources_per_trial
     found = Nodes(count=1, resources={**machine.resources, "CPU": float(cores)})
     need = {kind: amount for kind, amount in resources.by_name().items() if kind in _KEYS}
-    return fit_slots([found], [], need, space.budget.concurrent, workers=resources.workers)
+    return concurrent_trials([found], [], need, space.budget.concurrent, workers=resources.workers)
 
 
 def slots_here(space: Space) -> tuple[Space, int]:
@@ -350,7 +350,7 @@ MOST: Final = 8
 _PLANNED: Final = 0.75
 
 
-def packed(space: Space, datasets: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
+def with_gpu_share(space: Space, datasets: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
     """Set the share of a GPU for each trial of ``space``, and explain the choice.
 
     All trials get the same share, so the largest trial determines it.

@@ -28,11 +28,10 @@ __all__ = [
     "best_file",
     "best_in_hand",
     "best_trial",
-    "mean_value",
+    "build_result",
     "missing_winner",
     "pareto_front",
     "repeated",
-    "sum_up",
 ]
 
 
@@ -213,7 +212,7 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     value. Among trials that differ only in their seed, the best one is merely the luckiest.
     """
     if by_mean and (groups := repeated(trials)):
-        return (max if groups[0][0].maximize else min)(groups, key=mean_value)[0]
+        return (max if groups[0][0].maximize else min)(groups, key=_mean_value)[0]
     judged = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in judged if trial.state is TrialState.FINISHED]
     return min(finished or judged, key=TrialRecord.rank_key, default=None)
@@ -247,7 +246,7 @@ def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def mean_value(trials: Sequence[TrialRecord]) -> float:
+def _mean_value(trials: Sequence[TrialRecord]) -> float:
     """Return the mean of the trials' values."""
     return math.fsum(trial.value for trial in trials) / len(trials)
 
@@ -317,7 +316,7 @@ def _front(result: StudyResult) -> dict[str, Any]:
     return {"against": result.against, "front": rows}
 
 
-def sum_up(
+def build_result(
     costs: CostModel,
     trials: tuple[TrialRecord, ...],
     *,

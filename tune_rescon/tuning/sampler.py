@@ -52,8 +52,8 @@ _REMEMBER: Final = ("cmaes", "nsga2")
 
 #: Number of trials that a bounded view keeps when it is rebuilt: the best of the ended and paused trials, and
 #: the latest of the others.
-KEEP_BEST: Final = 100
-KEEP_LATEST: Final = 300
+VIEW_BEST: Final = 100
+VIEW_LATEST: Final = 300
 
 #: The trials that a bounded view keeps are chosen again before every trial whose number is a multiple of
 #: this. The choice is stored on that trial, because the rank of a paused trial may have improved by the time
@@ -365,7 +365,7 @@ def most_informative(trials: Sequence[TrialRecord]) -> frozenset[int]:
     These are the running trials, the best of the ended and paused trials, and the latest of the rest.
     """
     resting = [trial for trial in trials if trial.state.is_final or trial.state is TrialState.PAUSED]
-    best = {trial.number for trial in sorted(resting, key=TrialRecord.rank_key)[:KEEP_BEST]}
-    rest = [trial.number for trial in resting if trial.number not in best][-KEEP_LATEST:]
+    best = {trial.number for trial in sorted(resting, key=TrialRecord.rank_key)[:VIEW_BEST]}
+    rest = [trial.number for trial in resting if trial.number not in best][-VIEW_LATEST:]
     dropped = {trial.number for trial in resting} - best - set(rest)
     return frozenset(trial.number for trial in trials if trial.number not in dropped)

@@ -25,14 +25,14 @@ from tune_rescon.tuning.mlflow_callback import (
 )
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
-    Prepared,
-    anchored,
+    PreparedDataset,
     check_external_networks,
     check_metric_functions,
     check_same_images,
     check_weights,
     prepare_data,
     read_weights,
+    with_absolute_paths,
     with_store_size,
 )
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
@@ -41,7 +41,7 @@ from tune_rescon.tuning.ray.session import is_running, ray_session
 from tune_rescon.tuning.ray.shutdown import SignalState, signal_handlers
 from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.worker import run_trial
-from tune_rescon.tuning.reader import recorded_result
+from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
@@ -153,7 +153,7 @@ def _checked(space: Space, options: RunOptions) -> Space:
         The space with absolute paths, and with the resources that a trial gets of this machine.
     """
     ensure_home()
-    space = anchored(space)
+    space = with_absolute_paths(space)
     if options.address is None and not is_running():
         machine = this_machine()
         check_fits(space, machine, cores=os.cpu_count() or 1)
@@ -174,7 +174,7 @@ def _prepared(
     options: RunOptions,
     resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
-) -> tuple[Space, dict[str, Prepared]]:
+) -> tuple[Space, dict[str, PreparedDataset]]:
     """Prepare the images, and check what depends on them.
 
     Returns:
@@ -248,7 +248,7 @@ def _finished(
 
     A storage at a URL receives what the last run could not send.
     """
-    result = recorded_result(
+    result = result_from_study(
         record,
         versions,
         folder=store.folder,

@@ -19,6 +19,7 @@ from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import Coordinator
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
@@ -30,14 +31,14 @@ from tune_rescon.tuning.mlflow_callback import (
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.prepare import (
-    Prepared,
+    PreparedDataset,
     record_images,
 )
 from tune_rescon.tuning.ray.execute import execute
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.ray.task import TrialTaskFactory
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file, missing_winner, sum_up
+from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore
@@ -69,7 +70,7 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def dataset_infos(prepared: Mapping[str, Prepared]) -> dict[str, DatasetInfo]:
+def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
     """Return the description of each prepared dataset, by name."""
     return {name: dataset.info for name, dataset in prepared.items()}
 
@@ -98,7 +99,7 @@ class SearchRun:
         self,
         opened: OpenSearch,
         versions: SpaceVersions,
-        prepared: Mapping[str, Prepared],
+        prepared: Mapping[str, PreparedDataset],
         presentation: Presentation | None,
     ) -> None:
         """Assemble the run; :meth:`start` must follow.
@@ -118,11 +119,9 @@ class SearchRun:
         self._drawing = ExitStack()
         # Trials of an earlier version of the space may have used other datasets as well.
         datasets = {**read_run_attributes(self._record).datasets, **dataset_infos(prepared)}
-        self._maker = TrialTaskFactory(
-            space=self._space, options=self._options, store=self._store, datasets=datasets
-        )
+        self._costs = CostModel(space=self._space, datasets=datasets)
         self._plan = make_plan(
-            self._maker, driven=self._lease.driven, now=time.monotonic(), guard=self._lease.ensure_held
+            self._costs, driven=self._lease.driven, now=time.monotonic(), guard=self._lease.ensure_held
         )
 
     def start(
@@ -154,7 +153,7 @@ class SearchRun:
             drawing = self._presentation.watching(self._snapshot, self._folder)
             callbacks = [*callbacks, self._drawing.enter_context(drawing)]
         self._tracking = MlflowCallback(
-            self._writer, record, self._maker, near_end=self._parent.expect_champion
+            self._writer, record, self._costs, near_end=self._parent.expect_champion
         )
         self._coordinator = make_coordinator(
             self._plan,
@@ -163,7 +162,7 @@ class SearchRun:
             self._versions,
             callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,
-        )
+        ).start()
 
     @property
     def space_is_exhausted(self) -> bool:
@@ -200,7 +199,7 @@ class SearchRun:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        record_run(self._record, self._maker.datasets, self._options.tracking_uri)
+        record_run(self._record, self._costs.datasets, self._options.tracking_uri)
         record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
@@ -209,7 +208,7 @@ class SearchRun:
         work = functools.partial(
             execute,
             self._coordinator,
-            make_task=self._maker.task,
+            make_task=TrialTaskFactory(space=self._space, options=self._options, store=self._store).task,
             trainable=trainable,
             resources=self._space.resources_per_trial.by_name(),
             workers=self._space.resources_per_trial.workers,
@@ -258,7 +257,7 @@ class SearchRun:
     ) -> StudyResult:
         """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
         watch.trials_ended()
-        self._coordinator.settle()
+        self._coordinator.interrupt_remaining()
         result = self._result(state, watch.failure or self._coordinator.failure)
         record_outcome(self._record, state, result.failure)
         files = self._write_tables(result)
@@ -316,8 +315,8 @@ class SearchRun:
         return result
 
     def _result(self, state: SearchState, failure: str | None) -> StudyResult:
-        result = sum_up(
-            self._maker,
+        result = build_result(
+            self._costs,
             self._record.trials(),
             name=self._options.name,
             folder=self._folder.path,

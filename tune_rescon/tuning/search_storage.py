@@ -216,7 +216,7 @@ def _lease(options: RunOptions, store: SearchStore) -> AbstractContextManager[Le
         return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds)
     study_url = options.study_url or store.folder.study_url
     # Imported here because it imports SQLAlchemy, which a report does without.
-    from tune_rescon.tuning.search_lease import StudyLeaseStore
+    from tune_rescon.tuning.study_lease import StudyLeaseStore
 
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds)
 

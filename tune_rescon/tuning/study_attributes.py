@@ -197,18 +197,18 @@ def record_outcome(record: StudyRecord, state: SearchState, failure: str | None)
 
 
 def read_run_attributes(record: StudyRecord) -> RunAttributes:
-    """Read the notes of the last run."""
-    outcome = record.attribute("outcome") or {}
-    accounts = record.attribute("dataset_account") or {}
+    """Read the attributes that the last run recorded."""
+    stored = record.attributes()
+    outcome, accounts = stored.get("outcome") or {}, stored.get("dataset_account") or {}
     return RunAttributes(
         datasets={
-            name: _facts(values, accounts.get(name))
-            for name, values in (record.attribute("datasets") or {}).items()
+            name: _dataset_info(values, accounts.get(name))
+            for name, values in (stored.get("datasets") or {}).items()
         },
-        tracking_uri=record.attribute("tracking_uri"),
+        tracking_uri=stored.get("tracking_uri"),
         outcome=SearchState(outcome["state"]) if outcome else None,
         failure=outcome.get("failure"),
-        slots=int(record.attribute("slots") or 1),
+        slots=int(stored.get("slots") or 1),
     )
 
 
@@ -218,6 +218,6 @@ def _plain(info: DatasetInfo) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _LATER_FIELDS}
 
 
-def _facts(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetInfo:
+def _dataset_info(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetInfo:
     found = Account.from_json(account) if account else None
     return DatasetInfo(**{**values, "class_names": tuple(values["class_names"]), "account": found})

@@ -17,7 +17,7 @@ from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 __all__ = [
-    "KEEP_BEST",
+    "CHECKPOINTS_KEPT",
     "TrialOrigin",
     "TrialRecord",
     "best_by_value",
@@ -312,10 +312,10 @@ def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ..
 
 #: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and
 #: does not fill a disk.
-KEEP_BEST: Final = 5
+CHECKPOINTS_KEPT: Final = 5
 
 
-def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = KEEP_BEST) -> frozenset[int]:
+def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKPOINTS_KEPT) -> frozenset[int]:
     """Return the numbers of the ``keep`` best trials that ended with a finite value.
 
     The trial with the best value is always among them. It is one more if it was stopped so early that it

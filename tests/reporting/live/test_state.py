@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.live.state import Reading, RungCount, SearchState
+from tune_rescon.reporting.live.state import LiveTotals, Reading, RungCount
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import TrialRecord
 
@@ -19,13 +19,13 @@ TWO_SLOTS = Reading(slots=2)
 
 
 @pytest.fixture
-def state() -> SearchState:
+def state() -> LiveTotals:
     """Of twelve trials of nine epochs, judged after 1 and 3; a trial holds one core."""
-    return SearchState(load_space("digits"), "s")
+    return LiveTotals(load_space("digits"), "s")
 
 
 @pytest.fixture
-def train(state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]) -> Callable[..., TrialRecord]:
+def train(state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]) -> Callable[..., TrialRecord]:
     """Run a trial through these values, ten seconds each, and end it unless it keeps running."""
 
     def run(
@@ -43,14 +43,14 @@ def train(state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]) 
     return run
 
 
-def test_nothing_is_known_at_first(state: SearchState) -> None:
+def test_nothing_is_known_at_first(state: LiveTotals) -> None:
     seen = state.snapshot(TWO_SLOTS)
     assert (seen.done, seen.total, seen.last_epoch) == (0, 12, 9)
     assert (seen.best, seen.seconds_left, seen.rungs, seen.running) == (None, None, (), ())
 
 
 def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
-    state: SearchState, train: Callable[..., TrialRecord]
+    state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     train(1, 0.5)
     train(0, 0.25, 0.375)
@@ -67,7 +67,7 @@ def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
 
 
 def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
-    state: SearchState, train: Callable[..., TrialRecord]
+    state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     def best() -> int:
         found = state.snapshot(TWO_SLOTS).best
@@ -88,7 +88,7 @@ def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
     assert best() == 5
 
 
-def test_the_best_is_the_smallest_where_small_is_good(state: SearchState, make_trial: MakeTrial) -> None:
+def test_the_best_is_the_smallest_where_small_is_good(state: LiveTotals, make_trial: MakeTrial) -> None:
     for number, value in enumerate((0.5, 0.25, 0.75)):
         ended = make_trial(number, *[value] * 9, state=TrialState.FINISHED, maximize=False)
         state.on_trial_end(ended)
@@ -98,7 +98,7 @@ def test_the_best_is_the_smallest_where_small_is_good(state: SearchState, make_t
 
 
 def test_a_paused_trial_leaves_its_slot_and_comes_back(
-    state: SearchState, train: Callable[..., TrialRecord]
+    state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     paused = train(0, 0.5, ends=TrialState.PAUSED)
     seen = state.snapshot(TWO_SLOTS)
@@ -111,7 +111,7 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back(
 
 
 def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
-    state: SearchState, make_trial: MakeTrial, train: Callable[..., TrialRecord]
+    state: LiveTotals, make_trial: MakeTrial, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, ends=TrialState.PAUSED)
     state.on_trial_end(make_trial(0, 0.5, state=TrialState.STOPPED))
@@ -121,7 +121,7 @@ def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
 
 
 def test_a_trial_whose_worker_died_is_the_same_trial(
-    state: SearchState, train: Callable[..., TrialRecord]
+    state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     running = train(0, 0.5, 0.6)
     assert state.on_trial_start(running, 30.0)
@@ -131,7 +131,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
 
 
 def test_a_search_that_goes_on_begins_with_what_its_record_holds(
-    state: SearchState, make_trial: MakeTrial
+    state: LiveTotals, make_trial: MakeTrial
 ) -> None:
     state.on_search_start(
         [
@@ -151,7 +151,7 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
 
 
 def test_the_time_left_is_said_once_each_slot_has_reported_twice(
-    state: SearchState, train: Callable[..., TrialRecord]
+    state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, 0.5)
     train(1, 0.5)
@@ -165,14 +165,14 @@ def test_the_time_left_is_said_once_each_slot_has_reported_twice(
     assert state.snapshot(Reading(slots=2, seconds=-1.0)).seconds_left == 0.0
 
 
-def test_at_the_end_no_time_is_left(state: SearchState, train: Callable[..., TrialRecord]) -> None:
+def test_at_the_end_no_time_is_left(state: LiveTotals, train: Callable[..., TrialRecord]) -> None:
     for number in range(12):
         train(number, *[0.5] * 9, ends=TrialState.FINISHED)
     assert state.snapshot(TWO_SLOTS).seconds_left == 0.0
 
 
 def test_an_event_costs_the_same_after_a_thousand_trials(
-    state: SearchState, make_trial: MakeTrial, metrics: dict[str, float]
+    state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     """Far from the limit of 0.2 ms, and no scan: the bound allows for a busy machine only."""
     state.on_search_start([make_trial(n, 0.5, state=TrialState.STOPPED) for n in range(1000)])

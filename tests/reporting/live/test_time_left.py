@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import METRICS
-from tune_rescon.reporting.live.state import Reading, SearchState
+from tune_rescon.reporting.live.state import LiveTotals, Reading
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve
 from tune_rescon.tuning import Decision, Observation, TrialRecord, make_rule
@@ -26,7 +26,7 @@ class Simulation:
     def __init__(self, space: Space, seed: int) -> None:
         self._chance = random.Random(seed)
         self._space, self._rule = space, make_rule(space)
-        self._state = SearchState(space, "s")
+        self._state = LiveTotals(space, "s")
         self._events: list[tuple[float, int]] = []
         self._trials: dict[int, TrialRecord] = {}
         self._limits: dict[int, float] = {}

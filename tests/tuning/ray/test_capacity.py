@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import ResourceError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning.resources import Nodes, fit_slots, growth, nodes_of
+from tune_rescon.tuning.resources import Nodes, concurrent_trials, growth, nodes_of
 
 ONE = {"CPU": 2.0, "GPU": 1.0}
 HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})
@@ -40,7 +40,7 @@ available_node_types:
 )
 def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int) -> None:
     machine = Nodes(count=1, resources={"CPU": cpus, "GPU": gpus})
-    assert fit_slots([machine], [], {"CPU": cpu, "GPU": gpu}, wanted) == slots
+    assert concurrent_trials([machine], [], {"CPU": cpu, "GPU": gpu}, wanted) == slots
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,17 @@ def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | N
 )
 def test_not_even_one_fits(resources: dict[str, float], said: str, hint: str) -> None:
     with pytest.raises(ResourceError) as caught:
-        fit_slots([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
+        concurrent_trials([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
     assert said in str(caught.value)
     assert hint in str(caught.value)
 
 
 def test_a_trial_runs_on_one_machine() -> None:
     three = Nodes(count=3, resources={"CPU": 3.0, "GPU": 1.0})
-    assert fit_slots([HEAD, three], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
+    assert concurrent_trials([HEAD, three], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
     apart = [Nodes(count=1, resources={"CPU": 8.0}), Nodes(count=1, resources={"CPU": 1.0, "GPU": 1.0})]
     with pytest.raises(ResourceError, match="1 GPU, which one machine must have, but got only some of it"):
-        fit_slots(apart, [], ONE, None)
+        concurrent_trials(apart, [], ONE, None)
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def bootstrap(tmp_path: Path) -> Path:
 
 def test_a_cluster_of_its_head_alone_is_asked_for_what_it_may_grow_to(bootstrap: Path) -> None:
     later = growth(bootstrap)
-    assert fit_slots([HEAD], later, ONE, None) == 8 + 10 * 8
-    assert fit_slots([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
-    assert fit_slots([HEAD], later, ONE, 5) == 5
+    assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
+    assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
+    assert concurrent_trials([HEAD], later, ONE, 5) == 5
 
 
 def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> None:
@@ -85,9 +85,9 @@ def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> No
     with pytest.raises(
         ResourceError, match="a trial asks for 16 GPU, which must not be more than a machine has"
     ):
-        fit_slots([HEAD], later, {"CPU": 1.0, "GPU": 16.0}, None)
+        concurrent_trials([HEAD], later, {"CPU": 1.0, "GPU": 16.0}, None)
     with pytest.raises(ResourceError, match="accelerator_type:H100, but got accelerator_type:A100, accele"):
-        fit_slots([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
+        concurrent_trials([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
 
 
 def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
@@ -97,15 +97,15 @@ def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
 def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
     later = growth(tmp_path / "none.yaml")
-    assert fit_slots([HEAD], later, ONE, 4) == 4
-    assert fit_slots([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
+    assert concurrent_trials([HEAD], later, ONE, 4) == 4
+    assert concurrent_trials([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
     with pytest.raises(ResourceError, match="--concurrent N"):
-        fit_slots([HEAD], later, ONE, None)
+        concurrent_trials([HEAD], later, ONE, None)
 
 
 def test_machines_that_are_dead_have_no_room() -> None:
     nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
-    assert fit_slots(nodes_of(nodes), [], ONE, None) == 1
+    assert concurrent_trials(nodes_of(nodes), [], ONE, None) == 1
 
 
 def test_a_space_can_name_the_kind_of_gpu() -> None:
@@ -127,12 +127,12 @@ def test_a_trial_of_several_may_lie_across_machines(
     machines: list[dict[str, float]], workers: int, wanted: int | None, slots: int
 ) -> None:
     now = [Nodes(count=1, resources=resources) for resources in machines]
-    assert fit_slots(now, [], ONE, wanted, workers=workers) == slots
+    assert concurrent_trials(now, [], ONE, wanted, workers=workers) == slots
 
 
 def test_too_many_workers() -> None:
     machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
     with pytest.raises(ResourceError) as caught:
-        fit_slots([machine], [], ONE, None, workers=3)
+        concurrent_trials([machine], [], ONE, None, workers=3)
     assert "a trial has 3 workers" in str(caught.value)
     assert "--set resources_per_trial.workers=2" in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from tune_rescon.tuning.ray.tune_adapter import PATIENCE, RETRY_WAIT_SECONDS, WaitingTrials
+from tune_rescon.tuning.ray.tune_adapter import PATIENCE, RETRY_WAIT_SECONDS, PendingTrials
 
 
 class Hall:
@@ -16,7 +16,7 @@ class Hall:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.waiting = WaitingTrials(clock=lambda: self.now)
+        self.waiting = PendingTrials(clock=lambda: self.now)
 
     def add(self, *, again: bool = False) -> Any:
         trial: Any = SimpleNamespace(status=Trial.PENDING)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.ray.preemption import CLOUDS, Answer, Cloud, PollingState, SpotNotice
+from tune_rescon.tuning.ray.preemption import CLOUDS, Cloud, MetadataAnswer, PollingState, SpotNotice
 
 
 def events(kind: str, *machines: str) -> str:
@@ -226,15 +226,15 @@ def test_outside_a_cloud_requests_become_rare() -> None:
         now += 3.0
         if now >= state.due:
             requests += 1
-            state = state.after(state.candidates[0], Answer.SILENCE, now)
+            state = state.after(state.candidates[0], MetadataAnswer.SILENCE, now)
     assert requests <= 24 * 3600 / 300 + 7
 
 
-ANSWERS = st.sampled_from([Answer.OTHER, Answer.SILENCE])
+ANSWERS = st.sampled_from([MetadataAnswer.OTHER, MetadataAnswer.SILENCE])
 
 
 @given(st.lists(ANSWERS, max_size=40))
-def test_each_cloud_is_first_in_one_of_three_looks_and_none_is_given_up(before: list[Answer]) -> None:
+def test_each_cloud_is_first_in_one_of_three_looks_and_none_is_given_up(before: list[MetadataAnswer]) -> None:
     state, now = PollingState(), 0.0
     for answer in before:
         state = state.after(state.candidates[-1], answer, now)
@@ -244,13 +244,13 @@ def test_each_cloud_is_first_in_one_of_three_looks_and_none_is_given_up(before: 
     firsts = []
     for _ in range(3):
         firsts.append(state.candidates[0])
-        state = state.after(state.candidates[0], Answer.SILENCE, now)
+        state = state.after(state.candidates[0], MetadataAnswer.SILENCE, now)
     assert set(firsts) == set(CLOUDS)
 
 
-@given(st.lists(st.sampled_from(Answer), max_size=20), st.sampled_from(CLOUDS))
-def test_a_cloud_that_has_answered_is_asked_at_each_look(later: list[Answer], known: Cloud) -> None:
-    state = PollingState().after(known, Answer.NO_NOTICE, 5.0)
+@given(st.lists(st.sampled_from(MetadataAnswer), max_size=20), st.sampled_from(CLOUDS))
+def test_a_cloud_that_has_answered_is_asked_at_each_look(later: list[MetadataAnswer], known: Cloud) -> None:
+    state = PollingState().after(known, MetadataAnswer.NO_NOTICE, 5.0)
     for answer in later:
         assert state.candidates == (known,)
         assert state.due <= 5.0

@@ -23,8 +23,8 @@ from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.tuning import Place, SearchFolder, SearchState, StudyRecord, read_search
 from tune_rescon.tuning.lease import LeaseKeeper, this_driver
-from tune_rescon.tuning.search_lease import StudyLeaseStore
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_outcome, record_run
+from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 MakeSearch = Callable[..., SearchFolder]
 

@@ -17,8 +17,8 @@ from tune_rescon.tuning import Place, SearchFolder, StudyRecord, sync_tracking
 from tune_rescon.tuning.identity import read_id
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
-from tune_rescon.tuning.search_lease import StudyLeaseStore
 from tune_rescon.tuning.study_attributes import record_run
+from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 MakeSearch = Callable[..., SearchFolder]
 

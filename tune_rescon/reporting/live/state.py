@@ -14,9 +14,9 @@ from tune_rescon.tuning import ClusterSize, TrialRecord, rung_levels
 from tune_rescon.tuning.auto_words import planned_epochs
 
 __all__ = [
+    "LiveTotals",
     "Reading",
     "RungCount",
-    "SearchState",
     "Snapshot",
     "Survival",
     "seconds_left",
@@ -166,7 +166,7 @@ class Snapshot:
         return sum(count for state, count in self.ended.items() if state.is_final)
 
 
-class SearchState:
+class LiveTotals:
     """Totals of a search, updated by its events. Not thread-safe. Every ``now`` is in seconds."""
 
     def __init__(self, space: Space, name: str) -> None:

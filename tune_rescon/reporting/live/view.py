@@ -19,7 +19,7 @@ from typing_extensions import override
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.events import end_line, note_line, start_line
 from tune_rescon.reporting.live.rendering import SearchTable
-from tune_rescon.reporting.live.state import Reading, SearchState
+from tune_rescon.reporting.live.state import LiveTotals, Reading
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import Gauges, SearchCallback, TrialRecord, Verdict
 
@@ -64,7 +64,7 @@ class LiveView(SearchCallback):
         """
         self._console = console
         self._clock = clock
-        self._state = SearchState(space, name)
+        self._state = LiveTotals(space, name)
         # Held only while the state is changed or copied, never while it is drawn.
         self._lock = threading.Lock()
         self._lines: deque[Text] = deque()

@@ -41,8 +41,8 @@ from urllib.error import HTTPError
 __all__ = [
     "CLOUDS",
     "NOTICE",
-    "Answer",
     "Cloud",
+    "MetadataAnswer",
     "PollingState",
     "PreemptionSignal",
     "SignalHandlerMixin",
@@ -75,7 +75,7 @@ _ACTIONS: Final = ("terminate", "stop", "hibernate")
 Request = Callable[..., str]
 
 
-class Answer(enum.Enum):
+class MetadataAnswer(enum.Enum):
     """The answer of a machine's metadata service to the question of one cloud."""
 
     NOTICE = enum.auto()
@@ -188,9 +188,9 @@ class PollingState:
         first = self.failures % len(CLOUDS)
         return CLOUDS[first:] + CLOUDS[:first]
 
-    def after(self, cloud: Cloud, answer: Answer, now: float) -> PollingState:
+    def after(self, cloud: Cloud, answer: MetadataAnswer, now: float) -> PollingState:
         """Return the state after a look that ended with the ``answer`` to the question of ``cloud``."""
-        if answer in (Answer.NOTICE, Answer.NO_NOTICE):
+        if answer in (MetadataAnswer.NOTICE, MetadataAnswer.NO_NOTICE):
             return PollingState(cloud=cloud)
         failures = self.failures + 1
         if self.cloud is not None:
@@ -231,24 +231,24 @@ class SpotNotice:
         timeout = self._timeouts[min(state.failures, len(self._timeouts) - 1)]
         for cloud in state.candidates:
             answer = self._ask(cloud, timeout)
-            if answer is not Answer.OTHER:
+            if answer is not MetadataAnswer.OTHER:
                 break
         self._state = state.after(cloud, answer, self._clock())
-        return cloud if answer is Answer.NOTICE else None
+        return cloud if answer is MetadataAnswer.NOTICE else None
 
-    def _ask(self, cloud: Cloud, timeout: float) -> Answer:
+    def _ask(self, cloud: Cloud, timeout: float) -> MetadataAnswer:
         try:
             there_is_one = cloud.ask(functools.partial(self._request, timeout=timeout))
         except HTTPError as error:
             busy = (
                 error.code == HTTPStatus.TOO_MANY_REQUESTS or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
             )
-            return Answer.SILENCE if busy else Answer.OTHER
+            return MetadataAnswer.SILENCE if busy else MetadataAnswer.OTHER
         except (OSError, HTTPException):
-            return Answer.SILENCE
+            return MetadataAnswer.SILENCE
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Answer.OTHER
-        return Answer.NOTICE if there_is_one else Answer.NO_NOTICE
+            return MetadataAnswer.OTHER
+        return MetadataAnswer.NOTICE if there_is_one else MetadataAnswer.NO_NOTICE
 
     def _request(
         self, path: str, headers: dict[str, str], *, timeout: float, method: str = "GET", flavor: str = ""

@@ -17,7 +17,7 @@ from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.worker import STALLS
-from tune_rescon.tuning.resources import choose_resources, fit_slots, nodes_of, packed
+from tune_rescon.tuning.resources import choose_resources, concurrent_trials, nodes_of, with_gpu_share
 
 if TYPE_CHECKING:
     from tune_rescon.training.gpu_probe import Occupancy
@@ -60,7 +60,7 @@ def fit_to_cluster(
         )
     if space.resources_per_trial.gpu == "auto":
         measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-        space, words = packed(space, datasets, measure)
+        space, words = with_gpu_share(space, datasets, measure)
         _PROGRESS.info(words)
         slots = _slots(space, ray)
     return space, slots
@@ -68,7 +68,7 @@ def fit_to_cluster(
 
 def _slots(space: Space, ray: RaySession) -> int:
     resources = space.resources_per_trial
-    return fit_slots(
+    return concurrent_trials(
         ray.now, ray.later, resources.by_name(), space.budget.concurrent, workers=resources.workers
     )
 

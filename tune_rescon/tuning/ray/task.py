@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.worker import TrialTask
 from tune_rescon.tuning.search_storage import SearchStore
@@ -17,9 +17,10 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialTaskFactory(CostModel):
+class TrialTaskFactory:
     """Creates the tasks of trials from the settings that all trials of one run of a search share."""
 
+    space: Space
     options: RunOptions
     store: SearchStore
 

@@ -31,7 +31,7 @@ __all__ = [
     "LeavingCallback",
     "LockedScheduler",
     "LockedSearcher",
-    "WaitingTrials",
+    "PendingTrials",
 ]
 
 
@@ -43,7 +43,7 @@ PATIENCE: Final = 600.0
 RETRY_WAIT_SECONDS: Final = 20.0
 
 
-class WaitingTrials:
+class PendingTrials:
     """The trials without a worker process, in order of arrival.
 
     Tune requests a process for every trial that finds no free one. A scheduler may then name the trial that
@@ -85,7 +85,7 @@ def node_is_gone(address: str) -> bool:
 class CoordinatorScheduler(FIFOScheduler):
     """Tune's scheduler: stops trials by the coordinator's decisions, and assigns free worker processes.
 
-    :class:`.WaitingTrials` decides which trial gets a free process.
+    :class:`.PendingTrials` decides which trial gets a free process.
     """
 
     # Buffered results would be evaluated late and in bulk.
@@ -106,7 +106,7 @@ class CoordinatorScheduler(FIFOScheduler):
         self._node_is_gone = node_is_gone
         self._leaving: set[int] = set()
         self._struck: set[int] = set()
-        self._waiting = WaitingTrials()
+        self._waiting = PendingTrials()
 
     def __getstate__(self) -> dict[str, object]:
         """Return no state, because Tune pickles its parts for a restore that this package does not use."""
