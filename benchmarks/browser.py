@@ -47,7 +47,7 @@ LAUNCHER: Final = (
 )
 
 #: Seconds an answer, or a condition of a page, is waited for.
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 
 
 def find_browser() -> str | None:
@@ -132,8 +132,8 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._from], [], [], PATIENCE)
-            assert ready, f"the browser said nothing for {PATIENCE:g} s"
+            ready, _, _ = select.select([self._from], [], [], TIMEOUT)
+            assert ready, f"the browser said nothing for {TIMEOUT:g} s"
             data = os.read(self._from, 1 << 16)
             assert data, "the browser is gone"
             self._buffer += data
@@ -162,9 +162,9 @@ class Page:
 
     def wait_for(self, condition: str) -> None:
         """Return once a JavaScript condition holds."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not self.evaluate(condition):
-            assert time.monotonic() < end, f"waited {PATIENCE:g} s for {condition}; {self.complaints()}"
+            assert time.monotonic() < end, f"waited {TIMEOUT:g} s for {condition}; {self.complaints()}"
             time.sleep(0.05)
 
     def complaints(self) -> list[str]:

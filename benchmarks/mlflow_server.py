@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ["MlflowServer"]
 
 #: Seconds a server is given to answer; on a busy machine it takes twenty.
-PATIENCE = 90.0
+TIMEOUT = 90.0
 
 
 class MlflowServer:
@@ -41,10 +41,10 @@ class MlflowServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while wait and not self.answers():
             assert self._process.poll() is None, f"the server ended with code {self._process.returncode}"
-            assert time.monotonic() < end, f"the server does not answer after {PATIENCE:g} s"
+            assert time.monotonic() < end, f"the server does not answer after {TIMEOUT:g} s"
             time.sleep(0.1)
 
     def answers(self) -> bool:

@@ -32,7 +32,7 @@ __all__ = ["main"]
 PIPE_WIDTH: Final = 250
 
 #: Seconds within which MLflow must accept the updates that it lacks.
-SYNC_PATIENCE: Final = 120.0
+SYNC_TIMEOUT: Final = 120.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,13 +121,13 @@ def _sync(place: Place, name: str) -> int:
     from tune_rescon.tuning import sync_tracking
 
     with progress_shown(click.echo):
-        done = sync_tracking(place, name, patience=SYNC_PATIENCE, note=note_text)
+        done = sync_tracking(place, name, patience=SYNC_TIMEOUT, note=note_text)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
     click.echo(
         f"The report failed: {done.uri} did not take {counted(done.pending_updates, 'update')}"
-        f" ({done.last_error.rstrip('.') or f'{SYNC_PATIENCE:g} s were too short'})."
+        f" ({done.last_error.rstrip('.') or f'{SYNC_TIMEOUT:g} s were too short'})."
         " The study has them all: try again when MLflow takes them.",
         err=True,
     )

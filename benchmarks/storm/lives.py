@@ -26,7 +26,7 @@ TICK = 0.02
 SEARCH = 0.1
 
 #: Seconds after which a driver that should end by itself is given up.
-PATIENCE = 300.0
+TIMEOUT = 300.0
 
 #: Seconds Ray gets to clean up after a driver that died, before what is left counts as an orphan. Its agents
 #: stay for about a minute, the time they give a lost GCS to come back.
@@ -100,7 +100,7 @@ class Lives:
                 struck = _strike(household, rng)
                 life.workers_killed += struck
                 waiting[:1] = [] if struck else [Moment(seconds=life.seconds + SEARCH, epochs=0)]
-            if (end is not None and end.is_due(*now)) or life.seconds >= PATIENCE:
+            if (end is not None and end.is_due(*now)) or life.seconds >= TIMEOUT:
                 driver.kill()
                 driver.wait()
                 break

@@ -34,8 +34,8 @@ class Played:
     answers: dict[str, list[Done | BaseException]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
 
-    def run(self, command: Command, *, listen: bool = False, timeout: float | None = None) -> Done:
-        assert timeout is None or listen
+    def run(self, command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
+        assert timeout is None or capture
         assert command.argv[2:4] == ("-m", "ray.scripts.scripts")
         words = shlex.join(command.argv[4:])
         self.ran.append(words)
@@ -85,7 +85,7 @@ def stands() -> Callable[..., Done]:
         state = HeadState(
             nodes=nodes, jobs=list(jobs), demands=["{'GPU': 1.0}: 3+ pending"], mlflow_answers=True
         )
-        return Done(code=code, said=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
+        return Done(code=code, output=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
 
     return stands
 

@@ -107,7 +107,7 @@ def test_four_commands_word_for_word(
     monkeypatch.setattr("tune_rescon.clusters.jobs.submission_id", lambda *_: "j-1")
     ended = (Job(id="j-1", status="SUCCEEDED", message=""),)
     played.answers = {
-        "get-head-ip": [Done(code=1), Done(code=0, said="10.0.0.1\n")],
+        "get-head-ip": [Done(code=1), Done(code=0, output="10.0.0.1\n")],
         "inspect": [stands(0, ended)],
     }
     assert main(up) == 0

@@ -142,8 +142,8 @@ def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
 
 def test_what_is_said_is_heard_without_carriage_returns() -> None:
     script = "import os, sys; print(os.environ['A'], end='\\r\\n'); sys.exit(3)"
-    done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), listen=True)
-    assert done == Done(code=3, said="x\n")
+    done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), capture=True)
+    assert done == Done(code=3, output="x\n")
     assert done.last_words == "x"
 
 
@@ -151,7 +151,7 @@ def test_nothing_that_a_command_has_started_stays(tmp_path: Path) -> None:
     script = "sleep 9 & echo $! > pid; wait"
     command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
     with pytest.raises(ClusterError, match=r"did not end within 0\.3 s"):
-        run(command, listen=True, timeout=0.3)
+        run(command, capture=True, timeout=0.3)
     pid = int((tmp_path / "pid").read_text())
     end = time.monotonic() + 1
     while is_there(pid):

@@ -82,7 +82,10 @@ def test_whoever_stops_following_is_told_how_to_follow_and_stop(
 def test_the_cluster_ends_with_its_job_if_asked_however_the_job_ended(
     state: str, code: int, played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [stands(jobs=job(state))], "get-head-ip": [Done(code=0, said="10.0.0.1\n")]}
+    played.answers = {
+        "inspect": [stands(jobs=job(state))],
+        "get-head-ip": [Done(code=0, output="10.0.0.1\n")],
+    }
     assert main(["submit", str(file), "--down"]) == code
     assert f"Job j-1 has ended as {state}: lab is ended" in capsys.readouterr().out
     assert [words.split()[0] for words in played.ran[-3:]] == ["get-head-ip", "exec", "down"]
@@ -94,11 +97,11 @@ def test_the_cluster_ends_with_its_job_if_asked_however_the_job_ended(
     [
         ({"job logs": [KeyboardInterrupt()]}, 130, "The job continues. So does the cluster: end it by"),
         (
-            {"inspect": [Done(code=1, said="ssh: no route\n")]},
+            {"inspect": [Done(code=1, output="ssh: no route\n")]},
             1,
             "lab was not ended, because its job was not",
         ),
-        ({"job submit": [Done(code=1, said="401\n")]}, 1, ""),
+        ({"job submit": [Done(code=1, output="401\n")]}, 1, ""),
     ],
 )
 def test_the_cluster_stays_where_its_job_was_not_seen_to_end(
@@ -126,7 +129,7 @@ def test_an_end_that_is_not_waited_for_ends_no_cluster(
 def test_a_log_whose_connection_broke_is_shown_again(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    down = Done(code=1, said="ssh: no route\n")
+    down = Done(code=1, output="ssh: no route\n")
     played.answers = {"inspect": [down, stands(jobs=job("RUNNING")), down, stands(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file)]) == 0
     assert len(played.ran_with("job logs")) == 4
@@ -136,7 +139,7 @@ def test_a_log_whose_connection_broke_is_shown_again(
 def test_a_head_that_is_gone_is_a_failure_that_says_how_to_go_on(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [Done(code=1, said="ssh: no route\n")]}
+    played.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
     assert main(["submit", str(file)]) == 1
     said = capsys.readouterr()
     assert "Follow it: " in said.out
@@ -146,7 +149,7 @@ def test_a_head_that_is_gone_is_a_failure_that_says_how_to_go_on(
 def test_a_head_that_takes_no_job_is_a_failure(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"job submit": [Done(code=1, said="RuntimeError: 401\nSSH command failed.\n")]}
+    played.answers = {"job submit": [Done(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
     assert main(["submit", str(file)]) == 1
     assert "did not take the job: RuntimeError: 401 / SSH command failed." in capsys.readouterr().err
 

@@ -59,11 +59,11 @@ def test_words_arrive_as_they_were_given(cluster: Path, short_tmp: Path) -> None
 
     words = ["it's", "$HOME", "`x`", '"q"', "a b", "é"]
     line = shlex.join(["printf", r"%s\n", *words])
-    done = run(ray_exec(read, f'{line}; echo "$RAY_AUTH_MODE"'), listen=True)
+    done = run(ray_exec(read, f'{line}; echo "$RAY_AUTH_MODE"'), capture=True)
     assert done.code == 0
-    assert done.said.splitlines()[-len(words) - 1 :] == [*words, "token"]
-    assert "printf" not in done.said
+    assert done.output.splitlines()[-len(words) - 1 :] == [*words, "token"]
+    assert "printf" not in done.output
 
-    failed = run(ray_exec(read, "echo why; exit 3"), listen=True)
+    failed = run(ray_exec(read, "echo why; exit 3"), capture=True)
     assert failed.code == 1
     assert "why" in failed.last_words

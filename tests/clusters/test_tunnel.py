@@ -35,7 +35,7 @@ def free_ports() -> list[str]:
 
 @pytest.fixture
 def ssh(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    played.answers = {"get-head-ip": [Done(code=0, said="10.0.0.1\n")]}
+    played.answers = {"get-head-ip": [Done(code=0, output="10.0.0.1\n")]}
     (tmp_path / "bin").mkdir()
     path = tmp_path / "bin" / "ssh"
     path.write_text(SSH)
@@ -102,7 +102,7 @@ def test_a_port_that_is_taken_is_said(played: Any, file: Path, capsys: pytest.Ca
 def test_without_a_head_there_is_nowhere_to_go(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"get-head-ip": [Done(code=1, said="Head node of cluster (lab) not found!\n")]}
+    played.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
     assert main(arguments(file)) == 1
     assert "lab has no head that runs: start it by `up`." in capsys.readouterr().err
 

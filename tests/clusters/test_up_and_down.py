@@ -15,8 +15,8 @@ from tune_rescon.clusters.commands import Done
 
 Stands = Callable[..., Done]
 
-HEAD = Done(code=0, said="Some words first.\n10.0.0.1\n")
-NO_HEAD = Done(code=1, said="Head node of cluster (lab) not found!\n")
+HEAD = Done(code=0, output="Some words first.\n10.0.0.1\n")
+NO_HEAD = Done(code=1, output="Head node of cluster (lab) not found!\n")
 
 
 CHECK = lint.check_file
@@ -35,7 +35,7 @@ def test_a_new_cluster_is_started_and_counted(
 ) -> None:
     played.answers = {
         "get-head-ip": [NO_HEAD],
-        "inspect": [Done(code=1, said="ssh: refused"), stands(0), stands(1), stands(1), stands(2)],
+        "inspect": [Done(code=1, output="ssh: refused"), stands(0), stands(1), stands(1), stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
     assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
@@ -64,7 +64,7 @@ def test_machines_that_are_started_anew_are_set_up_anew(
     played.answers = {
         "get-head-ip": [HEAD],
         "inspect": [stands(2)],
-        "ray status": [Done(code=0, said=f"ray: {runs}\n")],
+        "ray status": [Done(code=0, output=f"ray: {runs}\n")],
     }
     assert main(["up", str(file), "--yes"]) == 0
     assert state.exists() == remembered
@@ -75,7 +75,7 @@ def test_one_that_runs_is_not_started_anew(
 ) -> None:
     played.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=0, said="motd\nray: yes\n")],
+        "gcs_server": [Done(code=0, output="motd\nray: yes\n")],
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
@@ -86,7 +86,7 @@ def test_one_that_runs_is_not_started_anew(
 def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) -> None:
     played.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=0, said="ray: no\n")],
+        "gcs_server": [Done(code=0, output="ray: no\n")],
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
@@ -99,7 +99,7 @@ def test_a_head_that_does_not_say_is_left_alone(
     # The error quotes the command, which has both answers in it.
     played.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=1, said="failed: ssh ... then echo ray: yes; else echo ray: no; fi\n")],
+        "gcs_server": [Done(code=1, output="failed: ssh ... then echo ray: yes; else echo ray: no; fi\n")],
         "inspect": [stands(2)],
     }
     assert main(["up", str(file), "--yes"]) == 1
@@ -120,7 +120,7 @@ def test_too_few_workers_are_a_failure_that_says_how_many(
 def test_a_head_that_never_answers_is_a_failure(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, said="ssh: no route\n")]}
+    played.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, output="ssh: no route\n")]}
     assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
     said = capsys.readouterr().err
     assert "The head of lab does not say how it stands: ssh: no route" in said
@@ -221,7 +221,7 @@ def test_a_file_that_is_none_is_one_line(command: str, capsys: pytest.CaptureFix
 def test_down_keeps_mlflows_database_first(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, said="MLflow has ended\n")]}
+    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, output="MLflow has ended\n")]}
     assert main(["down", str(file)]) == 0
     assert [words.split()[0] for words in played.ran] == ["get-head-ip", "exec", "down"]
     assert "ends by itself within a minute" in capsys.readouterr().out
@@ -230,7 +230,7 @@ def test_down_keeps_mlflows_database_first(
 def test_down_goes_on_where_mlflow_cannot_be_ended(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=1, said="ssh: no route\n")]}
+    played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=1, output="ssh: no route\n")]}
     assert main(["down", str(file)]) == 0
     assert "MLflow was not ended first, so its last changes may not be kept: ssh: no route" in (
         capsys.readouterr().out

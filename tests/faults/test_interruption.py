@@ -29,7 +29,7 @@ INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGK
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 
 #: Seconds a driver has to end. Far less than the 60 after which Ray's client ends a process by itself.
-PATIENCE = 45
+TIMEOUT = 45
 
 
 def descendants(driver: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -37,7 +37,7 @@ def descendants(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def end(driver: subprocess.Popen[str]) -> str:
-    output, _ = driver.communicate(timeout=PATIENCE)
+    output, _ = driver.communicate(timeout=TIMEOUT)
     return output
 
 
@@ -127,7 +127,7 @@ def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: Sl
     driver.send_signal(TERM)
     output = end(driver)
     assert driver.returncode == 130, output
-    assert time.monotonic() - begun < PATIENCE / 2
+    assert time.monotonic() - begun < TIMEOUT / 2
     assert "for at most 1 s" in output
     assert "Interrupted: stopping now; what is recorded stays" in output
     assert states(slow_searches.study()) == {"interrupted"}

@@ -39,7 +39,7 @@ sys.exit(main(sys.argv[1:]))
 RAYS_OWN = r"\.cc:\d+|WARNING|ERROR|Traceback"
 
 #: Seconds the table has to come to what is waited for; Ray takes ten to start.
-PATIENCE = 90
+TIMEOUT = 90
 
 
 class Terminal:
@@ -69,7 +69,7 @@ class Terminal:
 
     def wait_for(self, true: Callable[[str], bool]) -> str:
         """What is on the screen once that is ``true``."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while time.monotonic() < until:
             self._read(0.1)
             if true(self.screen):
@@ -79,7 +79,7 @@ class Terminal:
 
     def end(self) -> int:
         """Its exit code, once all it printed is read."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while self.process.poll() is None and time.monotonic() < until:
             self._read(0.1)
         self._read(0.1)

@@ -19,7 +19,7 @@ from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 Make = Callable[..., MlflowWriter]
 Books = Callable[[], MlflowRunSync]
 
-PATIENCE = 200.0
+TIMEOUT = 200.0
 PARAMS = {"depth": "56", "drop_path": "none"}
 
 
@@ -55,7 +55,7 @@ def send(writer: MlflowWriter, *views: View) -> dict[int, str]:
     """Have all views sent; the runs that were opened."""
     for view in views:
         writer.show(view)
-    assert writer.close(PATIENCE) == 0
+    assert writer.close(TIMEOUT) == 0
     return dict(writer.opened_runs())
 
 

@@ -25,7 +25,7 @@ from tune_rescon.tracking.worker_client import CallResult
 pytestmark = pytest.mark.timeout(60)
 
 #: Seconds a search would wait for a server that is away.
-PATIENCE = 200.0
+TIMEOUT = 200.0
 
 StartWriter = Callable[[str], MlflowWriter]
 
@@ -52,8 +52,8 @@ def send(writer: MlflowWriter) -> None:
 
 def expect_no_wait(writer: MlflowWriter, progress: list[str], words: str) -> None:
     began = time.monotonic()
-    assert writer.close(PATIENCE) > 0
-    assert time.monotonic() - began < PATIENCE / 2
+    assert writer.close(TIMEOUT) > 0
+    assert time.monotonic() - began < TIMEOUT / 2
     assert words in writer.reason
     assert [line for line in progress if words in line] == progress
     assert len(progress) == 1
@@ -80,7 +80,7 @@ def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
     client.restore_experiment(experiment_id)
     again = start(store)
     send(again)
-    assert again.close(PATIENCE) == 0
+    assert again.close(TIMEOUT) == 0
     assert len(client.search_runs([experiment_id])) == 3
 
 
@@ -147,7 +147,7 @@ def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
     writer.show(SearchRunState(id="1a"))
     for number in range(3):
         writer.show(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
-    assert writer.close(PATIENCE) == 3
+    assert writer.close(TIMEOUT) == 3
     (line,) = progress
     assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
     assert "a name; no" in line
@@ -183,5 +183,5 @@ def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
         writer.start()
         writer.show(SearchRunState(id="1a"))
         writer.show(TrialRunState(number=0, state="finished"))
-        assert writer.close(PATIENCE) == 0
+        assert writer.close(TIMEOUT) == 0
     assert said == ["the champion has changed"] * 2

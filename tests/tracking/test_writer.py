@@ -26,7 +26,7 @@ from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolic
 
 Make = Callable[..., MlflowWriter]
 
-PATIENCE = 200.0
+TIMEOUT = 200.0
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
     made.show(SearchRunState(id="1a", note="best so far: none"))
     made.show(epochs(1))
     made.show(epochs(2))
-    assert made.close(PATIENCE) == 0
+    assert made.close(TIMEOUT) == 0
     assert len(calls) == 5, "of the search, and of both epochs together; three of them failed"
     (child,) = [run for run in runs(store) if "tune_rescon.trial" in run.data.tags]
     assert child.data.params == {"depth": "56"}, "the try that made the run ended before its parameters"
@@ -128,7 +128,7 @@ def test_a_server_that_comes_up_late_gets_it_all(
     made.show(SearchRunState(id="1a", state="finished"))
     time.sleep(0.05)
     there.set()
-    assert made.close(PATIENCE) == 0
+    assert made.close(TIMEOUT) == 0
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
 
@@ -144,7 +144,7 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
     ):
         made.show(view)
     made.show(SearchRunState(id="1a", state="finished"))
-    assert made.close(PATIENCE) == 1
+    assert made.close(TIMEOUT) == 1
     assert "MLflow refuses a call" in caplog.text
     parent, refused, child = sorted(runs(store), key=lambda run: run.data.tags.get("tune_rescon.trial", ""))
     assert parent.info.status == "FINISHED"
@@ -155,7 +155,7 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
 def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
     made = make_writer()
     made.show(SearchRunState(id="1a", state="finished", files=(tmp_path / "gone.html",)))
-    assert made.close(PATIENCE) == 1
+    assert made.close(TIMEOUT) == 1
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
 
@@ -164,7 +164,7 @@ def test_opened_runs_are_told_once(make_writer: Make) -> None:
     made = make_writer()
     made.show(SearchRunState(id="1a"))
     made.show(TrialRunState(number=3))
-    assert made.close(PATIENCE) == 0
+    assert made.close(TIMEOUT) == 0
     assert [number for number, _ in made.opened_runs()] == [3]
     assert made.opened_runs() == []
 
@@ -185,7 +185,7 @@ def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, st
     both = [make_writer("one"), make_writer("two")]
     for made, search_id in zip(both, ("1a", "2b"), strict=True):
         made.show(SearchRunState(id=search_id))
-    assert [made.close(PATIENCE) for made in both] == [0, 0]
+    assert [made.close(TIMEOUT) for made in both] == [0, 0]
     assert {run.info.run_name for run in runs(store)} == {"one", "two"}
 
 
@@ -202,7 +202,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
     made = make_writer()
     made.show(SearchRunState(id="1a"))
-    assert made.close(PATIENCE) == 0
+    assert made.close(TIMEOUT) == 0
     (parent,) = runs(store)
     assert parent.info.experiment_id == theirs
 

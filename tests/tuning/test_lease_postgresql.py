@@ -25,7 +25,7 @@ from tune_rescon.tuning import Place, RunOptions, read_search, run_search
 pytestmark = pytest.mark.server
 
 #: Seconds that the server has to start.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 def binaries() -> Path:
@@ -86,7 +86,7 @@ def url(connections: list[Any]) -> Iterator[str]:
 
 
 def wait_for(server: subprocess.Popen[bytes], is_ready: Path, socket: str) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while subprocess.run([is_ready, "-q", "-h", socket], check=False).returncode:
         assert server.poll() is None, (Path(socket) / "log").read_text()
         assert time.monotonic() < end, "it did not start in time"

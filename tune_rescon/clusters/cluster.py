@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
+    HEAD_TIMEOUT,
     MLFLOW_PORT,
     RAY_IS_HERE,
     end_mlflow_command,
@@ -42,7 +43,7 @@ __all__ = [
 
 
 #: Seconds that ssh has to open its ports.
-PATIENCE: Final = 60.0
+TUNNEL_TIMEOUT: Final = 60.0
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -116,13 +117,13 @@ def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int]) -> None:
 
 
 def _wait_until_open(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TUNNEL_TIMEOUT
     for port in ports:
         while not _answers(port):
             if process.poll() is not None:
                 raise _ended(process.returncode)
             if time.monotonic() > deadline:
-                raise ClusterError(f"ssh did not open port {port} within {PATIENCE:g} s.")
+                raise ClusterError(f"ssh did not open port {port} within {TUNNEL_TIMEOUT:g} s.")
             time.sleep(0.1)
 
 
@@ -161,9 +162,6 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 #: How often an existing head is checked for a running Ray, and the seconds between two checks.
 TRIES: Final = 3
 PAUSE: Final = 5.0
-
-#: Seconds that an ssh command on the head may take.
-_PATIENCE: Final = 180.0
 
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 
@@ -204,7 +202,7 @@ def take_down(cluster: ClusterFile) -> None:
         ClusterError: the cluster did not end.
     """
     if find_head(cluster) is not None:
-        ended = run(ray_exec(cluster, end_mlflow_command()), listen=True, timeout=_PATIENCE)
+        ended = run(ray_exec(cluster, end_mlflow_command()), capture=True, timeout=HEAD_TIMEOUT)
         if ended.code != 0:
             _PROGRESS.info(
                 f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}"
@@ -217,8 +215,8 @@ def take_down(cluster: ClusterFile) -> None:
 
 def find_head(cluster: ClusterFile) -> str | None:
     """Return the address of the head; None if the cluster has no head."""
-    done = run(where_is_head(cluster), listen=True, timeout=_PATIENCE)
-    lines = done.said.split()
+    done = run(where_is_head(cluster), capture=True, timeout=HEAD_TIMEOUT)
+    lines = done.output.split()
     if done.code != 0 or not lines or not _ADDRESS.fullmatch(lines[-1]):
         return None
     return lines[-1]
@@ -230,7 +228,7 @@ def _runs_already(cluster: ClusterFile) -> bool:
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE)
-        said = run(ray_exec(cluster, RAY_IS_HERE), listen=True, timeout=_PATIENCE).said
+        said = run(ray_exec(cluster, RAY_IS_HERE), capture=True, timeout=HEAD_TIMEOUT).output
         # Compare complete lines, because an error may quote the command.
         lines = [line.strip() for line in said.splitlines()]
         if "ray: yes" in lines or "ray: no" in lines:
@@ -287,7 +285,7 @@ def _have_token(cluster: ClusterFile) -> None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file():
         # The output is captured, because it contains the token.
-        done = run(make_token(cluster), listen=True, timeout=_PATIENCE)
+        done = run(make_token(cluster), capture=True, timeout=HEAD_TIMEOUT)
         if done.code != 0 or not path.is_file():
             raise ClusterError(f"`ray get-auth-token --generate` made no {path} (code {done.code}).")
     # Ray makes the file readable for all users, and rsync copies its mode to the nodes.

@@ -25,6 +25,7 @@ from tune_rescon.passwords import has_password
 
 __all__ = [
     "DASHBOARD_PORT",
+    "HEAD_TIMEOUT",
     "MLFLOW_PORT",
     "RAY_IS_HERE",
     "Command",
@@ -51,6 +52,9 @@ MLFLOW_URI: Final = "http://127.0.0.1:5000"
 #: The ports of MLflow and of Ray's dashboard on the head's loopback interface.
 MLFLOW_PORT: Final = 5000
 DASHBOARD_PORT: Final = 8265
+
+#: Seconds that a command on the head may take, over ssh.
+HEAD_TIMEOUT: Final = 180.0
 
 #: A shell command for the head that prints whether Ray runs there. It prints words, because a failing ssh
 #: must not be mistaken for a no. A Ray that does not answer counts as running, because a restart would end
@@ -84,21 +88,21 @@ class Done:
     """The exit code of a command, and its output if it was captured."""
 
     code: int
-    said: str = ""
+    output: str = ""
 
     @property
     def last_words(self) -> str:
         """The last few lines of output, for an error message; of a traceback, its last line.
 
-        >>> Done(code=1, said="a\\n\\nTraceback (most recent call last):\\n  File x\\nOSError: no").last_words
+        >>> Done(code=1, output="a\\nTraceback (most recent call last):\\n  File x\\nOSError: no").last_words
         'a / OSError: no'
         """
-        plain = [_COLOUR.sub("", line).rstrip() for line in self.said.splitlines()]
+        plain = [_COLOUR.sub("", line).rstrip() for line in self.output.splitlines()]
         lines = [line for line in plain if line and not line.startswith((" ", "\t", "Traceback "))]
         return " / ".join(lines[-3:]) or "it said nothing"
 
 
-def run(command: Command, *, listen: bool = False, timeout: float | None = None) -> Done:
+def run(command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
     """Run a command to its end; return its exit code and, if captured, its output.
 
     The command gets no terminal input: Ctrl-C ends it on this machine, and is not sent through an ssh. All
@@ -106,7 +110,7 @@ def run(command: Command, *, listen: bool = False, timeout: float | None = None)
 
     Args:
         command: the command.
-        listen: capture the output for the caller instead of printing it in this terminal.
+        capture: return the output for the caller instead of printing it in this terminal.
         timeout: seconds that the command may take; None: no limit.
 
     Raises:
@@ -117,13 +121,13 @@ def run(command: Command, *, listen: bool = False, timeout: float | None = None)
             command.argv,
             env={**os.environ, **command.env},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if listen else None,
-            stderr=subprocess.STDOUT if listen else None,
+            stdout=subprocess.PIPE if capture else None,
+            stderr=subprocess.STDOUT if capture else None,
         )
     except OSError as error:
         raise ClusterError(f"`{command.argv[0]}` cannot be run: {error.strerror}.") from None
     try:
-        said, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(timeout=timeout)
     except BaseException as error:
         _end(process)
         if isinstance(error, subprocess.TimeoutExpired):
@@ -131,7 +135,9 @@ def run(command: Command, *, listen: bool = False, timeout: float | None = None)
             raise ClusterError(words) from None
         raise
     # A pseudo-terminal on the head ends its lines with an additional carriage return.
-    return Done(code=process.returncode, said=(said or b"").decode(errors="replace").replace("\r\n", "\n"))
+    return Done(
+        code=process.returncode, output=(output or b"").decode(errors="replace").replace("\r\n", "\n")
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -22,6 +22,7 @@ from rich.table import Table
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
+    HEAD_TIMEOUT,
     MLFLOW_PORT,
     inspect_command,
     ray_exec,
@@ -138,10 +139,7 @@ def _check_storage(document: ClusterDocument) -> None:
 
 
 #: Seconds that the dashboard has to answer.
-DASHBOARD_PATIENCE: Final = 20.0
-
-#: Seconds that an ssh command on the head may take.
-HEAD_PATIENCE: Final = 120.0
+DASHBOARD_TIMEOUT: Final = 20.0
 
 #: Resources that every node has, besides those that a trial can request.
 _SYSTEM_RESOURCES: Final = ("node:", "object_store_memory", "memory", "accelerator_type:")
@@ -232,8 +230,8 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     Raises:
         ClusterError: the head returned no report.
     """
-    done = run(ray_exec(cluster, inspect_command()), listen=True, timeout=HEAD_PATIENCE)
-    state = HeadState.parse(done.said)
+    done = run(ray_exec(cluster, inspect_command()), capture=True, timeout=HEAD_TIMEOUT)
+    state = HeadState.parse(done.output)
     if state is None:
         raise ClusterError(f"The head of {cluster.name} does not say how it stands: {done.last_words}")
     return state
@@ -245,11 +243,11 @@ def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadS
     Raises:
         ClusterError: Ray's dashboard does not answer on this machine.
     """
-    status = run(ray_status(), listen=True, timeout=HEAD_PATIENCE)
+    status = run(ray_status(), capture=True, timeout=HEAD_TIMEOUT)
     return HeadState(
         nodes=parse_nodes(_request_json(f"{dashboard}/api/v0/nodes?limit=10000")),
         jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
-        demands=parse_demands(status.said),
+        demands=parse_demands(status.output),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
     )
 
@@ -323,7 +321,7 @@ def _request_json(url: str) -> Any:
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=DASHBOARD_PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=DASHBOARD_TIMEOUT) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code in (401, 403) else ""

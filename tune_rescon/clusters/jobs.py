@@ -12,6 +12,7 @@ from typing import Final
 from tune_rescon.clusters.cluster import take_down
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
+    HEAD_TIMEOUT,
     follow_command,
     ray_exec,
     run,
@@ -30,9 +31,6 @@ PAUSE: Final = 5.0
 TRIES: Final = 5
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
-
-#: Seconds that a submission may take.
-_PATIENCE: Final = 180.0
 
 
 def send_search(
@@ -63,7 +61,7 @@ def send_search(
     """
     identity = submission_id(name, datetime.now())
     words = search_job(identity, arguments, flag=flag, name=name, module=module)
-    done = run(ray_exec(cluster, words), listen=True, timeout=_PATIENCE)
+    done = run(ray_exec(cluster, words), capture=True, timeout=HEAD_TIMEOUT)
     if done.code != 0:
         raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")
     _PROGRESS.info(f"Job {identity} runs on {cluster.name}")

@@ -158,10 +158,10 @@ _log: Final = logging.getLogger(__name__)
 KEEP_INTERVAL: Final = 30.0
 
 #: Seconds for the last copy, when the server ends.
-LAST_COPY_PATIENCE: Final = 60.0
+LAST_COPY_TIMEOUT: Final = 60.0
 
 #: Seconds that a server has to end by itself.
-END_PATIENCE: Final = 5.0
+END_TIMEOUT: Final = 5.0
 
 #: Marks the server's processes, so that a later process finds those that an earlier one left behind.
 _MARK: Final = "TUNE_RESCON_MLFLOW_FOLDER"
@@ -254,7 +254,7 @@ def end_mlflow(folder: Path) -> None:
         return
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGTERM)
-    patience = END_PATIENCE + LAST_COPY_PATIENCE + RestartTiming().timeout + 10
+    patience = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
     try:
         with FileLock(folder / _LOCK).acquire(timeout=patience):
             _PROGRESS.info(f"MLflow has ended (process {keeper})")
@@ -299,7 +299,7 @@ def _keep(settings: MlflowSettings, ending: threading.Event, pace: RestartTiming
         if mirror is not None:
             if has_answered:
                 mirror.changed()
-            if mirror.close(LAST_COPY_PATIENCE):
+            if mirror.close(LAST_COPY_TIMEOUT):
                 _log.error("the database's last changes are not at %s", settings.keep)
 
 
@@ -392,7 +392,7 @@ class _Server:
                 if not process.children():
                     process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_PATIENCE)
+            self._process.wait(END_TIMEOUT)
 
 
 def _end_leftovers(folder: Path) -> None:
@@ -405,7 +405,7 @@ def _end_leftovers(folder: Path) -> None:
         with suppress(psutil.Error, OSError):
             if process.environ().get(_MARK) == mark and process.pid != os.getpid():
                 process.kill()
-                process.wait(END_PATIENCE)
+                process.wait(END_TIMEOUT)
 
 
 def _import_path() -> str:

@@ -21,7 +21,7 @@ __all__ = ["CheckpointMirror"]
 _log: Final = logging.getLogger(__name__)
 
 #: Seconds that a trial retries an unreachable URL, before its first epoch and after its last.
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 
 #: Seconds between two tries.
 PAUSE: Final = 2.0
@@ -37,7 +37,7 @@ class CheckpointMirror:
     """The files to mirror, in the order of sending."""
     note: Callable[[str], None]
     """Called with a description of each failure; the trial continues."""
-    patience: float = PATIENCE
+    patience: float = TIMEOUT
     pause: float = PAUSE
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     _behind: bool = False

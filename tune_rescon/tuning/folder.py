@@ -26,7 +26,7 @@ from tune_rescon.storage import (
     parse_storage,
     sqlite_url,
 )
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
 __all__ = [
     "CHECKPOINTS",
@@ -251,7 +251,7 @@ class SearchFolder:
         names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
         lines = [csv_line([*_COLUMNS, *names])]
         for trial in trials:
-            settings = [trial.setting(name, "none") for name in names]
+            settings = [trial.setting(name, INACTIVE) for name in names]
             checkpoint = trial.checkpoint or ""
             is_there = at_url or (self.path / checkpoint).is_file()
             lines.append(csv_line([*_row(trial), checkpoint if is_there else "", *settings]))

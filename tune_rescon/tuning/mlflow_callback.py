@@ -34,7 +34,7 @@ from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping_rule import Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
 __all__ = [
     "MlflowCallback",
@@ -208,10 +208,6 @@ def _images(prepared: PreparedDataset) -> Images:
     counts = {"train": info.train_images, "val": info.val_images, "test": info.test_images}
     return Images(name=info.name, digest=prepared.digest, counts=counts)
 
-
-#: The value of a parameter that a trial does not have: MLflow's parallel coordinates drop runs that lack a
-#: parameter.
-INACTIVE: Final = "none"
 
 #: Fixed values that each trial's run also shows. They distinguish searches on one dataset that MLflow shows
 #: side by side. All fixed values are in ``space.yaml``, an artifact of the search's run.

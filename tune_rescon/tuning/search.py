@@ -45,7 +45,7 @@ from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
-from tune_rescon.tuning.search_run import STORAGE_PATIENCE, OpenSearch, SearchRun, dataset_infos
+from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, OpenSearch, SearchRun, dataset_infos
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.study import StudyRecord
@@ -261,7 +261,7 @@ def _finished(
     store.begin(trial.number for trial in result.trials)
     if on_result is not None:
         on_result(result)
-    return dataclasses.replace(result, pending_uploads=store.close(STORAGE_PATIENCE))
+    return dataclasses.replace(result, pending_uploads=store.close(STORAGE_TIMEOUT))
 
 
 def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:

@@ -53,7 +53,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 
 __all__ = [
-    "STORAGE_PATIENCE",
+    "STORAGE_TIMEOUT",
     "OpenSearch",
     "SearchRun",
     "dataset_infos",
@@ -61,10 +61,10 @@ __all__ = [
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
-#: updates. ``HURRIED_PATIENCE`` applies instead when the user wants the search to stop at once.
-TRACKING_PATIENCE: Final = 60.0
-STORAGE_PATIENCE: Final = 60.0
-HURRIED_PATIENCE: Final = 2.0
+#: updates. ``HURRIED_TIMEOUT`` applies instead when the user wants the search to stop at once.
+TRACKING_TIMEOUT: Final = 60.0
+STORAGE_TIMEOUT: Final = 60.0
+HURRIED_TIMEOUT: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
@@ -221,7 +221,7 @@ class SearchRun:
             # Another driver owns the record, or the record cannot be written.
             self._drawing.close()
             self._store.abandon()
-            self._writer.close(HURRIED_PATIENCE)
+            self._writer.close(HURRIED_TIMEOUT)
             raise
         except Exception:
             # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
@@ -238,9 +238,9 @@ class SearchRun:
         Returns:
             ``result`` with the current trials and the updates that were not accepted.
         """
-        pending_updates = watch.with_timeout(self._writer.close, TRACKING_PATIENCE, HURRIED_PATIENCE)
+        pending_updates = watch.with_timeout(self._writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
         self._tracking.note_runs()
-        pending_uploads = watch.with_timeout(self._store.close, STORAGE_PATIENCE, HURRIED_PATIENCE)
+        pending_uploads = watch.with_timeout(self._store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
         return dataclasses.replace(
             result,
             trials=self._record.trials(),

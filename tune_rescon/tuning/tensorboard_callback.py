@@ -24,7 +24,7 @@ from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.stopping_rule import Verdict
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -36,11 +36,8 @@ __all__ = [
 ]
 
 
-#: The value of a parameter that a trial does not have.
-INACTIVE: Final = "none"
-
 #: Seconds for which the end of a search waits until the files are written.
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -64,7 +61,7 @@ def event_files(folder: Path, space: Space) -> Iterator[EventFiles]:
     try:
         yield files
     finally:
-        files.close(PATIENCE)
+        files.close(TIMEOUT)
 
 
 class EventFiles(SearchCallback):

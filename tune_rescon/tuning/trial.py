@@ -18,6 +18,8 @@ from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 __all__ = [
     "CHECKPOINTS_KEPT",
+    "FAILED_STATES",
+    "INACTIVE",
     "TrialOrigin",
     "TrialRecord",
     "best_by_value",
@@ -283,8 +285,12 @@ class TrialRecord:
         return (-self.epochs, -self.value if self.maximize else self.value)
 
 
+#: The value that files and MLflow show for a parameter that a trial does not have. MLflow's parallel
+#: coordinates drop runs that lack a parameter.
+INACTIVE: Final = "none"
+
 #: States of trials whose training cannot be continued.
-_FAILED: Final = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED)
+FAILED_STATES: Final = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED)
 
 
 def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -293,7 +299,7 @@ def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     Trials that diverged or failed do not count. Of equal values, the one with the most epochs wins, and of
     those the one with the lowest number.
     """
-    usable = (t for t in trials if t.state not in _FAILED and math.isfinite(t.value))
+    usable = (t for t in trials if t.state not in FAILED_STATES and math.isfinite(t.value))
     return min(usable, key=lambda t: (-t.value if t.maximize else t.value, -t.epochs, t.number), default=None)
 
 

@@ -36,7 +36,7 @@ CREDENTIALS: Final[Mapping[str, str]] = {
 
 #: Seconds between two looks at what is to run.
 _TICK: Final = 0.5
-_PATIENCE: Final = 60.0
+_TIMEOUT: Final = 60.0
 
 
 def client(service: str) -> Any:
@@ -62,7 +62,7 @@ class Moto:
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TIMEOUT
         while not self._answers():
             assert time.monotonic() < end, (LAB / "moto.log").read_text()[-2000:]
             time.sleep(0.1)
@@ -117,7 +117,7 @@ class Cloud:
         """Take everything back."""
         self._done.set()
         if self._thread.ident is not None:
-            self._thread.join(_PATIENCE)
+            self._thread.join(_TIMEOUT)
         if self._moto is not None:
             self._moto.stop()
         assert self.error is None, self.error

@@ -29,7 +29,7 @@ KEY: Final = LAB / "operator" / "home" / ".ssh" / "id"
 #: Every host's home has the same path, as in machines of one image.
 _HOME: Final = LAB / "home"
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 
 #: The first process of a host. It waits for its cable before it listens.
 _INIT: Final = """
@@ -115,7 +115,7 @@ class Host:
 
     def _plug_in(self, pid: int) -> None:
         own = Path("/proc/self/ns/net").readlink()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while Path(f"/proc/{pid}/ns/net").readlink() == own:
             assert time.monotonic() < end, f"{self.name} has no network of its own"
             time.sleep(0.01)
@@ -133,7 +133,7 @@ class Host:
         return f"v{self.address.replace('.', '')}"[:15]
 
     def _wait_for_ssh(self) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while self.run("true", check=False).returncode != 0:
             assert time.monotonic() < end, (self.folder / "console").read_text()
             time.sleep(0.1)

@@ -135,7 +135,7 @@ def test_a_trial_whose_worker_died_gets_a_line(
 def test_mlflow_is_mentioned_once_it_keeps_updates_waiting(
     console: Console, screen: Screen, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(view_module, "TIMEOUT", 0.2)
     queue = iter([3, 0] * 5 + [214] * 10_000)
     with LiveView(console, space, name="s") as view:
         view.on_start(gauges(waiting=lambda: next(queue)))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.spaces import place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
+from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = [
     "UNKNOWN",
@@ -172,9 +173,6 @@ def devices_of(trial: TrialRecord) -> str:
     return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
 
 
-_FAILED_STATES = (TrialState.FAILED, TrialState.OUT_OF_MEMORY, TrialState.DIVERGED)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """The trials that failed for one cause."""
@@ -191,7 +189,7 @@ def failures(result: StudyResult) -> tuple[Failure, ...]:
     """Return every cause of failure, the most frequent first."""
     groups: dict[tuple[TrialState, str], list[TrialRecord]] = defaultdict(list)
     for trial in result.trials:
-        if trial.state in _FAILED_STATES:
+        if trial.state in FAILED_STATES:
             groups[trial.state, _cause(trial)].append(trial)
     found = [
         Failure(

@@ -29,7 +29,7 @@ __all__ = ["LiveView"]
 REDRAW_EVERY: Final = 0.25
 
 #: Seconds an update must wait for MLflow before the table shows it; a healthy server needs some hundredths.
-PATIENCE: Final = 2.0
+TIMEOUT: Final = 2.0
 
 #: Final states that are printed as a line. The many trials that a rung stopped are counted in the table.
 TOLD: Final = frozenset(
@@ -199,6 +199,6 @@ class LiveView(SearchCallback):
         return Reading(
             slots=gauges.slots,
             seconds=math.inf if gauges.deadline is None else gauges.deadline - now,
-            waiting=waiting if now - self._queue_empty_at >= PATIENCE else 0,
+            waiting=waiting if now - self._queue_empty_at >= TIMEOUT else 0,
             cluster=gauges.cluster(),
         )

@@ -46,7 +46,7 @@ __all__ = [
 
 #: Time for which one process waits for another live process in a collective operation, because rank 0 may be
 #: sending a checkpoint to a slow storage. A dead process is detected by other means.
-_PATIENCE: Final = timedelta(minutes=30)
+_TIMEOUT: Final = timedelta(minutes=30)
 
 #: Backends by device type. NCCL sums the gradients of GPUs; gloo exchanges votes and files.
 _BACKENDS: Final = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -89,7 +89,7 @@ def join(
     if store is None:
         store = _store(rendezvous.host, rendezvous.port, rendezvous.count, is_master=False)
     dist.init_process_group(
-        _BACKENDS[device], store=store, rank=rank, world_size=rendezvous.count, timeout=_PATIENCE
+        _BACKENDS[device], store=store, rank=rank, world_size=rendezvous.count, timeout=_TIMEOUT
     )
     try:
         yield ProcessGroup(share=Shard(rank=rank, count=rendezvous.count))
@@ -99,7 +99,7 @@ def join(
 
 def _store(host: str, port: int, count: int, **how: bool) -> Any:
     # torch documents TCPStore, but does not export it as public.
-    return dist.TCPStore(host, port, count, timeout=_PATIENCE, **how)  # type: ignore[attr-defined]
+    return dist.TCPStore(host, port, count, timeout=_TIMEOUT, **how)  # type: ignore[attr-defined]
 
 
 def _name_interface(address: str) -> None:

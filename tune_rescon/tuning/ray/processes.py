@@ -26,7 +26,7 @@ PROBE_TIMEOUT: Final = 2.0
 AWAY_TOO_LONG: Final = 40.0
 
 #: Seconds to wait for killed processes to end.
-KILL_PATIENCE: Final = 5.0
+KILL_TIMEOUT: Final = 5.0
 
 _apart = False
 
@@ -91,7 +91,7 @@ class RayProcesses:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, KILL_PATIENCE)
+        psutil.wait_procs(left, KILL_TIMEOUT)
         # Another Ray may be started after this one; gone() must not report the processes killed here.
         self._vital.clear()
 

@@ -124,7 +124,7 @@ def _set_in_environment(values: Mapping[str, str]) -> Iterator[None]:
 LOCAL_OBJECT_STORE: Final = 128 * 1024**2
 
 #: Seconds to wait for Ray's orderly shutdown. It takes one to six seconds, even if half of Ray is dead.
-SHUTDOWN_PATIENCE: Final = 15.0
+SHUTDOWN_TIMEOUT: Final = 15.0
 
 #: Settings of Ray and Tune for the driver and its workers.
 _ENVIRONMENT: Final = {
@@ -282,7 +282,7 @@ def _shut_down(own: RayProcesses) -> None:
     # On a thread, because a call to a control store that has died can hang.
     thread = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     thread.start()
-    thread.join(SHUTDOWN_PATIENCE)
+    thread.join(SHUTDOWN_TIMEOUT)
     own.end()
 
 

@@ -23,8 +23,8 @@ from tune_rescon.tuning.stopping_rule import Decision
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "PATIENCE",
     "RETRY_WAIT_SECONDS",
+    "TIMEOUT",
     "ActorReuse",
     "CoordinatorScheduler",
     "CoordinatorSearcher",
@@ -37,7 +37,7 @@ __all__ = [
 
 #: Seconds a trial waits for the worker process requested for it before it may get another trial's. A process
 #: needs less to start, even on a machine with twenty times its load, and so does a cluster to add a node.
-PATIENCE: Final = 600.0
+TIMEOUT: Final = 600.0
 
 #: The same for a trial whose worker process died or left, because its machine may not return.
 RETRY_WAIT_SECONDS: Final = 20.0
@@ -56,7 +56,7 @@ class PendingTrials:
     If no trial is named, a free process goes to a trial for which no process was requested. However, if a
     cluster has fewer places than the search has slots (because the cluster has yet to grow), the waiting
     trials would wait until the search ends. Therefore a trial is named after it has waited too long
-    (:data:`PATIENCE`), and sooner if it has lost a process (:data:`RETRY_WAIT_SECONDS`).
+    (:data:`TIMEOUT`), and sooner if it has lost a process (:data:`RETRY_WAIT_SECONDS`).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,7 +66,7 @@ class PendingTrials:
 
     def add(self, trial: Trial, *, again: bool = False) -> None:
         """Add a new Tune trial. ``again`` is True if the search's trial had a process before."""
-        self._waiting.append((self._clock() + (RETRY_WAIT_SECONDS if again else PATIENCE), trial))
+        self._waiting.append((self._clock() + (RETRY_WAIT_SECONDS if again else TIMEOUT), trial))
 
     def overdue(self) -> Trial | None:
         """Return the trial to name for the next free process; None to name no trial."""

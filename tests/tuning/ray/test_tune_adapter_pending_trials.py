@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
-from tune_rescon.tuning.ray.tune_adapter import PATIENCE, RETRY_WAIT_SECONDS, PendingTrials
+from tune_rescon.tuning.ray.tune_adapter import RETRY_WAIT_SECONDS, TIMEOUT, PendingTrials
 
 
 class Hall:
@@ -34,34 +34,34 @@ def hall() -> Hall:
 
 
 def test_nobody_is_named_of_none(hall: Hall) -> None:
-    assert hall.overdue_at(10 * PATIENCE) is None
+    assert hall.overdue_at(10 * TIMEOUT) is None
 
 
 def test_a_trial_is_left_to_the_process_that_starts_for_it(hall: Hall) -> None:
     hall.add()
-    assert hall.overdue_at(PATIENCE) is None
+    assert hall.overdue_at(TIMEOUT) is None
 
 
 def test_the_oldest_that_has_waited_too_long_is_named_until_it_runs(hall: Hall) -> None:
     first, second = hall.add(), hall.add()
-    assert [hall.overdue_at(PATIENCE + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
+    assert [hall.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
     first.status = Trial.RUNNING
-    assert hall.overdue_at(PATIENCE + 2) is second
+    assert hall.overdue_at(TIMEOUT + 2) is second
 
 
 def test_one_that_runs_or_has_ended_hides_nobody_behind_it(hall: Hall) -> None:
     for status in (Trial.RUNNING, Trial.TERMINATED, Trial.ERROR):
         hall.add().status = status
     last = hall.add()
-    assert hall.overdue_at(PATIENCE + 1) is last
+    assert hall.overdue_at(TIMEOUT + 1) is last
 
 
 def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
     hall.add().status = Trial.RUNNING
-    hall.now = PATIENCE
+    hall.now = TIMEOUT
     late = hall.add()
-    assert hall.overdue_at(PATIENCE + 2) is None
-    assert hall.overdue_at(2 * PATIENCE + 1) is late
+    assert hall.overdue_at(TIMEOUT + 2) is None
+    assert hall.overdue_at(2 * TIMEOUT + 1) is late
 
 
 def test_who_has_lost_a_process_waits_for_less_than_those_before_it(hall: Hall) -> None:
