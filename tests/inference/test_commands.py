@@ -120,6 +120,23 @@ def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> No
         assert len(np.unique(np.asarray(image))) > 50
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv", "--top=2"])
+def test_a_network_that_gives_nan_predicts_nothing(
+    form: str, checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the first class, with exit 0."""
+    network, about = load_trained(checkpoint)
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    save_trained(network, about, tmp_path / "lost.ckpt")
+    masks = tmp_path / "masks"
+    assert predict([str(tmp_path / "lost.ckpt"), str(pictures), form, "--masks", str(masks)]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == (0 if form == "--json" else 1)
+    assert said.err.count("no prediction (the network gives nan instead of probabilities)") == 5
+    assert not list(masks.iterdir())
+
+
 @pytest.mark.parametrize(
     ("form", "name"), [("safetensors", "a.safetensors"), ("torch-export", "a.pt2"), ("onnx", "a.onnx")]
 )

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
-from tune_rescon.errors import StorageError
-from tune_rescon.inference import batches_of, export, export_model, pixels, predictions
+from tune_rescon.errors import NetworkError, StorageError
+from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import place
 from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
@@ -275,6 +275,11 @@ def test_an_export_that_says_nan_is_refused(
         del classifier, known
         target.write_bytes(b"")
         return _Broken()
+
+    cpu = place("cpu", precision="fp32")
+    batch = Pictures(paths=(tmp_path / "a.png",), images_BHWC=np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(NetworkError, match=r"must give probabilities, but got nan for .*a\.png"):
+        list(predictions(_Broken(), about, [batch], cpu, top=1))
 
     monkeypatch.setattr(export, "FORMATS", {"onnx": write})
     with pytest.raises(StorageError, match="a difference of nan"):
