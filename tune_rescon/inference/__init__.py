@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.inference.export import FORMATS, export_model
+    from tune_rescon.inference.export import FORMATS, export_model, timm_transform_words
     from tune_rescon.inference.masks import (
         PAGE,
         ModuleMaps,
@@ -57,6 +57,7 @@ __all__ = [
     "mistakes_words",
     "pixels",
     "predictions",
+    "timm_transform_words",
 ]
 
 __getattr__ = lazy_names(
@@ -83,5 +84,6 @@ __getattr__ = lazy_names(
         "make_gallery": "masks",
         "pixels": "predict",
         "predictions": "predict",
+        "timm_transform_words": "export",
     },
 )
