@@ -28,7 +28,7 @@ CLASSES = ["a/1.png", "b/1.png"]
 def write(root: Path, paths: Iterable[str]) -> Path:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(path.encode())
+        (root / path).write_bytes(os.fsencode(path))
     return root
 
 
@@ -270,6 +270,20 @@ def test_one_class_in_two_spellings_of_unicode() -> None:
     assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
     merged = index_images([f"{composed}/1.png", f"{apart}/2.png", "tea/1.png"], where="x")
     assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
+
+
+def test_names_of_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+    """As older programs write them. The class's name is text that every file and database holds."""
+    odd = os.fsdecode(b"caf\xe9")
+    root = write(
+        tmp_path / "x", [f"train/{odd}/1.png", "train/b/2.png", f"val/{odd}/{odd}.png", f"{odd}.txt"]
+    )
+    found = list_folder(root)
+    assert found.class_names == ("b", r"caf\xe9")
+    assert found.val.names == (f"val/{odd}/{odd}.png",)
+    "\n".join(found.account.lines()).encode()
+    assert found.account.lines()[-1] == r"left out, files that are no images: 1 (caf\xe9.txt)"
+    assert list_folder(root, Selection(ignore=f"val/{odd}")).val.names == ()
 
 
 @pytest.mark.parametrize("typed", ["NFC", "NFD"])

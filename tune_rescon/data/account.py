@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-__all__ = ["Account", "Kind", "LeftOut", "Tally", "left_out_lines"]
+__all__ = ["Account", "Kind", "LeftOut", "Tally", "as_text", "left_out_lines"]
 
 #: Maximum number of names that the account lists for each kind.
 _NAMED: Final = 3
@@ -149,8 +149,19 @@ def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
     return [f"left out, {one.kind}: {one.count} ({_first(one.names, one.count)})" for one in left_out]
 
 
+def as_text(name: str) -> str:
+    r"""Return a file name that every encoding can hold: bytes that are no UTF-8 become \xe9 and the like.
+
+    Python has lone surrogates for such bytes, which older programs and disks write.
+
+    >>> as_text("caf\udce9")
+    'caf\\xe9'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _first(names: Sequence[str], count: int) -> str:
-    # A name may contain a line break, or bytes that a terminal cannot print.
-    shown = [name.encode(errors="backslashreplace").decode() for name in names]
+    # A name may contain a line break.
+    shown = [as_text(name) for name in names]
     shown = [name if name.isprintable() else repr(name) for name in shown]
     return ", ".join(shown + (["..."] if count > len(names) else []))

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Account, Kind, Tally
+from tune_rescon.data.account import Account, Kind, Tally, as_text
 from tune_rescon.data.formats import SUFFIXES, is_image_name
 from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
 from tune_rescon.data.parts import find_parts, is_usual_name
@@ -121,7 +121,7 @@ def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
 def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the classes of the training part. Two Unicode spellings of one name are the same class."""
     spellings = sorted({name for folder in folders for name in _images_by_name(tree, folder)})
-    names = tuple(sorted({normalized(name): name for name in reversed(spellings)}.values()))
+    names = tuple(sorted({normalized(name): as_text(name) for name in reversed(spellings)}.values()))
     if len(names) < 2:
         empty = sorted({name for folder in folders for name in tree.empty(folder)})
         raise DataError(

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Final
 
 from tune_rescon.config import DatasetConfig
+from tune_rescon.data.account import as_text
 
 __all__ = [
     "PARTS",
@@ -141,7 +142,7 @@ def matches(path: str, pattern: str) -> bool:
 
 def normalized(name: str) -> str:
     """Return a name in the form used for comparison: macOS writes accents as separate characters."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", as_text(name))
 
 
 def _steps_match(steps: Sequence[str], patterns: Sequence[str]) -> bool:

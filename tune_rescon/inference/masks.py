@@ -9,6 +9,7 @@ Shape legend: B images of a batch, C channels, H and W a map's height and width.
 from __future__ import annotations
 
 import html
+import os
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tune_rescon.atomic_write import atomic_write
+from tune_rescon.data.account import as_text
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
@@ -272,7 +274,7 @@ def index_page(pictures: Sequence[DrawnPicture]) -> str:
 
 
 def _image(file: str) -> str:
-    return f'<img src="{urllib.parse.quote(file)}" alt="" loading="lazy">'
+    return f'<img src="{urllib.parse.quote(os.fsencode(file))}" alt="" loading="lazy">'
 
 
 #: File name of the page.
@@ -340,7 +342,7 @@ def _draw(
     overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
     for file, module in zip(overlays, maps, strict=True):
         draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
-    return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=str(path))
+    return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=as_text(str(path)))
 
 
 def _write_page(folder: Path, drawn: list[DrawnPicture]) -> None:
