@@ -257,6 +257,12 @@ def test_what_is_ignored_is_counted() -> None:
     assert left_out(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
 
 
+def test_patterns_that_match_nothing_are_said() -> None:
+    found = index_images(CLASSES, where="x", selection=Selection(ignore="*_msk.png"))
+    assert found.account.lines()[1:] == ["left out, ignored by dataset.ignore: 0"]
+    assert Account.from_json(found.account.to_json()) == found.account
+
+
 def test_every_format_counts(tmp_path: Path) -> None:
     names = [f"a/1{suffix}" for suffix in SUFFIXES] + [f"b/1{suffix.upper()}" for suffix in SUFFIXES]
     root = write(tmp_path / "x", names)

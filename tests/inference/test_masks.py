@@ -151,6 +151,12 @@ def test_the_overlay_lies_where_the_network_saw(resize: str, tmp_path: Path) -> 
     assert (abs(outside - (0, 0, 255)).max() < 20) == (resize == "crop")
 
 
+def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
+    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), np.eye(3), seen_box((70_000, 20)))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (65_500, 19)
+
+
 def test_seen_boxes() -> None:
     assert seen_box((20, 30)) == (0, 5, 20, 25)
     assert seen_box((20, 30), "pad") == (-5, 0, 25, 30)

@@ -324,7 +324,10 @@ def blaming_the_image() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         # Pillow's message contains the address of an object.
-        raise BadImageError(f"not an image in a format that is read ({', '.join(FORMATS)})") from error
+        raise BadImageError(
+            f"not an image in a format that is read ({', '.join(FORMATS)}), or of a kind that Pillow does not"
+            " read, such as floats of 64 bits"
+        ) from error
     except Exception as error:
         raise BadImageError(str(error) or type(error).__name__) from error
 

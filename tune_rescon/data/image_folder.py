@@ -107,7 +107,8 @@ def index_images(
     account = Account(
         class_names=names,
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
-        left_out=tally.left_out(),
+        # Patterns that match nothing are said, because they may be a slip.
+        left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
     )
     return ImageIndex(class_names=names, **listed, account=account)
 

@@ -60,6 +60,9 @@ FloatArray = npt.NDArray[np.float32]
 #: (left, top, right, bottom), pixels.
 Box = tuple[float, float, float, float]
 
+#: Largest side of a JPEG, pixels.
+_LARGEST_JPEG: Final = 65500
+
 #: Share of the mask's colour in an overlay on a photograph.
 _OPACITY: Final = 0.5
 
@@ -210,7 +213,8 @@ def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
 def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: Box) -> None:
     """Write a JPEG of the photograph's size, with the mask drawn over the part in ``box``.
 
-    The colours span the range from the smallest to the largest value of the mask.
+    A photograph with a side that a JPEG cannot have is scaled down. The colours span the range from the
+    smallest to the largest value of the mask.
 
     Args:
         path: The JPEG file.
@@ -239,6 +243,7 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
     colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
     drawn = photograph.copy()
     drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
+    drawn.thumbnail((_LARGEST_JPEG, _LARGEST_JPEG))
     with atomic_write(path) as scratch:
         drawn.save(scratch, format="JPEG", quality=90)
 
