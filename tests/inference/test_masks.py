@@ -152,7 +152,8 @@ def test_the_overlay_lies_where_the_network_saw(resize: str, tmp_path: Path) -> 
 
 
 def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
-    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), np.eye(3), seen_box((70_000, 20)))
+    mask_HW = np.eye(3, dtype=np.float32)
+    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), mask_HW, seen_box((70_000, 20)))
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.size == (65_500, 19)
 

@@ -238,7 +238,9 @@ class _Usual:
     def _refuse_suggested(self, suggested: Mapping[str, str]) -> NoReturn:
         """Refuse folders whose names suggest parts, such as train_images/ and test_images/."""
         holders = {name: self._tree.top(self._path(name)) for name in suggested}
-        split = {part: name for name, part in reversed(suggested.items()) if self._tree.filled(holders[name])}
+        split = {
+            part: name for name, part in reversed([*suggested.items()]) if self._tree.filled(holders[name])
+        }
         training = next(name for name, part in suggested.items() if part == "train")
         if "train" in split:
             lines = (settling(part, glob.escape(holders[split[part]])) for part in PARTS if part in split)
