@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from tests.test_command_options import LOG_FLAGS
 from tune_rescon.reproduce import main as reproduce
@@ -126,6 +127,20 @@ def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str
         "none: every trial trains for 205 epochs",
     ):
         assert line in said
+
+
+def test_a_dataset_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell leaves a quoted ~ as it is. A search takes it too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png"):
+        (tmp_path / "my #1" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "my #1" / name)
+    assert main(["--preset", "cifar_attention56", "--dataset", "~/my #1", "--dry-run", "--plain"]) == 0
+    said = capsys.readouterr().out
+    assert f"path: {tmp_path}/my #1" in said.replace("'", "").replace('"', "")
+    assert "folder: found 2 classes; images: train 2 (a 1, b 1), val 0, test 1" in said
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,7 @@ def run_command(
         interrupted: the message if the command is interrupted.
     """
     _open_closed_streams()
+    _print_any_name()
     ensure_home()
     try:
         code = _invoke(command, argv, name)
@@ -152,6 +153,12 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
             stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+
+
+def _print_any_name() -> None:
+    """Print the names of files as they are, also bytes that are no UTF-8, instead of raising an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _reader_closed(error: OSError | SystemExit) -> bool:

@@ -1,7 +1,7 @@
 """``python -m tune_rescon.predict``: classify pictures by a trained network, and draw its attention masks.
 
-Exit: 0 done; 2 unknown model or path, or a file that is not a picture (the other files are still classified);
-130 interrupted.
+Exit: 0 done; 2 unknown model or path, a file that is not a picture, or a picture for which the network gives
+no probabilities (the other files are still classified); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -124,15 +124,21 @@ def predict(
         bad.append(path)
         print_line(f"{path}: no picture ({why})", err=True)
 
+    def on_unknown(path: Path) -> None:
+        bad.append(path)
+        print_line(f"{path}: no prediction (the network gives nan instead of probabilities)", err=True)
+
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
-        made = predictions(network, about, batches, placement, top=top, mirrored=tta == "flip")
+        made = predictions(
+            network, about, batches, placement, top=top, mirrored=tta == "flip", on_unknown=on_unknown
+        )
         found = _recorded(follow(made), classified)
         lines = (_json(one, tta) for one in found) if as_json else _rows(found, files, about, as_csv=as_csv)
         for line in lines:
             echo(line)
-    if masks is not None:
+    if masks is not None and classified:
         _draw(network, about, classified, masks)
     return 2 if bad else 0
 

@@ -371,13 +371,14 @@ def _images(dataset: str) -> DatasetConfig:
 
     A name comes first: a folder ``cifar10`` in the current directory is given as ``./cifar10``.
     """
-    from tune_rescon.data import is_url, list_datasets
+    from tune_rescon.data import is_url, list_datasets, local_path
 
     if dataset in list_datasets():
         return DatasetConfig(name=dataset)
-    if is_url(dataset) or Path(dataset).exists():
-        path = dataset if is_url(dataset) else str(Path(dataset).resolve())
-        return DatasetConfig(name="folder", path=path)
+    if is_url(dataset):
+        return DatasetConfig(name="folder", path=dataset)
+    if (path := local_path(dataset)).exists():
+        return DatasetConfig(name="folder", path=str(path))
     return DatasetConfig(name=dataset)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, open_dataset
+from tune_rescon.data.image_folder import ImageIndex
 
 MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
@@ -25,6 +26,19 @@ def picture(seed: int, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> b
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, kind)
     return encoded.getvalue()
+
+
+def left_out(listing: ImageIndex) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """The files that a listing leaves out, by kind."""
+    return {one.kind: (one.count, one.names) for one in listing.account.left_out}
+
+
+def write_zip(path: Path, entries: Mapping[str, bytes] | Iterable[str], method: int = 0) -> Path:
+    """Write a zip of these entries, whose contents are their own names if none are given."""
+    with zipfile.ZipFile(path, "w", method) as made:
+        for name in entries:
+            made.writestr(name, entries[name] if isinstance(entries, Mapping) else name.encode())
+    return path
 
 
 @pytest.fixture

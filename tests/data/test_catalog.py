@@ -174,9 +174,9 @@ def test_a_zip_of_60_000_is_listed_at_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(60_000):
             archive.writestr(zipfile.ZipInfo(f"class{number % 10}/{number:05}.jpg"), b"")
-    started = time.perf_counter()
+    started = time.process_time()  # which a busy machine does not change
     info = describe(DatasetConfig(name="folder", path=str(path)), data_root=tmp_path)
-    assert time.perf_counter() - started < 1.5
+    assert time.process_time() - started < 1.5
     assert info.train_images + info.val_images == 60_000
 
 

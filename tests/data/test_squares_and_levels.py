@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,14 @@ from PIL import Image
 
 from tests.data.conftest import OpenFolder
 from tune_rescon.config import TrialConfig
-from tune_rescon.data.decode import BadImageError, decode_image, levels_of, stored_size, to_bytes
+from tune_rescon.data.decode import (
+    BadImageError,
+    darkness_words,
+    decode_image,
+    levels_of,
+    stored_size,
+    to_bytes,
+)
 
 
 def encode(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -126,6 +135,38 @@ def test_pictures_of_8_bits_beside_deep_ones_stay_as_they_are(
     images_NHWC, labels_N = found.train.gather(np.arange(len(found.train)))
     assert (images_NHWC[labels_N == 0] == 100).all()
     assert images_NHWC[labels_N == 1].max() == 255
+
+
+def colour16(high: int, side: int = 16) -> bytes:
+    """A ramp of 16-bit colours as PNG, which Pillow cannot write."""
+    row = np.repeat(np.linspace(0, high, side).astype(">u2"), 3).tobytes()
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress((b"\0" + row) * side)),
+        (b"IEND", b""),
+    )
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(("high", "is_told"), [(4095, True), (65535, False)])
+def test_pictures_that_come_out_nearly_black_are_told(
+    high: int, is_told: bool, tmp_path: Path, open_folder: OpenFolder
+) -> None:
+    """Twelve-bit colours: Pillow gives the upper 8 of 16 bits."""
+    root = tmp_path / "cells"
+    for number in range(8):
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(colour16(high))
+    found = open_folder(root)
+    assert found.levels is None
+    words = darkness_words(found.mean, found.std)
+    assert (words is not None) == is_told
+    assert words is None or "nearly black: hardly a value is above 21 of 255" in words
 
 
 def test_each_way_has_a_cache_of_its_own(tmp_path: Path, open_folder: OpenFolder) -> None:

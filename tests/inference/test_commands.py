@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -23,9 +25,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.errors import UserError
 from tune_rescon.export import main as export
+from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
@@ -118,6 +122,23 @@ def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> No
     with Image.open(drawn[0]) as image:
         assert image.size[0] > 400
         assert len(np.unique(np.asarray(image))) > 50
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", "--top=2"])
+def test_a_network_that_gives_nan_predicts_nothing(
+    form: str, checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the first class, with exit 0."""
+    network, about = load_trained(checkpoint)
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    save_trained(network, about, tmp_path / "lost.ckpt")
+    masks = tmp_path / "masks"
+    assert predict([str(tmp_path / "lost.ckpt"), str(pictures), form, "--masks", str(masks)]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == (0 if form == "--json" else 1)
+    assert said.err.count("no prediction (the network gives nan instead of probabilities)") == 5
+    assert not list(masks.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -282,6 +303,29 @@ def test_bad_exports(
 ) -> None:
     assert export([str(checkpoint), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_tensorflow_has_every_operation_of_the_networks() -> None:
+    """Seen without TensorFlow, which few machines have; `test_saved_model` needs it."""
+    name = "tune_rescon.inference.saved_model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorflow", MagicMock())
+        patch.delitem(sys.modules, name, raising=False)
+        known = importlib.import_module(name).OPERATIONS
+        patch.delitem(sys.modules, name)
+    for config in (
+        # Narrow, it has strided projections of its own kind.
+        TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18),
+        TrialConfig(width=0.25, image_size=17, attention="channel"),
+        TrialConfig(preset="rescon_attention92_32", width=0.25, drop_path=0.1),
+    ):
+        spec = resolve_network(config, classes=3, in_channels=3)
+        with torch.device("meta"):
+            network = build_from_spec(spec).eval()
+            pixels_BCHW = torch.empty(2, 3, spec.image_size, spec.image_size)
+            program = torch.export.export(network, (pixels_BCHW,))
+        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert called <= known.keys()
 
 
 def test_a_format_whose_packages_are_not_there(

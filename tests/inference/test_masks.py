@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,20 @@ def test_predictions_come_first_then_the_masks_with_overlays_of_the_photographs_
         with Image.open(overlay) as image:
             assert image.size == (30, 21)
         assert f'src="{overlay.name}"' in page
+
+
+def test_a_picture_whose_name_is_no_utf8(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, printed = tmp_path / "masks", io.BytesIO()
+    odd = os.fsdecode(b"caf\xe9.png")
+    (pictures / "0.png").rename(pictures / odd)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
+    assert predict([str(checkpoint), str(pictures / odd), "--csv", "--masks", str(folder)]) == 0
+    assert os.fsencode(pictures / odd) in printed.getvalue(), "as `ls` prints it"
+    page = (folder / "index.html").read_text()
+    assert 'src="0000-caf%E9.png"' in page
+    assert r"caf\xe9.png</figcaption>" in page
 
 
 def test_rows_have_columns_of_one_width(
@@ -133,6 +149,13 @@ def test_the_overlay_lies_where_the_network_saw(resize: str, tmp_path: Path) -> 
     assert red[40, 60] > 100
     outside = drawn[:, :18]
     assert (abs(outside - (0, 0, 255)).max() < 20) == (resize == "crop")
+
+
+def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
+    mask_HW = np.eye(3, dtype=np.float32)
+    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), mask_HW, seen_box((70_000, 20)))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (65_500, 19)
 
 
 def test_seen_boxes() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tune_rescon.data import open_dataset
-from tune_rescon.errors import DataError
+from tune_rescon.errors import DataError, NetworkError
 from tune_rescon.inference import Mistakes, find_mistakes, mistakes_page, mistakes_words
 from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
 from tune_rescon.report import main
@@ -93,6 +94,12 @@ def test_of_a_search_it_counts_as_the_validation_did(
     other = dataclasses.replace(searched.space.dataset, split_seed=1)
     dataset = open_dataset(other, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(DataError, match="images that have changed since"):
+        find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
+
+    for parameter in network.parameters():
+        parameter.data.fill_(torch.nan)
+    dataset = open_dataset(searched.space.dataset, data_root=tmp_path, cache_root=storage / "cache")
+    with pytest.raises(NetworkError, match="must give probabilities, but got nan"):
         find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
-from tune_rescon.errors import StorageError
-from tune_rescon.inference import batches_of, export, export_model, pixels, predictions
+from tune_rescon.errors import NetworkError, StorageError
+from tune_rescon.export import main as export_command
+from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import place
 from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
@@ -203,21 +205,46 @@ def test_timm_preprocesses_as_validation_does(
     theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
     files = sorted((path / "val").rglob("*.*"))
     close(_shown(theirs, files, theirs.preprocess), validated_BK)
+    # timm's own transform scales in one step, whose probabilities differ; the labels do not.
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    own_BK = _shown(theirs, files, lambda picture: transform(picture.convert("RGB")))
+    assert torch.equal(own_BK.argmax(1), validated_BK.argmax(1))
 
 
-def test_timms_own_transform_is_validation_where_pictures_are_stored_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "resize"), [((32, 32), "crop"), ((90, 70), "squash")])
+def test_timms_own_transform_is_validation_where_pictures_are_scaled_once(
+    size: tuple[int, int], resize: str, tmp_path: Path
+) -> None:
     """It scales in one step what validation scales in two; a picture of the stored size is scaled by none."""
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
-    path = folder_of(tmp_path / "photographs", (32, 32))
-    dataset = opened(path, tmp_path)
+    path = folder_of(tmp_path / "photographs", size)
+    dataset = opened(path, tmp_path, store_size=32, resize=resize)
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=32, batch_size=4)
     network, about, validated_BK = trained_on(dataset, config)
+    about = dataclasses.replace(about, resize=resize)
     export_model(network, about, form="timm", output=tmp_path / "winner")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     files = sorted((path / "val").rglob("*.*"))
     close(_shown(theirs, files, lambda picture: transform(picture.convert("RGB"))), validated_BK)
     assert theirs.pretrained_cfg["label_names"] == ["ant", "bee"]
+
+
+def test_what_timms_own_transform_cannot_do_is_said(
+    winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
+    network, about, _, _ = winner
+    deep = dataclasses.replace(about, resize="pad", levels=(0.0, 4095.0))
+    save_trained(network, deep, tmp_path / "best.ckpt")
+    arguments = [str(tmp_path / "best.ckpt"), "--format", "timm", "--output", str(tmp_path / "winner")]
+    assert export_command(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "timm's own transform scales in one step, pads with the mean colour instead of black, does not scale"
+        " pictures of more than 8 bits; the pixels of validation are those of `network.preprocess(picture)`"
+    )
+    alike = dataclasses.replace(about, resize="squash", stored_side=about.spec.image_size)
+    assert export.timm_transform_words(alike) is None
 
 
 def _shown(network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -275,6 +302,11 @@ def test_an_export_that_says_nan_is_refused(
         del classifier, known
         target.write_bytes(b"")
         return _Broken()
+
+    cpu = place("cpu", precision="fp32")
+    batch = Pictures(paths=(tmp_path / "a.png",), images_BHWC=np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(NetworkError, match=r"must give probabilities, but got nan for .*a\.png"):
+        list(predictions(_Broken(), about, [batch], cpu, top=1))
 
     monkeypatch.setattr(export, "FORMATS", {"onnx": write})
     with pytest.raises(StorageError, match="a difference of nan"):

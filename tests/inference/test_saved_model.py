@@ -50,12 +50,13 @@ def trained(config: TrialConfig, like: TrainedNetwork) -> tuple[torch.nn.Module,
     "config",
     [
         TrialConfig(width=0.25, image_size=20),
+        TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18),
         TrialConfig(width=0.25, image_size=17, attention="channel", attention_learning="nal"),
         TrialConfig(width=0.25, image_size=16, attention="spatial", mask="local", normalize=False),
         TrialConfig(preset="rescon_attention92_32", width=0.25, drop_path=0.1),
         TrialConfig(preset="attentionnext56", width=0.25, image_size=64),
     ],
-    ids=["mixed", "channel", "spatial", "rescon", "attentionnext"],
+    ids=["mixed", "narrow", "channel", "spatial", "rescon", "attentionnext"],
 )
 def test_every_kind_of_network(config: TrialConfig, checkpoint: Path, tmp_path: Path) -> None:
     network, about = trained(config, load_trained(checkpoint)[1])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tune_rescon.training.metrics import EpochMetrics
+from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 
 
 def test_means_are_over_images_not_batches() -> None:
@@ -49,3 +49,16 @@ def test_one_non_finite_loss_shows_for_the_rest_of_the_epoch(broken: float) -> N
     for loss in (1.0, broken, 1.0, 1.0):
         metrics.update(torch.tensor(loss), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     assert not math.isfinite(metrics.mean_loss)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_network_without_an_answer_has_no_accuracy(final: bool) -> None:
+    """Not the share of the first class, by which it would win a search of unequal classes."""
+    metrics = FinalMetrics(["a", "b", "c"]) if final else EpochMetrics(3, top5=True)
+    labels_B = torch.tensor([0, 0, 0, 1])
+    for scores in (0.0, math.nan):
+        logits_BK = torch.full((4, 3), scores)
+        metrics.update(torch.nn.functional.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+    values = metrics.compute()
+    assert {"loss", "accuracy", "top5"} <= values.keys()
+    assert all(math.isnan(value) for value in values.values())

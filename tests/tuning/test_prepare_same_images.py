@@ -75,7 +75,7 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
         show_progress=False,
     )
     prepare_data(space, options)
-    *account, judging = progress
+    *account, judging, dark = progress
     assert account == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",
@@ -83,6 +83,7 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
     ]
     assert "will judge the winners by the 2 validation images" in judging
     assert "dataset.test_fraction" in judging
+    assert dark.startswith("folder: the training pictures are nearly black")
 
 
 @pytest.fixture

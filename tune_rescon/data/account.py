@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-__all__ = ["Account", "Kind", "LeftOut", "Tally", "left_out_lines"]
+__all__ = ["Account", "Kind", "LeftOut", "Tally", "as_text", "left_out_lines"]
 
 #: Maximum number of names that the account lists for each kind.
 _NAMED: Final = 3
@@ -132,11 +132,17 @@ class Tally:
         """Record that these files are left out."""
         self._names[kind] += names
 
-    def left_out(self) -> tuple[LeftOut, ...]:
-        """Return the recorded files in the order of :class:`Kind`; a name recorded twice counts once."""
-        found = ((kind, sorted(set(self._names[kind]))) for kind in Kind if self._names.get(kind))
+    def left_out(self, *expected: Kind) -> tuple[LeftOut, ...]:
+        """Return the recorded files in the order of :class:`Kind`; a name recorded twice counts once.
+
+        Args:
+            expected: Kinds that are returned also with a count of 0.
+        """
+        found = ((kind, sorted(set(self._names.get(kind, ())))) for kind in Kind)
         return tuple(
-            LeftOut(kind=kind.value, count=len(names), names=tuple(names[:_NAMED])) for kind, names in found
+            LeftOut(kind=kind.value, count=len(names), names=tuple(names[:_NAMED]))
+            for kind, names in found
+            if names or kind in expected
         )
 
 
@@ -146,11 +152,25 @@ def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
     >>> left_out_lines([LeftOut(kind="hidden files", count=5, names=("a/._1.png", "a/._2.png"))])
     ['left out, hidden files: 5 (a/._1.png, a/._2.png, ...)']
     """
-    return [f"left out, {one.kind}: {one.count} ({_first(one.names, one.count)})" for one in left_out]
+    return [
+        f"left out, {one.kind}: {one.count}" + (f" ({_first(one.names, one.count)})" if one.names else "")
+        for one in left_out
+    ]
+
+
+def as_text(name: str) -> str:
+    r"""Return a file name that every encoding can hold: bytes that are no UTF-8 become \xe9 and the like.
+
+    Python has lone surrogates for such bytes, which older programs and disks write.
+
+    >>> as_text("caf\udce9")
+    'caf\\xe9'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _first(names: Sequence[str], count: int) -> str:
-    # A name may contain a line break, or bytes that a terminal cannot print.
-    shown = [name.encode(errors="backslashreplace").decode() for name in names]
+    # A name may contain a line break.
+    shown = [as_text(name) for name in names]
     shown = [name if name.isprintable() else repr(name) for name in shown]
     return ", ".join(shown + (["..."] if count > len(names) else []))

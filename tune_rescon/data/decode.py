@@ -35,6 +35,7 @@ __all__ = [
     "SizesDifferError",
     "blaming_the_image",
     "common_size",
+    "darkness_words",
     "decode_block",
     "decode_image",
     "is_deep",
@@ -110,6 +111,27 @@ def levels_words(levels: Levels) -> str:
     return (
         f"pictures of more than 8 bits: values from {low} to {high}, the training pictures' range, become"
         " 0 to 255"
+    )
+
+
+#: Pictures are nearly black if hardly a value of theirs is above this share of white.
+_NEARLY_BLACK: Final = 0.1
+
+
+def darkness_words(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """Return a line of text for the user if pictures are nearly black, as bytes; None otherwise.
+
+    Args:
+        mean: Mean of each channel over the training pictures, in 0..1.
+        std: Standard deviation of each channel over the training pictures, in 0..1.
+    """
+    brightest = max(center + 3 * spread for center, spread in zip(mean, std, strict=True))
+    if brightest >= _NEARLY_BLACK:
+        return None
+    return (
+        f"the training pictures are nearly black: hardly a value is above {255 * brightest:.0f} of 255. Of"
+        " colour pictures of 16 bits a channel only the upper 8 bits count, and one bright pixel widens the"
+        " range by which other pictures of more than 8 bits are scaled"
     )
 
 
@@ -302,7 +324,10 @@ def blaming_the_image() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         # Pillow's message contains the address of an object.
-        raise BadImageError(f"not an image in a format that is read ({', '.join(FORMATS)})") from error
+        raise BadImageError(
+            f"not an image in a format that is read ({', '.join(FORMATS)}), or of a kind that Pillow does not"
+            " read, such as floats of 64 bits"
+        ) from error
     except Exception as error:
         raise BadImageError(str(error) or type(error).__name__) from error
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import glob
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Account, Kind, Tally
+from tune_rescon.data.account import Account, Kind, Tally, as_text
 from tune_rescon.data.formats import SUFFIXES, is_image_name
 from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
 from tune_rescon.data.parts import find_parts, is_usual_name
-from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, settling
+from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, normalized, settling
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 
@@ -108,7 +107,8 @@ def index_images(
     account = Account(
         class_names=names,
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
-        left_out=tally.left_out(),
+        # Patterns that match nothing are said, because they may be a slip.
+        left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
     )
     return ImageIndex(class_names=names, **listed, account=account)
 
@@ -122,7 +122,7 @@ def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
 def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the classes of the training part. Two Unicode spellings of one name are the same class."""
     spellings = sorted({name for folder in folders for name in _images_by_name(tree, folder)})
-    names = tuple(sorted({_same(name): name for name in reversed(spellings)}.values()))
+    names = tuple(sorted({normalized(name): as_text(name) for name in reversed(spellings)}.values()))
     if len(names) < 2:
         empty = sorted({name for folder in folders for name in tree.empty(folder)})
         raise DataError(
@@ -144,17 +144,19 @@ def _check_empty_classes(
 ) -> None:
     """Raise if a class folder of the training part is empty and another part has images of this class."""
     train = {
-        _same(name): join(folder, name) for folder in parts["train"] for name in trees["train"].empty(folder)
+        normalized(name): join(folder, name)
+        for folder in parts["train"]
+        for name in trees["train"].empty(folder)
     }
-    known = set(map(_same, names))
+    known = set(map(normalized, names))
     for part, folders in parts.items():
         for name in sorted({name for folder in folders for name in trees[part].filled(folder)}):
-            if part != "train" and _same(name) in train.keys() - known:
+            if part != "train" and normalized(name) in train.keys() - known:
                 raise DataError(
                     format_error(
                         "a class folder must hold at least one image",
                         got=f"none of {name!r} to train, and some in {part}",
-                        where=join(where, train[_same(name)]),
+                        where=join(where, train[normalized(name)]),
                         hint="Add images to it, or leave the class out:"
                         f" {settling('ignore', glob.escape(name))}.",
                     )
@@ -162,11 +164,11 @@ def _check_empty_classes(
 
 
 def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where: str) -> Part:
-    labels = {_same(name): label for label, name in enumerate(classes)}
+    labels = {normalized(name): label for label, name in enumerate(classes)}
     images: dict[int, list[str]] = {label: [] for label in labels.values()}
     for folder in folders:
         found = _images_by_name(tree, folder)
-        strangers = sorted(name for name in found if _same(name) not in labels)
+        strangers = sorted(name for name in found if normalized(name) not in labels)
         if strangers:
             raise DataError(
                 format_error(
@@ -177,7 +179,7 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
                 )
             )
         for name, inside in found.items():
-            images[labels[_same(name)]] += inside
+            images[labels[normalized(name)]] += inside
     names = [name for label in sorted(images) for name in sorted(images[label])]
     return Part(names=tuple(names), labels=tuple(label for label in sorted(images) for _ in images[label]))
 
@@ -222,11 +224,6 @@ def _tally_rest(
             tally.add(Kind.IN_HIDDEN, *left)
         else:
             tally.add(Kind.OUTSIDE, *left)
-
-
-def _same(name: str) -> str:
-    """Return a class name in the form used for comparison: macOS writes accents as separate characters."""
-    return unicodedata.normalize("NFC", name)
 
 
 def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:

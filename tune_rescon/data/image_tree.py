@@ -102,9 +102,12 @@ class Tree:
             todo += [join(here, name) for name in self._inside[here] if enters(here, name)]
         return sorted(found)
 
-    def top(self) -> str:
-        """Return the folder whose children are classes or parts, below single folders that only wrap it."""
-        folder = ""
+    def top(self, folder: str = "") -> str:
+        """Return the folder whose children are classes or parts, below single folders that only wrap it.
+
+        Args:
+            folder: The folder to start from; "" is the source itself.
+        """
         while not self.images[folder] and len(inner := self.filled(folder)) == 1:
             below = join(folder, inner.pop())
             if not self.filled(below):

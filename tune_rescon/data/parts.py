@@ -1,12 +1,13 @@
 """Find the folders of an image source that are its training, validation and test parts.
 
-A usual name of a part may also be the name of a class. An ambiguous layout raises an error, whose message
-contains the setting that resolves the ambiguity.
+A usual name of a part may also be the name of a class, and a longer name (``train_images``, ``test1``) may be
+either. An ambiguous layout raises an error, whose message contains the setting that resolves the ambiguity.
 """
 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -29,6 +30,11 @@ _USUAL_NAMES: Final[Mapping[str, str]] = {
     "test": "test",
     "testing": "test",
 }
+
+#: Further words of names that suggest a part.
+_WORDS: Final[Mapping[str, str]] = {**_USUAL_NAMES, "trainset": "train", "valset": "val", "testset": "test"}
+
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 def find_parts(tree: Tree, selection: Selection, where: str) -> Parts:
@@ -101,6 +107,16 @@ def is_usual_name(name: str) -> bool:
     return name.lower() in _USUAL_NAMES
 
 
+def _suggested_part(name: str) -> str | None:
+    """Return the part that one of the words in a folder's name suggests, or None.
+
+    >>> [_suggested_part(name) for name in ("train_images", "seg_test", "val2017", "TrainSet", "strain")]
+    ['train', 'test', 'val', 'train', None]
+    """
+    words = (word.lower() for word in _WORD.findall(name))
+    return next((_WORDS[word] for word in words if word in _WORDS), None)
+
+
 class _Usual:
     """The parts that usual names define in the folders outside the selected parts."""
 
@@ -139,8 +155,20 @@ class _Usual:
     def _classes(self) -> Parts:
         """Return one folder of classes as the training part.
 
-        A class may be called ``train``, as in CIFAR-100. Classes with other usual names are ambiguous.
+        A class may be called ``train``, as in CIFAR-100. Classes with other usual names are ambiguous, and so
+        are longer names if one of them suggests training images and another one held-out images.
         """
+        suggested = {
+            name: part
+            for name in sorted(self._tree.filled(self._top))
+            if (part := _suggested_part(name)) is not None
+        }
+        if (
+            len({*suggested.values()}) > 1
+            and "train" in suggested.values()
+            and set(suggested) - {*self._flat}
+        ):
+            self._refuse_suggested(suggested)
         if self._flat and not self._others:
             self._refuse_unsorted()
         doubtful = [name for name in self._flat if name.lower() != "train" or len(self._flat) > 1]
@@ -151,9 +179,13 @@ class _Usual:
     def _path(self, name: str) -> str:
         return join(self._top, name)
 
+    def _choosing(self, part: str, name: str) -> str:
+        """Return the option that makes a folder a part."""
+        return settling(part, glob.escape(self._path(name)))
+
     def _refuse_two(self, part: str, first: str, second: str) -> NoReturn:
         got = f"{self._path(first)} and {self._path(second)}"
-        lines = " or ".join(settling(part, self._path(name)) for name in (second, first))
+        lines = " or ".join(self._choosing(part, name) for name in (second, first))
         self._refuse(f"one folder may hold the {part} part", got, f"Choose one: {lines}.")
 
     def _refuse_no_train(self, found: Mapping[str, str]) -> NoReturn:
@@ -162,16 +194,17 @@ class _Usual:
             rule = f"{flat[0]}/ must hold class folders, as {next(iter(found.values()))}/ does"
             hint = f"Sort its images into {flat[0]}/CLASS/."
             self._refuse(rule, "images without class folders", hint)
-        parts = " ".join(settling(part, self._path(name)) for part, name in found.items())
-        if self._others:
+        parts = " ".join(self._choosing(part, name) for part, name in found.items())
+        training = [name for name in self._others if _suggested_part(name) == "train"]
+        if training:
+            hint = f"If {training[0]}/ is the training part: {self._choosing('train', training[0])} {parts}."
+        elif self._others:
             hint = (
                 f"If the other folders are the classes to train on: {settling('train', '.')} {parts}."
                 f" If all of them are classes: {settling('train', '.')}."
             )
         else:
-            hint = (
-                f"Name the folder that trains: {settling('train', self._path(next(iter(found.values()))))}."
-            )
+            hint = f"Name the folder that trains: {self._choosing('train', next(iter(found.values())))}."
         rule = "a folder with validation or test images needs train/ beside them"
         self._refuse(rule, ", ".join(sorted(self._tree.filled(self._top))), hint)
 
@@ -179,7 +212,7 @@ class _Usual:
         self._refuse(
             f"{name}/ must be the training part or a class",
             f"images directly in it, class folders in it, and {', '.join(self._others[:5])} beside it",
-            f"If it is the training part: {settling('train', self._path(name))}."
+            f"If it is the training part: {self._choosing('train', name)}."
             f" If it is a class: {settling('train', '.')}.",
         )
 
@@ -195,10 +228,29 @@ class _Usual:
         classes = (
             f" If these folders are the classes: {settling('train', '.')}." if len(self._flat) > 1 else ""
         )
+        training = [name for name in self._flat if _USUAL_NAMES[name.lower()] == "train"]
         self._refuse(
             "images must lie in class folders; an image folder needs 2 or more classes",
             f"images directly in {_folders(self._flat)}, which do not say their class",
-            f"Sort the images into {self._flat[0]}/CLASS/.{classes}",
+            f"Sort the images into {[*training, *self._flat][0]}/CLASS/.{classes}",
+        )
+
+    def _refuse_suggested(self, suggested: Mapping[str, str]) -> NoReturn:
+        """Refuse folders whose names suggest parts, such as train_images/ and test_images/."""
+        holders = {name: self._tree.top(self._path(name)) for name in suggested}
+        split = {
+            part: name for name, part in reversed([*suggested.items()]) if self._tree.filled(holders[name])
+        }
+        training = next(name for name, part in suggested.items() if part == "train")
+        if "train" in split:
+            lines = (settling(part, glob.escape(holders[split[part]])) for part in PARTS if part in split)
+            hint = f"If they are parts: {' '.join(lines)}."
+        else:
+            hint = f"If they are parts, sort the training images into {training}/CLASS/."
+        self._refuse(
+            f"{_folders([*suggested])} must be parts of the data set or classes",
+            "names that suggest parts",
+            f"{hint} If all folders are classes: {settling('train', '.')}.",
         )
 
     def _refuse_part_or_class(self, doubtful: list[str]) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from functools import cached_property
 from typing import Final
 
 from tune_rescon.config import DatasetConfig
+from tune_rescon.data.account import as_text
 
 __all__ = [
     "PARTS",
@@ -23,6 +25,7 @@ __all__ = [
     "is_hidden",
     "is_junk_folder",
     "matches",
+    "normalized",
     "settling",
 ]
 
@@ -104,7 +107,10 @@ class Selection:
         >>> Selection(ignore="*_mask.png, extra/*").ignores("train/cat/1_mask.png")
         True
         """
-        return bool(self._ignored) and any(
+        if not self._ignored:
+            return False
+        path = normalized(path)
+        return any(
             matches(path, pattern.lstrip("/"))
             if "/" in pattern
             else fnmatchcase(path.rpartition("/")[2], pattern)
@@ -117,7 +123,7 @@ class Selection:
 
     @cached_property
     def _ignored(self) -> tuple[str, ...]:
-        patterns = (self.ignore or "").split(",")
+        patterns = normalized(self.ignore or "").split(",")
         return tuple(plain for pattern in patterns if (plain := pattern.strip().rstrip("/")))
 
 
@@ -131,7 +137,12 @@ def matches(path: str, pattern: str) -> bool:
     >>> matches("a/b/c", "**/c"), matches("c", "**/c")
     (True, True)
     """
-    return _steps_match(path.split("/"), pattern.split("/"))
+    return _steps_match(normalized(path).split("/"), normalized(pattern).split("/"))
+
+
+def normalized(name: str) -> str:
+    """Return a name in the form used for comparison: macOS writes accents as separate characters."""
+    return name if name.isascii() else unicodedata.normalize("NFC", as_text(name))
 
 
 def _steps_match(steps: Sequence[str], patterns: Sequence[str]) -> bool:

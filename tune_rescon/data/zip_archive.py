@@ -22,6 +22,7 @@ from typing import Final
 
 from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.image_tree import readable
+from tune_rescon.data.selection import as_pattern, settling
 from tune_rescon.errors import DataError, format_error
 
 __all__ = [
@@ -123,6 +124,11 @@ _METHODS: Final = {
 _MEMORY_SHARE: Final = 1 / 8
 _LEAST_BOUND: Final = 128 << 20
 
+#: A member of more than ``_SUSPECT`` bytes must not be compressed more than this many times. The files of
+#: pictures are compressed themselves, or are not blank; deflate reaches 1,000 on zeros.
+_LARGEST_RATIO: Final = 100
+_SUSPECT: Final = 64 << 20
+
 #: Bytes that are inflated at a time.
 _PIECE: Final = 1 << 20
 
@@ -165,13 +171,13 @@ class Archive:
         """Return the bytes of a member.
 
         Raises:
-            ValueError: The declared size is larger than this machine's memory allows.
+            ValueError: The declared size is larger than this machine's memory allows, or than a picture's.
             BadZipFile: The member is damaged, or does not inflate to its declared size.
         """
         info = self.members[path]
         bound = largest_member()
-        if info.file_size > bound:
-            raise ValueError(_too_large(path, info.file_size, bound))
+        if (excess := _excess(info, bound)) is not None:
+            raise ValueError(f"{path} {excess}")
         if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
             return inflated(self.path, info, memory=bound)
         # zipfile returns at most the declared size, but a single read of everything first inflates more.
@@ -213,10 +219,22 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
     """Check that this Python can read the members, before the first member is read.
 
     Raises:
-        DataError: A member is encrypted, or compressed by a method that this Python does not support.
+        DataError: A member is encrypted, is compressed by a method that this Python does not support, or
+            inflates to more than this machine's memory allows, or than a picture's size.
     """
+    bound = largest_member()
     for path in paths:
         info = archive.members[path]
+        if (excess := _excess(info, bound)) is not None:
+            raise DataError(
+                format_error(
+                    "the images of a zip must not inflate beyond their bounds",
+                    got=f"{path}, which {excess}",
+                    where=str(archive.path),
+                    hint=f"Leave it out: {settling('ignore', as_pattern(path))}. If it is a picture,"
+                    " unpack the zip and give the folder.",
+                )
+            )
         if info.flag_bits & _ENCRYPTED or info.compress_type == _AES:
             raise DataError(
                 format_error(
@@ -320,11 +338,20 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
     return info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)
 
 
-def _too_large(path: str, size: int, bound: int) -> str:
-    return (
-        f"{path} inflates to {_megabytes(size)} MB, and a member of a zip may have at most"
-        f" {_megabytes(bound)} MB, by this machine's memory"
-    )
+def _excess(info: zipfile.ZipInfo, bound: int) -> str | None:
+    """Return how an entry's declared size exceeds its bounds, or None."""
+    size = info.file_size
+    if size > bound:
+        return (
+            f"inflates to {_megabytes(size)} MB, and a member of a zip may have at most"
+            f" {_megabytes(bound)} MB, by this machine's memory"
+        )
+    if size > _SUSPECT and size > _LARGEST_RATIO * info.compress_size:
+        return (
+            f"inflates to {_megabytes(size)} MB, more than {_LARGEST_RATIO} times its compressed size, as no"
+            " picture does"
+        )
+    return None
 
 
 def _megabytes(size: int) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.inference.export import FORMATS, export_model
+    from tune_rescon.inference.export import FORMATS, export_model, timm_transform_words
     from tune_rescon.inference.masks import (
         PAGE,
         ModuleMaps,

@@ -31,6 +31,7 @@ from tune_rescon.training.weights import Classifier
 __all__ = [
     "FORMATS",
     "export_model",
+    "timm_transform_words",
     "write_timm_folder",
 ]
 
@@ -99,6 +100,27 @@ def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
         hint = "Every other format can hold it."
         raise ConfigError(format_error(rule, got=spec.network, where="--format", hint=hint))
     return spec.timm_name.partition(".")[0], timm_arguments(spec)
+
+
+def timm_transform_words(about: TrainedNetwork) -> str | None:
+    """Return how timm's own transform differs from the preprocessing of a network, or None if it does not.
+
+    timm's configuration can describe neither two steps of scaling, nor black borders, nor deep pictures.
+    """
+    how = about.preprocessing
+    differences = [
+        words
+        for words, differs in (
+            ("scales in one step", how.stored_side != how.image_size or how.resize != "squash"),
+            ("pads with the mean colour instead of black", how.resize == "pad"),
+            ("does not scale pictures of more than 8 bits", how.levels is not None),
+        )
+        if differs
+    ]
+    if not differences:
+        return None
+    own = "`network.preprocess(picture)`" if isinstance(about.spec, NetworkSpec) else "`tune_rescon.predict`"
+    return f"timm's own transform {', '.join(differences)}; the pixels of validation are those of {own}"
 
 
 #: Maximum relative difference between the probabilities of a file and of the network (the largest over its

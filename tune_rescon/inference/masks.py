@@ -9,6 +9,7 @@ Shape legend: B images of a batch, C channels, H and W a map's height and width.
 from __future__ import annotations
 
 import html
+import os
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tune_rescon.atomic_write import atomic_write
+from tune_rescon.data.account import as_text
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
@@ -57,6 +59,9 @@ FloatArray = npt.NDArray[np.float32]
 
 #: (left, top, right, bottom), pixels.
 Box = tuple[float, float, float, float]
+
+#: Largest side of a JPEG, pixels.
+_LARGEST_JPEG: Final = 65500
 
 #: Share of the mask's colour in an overlay on a photograph.
 _OPACITY: Final = 0.5
@@ -208,7 +213,8 @@ def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
 def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: Box) -> None:
     """Write a JPEG of the photograph's size, with the mask drawn over the part in ``box``.
 
-    The colours span the range from the smallest to the largest value of the mask.
+    A photograph with a side that a JPEG cannot have is scaled down. The colours span the range from the
+    smallest to the largest value of the mask.
 
     Args:
         path: The JPEG file.
@@ -237,6 +243,7 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
     colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
     drawn = photograph.copy()
     drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
+    drawn.thumbnail((_LARGEST_JPEG, _LARGEST_JPEG))
     with atomic_write(path) as scratch:
         drawn.save(scratch, format="JPEG", quality=90)
 
@@ -272,7 +279,7 @@ def index_page(pictures: Sequence[DrawnPicture]) -> str:
 
 
 def _image(file: str) -> str:
-    return f'<img src="{urllib.parse.quote(file)}" alt="" loading="lazy">'
+    return f'<img src="{urllib.parse.quote(os.fsencode(file))}" alt="" loading="lazy">'
 
 
 #: File name of the page.
@@ -340,7 +347,7 @@ def _draw(
     overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
     for file, module in zip(overlays, maps, strict=True):
         draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
-    return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=str(path))
+    return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=as_text(str(path)))
 
 
 def _write_page(folder: Path, drawn: list[DrawnPicture]) -> None:

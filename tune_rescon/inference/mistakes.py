@@ -20,7 +20,7 @@ from torch import nn
 
 from tune_rescon.data.dataset import ImageDataset, Split
 from tune_rescon.data.pixels import to_unit
-from tune_rescon.errors import DataError, format_error
+from tune_rescon.errors import DataError, NetworkError, format_error
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
@@ -106,6 +106,7 @@ def find_mistakes(
 
     Raises:
         DataError: The images are not those of the training, or the split has none.
+        NetworkError: The network gives nan instead of probabilities.
     """
     if about.dataset != dataset.digest:
         rule = "a network must be judged by the images, in the splits, with which it was trained"
@@ -118,6 +119,9 @@ def find_mistakes(
     position = 0
     for probabilities_BK, labels_B in _predicted(network, about, split, placement):
         values_B, chosen_B = probabilities_BK.max(dim=1)
+        if not values_B.isfinite().all():
+            rule = "a network must give probabilities"
+            raise NetworkError(format_error(rule, got="nan for some images", where="--errors"))
         np.add.at(confusion_KK, (labels_B, chosen_B.numpy()), 1)
         for index in np.flatnonzero(chosen_B.numpy() != labels_B):
             found = (

@@ -5,7 +5,8 @@ Shape legend: B images of a batch, K classes, C channels, H = W the image size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.data.pixels import to_unit
+from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig
@@ -60,6 +62,7 @@ def predictions(
     *,
     top: int,
     mirrored: bool = False,
+    on_unknown: Callable[[Path], object] | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each picture; move the network to the device of ``placement``.
 
@@ -70,6 +73,11 @@ def predictions(
         placement: Device and precision of the forward pass.
         top: Maximum number of classes per picture.
         mirrored: Also classify each picture's mirror image, and return the means of the two probabilities.
+        on_unknown: Called with the path of each picture for which the network gives nan instead of
+            probabilities. Such a picture has no prediction. None: raise the error.
+
+    Raises:
+        NetworkError: The network gives nan, and ``on_unknown`` is None.
     """
     classifier = placement.network(Classifier(network, about).eval())
     top = min(top, len(about.class_names))
@@ -83,5 +91,15 @@ def predictions(
                     probabilities_BK = (probabilities_BK + flipped_BK) / 2
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):
+                if not all(map(math.isfinite, values)):
+                    _report_unknown(path, on_unknown)
+                    continue
                 named = tuple((about.class_names[k], value) for k, value in zip(places, values, strict=True))
                 yield Prediction(path=path, classes=named)
+
+
+def _report_unknown(path: Path, on_unknown: Callable[[Path], object] | None) -> None:
+    if on_unknown is None:
+        rule = "a network must give probabilities"
+        raise NetworkError(format_error(rule, got=f"nan for {path}", where="network"))
+    on_unknown(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from torch.fx import Node
 
 from tune_rescon.errors import ConfigError, format_error
 
-__all__ = ["load_saved_model", "write_saved_model"]
+__all__ = ["OPERATIONS", "load_saved_model", "write_saved_model"]
 
 #: File of the metadata in the model's folder; TensorFlow reserves ``assets.extra`` for other programs.
 _FACTS: Final = Path("assets.extra", "tune_rescon.json")
@@ -99,11 +100,11 @@ def _run(program: ExportedProgram, weights: Mapping[str, Any], pixels_BHWC: Any)
 
 
 def _operation(name: str) -> Callable[..., Any]:
-    if name not in _OPERATIONS:
+    if name not in OPERATIONS:
         rule = "the format tensorflow has the operations of Residual Attention Networks"
         hint = "Export to onnx, torch-export or safetensors."
         raise ConfigError(format_error(rule, got=f"a network with {name}", where="--format", hint=hint))
-    return _OPERATIONS[name]
+    return OPERATIONS[name]
 
 
 def _axes(x: Any, axes: int | Sequence[int]) -> list[int]:
@@ -151,8 +152,16 @@ def _vector_norm(x: Any, order: float, axes: Sequence[int], keepdim: bool) -> An
     return tf.norm(x, ord=order, axis=_axes(x, axes)[0], keepdims=keepdim)
 
 
+def _slice(x: Any, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
+    index = [slice(None)] * len(x.shape)
+    # Torch writes an open end as the largest integer, which TensorFlow's indexes cannot hold.
+    is_open = end is None or end == sys.maxsize
+    index[_axes(x, axis)[0]] = slice(start, None if is_open else end, step)
+    return x[tuple(index)]
+
+
 #: TensorFlow's operation for every ATen operation of the networks, their normalisation and their softmax.
-_OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
+OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.add.Tensor": operator.add,
     "aten.batch_norm.default": _batch_norm,
     "aten.clamp_min.default": tf.maximum,
@@ -168,6 +177,7 @@ _OPERATIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "aten.relu_.default": tf.nn.relu,
     "aten.rsqrt.default": tf.math.rsqrt,
     "aten.sigmoid.default": tf.sigmoid,
+    "aten.slice.Tensor": _slice,
     "aten.softmax.int": tf.nn.softmax,
     "aten.sub.Tensor": operator.sub,
     "aten.upsample_bilinear2d.vec": _upsample,

@@ -84,7 +84,9 @@ class EpochMetrics(nn.Module):
     def compute(self) -> dict[str, float]:
         """Return ``loss``, ``accuracy`` and the requested further metrics; nan before the first batch.
 
-        The call waits for a GPU.
+        If a loss was nan, all values are nan: torchmetrics takes class scores of nan for the first class, so
+        that a network without an answer would have the accuracy of that class's share. The call waits for a
+        GPU.
         """
         values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
         if self.top5 is not None:
@@ -92,7 +94,7 @@ class EpochMetrics(nn.Module):
         if self.predictions is not None:
             with self._peers.collective():
                 values |= self.predictions.read()
-        return values
+        return _unknown_if_lost(values)
 
     def reset(self) -> None:
         """Clear the metrics for the next epoch."""
@@ -162,10 +164,15 @@ class FinalMetrics(EpochMetrics):
         with self._peers.collective():
             by_class, error = self.by_class.compute().tolist(), float(self.calibration.compute())
         named = {f"accuracy/{name}": value for name, value in zip(self._names, by_class, strict=True)}
-        return {**known, "calibration_error": error, **named}
+        return _unknown_if_lost({**known, "calibration_error": error, **named})
 
     @override
     def reset(self) -> None:
         super().reset()
         self.by_class.reset()
         self.calibration.reset()
+
+
+def _unknown_if_lost(values: dict[str, float]) -> dict[str, float]:
+    """Return ``values``, or nan for each of them if the loss is nan."""
+    return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values

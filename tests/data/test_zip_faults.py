@@ -1,0 +1,153 @@
+"""Zips of images as people and other tools make them, and members that inflate or that Python cannot read."""
+
+from __future__ import annotations
+
+import io
+import os
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.data import zip_archive
+from tune_rescon.data.account import Kind
+from tune_rescon.data.decode import BadImageError, probe_size
+from tune_rescon.data.image_folder import list_folder, read_bytes
+from tune_rescon.data.zip_archive import open_zip
+from tune_rescon.errors import DataError
+
+from .conftest import left_out, picture, write_zip
+
+CLASSES = ["a/1.png", "b/1.png"]
+
+
+@pytest.mark.parametrize("form", ["./{}", "/{}", "a//../{}", ".//{}", "{}"])
+def test_names_in_zips(form: str, tmp_path: Path) -> None:
+    if ".." in form:
+        path = write_zip(tmp_path / "x.zip", [form.format(name) for name in CLASSES])
+        with pytest.raises(DataError, match=r"must lie inside it, but got 'a//\.\./a/1\.png'"):
+            list_folder(path)
+        return
+    path = write_zip(tmp_path / "x.zip", {form.format(name): name.encode() for name in CLASSES})
+    assert list_folder(path).names == tuple(CLASSES)
+    assert read_bytes(path, "b/1.png") == b"b/1.png"
+
+
+def test_backslashes_in_zips(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {"a\\1.png": b"1", "b\\c\\2.png": b"2"})
+    assert list_folder(path).names == ("a/1.png", "b/c/2.png")
+    assert read_bytes(path, "b/c/2.png") == b"2"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_that_is_there_twice_counts_once_and_the_last_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as made:
+        for name, data in (
+            ("a/1.png", b"old"),
+            ("b/1.png", b"b"),
+            ("./a/1.png", b"mid"),
+            ("a/1.png", b"new"),
+        ):
+            made.writestr(name, data)
+    listing = list_folder(tmp_path / "x.zip")
+    assert listing.names == ("a/1.png", "b/1.png")
+    assert left_out(listing) == {Kind.REPEATED: (1, ("a/1.png",))}
+    assert read_bytes(tmp_path / "x.zip", "a/1.png") == b"new"
+
+
+def test_links_in_zips(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("a/2.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    path = write_zip(tmp_path / "x.zip", CLASSES)
+    with zipfile.ZipFile(path, "a") as made:
+        made.writestr(link, "1.png")
+    listing = list_folder(path)
+    assert listing.names == tuple(CLASSES)
+    assert left_out(listing) == {Kind.ZIP_LINK: (1, ("a/2.png",))}
+
+
+def patched(path: Path, name: str, offset: int, value: bytes) -> Path:
+    """Overwrite bytes of an entry's record in the zip's directory."""
+    data = bytearray(path.read_bytes())
+    start = data.rindex(name.encode()) - 46
+    data[start + offset : start + offset + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [(9, "deflate64"), (95, "xz"), (77, "method 77"), (99, "not be encrypted")]
+)
+def test_a_method_that_python_cannot_read(method: int, words: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", [*CLASSES, "notes.txt"])
+    patched(path, "notes.txt", 10, bytes([method]))
+    assert list_folder(path).names == tuple(CLASSES), "a file that is not read may be compressed by anything"
+    patched(path, "b/1.png", 10, bytes([method]))
+    with pytest.raises(DataError, match=rf"b/1\.png.*{words}|{words}.*b/1\.png") as caught:
+        list_folder(path)
+    assert "npack it" in str(caught.value)
+
+
+def test_a_member_that_inflates_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zip_archive, "largest_member", lambda: 3_000_000)
+    path = write_zip(tmp_path / "x.zip", {"a/1.png": bytes(4_000_000)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"a/1\.png inflates to 4 MB, .* at most 3 MB"):
+        read_bytes(path, "a/1.png")
+    with pytest.raises(BadImageError, match="inflates to 4 MB"):
+        probe_size(path, "a/1.png")
+
+
+def test_a_listing_refuses_a_member_that_inflates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is read: the dry run says it, in no time."""
+    blank = bytes(4_000_000)
+    path = write_zip(tmp_path / "x.zip", dict.fromkeys(CLASSES, blank), zipfile.ZIP_DEFLATED)
+    assert list_folder(path).names == tuple(CLASSES), "a blank picture of 4 MB is one"
+    monkeypatch.setattr(zip_archive, "largest_member", lambda: 3_000_000)
+    with pytest.raises(DataError, match=r"x\.zip.*got a/1\.png, which inflates to 4 MB.*memory") as caught:
+        list_folder(path)
+    assert "`--set dataset.ignore=a/1.png`" in str(caught.value)
+
+
+def test_a_member_that_inflates_as_no_picture_does_is_refused_whatever_the_memory(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {name: bytes(1000) for name in CLASSES}, zipfile.ZIP_DEFLATED)
+    patched(path, "a/1.png", 24, (65 << 20).to_bytes(4, "little"))
+    words = "inflates to 68 MB, more than 100 times its compressed size"
+    with pytest.raises(DataError, match=rf"a/1\.png, which {words}"):
+        list_folder(path)
+    with pytest.raises(ValueError, match=rf"a/1\.png {words}"):
+        read_bytes(path, "a/1.png")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_says_it_is_small_is_not_inflated_whole(method: int, tmp_path: Path) -> None:
+    size = 30_000_000
+    source = io.BytesIO()
+    with zipfile.ZipFile(source, "w", method) as made, made.open("a/1.png", "w") as member:
+        for _ in range(10):
+            member.write(bytes(size // 10))
+    (tmp_path / "x.zip").write_bytes(source.getvalue())
+    path = patched(tmp_path / "x.zip", "a/1.png", 24, (10).to_bytes(4, "little"))
+    open_zip(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile):
+            read_bytes(path, "a/1.png")
+        assert tracemalloc.get_traced_memory()[1] < size // 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_allowed_is_read_whole(tmp_path: Path) -> None:
+    data = os.urandom(1_500_000)
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = write_zip(tmp_path / f"{method}.zip", {"a/1.png": data}, method)
+        assert read_bytes(path, "a/1.png") == data
+    assert zip_archive.largest_member() >= 128 << 20
+
+
+def test_a_picture_of_a_zip_with_odd_names_is_decoded(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {f"./{name}": picture(1, (20, 10)) for name in CLASSES})
+    assert [probe_size(path, name) for name in list_folder(path).names] == [(20, 10)] * 2
