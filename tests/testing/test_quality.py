@@ -6,9 +6,12 @@ import gzip
 import json
 import subprocess
 import sys
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from contest.contestant import Library
 from contest.peers import CONTESTANTS
 from contest.recorded import load_table
 from quality import Job, estimate, limits
@@ -64,12 +67,32 @@ def test_a_row_is_drawn_once(small: Path) -> None:
     assert sorted(used) == list(range(40))
 
 
-@pytest.mark.parametrize("name", [name for name, entry in CONTESTANTS.items() if not entry.needs_syne_tune])
+@pytest.fixture
+def contestant(request: pytest.FixtureRequest) -> str:
+    """A contestant whose library is loaded already, as that takes longer than its search here."""
+    name: str = request.param
+    needed = CONTESTANTS[name].needs
+    if needed is not None:
+        if not needed.is_there:
+            pytest.skip(f"{name} needs a package: pip install --target DIRECTORY '{needed.requirement}'")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(needed.module)
+    return name
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS, indirect=True)
 @pytest.mark.parametrize("budget", ["clock", "epochs"])
-def test_every_contestant_searches(name: str, budget: str, small: Path) -> None:
-    job = Job(path=small, contestant=name, budgets=(budget,), seed=0, trainings=4, most=1000, workers=2)
+def test_every_contestant_searches(contestant: str, budget: str, small: Path) -> None:
+    job = Job(path=small, contestant=contestant, budgets=(budget,), seed=0, trainings=4, most=1000, workers=2)
     quarter, half, end = job.run()[budget]
     assert 0 <= end <= half <= quarter <= 90
+
+
+@pytest.mark.parametrize("module", ["no_such_package", "no_such_package.part", "json.no_such_module"])
+def test_a_library_that_is_not_installed_is_not_there(module: str) -> None:
+    assert not Library(module=module, requirement="package==1").is_there
+    assert Library(module="json.decoder", requirement="package==1").is_there
 
 
 def test_the_two_budgets_are_the_same_at_the_mean_epoch(small: Path) -> None:
@@ -112,6 +135,18 @@ def test_the_command_prints_a_table_and_writes_json(small: Path, tmp_path: Path)
     assert [one["name"] for one in found] == names
     assert set(found[0]["regret"]) == {"0.25", "0.5", "1.0"}
     assert set(found[0]["regret"]["1.0"]) == {"mean", "se"}
+
+
+def test_a_contestant_without_its_package_is_refused(small: Path) -> None:
+    absent = {name: entry.needs for name, entry in CONTESTANTS.items() if not entry.is_there}
+    if not absent:
+        pytest.skip("every package of every contestant is installed")
+    name, needed = next(iter(absent.items()))
+    ran = run("--table", small, "--contestants", "ours, auto", name)
+    assert ran.returncode == 2
+    assert needed is not None
+    assert f'"{name}" needs a package: pip install "{needed.requirement}"' in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(
