@@ -197,7 +197,7 @@ def main() -> None:
     for name in names:
         needed = CONTESTANTS[name].needs
         if needed is not None and not needed.is_there:
-            parser.error(f'--contestants "{name}" needs a package: pip install "{needed.requirement}"')
+            parser.error(f'--contestants "{name}" {needed.missing}')
     budgets = BUDGETS if arguments.budget == "both" else (arguments.budget,)
     began = time.monotonic()
     jobs = [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from contest.recorded import Table
 from tune_rescon.config import TrialState
@@ -56,22 +58,33 @@ def space_of(contest: Contest, **sections: Mapping[str, object]) -> Space:
     return base.model_copy(update={**updated, "parameters": dict(contest.table.parameters)})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Library:
     """A package that a contestant needs, and that this project does not install."""
 
-    module: str
-    """The module that tells whether the package is there, in a version that has the contestant."""
     requirement: str
-    """The package and the version that was measured, as pip reads it."""
+    """The package and its versions that have the contestant, as pip reads it."""
+
+    @property
+    def installed(self) -> str | None:
+        """The version that is installed; None if the package is not."""
+        try:
+            return version(Requirement(self.requirement).name)
+        except PackageNotFoundError:
+            return None
 
     @property
     def is_there(self) -> bool:
-        """Whether the module can be imported."""
-        try:
-            return find_spec(self.module) is not None
-        except ModuleNotFoundError:  # a package above the module is not there
-            return False
+        """Whether one of these versions is installed."""
+        return self.installed is not None and Requirement(self.requirement).specifier.contains(self.installed)
+
+    @property
+    def missing(self) -> str:
+        """What to tell a user who does not have it."""
+        return (
+            f"needs a package that this project does not install: pip install '{self.requirement}'"
+            f" (installed: {self.installed or 'none'})"
+        )
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from contest.contestant import Contest, Library
 
 __all__ = ["DEHB", "Dehb"]
 
-DEHB = Library(module="dehb", requirement="DEHB==0.1.2")
+DEHB = Library("DEHB>=0.1.2")
 
 
 class Dehb(AskTellRival):

@@ -12,7 +12,7 @@ from contest.contestant import Contest, Library
 
 __all__ = ["SMAC", "Smac"]
 
-SMAC = Library(module="smac", requirement="smac==2.4.1")
+SMAC = Library("smac>=2,<3")
 
 
 class Smac(AskTellRival):

@@ -16,10 +16,10 @@ from tune_rescon.tuning import Decision
 
 __all__ = ["DYHPO", "SYNE_TUNE", "SyneTune", "SyneTuneDyHPO"]
 
-SYNE_TUNE = Library(module="syne_tune", requirement="syne-tune==0.16.0")
+SYNE_TUNE = Library("syne-tune>=0.16")
 
-#: Later versions have no DyHPO.
-DYHPO = Library(module="syne_tune.optimizer.legacy_baselines", requirement="syne-tune[gpsearchers]==0.14.2")
+#: Version 0.15 removed DyHPO.
+DYHPO = Library("syne-tune[gpsearchers]>=0.14,<0.15")
 
 
 class SyneTune(Rival):
