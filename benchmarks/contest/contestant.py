@@ -58,12 +58,15 @@ def space_of(contest: Contest, **sections: Mapping[str, object]) -> Space:
     return base.model_copy(update={**updated, "parameters": dict(contest.table.parameters)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Library:
     """A package that a contestant needs, and that this project does not install."""
 
     requirement: str
-    """The package and its versions that have the contestant, as pip reads it."""
+    """The package and its versions that have the contestant."""
+    install: str
+    """The arguments of ``pip install``. A package that asks for an older numpy is installed without its
+    requirements, in a directory apart, which is then put on PYTHONPATH."""
 
     @property
     def installed(self) -> str | None:
@@ -82,8 +85,8 @@ class Library:
     def missing(self) -> str:
         """What to tell a user who does not have it."""
         return (
-            f"needs a package that this project does not install: pip install '{self.requirement}'"
-            f" (installed: {self.installed or 'none'})"
+            f"needs {self.requirement}, and {self.installed or 'none'} is installed here:"
+            f" pip install {self.install}"
         )
 
 

@@ -11,7 +11,7 @@ from contest.contestant import Contest, Library
 
 __all__ = ["DEHB", "Dehb"]
 
-DEHB = Library("DEHB>=0.1.2")
+DEHB = Library(requirement="DEHB>=0.1.1", install="'DEHB>=0.1.1'")
 
 
 class Dehb(AskTellRival):

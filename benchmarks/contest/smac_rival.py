@@ -12,7 +12,7 @@ from contest.contestant import Contest, Library
 
 __all__ = ["SMAC", "Smac"]
 
-SMAC = Library("smac>=2,<3")
+SMAC = Library(requirement="smac>=2.4,<3", install="'smac>=2.4,<3'")
 
 
 class Smac(AskTellRival):

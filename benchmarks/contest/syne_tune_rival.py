@@ -16,10 +16,16 @@ from tune_rescon.tuning import Decision
 
 __all__ = ["DYHPO", "SYNE_TUNE", "SyneTune", "SyneTuneDyHPO"]
 
-SYNE_TUNE = Library("syne-tune>=0.16")
+SYNE_TUNE = Library(
+    requirement="syne-tune>=0.16",
+    install="--target DIRECTORY --no-deps 'syne-tune>=0.16' dill patsy statsmodels xgboost-cpu",
+)
 
 #: Version 0.15 removed DyHPO.
-DYHPO = Library("syne-tune[gpsearchers]>=0.14,<0.15")
+DYHPO = Library(
+    requirement="syne-tune>=0.14,<0.15",
+    install="--target DIRECTORY --no-deps 'syne-tune>=0.14,<0.15' autograd dill",
+)
 
 
 class SyneTune(Rival):
