@@ -16,7 +16,10 @@ SMAC = Library(requirement="smac>=2.4,<3", install="'smac>=2.4,<3'")
 
 
 class Smac(AskTellRival):
-    """``MultiFidelityFacade`` with its defaults; one that is asked and told does not plan for a budget."""
+    """``MultiFidelityFacade`` with its defaults.
+
+    With one seed it draws the same only if PYTHONHASHSEED is set, too: it iterates over sets.
+    """
 
     def __init__(self, contest: Contest) -> None:
         """Make the facade, which keeps its files in a temporary directory."""
