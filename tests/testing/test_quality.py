@@ -14,6 +14,7 @@ from contest.contestant import Library
 from contest.peers import CONTESTANTS
 from contest.recorded import load_table
 from quality import Job, estimate, limits
+from quality_summary import print_summary
 
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter
 
@@ -112,6 +113,29 @@ def test_an_estimate_is_the_mean_and_its_standard_error() -> None:
     mean, error = estimate([1.0, 3.0])
     assert mean == 2.0
     assert error == pytest.approx(1.0)
+
+
+def test_a_summary_ranks_those_that_searched_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def at(*ends: float) -> list[list[float]]:
+        return [[9.0, 2 * end, end] for end in ends]
+
+    tables = {
+        "a": {"ours": at(4, 5), "good": at(1, 2), "bad": at(6, 6), "once": at(3)},
+        "b": {"ours": at(2, 2), "good": at(8, 8), "bad": at(9, 9), "once": at(1), "only here": at(1, 1)},
+    }
+    print_summary(tables, budget="clock", first="ours")
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.split(" | ")[:3] for line in lines if line.startswith("| ") and "rank" not in line] == [
+        ["| ours", "2.5", "2.5"],
+        ["| once", "1.5", "1.5"],
+        ["| good", "2.0", "2.0"],
+        ["| bad", "4.0", "4.0"],
+    ]
+    assert [line for line in lines if line.startswith(("a:", "b:"))] == [
+        "a: good is better than ours by 3.00 ± 0.00",
+        "b: only here is not ranked, as it did not search every table",
+        "b: only here is better than ours by 1.00 ± 0.00",
+    ]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
