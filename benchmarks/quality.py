@@ -30,7 +30,8 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
-from contest.peers import CONTESTANTS, Contest, syne_tune_is_there
+from contest.contestant import Contest
+from contest.peers import CONTESTANTS
 from contest.recorded import RecordedCurve, Table, load_table
 
 from tune_rescon.spaces import Space
@@ -192,12 +193,11 @@ def main() -> None:
         table = load_table(arguments.table)
     except (ValueError, OSError) as error:
         parser.error(f"--table {arguments.table}: {error}")
-    has_syne = syne_tune_is_there()
-    names = arguments.contestants or [
-        name for name, entry in CONTESTANTS.items() if has_syne or not entry.needs_syne_tune
-    ]
-    if not has_syne and any(CONTESTANTS[name].needs_syne_tune for name in names):
-        parser.error("--contestants: Syne Tune is not installed: pip install syne-tune")
+    names = arguments.contestants or [name for name, entry in CONTESTANTS.items() if entry.is_there]
+    for name in names:
+        needed = CONTESTANTS[name].needs
+        if needed is not None and not needed.is_there:
+            parser.error(f'--contestants "{name}" {needed.missing}')
     budgets = BUDGETS if arguments.budget == "both" else (arguments.budget,)
     began = time.monotonic()
     jobs = [

@@ -45,25 +45,35 @@ def difference(
 
 
 def print_summary(tables: Mapping[str, Regrets], *, budget: str, first: str) -> None:
-    """Print a table of ranks and ratios, and every rival that is better by two standard errors."""
-    names = sorted({name for regrets in tables.values() for name in regrets}, key=lambda n: n != first)
+    """Print a table of ranks and ratios, and every rival that is better by two standard errors.
+
+    A contestant that did not search every table has no mean rank, and is none of those that others are
+    ranked among.
+    """
+    everywhere = set.intersection(*(set(regrets) for regrets in tables.values()))
+    geometric = {
+        name: math.exp(
+            statistics.mean(math.log(max(mean(regrets[name], 2), 0.01)) for regrets in tables.values())
+        )
+        for name in everywhere
+    }
+    names = sorted(everywhere, key=lambda name: (name != first, geometric[name], name))
     print(f"\n## {budget}\n\n| contestant | mean rank at 50 % | at 100 % | regret, geometric mean |")
     print("|---|---|---|---|")
     for name in names:
         ranks = {
             when: statistics.mean(
-                1 + sum(mean(other, at) < mean(regrets[name], at) for other in regrets.values())
+                1 + sum(mean(regrets[other], at) < mean(regrets[name], at) for other in everywhere)
                 for regrets in tables.values()
             )
             for when, at in AT.items()
         }
-        geometric = math.exp(
-            statistics.mean(math.log(max(mean(regrets[name], 2), 0.01)) for regrets in tables.values())
-        )
-        print(f"| {name} | {ranks['50 %']:.1f} | {ranks['100 %']:.1f} | {geometric:.2f} |")
+        print(f"| {name} | {ranks['50 %']:.1f} | {ranks['100 %']:.1f} | {geometric[name]:.2f} |")
     for table, regrets in tables.items():
-        for name in names:
-            if name == first:
+        for name in sorted(set(regrets) - {first}):
+            if name not in everywhere:
+                print(f"\n{table}: {name} is not ranked, as it did not search every table")
+            if min(len(regrets[name]), len(regrets.get(first, ()))) < 2:
                 continue
             gap, error = difference(regrets[first], regrets[name], 2)
             if gap > 2 * error:

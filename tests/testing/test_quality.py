@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from contest.contestant import Library
 from contest.peers import CONTESTANTS
 from contest.recorded import load_table
 from quality import Job, estimate, limits
+from quality_summary import print_summary
 
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter
 
@@ -64,12 +67,40 @@ def test_a_row_is_drawn_once(small: Path) -> None:
     assert sorted(used) == list(range(40))
 
 
-@pytest.mark.parametrize("name", [name for name, entry in CONTESTANTS.items() if not entry.needs_syne_tune])
+#: A contestant of another library may fit a model before each trial: that takes seconds.
+SEARCHES = [
+    pytest.param(name, marks=[] if entry.needs is None else [pytest.mark.torch])
+    for name, entry in CONTESTANTS.items()
+]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("budget", ["clock", "epochs"])
 def test_every_contestant_searches(name: str, budget: str, small: Path) -> None:
+    needed = CONTESTANTS[name].needs
+    if needed is not None and not needed.is_there:
+        pytest.skip(f"{name} {needed.missing}")
     job = Job(path=small, contestant=name, budgets=(budget,), seed=0, trainings=4, most=1000, workers=2)
     quarter, half, end = job.run()[budget]
     assert 0 <= end <= half <= quarter <= 90
+
+
+@pytest.mark.parametrize(
+    ("requirement", "is_there", "installed"),
+    [
+        ("numpy>=1", True, np.__version__),
+        ("numpy<1", False, np.__version__),
+        ("no-such-package>=1", False, "none"),
+    ],
+)
+def test_a_library_is_there_in_the_versions_that_have_the_contestant(
+    requirement: str, is_there: bool, installed: str
+) -> None:
+    library = Library(requirement=requirement, install="something")
+    assert library.is_there is is_there
+    assert library.missing == (
+        f"needs {requirement}, and {installed} is installed here: pip install something"
+    )
 
 
 def test_the_two_budgets_are_the_same_at_the_mean_epoch(small: Path) -> None:
@@ -82,6 +113,29 @@ def test_an_estimate_is_the_mean_and_its_standard_error() -> None:
     mean, error = estimate([1.0, 3.0])
     assert mean == 2.0
     assert error == pytest.approx(1.0)
+
+
+def test_a_summary_ranks_those_that_searched_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def at(*ends: float) -> list[list[float]]:
+        return [[9.0, 2 * end, end] for end in ends]
+
+    tables = {
+        "a": {"ours": at(4, 5), "good": at(1, 2), "bad": at(6, 6), "once": at(3)},
+        "b": {"ours": at(2, 2), "good": at(8, 8), "bad": at(9, 9), "once": at(1), "only here": at(1, 1)},
+    }
+    print_summary(tables, budget="clock", first="ours")
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.split(" | ")[:3] for line in lines if line.startswith("| ") and "rank" not in line] == [
+        ["| ours", "2.5", "2.5"],
+        ["| once", "1.5", "1.5"],
+        ["| good", "2.0", "2.0"],
+        ["| bad", "4.0", "4.0"],
+    ]
+    assert [line for line in lines if line.startswith(("a:", "b:"))] == [
+        "a: good is better than ours by 3.00 ± 0.00",
+        "b: only here is not ranked, as it did not search every table",
+        "b: only here is better than ours by 1.00 ± 0.00",
+    ]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -112,6 +166,18 @@ def test_the_command_prints_a_table_and_writes_json(small: Path, tmp_path: Path)
     assert [one["name"] for one in found] == names
     assert set(found[0]["regret"]) == {"0.25", "0.5", "1.0"}
     assert set(found[0]["regret"]["1.0"]) == {"mean", "se"}
+
+
+def test_a_contestant_without_its_package_is_refused(small: Path) -> None:
+    absent = {name: entry.needs for name, entry in CONTESTANTS.items() if not entry.is_there}
+    if not absent:
+        pytest.skip("every package of every contestant is installed")
+    name, needed = next(iter(absent.items()))
+    ran = run("--table", small, "--contestants", "ours, auto", name)
+    assert ran.returncode == 2
+    assert needed is not None
+    assert f"needs {needed.requirement}, and " in " ".join(ran.stderr.split())
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(
