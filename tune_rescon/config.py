@@ -297,8 +297,9 @@ class TrialConfig:
     precise_bn_batches: int = _field(0, int, low=0)
     """Number of training batches over which batch norm's statistics are re-estimated before each validation;
     0: off."""
-    precision: str = _word("auto", "auto", "fp32", "tf32", "bf16")
-    """Number format. ``auto``: bf16 autocast on a GPU that computes it, else TF32 or fp32."""
+    precision: str = _word("auto", "auto", "fp32", "tf32", "bf16", "fp16")
+    """Number format. ``auto``: bf16 autocast on a GPU that computes it, fp16 on an older one with tensor
+    cores, else fp32. ``fp16``: autocast with a gradient scaler; on a CPU, fp32."""
     cuda_graphs: str = _word("auto", "auto", "off")
     """``auto``: on a CUDA GPU, record the training step as a CUDA graph and replay it, if a batch fits in
     memory as a whole."""

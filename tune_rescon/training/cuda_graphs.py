@@ -42,8 +42,9 @@ __all__ = [
 class FusedWeightCast:
     """The weights of a network that autocast would cast: those of its convolutions and linear layers."""
 
-    def __init__(self, network: nn.Module) -> None:
-        """Collect the weights of ``network``, which is not changed."""
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Collect the weights of ``network``, which is not changed; they are to be cast to ``dtype``."""
+        self._dtype = dtype
         self._weights = {
             f"{name}.weight": module.weight
             for name, module in network.named_modules()
@@ -51,8 +52,8 @@ class FusedWeightCast:
         }
 
     def copies(self) -> dict[str, Tensor]:
-        """Return a bfloat16 copy of each weight, by its name in the network; the copies require gradients."""
-        copies = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in self._weights.values()]
+        """Return a cast copy of each weight, by its name in the network; the copies require gradients."""
+        copies = [torch.empty_like(weight, dtype=self._dtype) for weight in self._weights.values()]
         with torch.no_grad():
             torch._foreach_copy_(copies, list(self._weights.values()))
         return {name: copy.requires_grad_() for name, copy in zip(self._weights, copies, strict=True)}

@@ -223,7 +223,9 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.device) -> Optimizer:
+def make_optimizer(
+    network: nn.Module, config: TrialConfig, *, device: torch.device, scaled: bool = False
+) -> Optimizer:
     """Return the configured optimizer over ``network``'s parameters, which must already be on ``device``.
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
@@ -232,9 +234,13 @@ def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.dev
         network: the network to train.
         config: the optimiser and its parameters.
         device: the device of ``network``.
+        scaled: True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
-    fused = True if device.type in ("cuda", "cpu") else None
+    # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with
+    # memory that was never written, if the first step has infinite gradients (torch 2.15), and Lightning does
+    # not clip.
+    fused = not scaled if device.type in ("cuda", "cpu") else None
     match config.optimizer:
         case "adamw":
             return AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)
