@@ -263,6 +263,13 @@ class TrialConfig:
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
     layer is the stem, the opening of a stage, an attention module or a final unit. 1: off. Of use with
     ``init_from``."""
+    classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
+    """Factor of the classifier's learning rate. The classifier is the network's last layer. Above 1 it learns
+    faster than the rest, which begins with trained weights. Of use with ``init_from`` or ``pretrained``."""
+    freeze_epochs: int = _field(0, int, low=0)
+    """Number of epochs at the start in which only the classifier is trained. The other weights and batch
+    norm's statistics stay as they are, and no path is dropped. 0: off; ``fidelity.max`` or more: the
+    classifier alone is trained. Of use with ``init_from`` or ``pretrained``."""
     schedule: str = _word(
         "cosine", "multistep", "cosine", "cosine_restarts", "warmup_stable_decay", "constant"
     )

@@ -41,6 +41,7 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.freezing import FreezeTrunk
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
@@ -257,6 +258,7 @@ class FitAttempt:
         module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
         reporter = EpochReporter(record, on_epoch, on_note, keeper=keeper, judged=judged, peers=self.peers)
+        frozen = record.config.freeze_epochs
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
@@ -265,9 +267,10 @@ class FitAttempt:
             scaler=module.scaler,
             callbacks=[
                 SeedEpochs(record.seed, self.peers.share.rank),
+                FreezeTrunk(frozen),
                 AverageWeights(),
                 FiniteLoss(),
-                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
+                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches, frozen=frozen),
                 EpochProgress(self.process.on_progress),
                 reporter,
                 StopOnPreemption(self.process.leave, keeper, on_note),
