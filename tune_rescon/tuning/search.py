@@ -137,7 +137,8 @@ def run_search(
             check_same_images(resumed[0], prepared)
         check_external_networks(space, facts_of(prepared))
         check_weights(space, weights, facts_of(prepared))
-        words = check_constraints(CostModel(space=space, facts=facts_of(prepared)))
+        model = CostModel(space=space, facts=facts_of(prepared))
+        words = check_constraints(model, None if resumed is None else resumed[0])
         if words is not None:
             _PROGRESS.info(words)
         with (

@@ -127,7 +127,7 @@ class SearchRun:
         self._maker = TrialTaskFactory(
             space=self._space, options=self._options, store=self._store, facts=facts
         )
-        self._plan = _plan(self._space, self._maker, self._lease)
+        self._plan = _plan(self._space, self._maker, opened)
 
     def start(
         self, callbacks: Sequence[SearchCallback], resources: Mapping[str, float], *, slots: int
@@ -342,16 +342,16 @@ class SearchRun:
         return dataclasses.replace(result, foreign=self._record.foreign, space_history=history)
 
 
-def _plan(space: Space, maker: TrialTaskFactory, lease: LeaseKeeper) -> SearchPlan:
+def _plan(space: Space, maker: TrialTaskFactory, opened: OpenSearch) -> SearchPlan:
     """Return the plan of this run."""
     return SearchPlan(
         total=space.budget.trials,
-        deadline=deadline(space.budget.hours, driven=lease.driven, now=time.monotonic()),
+        deadline=deadline(space.budget.hours, driven=opened.lease.driven, now=time.monotonic()),
         seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=maker.group,
         cost=maker.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else KEEP_BEST,
-        violation=violation_of(maker),
+        violation=violation_of(maker, opened.record),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
-        guard=lease.ensure_held,
+        guard=opened.lease.ensure_held,
     )
