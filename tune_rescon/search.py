@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -181,10 +182,18 @@ def search(
             check_this_machine(space)
         print_opening(space, options, console)
         # Imported after the first line of output, because it imports the driver's libraries.
-        from tune_rescon.reporting import resume_command, run_with_display
+        from tune_rescon.inference import write_mistakes
+        from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
 
         try:
-            return run_with_display(space, options, console, live=live, resume=resume_command(options))
+            return run_with_display(
+                space,
+                options,
+                console,
+                live=live,
+                resume=resume_command(options),
+                presentation=SearchPresentation(partial(write_mistakes, options=options)),
+            )
         except LeaseError as error:
             if not options.resume_or_start:
                 raise
