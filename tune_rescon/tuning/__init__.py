@@ -12,7 +12,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchCallback
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
-    from tune_rescon.tuning.enqueue import enqueue_trial
+    from tune_rescon.tuning.enqueue import enqueue_trial, stop_trials
     from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.mlflow_sync import sync_tracking
@@ -98,6 +98,7 @@ __all__ = [
     "run_search",
     "rung_levels",
     "rungs",
+    "stop_trials",
     "sum_up",
     "sync_command",
     "sync_tracking",
@@ -148,6 +149,7 @@ __getattr__ = lazy_names(
         "parameter_importance": "importance",
         "pareto_front": "result",
         "enqueue_trial": "enqueue",
+        "stop_trials": "enqueue",
         "read_search": "reader",
         "repeated": "result",
         "run_search": "search",

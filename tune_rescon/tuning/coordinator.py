@@ -158,11 +158,13 @@ class Coordinator:
             return None
         self._plan.guard()
         self._advance()
-        if self._unfinished:
-            return self._started(self._record.reopen(self._unfinished.pop(0)))
-        promoted = self._rule.promote()
-        if promoted is not None:
-            return self._started(self._record.reopen(promoted))
+        while self._unfinished:
+            number = self._unfinished.pop(0)
+            if not self._close_if_requested(number):
+                return self._started(self._record.reopen(number))
+        while (promoted := self._rule.promote()) is not None:
+            if not self._close_if_requested(promoted):
+                return self._started(self._record.reopen(promoted))
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             infeasible = self._is_infeasible if self._out_of_memory else None
@@ -213,11 +215,14 @@ class Coordinator:
             return Decision.CONTINUE
         self._plan.guard()
         self._advance()
-        verdict = self._judge(known.extended(metrics))
+        requested = self._record.stop_requested(number)
+        verdict = self._judge(known.extended(metrics), stop=requested)
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)
-        if verdict == Verdict(decision=Decision.STOP) and trial.out_of_patience:
+        if verdict == Verdict(decision=Decision.STOP) and requested:
+            self.note(number, f"stopped after epoch {epoch}, as `tune-rescon stop` requested")
+        elif verdict == Verdict(decision=Decision.STOP) and trial.out_of_patience:
             self.note(
                 number, f"stopped after epoch {epoch}: {trial.metric} was best at epoch {trial.best_epoch}"
             )
@@ -375,6 +380,17 @@ class Coordinator:
         self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
         return True
 
+    def _close_if_requested(self, number: int) -> bool:
+        """Close a trial that does not run, instead of resuming it, if another program wants it to be stopped.
+
+        Returns:
+            True if the trial was closed.
+        """
+        if not self._record.stop_requested(number):
+            return False
+        self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+        return True
+
     def _last_promotion(self) -> TrialRecord | None:
         """Promote the best paused trial if no trial has finished and none is running.
 
@@ -382,17 +398,20 @@ class Coordinator:
         """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
-        promoted = self._rule.promote(anyone=True)
-        return None if promoted is None else self._started(self._record.reopen(promoted))
+        while (promoted := self._rule.promote(anyone=True)) is not None:
+            if not self._close_if_requested(promoted):
+                return self._started(self._record.reopen(promoted))
+        return None
 
     def _stop_waiting(self) -> None:
         for number in self._rule.waiting():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
-    def _judge(self, trial: TrialRecord) -> Verdict:
+    def _judge(self, trial: TrialRecord, *, stop: bool) -> Verdict:
+        """Return the verdict on a trial's last epoch; with ``stop`` the trial does not continue."""
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
         could_continue = verdict.decision in (Decision.CONTINUE, Decision.PAUSE)
-        if could_continue and (trial.out_of_patience or self._past_deadline()):
+        if could_continue and (stop or trial.out_of_patience or self._past_deadline()):
             return Verdict(decision=Decision.STOP)
         return verdict
 
