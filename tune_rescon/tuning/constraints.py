@@ -157,8 +157,8 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
     drawn = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
     broken: list[str] = []
     kept, began = 0, time.monotonic()
-    for row in drawn:
-        found = violation(trial_config(space, row).to_dict())
+    for values in drawn:
+        found = violation(trial_config(space, values).to_dict())
         if found is None:
             kept += 1
         else:
