@@ -25,7 +25,7 @@ __all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed
 EFFORTS: Final[Mapping[str, float]] = {"quick": 1 / 6, "good": 1.0, "best": 8.0}
 
 #: Trainings to the last epoch for which the hours are enough, if no trial is stopped. The scheduler stops
-#: most trials early, so many more begin, up to :data:`_TRIALS` times as many.
+#: most trials early; therefore more of them begin, at most :data:`_TRIALS` times as many.
 _TRAININGS: Final = 12
 _TRIALS: Final = 10
 
