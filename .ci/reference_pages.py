@@ -106,7 +106,7 @@ def _sections() -> Iterator[str]:
         if kind:
             yield ""
             yield from _table(definitions[kind])
-    for kind in ("IntParameter", "FloatParameter", "CategoricalParameter", "When"):
+    for kind in ("Limit", "Latency", "IntParameter", "FloatParameter", "CategoricalParameter", "When"):
         yield f"\n## {kind}\n"
         yield definitions[kind]["description"] + "\n"
         yield from _table(definitions[kind])

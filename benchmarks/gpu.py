@@ -239,7 +239,7 @@ def show_roofline(case: Case, speeds: dict[str, Speed], peaks: Peaks, device: st
         if name not in speeds:
             continue
         flops = training_flops(spec) * speeds[name].median
-        element = 2 if placement.precision == "bf16" else 4
+        element = 4 if placement.autocast_dtype is None else 2
         moved = training_bytes(spec, element=element) * speeds[name].median
         share = f"{flops / peak:.1%} of the peak in {placement.precision}"
         bytes_share = f"{moved / peaks.bandwidth:.0%} of the bandwidth"

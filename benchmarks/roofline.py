@@ -30,9 +30,9 @@ class Peaks:
 
 def measure_peaks(device: str, *, side: int, copy_bytes: int) -> Peaks:
     """Products of square matrices of ``side``, and copies of ``copy_bytes`` within the device."""
-    formats = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-    if device == "cpu":
-        del formats["tf32"]  # a format of CUDA's matrix units
+    formats = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if device == "cuda":
+        formats |= {"tf32": torch.float32, "fp16": torch.float16}  # formats of CUDA's matrix units
     flops = {name: 2 * side**3 / _matmul_seconds(device, side, name, kind) for name, kind in formats.items()}
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

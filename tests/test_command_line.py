@@ -29,6 +29,8 @@ SEARCH_FLAGS = {
     "--init-from": "FILE",
     "--trials": "N",
     "--hours": "H",
+    "--quick": "",
+    "--quality": "good|best",
     "--concurrent": "N",
     "--seed": "S",
     "--storage": "DIR|URL",

@@ -142,6 +142,25 @@ def test_a_search_is_runs_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # of gradio, about the libraries beside it
+def test_a_page_of_gradio_classifies_a_picture(photographs: Path, checkpoint: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
+    client = importlib.import_module("gradio_client")
+    picture = photographs / "cat" / "0.png"
+    page = load("serve_with_gradio").page(str(checkpoint))
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        server = client.Client(url, verbose=False)
+        found = server.predict(client.handle_file(picture), api_name="/classify")
+    finally:
+        page.close()
+    ((_, label, probability),) = load("own_images").classify(checkpoint, picture)
+    assert found["label"] == label
+    assert found["confidences"][0]["confidence"] == pytest.approx(probability, abs=1e-6)
+
+
+@pytest.mark.torch
 def test_a_training_loop_of_ones_own_learns() -> None:
     example = load("custom_training_loop")
     module = example.DigitClassifier(width=0.125)

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "search": "Search for the best network.",
     "report": "Show a search, compare searches, and write the report page.",
     "enqueue": "Add a trial of chosen values to a search.",
+    "stop": "Stop a trial of a search.",
     "train": "Train the best networks of a search in full, and evaluate them on the test images.",
     "predict": "Classify pictures.",
     "export": "Write a trained network for other tools.",

@@ -38,7 +38,7 @@ class TrialState(StrEnum):
     FINISHED = "finished"
     """The trial reached its last epoch."""
     STOPPED = "stopped"
-    """A rung, the trial's ``patience`` or the end of the budget stopped the trial before its last epoch."""
+    """A rung, the trial's ``patience``, a request or the budget's end stopped it before its last epoch."""
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
@@ -263,6 +263,13 @@ class TrialConfig:
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
     layer is the stem, the opening of a stage, an attention module or a final unit. 1: off. Of use with
     ``init_from``."""
+    classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
+    """Factor of the classifier's learning rate. The classifier is the network's last layer. Above 1 it learns
+    faster than the rest, which begins with trained weights. Of use with ``init_from`` or ``pretrained``."""
+    freeze_epochs: int = _field(0, int, low=0)
+    """Number of epochs at the start in which only the classifier is trained. The other weights and batch
+    norm's statistics stay as they are, and no path is dropped. 0: off; ``fidelity.max`` or more: the
+    classifier alone is trained. Of use with ``init_from`` or ``pretrained``."""
     schedule: str = _word(
         "cosine", "multistep", "cosine", "cosine_restarts", "warmup_stable_decay", "constant"
     )
@@ -297,8 +304,9 @@ class TrialConfig:
     precise_bn_batches: int = _field(0, int, low=0)
     """Number of training batches over which batch norm's statistics are re-estimated before each validation;
     0: off."""
-    precision: str = _word("auto", "auto", "fp32", "tf32", "bf16")
-    """Number format. ``auto``: bf16 autocast on a GPU that computes it, else TF32 or fp32."""
+    precision: str = _word("auto", "auto", "fp32", "tf32", "bf16", "fp16")
+    """Number format. ``auto``: bf16 autocast on a GPU that computes it, fp16 on an older one with tensor
+    cores, else fp32. ``fp16``: autocast with a gradient scaler; on a CPU, fp32."""
     cuda_graphs: str = _word("auto", "auto", "off")
     """``auto``: on a CUDA GPU, record the training step as a CUDA graph and replay it, if a batch fits in
     memory as a whole."""

@@ -137,22 +137,18 @@ def _sync(place: Place, name: str) -> int:
 def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
-    from tune_rescon.data import open_dataset
-    from tune_rescon.inference import find_mistakes, load_model, mistakes_page, mistakes_words
-    from tune_rescon.training.device import place as resolve_device
+    from tune_rescon.inference import judge_network, load_model, mistakes_page, mistakes_words
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
     result = read_search(place, name)
     network, about = load_model(name, place)
-    dataset = open_dataset(
-        result.space.dataset_config(about.config.dataset),
+    found, of = judge_network(
+        result,
+        network,
+        about,
         data_root=Path(data_root) if data_root else default_data_root(),
         cache_root=default_cache_root(),
     )
-    # A search chooses by the validation images. The test images are for `train`, which reports on them.
-    of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
-    placement = resolve_device("auto", precision=about.config.precision)
-    found = find_mistakes(network, about, dataset, split, placement=placement)
     for line in mistakes_words(found, of=of):
         print_line(line)
     page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cls=OptionsCommand,
     groups={
         "The search": ["--space", "--set", "--trials", "--hours", "--concurrent", "--seed"],
+        "Its budget, by measuring": ["--quick", "--quality"],
         "Begin or resume": ["--name", "--resume", "--resume-or-start", "--warm-start", "--init-from"],
         "Where it runs and is kept": ["--storage", "--study", "--tracking-uri", "--data-root", "--address"],
         "Output": ["--dry-run", "--measure", "--tensorboard", "--plain"],
@@ -78,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
 @click.option(
     "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial continues."
+)
+@click.option("--quick", is_flag=True, help="Choose epochs and trials for ten minutes of this machine.")
+@click.option(
+    "--quality",
+    type=click.Choice(["good", "best"]),
+    metavar="good|best",
+    help="Choose them for one hour (good) or eight (best).",
 )
 @click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
@@ -109,6 +118,8 @@ def search(
     init_from: str | None,
     trials: int | None,
     hours: float | None,
+    quick: bool,
+    quality: str | None,
     concurrent: int | None,
     seed: int | None,
     storage: str | None,
@@ -151,6 +162,10 @@ def search(
     with progress_shown(print_line):
         space = _load(space_name, resume, root, [*overrides, *settings])
     data = Path(data_root) if data_root else default_data_root()
+    effort = _effort(quick, quality, resumes=resume or resume_or_start, address=address)
+    if effort is not None:
+        fitted = _fitted(space, effort, data_root=data)
+        space = _load(space_name, None, root, [*fitted, *overrides, *settings])
     with open_console(plain=plain) as console:
         if dry_run:
             if warm_start is not None:
@@ -182,10 +197,18 @@ def search(
             check_this_machine(space)
         print_opening(space, options, console)
         # Imported after the first line of output, because it imports the driver's libraries.
-        from tune_rescon.reporting import resume_command, run_with_display
+        from tune_rescon.inference import write_mistakes
+        from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
 
         try:
-            return run_with_display(space, options, console, live=live, resume=resume_command(options))
+            return run_with_display(
+                space,
+                options,
+                console,
+                live=live,
+                resume=resume_command(options),
+                presentation=SearchPresentation(partial(write_mistakes, options=options)),
+            )
         except LeaseError as error:
             if not options.resume_or_start:
                 raise
@@ -207,6 +230,29 @@ def _load(
         rule = "a resumed search keeps its own space"
         raise StorageError(format_error(rule, got=f"--space {space_name}", where="--resume", hint=hint))
     return load_space(str(_find(storage, resume, where="--resume").space_yaml), overrides)
+
+
+def _effort(quick: bool, quality: str | None, *, resumes: str | None, address: str | None) -> str | None:
+    """Return the effort for which the budget is chosen; None to leave it as it is."""
+    if not quick and quality is None:
+        return None
+    flag = "--quick" if quick else "--quality"
+    if quick and quality is not None:
+        raise click.UsageError("Give one of --quick and --quality.")
+    if resumes is not None:
+        raise click.UsageError(f"{flag} is for a new search; --hours extends one that is resumed.")
+    if address is not None:
+        raise click.UsageError(f"{flag} measures this machine, and goes without --address.")
+    return "quick" if quick else quality
+
+
+def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
+    """Return the settings of the effort's budget, after measuring; what the user sets comes after them."""
+    from tune_rescon.reporting.measured_speed import EFFORTS, fit_to_hours
+
+    settings, words = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
+    print_line(words)
+    return settings
 
 
 def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -204,6 +205,7 @@ def train(
         print_opening(space, options, console)
         # Imported after the first line of output, because these modules import the driver's libraries.
         from tune_rescon.finals import FinalsPresentation
+        from tune_rescon.inference import write_mistakes
         from tune_rescon.reporting import resume_command, run_with_display
 
         return run_with_display(
@@ -212,7 +214,7 @@ def train(
             console,
             live=live,
             resume=resume_command(options, "tune_rescon.train"),
-            presentation=FinalsPresentation(),
+            presentation=FinalsPresentation(partial(write_mistakes, options=options)),
             tell=_print_finals,
         )
 

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
+from tests.without_ray import search_without_ray
 from tune_rescon.data import open_dataset
 from tune_rescon.errors import DataError, NetworkError
-from tune_rescon.inference import Mistakes, find_mistakes, mistakes_page, mistakes_words
+from tune_rescon.inference import (
+    Mistakes,
+    find_mistakes,
+    mistakes_page,
+    mistakes_words,
+    write_mistakes,
+)
 from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
 from tune_rescon.report import main
+from tune_rescon.reporting import SearchPresentation, write_report
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
 from tune_rescon.training.device import place
-from tune_rescon.tuning import RunOptions, StudyResult, run_search
+from tune_rescon.tuning import (
+    RunOptions,
+    SearchFolder,
+    SearchState,
+    StudyResult,
+    TrialRecord,
+    run_search,
+)
 
 
 def mistakes(confusion: list[list[int]], *names: str, worst: tuple[Mistake, ...] = ()) -> Mistakes:
@@ -65,19 +82,23 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture
-def searched(storage: Path, monkeypatch: pytest.MonkeyPatch, without_ray: None) -> StudyResult:
-    del without_ray
-    monkeypatch.setenv("TUNE_RESCON_CACHE", str(storage / "cache"))
+@pytest.fixture(scope="module")
+def searched(storage: Path) -> StudyResult:
     settings = ["trials=1", "fidelity.max=1", "width=0.125", "initial=[]", "dataset.limit=200"]
     options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
-    return run_search(load_space("digits", settings), options)
+    with search_without_ray():
+        return run_search(load_space("digits", settings), options)
 
 
 @pytest.mark.torch
 def test_of_a_search_it_counts_as_the_validation_did(
-    searched: StudyResult, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: StudyResult,
+    storage: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TUNE_RESCON_CACHE", str(storage / "cache"))
     assert searched.best is not None
     file = tmp_path / "errors.html"
     assert main(["s", "--storage", str(storage), "--errors", str(file)]) == 0
@@ -107,3 +128,79 @@ def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["s", "--errors", str(tmp_path / "e.html"), "--json"]) == 2
     assert "--errors takes a NAME alone" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+def test_the_report_shows_those_of_the_best_network_and_of_no_other(
+    searched: StudyResult, storage: Path, tmp_path: Path
+) -> None:
+    options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
+    written = tmp_path / "mistakes.json"
+    write_mistakes(searched, written, options=options)
+    document = json.loads(written.read_text())
+    assert searched.best is not None
+    assert (document["trial"], document["epoch"]) == (searched.best.number, searched.best.value_epoch)
+    shown = min(document["wrong"], 24)
+    assert len(document["worst"]) == shown > 0
+    assert sum(map(sum, document["confusion"])) - document["wrong"] > 0
+
+    file = searched.folder / "mistakes.json"
+    pages = {}
+    for name, text in {
+        "none": None,
+        "own": written.read_text(),
+        "another trial's": json.dumps(document | {"trial": 7}),
+        "damaged": "{",
+        "another file": "[]",
+    }.items():
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        write_report(searched, tmp_path / "report.html")
+        pages[name] = (tmp_path / "report.html").read_text()
+    file.unlink()
+    assert "Mistakes of the best network" in pages["own"]
+    assert pages["own"].count("<figure>") == shown
+    assert document["words"] in pages["own"]
+    assert not [name for name, page in pages.items() if "<figure>" in page and name != "own"]
+
+
+def test_a_search_that_finishes_judges_its_best_and_one_that_fails_does_not(
+    searched: StudyResult, storage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SearchFolder(storage=storage, name="s")
+    judged: list[Path] = []
+
+    def judge(result: StudyResult, path: Path) -> None:
+        assert folder.report_html.is_file(), "a page without it is there first"
+        judged.append(path)
+        raise DataError(f"no images for {result.name}")
+
+    folder.report_html.unlink(missing_ok=True)
+    presentation = SearchPresentation(judge)
+    interrupted = dataclasses.replace(searched, state=SearchState.INTERRUPTED)
+    assert presentation.conclude(interrupted, folder)[0] == folder.report_html
+    assert judged == []
+    folder.report_html.unlink()
+    assert presentation.conclude(searched, folder)[0] == folder.report_html
+    assert judged == [folder.mistakes_json]
+    assert "could not be added to the report" in caplog.text
+
+
+@pytest.mark.torch
+def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, storage: Path) -> None:
+    network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
+    many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
+    dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")
+    about = dataclasses.replace(about, dataset=dataset.digest)
+    cpu = place("cpu", precision="fp32")
+    whole = find_mistakes(network, about, dataset, dataset.val, placement=cpu)
+    part = find_mistakes(network, about, dataset, dataset.val, placement=cpu, seconds=1e-9)
+    assert (whole.images, whole.left_out) == (120, 0)
+    assert (part.images, part.left_out) == (64, 56)
+    assert (part.confusion_KK <= whole.confusion_KK).all()
+    images_NHWC, labels_N = dataset.val.gather(np.arange(len(dataset.val)))
+    for one in part.worst:
+        alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, one.image_HWC)]
+        assert about.class_names.index(one.label) in labels_N[alike]
+    assert mistakes_words(part, of="test")[0].endswith("%); 56 others were not looked at")

@@ -1,4 +1,4 @@
-"""``tune_rescon.enqueue``: a trial of chosen values is one of the search's next trials."""
+"""``tune_rescon.enqueue`` and ``tune_rescon.stop``: a trial of chosen values, and one that is to end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
+from tune_rescon.config import TrialState
 from tune_rescon.enqueue import main
 from tune_rescon.spaces import load_space
+from tune_rescon.stop import main as stop
 from tune_rescon.testing import learn_nothing
 from tune_rescon.tuning import (
     Place,
@@ -98,4 +100,47 @@ def test_a_search_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["s", "--storage", str(tmp_path), "--set", "depth=56"]) == 2
     assert "no search named 's'" in capsys.readouterr().err
     assert main(["s", "--storage", "s3://bucket/runs", "--set", "depth=56"]) == 2
+    assert "the study must be in a database that this machine reaches" in capsys.readouterr().err
+
+
+class Stop(SearchCallback):
+    """Stops a trial while it runs, as another program would."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        if trial.number == 1:
+            assert stop(["s", "--storage", str(self._storage), "--trial", "1"]) == 0
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("without_ray")
+def test_a_search_that_runs_stops_the_trial_and_goes_to_the_next(
+    options: RunOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(options.storage, Path)
+    space = load_space("digits", [*SPACE, "fidelity.max=3", "budget.trials=3"])
+    stopping = Stop(options.storage)
+    result = run_search(space, options, trainable=learn_nothing, callbacks=[stopping])
+    assert [(trial.state, trial.epochs) for trial in result.trials] == [
+        (TrialState.FINISHED, 3),
+        (TrialState.STOPPED, 1),
+        (TrialState.FINISHED, 3),
+    ]
+    assert "stopped after epoch 1, as `tune-rescon stop` requested" in result.trials[1].notes
+    assert "s stops trial_0001 after the current epoch" in capsys.readouterr().out
+    for number, words in (("1", "1, which is stopped"), ("7", "7, which it does not have")):
+        assert stop(["s", "--storage", str(options.storage), "--trial", number]) == 2
+        said = capsys.readouterr().err
+        assert f"--trial: must be a trial of s that has not ended, but got {words}." in said
+
+
+def test_there_is_nothing_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stop(["s", "--storage", str(tmp_path)]) == 2
+    assert "--trial" in capsys.readouterr().err
+    assert stop(["s", "--storage", str(tmp_path), "--trial", "0"]) == 2
+    assert "no search named 's'" in capsys.readouterr().err
+    assert stop(["s", "--storage", "s3://bucket/runs", "--trial", "0"]) == 2
     assert "the study must be in a database that this machine reaches" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError
+from tune_rescon.models import NetworkSpec, network_cost
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
@@ -251,3 +252,23 @@ def test_a_metric_that_cannot_be_imported_is_refused_before_anything_is_made(opt
         run_search(space, options)
     assert isinstance(options.storage, Path)
     assert not (options.storage / options.name).exists()
+
+
+def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
+    options: RunOptions, monkeypatch: pytest.MonkeyPatch, progress: list[str]
+) -> None:
+    """A network that was slow then is not trained now, whatever this machine would measure."""
+    limit = ("constraints={latency_ms: {max: 10}}", "initial=[]")
+
+    def measure(spec: NetworkSpec, device: str) -> float:
+        del device
+        return 14.0 if network_cost(spec).parameters > 300_000 else 4.0
+
+    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", measure)
+    first = search(options, "budget.trials=4", *limit)
+    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", lambda *_: pytest.fail("measured"))
+    resumed = search(dataclasses.replace(options, resume=True), *limit)
+    assert (len(first.trials), len(resumed.trials)) == (4, 9)
+    assert {trial.parameters["depth"] for trial in resumed.trials} == {56}
+    said = [line for line in progress if line.startswith("constraints: ")]
+    assert [line.partition(". ")[2] for line in said] == ["An image takes 4 to 14 ms on cpu"] * 2

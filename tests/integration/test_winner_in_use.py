@@ -124,6 +124,10 @@ def test_from_a_search_to_its_winner_in_other_hands(command: Command, tmp_path: 
     said = command("train", *train)
     assert "a-final: 2 finalists on the test images" in said
     check_finals(tmp_path / "runs")
+    for name, images in (("a", "validation"), ("a-final", "test")):
+        page = (tmp_path / "runs" / name / "report.html").read_text()
+        assert "Mistakes of the best network" in page
+        assert f" {images} images are right (" in page
     # Its name is taken now; by --resume there is nothing left to do.
     command("train", *train, code=2)
     command("train", "--resume", "a-final", "--plain")

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tune_rescon.reporting.dry_run import _stopping, print_dry_run
-from tune_rescon.reporting.measured_speed import speed_words
+from tune_rescon.reporting.measured_speed import fitting_budget, speed_words
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import rung_levels
@@ -191,3 +191,49 @@ def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
     assert speed_words(timed, [9.0], slots=2) == (
         "measured on this machine: an epoch takes 9.0 s; 0.5 hours, 2 trials at once, are about 400 epochs"
     )
+
+
+@pytest.mark.parametrize(
+    ("hours", "seconds", "longest", "trials"),
+    [
+        # 600 s of 2 trials at once are 300 epochs of 4 s: twelve times 25.
+        (1 / 6, 4.0, 25, 120),
+        # No longer than in the space.
+        (8.0, 4.0, 81, 1777),
+        # Slow networks train their warm-up at least.
+        (1 / 6, 600.0, 3, 20),
+    ],
+)
+def test_a_budget_that_fits_is_whole_trainings(
+    hours: float, seconds: float, longest: int, trials: int
+) -> None:
+    given = ["budget.trials=20", "fixed.warmup_epochs=3", "fidelity.min=3"]
+    space = load_space("att92", given)
+    assert space.fidelity.max == 81
+    settings = fitting_budget(space, hours, epoch_seconds=seconds, slots=2)
+    fitted = load_space("att92", [*given, *settings])
+    assert (fitted.fidelity.max, fitted.budget.trials) == (longest, trials)
+    assert fitted.budget.hours == pytest.approx(hours, rel=1e-3)
+    assert fitted.scheduler.type == "auto"
+
+
+def test_quick_chooses_the_budget_by_measuring_and_what_is_set_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(_space: object, samples: list[object], *_: object, **__: object) -> list[float]:
+        return [2.0, 4.0, *[3.0] * (len(samples) - 2)]
+
+    monkeypatch.setattr("tune_rescon.reporting.measured_speed.measure_epochs", measure)
+    given = ["--space", "digits", "--dry-run", "--set", "resources_per_trial={cpu: 1, gpu: 0}"]
+    assert main([*given, "--quick", "--trials", "7", "--concurrent", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "An epoch takes 3.0 s on this machine in the mean of 6 trials" in said
+    assert re.search(r"budget: \{trials: 7, concurrent: 1, hours: 0.16", said)
+    for wrong, words in {
+        ("--quick", "--quality", "best"): "Give one of --quick and --quality.",
+        ("--quality", "good", "--address", "auto"): "--quality measures this machine",
+        ("--quality", "better"): "'better' is not one of 'good', 'best'",
+    }.items():
+        assert main([*given, *wrong]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["--resume", "s", "--quick", "--dry-run"]) == 2

@@ -56,7 +56,15 @@ RECIPE: Final = {name: values(field_rule(name)) for name in field_names() if nam
 
 def test_every_field_is_drawn_or_fixed() -> None:
     assert RECIPE.keys() | FIXED.keys() == {field.name for field in dataclasses.fields(TrialConfig)}
-    assert {"optimizer", "class_weights", "crop_scale", "augment", "layer_decay"} <= RECIPE.keys()
+    assert {
+        "optimizer",
+        "class_weights",
+        "crop_scale",
+        "augment",
+        "layer_decay",
+        "freeze_epochs",
+        "precision",
+    } <= RECIPE.keys()
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ def module() -> TrialModule:
 
 def _trainer(**fields: Any) -> Any:
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.3}])
-    return SimpleNamespace(optimizers=[optimizer], should_stop=False, num_training_batches=5, **fields)
+    given = {"optimizers": [optimizer], "should_stop": False, "num_training_batches": 5, "current_epoch": 0}
+    return SimpleNamespace(**given, **fields)
 
 
 def _loss(module: TrialModule, value: float) -> None:

@@ -20,21 +20,40 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("requested", "device_type", "bf16", "expected"),
+    ("requested", "device_type", "has", "expected"),
     [
-        ("auto", "cuda", True, "bf16"),
-        ("auto", "cuda", False, "tf32"),
-        ("auto", "cpu", False, "fp32"),
-        ("auto", "cpu", True, "fp32"),
-        ("fp32", "cuda", True, "fp32"),
-        ("tf32", "cuda", True, "tf32"),
-        ("tf32", "cpu", False, "fp32"),
-        ("bf16", "cuda", False, "bf16"),
-        ("bf16", "cpu", False, "bf16"),
+        ("auto", "cuda", {"bf16", "fp16"}, "bf16"),
+        ("auto", "cuda", {"bf16"}, "bf16"),
+        ("auto", "cuda", {"fp16"}, "fp16"),
+        ("auto", "cuda", set(), "tf32"),
+        ("auto", "cpu", set(), "fp32"),
+        ("auto", "cpu", {"bf16"}, "fp32"),
+        ("fp32", "cuda", {"bf16", "fp16"}, "fp32"),
+        ("tf32", "cuda", {"bf16"}, "tf32"),
+        ("tf32", "cpu", set(), "fp32"),
+        ("bf16", "cuda", set(), "bf16"),
+        ("bf16", "cpu", set(), "bf16"),
+        ("fp16", "cuda", {"bf16"}, "fp16"),
+        ("fp16", "cpu", {"fp16"}, "fp32"),
     ],
 )
-def test_precision(requested: str, device_type: str, bf16: bool, expected: str) -> None:
-    assert choose_precision(requested, device_type=device_type, bf16=bf16) == expected
+def test_precision(requested: str, device_type: str, has: set[str], expected: str) -> None:
+    chosen = choose_precision(requested, device_type=device_type, bf16="bf16" in has, fp16="fp16" in has)
+    assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((6, 1), "tf32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((9, 0), "bf16")]
+)
+def test_auto_follows_what_a_gpus_matrix_units_compute(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    """Pascal, Volta, Turing, Hopper."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capability >= (8, 0))
+    assert place("auto", precision="auto") == DeviceConfig(device=torch.device("cuda"), precision=expected)  # type: ignore[arg-type]  # a word of the table
+    assert place("cpu", precision="auto").precision == "fp32"
 
 
 def test_an_unknown_device_is_answered_with_the_known_ones() -> None:

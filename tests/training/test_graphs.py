@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,15 +181,21 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
         loss = module.training_step((images_BCHW, labels_B))
         optimizer.zero_grad()  # as Lightning, between the two
         module.backward(loss)
-        optimizer.step()
+        module.scaler.step(optimizer)
+        module.scaler.update()
         scheduler.step()
         losses.append(loss.detach())
     results = (*losses, *module.network.parameters())
     return torch.cat([result.detach().cpu().flatten() for result in results])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
-def test_a_played_step_trains_as_a_launched_one(recorder: PlayedOnCpu, precision: Precision) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])  # the last two cast their weights together
+def test_a_played_step_trains_as_a_launched_one(
+    recorder: PlayedOnCpu, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16 also when the scale of the gradients has changed since the recording."""
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**10, growth_interval=1)
+    monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
     placement = DeviceConfig(device=CPU, precision=precision)
     fields = {"drop_path": 0.3, "label_smoothing": 0.1}
     played = _train(_module(recorder, placement, **fields), CPU, steps=3)

@@ -7,13 +7,16 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
 from tests.tuning.test_coordinator import Shelf, Study, curve
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.data import DatasetInfo, describe
-from tune_rescon.errors import ConfigError
-from tune_rescon.spaces import Space, first_rows, load_space, to_optuna
+from tune_rescon.errors import ConfigError, ResourceError
+from tune_rescon.models import NetworkDescription, describe_network, network_cost
+from tune_rescon.spaces import Space, first_rows, load_space, preview, to_optuna, trial_config
 from tune_rescon.testing import simulate
+from tune_rescon.training.latency import measure_latency
 from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, SuccessiveHalving
 from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
@@ -132,6 +135,93 @@ def test_a_search_that_could_run_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         check_constraints(model(datasets, *settings))
+
+
+LATENCY = "constraints={latency_ms: {max: 10}}"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Depths and devices as they are measured: those of depth 56 take 4 ms, and deeper ones 14."""
+    asked: list[tuple[int, str]] = []
+
+    def measure(spec: NetworkDescription, device: str) -> float:
+        deep = network_cost(spec).parameters > 300_000
+        asked.append((92 if deep else 56, device))
+        return 14.0 if deep else 4.0
+
+    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", measure)
+    return asked
+
+
+def test_a_network_is_measured_once_and_a_slow_one_never_drawn(
+    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
+) -> None:
+    """Dropped paths are no other network: none is dropped when it is used."""
+    of = model(datasets, LATENCY, "initial=[]")
+    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
+    assert sorted(measured) == [(56, "cpu"), (92, "cpu")]
+
+
+def test_one_that_breaks_another_constraint_is_not_measured(
+    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
+) -> None:
+    of = model(
+        datasets, "constraints={params_m: {max: 0.3}, latency_ms: {max: 10, device: cuda}}", "initial=[]"
+    )
+    drawn(sampler(of), 20)
+    assert measured == [(56, "cuda")]
+
+
+def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
+    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of, record = model(datasets, LATENCY, "initial=[]"), Study("maximize").record()
+    configs = [trial_config(of.space, row).to_dict() for row in preview(of.space, 30)]
+    first = violation_of(of, record)
+    assert first is not None
+    before = [first(config) for config in configs]
+    assert {words for words in before if words} == {
+        "its network takes 14 ms for an image on cpu, and constraints.latency_ms allows 10"
+    }
+    assert None in before
+    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", lambda *_: 99.0)
+    again = violation_of(of, record)
+    assert again is not None
+    assert [again(config) for config in configs] == before
+    elsewhere = violation_of(of)
+    assert elsewhere is not None
+    assert all(elsewhere(config) for config in configs)
+    said = check_constraints(of, record)
+    assert said is not None
+    assert said.endswith("the others are not trained. An image takes 4 to 14 ms on cpu")
+    assert len(measured) == 2
+
+
+@pytest.mark.torch
+def test_a_latency_is_of_one_image_and_leaves_no_trace() -> None:
+    small, large = (
+        describe_network(TrialConfig(width=width, image_size=size), classes=10, in_channels=3)
+        for width, size in ((0.125, 16), (1.0, 64))
+    )
+    before = (torch.get_num_threads(), torch.get_rng_state())
+    fast, slow = (measure_latency(spec, "cpu") for spec in (small, large))
+    assert 0 < fast < slow / 2
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert measure_latency(small, "cpu") == fast, "not measured again"
+
+
+@pytest.mark.torch
+def test_latency_on_a_gpu_needs_one(
+    datasets: dict[str, DatasetInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    of = model(datasets, "constraints={latency_ms: {max: 10, device: cuda}}", "initial=[]")
+    with pytest.raises(
+        ResourceError, match=r"constraints\.latency_ms\.device: must be a device of the machine"
+    ):
+        check_constraints(of)
 
 
 def test_the_share_of_networks_that_keep_to_them_is_said(datasets: dict[str, DatasetInfo]) -> None:

@@ -57,6 +57,10 @@ class Study:
     def best_trial(self) -> optuna.trial.FrozenTrial:
         return self._study.best_trial
 
+    def request_stop(self, number: int) -> None:
+        """As another program does."""
+        self._storage.set_trial_user_attr(self.trials[number]._trial_id, "stop_requested", True)
+
     def record(self, metric: str = "val_accuracy") -> StudyRecord:
         number = self._storage.get_study_id_from_name(self._study.study_name)
         return StudyRecord.on(self._storage, number, metric=metric)
@@ -340,6 +344,53 @@ def test_a_metric_of_the_last_epoch_alone_needs_no_patience() -> None:
         origin=TrialOrigin(config={"patience": 1}, space=1, seed=0),
     )
     assert not trial.out_of_patience
+
+
+def test_a_running_trial_that_another_program_stops_ends_after_its_epoch() -> None:
+    of, diary = study(), Diary()
+    search = coordinator(of, total=2, callbacks=(diary,))
+    number, other = first(search), first(search)
+    assert search.epoch_done(number, 1, metrics(0.5), "best_1.ckpt") is Decision.CONTINUE
+    of.request_stop(number)
+    assert search.epoch_done(other, 1, metrics(0.4), None) is Decision.CONTINUE
+    assert search.epoch_done(number, 2, metrics(0.6), "best_2.ckpt") is Decision.STOP
+    trial = record(of).trial(number)
+    assert (trial.state, trial.epochs, trial.value) == (TrialState.STOPPED, 2, 0.6)
+    assert trial.checkpoint == f"checkpoints/trial_{number:04d}/best_2.ckpt"
+    assert of.trials[number].state is OptunaState.PRUNED
+    assert f"{number} note stopped after epoch 2, as `tune-rescon stop` requested" in diary.lines
+    # Another driver reads the decision from the record.
+    again = coordinator(of, total=2)
+    assert first(again) == other
+
+
+def test_one_that_reaches_its_last_epoch_has_finished_all_the_same() -> None:
+    of = study()
+    search = coordinator(of, total=1)
+    number = first(search)
+    for epoch in range(1, EPOCHS):
+        search.epoch_done(number, epoch, metrics(0.5), None)
+    of.request_stop(number)
+    assert search.epoch_done(number, EPOCHS, metrics(0.5), None) is Decision.FINISH
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_one_that_waits_is_closed_instead_of_resumed(pauses: bool) -> None:
+    of = study()
+    search = coordinator(of, total=1, pauses=pauses)
+    number = first(search)
+    search.epoch_done(number, 1, metrics(0.5), "best_1.ckpt")
+    search.interrupt()
+    search.interrupt_remaining()
+    waiting = TrialState.PAUSED if pauses else TrialState.INTERRUPTED
+    assert record(of).trial(number).state is waiting
+    of.request_stop(number)
+    again = coordinator(of, total=1, pauses=pauses)
+    assert again.next_trial() is None
+    assert again.exhausted
+    trial = record(of).trial(number)
+    assert (trial.state, trial.epochs) == (TrialState.STOPPED, 1)
+    assert trial.checkpoint == f"checkpoints/trial_{number:04d}/best_1.ckpt"
 
 
 @pytest.mark.parametrize("reports", [1, 7, 20, 45])

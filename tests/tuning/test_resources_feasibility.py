@@ -46,7 +46,7 @@ NO_MEMORY = {
     *("step_fractions", "label_smoothing", "gradient_clip", "drop_path", "precise_bn_batches", "normalize"),
     *("crop_padding", "flip", "augment", "mixup", "cutmix", "init_from", "pretrained"),
     *("class_weights", "class_sampling"),
-    *("layer_decay", "cycles", "patience"),
+    *("layer_decay", "classifier_lr_mult", "freeze_epochs", "cycles", "patience"),
     *("crop_scale", "crop_ratio", "rotation", "color_jitter", "random_erasing"),
 }
 

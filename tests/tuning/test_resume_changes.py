@@ -62,6 +62,7 @@ OTHER = {
     "metric.log": "[val_macro_f1]",
     "constraints.params_m": "{max: 2}",
     "constraints.gmacs": "{max: 2}",
+    "constraints.latency_ms": "{max: 20}",
     "metric.at": "last",
     "metric.against": "gmacs",
     "fidelity.min": "2",

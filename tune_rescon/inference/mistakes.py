@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +27,21 @@ from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
 
-__all__ = ["Mistake", "Mistakes", "find_mistakes", "mistakes_page", "mistakes_words"]
+__all__ = [
+    "Mistake",
+    "Mistakes",
+    "find_mistakes",
+    "mistakes_document",
+    "mistakes_page",
+    "mistakes_words",
+]
 
 #: Number of the most confident mistakes that are shown.
 SHOWN: Final = 40
+
+#: Number of them in a search's report, and the largest side of their pictures there, in pixels.
+IN_REPORT: Final = 24
+THUMBNAIL: Final = 128
 
 #: Largest number of classes whose confusion matrix is drawn. A larger one cannot be read.
 LARGEST_MATRIX: Final = 40
@@ -65,6 +78,8 @@ class Mistakes:
     """Number of images by class (row) and prediction (column)."""
     worst: tuple[Mistake, ...]
     """The most confident mistakes, the most confident first."""
+    left_out: int = 0
+    """Images, chosen at random, for which there was no time."""
 
     @property
     def images(self) -> int:
@@ -94,6 +109,7 @@ def find_mistakes(
     split: Split,
     *,
     placement: DeviceConfig,
+    seconds: float = math.inf,
 ) -> Mistakes:
     """Predict the classes of all images of a split, as validation does, and compare them with the labels.
 
@@ -103,6 +119,8 @@ def find_mistakes(
         dataset: The images with which the network was trained.
         split: Their split to evaluate: ``dataset.val`` or ``dataset.test``.
         placement: Device and precision of the forward pass.
+        seconds: Time after which no further batch is predicted. If it is finite, the images are taken in a
+            random order.
 
     Raises:
         DataError: The images are not those of the training, or the split has none.
@@ -116,8 +134,11 @@ def find_mistakes(
     count = len(about.class_names)
     confusion_KK = np.zeros((count, count), dtype=np.int64)
     wrong: list[tuple[float, int, int, int]] = []
-    position = 0
-    for probabilities_BK, labels_B in _predicted(network, about, split, placement):
+    order_N = np.arange(len(split))
+    if math.isfinite(seconds):
+        order_N = np.random.default_rng(0).permutation(order_N)
+    position, began = 0, time.monotonic()
+    for probabilities_BK, labels_B in _predicted(network, about, split, placement=placement, order_N=order_N):
         values_B, chosen_B = probabilities_BK.max(dim=1)
         if not values_B.isfinite().all():
             rule = "a network must give probabilities"
@@ -126,12 +147,14 @@ def find_mistakes(
         for index in np.flatnonzero(chosen_B.numpy() != labels_B):
             found = (
                 float(values_B[index]),
-                position + int(index),
+                int(order_N[position + int(index)]),
                 int(labels_B[index]),
                 int(chosen_B[index]),
             )
             wrong.append(found)
         position += len(labels_B)
+        if time.monotonic() - began > seconds:
+            break
     wrong.sort(key=lambda one: (-one[0], one[1]))
     worst = []
     for probability, at, label, predicted in wrong[:SHOWN]:
@@ -144,18 +167,27 @@ def find_mistakes(
                 probability=probability,
             )
         )
-    return Mistakes(class_names=about.class_names, confusion_KK=confusion_KK, worst=tuple(worst))
+    return Mistakes(
+        class_names=about.class_names,
+        confusion_KK=confusion_KK,
+        worst=tuple(worst),
+        left_out=len(split) - position,
+    )
 
 
 def _predicted(
-    network: nn.Module, about: TrainedNetwork, split: Split, placement: DeviceConfig
+    network: nn.Module,
+    about: TrainedNetwork,
+    split: Split,
+    *,
+    placement: DeviceConfig,
+    order_N: npt.NDArray[np.int64],
 ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
     """Yield the probabilities (B, K), on the CPU, and the labels of each batch."""
     classifier = placement.network(Classifier(network, about).eval())
     with torch.inference_mode():
-        for first in range(0, len(split), _BATCH):
-            positions_B = np.arange(first, min(first + _BATCH, len(split)))
-            images_BHWC, labels_B = split.gather(positions_B)
+        for first in range(0, len(order_N), _BATCH):
+            images_BHWC, labels_B = split.gather(order_N[first : first + _BATCH])
             images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
             with placement.active(), placement.autocast():
                 pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing))
@@ -171,12 +203,39 @@ def mistakes_words(found: Mistakes, *, of: str) -> list[str]:
         of: What the images are: "validation" or "test".
     """
     right = found.images - found.wrong
-    lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%})"]
+    left_out = f"; {found.left_out} others were not looked at" if found.left_out else ""
+    lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%}){left_out}"]
     lines += [
         f"{count} of {total} images of {label} are taken for {predicted}"
         for label, predicted, count, total in found.confused_pairs()[:5]
     ]
     return lines
+
+
+def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
+    """Return what a report shows of the mistakes, as plain values.
+
+    Args:
+        found: The predictions.
+        of: What the images are: "validation" or "test".
+    """
+    small = len(found.class_names) <= LARGEST_MATRIX
+    return {
+        "words": mistakes_words(found, of=of)[0],
+        "wrong": found.wrong,
+        "class_names": list(found.class_names),
+        "confusion": found.confusion_KK.tolist() if small else [],
+        "pairs": [list(pair) for pair in found.confused_pairs()],
+        "worst": [
+            {
+                "label": one.label,
+                "predicted": one.predicted,
+                "probability": one.probability,
+                "picture": _data_uri(one.image_HWC, most=THUMBNAIL),
+            }
+            for one in found.worst[:IN_REPORT]
+        ],
+    }
 
 
 def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
@@ -203,12 +262,15 @@ def _rows(found: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]
         yield name, [(count, count / total, column == row) for column, count in enumerate(counts)]
 
 
-def _data_uri(image_HWC: npt.NDArray[np.uint8]) -> str:
+def _data_uri(image_HWC: npt.NDArray[np.uint8], *, most: int | None = None) -> str:
+    """Return an image as a PNG in a URI, scaled down to a side of ``most`` pixels."""
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
     if image.width < _SIDE:
         # Enlarged by whole pixels, because small images would be blurred.
         factor = -(-_SIDE // image.width)
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    elif most is not None:
+        image.thumbnail((most, most))
     data = io.BytesIO()
     image.save(data, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -1,21 +1,37 @@
-"""``--dry-run --measure``: how long a space's networks train on this machine, from real training steps."""
+"""How long a space's networks train on this machine, from real training steps, and what fits into hours.
+
+``--dry-run --measure`` shows the first, ``--quick`` and ``--quality`` use the second.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import DatasetInfo
+from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration
-from tune_rescon.spaces import Space, trial_config
+from tune_rescon.spaces import CategoricalParameter, Space, preview, trial_config
+from tune_rescon.tuning import datasets_of
 from tune_rescon.tuning.auto_words import planned_epochs
-from tune_rescon.tuning.resources import memory_signature
+from tune_rescon.tuning.resources import memory_signature, slots_here
 
-__all__ = ["measure_epochs", "speed_words"]
+__all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed_words"]
+
+#: Hours of a search on this machine, by the name of the effort.
+EFFORTS: Final[Mapping[str, float]] = {"quick": 1 / 6, "good": 1.0, "best": 8.0}
+
+#: Trainings to the last epoch for which the hours are enough, if no trial is stopped. The scheduler stops
+#: most trials early; therefore more of them begin, at most :data:`_TRIALS` times as many.
+_TRAININGS: Final = 12
+_TRIALS: Final = 10
+
+#: Networks that are measured, the first ones that the search would train.
+_MEASURED: Final = 6
 
 #: Seconds of steps that are timed for each network, after one step that is not.
 _SECONDS: Final = 2.0
@@ -78,6 +94,65 @@ def _step_seconds(space: Space, config: TrialConfig, images: DatasetInfo) -> flo
             float(step())
             count += 1
     return passed / count
+
+
+def fit_to_hours(
+    space: Space, hours: float, *, data_root: Path, progress: Callable[[str], object]
+) -> tuple[list[str], str]:
+    """Return the settings of a budget that fits into hours on this machine, and a sentence about them.
+
+    Args:
+        space: The space.
+        hours: The time of the search.
+        data_root: The directory of the datasets.
+        progress: Called with a message before each measurement.
+
+    Raises:
+        UserError: The dataset is missing, or a trial does not fit on this machine.
+    """
+    here, slots = slots_here(space)
+    datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
+    samples = preview(here, _MEASURED)
+    seconds = measure_epochs(here, samples, datasets, progress=progress)
+    mean = sum(seconds) / len(seconds)
+    settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)
+    words = (
+        f"An epoch takes {duration(mean)} on this machine in the mean of {len(seconds)} trials, and {slots}"
+        f" run at once: {', '.join(settings)}"
+    )
+    return settings, words
+
+
+def fitting_budget(space: Space, hours: float, *, epoch_seconds: float, slots: int) -> list[str]:
+    """Return the settings of a budget: the hours, the epochs of the longest training, and the trials at most.
+
+    The scheduler ``auto`` divides the hours. No training is longer than in the space, nor shorter than its
+    warm-up.
+
+    Args:
+        space: The space.
+        hours: The time of the search.
+        epoch_seconds: The mean time of an epoch.
+        slots: The number of trials that run at once.
+    """
+    epochs = hours * 3600 * slots / epoch_seconds
+    longest = min(space.fidelity.max, max(math.ceil(_longest_warmup(space)), int(epochs / _TRAININGS), 1))
+    trials = max(space.budget.trials, int(_TRIALS * epochs / longest))
+    return [
+        "scheduler={type: auto}",
+        f"budget.hours={hours:.4g}",
+        f"budget.trials={trials}",
+        f"fidelity.min={min(space.fidelity.min, longest)}",
+        f"fidelity.max={longest}",
+    ]
+
+
+def _longest_warmup(space: Space) -> float:
+    searched = space.parameters.get("warmup_epochs")
+    if searched is None:
+        return float(space.fixed.get("warmup_epochs", 0))
+    most = max(searched.choices) if isinstance(searched, CategoricalParameter) else searched.high
+    return float(most)
 
 
 def speed_words(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> str:

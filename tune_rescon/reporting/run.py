@@ -25,6 +25,7 @@ from tune_rescon.tuning import (
     RunOptions,
     SearchCallback,
     SearchFolder,
+    SearchState,
     StudyResult,
     TrialRecord,
     Verdict,
@@ -45,8 +46,21 @@ __all__ = [
 ]
 
 
+#: Writes what the best network of a search gets wrong to a file. It may raise any exception.
+Judge = Callable[[StudyResult, Path], None]
+
+
 class SearchPresentation:
     """Draws the documents of a search: see :class:`tune_rescon.tuning.Presentation`."""
+
+    def __init__(self, judge: Judge | None = None) -> None:
+        """Create the presentation.
+
+        Args:
+            judge: called when a search has finished; writes the file from which the report shows what its
+                best network gets wrong. None: the report does not show it.
+        """
+        self._judge = judge
 
     def note(self, result: StudyResult) -> str:
         """Return the text of :func:`.note_text`."""
@@ -66,6 +80,13 @@ class SearchPresentation:
         from tune_rescon.reporting.plots import write_plots
 
         _write_page(result, folder.report_html)
+        if self._judge is not None and result.state is SearchState.FINISHED:
+            try:
+                self._judge(result, folder.mistakes_json)
+                _write_page(result, folder.report_html)
+            except Exception:
+                # `report --errors` tells the user what is missing.
+                _LOGGER.exception("the best network's mistakes could not be added to the report")
         return [folder.report_html, *write_plots(result, folder.plots)]
 
 

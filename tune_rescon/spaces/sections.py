@@ -37,6 +37,7 @@ __all__ = [
     "Constraints",
     "Fidelity",
     "Goal",
+    "Latency",
     "Limit",
     "Metric",
     "PositiveInt",
@@ -313,6 +314,13 @@ class Limit(Section):
     """The largest value."""
 
 
+class Latency(Limit):
+    """The time that a network may take for one image, and where it is measured."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """``cpu``: one thread of it; ``cuda``: a GPU. Of the machine on which the search is started."""
+
+
 class Constraints(Section):
     """What a network may cost. A network that breaks a constraint is never trained."""
 
@@ -321,12 +329,16 @@ class Constraints(Section):
         "parameters": "write `params_m`, in millions",
         "macs": "write `gmacs`, in billions",
         "flops": "write `gmacs`, in billions; a multiply-add is two operations",
+        "latency": "write `latency_ms`, in milliseconds",
     }
 
     params_m: Limit | None = None
     """Parameters of the network, in millions, for example ``{max: 5}``; null: no limit."""
     gmacs: Limit | None = None
     """Multiply-adds of one image's forward pass, in billions, for example ``{max: 0.5}``; null: no limit."""
+    latency_ms: Latency | None = None
+    """Milliseconds of one image's forward pass in fp32, for example ``{max: 10, device: cpu}``; null: no
+    limit. Each network is measured once, before its first trial."""
 
 
 class Goal(Section):

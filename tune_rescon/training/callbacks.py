@@ -190,11 +190,12 @@ class EpochReporter(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the learning rate of this step.
+        """Record the learning rate of this step, without the classifier's factor.
 
         After the epoch's last step the optimiser has the next step's.
         """
-        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.record.config.classifier_lr_mult
+        self._learning_rate = float(rate) / factor
 
     @override
     def on_train_batch_end(
@@ -396,21 +397,22 @@ class FiniteLoss(Callback):
 class PreciseBatchNorm(Callback):
     """Before a validation, re-estimate the evaluated network's batch-norm statistics on training batches.
 
-    The batches are the last ones of the epoch, kept as the network was trained on them. Other batches would
-    have to be loaded and augmented, and could change the order and the random numbers. The kept ones stay on
-    the device until the validation. When an epoch is resumed, those of them that were trained before are
-    generated again.
+    The batches are the epoch's last ones, kept on the device as the network was trained on them. Other ones
+    would have to be loaded and augmented, and could change the order and the random numbers. When an epoch is
+    resumed, those that were trained before are generated again.
     """
 
-    def __init__(self, batches: int, *, done: int = 0) -> None:
+    def __init__(self, batches: int, *, done: int = 0, frozen: int = 0) -> None:
         """Create the callback.
 
         Args:
             batches: batches to estimate from; 0 leaves the running statistics of the training unchanged.
             done: batches of the first epoch that were trained before.
+            frozen: epochs at the start whose statistics must stay as they are.
         """
         self._batches = batches
         self._done = done
+        self._frozen = frozen
         self._kept: list[Tensor] = []
 
     @override
@@ -444,5 +446,6 @@ class PreciseBatchNorm(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Re-estimate the statistics; Lightning has set eval mode by now and restores the mode afterwards."""
         assert isinstance(pl_module, TrialModule)
-        pl_module.reestimate_batch_norm(self._kept)
+        if trainer.current_epoch >= self._frozen:
+            pl_module.reestimate_batch_norm(self._kept)
         self._kept = []

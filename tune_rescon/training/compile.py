@@ -66,9 +66,9 @@ def compile_units(network: nn.Module) -> None:
 def many_shapes(network: nn.Module) -> Iterator[None]:
     """Allow as many compiled versions of a unit's code as ``network`` can need; torch's default limit is 8.
 
-    A network can need two for each unit, because micro-batches have two sizes.
+    A network can need four for each unit: micro-batches have two sizes, and a unit may be frozen first.
     """
-    versions = 2 * len(_units(network))
+    versions = 4 * len(_units(network))
     # The code inside torch.compile uses `torch._dynamo`; the public module has no such switch.
     config = torch._dynamo.config
     with config.patch(

@@ -42,8 +42,9 @@ __all__ = [
 class FusedWeightCast:
     """The weights of a network that autocast would cast: those of its convolutions and linear layers."""
 
-    def __init__(self, network: nn.Module) -> None:
-        """Collect the weights of ``network``, which is not changed."""
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Collect the weights of ``network``, which is not changed; they are to be cast to ``dtype``."""
+        self._dtype = dtype
         self._weights = {
             f"{name}.weight": module.weight
             for name, module in network.named_modules()
@@ -51,11 +52,15 @@ class FusedWeightCast:
         }
 
     def copies(self) -> dict[str, Tensor]:
-        """Return a bfloat16 copy of each weight, by its name in the network; the copies require gradients."""
-        copies = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in self._weights.values()]
+        """Return a cast copy of each weight, by its name in the network.
+
+        A copy requires gradients if its weight does.
+        """
+        copies = [torch.empty_like(weight, dtype=self._dtype) for weight in self._weights.values()]
         with torch.no_grad():
             torch._foreach_copy_(copies, list(self._weights.values()))
-        return {name: copy.requires_grad_() for name, copy in zip(self._weights, copies, strict=True)}
+        pairs = zip(self._weights.items(), copies, strict=True)
+        return {name: copy.requires_grad_(weight.requires_grad) for (name, weight), copy in pairs}
 
     def hand_over(self, copies: Mapping[str, Tensor]) -> None:
         """Set the weights' gradients to those of their ``copies``."""
@@ -259,7 +264,8 @@ def _release_generator(device: torch.device) -> None:
 class CapturedStep:
     """A network's training function, recorded for its first inputs and replayed for others of their shapes.
 
-    Inputs of other shapes run without a recording. If the network was moved, the function is recorded again.
+    Inputs of other shapes run without a recording. If the network was moved, or other weights of it are
+    trained, the function is recorded again.
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
@@ -273,7 +279,7 @@ class CapturedStep:
         self._function, self._network, self._recorder = function, network, recorder
         self._weights = list(network.parameters())  # kept, because traversing a network takes milliseconds
         self._inputs: tuple[Tensor, ...] = ()
-        self._addresses: list[int] = []
+        self._recorded: list[tuple[int, bool]] = []
         self._replay: Callable[[], object] | None = None
         self._outputs: Outputs = ()
 
@@ -285,8 +291,8 @@ class CapturedStep:
             torch.OutOfMemoryError: the memory is too small.
         """
         # Lightning moves a network to the CPU at the end of training, but a replay would still use the old
-        # addresses.
-        if self._addresses != _addresses(self._weights):
+        # addresses. It would also leave out the gradients of weights that were frozen.
+        if self._recorded != _places(self._weights):
             self._replay, self._outputs = None, ()
         if self._replay is None:
             self._replay = self._record(inputs)
@@ -301,13 +307,13 @@ class CapturedStep:
         function, mine = self._function, tuple(tensor.clone() for tensor in inputs)
         with _state_restored(self._network, mine[0].device):
             replay, self._outputs = self._recorder(lambda: function(*mine))
-        self._inputs, self._addresses = mine, _addresses(self._weights)
+        self._inputs, self._recorded = mine, _places(self._weights)
         return replay
 
 
-def _addresses(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the tensors' addresses."""
-    return [tensor.data_ptr() for tensor in tensors]
+def _places(weights: Iterable[Tensor]) -> list[tuple[int, bool]]:
+    """Return the weights' addresses, and whether they are trained."""
+    return [(weight.data_ptr(), weight.requires_grad) for weight in weights]
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> list[tuple[torch.Size, torch.dtype]]:

@@ -160,33 +160,46 @@ def freed_memory_kept() -> Iterator[None]:
             mallopt(option, size)
 
 
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+#: The formats of 16 bits, which are used by autocast only.
+_HALVES: Final[Mapping[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: Compute capabilities of the GPUs whose matrix units compute fp16 but not bf16: Volta and Turing.
+_FP16_ONLY: Final = ((7, 0), (8, 0))
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def choose_precision(requested: str, *, device_type: str, bf16: bool) -> Precision:
+def choose_precision(
+    requested: str, *, device_type: str, bf16: bool = False, fp16: bool = False
+) -> Precision:
     """Return the floating-point format to compute in.
 
-    "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, TF32 on older CUDA devices (which
-    themselves fall back to fp32 before Ampere), and fp32 on a CPU. Many CPUs have no bf16 and emulate it,
-    many times slower. A CPU with bf16 hardware (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times
-    here (benchmarks/NOTES.md). TF32 is a format of CUDA's matrix units; on other devices it is fp32.
+    "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, fp16 autocast on one that has
+    matrix units for fp16 only, TF32 on other CUDA devices (which themselves fall back to fp32 before Ampere),
+    and fp32 on a CPU. Many CPUs have no bf16 and emulate it, many times slower. A CPU with bf16 hardware
+    (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times here (benchmarks/NOTES.md). TF32 is a format
+    of CUDA's matrix units; on other devices it is fp32. So is fp16, which CPUs compute more slowly than fp32.
 
     Args:
-        requested: "auto", "fp32", "tf32" or "bf16".
+        requested: "auto", "fp32", "tf32", "bf16" or "fp16".
         device_type: "cpu" or "cuda".
         bf16: True if the CUDA device computes bf16 in hardware.
+        fp16: True if the CUDA device has matrix units for fp16.
 
-    >>> choose_precision("auto", device_type="cuda", bf16=True)
+    >>> choose_precision("auto", device_type="cuda", bf16=True, fp16=True)
     'bf16'
-    >>> choose_precision("auto", device_type="cuda", bf16=False)
-    'tf32'
-    >>> [choose_precision(requested, device_type="cpu", bf16=True) for requested in ("auto", "tf32", "bf16")]
-    ['fp32', 'fp32', 'bf16']
+    >>> choose_precision("auto", device_type="cuda", fp16=True), choose_precision("auto", device_type="cuda")
+    ('fp16', 'tf32')
+    >>> [choose_precision(requested, device_type="cpu") for requested in ("auto", "tf32", "bf16", "fp16")]
+    ['fp32', 'fp32', 'bf16', 'fp32']
     """
     on_cuda = device_type == "cuda"
     if requested == "bf16" or (requested == "auto" and on_cuda and bf16):
         return "bf16"
+    if on_cuda and (requested == "fp16" or (requested == "auto" and fp16)):
+        return "fp16"
     return "tf32" if on_cuda and requested in ("auto", "tf32") else "fp32"
 
 
@@ -197,15 +210,33 @@ class DeviceConfig:
     device: torch.device
     precision: Precision
 
-    def autocast(self) -> torch.autocast:
-        """Return the context of a forward pass: bf16 autocast, or a disabled one.
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The format of 16 bits that autocast uses; None if it is off."""
+        return _HALVES.get(self.precision)
 
-        No gradient scaler is needed for bf16. Autocast does not cache the cast weights: each weight is used
-        once in a pass, and a recorded pass must do its own casts.
+    @property
+    def scales_gradients(self) -> bool:
+        """True if the loss must be scaled so that small gradients are not zero.
+
+        bf16 has fp32's range and needs no scale.
         """
-        bf16 = self.precision == "bf16"
+        return self.precision == "fp16"
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass: bf16 or fp16 autocast, or a disabled one.
+
+        Autocast does not cache the cast weights: each weight is used once in a pass, and a recorded pass must
+        do its own casts.
+        """
+        dtype = self.autocast_dtype
         # If autocast is off, its cache's switch keeps torch's default, because compiled code depends on both.
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not bf16)
+        return torch.autocast(
+            self.device.type,
+            dtype=dtype or torch.bfloat16,
+            enabled=dtype is not None,
+            cache_enabled=not dtype,
+        )
 
     def network(self, network: _Module) -> _Module:
         """Return ``network`` on the device, channels-last: CPUs and tensor cores then convolve faster."""
@@ -259,7 +290,8 @@ def place(device: str, *, precision: str) -> DeviceConfig:
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     # Emulated bf16 (before Ampere) does not count: it is correct, but slower than fp32.
     bf16 = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    chosen = choose_precision(precision, device_type=kind, bf16=bf16)
+    fp16 = kind == "cuda" and _FP16_ONLY[0] <= torch.cuda.get_device_capability() < _FP16_ONLY[1]
+    chosen = choose_precision(precision, device_type=kind, bf16=bf16, fp16=fp16)
     return DeviceConfig(device=torch.device(kind), precision=chosen)
 
 

@@ -16,6 +16,9 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from torch import Tensor
+from torch.amp import GradScaler
 from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule, ImageDataset
@@ -38,6 +41,7 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.freezing import FreezeTrunk
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
@@ -100,6 +104,7 @@ def make_trainer(
     gradient_clip: float,
     callbacks: Sequence[Callback],
     validate_every: int = 1,
+    scaler: GradScaler | None = None,
 ) -> pl.Trainer:
     """Return a Trainer for one device that only trains and validates, and calls ``callbacks`` in order.
 
@@ -109,7 +114,12 @@ def make_trainer(
         gradient_clip: largest norm of the gradient; 0: no clipping.
         callbacks: called in this order.
         validate_every: epochs between two validations.
+        scaler: steps the optimiser, if it is enabled, and is saved in the checkpoints. The module scales its
+            gradients with it.
     """
+    plugins: list[Any] = [LightningEnvironment(), DurableCheckpointIO()]
+    if scaler is not None and scaler.is_enabled():
+        plugins.append(ScaledPrecision("16-mixed", placement.device.type, scaler))
     with _quiet():
         return pl.Trainer(
             accelerator="gpu" if placement.device.type == "cuda" else "cpu",
@@ -118,11 +128,10 @@ def make_trainer(
             check_val_every_n_epoch=validate_every,
             gradient_clip_val=gradient_clip or None,
             callbacks=list(callbacks),
-            # The module applies the precision (DeviceConfig.autocast), so the benchmarks' step has it too.
-            precision="32-true",
-            # Set explicitly. Otherwise Lightning detects SLURM around a Ray worker, replaces the worker's
-            # signal handlers and waits for peers.
-            plugins=[LightningEnvironment(), DurableCheckpointIO()],
+            # The environment is named: else Lightning detects SLURM around a Ray worker, replaces the
+            # worker's signal handlers and waits for peers. Lightning's precision stays fp32: the module
+            # applies its own (DeviceConfig.autocast), so the benchmarks' step has it too.
+            plugins=plugins,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -170,6 +179,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Lightning 2.6 checks torch's pytrees in a way that torch 2.13 and later deprecate.
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
+            # The schedule also counts the first steps that the gradient scaler skips.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             # The data module itself resumes at the next batch.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
             yield
@@ -247,16 +258,19 @@ class FitAttempt:
         module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
         reporter = EpochReporter(record, on_epoch, on_note, keeper=keeper, judged=judged, peers=self.peers)
+        frozen = record.config.freeze_epochs
         trainer = make_trainer(
             epochs=record.epochs,
             placement=self.placement,
             gradient_clip=record.config.gradient_clip,
             validate_every=record.epochs if self._once else 1,
+            scaler=module.scaler,
             callbacks=[
                 SeedEpochs(record.seed, self.peers.share.rank),
+                FreezeTrunk(frozen),
                 AverageWeights(),
                 FiniteLoss(),
-                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches),
+                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches, frozen=frozen),
                 EpochProgress(self.process.on_progress),
                 reporter,
                 StopOnPreemption(self.process.leave, keeper, on_note),
@@ -387,6 +401,20 @@ class FitAttempt:
             epoch=epoch,
             metrics=metrics,
         )
+
+
+class ScaledPrecision(MixedPrecision):
+    """Let a gradient scaler step the optimiser and save its state; the module casts and scales by itself."""
+
+    @override
+    def forward_context(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # wider
+        """Return a context that does nothing: the module's own autocast follows its placement."""
+        return contextlib.nullcontext()
+
+    @override
+    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
+        """Return the loss as it is: the module scales each micro-batch, also in a recorded step."""
+        return Precision.pre_backward(self, tensor, module)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

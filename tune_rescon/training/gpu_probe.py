@@ -121,7 +121,8 @@ def step_of(
             optimizer.zero_grad()
             loss = module.training_step((images_BCHW, labels_B))
             module.backward(loss)
-            optimizer.step()
+            module.scaler.step(optimizer)
+            module.scaler.update()
             scheduler.step()
         return loss.detach()
 

@@ -26,6 +26,7 @@ __all__ = [
     "left",
     "left_unwritten",
     "never",
+    "no_fp16",
     "recomputing",
     "smaller",
     "stalled",
@@ -262,6 +263,15 @@ def damaged(files: int, *, epoch: int) -> str:
 def best_damaged() -> str:
     """Return the message that the best network can no longer be read."""
     return "best.ckpt was damaged; the networks of the epochs before are lost"
+
+
+def no_fp16() -> str:
+    """Return the message that a trial on a CPU does not train in fp16.
+
+    >>> no_fp16()
+    'precision fp16 is for GPUs; this trial trains in fp32 on its CPU'
+    """
+    return "precision fp16 is for GPUs; this trial trains in fp32 on its CPU"
 
 
 def uncompiled(trouble: str) -> str:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -109,9 +110,15 @@ class TrialModule(pl.LightningModule):
         recorder = execution.recorder
         self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
         # Compiled code includes the casts. A network from elsewhere may use its weights outside of autocast.
-        casts = recorder is not None and self._placement.precision == "bf16" and not execution.compiling
+        casts = recorder is not None and not execution.compiling
         casts = casts and isinstance(network, ResidualAttentionNetwork)
-        self._cast = FusedWeightCast(self.network) if casts else None
+        half = self._placement.autocast_dtype if casts else None
+        self._cast = FusedWeightCast(self.network, half) if half is not None else None
+        self.scaler = GradScaler(self._placement.device.type, enabled=self._placement.scales_gradients)
+        """Scales the loss, and the gradients back before the step; does nothing unless the precision is fp16.
+
+        Its scale is a tensor on the device, which a recorded step reads each time it is replayed.
+        """
         self._shapes: Contexts = contextlib.nullcontext
         self._eagerly: Contexts = contextlib.nullcontext
         if execution.compiling:
@@ -156,6 +163,9 @@ class TrialModule(pl.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add up the step's gradients over its micro-batches and over all peers.
 
+        They are scaled by :attr:`scaler`. A gradient that is not finite in one process is not finite in the
+        sum, so all processes skip the same steps.
+
         Args:
             loss: the loss that :meth:`training_step` returned.
             args: passed on to Lightning.
@@ -167,9 +177,9 @@ class TrialModule(pl.LightningModule):
                 parameter.grad = gradient
             self._gradients = []
         else:
-            super().backward(loss, *args, **kwargs)
+            super().backward(self.scaler.scale(loss), *args, **kwargs)
         for piece in self._ahead:
-            super().backward(self._weighted_loss(piece), *args, **kwargs)
+            super().backward(self.scaler.scale(self._weighted_loss(piece)), *args, **kwargs)
         self._ahead = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
@@ -206,7 +216,7 @@ class TrialModule(pl.LightningModule):
         loss, logits_BK = self._loss_and_logits(network, images_BCHW, targets)
         self.network.zero_grad()
         # torch.autograd.grad would return a gradient in a layout that the fused optimiser would misread.
-        torch.autograd.backward(loss)
+        torch.autograd.backward(self.scaler.scale(loss))
         if self._cast:
             self._cast.hand_over(copies)
         # A network from elsewhere may have parameters that are frozen, or that its logits do not use.
@@ -265,7 +275,9 @@ class TrialModule(pl.LightningModule):
 
     def optimizer_and_scheduler(self) -> tuple[Optimizer, LambdaLR]:
         """Return the optimiser and the scheduler, which must step once after each step of the optimiser."""
-        optimizer = make_optimizer(self.network, self._config, device=self._placement.device)
+        optimizer = make_optimizer(
+            self.network, self._config, device=self._placement.device, scaled=self.scaler.is_enabled()
+        )
         return optimizer, make_scheduler(optimizer, self._multiplier)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -167,9 +167,9 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     biases, only has an effect that the next normalisation undoes (He et al. 2019, section 3.1), so they are
     left out here. The 1-d parameters are exactly these: batch norm's scale and shift, and biases.
 
-    With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier's groups,
-    which have the highest rate, are the first ones. With Muon, ``matrix`` tells its groups from AdamW's,
-    which are the 1-d parameters and the classifier.
+    With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
+    groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
+    ``matrix`` tells its groups from AdamW's, which are the 1-d parameters and the classifier.
 
     Args:
         network: the network to train.
@@ -180,18 +180,22 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     depth = len(set(layers.values()))
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
     last_matrix = max((n for n, (name, weight) in enumerate(trained.items()) if weight.ndim > 1), default=-1)
+    apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for place, (name, weight) in enumerate(trained.items()):
-        below = depth - 1 - numbers[layers[name]] if config.layer_decay < 1 else 0
+        below = depth - 1 - numbers[layers[name]]
+        # The state of parameters that begin to train later must not be mixed with that of the classifier.
+        by_layer = below if config.layer_decay < 1 else int(apart and below > 0)
         decays = weight.ndim > 1
         matrix = config.optimizer == "muon" and decays and place != last_matrix
         group = groups.setdefault(
-            (below, not decays, matrix),
+            (by_layer, not decays, matrix),
             {"params": [], "weight_decay": config.weight_decay if decays else 0.0},
         )
         group["params"].append(weight)
-        if config.layer_decay < 1:
-            group["lr"] = config.learning_rate * config.layer_decay**below
+        if config.layer_decay < 1 or apart:
+            factor = config.layer_decay**below * (1 if below else config.classifier_lr_mult)
+            group["lr"] = config.learning_rate * factor
         if config.optimizer == "muon":
             group["matrix"] = matrix
     return [groups[key] for key in sorted(groups)]
@@ -223,7 +227,9 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.device) -> Optimizer:
+def make_optimizer(
+    network: nn.Module, config: TrialConfig, *, device: torch.device, scaled: bool = False
+) -> Optimizer:
     """Return the configured optimizer over ``network``'s parameters, which must already be on ``device``.
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
@@ -232,9 +238,13 @@ def make_optimizer(network: nn.Module, config: TrialConfig, *, device: torch.dev
         network: the network to train.
         config: the optimiser and its parameters.
         device: the device of ``network``.
+        scaled: True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
-    fused = True if device.type in ("cuda", "cpu") else None
+    # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with
+    # memory that was never written, if the first step has infinite gradients (torch 2.15), and Lightning does
+    # not clip.
+    fused = not scaled if device.type in ("cuda", "cpu") else None
     match config.optimizer:
         case "adamw":
             return AdamW(groups, lr=rate, betas=(momentum, 0.999), fused=fused)

@@ -145,6 +145,8 @@ def train_trial(
     dataset = _as_pretrained(dataset, config, spec)
     record = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = place(process.device, precision=config.precision)
+    if config.precision == "fp16" and not placement.scales_gradients:
+        on_note(messages.no_fp16())
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     check_shares(peers, config, dataset)
     start = find_start_together(record, folder, on_note, peers)

@@ -1,47 +1,127 @@
-"""Which networks of a space keep to its constraints: counted from their configuration, never built."""
+"""Which networks of a space keep to its constraints: their size is counted, their latency measured once."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import time
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, format_error
-from tune_rescon.spaces import first_rows, preview, trial_config
+from tune_rescon.models import NetworkDescription, describe_network
+from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.study import StudyRecord
 
-__all__ = ["check_constraints", "violation_of"]
+__all__ = ["Latencies", "check_constraints", "violation_of"]
 
 #: Draws by which it is checked that some networks keep to the constraints.
 _DRAWS: Final = 1000
 
+#: Seconds of measuring latencies after which no further draw is checked, once a network keeps to them.
+_MEASURING: Final = 30.0
 
-def violation_of(model: CostModel) -> Callable[[Mapping[str, Any]], str | None] | None:
+
+class Latencies:
+    """The latencies of a search's networks on one device, each measured once for the whole search.
+
+    They are attributes of the study, so that a search that is resumed, also on another machine, decides about
+    a network as before.
+    """
+
+    def __init__(self, section: Latency, record: StudyRecord | None = None) -> None:
+        """Read what was measured before.
+
+        Args:
+            section: The constraint, which has the device.
+            record: The record of the search; None keeps the measurements in this process only.
+        """
+        self._device, self._record = section.device, record
+        self._prefix = f"latency_ms:{section.device}:"
+        recorded = {} if record is None else record.attributes()
+        self._known = {
+            name: float(value) for name, value in recorded.items() if name.startswith(self._prefix)
+        }
+
+    def words(self) -> str:
+        """Return a sentence with the range of what was measured; nothing if no network was."""
+        if not self._known:
+            return ""
+        least, most = (f"{choose(self._known.values()):.3g}" for choose in (min, max))
+        return f". An image takes {least if least == most else f'{least} to {most}'} ms on {self._device}"
+
+    def of(self, spec: NetworkDescription) -> float:
+        """Return the milliseconds of a network for one image, measured now if that is new.
+
+        Raises:
+            ResourceError: If this machine does not have the device.
+        """
+        # In eval mode no path is dropped.
+        same = dataclasses.replace(spec, drop_path=0.0)
+        plain = json.dumps(same.to_dict(), sort_keys=True)
+        name = f"{self._prefix}{blake2b(plain.encode(), digest_size=12).hexdigest()}"
+        if name not in self._known:
+            # Imported here because it imports torch, which the driver of most searches does not need.
+            from tune_rescon.training import latency
+
+            self._known[name] = latency.measure_latency(same, self._device)
+            if self._record is not None:
+                self._record.set_attribute(name, self._known[name])
+        return self._known[name]
+
+
+def violation_of(
+    model: CostModel, record: StudyRecord | None = None
+) -> Callable[[Mapping[str, Any]], str | None] | None:
     """Return a function that says which constraint a configuration breaks; None without constraints.
 
     Args:
         model: The costs of the networks of the space.
+        record: The record of the search, which keeps measured latencies; None for a search without one.
 
     Returns:
         A function of a configuration, as plain values. It returns a sentence, or None if the network keeps to
         every constraint.
     """
+    section = model.space.constraints.latency_ms
+    return _violation(model, None if section is None else Latencies(section, record))
+
+
+def _violation(
+    model: CostModel, latencies: Latencies | None
+) -> Callable[[Mapping[str, Any]], str | None] | None:
     section = model.space.constraints
     limits = {
         name: limit.max
         for name, limit in (("params_m", section.params_m), ("gmacs", section.gmacs))
         if limit is not None
     }
-    if not limits:
+    if not limits and section.latency_ms is None:
         return None
 
-    def violation(config: Mapping[str, Any]) -> str | None:
-        cost = model.cost_of(TrialConfig.from_dict(config))
+    def violation(values: Mapping[str, Any]) -> str | None:
+        config = TrialConfig.from_dict(values)
+        cost = model.cost_of(config)
         for name, most in limits.items():
             value = getattr(cost, name)
             if value > most:
                 return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {most:g}"
-        return None
+        if section.latency_ms is None or latencies is None:
+            return None
+        # Measured last, and only for networks of a size that is allowed.
+        images = model.datasets.get(config.dataset or model.space.dataset.name)
+        if images is None:
+            return None
+        found = latencies.of(describe_network(config, classes=images.classes, in_channels=images.channels))
+        if found <= section.latency_ms.max:
+            return None
+        return (
+            f"its network takes {found:.4g} ms for an image on {section.latency_ms.device}, and"
+            f" constraints.latency_ms allows {section.latency_ms.max:g}"
+        )
 
     return violation
 
@@ -49,16 +129,23 @@ def violation_of(model: CostModel) -> Callable[[Mapping[str, Any]], str | None] 
 _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
 
-def check_constraints(model: CostModel) -> str | None:
+def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
     """Check that the first trials keep to the constraints, and that other networks do.
+
+    Args:
+        model: The costs of the networks of the space.
+        record: The record of a resumed search; None for a new one.
 
     Returns:
         A message with the share of the draws that keep to them; None without constraints.
 
     Raises:
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.
+        ResourceError: If this machine does not have the device on which latency is measured.
     """
-    space, violation = model.space, violation_of(model)
+    space, section = model.space, model.space.constraints.latency_ms
+    latencies = None if section is None else Latencies(section, record)
+    violation = _violation(model, latencies)
     if violation is None:
         return None
     if space.sampler.type != "grid":
@@ -68,11 +155,21 @@ def check_constraints(model: CostModel) -> str | None:
                 hint = "Leave the row out, or allow more."
                 raise ConfigError(format_error(found, where=f"initial[{index}]", hint=hint))
     drawn = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
-    broken = [found for row in drawn if (found := violation(trial_config(space, row).to_dict()))]
-    if len(broken) == len(drawn):
+    broken: list[str] = []
+    kept, began = 0, time.monotonic()
+    for values in drawn:
+        found = violation(trial_config(space, values).to_dict())
+        if found is None:
+            kept += 1
+        else:
+            broken.append(found)
+        if latencies is not None and kept and time.monotonic() - began > _MEASURING:
+            break
+    if not kept:
         rule = "some networks of the space must keep to the constraints"
         raise ConfigError(
             format_error(rule, got=f"none of {len(drawn)}; of one, {broken[0]}", where="constraints")
         )
-    kept = len(drawn) - len(broken)
-    return f"constraints: {kept / len(drawn):.0%} of the networks keep to them; the others are not trained"
+    share = f"{kept / (kept + len(broken)):.0%}"
+    words = f"constraints: {share} of the networks keep to them; the others are not trained"
+    return words if latencies is None else f"{words}{latencies.words()}"

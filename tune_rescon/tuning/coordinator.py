@@ -145,11 +145,13 @@ class Coordinator:
             return None
         self._plan.guard()
         self._advance()
-        if self._unfinished:
-            return self._started(self._record.reopen(self._unfinished.pop(0)))
-        promoted = self._rule.promote()
-        if promoted is not None:
-            return self._started(self._record.reopen(promoted))
+        while self._unfinished:
+            number = self._unfinished.pop(0)
+            if not self._close_if_requested(number):
+                return self._started(self._record.reopen(number))
+        while (promoted := self._rule.promote()) is not None:
+            if not self._close_if_requested(promoted):
+                return self._started(self._record.reopen(promoted))
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
@@ -200,14 +202,13 @@ class Coordinator:
             return Decision.CONTINUE
         self._plan.guard()
         self._advance()
-        verdict, out_of_patience = self._judge(known.extended(metrics))
+        requested = self._record.stop_requested(number)
+        verdict, note = self._judge(known.extended(metrics), requested=requested)
         trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)
-        if out_of_patience:
-            self.note(
-                number, f"stopped after epoch {epoch}: {trial.metric} was best at epoch {trial.best_epoch}"
-            )
+        if note:
+            self.note(number, note)
         self._act(trial)
         if verdict.decision is Decision.CONTINUE and self._ending_now:
             self._interrupt_trial(number)
@@ -353,6 +354,17 @@ class Coordinator:
         self._close(trial.number, TrialState.OUT_OF_MEMORY, error=error)
         return True
 
+    def _close_if_requested(self, number: int) -> bool:
+        """Close a trial that does not run, instead of resuming it, if another program wants it to be stopped.
+
+        Returns:
+            True if the trial was closed.
+        """
+        if not self._record.stop_requested(number):
+            return False
+        self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+        return True
+
     def _last_promotion(self) -> TrialRecord | None:
         """Promote the best paused trial if no trial has finished and none is running.
 
@@ -360,21 +372,33 @@ class Coordinator:
         """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
-        promoted = self._rule.promote(anyone=True)
-        return None if promoted is None else self._started(self._record.reopen(promoted))
+        while (promoted := self._rule.promote(anyone=True)) is not None:
+            if not self._close_if_requested(promoted):
+                return self._started(self._record.reopen(promoted))
+        return None
 
     def _stop_paused(self) -> None:
         for number in self._rule.waiting():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
-    def _judge(self, trial: TrialRecord) -> tuple[Verdict, bool]:
-        """Return the verdict on a trial's last epoch, and whether its patience alone has stopped it."""
+    def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:
+        """Return the verdict on a trial's last epoch, and a note if the rule would not have stopped it.
+
+        Args:
+            trial: The trial, with the epoch.
+            requested: True if the user has requested that the trial stops.
+        """
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
         if verdict.decision not in (Decision.CONTINUE, Decision.PAUSE):
-            return verdict, False
+            return verdict, ""
+        stop, stopped = Verdict(decision=Decision.STOP), f"stopped after epoch {trial.epochs}"
+        if requested:
+            return stop, f"{stopped}, as `tune-rescon stop` requested"
         if self._past_deadline():
-            return Verdict(decision=Decision.STOP), False
-        return (Verdict(decision=Decision.STOP), True) if trial.out_of_patience else (verdict, False)
+            return stop, ""
+        if trial.out_of_patience:
+            return stop, f"{stopped}: {trial.metric} was best at epoch {trial.best_epoch}"
+        return verdict, ""
 
     def _observation(self, trial: TrialRecord, epoch: int) -> Observation:
         return trial.observation(

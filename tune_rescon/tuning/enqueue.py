@@ -1,10 +1,15 @@
-"""Add a trial of chosen values to a search, which runs it among its next trials."""
+"""Steer a search from another process: add a trial of chosen values, or stop a trial.
+
+Both write to the search's study, which its driver reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
@@ -14,9 +19,9 @@ from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.reader import Place, read_search
 from tune_rescon.tuning.search_storage import find_search
-from tune_rescon.tuning.study import FIXED_PARAMS
+from tune_rescon.tuning.study import FIXED_PARAMS, STOP_REQUESTED
 
-__all__ = ["enqueue_trial"]
+__all__ = ["enqueue_trial", "stop_trials"]
 
 #: Seconds that this process waits for the driver's transaction on a SQLite file.
 _BUSY_SECONDS: Final = 30.0
@@ -39,18 +44,60 @@ def enqueue_trial(place: Place, name: str, settings: Sequence[str]) -> tuple[int
         SpaceError: A value is not one of the search's space, or no value is given.
         StorageError: The search does not exist, or its study is on its driver's machine.
     """
-    if isinstance(place.storage, StorageUrl) and place.study_url is None:
-        rule = "the study must be in a database that this machine reaches"
-        hint = "A storage at a URL has the driver's copy of the study, unless --study names a database."
-        raise StorageError(format_error(rule, got=str(place.storage), where="--storage", hint=hint))
+    _check_reachable(place)
     space: Space = read_search(place, name).space
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
         raise SpaceError(format_error("a trial must have a value", got="none", where="--set", hint=hint))
-    folder = find_search(place.storage, name, cache_root=place.cache_root, where="NAME", files=[])
-    storage = open_database(place.study_url or folder.study_url, busy_seconds=_BUSY_SECONDS)
+    storage = _open(place, name)
     # As `Study.enqueue_trial` does, which returns no number.
     waiting = create_trial(state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: to_optuna(values)})
     trial_id = storage.create_new_trial(find_study(storage, name), template_trial=waiting)
     return storage.get_trial(trial_id).number, values
+
+
+def stop_trials(place: Place, name: str, numbers: Sequence[int]) -> None:
+    """Request that trials of a search are stopped, whether the search runs or not.
+
+    The driver stops a running trial after its current epoch. It closes an interrupted or paused trial when
+    the trial would be resumed.
+
+    Args:
+        place: Where the searches are.
+        name: The name of the search.
+        numbers: The trials.
+
+    Raises:
+        StorageError: The search does not exist, its study is on its driver's machine, or a trial does not
+            exist or has ended. Then no trial is stopped.
+    """
+    _check_reachable(place)
+    trials = {trial.number: trial for trial in read_search(place, name).trials}
+    for number in numbers:
+        known = trials.get(number)
+        if known is None or known.state.is_final:
+            rule = f"must be a trial of {name} that has not ended"
+            hint = f"`tune-rescon report {name}` lists its trials."
+            got = f"{number}, which {'it does not have' if known is None else f'is {known.state.value}'}"
+            raise StorageError(format_error(rule, got=got, where="--trial", hint=hint))
+    storage = _open(place, name)
+    study_id = find_study(storage, name)
+    for number in numbers:
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        try:
+            storage.set_trial_user_attr(trial_id, STOP_REQUESTED, True)
+        except UpdateFinishedTrialError:
+            continue  # it has ended since it was read
+
+
+def _check_reachable(place: Place) -> None:
+    if isinstance(place.storage, StorageUrl) and place.study_url is None:
+        rule = "the study must be in a database that this machine reaches"
+        hint = "A storage at a URL has the driver's copy of the study, unless --study names a database."
+        raise StorageError(format_error(rule, got=str(place.storage), where="--storage", hint=hint))
+
+
+def _open(place: Place, name: str) -> RDBStorage:
+    folder = find_search(place.storage, name, cache_root=place.cache_root, where="NAME", files=[])
+    return open_database(place.study_url or folder.study_url, busy_seconds=_BUSY_SECONDS)

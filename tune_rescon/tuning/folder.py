@@ -127,6 +127,11 @@ class SearchFolder:
         return self.path / "report.html"
 
     @property
+    def mistakes_json(self) -> Path:
+        """What the best network gets wrong, for the report."""
+        return self.path / "mistakes.json"
+
+    @property
     def plots(self) -> Path:
         """The directory of the report's plots as images."""
         return self.path / "plots"

@@ -27,12 +27,18 @@ __all__ = ["make_coordinator", "make_plan"]
 
 
 def make_plan(
-    costs: CostModel, *, driven: float, now: float, guard: Callable[[], None] = lambda: None
+    costs: CostModel,
+    record: StudyRecord,
+    *,
+    driven: float,
+    now: float,
+    guard: Callable[[], None] = lambda: None,
 ) -> SearchPlan:
     """Return the plan of one run of a search.
 
     Args:
         costs: The space to search, and the costs of its networks.
+        record: The durable record, which keeps what the constraints have measured.
         driven: Seconds for which earlier runs and this one have driven the search.
         now: The current time in seconds, on the clock of the coordinator.
         guard: Called before the record is written. It raises if the record belongs to another driver.
@@ -45,7 +51,7 @@ def make_plan(
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
-        violation=violation_of(costs),
+        violation=violation_of(costs, record),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         guard=guard,
     )

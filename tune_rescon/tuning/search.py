@@ -195,7 +195,8 @@ def _prepared(
         check_same_images(resumed[0], prepared)
     check_external_networks(space, datasets)
     check_weights(space, weights, datasets)
-    words = check_constraints(CostModel(space=space, datasets=datasets))
+    costs = CostModel(space=space, datasets=datasets)
+    words = check_constraints(costs, None if resumed is None else resumed[0])
     if words is not None:
         _PROGRESS.info(words)
     return space, prepared

@@ -121,7 +121,11 @@ class SearchRun:
         datasets = {**read_run_attributes(self._record).datasets, **dataset_infos(prepared)}
         self._costs = CostModel(space=self._space, datasets=datasets)
         self._plan = make_plan(
-            self._costs, driven=self._lease.driven, now=time.monotonic(), guard=self._lease.ensure_held
+            self._costs,
+            self._record,
+            driven=self._lease.driven,
+            now=time.monotonic(),
+            guard=self._lease.ensure_held,
         )
 
     def start(

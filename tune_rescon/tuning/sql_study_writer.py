@@ -131,6 +131,13 @@ class SqlStudyWriter(StudyWriter):
             _insert(connection, _STEPS, [step])
 
     @override
+    def trial_attribute(self, trial_id: int, key: str) -> Any:
+        # One row, because this is asked for each epoch, and Optuna would read the whole trial.
+        with self._transaction() as connection:
+            found = connection.execute(_one_attribute(), {"trial": trial_id, "key": key}).scalar()
+        return None if found is None else json.loads(found)
+
+    @override
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
         with self._transaction() as connection:
             _replace_attributes(connection, trial_id, user)
@@ -162,6 +169,12 @@ class SqlStudyWriter(StudyWriter):
                 yield connection
         except SQLAlchemyError as error:
             raise unwritable(self._url, error) from error
+
+
+@cache
+def _one_attribute() -> Select[Any]:
+    ours = (_USER.c.trial_id == bindparam("trial"), _USER.c.key == bindparam("key"))
+    return select(_USER.c.value_json).where(*ours)
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:

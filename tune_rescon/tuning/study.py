@@ -33,7 +33,15 @@ from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, by_epoch
 
-__all__ = ["FIXED_PARAMS", "METRIC", "METRIC_AT", "Enqueued", "Proposal", "StudyRecord"]
+__all__ = [
+    "FIXED_PARAMS",
+    "METRIC",
+    "METRIC_AT",
+    "STOP_REQUESTED",
+    "Enqueued",
+    "Proposal",
+    "StudyRecord",
+]
 
 
 #: Seconds a writer waits for another writer's transaction on a local SQLite file.
@@ -54,6 +62,8 @@ _STATES: Final = frozenset(state.value for state in TrialState)
 _PREFIX: Final = "tune_rescon:"
 #: Optuna's system attribute that holds the given values of an enqueued trial.
 FIXED_PARAMS: Final = "fixed_params"
+#: User attribute of a trial that another program wants to be stopped.
+STOP_REQUESTED: Final = "stop_requested"
 _EPOCH: Final = _PREFIX + "epoch:{}"
 _ORIGIN: Final = _PREFIX + "origin"
 
@@ -206,6 +216,10 @@ class StudyRecord:
             if trial.state is OptunaState.WAITING and params is not None and fits(params):
                 return Enqueued(number=number, params=params)
         return None
+
+    def stop_requested(self, number: int) -> bool:
+        """Return whether another program wants a trial to be stopped; this asks the database."""
+        return bool(self._writer.trial_attribute(self._ids[number], STOP_REQUESTED))
 
     def attribute(self, name: str) -> Any:
         """Return an attribute of the study; None if the study has no attribute of that name."""

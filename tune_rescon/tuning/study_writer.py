@@ -113,6 +113,10 @@ class StudyWriter:
         # The value is written last, because a reader counts the epoch once its value exists.
         self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
+    def trial_attribute(self, trial_id: int, key: str) -> Any:
+        """Return a user attribute of a trial, which another program may have written; None if it has none."""
+        return self._storage.get_trial(trial_id).user_attrs.get(key)
+
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
         """Write user attributes. Those of a closed trial are written only on a database."""
         if self._storage.get_trial(trial_id).state.is_finished():

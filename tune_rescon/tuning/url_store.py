@@ -315,5 +315,5 @@ def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
 
 
 def _files(folder: SearchFolder) -> Mapping[str, Path]:
-    files = (folder.trials_csv, folder.best_yaml, folder.report_html, folder.log, folder.space_yaml)
-    return {path.name: path for path in files}
+    written = (folder.trials_csv, folder.best_yaml, folder.report_html, folder.mistakes_json)
+    return {path.name: path for path in (*written, folder.log, folder.space_yaml)}

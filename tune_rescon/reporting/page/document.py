@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
@@ -27,9 +28,11 @@ from tune_rescon.reporting.formatting import (
 from tune_rescon.reporting.page.chart_parts import Chart
 from tune_rescon.reporting.page.plots import comparison_panels, panels
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.tuning import SearchState, StudyResult, write_atomically
+from tune_rescon.tuning import SearchFolder, SearchState, StudyResult, write_atomically
 
 __all__ = ["render_page", "write_report"]
+
+_LOGGER = logging.getLogger(__name__)
 
 #: Seconds after which the browser reloads the page of a running search.
 REFRESH: Final = 60
@@ -88,6 +91,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         shown=shown,
         headings=headings(result),
         rows=[(trial, row(result, trial)) for trial in ranked(result)],
+        mistakes=_mistakes(result),
         failures=failures(result),
         images=[f"{name}: {line}" for name, account in result.accounts.items() for line in account.lines()],
         figures=_figures(charts),
@@ -132,6 +136,23 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
         yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
     if found.stretches:
         yield f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs"
+
+
+def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
+    """Return what the best network gets wrong; None if the search's folder does not have it.
+
+    The file is that of another network, if the search was resumed since and has a better one.
+    """
+    path = SearchFolder(storage=result.folder.parent, name=result.folder.name).mistakes_json
+    if result.best is None or not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        judged = (found["trial"], found["epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _LOGGER.warning("%s cannot be read: %s", path, error)
+        return None
+    return found if judged == (result.best.number, result.best.value_epoch) else None
 
 
 def _winner_words(result: StudyResult) -> str:

@@ -1,0 +1,181 @@
+"""A trunk that is frozen for some epochs: nothing of it changes until then, and all of it afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training.resuming import metrics_of
+from tests.training.test_graphs import PlayedOnCpu
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training import EpochReport, fit
+from tune_rescon.training.checkpoint import read_checkpoint
+from tune_rescon.training.cuda_graphs import GraphCapture
+from tune_rescon.training.device import DeviceConfig, Precision, seed_epoch
+from tune_rescon.training.freezing import Trunk
+from tune_rescon.training.module import StepExecution, TrialModule
+from tune_rescon.training.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run
+
+pytestmark = pytest.mark.torch
+
+CPU = torch.device("cpu")
+CLASSIFIER = {"classifier.weight", "classifier.bias"}
+
+
+def weights_after_each_epoch(
+    train: Run, config: TrialConfig, folder: Path, epochs: int
+) -> list[dict[str, Tensor]]:
+    """The network's state before the first epoch and after each; averages are compared with it."""
+    seed_epoch(0, 0)
+    found = [build_from_spec(resolve_network(config, classes=10, in_channels=1)).state_dict()]
+
+    def remember(report: EpochReport) -> None:
+        del report
+        state = read_checkpoint(folder / "last.ckpt")["state_dict"]
+        averaged, live = (
+            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            for prefix in ("averaged.network.", "network.")
+        )
+        if len(found) <= config.freeze_epochs:
+            assert changed(averaged, live) <= CLASSIFIER
+        found.append(live)
+
+    train(config, folder=folder, epochs=epochs, on_epoch=remember)
+    return found
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_weights_and_statistics_stay_for_some_epochs_and_then_train(
+    train: Run, small: TrialConfig, tmp_path: Path
+) -> None:
+    """Although the trial averages its weights, estimates its statistics and drops paths."""
+    config = dataclasses.replace(small, freeze_epochs=2)
+    assert small.precise_bn_batches * small.ema_decay * small.drop_path > 0
+    states = weights_after_each_epoch(train, config, tmp_path, 3)
+    for before, after in itertools.pairwise(states[:3]):
+        assert changed(before, after) == CLASSIFIER
+    last = changed(states[2], states[3])
+    assert last == states[0].keys()
+
+
+def test_a_frozen_network_is_validated_as_it_is_trained(train: Run, small: TrialConfig) -> None:
+    """By the statistics that it has: those of the training batches are not taken instead."""
+    frozen = dataclasses.replace(small, freeze_epochs=1)
+    with_statistics, without = (
+        train(dataclasses.replace(frozen, precise_bn_batches=batches), epochs=1) for batches in (4, 0)
+    )
+    assert metrics_of(with_statistics[0]) == metrics_of(without[0])
+
+
+def test_a_recorded_trial_is_recorded_again_when_its_trunk_trains(
+    train: Run, small: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(small, freeze_epochs=1)
+    expected = [metrics_of(report) for report in train(config)]
+    recorder = PlayedOnCpu()
+    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: recorder)
+    assert [metrics_of(report) for report in train(config)] == expected
+    assert recorder.recorded == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
+def test_a_recorded_step_leaves_out_what_is_frozen(precision: Precision) -> None:
+    recorder = PlayedOnCpu()
+    recorded, launched = (_two_phases(precision, kind) for kind in (recorder, None))
+    assert recorder.recorded == 2
+    for phase, without in zip(recorded, launched, strict=True):
+        assert phase.keys() == without.keys()
+        assert changed(phase, without) == set()
+    frozen, trained = recorded
+    assert frozen.keys() == CLASSIFIER
+    assert len(trained) > 100
+
+
+def _two_phases(precision: Precision, recorder: GraphCapture | None) -> list[dict[str, Tensor]]:
+    """The gradients of a frozen network's step, and of a step after it."""
+    config = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8)
+    torch.manual_seed(0)
+    module = TrialModule(
+        build_from_spec(resolve_network(config, classes=4, in_channels=3)),
+        config,
+        StepExecution(placement=DeviceConfig(device=CPU, precision=precision), recorder=recorder),
+        classes=4,
+        epochs=1,
+        steps_per_epoch=4,
+    )
+    trunk = Trunk(module.network)
+    batch = (torch.randn(8, 3, 16, 16), torch.randint(4, (8,)))
+    phases = []
+    for frozen in (True, False):
+        trunk.freeze(frozen)
+        module.network.zero_grad()
+        module.backward(module.training_step(batch))
+        found = {name: weight.grad for name, weight in module.network.named_parameters()}
+        phases.append({name: grad.clone() for name, grad in found.items() if grad is not None})
+    return phases
+
+
+class Elsewhere(nn.Module):
+    """A network from elsewhere: a classifier in a part with others, and a weight that is never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(3))
+        self.fixed = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.blocks = nn.Sequential(nn.Dropout(), nn.Linear(4, 5))
+
+
+def test_the_trunk_of_a_network_from_elsewhere_is_all_but_its_last_layer() -> None:
+    network = Elsewhere()
+    trunk = Trunk(network)
+    trunk.freeze(True)
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained == {"blocks.1.weight", "blocks.1.bias"}
+    modes = {name: part.training for name, part in network.named_modules()}
+    assert {name for name, training in modes.items() if training} == {"", "blocks", "blocks.1"}
+    trunk.freeze(False)
+    assert not network.fixed.requires_grad
+    assert all(part.training for part in network.modules())
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_classifier_has_a_rate_of_its_own(layer_decay: float) -> None:
+    network = build_from_spec(resolve_network(TrialConfig(width=0.25), classes=4, in_channels=3))
+    config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, layer_decay=layer_decay)
+    plain = dataclasses.replace(config, classifier_lr_mult=1.0)
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    rates, usual = (
+        {names[id(weight)]: group.get("lr", 0.2) for group in groups for weight in group["params"]}
+        for groups in (parameter_groups(network, config), parameter_groups(network, plain))
+    )
+    assert rates.keys() == usual.keys() == set(names.values())
+    assert {name for name, rate in rates.items() if rate != usual[name]} == CLASSIFIER
+    assert {rates[name] for name in CLASSIFIER} == {2.0}
+
+
+def test_the_rate_that_is_reported_is_without_the_classifiers_factor(train: Run, small: TrialConfig) -> None:
+    """And what trains later than the classifier shares no state with it."""
+    plain = train(small, epochs=1)
+    other = train(dataclasses.replace(small, classifier_lr_mult=8.0), epochs=1)
+    assert other[0].metrics["learning_rate"] == plain[0].metrics["learning_rate"]
+    assert other[0].metrics["train_loss"] != plain[0].metrics["train_loss"]
+    network = build_from_spec(resolve_network(small, classes=4, in_channels=3))
+    groups = parameter_groups(network, dataclasses.replace(small, optimizer="muon", freeze_epochs=1))
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    first = [{names[id(weight)] for weight in group["params"]} for group in groups[:2]]
+    assert set().union(*first) == CLASSIFIER

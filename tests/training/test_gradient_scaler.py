@@ -1,0 +1,138 @@
+"""fp16 with a gradient scaler, on a CPU: what a GPU without bf16 trains with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.amp import GradScaler
+
+from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.checkpoint import read_checkpoint
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.module import StepExecution, TrialModule
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run
+
+pytestmark = pytest.mark.torch
+
+CPU = torch.device("cpu")
+FP16 = DeviceConfig(device=CPU, precision="fp16")
+TINY = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8, learning_rate=0.01)
+
+#: A scale at which the first gradients are infinite, and which grows after two steps that are not skipped.
+TOO_LARGE: dict[str, Any] = {"init_scale": 2.0**20, "growth_interval": 2}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in fp16 on the CPU, with a scaler that skips steps and changes its scale."""
+    monkeypatch.setattr("tune_rescon.training.trial.place", lambda *_, **__: FP16)
+    scaler = functools.partial(GradScaler, **TOO_LARGE)
+    monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
+
+
+def _module(placement: DeviceConfig, config: TrialConfig = TINY, *, micro_batches: int = 1) -> TrialModule:
+    torch.manual_seed(0)
+    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    execution = StepExecution(placement=placement, micro_batches=micro_batches)
+    return TrialModule(network, config, execution, classes=4, epochs=1, steps_per_epoch=64)
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 16, 16, generator=drawn), torch.randint(4, (8,), generator=drawn)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion", "rmsprop", "muon"])
+def test_a_step_with_infinite_gradients_is_skipped_and_the_scale_halved(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """And leaves no trace in the optimiser, as a fused one would."""
+    monkeypatch.setattr("tune_rescon.training.module.GradScaler", functools.partial(GradScaler, **TOO_LARGE))
+    module = _module(FP16, dataclasses.replace(TINY, optimizer=optimizer, learning_rate=1e-4))
+    trained, _ = module.optimizer_and_scheduler()
+    before = [weight.detach().clone() for weight in module.network.parameters()]
+    scale, skipped, losses = module.scaler.get_scale(), 0, []
+    for _ in range(40):
+        trained.zero_grad()
+        loss = module.training_step(_batch())
+        module.backward(loss)
+        module.scaler.step(trained)
+        module.scaler.update()
+        losses.append(float(loss.detach()))
+        if skipped == len(losses) - 1 and module.scaler.get_scale() == scale / 2:
+            scale, skipped = scale / 2, skipped + 1
+            pairs = zip(before, module.network.parameters(), strict=True)
+            assert all(torch.equal(old, new) for old, new in pairs)
+            assert not trained.state
+    assert 3 < skipped < 30
+    assert losses[-1] < losses[0]
+    assert all(weight.isfinite().all() for weight in module.network.parameters())
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_are_those_of_the_loss_times_the_scale(
+    monkeypatch: pytest.MonkeyPatch, micro_batches: int
+) -> None:
+    scaler = functools.partial(GradScaler, init_scale=2.0**8)
+    monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
+    module = _module(FP16, micro_batches=micro_batches)
+    plain = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches)
+    for one in (module, plain):
+        one.backward(one.training_step(_batch()))
+    # The classifier's: rounding adds up along the layers before it.
+    found, expected = (list(one.network.parameters())[-1].grad for one in (module, plain))
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found / module.scaler.get_scale(), expected, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_resumed_trial_equals_an_uninterrupted_one_and_so_does_its_scale(
+    train: Run,
+    small: TrialConfig,
+    largest_file: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    given = {**STEADY, "epochs": 2}
+    config = dataclasses.replace(small, precision="fp16")
+    alone, left = (
+        Lives(functools.partial(train, config), tmp_path / name, largest_file, given)
+        for name in ("alone", "left")
+    )
+    alone.live()
+    preempted(at=6)(left)
+    middle = read_checkpoint(left.folder / "last.ckpt")["ScaledPrecision"]
+    left.live()
+    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in alone.reports]
+    assert_same_files(left.folder, alone.folder)
+    states = [read_checkpoint(one.folder / "last.ckpt")["ScaledPrecision"] for one in (left, alone)]
+    assert states[0] == states[1]
+    assert middle["scale"] < TOO_LARGE["init_scale"]
+    assert states[0]["scale"] > TOO_LARGE["init_scale"] / 2**8, "not every step was skipped"
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.filterwarnings("error")
+def test_skipped_first_steps_and_clipping_cost_the_user_no_warning(train: Run, small: TrialConfig) -> None:
+    assert small.gradient_clip > 0
+    assert len(train(dataclasses.replace(small, precision="fp16"), epochs=1)) == 1
+
+
+def test_on_a_cpu_fp16_is_fp32_and_said(train: Run, small: TrialConfig) -> None:
+    told: list[str] = []
+    config = dataclasses.replace(small, precision="fp16")
+    reports = train(config, epochs=1, on_note=told.append)
+    assert told == ["precision fp16 is for GPUs; this trial trains in fp32 on its CPU"]
+    expected = train(dataclasses.replace(small, precision="fp32"), epochs=1)
+    assert metrics_of(reports[0]) == metrics_of(expected[0])

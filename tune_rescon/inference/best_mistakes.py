@@ -1,0 +1,96 @@
+"""What the best network of a search gets wrong, judged on this machine's copy of the search's images."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tune_rescon.storage import local_file
+from tune_rescon.tuning import RunOptions, StudyResult, write_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tune_rescon.inference.mistakes import Mistakes
+    from tune_rescon.training import TrainedNetwork
+
+__all__ = ["judge_network", "write_mistakes"]
+
+#: Seconds for which a search that has ended may look at its best network's mistakes.
+SECONDS: Final = 20.0
+
+
+def judge_network(
+    result: StudyResult,
+    network: nn.Module,
+    about: TrainedNetwork,
+    *,
+    data_root: Path,
+    cache_root: Path,
+    seconds: float = math.inf,
+) -> tuple[Mistakes, str]:
+    """Compare a network's predictions with the labels of the images by which its search chose.
+
+    A search chooses by the validation images. The test images are for ``train``, which reports on them.
+
+    Args:
+        result: The search.
+        network: A trained network of the search.
+        about: Metadata of the network.
+        data_root: The directory of the datasets.
+        cache_root: The directory of the decoded images.
+        seconds: See :func:`.find_mistakes`.
+
+    Returns:
+        The mistakes, and what the images are: "validation" or "test".
+
+    Raises:
+        DataError: The images are not those of the training.
+    """
+    # Imported here, because the driver of a search imports torch only at its end.
+    from tune_rescon.data import open_dataset
+    from tune_rescon.inference.mistakes import find_mistakes
+    from tune_rescon.training.device import place
+
+    images = result.space.dataset_config(about.config.dataset)
+    dataset = open_dataset(images, data_root=data_root, cache_root=cache_root)
+    of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
+    placement = place("auto", precision=about.config.precision)
+    return find_mistakes(network, about, dataset, split, placement=placement, seconds=seconds), of
+
+
+def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> None:
+    """Write the mistakes of a search's best network to ``path``, from which the report takes them.
+
+    Nothing is written if the best network is not kept. The images for which :data:`SECONDS` are too short are
+    left out.
+
+    Args:
+        result: A search that has ended.
+        path: The file to write.
+        options: The options of the search, which have the directories of the images.
+
+    Raises:
+        UserError: The images or the network cannot be read.
+        OSError: The file cannot be written.
+    """
+    from tune_rescon.inference.mistakes import mistakes_document
+    from tune_rescon.training import load_trained
+
+    kept = None if result.best is None else result.kept_checkpoint(result.best)
+    if result.best is None or kept is None:
+        return
+    with local_file(kept) as file:
+        network, about = load_trained(file)
+    found, of = judge_network(
+        result,
+        network,
+        about,
+        data_root=options.data_root,
+        cache_root=options.cache_root,
+        seconds=SECONDS,
+    )
+    identity = {"trial": result.best.number, "epoch": about.epoch}
+    write_atomically(path, json.dumps(identity | mistakes_document(found, of=of)) + "\n")
