@@ -18,7 +18,7 @@ from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord,
 from tune_rescon.tuning.cost_model import compute_hours
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, best_in_hand, repeated
-from tune_rescon.tuning.trial import top_k_checkpoints
+from tune_rescon.tuning.retention import top_k_checkpoints
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 COST = TrialCost(params_m=0.85, gmacs=0.125)

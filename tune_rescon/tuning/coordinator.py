@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
 from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
+from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, CheckpointRetention
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import CHECKPOINTS_KEPT, TrialRecord, top_k_checkpoints
+from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "Coordinator",
@@ -59,7 +60,7 @@ class SearchPlan:
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
-    """See :func:`top_k_checkpoints`. None if every trial keeps its checkpoint."""
+    """See :func:`.top_k_checkpoints`. None if every trial keeps its checkpoint."""
     guard: Callable[[], None] = lambda: None
     """Called before the record is written. It raises if the record belongs to another driver."""
 
@@ -94,7 +95,6 @@ class Coordinator:
         self._rule = rule
         self._sampler = sampler
         self._callbacks = CallbackList(callbacks)
-        self._prune = prune
         self._clock = clock
         self._interrupted = False
         self._done = False
@@ -106,7 +106,7 @@ class Coordinator:
         """The reason why the search cannot continue: too many trials failed in a row. None if it can."""
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
-        self._kept: frozenset[int] = frozenset()
+        self._retention = CheckpointRetention(record, prune, keep=plan.keep)
         self._out_of_memory = MemoryFailures(plan.same_memory)
         self._unfinished: list[int] = []
 
@@ -117,7 +117,7 @@ class Coordinator:
             The coordinator itself.
         """
         trials = self._record.trials()
-        self._kept = top_k_checkpoints((t for t in trials if t.state.is_final), keep=self._plan.keep)
+        self._retention.start(trials)
         self._out_of_memory.add(trials)
         self._callbacks.on_search_start(trials)
         self._unfinished = self._replay(trials)
@@ -427,7 +427,7 @@ class Coordinator:
     ) -> None:
         self._plan.guard()
         self._running.discard(number)
-        kept = self._retain(number, state, checkpoint)
+        kept = self._retention.trial_ends(number, state, checkpoint)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
@@ -447,26 +447,3 @@ class Coordinator:
 
     def _past_deadline(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline
-
-    def _retain(self, number: int, state: TrialState, checkpoint: str | None) -> str | None:
-        """Delete the checkpoints of trials that are no longer among the best, when a trial ends in ``state``.
-
-        If a finished or stopped trial among the best names no checkpoint, it could not write or send the
-        checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
-
-        Returns:
-            The given checkpoint if this trial is among the best, otherwise None.
-        """
-        ended = replace(self._record.trial(number), state=state)
-        # The best of all trials are among the previous best and this trial.
-        previous = (self._record.trial(n) for n in self._kept)
-        kept = top_k_checkpoints((*previous, ended), keep=self._plan.keep)
-        ended_well = state in (TrialState.FINISHED, TrialState.STOPPED)
-        survives = checkpoint if number in kept else None
-        if survives is not None or number not in kept or not ended_well:
-            self._prune(number, survives)
-        for loser in self._kept - kept:
-            self._prune(loser, None)
-            self._record.forget_checkpoint(loser)
-        self._kept = kept
-        return survives

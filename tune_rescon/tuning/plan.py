@@ -16,11 +16,12 @@ from tune_rescon.tuning.constraints import violation_of
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.resources import memory_signature
+from tune_rescon.tuning.retention import CHECKPOINTS_KEPT
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping_rule import StoppingRule
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import CHECKPOINTS_KEPT, TrialRecord
+from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import warm_start_trials
 
 __all__ = ["make_coordinator", "make_plan"]

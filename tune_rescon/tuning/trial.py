@@ -17,7 +17,6 @@ from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 
 __all__ = [
-    "CHECKPOINTS_KEPT",
     "FAILED_STATES",
     "INACTIVE",
     "TrialOrigin",
@@ -26,7 +25,6 @@ __all__ = [
     "by_epoch",
     "find_origin",
     "make_origin",
-    "top_k_checkpoints",
     "trial_seed",
 ]
 
@@ -317,19 +315,3 @@ def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ..
 
 
 #: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and
-#: does not fill a disk.
-CHECKPOINTS_KEPT: Final = 5
-
-
-def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKPOINTS_KEPT) -> frozenset[int]:
-    """Return the numbers of the ``keep`` best trials that ended with a finite value.
-
-    The trial with the best value is always among them. It is one more if it was stopped so early that it
-    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
-
-    If ``keep`` is None, return the numbers of all trials that ended with a finite value.
-    """
-    judged = [trial for trial in ended if trial.best_epoch]
-    kept = sorted(judged, key=TrialRecord.rank_key)[:keep]
-    best = best_by_value(judged)
-    return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))
