@@ -339,6 +339,7 @@ def test_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
     found = left_out(listing)
     assert found[Kind.DANGLING] == (1, ("a/gone.png",))
     assert found[Kind.SPECIAL] == (1, ("a/pipe.png",))
+    assert found[Kind.OTHER] == (1, ("notes",))
     assert fingerprint(root) == before
 
 

@@ -316,8 +316,7 @@ def test_tensorflow_has_every_operation_of_the_networks() -> None:
     for config in (
         # Narrow, it has strided projections of its own kind.
         TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18),
-        TrialConfig(width=0.25, image_size=17, attention="channel"),
-        TrialConfig(preset="rescon_attention92_32", width=0.25, drop_path=0.1),
+        TrialConfig(layout="cifar", depth=56, width=0.25, image_size=17, attention="channel"),
     ):
         spec = resolve_network(config, classes=3, in_channels=3)
         with torch.device("meta"):
