@@ -49,7 +49,7 @@ def make_step(case: Case, device: str, *, fused: bool) -> Callable[[], Tensor]:
 
 
 def loss_curve(case: Case, device: str, *, steps: int, fused: bool) -> list[float]:
-    """The losses of so many steps, from the same weights and on the same batches for each call."""
+    """The losses of the first steps, from the same weights and on the same batches for each call."""
     module, placement, side = _trainee(case, device, fused=fused)
     optimizer, _ = module.optimizer_and_scheduler()
     batches = [_batch(case, side, device, seed=seed) for seed in range(BATCHES)]

@@ -70,18 +70,8 @@ def table(visit: Visit, seconds: float) -> Found:
     """The README's table, by benchmarks/gpu.py, which prints it."""
     command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--device", visit.device]
     if visit.tiny:
-        command += [
-            "--cases",
-            "cifar_attention56:2",
-            "--rounds",
-            "2",
-            "--seconds",
-            "0.05",
-            "--matrix",
-            "64",
-            "--copy",
-            "0.01",
-        ]
+        command += ["--cases", "cifar_attention56:2", "--rounds", "2", "--seconds", "0.05"]
+        command += ["--matrix", "64", "--copy", "0.01"]
     elif visit.images is not None:
         command += ["--images", str(visit.images)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=seconds)

@@ -35,6 +35,9 @@ from table import hardware
 #: Seconds that a child gets to end by itself after a SIGTERM.
 GRACE = 10.0
 
+#: The limit of a part in a dry run, where a busy CPU imports and compiles.
+DRY_RUN_SECONDS = 900.0
+
 #: Parts that have ended, by the word of their last line.
 ENDED = ("done", "failed")
 
@@ -61,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in ended:
             print(f"{name}: has ended before; a line of it in {options.results} says how")
             continue
-        limit = options.limit.get(name, PARTS[name].seconds)
+        limit = options.limit.get(name, DRY_RUN_SECONDS if options.dry_run else PARTS[name].seconds)
         left = deadline - time.monotonic()
-        if left < PARTS[name].least * (0.1 if options.dry_run else 1.0):
+        if left < (0 if options.dry_run else PARTS[name].least):
             append(options.results, {"part": name, "ended": "left out", "seconds_left": round(left)})
             continue
         in_a_child(name, min(limit, left), options)
@@ -76,7 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="CIFAR-10: a folder or .zip with train/ and test/CLASS/*")
     parser.add_argument("--results", type=Path, default=Path("visit.jsonl"), help="JSON lines, appended to")
     parser.add_argument("--folder", type=Path, default=Path("visit"), help="searches, caches and checkpoints")
-    parser.add_argument("--minutes", type=float, default=14.0, help="of all parts together")
+    parser.add_argument("--minutes", type=float, help="of all parts together [default: 14; of a dry run 60]")
     parser.add_argument(
         "--limit", action="append", type=limited, default=[], metavar="PART=SECONDS", help="another limit"
     )
@@ -85,6 +88,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.limit = dict(options.limit)
+    if options.minutes is None:
+        options.minutes = 60.0 if options.dry_run else 14.0
     return options
 
 

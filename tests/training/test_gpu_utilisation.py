@@ -90,7 +90,7 @@ def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trial_reports_it_and_the_seconds_by_cause(
     train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_utilisation, "_PERIOD", 0.01)
+    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.01)
     reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
     first, second, _ = (report.metrics for report in reports)
     assert first[GPU_UTILISATION] == second[GPU_UTILISATION] == 0.75

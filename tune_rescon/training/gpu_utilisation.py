@@ -11,12 +11,12 @@ from typing import Final
 
 import torch
 
-__all__ = ["UtilisationSampler", "nvml_reading", "sampled"]
+__all__ = ["PERIOD", "UtilisationSampler", "nvml_reading", "sampled"]
 
 _log = logging.getLogger(__name__)
 
 #: Seconds between two readings. NVML's own sample period is a second or less.
-_PERIOD: Final = 1.0
+PERIOD: Final = 1.0
 
 #: Returns the share of the last second in which the GPU ran a kernel, 0..1.
 Reading = Callable[[], float]
@@ -76,7 +76,7 @@ class UtilisationSampler:
 
         def serve() -> None:
             try:
-                while not ended.wait(_PERIOD if period is None else period):
+                while not ended.wait(PERIOD if period is None else period):
                     self.sample()
             except Exception as error:
                 # As in nvml_reading: NVML's errors have no common class without the package.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,6 +194,7 @@ class CheckpointWriter:
         self._about = about
         self._objective = objective
         self._outcome: Future[tuple[str, ...]] = Future()
+        self._values: tuple[Mapping[str, Any] | None, Mapping[str, Any]] = None, {}
 
     @property
     def checkpoint(self) -> Path | None:
@@ -223,19 +223,21 @@ class CheckpointWriter:
             epoch: the epoch just trained, counted from 1.
             metrics: that epoch's.
             background: copy the state and let a thread write it, so that training can continue. The thread
-                uses the copies and files only, never a GPU.
+                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
+                to free pinned memory is a call of CUDA.
         """
         about = self._about(epoch, metrics) if self._is_kept(metrics) else None
         best = None if about is None else trained_values(module.judged, about)
         last: list[Mapping[str, Any]] = []
         trainer.save_checkpoint(self._folder.last, storage_options=last.append)
+        self._values = best, last[0]
         if not background:
             self._outcome = Future()
-            self._outcome.set_result(self._write(epoch, about, best, last[0]))
+            self._outcome.set_result(self._write(epoch, about))
             return
-        write = functools.partial(self._write, epoch, about, *copy_to_host((best, last[0])))
+        self._values = copy_to_host(self._values)
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._outcome = executor.submit(write)
+        self._outcome = executor.submit(self._write, epoch, about)
         executor.shutdown(wait=False)  # the thread ends after the write
 
     @property
@@ -249,7 +251,10 @@ class CheckpointWriter:
         Returns:
             A message for each file that could not be written.
         """
-        return self._outcome.result()
+        try:
+            return self._outcome.result()
+        finally:
+            self._values = None, {}
 
     def save_mid_epoch(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
         """Write the checkpoint within an epoch.
@@ -275,14 +280,12 @@ class CheckpointWriter:
         # A metric of the test images is absent before the last epoch.
         return is_better(metrics.get(goal.metric, math.nan), best, goal.mode)
 
-    def _write(
-        self,
-        epoch: int,
-        about: TrainedNetwork | None,
-        best: Mapping[str, Any] | None,
-        last: Mapping[str, Any],
-    ) -> tuple[str, ...]:
-        """Write the values ``best``, if the network is kept, and ``last``; return what could not be."""
+    def _write(self, epoch: int, about: TrainedNetwork | None) -> tuple[str, ...]:
+        """Write the values of the best network, if ``about`` describes it, and those of the checkpoint.
+
+        Return a message for each file that could not be written.
+        """
+        best, last = self._values
         notes = []
         if best is not None:
             try:
