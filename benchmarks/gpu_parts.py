@@ -232,19 +232,20 @@ class Watched:
         if program is None:
             yield
             return
-        query = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-l", "1"]
-        with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
-            thread = threading.Thread(target=self._read, args=(process,), daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                process.terminate()
-                thread.join()
+        ended = threading.Event()
+        thread = threading.Thread(target=self._read, args=(program, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        self._readings += [float(line) / 100 for line in process.stdout if line.strip().isdigit()]
+    def _read(self, program: str, ended: threading.Event) -> None:
+        query = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        while not ended.wait(1.0):
+            told = subprocess.run(query, check=False, capture_output=True, text=True).stdout
+            self._readings += [float(line) / 100 for line in told.splitlines() if line.strip().isdigit()]
 
     def summary(self) -> dict[str, Any]:
         """The mean, and the share of seconds in which it was idle or nearly so; nothing without readings."""

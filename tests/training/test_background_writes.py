@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from tests.training.resuming import EPOCHS, STEADY, assert_same_files, metrics_of
-from tune_rescon.training import EpochReport, recorded_epochs, trial_files
+from tune_rescon.training import EpochReport, recorded_epochs
 from tune_rescon.training.callbacks import Preempted
-from tune_rescon.training.checkpoint import copy_to_host
+from tune_rescon.training.checkpoint import copy_to_host, read_checkpoint
+from tune_rescon.training.messages import never
 from tune_rescon.training.module import TrialModule
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks = 0
         self.opened = threading.Event()
-        write = trial_files.write_durably
+        save = torch.save
 
         def gated(*args: Any, **kwargs: Any) -> None:
             if threading.current_thread() is not threading.main_thread():
                 assert self.opened.wait(60)
-            write(*args, **kwargs)
+            save(*args, **kwargs)
 
-        monkeypatch.setattr(trial_files, "write_durably", gated)
+        monkeypatch.setattr(torch, "save", gated)
 
     def look(self) -> bool:
         """Open in the second epoch. Given as ``leave``: it never asks the trial to end."""
@@ -76,24 +77,39 @@ def test_the_report_follows_the_files_and_the_next_epoch_has_begun(
 def test_a_trial_that_its_report_ends_leaves_nothing_of_the_next_epoch(
     train: Run, tmp_path: Path, gate: Gate
 ) -> None:
+    """Its files were written after steps of the second epoch had changed the weights."""
     reports: list[EpochReport] = []
 
     def stop(epoch: EpochReport) -> None:
         reports.append(epoch)
         raise SystemExit("stopped")
 
-    with pytest.raises(SystemExit, match="stopped"):
-        train(folder=tmp_path, epochs=3, on_epoch=stop, leave=gate.look, background_writes=True)
-    assert [report.epoch for report in reports] == [1]
-    assert [metrics_of(report) for report in recorded_epochs(tmp_path)] == [metrics_of(reports[0])]
-    assert not list(tmp_path.glob("*.partial"))
+    folders = {background: tmp_path / str(background) for background in (False, True)}
+    for background, folder in folders.items():
+        leave = gate.look if background else never
+        with pytest.raises(SystemExit, match="stopped"):
+            train(folder=folder, epochs=3, on_epoch=stop, leave=leave, background_writes=background)
+    assert [report.epoch for report in reports] == [1, 1]
+    assert gate.opened.is_set()
+    for folder in folders.values():
+        assert [metrics_of(report) for report in recorded_epochs(folder)] == [metrics_of(reports[0])]
+        assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    for name, part in (
+        ("last.ckpt", "state_dict"),
+        ("last.ckpt", "optimizer_states"),
+        ("best.ckpt", "weights"),
+    ):
+        mine, theirs = (read_checkpoint(folder / name)[part] for folder in folders.values())
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.torch
 def test_an_error_in_the_next_epoch_comes_after_the_report(
     train: Run, tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, step, reports = [], TrialModule.training_step, []
+    step = TrialModule.training_step
+    steps: list[int] = []
+    reports: list[EpochReport] = []
 
     def failing(self: TrialModule, batch: Any) -> Any:
         steps.append(len(reports))
@@ -113,7 +129,9 @@ def test_an_error_in_the_next_epoch_comes_after_the_report(
 def test_ctrl_c_in_the_next_epoch_waits_for_the_files(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    step, steps, reports = TrialModule.training_step, [], []
+    step = TrialModule.training_step
+    steps: list[Any] = []
+    reports: list[EpochReport] = []
 
     def interrupted(self: TrialModule, batch: Any) -> Any:
         steps.append(batch)
