@@ -265,11 +265,14 @@ class Watched:
 FIRST_STEPS: dict[str, dict[str, Any]] = {
     "today": {},
     "limit 1": {"benchmark_limit": 1},
-    "limit 3": {"benchmark_limit": 3},
     "heuristic": {"benchmark": False},
+    "limit 3": {"benchmark_limit": 3},
     "all": {"benchmark_limit": 0},
     "warmed": {},
 }
+
+#: The arms of every network; the first network alone has all of them.
+EVERYWHERE = ("today", "limit 1", "heuristic")
 
 
 def first_step(visit: Visit, seconds: float) -> Found:
@@ -278,7 +281,7 @@ def first_step(visit: Visit, seconds: float) -> Found:
     processes = multiprocessing.get_context("spawn")
     for case in visit.cases:
         speeds: dict[str, float] = {}
-        for arm in FIRST_STEPS:
+        for arm in FIRST_STEPS if case == visit.cases[0] else EVERYWHERE:
             with processes.Pool(1) as pool:
                 found = pool.apply(_first_step, (case, visit, arm))
             speeds[arm] = found["images_per_second"]
@@ -349,6 +352,8 @@ def elementwise(visit: Visit, seconds: float) -> Found:
             "units compiled": functools.partial(build_step, case.preset, compiling="on", **given),
             "plain fp32": lambda case=case, given=given: _strict(plain_step(case.preset, **given)),
         }
+        if case != visit.cases[0]:
+            del arms["units compiled"]  # a minute for each network; known (docs/benchmarks.md)
         for arm, make in arms.items():
             try:
                 first[arm], steps[arm] = _seconds_of_first(make, visit.device)
@@ -432,8 +437,8 @@ def checkpoint(visit: Visit, seconds: float) -> Found:
 #: In the order in which a visit runs them: what decides about code first, the longest last.
 PARTS: dict[str, Part] = {
     "checkpoint": Part(about="an epoch's checkpoint", seconds=60, least=30, run=checkpoint),
-    "first-step": Part(about="the first step by arms", seconds=240, least=60, run=first_step),
-    "elementwise": Part(about="fused elementwise parts", seconds=240, least=90, run=elementwise),
+    "first-step": Part(about="the first step by arms", seconds=330, least=60, run=first_step),
+    "elementwise": Part(about="fused elementwise parts", seconds=300, least=90, run=elementwise),
     "equality": Part(about="losses of 200 steps", seconds=60, least=30, run=equality),
     "row": Part(about="the published row, 10 epochs on 50,000 images", seconds=420, least=300, run=row),
     "search": Part(about="att92 for eight minutes, watched", seconds=560, least=200, run=search),

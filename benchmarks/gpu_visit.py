@@ -4,12 +4,13 @@ Each part runs in a child process, which is ended when its time is over, so that
 theirs. A part appends its results to a file of JSON lines as they come. The same command again leaves out the
 parts that have ended; one that was cut off is run again::
 
-    python benchmarks/gpu_visit.py --images cifar10-jpeg.zip --results visit.jsonl --minutes 9
-    python benchmarks/gpu_visit.py --parts search --limit search=540 --images ... --results visit.jsonl
+    python benchmarks/gpu_visit.py --images cifar10-jpeg.zip --minutes 9.5              # twice: one visit
+    python benchmarks/gpu_visit.py --images cifar10-jpeg.zip --minutes 9.5 --parts search modern
     python benchmarks/gpu_visit.py --dry-run            # every part, on the CPU, as small as it can be
 
-Fifteen minutes are not enough for all of them: the published row takes five, the search eight. ``--minutes``
-ends the visit: a part that no longer fits is left out, and said. The parts are in benchmarks/gpu_parts.py.
+Fifteen minutes are not enough for all of them: the published row takes about five, the search eight.
+``--minutes`` ends the visit: a part that no longer fits is left out, and said. The parts are in
+benchmarks/gpu_parts.py.
 
 What a dry run prints is of no use but to show that the part works.
 """

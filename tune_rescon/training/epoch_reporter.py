@@ -86,7 +86,7 @@ class EpochReporter(Callback):
         self._peers = peers
         self._clock = clock
         self._started = self._trained = self._entered = clock()
-        self._judging = self._judged_in = 0.0
+        self._judging = self._judged_in = self._reporting = 0.0
         self._images = self._images_judged = 0
         self._learning_rate = math.nan
         self._first_step: float | None = None
@@ -125,6 +125,7 @@ class EpochReporter(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""
         self._started = self._trained = self._entered = self._clock()
+        self._reporting = 0.0
         self._images = 0
 
     @override
@@ -149,7 +150,9 @@ class EpochReporter(Callback):
             StoppedByReport: the last epoch's report ended the trial.
         """
         if self._due is not None and self._keeper is not None and self._keeper.is_written:
+            begun = self._clock()
             self.settle()
+            self._reporting = self._clock() - begun  # not a part of this epoch's training
         self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
@@ -240,7 +243,7 @@ class EpochReporter(Callback):
 
     def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(pl_module, TrialModule)
-        seconds = self._trained - self._started
+        seconds = self._trained - self._started - self._reporting
         speed = self._peers.all_reduce_sum(self._images) / seconds if seconds > 0 else math.nan
         return {
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
