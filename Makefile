@@ -64,12 +64,14 @@ faults: .venv/.installed
 	$(BIN)/python benchmarks/fault_storm.py
 
 # Needs little of what is installed: a machine whose own Python has that, and perhaps no network, runs it as it is.
+# PARTS="checkpoint first-step ..." runs parts of benchmarks/gpu_visit.py instead; some need all that is installed.
 GPU_NEEDS := import torch, torchvision, pytorch_lightning
+GPU_CHECK := benchmarks/$(if $(PARTS),gpu_visit.py --parts $(PARTS),gpu.py) $(if $(IMAGES),--images "$(IMAGES)")
 gpu-check:
 	@if $(PYTHON) -c '$(GPU_NEEDS)' 2>/dev/null; then \
-	  PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(if $(IMAGES),--images "$(IMAGES)"); \
+	  PYTHONPATH=. $(PYTHON) $(GPU_CHECK); \
 	else \
-	  $(MAKE) .venv/.installed && $(BIN)/python benchmarks/gpu.py $(if $(IMAGES),--images "$(IMAGES)"); \
+	  $(MAKE) .venv/.installed && $(BIN)/python $(GPU_CHECK); \
 	fi
 
 clean:

@@ -8,10 +8,15 @@ from typing import Final, Literal, TypeAlias
 from tune_rescon.user_code import split_function
 
 __all__ = [
+    "CHECKPOINT_SECONDS",
     "EXTRA_METRICS",
+    "FIRST_STEP_SECONDS",
+    "GPU_METRICS",
+    "GPU_UTILISATION",
     "METRICS",
     "PEAK_MEMORY",
     "TEST_METRICS",
+    "VALIDATION_SECONDS",
     "MetricAt",
     "custom_metric_name",
     "is_test_metric",
@@ -64,6 +69,26 @@ TEST_METRICS: Final[Mapping[str, str]] = {
 #: trial started, in million bytes. A CPU trial does not report it, because the memory of a worker process
 #: also includes its libraries and what earlier trials left behind.
 PEAK_MEMORY: Final = "peak_memory_mb"
+
+#: Share of an epoch's time in which the GPU ran a kernel, 0..1: the mean of NVML's samples, one a second. On
+#: a GPU that trials share it is that of all of them.
+GPU_UTILISATION: Final = "gpu_utilisation"
+
+#: Seconds of an epoch in which the GPU may have been idle, by cause: from the epoch's start to the end of the
+#: first step that its process trained of the trial (reported once); the validation, with the estimate of
+#: batch norm's statistics before it; and the writing of the epoch's files, as far as training waits for it.
+FIRST_STEP_SECONDS: Final = "first_step_seconds"
+VALIDATION_SECONDS: Final = "validation_seconds"
+CHECKPOINT_SECONDS: Final = "checkpoint_seconds"
+
+#: All metrics that only a trial on a GPU reports, as far as they were measured.
+GPU_METRICS: Final = (
+    PEAK_MEMORY,
+    GPU_UTILISATION,
+    FIRST_STEP_SECONDS,
+    VALIDATION_SECONDS,
+    CHECKPOINT_SECONDS,
+)
 
 
 #: The epoch whose metric is the trial's value, and whose network is kept: the best epoch or the last one.

@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tune_rescon.reporting.analysis import device_hours, devices_of, throughput
+from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, throughput
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
 from tune_rescon.reporting.page.plots import panels
 from tune_rescon.reporting.rows import headings, row
@@ -106,3 +107,72 @@ def test_without_speeds_there_is_nothing_to_show(make_result: MakeResult, make_t
     assert throughput(make_result(make_trial(0))) is None
     nameless = timed(make_trial(0), (1.0, 2.0, float("nan")))
     assert throughput(make_result(nameless)) is None
+
+
+def on_gpu(trial: TrialRecord, **seconds: tuple[float, ...]) -> TrialRecord:
+    """With what a trial on a GPU records besides; nan where an epoch lacks it."""
+    return dataclasses.replace(trial, history={**trial.history, **seconds})
+
+
+@pytest.fixture
+def on_one_gpu(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
+    """Two trials after each other, five seconds between them."""
+    first = on_gpu(
+        timed(make_trial(0), (100.0, 110.0, 60.0), (110.0, 120.0, 60.0)),
+        gpu_utilisation=(0.5, 0.9),
+        first_step_seconds=(4.0, math.nan),
+        validation_seconds=(1.0, 1.0),
+        checkpoint_seconds=(0.5, 0.5),
+    )
+    second = on_gpu(
+        timed(make_trial(1), (125.0, 140.0, 60.0)),
+        gpu_utilisation=(0.8,),
+        first_step_seconds=(1.0,),
+        validation_seconds=(1.0,),
+        checkpoint_seconds=(math.nan,),  # another process reported the epoch, from the checkpoint
+    )
+    return make_result(first, second, devices_per_trial=1, device="GPU")
+
+
+def test_a_gpus_time_is_told_by_cause(on_one_gpu: StudyResult) -> None:
+    found = gpu_use(on_one_gpu)
+    assert found is not None
+    assert found.shares == pytest.approx(
+        {"first steps": 5 / 40, "validation": 3 / 40, "checkpoints": 1 / 40, "between trials": 5 / 40}
+    )
+    assert found.utilisation == pytest.approx((5 + 9 + 12) / 35)
+    middles = {5.0: 0.5, 15.0: 0.9, 22.5: 0.0, 30.0: 0.8}
+    levels = [found.levels[int(second / found.part)] for second in middles]
+    assert levels == pytest.approx([*middles.values()])
+
+
+def test_the_page_and_the_document_tell_it(on_one_gpu: StudyResult) -> None:
+    slots = next(panel for panel in panels(on_one_gpu) if panel.heading == "Slots")
+    assert [chart.key for chart in slots.charts] == ["gantt", "speed", "utilisation"]
+    assert "In epochs the GPU ran kernels for 74%." in slots.note
+    assert (
+        "first steps 12.5%, validation 7.5%, checkpoints 2.5%, between trials 12.5%; the rest" in slots.note
+    )
+    document = json.loads(json_text(on_one_gpu))
+    assert document["gpu_utilisation"] == pytest.approx(26 / 35)
+    assert document["gpu_time_shares"]["validation"] == pytest.approx(3 / 40)
+
+
+def test_without_nvml_the_causes_are_told_all_the_same(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trial = on_gpu(timed(make_trial(0), (100.0, 110.0, 60.0)), validation_seconds=(1.0,))
+    result = make_result(trial, devices_per_trial=1, device="GPU")
+    found = gpu_use(result)
+    assert found is not None
+    assert (found.utilisation, found.levels) == (None, ())
+    slots = next(panel for panel in panels(result) if panel.heading == "Slots")
+    assert [chart.key for chart in slots.charts] == ["gantt", "speed"]
+    assert "ran kernels" not in slots.note
+
+
+def test_a_search_on_cpus_has_no_gpu_to_tell_of(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    result = make_result(timed(make_trial(0), (100.0, 110.0, 60.0)))
+    assert gpu_use(result) is None
+    assert gpu_use(make_result()) is None
+    assert json.loads(json_text(result))["gpu_utilisation"] is None

@@ -78,6 +78,8 @@ class Job:
     the N-th such deed of the epoch."""
     writes: list[str]
     """Deeds of which every occurrence in the epoch gets such a trial; of the others only the last does."""
+    background: bool
+    """Whether a thread writes the files of an epoch while the next one begins."""
     seeds: list[int]
     """Each a trial ``SIGKILL SEED``, killed again and again at moments drawn from the seed."""
 
@@ -227,7 +229,7 @@ def _train(job: Job, trial: str, point: str, *, reported: Callable[[int], object
         seed=0,
         checkpoint_dir=folder / trial,
         on_epoch=report,
-        process=TrialProcess(device="cpu", threads=1),
+        process=TrialProcess(device="cpu", threads=1, background_writes=job.background),
         # It gets better every epoch, so that each has a best network to write.
         objective=Objective(metric="train_loss", mode="min"),
     )

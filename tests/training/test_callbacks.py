@@ -14,8 +14,9 @@ from torch import nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.callbacks import Diverged, EpochReporter, FiniteLoss, PreciseBatchNorm
+from tune_rescon.training.callbacks import Diverged, FiniteLoss, PreciseBatchNorm
 from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.epoch_reporter import EpochReporter
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.progress import EpochProgress
@@ -36,8 +37,14 @@ def module() -> TrialModule:
 
 def _trainer(**fields: Any) -> Any:
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.3}])
-    given = {"optimizers": [optimizer], "should_stop": False, "num_training_batches": 5, "current_epoch": 0}
-    return SimpleNamespace(**given, **fields)
+    return SimpleNamespace(
+        optimizers=[optimizer],
+        should_stop=False,
+        num_training_batches=5,
+        current_epoch=0,
+        max_epochs=1,
+        **fields,
+    )
 
 
 def _loss(module: TrialModule, value: float) -> None:

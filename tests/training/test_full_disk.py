@@ -91,7 +91,7 @@ def test_a_network_that_could_not_be_written_does_not_keep_the_next_one_out(
 
 
 def _pretend(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
-    from tune_rescon.training.callbacks import EpochReporter
+    from tune_rescon.training.epoch_reporter import EpochReporter
 
     measure = EpochReporter._measure
 

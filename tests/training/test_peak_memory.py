@@ -11,7 +11,7 @@ import torch
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.metric_names import PEAK_MEMORY
-from tune_rescon.training import EpochReport, TrialProcess, callbacks, fit, recorded_epochs, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, epoch_reporter, fit, recorded_epochs, train_trial
 from tune_rescon.training.memory import count_peak, peak_memory_mb
 
 pytestmark = pytest.mark.torch
@@ -31,7 +31,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return 10.0 * asked[::-1].index("begin")
 
     monkeypatch.setattr(fit, "count_peak", lambda _device: asked.append("begin"))
-    monkeypatch.setattr(callbacks, "peak_memory_mb", peak)
+    monkeypatch.setattr(epoch_reporter, "peak_memory_mb", peak)
     return asked
 
 

@@ -107,19 +107,26 @@ NEARLY = {
 }
 
 
+#: Rows that also run with files that a thread writes.
+BACKGROUND = ("killed after every epoch", "preempted six times", "the disk full for two epochs")
+
+
 def _rows() -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.nightly] if name in NEARLY else []) for name in FAULTS]
+    rows = [(name, False, name in NEARLY) for name in FAULTS] + [(name, True, False) for name in BACKGROUND]
+    return [pytest.param(*row, marks=[pytest.mark.nightly] if nightly else []) for *row, nightly in rows]
 
 
-@pytest.mark.parametrize("name", _rows())
+@pytest.mark.parametrize(("name", "background"), _rows())
 def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     name: str,
+    background: bool,
     train: Run,
     whole: tuple[Path, list[dict[str, float]]],
     largest_file: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
-    fault, trial = FAULTS[name], Lives(train, tmp_path, largest_file)
+    options = {**STEADY, "background_writes": background}
+    fault, trial = FAULTS[name], Lives(train, tmp_path, largest_file, options)
     for life in fault.lives:
         life(trial)
     known = recorded_epochs(tmp_path)
@@ -185,8 +192,13 @@ WRITES = ("save", "torn save", "fsync", "replace")
 SEEDS = (0, 1)
 
 #: By optimiser: the deeds before which a trial is killed, and the seeds of those killed at random moments.
-#: The files are the same for every optimiser.
-DEATHS = {"sgd": ((*STEPS, *WRITES), SEEDS), "adamw": (("backward", "replace"), ())}
+#: The files are the same for every optimiser. In the background a thread writes them, while steps run whose
+#: number before the report differs from trial to trial, so that only the thread's deeds are counted.
+DEATHS = {
+    "sgd": ((*STEPS, *WRITES), SEEDS),
+    "adamw": (("backward", "replace"), ()),
+    "sgd, in the background": (("report", *WRITES), SEEDS),
+}
 
 
 @dataclass(kw_only=True)
@@ -199,13 +211,14 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def lives(small: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Life]]:
-    """By optimiser and name: an uninterrupted trial, and one for each way to be killed."""
-    return {name: _live(name, small, tmp_path_factory.mktemp(name)) for name in DEATHS}
+def lives(small: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Life]]:
+    """By key of ``DEATHS``: an uninterrupted trial, and one for each way to be killed, by name."""
+    return functools.cache(lambda name: _live(name, small, tmp_path_factory.mktemp("lives")))
 
 
-def _live(optimizer: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
+def _live(name: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
     """With all on that holds state from step to step or draws random numbers."""
+    optimizer, _, background = name.partition(", ")
     config = dataclasses.replace(
         small,
         batch_size=16,
@@ -214,13 +227,13 @@ def _live(optimizer: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
         cutmix=0.5,
         augment="randaugment",
     )
-    for name in ("mixup", "drop_path", "ema_decay", "warmup_epochs", "precise_bn_batches"):
-        assert getattr(config, name) > 0
+    for state in ("mixup", "drop_path", "ema_decay", "warmup_epochs", "precise_bn_batches"):
+        assert getattr(config, state) > 0
     assert config.gradient_clip > 0
     assert config.label_smoothing > 0
     job = {"folder": str(folder), "config": config.to_dict(), "epochs": EPOCHS, "writes": WRITES}
-    deeds, seeds = DEATHS[optimizer]
-    job |= {"deeds": deeds, "seeds": seeds}
+    deeds, seeds = DEATHS[name]
+    job |= {"deeds": deeds, "seeds": seeds, "background": bool(background)}
     program = [sys.executable, str(Path(__file__).with_name("mortal.py"))]
     done = subprocess.run(program, input=json.dumps(job), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -243,23 +256,24 @@ def _lives(folder: Path, lines: Iterable[list[Any]]) -> dict[str, Life]:
     ("optimizer", "deed"), [(optimizer, deed) for optimizer, (deeds, _) in DEATHS.items() for deed in deeds]
 )
 def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
-    lives: dict[str, dict[str, Life]], optimizer: str, deed: str
+    lives: Callable[[str], dict[str, Life]], optimizer: str, deed: str
 ) -> None:
-    killed = {name: life for name, life in lives[optimizer].items() if name.rpartition(" ")[0] == deed}
+    killed = {name: life for name, life in lives(optimizer).items() if name.rpartition(" ")[0] == deed}
     assert killed
     for name, life in killed.items():
         assert life.statuses == [STRUCK, 0], name
-        _assert_equal(life, lives[optimizer]["whole"])
+        _assert_equal(life, lives(optimizer)["whole"])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["sgd", "sgd, in the background"])
 def test_so_does_a_trial_killed_again_and_again_at_random_moments(
-    lives: dict[str, dict[str, Life]], seed: int
+    lives: Callable[[str], dict[str, Life]], name: str, seed: int
 ) -> None:
-    life = lives["sgd"][f"SIGKILL {seed}"]
+    life = lives(name)[f"SIGKILL {seed}"]
     assert len(life.statuses) >= 2, "it lived to its end"
     assert life.statuses == [-signal.SIGKILL] * (len(life.statuses) - 1) + [0]
-    _assert_equal(life, lives["sgd"]["whole"])
+    _assert_equal(life, lives(name)["whole"])
 
 
 def _assert_equal(life: Life, whole: Life) -> None:

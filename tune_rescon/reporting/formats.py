@@ -15,6 +15,7 @@ from tune_rescon.reporting.analysis import (
     device_hours,
     devices_of,
     failures,
+    gpu_use,
     rung_survival,
     savings,
     throughput,
@@ -163,6 +164,7 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
 
 def _search(result: StudyResult) -> dict[str, Any]:
     saved, found, trained = savings(result), timeline(result), throughput(result)
+    use = gpu_use(result)
     return {
         "search": result.name,
         "state": result.state.value,
@@ -183,6 +185,8 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "compute_hours_saved": saved.hours_saved,
         "slots": found.slots,
         "utilisation": found.utilisation,
+        "gpu_utilisation": use.utilisation if use else None,
+        "gpu_time_shares": dict(use.shares) if use else None,
         "images_per_second_and_device": trained.per_device if trained else None,
         "rungs": [
             {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}

@@ -6,32 +6,25 @@ which they must run.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule
-from tune_rescon.metric_names import PEAK_MEMORY
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
-from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.memory import peak_memory_mb
-from tune_rescon.training.messages import EpochReport, OnMessage
+from tune_rescon.training.messages import OnMessage
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
+from tune_rescon.training.trial_files import CheckpointWriter
 
 __all__ = [
     "AverageWeights",
     "Diverged",
-    "EpochReporter",
     "FiniteLoss",
     "PreciseBatchNorm",
     "Preempted",
@@ -63,7 +56,12 @@ class StopOnPreemption(Callback):
     """
 
     def __init__(
-        self, leave: Callable[[], bool], keeper: CheckpointWriter | None, on_note: OnMessage
+        self,
+        leave: Callable[[], bool],
+        keeper: CheckpointWriter | None,
+        on_note: OnMessage,
+        *,
+        settle: Callable[[], None],
     ) -> None:
         """Create the callback.
 
@@ -71,10 +69,13 @@ class StopOnPreemption(Callback):
             leave: returns True when the training is to stop; called often.
             keeper: writes the checkpoint; None writes none.
             on_note: called with each message to the user.
+            settle: reports the last epoch, if its files were still being written
+                (:meth:`.EpochReporter.settle`).
         """
         self._leave = leave
         self._keeper = keeper
         self._on_note = on_note
+        self._settle = settle
 
     @override
     def on_train_batch_end(
@@ -86,10 +87,12 @@ class StopOnPreemption(Callback):
 
         Raises:
             Preempted: a preemption was requested.
+            StoppedByReport: the last epoch's report, which was still due, ended the trial.
         """
         batches, epoch = batch_idx + 1, trainer.current_epoch + 1
         if batches == trainer.num_training_batches or not self._leave():
             return
+        self._settle()
         if self._keeper is not None:
             for note in self._keeper.save_mid_epoch(trainer, epoch, batches):
                 self._on_note(note)
@@ -97,212 +100,16 @@ class StopOnPreemption(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop after this epoch, if requested; its checkpoint is written by now.
+        """Stop after this epoch, if requested.
 
         Raises:
             Preempted: a preemption was requested, and there are epochs left.
+            StoppedByReport: this epoch's report, which was still due, ended the trial.
         """
         epoch = trainer.current_epoch + 1
         if epoch != trainer.max_epochs and not trainer.should_stop and self._leave():
+            self._settle()
             raise Preempted(epoch + 1, 0)
-
-
-class EpochReporter(Callback):
-    """Turn Lightning's hooks into an :class:`EpochReport` for each epoch.
-
-    It follows the callbacks that act on the network, because it closes the epoch: it writes the best network,
-    then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
-    reports the same values again, or leaves the report in the checkpoint's record.
-    """
-
-    def __init__(
-        self,
-        record: CheckpointMetadata,
-        on_epoch: Callable[[EpochReport], None],
-        on_note: OnMessage,
-        *,
-        keeper: CheckpointWriter | None,
-        judged: str = "val",
-        peers: ProcessGroup = SINGLE_PROCESS,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """Continue from the epochs trained before.
-
-        Args:
-            record: the trial and its epochs so far.
-            on_epoch: called with the report of each epoch.
-            on_note: called with each message to the user.
-            keeper: writes the files; None writes none.
-            judged: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
-                once.
-            peers: the processes of the trial, each of which has a reporter. If the first one's report ends
-                the trial, the trial ends in all of them.
-            clock: returns seconds.
-        """
-        self.record = record
-        self.stopped_by: BaseException | None = None
-        self._on_epoch, self._on_note = on_epoch, on_note
-        self._keeper = keeper
-        self._judged = judged
-        self._peers = peers
-        self._clock = clock
-        self._started = self._trained = clock()
-        self._judging = self._judged_in = 0.0
-        self._images = self._images_judged = 0
-        self._learning_rate = math.nan
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the trial's identity and history, and the state of an unfinished epoch."""
-        assert isinstance(pl_module, TrialModule)
-        checkpoint["trial"] = self.record.to_dict()
-        checkpoint["epoch_so_far"] = {
-            "seconds": self._clock() - self._started,
-            "trained_seconds": self._trained - self._started,
-            "images": self._images,
-            "train_metrics": pl_module.train_metrics.sums(),
-        }
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Restore the state of an unfinished epoch.
-
-        If the epoch was finished, the next one's start resets all of it.
-        """
-        assert isinstance(pl_module, TrialModule)
-        if so_far := checkpoint.get("epoch_so_far"):
-            self._started = self._clock() - so_far["seconds"]
-            self._trained = self._started + so_far["trained_seconds"]
-            self._images = so_far["images"]
-            pl_module.train_metrics.resume_from(so_far["train_metrics"])
-
-    @override
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks."""
-        self._started = self._trained = self._clock()
-        self._images = 0
-
-    @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Record the learning rate of this step, without the classifier's factor.
-
-        After the epoch's last step the optimiser has the next step's.
-        """
-        rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.record.config.classifier_lr_mult
-        self._learning_rate = float(rate) / factor
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the batch and stop the clock.
-
-        On the epoch's last batch a GPU has finished by now, because FiniteLoss has read the epoch's loss.
-        """
-        self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
-        self._images += len(batch[0])
-        self._trained = self._clock()
-
-    @override
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; by now batch norm's statistics have been re-estimated for the validation."""
-        self._judging, self._images_judged = self._clock(), 0
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the images."""
-        self._images_judged += len(batch[0])
-
-    @override
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock, after a GPU has finished the test images."""
-        if self._judged == "test" and pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self._judged_in = self._clock() - self._judging
-
-    @override
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the epoch, whose validation is done: write its files and report it."""
-        metrics = self._measure(pl_module)
-        self.record = self.record.extended(metrics)
-        unwritten: tuple[str, ...] = ()
-        if self._keeper is not None:
-            assert isinstance(pl_module, TrialModule)
-            unwritten = self._keeper.keep(trainer, pl_module, len(self.record.history), metrics)
-        try:
-            for note in unwritten:
-                self._on_note(note)
-            self._report(metrics | {"epoch_seconds": self._clock() - self._started})
-        except BaseException as error:
-            # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
-            self.stopped_by = error
-        if self._peers.broadcast(self.stopped_by is not None):
-            trainer.should_stop = True
-
-    def report_diverged(self, pl_module: pl.LightningModule) -> None:
-        """Report an epoch that ended with :class:`Diverged`; none of its files are written."""
-        metrics = self._measure(pl_module) | {"train_loss": math.nan}
-        self.record = self.record.extended(metrics)
-        self._report(metrics)
-
-    def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        assert isinstance(pl_module, TrialModule)
-        seconds = self._trained - self._started
-        speed = self._peers.all_reduce_sum(self._images) / seconds if seconds > 0 else math.nan
-        return {
-            **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
-            **self._evaluation(pl_module),
-            "learning_rate": self._learning_rate,
-            "images_per_second": speed,
-            "epoch_seconds": self._clock() - self._started,
-            **self._memory(pl_module),
-        }
-
-    def _evaluation(self, module: TrialModule) -> dict[str, float]:
-        """Return the validation's metrics; nothing for the test images until they are evaluated."""
-        once = self._judged == "test"
-        if once and not self._images_judged:
-            return {}
-        measured = module.val_metrics.compute()
-        if once:
-            measured["images_per_second"] = self._peers.all_reduce_sum(self._images_judged) / self._judged_in
-        return {f"{self._judged}_{name}": value for name, value in measured.items()}
-
-    def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        """Return the trial's peak memory.
-
-        It includes the epochs that other processes trained before a resume.
-        """
-        peak = peak_memory_mb(pl_module.device)
-        if peak is None:
-            return {}
-        before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
-        return {PEAK_MEMORY: max([self._peers.all_reduce_max(peak), *before])}
-
-    def _report(self, metrics: dict[str, float]) -> None:
-        keeper = self._keeper
-        self._on_epoch(
-            EpochReport(
-                epoch=len(self.record.history),
-                metrics=metrics,
-                checkpoint=keeper.checkpoint if keeper else None,
-                best_checkpoint=keeper.best_checkpoint if keeper else None,
-            )
-        )
 
 
 class Diverged(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error

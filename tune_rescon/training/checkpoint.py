@@ -12,6 +12,7 @@ is ever loaded: all files hold tensors and plain values. :func:`load_values` is 
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import warnings
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, format_error
@@ -30,6 +32,7 @@ from tune_rescon.errors import StorageError, format_error
 __all__ = [
     "CheckpointFolder",
     "FoundCheckpoint",
+    "copy_to_host",
     "is_intact",
     "load_values",
     "read_checkpoint",
@@ -118,6 +121,52 @@ def is_intact(path: Path) -> bool:
         # A flipped bit in a header raises errors of many kinds (BadZipFile, NotImplementedError, RuntimeError
         # for a "password", EOFError, ...). In each case the file cannot be read, so it is not intact.
         return False
+
+
+def copy_to_host(values: Any) -> Any:
+    """Return a copy of nested values that later training steps do not change.
+
+    The copy's tensors are on the CPU. A tensor that occurs twice is copied once. Tensors of a GPU are copied
+    to pinned memory, which torch keeps for the next call, and are waited for once. They are copied on the
+    current stream: on another stream the next step, which overwrites the weights, would have to wait for the
+    copies all the same.
+
+    Args:
+        values: dicts, lists and tuples of tensors and plain values.
+    """
+    copies: _Copies = {}
+    copied = _copied(values, copies)
+    for device in {place[0] for place in copies}:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    return copied
+
+
+#: Where a tensor is, and how its elements lie -> its copy.
+_Copies = dict[tuple[torch.device, int, torch.Size, tuple[int, ...], torch.dtype], Tensor]
+
+
+def _copied(values: Any, copies: _Copies) -> Any:
+    if isinstance(values, Tensor):
+        place = (values.device, values.data_ptr(), values.shape, values.stride(), values.dtype)
+        if place not in copies:
+            copies[place] = _host_copy(values)
+        return copies[place]
+    if isinstance(values, dict):
+        # A network's state is a dict with an attribute of its own, the versions of its layers.
+        copied = copy.copy(values)
+        copied.update((key, _copied(value, copies)) for key, value in values.items())
+        return copied
+    if type(values) in (list, tuple):
+        return type(values)(_copied(value, copies) for value in values)
+    return values
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.detach().clone()
+    pinned = torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
+    return pinned.copy_(tensor.detach(), non_blocking=True)
 
 
 def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | None = None) -> None:

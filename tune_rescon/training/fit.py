@@ -30,7 +30,6 @@ from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
     AverageWeights,
     Diverged,
-    EpochReporter,
     FiniteLoss,
     PreciseBatchNorm,
     SeedEpochs,
@@ -41,7 +40,9 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport
 from tune_rescon.training.freezing import FreezeTrunk
+from tune_rescon.training.gpu_utilisation import sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
@@ -85,6 +86,12 @@ class TrialProcess:
     next call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several
     processes.
     """
+    background_writes: bool | None = None
+    """Whether a thread writes an epoch's files while the first steps of the next epoch run; None: on a GPU,
+    which would be idle meanwhile. A trial of several processes never does."""
+    gpu_reading: Callable[[], float] | None = None
+    """Returns how busy the GPU is, 0..1; called once a second on a thread. None asks NVML about a GPU, if the
+    package nvidia-ml-py is installed, and a CPU trial reads nothing."""
     overruns: Path | None = None
     """A file, created if absent, in which the trials of this node record steps that ran out of memory; None
     records nothing."""
@@ -242,6 +249,12 @@ class FitAttempt:
         Raises:
             torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.
         """
+        with sampled(self.placement.device, self.process.gpu_reading) as utilisation:
+            return self._train(on_epoch, utilisation)
+
+    def _train(
+        self, on_epoch: Callable[[EpochReport], None], utilisation: Callable[[], float] | None
+    ) -> Retry | None:
         record, on_note = self.start.record, self.process.on_note
         judged: Part = "test" if self._once else "val"
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
@@ -257,7 +270,16 @@ class FitAttempt:
         )
         module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
-        reporter = EpochReporter(record, on_epoch, on_note, keeper=keeper, judged=judged, peers=self.peers)
+        reporter = EpochReporter(
+            record,
+            on_epoch,
+            on_note,
+            keeper=keeper,
+            judged=judged,
+            peers=self.peers,
+            background=self._background,
+            utilisation=utilisation,
+        )
         frozen = record.config.freeze_epochs
         trainer = make_trainer(
             epochs=record.epochs,
@@ -273,16 +295,20 @@ class FitAttempt:
                 PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches, frozen=frozen),
                 EpochProgress(self.process.on_progress),
                 reporter,
-                StopOnPreemption(self.process.leave, keeper, on_note),
+                StopOnPreemption(self.process.leave, keeper, on_note, settle=reporter.settle),
             ],
         )
         try:
-            with self.peers.propagate_errors(Diverged):
+            with _settled(reporter), self.peers.propagate_errors(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
+        except StoppedByReport:
+            assert reporter.stopped_by is not None
         except Diverged:
-            reporter.report_diverged(module)
+            if reporter.stopped_by is None:
+                reporter.report_diverged(module)
         except RuntimeError as error:
-            return self._retry(error)
+            if reporter.stopped_by is None:
+                return self._retry(error)
         if reporter.stopped_by is not None:
             raise reporter.stopped_by
         return None
@@ -305,6 +331,12 @@ class FitAttempt:
     def _once(self) -> bool:
         """True if the network is evaluated only once, on the test images after its last epoch."""
         return is_test_metric(self.objective.metric)
+
+    @property
+    def _background(self) -> bool:
+        """True if a thread writes an epoch's files while the next epoch begins."""
+        asked = self.process.background_writes
+        return self.peers.alone and (self.placement.device.type == "cuda" if asked is None else asked)
 
     def _compiling(self) -> bool:
         record = self.start.record
@@ -403,6 +435,19 @@ class FitAttempt:
         )
 
 
+@contextlib.contextmanager
+def _settled(reporter: EpochReporter) -> Iterator[None]:
+    """Report the last epoch, whose files were still being written, if the block ends within the next one.
+
+    On Ctrl-C and the like only wait for its files: a resumed trial reports it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        reporter.finish(report=isinstance(error, Exception))
+        raise
+
+
 class ScaledPrecision(MixedPrecision):
     """Let a gradient scaler step the optimiser and save its state; the module casts and scales by itself."""
 
@@ -422,7 +467,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; an existing file is renamed to the suffix ``.previous.ckpt``."""
-        assert storage_options is None
+        """Write ``checkpoint`` to ``path``; an existing file is renamed to the suffix ``.previous.ckpt``.
+
+        Args:
+            checkpoint: Lightning's whole state.
+            path: the file to write.
+            storage_options: what :class:`.CheckpointWriter` gives to write the state itself: a function that
+                is called with ``checkpoint`` instead. Lightning has no public way to collect the state.
+        """
+        if storage_options is not None:
+            storage_options(checkpoint)
+            return
         path = Path(path)
         write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.metric_names import METRICS, PEAK_MEMORY, TEST_METRICS
+from tune_rescon.metric_names import GPU_METRICS, METRICS, TEST_METRICS
 
 __all__ = [
     "EpochReport",
@@ -51,8 +51,8 @@ class EpochReport:
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """All names of ``METRICS``, and on a GPU ``PEAK_MEMORY``. Further metrics of the validation images, if
-    they were asked for, begin with ``val_``.
+    """All names of ``METRICS``, and on a GPU those of ``GPU_METRICS``. Further metrics of the validation
+    images, if they were asked for, begin with ``val_``.
 
     A trial that is evaluated on the test images has no validation metrics. After its last epoch it has the
     names of ``metric_names.TEST_METRICS`` instead.
@@ -67,7 +67,7 @@ class EpochReport:
 
     def __post_init__(self) -> None:
         """Check that the report has every metric, so that its readers need not check."""
-        names = {name for name in self.metrics if "/" not in name} - {PEAK_MEMORY}
+        names = {name for name in self.metrics if "/" not in name} - set(GPU_METRICS)
         further = {name for name in names - METRICS.keys() if name.startswith("val_")}
         wanted = (set(METRICS), _TRAINING, _TRAINING | set(TEST_METRICS))
         assert names - further in (wanted[:1] if further else wanted), sorted(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,16 @@ from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_
 from tune_rescon.metric_names import EXTRA_METRICS, MetricAt, custom_metric_name, objective_names
 from tune_rescon.models import NetworkDescription, description_from_dict
 from tune_rescon.training import messages
-from tune_rescon.training.checkpoint import CheckpointFolder, is_intact, read_checkpoint
+from tune_rescon.training.checkpoint import (
+    CheckpointFolder,
+    copy_to_host,
+    is_intact,
+    read_checkpoint,
+    write_durably,
+)
 from tune_rescon.training.messages import EpochReport, OnMessage, is_better
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.weights import TrainedNetwork, describe_trained, save_trained
+from tune_rescon.training.weights import TrainedNetwork, describe_trained, trained_values
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -186,6 +193,8 @@ class CheckpointWriter:
         self._best = best
         self._about = about
         self._objective = objective
+        self._outcome: Future[tuple[str, ...]] = Future()
+        self._values: tuple[Mapping[str, Any] | None, Mapping[str, Any]] = None, {}
 
     @property
     def checkpoint(self) -> Path | None:
@@ -198,20 +207,54 @@ class CheckpointWriter:
         return self._folder.best if self._best else None
 
     def keep(
-        self, trainer: pl.Trainer, module: TrialModule, epoch: int, metrics: Mapping[str, float]
-    ) -> tuple[str, ...]:
-        """Write the network, if it is to be kept, then the checkpoint.
+        self,
+        trainer: pl.Trainer,
+        module: TrialModule,
+        epoch: int,
+        metrics: Mapping[str, float],
+        *,
+        background: bool = False,
+    ) -> None:
+        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` tells what was written.
 
         Args:
             trainer: holds the state that the checkpoint saves.
             module: holds the network.
             epoch: the epoch just trained, counted from 1.
             metrics: that epoch's.
+            background: copy the state and let a thread write it, so that training can continue. The thread
+                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
+                to free pinned memory is a call of CUDA.
+        """
+        about = self._about(epoch, metrics) if self._is_kept(metrics) else None
+        best = None if about is None else trained_values(module.judged, about)
+        last: list[Mapping[str, Any]] = []
+        trainer.save_checkpoint(self._folder.last, storage_options=last.append)
+        self._values = best, last[0]
+        if not background:
+            self._outcome = Future()
+            self._outcome.set_result(self._write(epoch, about))
+            return
+        self._values = copy_to_host(self._values)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._outcome = executor.submit(self._write, epoch, about)
+        executor.shutdown(wait=False)  # the thread ends after the write
+
+    @property
+    def is_written(self) -> bool:
+        """True if :meth:`finish` would not wait."""
+        return self._outcome.done()
+
+    def finish(self) -> tuple[str, ...]:
+        """Wait until the files of :meth:`keep` are durable, or could not be written.
 
         Returns:
             A message for each file that could not be written.
         """
-        return (*self._keep_best(module, epoch, metrics), *self._keep_last(trainer, epoch))
+        try:
+            return self._outcome.result()
+        finally:
+            self._values = None, {}
 
     def save_mid_epoch(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
         """Write the checkpoint within an epoch.
@@ -230,28 +273,34 @@ class CheckpointWriter:
             return (messages.left_unwritten(epoch, batches, error),)
         return ()
 
-    def _keep_best(self, module: TrialModule, epoch: int, metrics: Mapping[str, float]) -> tuple[str, ...]:
+    def _is_kept(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether ``best.ckpt`` is to hold the network that has ``metrics``."""
         goal = self._objective
         best = self._best.metrics[goal.metric] if self._best and goal.keep == "best" else None
         # A metric of the test images is absent before the last epoch.
-        if not is_better(metrics.get(goal.metric, math.nan), best, goal.mode):
-            return ()
-        about = self._about(epoch, metrics)
-        try:
-            save_trained(module.judged, about, self._folder.best)
-        except OSError as error:
-            # Read the file itself, because the write may have failed after its rename.
-            self._best = kept_best(self._folder)
-            return (messages.best_unwritten(epoch, error, kept=self._best.epoch if self._best else None),)
-        self._best = about
-        return ()
+        return is_better(metrics.get(goal.metric, math.nan), best, goal.mode)
 
-    def _keep_last(self, trainer: pl.Trainer, epoch: int) -> tuple[str, ...]:
+    def _write(self, epoch: int, about: TrainedNetwork | None) -> tuple[str, ...]:
+        """Write the values of the best network, if ``about`` describes it, and those of the checkpoint.
+
+        Return a message for each file that could not be written.
+        """
+        best, last = self._values
+        notes = []
+        if best is not None:
+            try:
+                write_durably(best, self._folder.best)
+                self._best = about
+            except OSError as error:
+                # Read the file itself, because the write may have failed after its rename.
+                self._best = kept_best(self._folder)
+                kept = self._best.epoch if self._best else None
+                notes.append(messages.best_unwritten(epoch, error, kept=kept))
         try:
-            trainer.save_checkpoint(self._folder.last)
+            write_durably(last, self._folder.last, previous=self._folder.previous)
         except OSError as error:
-            return (messages.checkpoint_unwritten(epoch, error),)
-        return ()
+            notes.append(messages.checkpoint_unwritten(epoch, error))
+        return tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

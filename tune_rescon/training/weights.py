@@ -33,6 +33,7 @@ __all__ = [
     "load_trained",
     "read_safetensors",
     "save_trained",
+    "trained_values",
 ]
 
 
@@ -122,6 +123,16 @@ class TrainedNetwork:
         return cls(**{**values, **nested})
 
 
+def trained_values(network: nn.Module, about: TrainedNetwork) -> dict[str, Any]:
+    """Return the values of a ``best.ckpt``: ``network``'s weights and statistics, and its description.
+
+    Args:
+        network: the trained network; the values share its memory.
+        about: its description.
+    """
+    return {"format": FORMAT, "about": about.to_dict(), "weights": network.state_dict()}
+
+
 def save_trained(network: nn.Module, about: TrainedNetwork, path: Path) -> None:
     """Write ``network``'s weights and statistics durably.
 
@@ -130,7 +141,7 @@ def save_trained(network: nn.Module, about: TrainedNetwork, path: Path) -> None:
         about: its description.
         path: the file to write.
     """
-    write_durably({"format": FORMAT, "about": about.to_dict(), "weights": network.state_dict()}, path)
+    write_durably(trained_values(network, about), path)
 
 
 def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:

@@ -14,7 +14,13 @@ from urllib.parse import urlsplit
 from typing_extensions import override
 
 from tune_rescon.data import is_url
-from tune_rescon.metric_names import PEAK_MEMORY, TEST_METRICS, is_test_metric
+from tune_rescon.metric_names import (
+    GPU_METRICS,
+    GPU_UTILISATION,
+    PEAK_MEMORY,
+    TEST_METRICS,
+    is_test_metric,
+)
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import (
     Champion,
@@ -300,7 +306,7 @@ class MlflowCallback(SearchCallback):
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
             params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
-            history={name: series for name, series in trial.history.items() if not _is_closing_metric(name)},
+            history={name: series for name, series in trial.history.items() if _is_logged_by_epoch(name)},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -313,12 +319,13 @@ class MlflowCallback(SearchCallback):
         self.note_runs()
 
 
-def _is_closing_metric(name: str) -> bool:
-    """Return whether a metric is logged only once, when the trial ends.
+def _is_logged_by_epoch(name: str) -> bool:
+    """Return whether a metric is logged for each epoch.
 
-    A peak never decreases, and a network is evaluated on the test images once.
+    The peak of the memory never decreases, and a network is evaluated on the test images once: these are
+    logged when the trial ends. The seconds that a GPU may have been idle are for the report.
     """
-    return name == PEAK_MEMORY or is_test_metric(name)
+    return name == GPU_UTILISATION or not (name in GPU_METRICS or is_test_metric(name))
 
 
 def _times(**moments: datetime | None) -> dict[str, int]:

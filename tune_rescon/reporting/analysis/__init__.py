@@ -6,6 +6,7 @@
     rung_survival             the trials that reached each rung, and those that continued after it
     savings                   the epochs that early stopping saved
     timeline                  which trial held which slot when, and how busy the slots were
+    gpu_use                   how busy the GPUs were, and what else than training steps took their time
     throughput                images trained per second, by all trials at once and by each device
     failures                  the trials that failed, by cause
     incumbents                the best value so far, by the device-hours spent
@@ -36,12 +37,21 @@ from tune_rescon.reporting.analysis.summary import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.analysis.timeline import Stretch, Throughput, Timeline, throughput, timeline
+from tune_rescon.reporting.analysis.timeline import (
+    GpuUse,
+    Stretch,
+    Throughput,
+    Timeline,
+    gpu_use,
+    throughput,
+    timeline,
+)
 
 __all__ = [
     "Axis",
     "CostFront",
     "Failure",
+    "GpuUse",
     "Incumbent",
     "RankClass",
     "RungSurvival",
@@ -54,6 +64,7 @@ __all__ = [
     "device_hours",
     "devices_of",
     "failures",
+    "gpu_use",
     "incumbents",
     "parameter_axes",
     "rank_classes",

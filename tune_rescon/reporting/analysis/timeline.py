@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.metric_names import (
+    CHECKPOINT_SECONDS,
+    FIRST_STEP_SECONDS,
+    GPU_UTILISATION,
+    VALIDATION_SECONDS,
+)
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
+    "GpuUse",
     "Stretch",
     "Throughput",
     "Timeline",
     "devices_in_use",
     "epoch_spans",
+    "gpu_use",
     "throughput",
     "timeline",
 ]
@@ -166,11 +174,11 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class _EpochRun:
-    """An epoch: its start and end, in seconds since 1970, and its speed in images/s."""
+    """An epoch: its start and end, in seconds since 1970, and its images/s or its GPU's utilisation."""
 
     begun: float
     ended: float
-    speed: float
+    rate: float
 
 
 def throughput(result: StudyResult) -> Throughput | None:
@@ -178,11 +186,11 @@ def throughput(result: StudyResult) -> Throughput | None:
 
     An epoch's speed is that of its training steps. It is used for the whole epoch, including validation.
     """
-    runs = [run for trial in result.trials for run in _runs(trial)]
+    runs = [run for trial in result.trials for run in _runs(trial, "images_per_second")]
     if not runs:
         return None
     devices = devices_in_use(timeline(result).slots, result.devices_per_trial)
-    images = math.fsum((run.ended - run.begun) * run.speed for run in runs)
+    images = math.fsum((run.ended - run.begun) * run.rate for run in runs)
     begun, ended = min(run.begun for run in runs), max(run.ended for run in runs)
     part = (ended - begun) / PARTS
     return Throughput(
@@ -211,15 +219,15 @@ def devices_in_use(trials: int, share: float) -> int:
     return math.ceil(trials / math.floor(1 / share + 1e-9))
 
 
-def _runs(trial: TrialRecord) -> Iterator[_EpochRun]:
-    speeds = trial.history.get("images_per_second", ())
-    for (begun, ended), speed in zip(epoch_spans(trial), speeds, strict=False):
-        if ended > begun and math.isfinite(speed):
-            yield _EpochRun(begun=begun, ended=ended, speed=speed)
+def _runs(trial: TrialRecord, metric: str) -> Iterator[_EpochRun]:
+    rates = trial.history.get(metric, ())
+    for (begun, ended), rate in zip(epoch_spans(trial), rates, strict=False):
+        if ended > begun and math.isfinite(rate):
+            yield _EpochRun(begun=begun, ended=ended, rate=rate)
 
 
 def _means(runs: Sequence[_EpochRun], begun: float, part: float) -> tuple[float, ...]:
-    """Return the mean speed of each part of the time.
+    """Return the mean of the rates, added up, of each part of the time.
 
     Means are used because the many epochs begin and end within moments of each other.
     """
@@ -230,7 +238,7 @@ def _means(runs: Sequence[_EpochRun], begun: float, part: float) -> tuple[float,
             left = begun + index * part
             if left >= run.ended:
                 break
-            images[index] += max(0.0, min(run.ended, left + part) - max(run.begun, left)) * run.speed
+            images[index] += max(0.0, min(run.ended, left + part) - max(run.begun, left)) * run.rate
     return tuple(count / part for count in images)
 
 
@@ -241,3 +249,62 @@ def _busy_seconds(runs: Sequence[_EpochRun]) -> float:
         total += max(0.0, run.ended - max(run.begun, until))
         until = max(until, run.ended)
     return total
+
+
+#: The causes for which a GPU may have been idle within an epoch, and the metric that has their seconds.
+_CAUSES: Final = {
+    "first steps": FIRST_STEP_SECONDS,
+    "validation": VALIDATION_SECONDS,
+    "checkpoints": CHECKPOINT_SECONDS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUse:
+    """How busy the GPUs were, and for how long they did something other than training steps."""
+
+    begun: float
+    """Start of the first epoch, in seconds since 1970."""
+    part: float
+    """Duration of each entry of :attr:`levels`, in seconds."""
+    levels: tuple[float, ...]
+    """Utilisation of all slots (0..1), the mean of each part of the time, in order. A slot without an epoch
+    counts as idle. Empty if it was not recorded."""
+    utilisation: float | None
+    """Mean utilisation over the time of the epochs; None if it was not recorded."""
+    shares: Mapping[str, float]
+    """Share of the slots' time, by cause; the last one is the time between trials, in which no epoch ran.
+
+    A GPU is not idle for all of it: a validation runs kernels too.
+    """
+
+
+def gpu_use(result: StudyResult) -> GpuUse | None:
+    """Return the use of the GPUs, or None if no epoch has recorded it: the search ran on CPUs."""
+    found = timeline(result)
+    whole = found.slots * found.seconds
+    spent = {
+        cause: math.fsum(
+            seconds
+            for trial in result.trials
+            for seconds in trial.history.get(metric, ())
+            if math.isfinite(seconds)
+        )
+        for cause, metric in _CAUSES.items()
+    }
+    if not whole or not any(spent.values()):
+        return None
+    runs = [run for trial in result.trials for run in _runs(trial, GPU_UTILISATION)]
+    seconds = math.fsum(run.ended - run.begun for run in runs)
+    begun, ended = found.stretches[0].begun, max(stretch.ended for stretch in found.stretches)
+    part = (ended - begun) / PARTS
+    return GpuUse(
+        begun=begun,
+        part=part,
+        levels=tuple(level / found.slots for level in _means(runs, begun, part)) if runs else (),
+        utilisation=math.fsum((run.ended - run.begun) * run.rate for run in runs) / seconds if runs else None,
+        shares={
+            **{cause: seconds / whole for cause, seconds in spent.items()},
+            "between trials": 1.0 - found.utilisation,
+        },
+    )

@@ -13,9 +13,11 @@ from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     Axis,
     CostFront,
+    GpuUse,
     Throughput,
     Timeline,
     cost_fronts,
+    gpu_use,
     incumbents,
     parameter_axes,
     savings,
@@ -301,6 +303,33 @@ def speed_steps(found: Timeline, trained: Throughput) -> Chart:
     )
 
 
+def utilisation_steps(found: Timeline, use: GpuUse) -> Chart:
+    """Return the utilisation of the GPUs over time."""
+    begin, unit, seconds = clock(found)
+    begins = (use.begun + index * use.part for index in range(len(use.levels) + 1))
+    return Chart(
+        key="utilisation",
+        label="utilisation of the GPUs",
+        data=[
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": rounded((moment - begin) / seconds for moment in begins),
+                "y": rounded([*use.levels, 0.0]),
+                "line": {"shape": "hv", "width": 1.2, "color": "#009e73"},
+                "fill": "tozeroy",
+                "hovertemplate": "%{y:.0%}<extra></extra>",
+            }
+        ],
+        layout={
+            "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
+            "yaxis": axis("GPU utilisation", range=[0, 1], tickformat=".0%"),
+            "showlegend": False,
+        },
+        height=220,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """One or more plots under a heading."""
@@ -331,14 +360,18 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         " trials with the most epochs.",
         charts=costs(result),
     )
-    found, trained = timeline(result), throughput(result)
+    found, trained, use = timeline(result), throughput(result), gpu_use(result)
     if found.stretches:
         yield Panel(
             heading="Slots",
             note=f"{found.slots} at once at most, in epochs for {found.utilisation:.0%} of"
             f" {duration(found.seconds)}. Times when no driver ran are left out of that."
-            f"{_speed_words(result, trained) if trained else ''}",
-            charts=[gantt(found), *([speed_steps(found, trained)] if trained else [])],
+            f"{_speed_words(result, trained) if trained else ''}{_use_words(use) if use else ''}",
+            charts=[
+                gantt(found),
+                *([speed_steps(found, trained)] if trained else []),
+                *([utilisation_steps(found, use)] if use and use.levels else []),
+            ],
         )
 
 
@@ -382,6 +415,12 @@ def _speed_words(result: StudyResult, trained: Throughput) -> str:
         f" Training images per second: {format_number(trained.per_device)} on average for {each},"
         f" {format_number(trained.one_trial)} in a trial."
     )
+
+
+def _use_words(use: GpuUse) -> str:
+    busy = "" if use.utilisation is None else f" In epochs the GPU ran kernels for {use.utilisation:.0%}."
+    shares = ", ".join(f"{cause} {share:.1%}" for cause, share in use.shares.items())
+    return f"{busy} Of the slots' time: {shares}; the rest is training steps."
 
 
 def _rung_words(result: StudyResult) -> str:

@@ -1,0 +1,168 @@
+"""A training step with compiled elementwise parts: batch norm with ReLU, and (1 + M) * T with M's sigmoid.
+
+The convolutions stay cuDNN's own calls, between the compiled parts. On a GPU the whole step is recorded as
+a CUDA graph, as the package's own is. An attempt for the visit to a GPU (benchmarks/gpu_parts.py): nothing of
+it is in the package.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from waiting import Case
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import build_described, describe_network
+from tune_rescon.models.network import AttentionModule, Mask
+from tune_rescon.models.units import PreActivationUnit
+from tune_rescon.training.cuda_graphs import choose_recorder
+from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.module import StepExecution, TrialModule
+
+#: Batches that a loss curve repeats.
+BATCHES = 8
+
+CLASSES = 10
+
+
+def make_step(case: Case, device: str, *, fused: bool) -> Callable[[], Tensor]:
+    """A training step on one batch, as ``build_step`` of the package makes it."""
+    module, placement, side = _trainee(case, device, fused=fused)
+    optimizer, scheduler = module.optimizer_and_scheduler()
+    images_BCHW, labels_B = _batch(case, side, device, seed=0)
+
+    def step() -> Tensor:
+        with placement.active():
+            optimizer.zero_grad()
+            loss = module.training_step((images_BCHW, labels_B))
+            module.backward(loss)
+            optimizer.step()
+            scheduler.step()
+        return loss.detach()
+
+    return step
+
+
+def loss_curve(case: Case, device: str, *, steps: int, fused: bool) -> list[float]:
+    """The losses of the first steps, from the same weights and on the same batches for each call."""
+    module, placement, side = _trainee(case, device, fused=fused)
+    optimizer, _ = module.optimizer_and_scheduler()
+    batches = [_batch(case, side, device, seed=seed) for seed in range(BATCHES)]
+    losses = []
+    with placement.active():
+        for number in range(steps):
+            optimizer.zero_grad()
+            loss = module.training_step(batches[number % BATCHES])
+            module.backward(loss)
+            optimizer.step()
+            losses.append(loss.detach().clone())
+    return [float(loss) for loss in losses]
+
+
+def _trainee(case: Case, device: str, *, fused: bool) -> tuple[TrialModule, DeviceConfig, int]:
+    config = TrialConfig(preset=case.preset, batch_size=case.batch_size)
+    placement = place(device, precision=config.precision)
+    spec = describe_network(config, classes=CLASSES, in_channels=3)
+    torch.manual_seed(0)
+    network = build_described(spec)
+    if fused:
+        fuse_elementwise(network)
+    # The recorder runs what is compiled once on the ordinary stream first.
+    recorded = replace(config, compile="on" if fused else "off")
+    module = TrialModule(
+        network,
+        config,
+        StepExecution(
+            placement=placement,
+            recorder=choose_recorder(recorded, placement, micro_batches=1, recomputes=False),
+        ),
+        classes=CLASSES,
+        epochs=1,
+        steps_per_epoch=10**6,
+    )
+    return module.to(placement.device), placement, spec.image_size
+
+
+def _batch(case: Case, side: int, device: str, *, seed: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(seed)
+    images_BCHW = torch.randn(case.batch_size, 3, side, side, generator=drawn)
+    labels_B = torch.randint(CLASSES, (case.batch_size,), generator=drawn)
+    return images_BCHW.to(device), labels_B.to(device)
+
+
+def fuse_elementwise(network: nn.Module) -> int:
+    """Compile batch norms that a ReLU follows, and the ends of masks; how many parts that are.
+
+    Without it torch launches statistics, normalisation and ReLU one by one, and each reads and writes the
+    whole map.
+    """
+    # Every shape of a map is a version of the compiled functions; torch's default limit is 8.
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 2048
+    count = 0
+    for module in network.modules():
+        if isinstance(module, PreActivationUnit):
+            for norm in (module.norm1, module.norm2, module.norm3):
+                norm.forward = functools.partial(_normalised, norm)
+            module.relu.forward = _unchanged
+            count += 3
+        elif isinstance(module, Mask):
+            for name, part in module.head.named_children():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.forward = functools.partial(_normalised, part)
+                    count += 1
+                elif isinstance(part, nn.ReLU):
+                    assert name.startswith("relu")
+                    part.forward = _unchanged
+        elif isinstance(module, AttentionModule) and module.residual:
+            assert module.mask.activation is torch.sigmoid
+            module.mask.activation = _unchanged
+            module.forward = functools.partial(_attended, module)
+            count += 1
+    return count
+
+
+def _unchanged(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW
+
+
+def _normalised(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Tensor:
+    """Batch norm and ReLU; in eval mode as torch computes them."""
+    if not norm.training:
+        return F.relu(nn.BatchNorm2d.forward(norm, x_BCHW))
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    return _norm_relu(
+        x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum, norm.eps
+    )
+
+
+def _attended(module: AttentionModule, x_BCHW: Tensor) -> Tensor:
+    x_BCHW = module.pre(x_BCHW)
+    trunk_BCHW = module.trunk(x_BCHW)
+    mask_BCHW = module.mask(x_BCHW, trunk_BCHW)
+    y_BCHW: Tensor = module.post(_residual_attention(mask_BCHW, trunk_BCHW))
+    return y_BCHW
+
+
+@functools.partial(torch.compile, dynamic=False)
+def _norm_relu(
+    x_BCHW: Tensor,
+    mean_C: Tensor,
+    var_C: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    return F.relu(F.batch_norm(x_BCHW, mean_C, var_C, weight_C, bias_C, True, momentum, eps))
+
+
+@functools.partial(torch.compile, dynamic=False)
+def _residual_attention(mask_BCHW: Tensor, trunk_BCHW: Tensor) -> Tensor:
+    return (1 + torch.sigmoid(mask_BCHW)) * trunk_BCHW

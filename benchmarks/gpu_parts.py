@@ -1,0 +1,447 @@
+"""The parts of a visit to a GPU (benchmarks/gpu_visit.py): what each measures, and for how long at most.
+
+A part is a function that yields its results, as values for a line of JSON each. It runs in a process of its
+own: what cuDNN has chosen and what torch has compiled is kept by a process, and an arm that is to be measured
+cold starts another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from elementwise import loss_curve, make_step
+from roofline import measure_peaks, training_bytes, wait
+from step import alternate, plain_step
+from waiting import Case
+
+from tune_rescon.config import TrialConfig
+from tune_rescon.models import resolve_network
+from tune_rescon.training import EpochReport, Objective, TrialProcess, build_step, train_trial
+
+Found = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """Where a visit takes place."""
+
+    device: str
+    tiny: bool
+    """True: everything as small as it can be, to try the programs on a CPU."""
+    folder: Path
+    images: Path | None
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The networks and their batches."""
+        if self.tiny:
+            return (Case(preset="cifar_attention56", batch_size=2),)
+        texts = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
+        return tuple(Case.parse(text) for text in texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part: what it measures, its limit, and the least time with which it is worth beginning."""
+
+    about: str
+    seconds: float
+    least: float
+    run: Callable[[Visit, float], Found]
+
+
+def table(visit: Visit, seconds: float) -> Found:
+    """The README's table, by benchmarks/gpu.py, which prints it."""
+    command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--device", visit.device]
+    if visit.tiny:
+        command += ["--cases", "cifar_attention56:2", "--rounds", "2", "--seconds", "0.05"]
+        command += ["--matrix", "64", "--copy", "0.01"]
+    elif visit.images is not None:
+        command += ["--images", str(visit.images)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=seconds)
+    print(done.stdout, flush=True)
+    yield {"printed": done.stdout.splitlines()}
+
+
+# ---- the published row ---------------------------------------------------------------------------------
+
+
+def row(visit: Visit, seconds: float) -> Found:
+    """``rescon-cifar10-92-32`` as `reproduce` trains it, in this process: its losses and seconds."""
+    del seconds
+    yield from _trained(visit, "rescon", seeds=(0,))
+
+
+def modern(visit: Visit, seconds: float) -> Found:
+    """The same network for the same epochs with the modern recipe, a seed after the other."""
+    del seconds
+    yield from _trained(visit, "modern", seeds=(0, 1, 2))
+
+
+def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
+    # What these import is not on every machine that is lent.
+    from tune_rescon.data import open_dataset
+    from tune_rescon.finals import PUBLISHED, Shares
+    from tune_rescon.finals.plan import find_recipe
+    from tune_rescon.finals.published import row_space
+    from tune_rescon.spaces import Resources
+
+    published = next(one for one in PUBLISHED if one.name == "rescon-cifar10-92-32")
+    settings = {**find_recipe(recipe).settings, "preset": published.preset}
+    if visit.tiny:
+        settings |= {"preset": "cifar_attention56", "width": 0.25}
+    share = 0.002 if visit.tiny else 1.0
+    space = row_space(
+        published,
+        name="visit",
+        shares=Shares(schedule=0.1 if visit.tiny else 1.0, images=share),
+        seeds=1,
+        resources=Resources(cpu=1, gpu=0 if visit.device == "cpu" else 1),
+        images=_folder(visit),
+    )
+    asked = space.dataset_config(None)
+    dataset = open_dataset(asked, data_root=visit.folder, cache_root=visit.folder / "cache")
+    for seed in seeds:
+        reports: list[EpochReport] = []
+        started = time.perf_counter()
+        train_trial(
+            TrialConfig.from_dict(settings),
+            dataset,
+            epochs=space.fidelity.max,
+            seed=seed,
+            checkpoint_dir=visit.folder / f"{recipe}-{seed}",
+            on_epoch=reports.append,
+            objective=Objective(metric="test_accuracy"),
+            process=TrialProcess(device=visit.device, on_note=print, stalls=visit.folder / "stalled"),
+        )
+        spent = time.perf_counter() - started
+        last = reports[-1].metrics
+        measured = {name: last[name] for name in ("train_loss", "test_loss", "test_accuracy")}
+        yield {
+            "row": published.name,
+            "recipe": recipe,
+            "seed": seed,
+            "epochs": space.fidelity.max,
+            "images": len(dataset.train),
+            "seconds": round(spent, 1),
+            "published": dict(published.figures),
+            **{name: round(value, 4) for name, value in measured.items()},
+        }
+
+
+def _folder(visit: Visit) -> Any:
+    from tune_rescon.config import DatasetConfig
+
+    if visit.images is None:
+        raise SystemExit("this part needs --images: CIFAR-10, train/CLASS/* and test/CLASS/*")
+    return DatasetConfig(name="folder", path=str(visit.images))
+
+
+# ---- a search that is watched ---------------------------------------------------------------------------
+
+
+def search(visit: Visit, seconds: float) -> Found:
+    """``--space att92`` for the time there is: utilisation, idle time by cause, the best by the clock."""
+    runs = visit.folder / "runs"
+    budget = max(0.9 * seconds - 45.0, 20.0)
+    images = _folder(visit).path
+    command = [sys.executable, "-m", "tune_rescon.search", "--space", "att92", "--name", "visit", "--plain"]
+    command += ["--storage", str(runs), "--data-root", str(visit.folder), "--hours", f"{budget / 3600:.4f}"]
+    command += ["--set", "dataset.name=folder", "--set", f"dataset.path={images}"]
+    command += ["--set", f"resources_per_trial={{cpu: 4, gpu: {'auto' if visit.device == 'cuda' else 0}}}"]
+    if visit.tiny:
+        command += ["--trials", "2", *_sets(TINY_SEARCH)]
+    watched = Watched()
+    started = time.time()
+    environment = {**os.environ, "TUNE_RESCON_CACHE": str(visit.folder / "cache"), **_ray_folder(visit)}
+    with watched.running():
+        done = subprocess.run(command, check=False, env=environment)
+    yield {"exit": done.returncode, "seconds": round(time.time() - started, 1), **watched.summary()}
+    yield from _search_figures(runs, visit)
+
+
+#: The search of a dry run: two small trials of one epoch.
+TINY_SEARCH: Mapping[str, str] = {
+    "dataset.limit": "100",
+    "fidelity.max": "1",
+    "scheduler": "{type: none}",
+    "fixed.width": "0.25",
+    "fixed.batch_size": "16",
+    "parameters.depth.choices": "[56, 92]",
+    "parameters.drop_path.when.in": "[92]",
+    "parameters.image_size.choices": "[32]",
+    "resources_per_trial": "{cpu: 1, gpu: 0}",
+}
+
+
+def _sets(settings: Mapping[str, str]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def _ray_folder(visit: Visit) -> dict[str, str]:
+    """Ray's own temporary folder: below the visit's, if the path is short enough for its sockets."""
+    short = len(str(visit.folder)) < 30
+    return {"RAY_TMPDIR": str(visit.folder / "ray")} if short else {}
+
+
+def _search_figures(runs: Path, visit: Visit) -> Found:
+    from tune_rescon.reporting.analysis import gpu_use, incumbents, timeline
+    from tune_rescon.tuning import Place, read_search
+
+    result = read_search(Place(storage=runs, data_root=visit.folder), "visit")
+    use, found = gpu_use(result), timeline(result)
+    yield {
+        "trials": len(result.trials),
+        "epochs": sum(trial.epochs for trial in result.trials),
+        "slots": found.slots,
+        "slots_in_epochs": round(found.utilisation, 4),
+        "gpu_utilisation_by_nvml": use.utilisation if use else None,
+        "shares_of_time": {name: round(share, 4) for name, share in use.shares.items()} if use else None,
+        "best": [
+            {"hours": round(one.hours, 4), "trial": one.number, "epoch": one.epoch, "value": one.value}
+            for one in incumbents(result)
+        ],
+    }
+
+
+class Watched:
+    """The GPU's utilisation by ``nvidia-smi``, once a second, for a machine without nvidia-ml-py."""
+
+    def __init__(self) -> None:
+        self._readings: list[float] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        program = shutil.which("nvidia-smi")
+        if program is None:
+            yield
+            return
+        ended = threading.Event()
+        thread = threading.Thread(target=self._read, args=(program, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _read(self, program: str, ended: threading.Event) -> None:
+        query = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        while not ended.wait(1.0):
+            told = subprocess.run(query, check=False, capture_output=True, text=True).stdout
+            self._readings += [float(line) / 100 for line in told.splitlines() if line.strip().isdigit()]
+
+    def summary(self) -> dict[str, Any]:
+        """The mean, and the share of seconds in which it was idle or nearly so; nothing without readings."""
+        if not self._readings:
+            return {"nvidia_smi": None}
+        idle = sum(reading < 0.05 for reading in self._readings) / len(self._readings)
+        return {
+            "nvidia_smi": round(statistics.fmean(self._readings), 4),
+            "seconds_below_5_percent": round(idle, 4),
+            "readings": len(self._readings),
+        }
+
+
+# ---- the first step -------------------------------------------------------------------------------------
+
+#: How cuDNN chooses its algorithms, by arm. torch's own default is a limit of 10, which is today's.
+FIRST_STEPS: dict[str, dict[str, Any]] = {
+    "today": {},
+    "limit 1": {"benchmark_limit": 1},
+    "heuristic": {"benchmark": False},
+    "limit 3": {"benchmark_limit": 3},
+    "all": {"benchmark_limit": 0},
+    "warmed": {},
+}
+
+#: The arms of every network; the first network alone has all of them.
+EVERYWHERE = ("today", "limit 1", "heuristic")
+
+
+def first_step(visit: Visit, seconds: float) -> Found:
+    """Each arm in a process of its own: seconds of the first step, and the speed after it."""
+    del seconds
+    processes = multiprocessing.get_context("spawn")
+    for case in visit.cases:
+        speeds: dict[str, float] = {}
+        for arm in FIRST_STEPS if case == visit.cases[0] else EVERYWHERE:
+            with processes.Pool(1) as pool:
+                found = pool.apply(_first_step, (case, visit, arm))
+            speeds[arm] = found["images_per_second"]
+            yield {**found, "of_todays_speed": round(found["images_per_second"] / speeds["today"], 4)}
+
+
+def _first_step(case: Case, visit: Visit, arm: str) -> dict[str, Any]:
+    # DeviceConfig.active sets cuDNN's switches for each step by torch's `flags`, whose own default for the
+    # limit is 10. A limit that is set once for the process would have no effect.
+    flags = functools.partial(_changed_flags, torch.backends.cudnn.flags, FIRST_STEPS[arm])
+    make = functools.partial(build_step, case.preset, device=visit.device)
+    with mock.patch.object(torch.backends.cudnn, "flags", flags):
+        warmed = 0.0
+        if arm == "warmed":
+            # A step of another batch loads libraries and kernels, but tries no algorithms for this shape.
+            warmed, _ = _seconds_of_first(functools.partial(make, batch_size=2), visit.device)
+        spent, step = _seconds_of_first(functools.partial(make, batch_size=case.batch_size), visit.device)
+        speed = alternate(
+            {"": step},
+            batch_size=case.batch_size,
+            device=visit.device,
+            rounds=2 if visit.tiny else 5,
+            seconds=0.05 if visit.tiny else 0.5,
+        )[""]
+    return {
+        "case": case.preset,
+        "batch": case.batch_size,
+        "arm": arm,
+        "warm_up_seconds": round(warmed, 2),
+        "first_step_seconds": round(spent, 2),
+        "images_per_second": round(speed.median, 1),
+        "quartiles": [round(speed.low, 1), round(speed.high, 1)],
+        "n": len(speed.rounds),
+    }
+
+
+def _changed_flags(flags: Callable[..., Any], changes: Mapping[str, Any], **given: Any) -> Any:
+    return flags(**{**given, **changes})
+
+
+def _seconds_of_first(
+    make: Callable[[], Callable[[], object]], device: str
+) -> tuple[float, Callable[[], object]]:
+    """Seconds of the first call of the step that ``make`` makes, and the step."""
+    step = make()
+    wait(device)
+    started = time.perf_counter()
+    step()
+    wait(device)
+    return time.perf_counter() - started, step
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------
+
+
+def elementwise(visit: Visit, seconds: float) -> Found:
+    """Ways to fuse what moves bytes, in turn with today's step and the plain one; share of the bandwidth."""
+    del seconds
+    size = int((0.01 if visit.tiny else 2) * 2**30)
+    bandwidth = measure_peaks(visit.device, side=64, copy_bytes=size).bandwidth
+    for case in visit.cases:
+        given = {"batch_size": case.batch_size, "device": visit.device}
+        steps: dict[str, Callable[[], object]] = {}
+        first: dict[str, float] = {}
+        arms: dict[str, Callable[[], Callable[[], object]]] = {
+            "today": functools.partial(make_step, case, visit.device, fused=False),
+            "elementwise compiled": functools.partial(make_step, case, visit.device, fused=True),
+            "units compiled": functools.partial(build_step, case.preset, compiling="on", **given),
+            "plain fp32": lambda case=case, given=given: _strict(plain_step(case.preset, **given)),
+        }
+        if case != visit.cases[0]:
+            del arms["units compiled"]  # a minute for each network; known (docs/benchmarks.md)
+        for arm, make in arms.items():
+            try:
+                first[arm], steps[arm] = _seconds_of_first(make, visit.device)
+            except Exception as error:
+                # A compiler can raise anything; the other arms' figures are worth having all the same.
+                yield {"case": case.preset, "arm": arm, "error": str(error).strip().partition("\n")[0]}
+        speeds = alternate(
+            steps,
+            batch_size=case.batch_size,
+            device=visit.device,
+            rounds=2 if visit.tiny else 5,
+            seconds=0.05 if visit.tiny else 0.5,
+        )
+        spec = resolve_network(TrialConfig(preset=case.preset), classes=10, in_channels=3)
+        moved = training_bytes(spec, element=4 if visit.device == "cpu" else 2)
+        for arm, speed in speeds.items():
+            ratio = speed.times(speeds["plain fp32"])
+            yield {
+                "case": case.preset,
+                "batch": case.batch_size,
+                "arm": arm,
+                "first_step_seconds": round(first[arm], 1),
+                "images_per_second": round(speed.median, 1),
+                "times_plain": [round(value, 3) for value in (ratio.low, ratio.median, ratio.high)],
+                "share_of_bandwidth": round(moved * speed.median / bandwidth, 4),
+                "n": len(speed.rounds),
+            }
+
+
+def _strict(step: Callable[[], object]) -> Callable[[], object]:
+    def strict() -> object:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return step()
+
+    return strict
+
+
+def equality(visit: Visit, seconds: float) -> Found:
+    """The losses of 200 steps from one initialisation: today's twice, and with what is fused."""
+    del seconds
+    steps = 4 if visit.tiny else 200
+    case = visit.cases[0]
+    today = loss_curve(case, visit.device, steps=steps, fused=False)
+    # How far two runs of the same step are apart says what the other figure is worth.
+    for arm, fused in (("today again", False), ("elementwise compiled", True)):
+        losses = loss_curve(case, visit.device, steps=steps, fused=fused)
+        apart = [abs(one - other) for one, other in zip(today, losses, strict=True)]
+        tail = len(apart) // 4 or 1
+        yield {
+            "case": case.preset,
+            "arm": arm,
+            "steps": steps,
+            "first_step_apart": apart[0],
+            "largest": max(apart),
+            "means_of_the_last_quarter": [statistics.fmean(one[-tail:]) for one in (today, losses)],
+        }
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------
+
+
+def checkpoint(visit: Visit, seconds: float) -> Found:
+    """For how long an epoch's checkpoint holds the training up, by this thread and by another one."""
+    del seconds
+    from checkpoint_cost import measure
+
+    options = argparse.Namespace(
+        device=visit.device,
+        batches=2 if visit.tiny else 100,
+        epochs=2 if visit.tiny else 6,
+        rounds=2 if visit.tiny else 3,
+        threads=1 if visit.tiny else None,
+    )
+    folder = visit.folder / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for found in measure(visit.cases[0], folder, options):
+        yield {"what": found.what, "measured": found.measured, "target": found.target, "met": found.met}
+    shutil.rmtree(folder)
+
+
+#: In the order in which a visit runs them: what decides about code first, the longest last.
+PARTS: dict[str, Part] = {
+    "checkpoint": Part(about="an epoch's checkpoint", seconds=60, least=30, run=checkpoint),
+    "first-step": Part(about="the first step by arms", seconds=330, least=60, run=first_step),
+    "elementwise": Part(about="fused elementwise parts", seconds=300, least=90, run=elementwise),
+    "equality": Part(about="losses of 200 steps", seconds=60, least=30, run=equality),
+    "row": Part(about="the published row, 10 epochs on 50,000 images", seconds=420, least=300, run=row),
+    "search": Part(about="att92 for eight minutes, watched", seconds=560, least=200, run=search),
+    "modern": Part(about="the same epochs by the modern recipe", seconds=330, least=100, run=modern),
+    "table": Part(about="benchmarks/gpu.py", seconds=300, least=120, run=table),
+}

@@ -1,0 +1,100 @@
+"""The visit to a GPU: what its driver does with parts that end, fail or hang, on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from elementwise import loss_curve
+from gpu_parts import PARTS
+from gpu_visit import ended_parts, limited, main
+from waiting import Case
+
+
+def lines(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def test_a_visit_leaves_out_what_has_ended_and_what_no_longer_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "visit.jsonl"
+    results.write_text(json.dumps({"part": "checkpoint", "ended": "done"}) + "\n")
+    main(
+        [
+            *("--dry-run", "--minutes", "-1", "--parts", "checkpoint", "row"),
+            *("--results", str(results), "--folder", str(tmp_path / "visit")),
+        ]
+    )
+    assert "checkpoint: has ended before" in capsys.readouterr().out
+    (_, left_out) = lines(results)
+    assert (left_out["part"], left_out["ended"]) == ("row", "left out")
+
+
+def test_a_part_that_was_cut_off_is_run_again(tmp_path: Path) -> None:
+    results = tmp_path / "visit.jsonl"
+    assert ended_parts(results) == set()
+    ends = {"row": "cut off", "table": "failed", "search": "left out", "equality": "done"}
+    results.write_text("".join(json.dumps({"part": p, "ended": e}) + "\n" for p, e in ends.items()))
+    with results.open("a") as file:
+        file.write(json.dumps({"part": "row", "seed": 0}) + "\n")
+    assert ended_parts(results) == {"table", "equality"}
+
+
+def test_a_limit_names_a_part() -> None:
+    assert limited("row=90") == ("row", 90.0)
+    with pytest.raises(Exception, match="no part is called rows; there are checkpoint, first-step"):
+        limited("rows=90")
+
+
+def test_without_a_gpu_a_visit_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    main(["--results", str(tmp_path / "none.jsonl"), "--folder", str(tmp_path / "visit")])
+    assert capsys.readouterr().out == "no CUDA GPU that torch can use: nothing to check\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_part_has_a_limit_within_one_loan() -> None:
+    for part in PARTS.values():
+        assert part.least < part.seconds <= 600, part.about
+
+
+@pytest.mark.torch
+def test_a_part_is_ended_with_all_it_started_when_its_time_is_over(tmp_path: Path) -> None:
+    results = tmp_path / "visit.jsonl"
+    main(
+        [
+            *("--dry-run", "--parts", "checkpoint", "--limit", "checkpoint=0.2"),
+            *("--results", str(results), "--folder", str(tmp_path / "visit")),
+        ]
+    )
+    (end,) = lines(results)
+    assert (end["ended"], end["exit"]) == ("cut off", None)
+    assert end["seconds"] < 30
+
+
+@pytest.mark.torch
+def test_a_part_that_cannot_run_fails_alone(tmp_path: Path) -> None:
+    results = tmp_path / "visit.jsonl"
+    main(
+        [
+            *("--dry-run", "--parts", "row"),  # without images
+            *("--results", str(results), "--folder", str(tmp_path / "visit")),
+        ]
+    )
+    (end,) = lines(results)
+    assert (end["ended"], end["exit"]) == ("failed", 1)
+
+
+@pytest.mark.torch
+def test_what_is_fused_computes_what_is_not() -> None:
+    """Uncompiled: that torch compiles it rightly is torch's affair, and on a GPU the visit's."""
+    case = Case(preset="cifar_attention56", batch_size=2)
+    with torch.compiler.set_stance("force_eager"):
+        plain, fused = (loss_curve(case, "cpu", steps=2, fused=fused) for fused in (False, True))
+    assert fused == pytest.approx(plain, rel=1e-5)

@@ -1,0 +1,106 @@
+"""What a trial on a GPU records of the GPU's use, with a stand-in for the function that reads it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
+from tune_rescon.training import gpu_utilisation
+from tune_rescon.training.gpu_utilisation import UtilisationSampler, nvml_reading, sampled
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run
+
+CPU = torch.device("cpu")
+
+
+def test_the_mean_is_of_the_readings_since_the_last_one() -> None:
+    readings = iter((0.5, 1.0, 0.25))
+    sampler = UtilisationSampler(lambda: next(readings))
+    assert math.isnan(sampler.mean())
+    sampler.sample()
+    sampler.sample()
+    assert sampler.mean() == 0.75
+    sampler.sample()
+    assert sampler.mean() == 0.25
+
+
+def test_a_thread_reads_until_the_block_ends() -> None:
+    third, count = threading.Event(), itertools.count(1)
+
+    def read() -> float:
+        if next(count) == 3:
+            third.set()
+        return 0.5
+
+    sampler = UtilisationSampler(read)
+    with sampler.running(period=0.001):
+        assert third.wait(10)
+    read_by_then = next(count)
+    assert sampler.mean() == 0.5
+    assert next(count) == read_by_then + 1, "it still reads"
+
+
+def test_a_reading_that_fails_ends_the_thread_alone(caplog: pytest.LogCaptureFixture) -> None:
+    failed = threading.Event()
+
+    def read() -> float:
+        failed.set()
+        raise RuntimeError("GPU is lost")
+
+    sampler = UtilisationSampler(read)
+    with sampler.running(period=0.001):
+        assert failed.wait(10)
+    assert math.isnan(sampler.mean())
+    assert "no longer recorded: GPU is lost" in caplog.text
+
+
+def test_without_a_gpu_no_thread_is_started() -> None:
+    before = threading.active_count()
+    with sampled(CPU, None) as mean:
+        assert mean is None
+        assert threading.active_count() == before
+
+
+def test_a_gpu_that_cannot_be_read_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: torch.device) -> int:
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    with sampled(torch.device("cuda"), None) as mean:
+        assert mean is not None
+        assert math.isnan(mean())
+
+
+def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _: 95)
+    read = nvml_reading(torch.device("cuda"))
+    assert read is not None
+    assert read() == 0.95
+
+
+@pytest.mark.torch
+def test_a_trial_reports_it_and_the_seconds_by_cause(
+    train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.01)
+    reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
+    first, second, _ = (report.metrics for report in reports)
+    assert first[GPU_UTILISATION] == second[GPU_UTILISATION] == 0.75
+    causes = ("first_step_seconds", "validation_seconds", "checkpoint_seconds")
+    assert all(first[cause] > 0 for cause in causes)
+    assert sum(first[cause] for cause in causes) < first["epoch_seconds"]
+    assert "first_step_seconds" not in second
+    assert second["validation_seconds"] + second["checkpoint_seconds"] < second["epoch_seconds"]
+
+
+@pytest.mark.torch
+def test_a_cpu_trial_reports_none_of_it(train: Run) -> None:
+    assert not set(train(epochs=1)[0].metrics) & set(GPU_METRICS)

@@ -1,0 +1,307 @@
+"""The reports of a trial's epochs, from Lightning's hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from typing_extensions import override
+
+from tune_rescon.metric_names import (
+    CHECKPOINT_SECONDS,
+    FIRST_STEP_SECONDS,
+    GPU_UTILISATION,
+    PEAK_MEMORY,
+    VALIDATION_SECONDS,
+)
+from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
+from tune_rescon.training.memory import peak_memory_mb
+from tune_rescon.training.messages import EpochReport, OnMessage
+from tune_rescon.training.module import TrialModule
+from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
+
+__all__ = ["EpochReporter", "StoppedByReport"]
+
+
+class StoppedByReport(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
+    """The report of the epoch before has ended the trial, within an epoch that is not needed any more."""
+
+
+class EpochReporter(Callback):
+    """Turn Lightning's hooks into an :class:`EpochReport` for each epoch.
+
+    It follows the callbacks that act on the network, because it closes the epoch: it writes the best network,
+    then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
+    reports the same values again, or leaves the report in the checkpoint's record.
+
+    With ``background`` a thread writes the files while the next epoch's first steps run. The report follows
+    the step in which the files became durable. If the report ends the trial, these steps are discarded: no
+    file and no report has anything of them.
+    """
+
+    def __init__(
+        self,
+        record: CheckpointMetadata,
+        on_epoch: Callable[[EpochReport], None],
+        on_note: OnMessage,
+        *,
+        keeper: CheckpointWriter | None,
+        judged: str = "val",
+        peers: ProcessGroup = SINGLE_PROCESS,
+        background: bool = False,
+        utilisation: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Continue from the epochs trained before.
+
+        Args:
+            record: the trial and its epochs so far.
+            on_epoch: called with the report of each epoch.
+            on_note: called with each message to the user.
+            keeper: writes the files; None writes none.
+            judged: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
+                once.
+            peers: the processes of the trial, each of which has a reporter. If the first one's report ends
+                the trial, the trial ends in all of them.
+            background: a thread writes the files. Only for a trial of one process: several processes report
+                an epoch together, after the same step.
+            utilisation: returns how busy the GPU was since the last call, 0..1, or nan; None: the trial has
+                no GPU, and reports no metric of ``GPU_METRICS`` but its memory.
+            clock: returns seconds.
+        """
+        self.record = record
+        self.stopped_by: BaseException | None = None
+        self._background = background and keeper is not None
+        self._due: dict[str, float] | None = None
+        self._utilisation = utilisation
+        self._on_epoch, self._on_note = on_epoch, on_note
+        self._keeper = keeper
+        self._judged = judged
+        self._peers = peers
+        self._clock = clock
+        self._started = self._trained = self._entered = clock()
+        self._judging = self._judged_in = self._reporting = 0.0
+        self._images = self._images_judged = 0
+        self._learning_rate = math.nan
+        self._first_step: float | None = None
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the trial's identity and history, and the state of an unfinished epoch."""
+        assert isinstance(pl_module, TrialModule)
+        checkpoint["trial"] = self.record.to_dict()
+        checkpoint["epoch_so_far"] = {
+            "seconds": self._clock() - self._started,
+            "trained_seconds": self._trained - self._started,
+            "images": self._images,
+            "train_metrics": pl_module.train_metrics.sums(),
+        }
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the state of an unfinished epoch.
+
+        If the epoch was finished, the next one's start resets all of it.
+        """
+        assert isinstance(pl_module, TrialModule)
+        if so_far := checkpoint.get("epoch_so_far"):
+            self._entered = self._clock()
+            self._started = self._entered - so_far["seconds"]
+            self._trained = self._started + so_far["trained_seconds"]
+            self._images = so_far["images"]
+            pl_module.train_metrics.resume_from(so_far["train_metrics"])
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clocks."""
+        self._started = self._trained = self._entered = self._clock()
+        self._reporting = 0.0
+        self._images = 0
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the learning rate of this step, without the classifier's factor.
+
+        After the epoch's last step the optimiser has the next step's.
+        """
+        rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.record.config.classifier_lr_mult
+        self._learning_rate = float(rate) / factor
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, stop the clock, and report the last epoch if its files are written by now.
+
+        On the epoch's last batch a GPU has finished by now, because FiniteLoss has read the epoch's loss.
+
+        Raises:
+            StoppedByReport: the last epoch's report ended the trial.
+        """
+        if self._due is not None and self._keeper is not None and self._keeper.is_written:
+            begun = self._clock()
+            self.settle()
+            self._reporting = self._clock() - begun  # not a part of this epoch's training
+        self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
+        self._images += len(batch[0])
+        self._trained = self._clock()
+        if self._first_step is None:
+            self._first_step = self._trained - self._entered
+
+    @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; by now batch norm's statistics have been re-estimated for the validation."""
+        self._judging, self._images_judged = self._clock(), 0
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the images."""
+        self._images_judged += len(batch[0])
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock, after a GPU has finished the test images."""
+        if self._judged == "test" and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._judged_in = self._clock() - self._judging
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the epoch, whose validation is done: write its files and report it.
+
+        Raises:
+            StoppedByReport: the epoch before was still due, and its report ended the trial.
+        """
+        self.settle()
+        metrics = self._measure(pl_module)
+        self.record = self.record.extended(metrics)
+        more = trainer.current_epoch + 1 != trainer.max_epochs
+        if self._keeper is not None:
+            assert isinstance(pl_module, TrialModule)
+            epoch = len(self.record.history)
+            self._keeper.keep(trainer, pl_module, epoch, metrics, background=self._background and more)
+        seconds = self._clock() - self._started
+        self._due = metrics | {"epoch_seconds": seconds} | self._gpu_use(metrics["epoch_seconds"], seconds)
+        if not (self._background and more):
+            self.finish()
+        if self._peers.broadcast(self.stopped_by is not None):
+            trainer.should_stop = True
+
+    def settle(self) -> None:
+        """Report the last epoch, if that is still due, once its files are durable.
+
+        Raises:
+            StoppedByReport: the report ended the trial; :attr:`stopped_by` has the report's exception.
+        """
+        self.finish()
+        if self.stopped_by is not None:
+            raise StoppedByReport
+
+    def finish(self, *, report: bool = True) -> None:
+        """Wait for the files of the last epoch and report it, if that is still due.
+
+        Args:
+            report: False only waits. The report is then left in the checkpoint's record.
+        """
+        metrics, self._due = self._due, None
+        if metrics is None:
+            return
+        try:
+            # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
+            unwritten = self._keeper.finish() if self._keeper is not None else ()
+            if report:
+                for note in unwritten:
+                    self._on_note(note)
+                self._report(metrics)
+        except BaseException as error:
+            self.stopped_by = error
+
+    def report_diverged(self, pl_module: pl.LightningModule) -> None:
+        """Report an epoch that ended with :class:`Diverged`; none of its files are written."""
+        metrics = self._measure(pl_module) | {"train_loss": math.nan}
+        self.record = self.record.extended(metrics)
+        self._report(metrics)
+
+    def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        assert isinstance(pl_module, TrialModule)
+        seconds = self._trained - self._started - self._reporting
+        speed = self._peers.all_reduce_sum(self._images) / seconds if seconds > 0 else math.nan
+        return {
+            **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},
+            **self._evaluation(pl_module),
+            "learning_rate": self._learning_rate,
+            "images_per_second": speed,
+            "epoch_seconds": self._clock() - self._started,
+            **self._memory(pl_module),
+        }
+
+    def _evaluation(self, module: TrialModule) -> dict[str, float]:
+        """Return the validation's metrics; nothing for the test images until they are evaluated."""
+        once = self._judged == "test"
+        if once and not self._images_judged:
+            return {}
+        measured = module.val_metrics.compute()
+        if once:
+            measured["images_per_second"] = self._peers.all_reduce_sum(self._images_judged) / self._judged_in
+        return {f"{self._judged}_{name}": value for name, value in measured.items()}
+
+    def _gpu_use(self, judged: float, closed: float) -> dict[str, float]:
+        """Return how busy the GPU was in this epoch, and the seconds of what may have left it idle.
+
+        Args:
+            judged: seconds from the epoch's start to the end of its validation.
+            closed: seconds to the moment at which the next epoch may begin.
+        """
+        if self._utilisation is None:
+            return {}
+        spent = {
+            GPU_UTILISATION: self._utilisation(),
+            VALIDATION_SECONDS: judged - (self._trained - self._started),
+            CHECKPOINT_SECONDS: closed - judged,
+        }
+        if self._first_step is not None and self._first_step < math.inf:
+            spent[FIRST_STEP_SECONDS] = self._first_step
+            self._first_step = math.inf  # reported once
+        return {name: value for name, value in spent.items() if math.isfinite(value)}
+
+    def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        """Return the trial's peak memory.
+
+        It includes the epochs that other processes trained before a resume.
+        """
+        peak = peak_memory_mb(pl_module.device)
+        if peak is None:
+            return {}
+        before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
+        return {PEAK_MEMORY: max([self._peers.all_reduce_max(peak), *before])}
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        keeper = self._keeper
+        self._on_epoch(
+            EpochReport(
+                epoch=len(self.record.history),
+                metrics=metrics,
+                checkpoint=keeper.checkpoint if keeper else None,
+                best_checkpoint=keeper.best_checkpoint if keeper else None,
+            )
+        )
