@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.fit import make_trainer
 from tune_rescon.training.module import TrialModule
+from tune_rescon.training.trainer import make_trainer
 
 pytestmark = pytest.mark.torch
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
-from torch import Tensor
-from torch.amp import GradScaler
-from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.batch_sources import Part, release
@@ -35,7 +23,7 @@ from tune_rescon.training.callbacks import (
     SeedEpochs,
     StopOnPreemption,
 )
-from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
+from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
@@ -50,6 +38,7 @@ from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 from tune_rescon.training.microbatches import twice_as_many
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.progress import EpochProgress
+from tune_rescon.training.trainer import fit, make_trainer
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork
 
@@ -57,8 +46,6 @@ __all__ = [
     "FitAttempt",
     "Retry",
     "TrialProcess",
-    "fit",
-    "make_trainer",
 ]
 
 
@@ -102,98 +89,6 @@ class TrialProcess:
     the folder and exits (code 1). Later trials of the same network on the same device then use no CUDA
     graphs.
     """
-
-
-def make_trainer(
-    *,
-    epochs: int,
-    placement: DeviceConfig,
-    gradient_clip: float,
-    callbacks: Sequence[Callback],
-    validate_every: int = 1,
-    scaler: GradScaler | None = None,
-) -> pl.Trainer:
-    """Return a Trainer for one device that only trains and validates, and calls ``callbacks`` in order.
-
-    Args:
-        epochs: length of the whole training.
-        placement: the device; the module itself applies the precision.
-        gradient_clip: largest norm of the gradient; 0: no clipping.
-        callbacks: called in this order.
-        validate_every: epochs between two validations.
-        scaler: steps the optimiser, if it is enabled, and is saved in the checkpoints. The module scales its
-            gradients with it.
-    """
-    plugins: list[Any] = [LightningEnvironment(), DurableCheckpointIO()]
-    if scaler is not None and scaler.is_enabled():
-        plugins.append(ScaledPrecision("16-mixed", placement.device.type, scaler))
-    with _quiet():
-        return pl.Trainer(
-            accelerator="gpu" if placement.device.type == "cuda" else "cpu",
-            devices=1,
-            max_epochs=epochs,
-            check_val_every_n_epoch=validate_every,
-            gradient_clip_val=gradient_clip or None,
-            callbacks=list(callbacks),
-            # The environment is named: else Lightning detects SLURM around a Ray worker, replaces the
-            # worker's signal handlers and waits for peers. Lightning's precision stays fp32: the module
-            # applies its own (DeviceConfig.autocast), so the benchmarks' step has it too.
-            plugins=plugins,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-
-
-def fit(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
-) -> None:
-    """Run ``trainer.fit`` and let Ctrl-C raise KeyboardInterrupt, as in plain Python.
-
-    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored. A command must be able
-    to handle Ctrl-C itself.
-
-    Args:
-        trainer: runs the training.
-        module: the network to train.
-        data: its batches.
-        checkpoint: the checkpoint to resume from; None starts from the beginning.
-
-    Raises:
-        KeyboardInterrupt: the user pressed Ctrl-C.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with _quiet():
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise error.__context__ from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages about devices, limits and services that Lightning repeats for every trial."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # Lightning 2.6 checks torch's pytrees in a way that torch 2.13 and later deprecate.
-            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
-            # The schedule also counts the first steps that the gradient scaler skips.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            # The data module itself resumes at the next batch.
-            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,37 +341,3 @@ def _settled(reporter: EpochReporter) -> Iterator[None]:
     except BaseException as error:
         reporter.finish(report=isinstance(error, Exception))
         raise
-
-
-class ScaledPrecision(MixedPrecision):
-    """Let a gradient scaler step the optimiser and save its state; the module casts and scales by itself."""
-
-    @override
-    def forward_context(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # wider
-        """Return a context that does nothing: the module's own autocast follows its placement."""
-        return contextlib.nullcontext()
-
-    @override
-    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
-        """Return the loss as it is: the module scales each micro-batch, also in a recorded step."""
-        return Precision.pre_backward(self, tensor, module)
-
-
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints with :func:`.write_durably` and keep the previous one."""
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; an existing file is renamed to the suffix ``.previous.ckpt``.
-
-        Args:
-            checkpoint: Lightning's whole state.
-            path: the file to write.
-            storage_options: what :class:`.CheckpointWriter` gives to write the state itself: a function that
-                is called with ``checkpoint`` instead. Lightning has no public way to collect the state.
-        """
-        if storage_options is not None:
-            storage_options(checkpoint)
-            return
-        path = Path(path)
-        write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))
