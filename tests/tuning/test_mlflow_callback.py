@@ -20,7 +20,8 @@ from tune_rescon.tuning.mlflow_callback import (
     note_experiment,
 )
 from tune_rescon.tuning.stopping_rule import Decision, Verdict
-from tune_rescon.tuning.study import Proposal, StudyRecord
+from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.trial import Proposal
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import SearchSampler, TrialRecord, sampler, sampler_view
-from tune_rescon.tuning.study import Enqueued, Proposal
+from tune_rescon.tuning.trial import Enqueued, Proposal
 
 NUMBERS = (
     "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"

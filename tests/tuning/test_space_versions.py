@@ -12,8 +12,7 @@ from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning import Decision, SearchSampler, StudyRecord, Verdict
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions, record_version
-from tune_rescon.tuning.study import Proposal
-from tune_rescon.tuning.trial import find_origin, make_origin
+from tune_rescon.tuning.trial import Proposal, find_origin, make_origin
 
 PARAMETERS = "parameters={depth: {type: categorical, choices: [56, 92]}}"
 

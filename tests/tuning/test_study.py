@@ -21,8 +21,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning import Decision, StudyRecord, TrialRecord, Verdict
-from tune_rescon.tuning.study import Proposal
-from tune_rescon.tuning.trial import TrialOrigin
+from tune_rescon.tuning.trial import Proposal, TrialOrigin
 
 FINAL = [state for state in TrialState if state.is_final]
 

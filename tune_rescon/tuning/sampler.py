@@ -35,8 +35,8 @@ from tune_rescon.spaces import (
 )
 from tune_rescon.tuning.sampler_view import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.study import FIXED_PARAMS, Enqueued, Proposal
-from tune_rescon.tuning.trial import TrialRecord, find_origin, make_origin
+from tune_rescon.tuning.study import FIXED_PARAMS
+from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, find_origin, make_origin
 
 __all__ = [
     "SearchSampler",

@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -31,15 +30,13 @@ from tune_rescon.tuning.database import create_study, find_study, name_objective
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.stopping_rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
-from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, by_epoch
+from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
 
 __all__ = [
     "FIXED_PARAMS",
     "METRIC",
     "METRIC_AT",
     "STOP_REQUESTED",
-    "Enqueued",
-    "Proposal",
     "StudyRecord",
 ]
 
@@ -71,30 +68,6 @@ _ORIGIN: Final = _PREFIX + "origin"
 #: kept each trial's best network, so the value of such a trial is the metric of its best epoch.
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A new trial that has been sampled but is not in the record yet."""
-
-    params: Mapping[str, Any]
-    """The active parameters, as Optuna stores them."""
-    distributions: Mapping[str, BaseDistribution]
-    memory: Mapping[str, Any] = field(default_factory=dict)
-    """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
-    origin: TrialOrigin | None = None
-    """The trial's configuration and its source; None only if nothing trains it, as in tests of the record."""
-    enqueued: Enqueued | None = None
-    """The trial of the study that another program enqueued and that this trial becomes, if any."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Enqueued:
-    """A trial that waits in the study: ``Study.enqueue_trial`` or a dashboard added it."""
-
-    number: int
-    params: Mapping[str, Any]
-    """The given parameter values, as Optuna stores them; the sampler draws the others."""
 
 
 class StudyRecord:

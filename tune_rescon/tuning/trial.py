@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
+from optuna.distributions import BaseDistribution
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
@@ -19,6 +20,8 @@ from tune_rescon.tuning.stopping_rule import Decision, Observation
 __all__ = [
     "FAILED_STATES",
     "INACTIVE",
+    "Enqueued",
+    "Proposal",
     "TrialOrigin",
     "TrialRecord",
     "best_by_value",
@@ -114,6 +117,30 @@ def trial_seed(search_seed: int, number: int) -> int:
     (True, False)
     """
     return int(np.random.SeedSequence((search_seed, number)).generate_state(1)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A new trial that has been sampled but is not in the record yet."""
+
+    params: Mapping[str, Any]
+    """The active parameters, as Optuna stores them."""
+    distributions: Mapping[str, BaseDistribution]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
+    origin: TrialOrigin | None = None
+    """The trial's configuration and its source; None only if nothing trains it, as in tests of the record."""
+    enqueued: Enqueued | None = None
+    """The trial of the study that another program enqueued and that this trial becomes, if any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enqueued:
+    """A trial that waits in the study: ``Study.enqueue_trial`` or a dashboard added it."""
+
+    number: int
+    params: Mapping[str, Any]
+    """The given parameter values, as Optuna stores them; the sampler draws the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
