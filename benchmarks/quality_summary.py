@@ -47,8 +47,7 @@ def difference(
 def print_summary(tables: Mapping[str, Regrets], *, budget: str, first: str) -> None:
     """Print a table of ranks and ratios, and every rival that is better by two standard errors.
 
-    A contestant that did not search every table has no mean rank, and does not count in the ranks of the
-    others.
+    A contestant that did not search every table has no mean rank, and does not count in the ranks of others.
     """
     everywhere = set.intersection(*(set(regrets) for regrets in tables.values()))
     geometric = {
