@@ -14,12 +14,10 @@ from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, Synthet
 from tune_rescon.tuning.auto_rule import (
     CLOSING,
     PILOTS,
-    SCREENING,
     AutoRule,
-    BudgetPlan,
-    stage_shares,
 )
 from tune_rescon.tuning.auto_words import plan_words, rungs_and_reasons
+from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial_table import TrialTable
 
@@ -47,7 +45,7 @@ def seen(
 Values = Callable[[int, int], float]
 
 
-def by_number(number: int, epoch: int) -> float:
+def by_number(number: float, epoch: int) -> float:
     """Later trials are better, from the first epoch on."""
     return number + epoch / 1000
 
@@ -168,7 +166,8 @@ def test_of_equal_trials_the_one_with_the_smaller_loss_is_better_and_then_the_ol
 
 
 def test_a_crowd_of_equal_trials_does_not_pass_whole() -> None:
-    ran = list(steps(rule(epochs=300), lambda *_: 0.1))
+    # So small a budget learns no rung: the first epoch judges.
+    ran = list(steps(rule(epochs=70), lambda *_: 0.1))
     beyond = {number for number, epoch in ran if epoch > 9}
     assert len(beyond) < len({number for number, _ in ran}) / 2
 
@@ -185,18 +184,26 @@ def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
     assert not of.may_start()
 
 
-def order_of_promotion(*, elapsed: float) -> list[int]:
-    """Twenty trials wait at their rungs. The last is the best, and 500 times as slow as the others."""
+def order_of_promotion(*, seconds: float) -> list[int]:
+    """Forty trials wait when a tenth of the hours is left. Trial 19 is the second best.
+
+    Its epochs take ``seconds``, and those of the others take 1 second.
+    """
+
+    def value(number: int, epoch: int) -> float:
+        return by_number(39.5 if number == 19 else 40 - number, epoch)
+
     of = rule(epochs=None, seconds=1000.0)
-    for number in range(20):
+    for number in range(40):
         of.started(number)
-        seconds = 500.0 if number == 19 else 1.0
         for epoch in range(1, 60):
-            verdict = of.judge(seen(number, epoch, by_number(number, epoch), seconds=seconds))
+            verdict = of.judge(
+                seen(number, epoch, value(number, epoch), seconds=seconds if number == 19 else 1.0)
+            )
             if verdict.decision is not Decision.CONTINUE:
                 break
     of.no_new_trials()
-    of.advance(elapsed)
+    of.advance(900.0)
     order = []
     while (promoted := of.promote()) is not None:
         order.append(promoted)
@@ -205,9 +212,9 @@ def order_of_promotion(*, elapsed: float) -> list[int]:
 
 
 def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
-    early, late = order_of_promotion(elapsed=0.0), order_of_promotion(elapsed=900.0)
-    assert sorted(early) == sorted(late)
-    assert early.index(19) < late.index(19)
+    fast, slow = order_of_promotion(seconds=1.0), order_of_promotion(seconds=100.0)
+    assert 19 in slow
+    assert fast.index(19) < slow.index(19)
 
 
 def test_a_diverged_trial_never_waits() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_rule import SCREENING, AutoRule
+from tune_rescon.tuning.auto_rule import AutoRule
+from tune_rescon.tuning.budget import SCREENING
 from tune_rescon.tuning.schedulers import make_rule, rung_levels
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial import TrialRecord
