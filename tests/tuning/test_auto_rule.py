@@ -131,6 +131,59 @@ def test_several_trials_are_finished_and_most_are_not() -> None:
     assert len({number for number, _ in ran}) > 60
 
 
+def test_the_best_at_a_rung_continues_at_once_while_other_trials_fill_the_next_stage() -> None:
+    # So small a budget learns no rung: epoch 1 judges.
+    of = rule(epochs=70)
+    for number in range(10):
+        of.started(number)
+        of.judge(seen(number, 1, -float(number)))
+    while (promoted := of.promote()) is not None:
+        of.started(promoted)
+    of.started(10)
+    assert of.judge(seen(10, 1, -0.5)).decision is Decision.PAUSE
+    of.started(11)
+    assert of.judge(seen(11, 1, 1.0)).decision is Decision.CONTINUE
+
+
+def started_at_once(of: AutoRule, *, slots: int) -> int:
+    """Start trials on free slots until none may start; return their number."""
+    for number in range(slots):
+        if not of.may_start():
+            return number
+        of.started(number)
+    return slots
+
+
+def test_with_epochs_the_trials_at_once_are_the_full_trainings_in_the_budget() -> None:
+    assert started_at_once(rule(epochs=600), slots=32) == 12
+    assert started_at_once(rule(epochs=50), slots=32) == PILOTS
+    assert started_at_once(rule(epochs=None, seconds=600.0), slots=32) == 32
+
+
+def test_a_slow_first_trial_does_not_hold_up_the_promotions() -> None:
+    of = rule(epochs=None, seconds=1000.0)
+    for number in range(PILOTS + 12):
+        of.started(number)
+    decisions = {
+        of.judge(seen(number, 1, by_number(number, 1))).decision for number in range(PILOTS, PILOTS + 12)
+    }
+    assert of.latest is None
+    assert decisions == {Decision.PAUSE, Decision.CONTINUE}
+
+
+def test_where_few_epochs_fit_into_the_hours_the_rungs_are_within_them() -> None:
+    few, many = rule(last=140, epochs=None, seconds=30.0), rule(last=140, epochs=None, seconds=3000.0)
+    for of in (few, many):
+        for number in range(PILOTS):
+            of.started(number)
+            of.judge(seen(number, 1, by_number(number, 1)))
+    assert (few.reach, many.reach) == (30, 140)
+    assert few.levels[-2] < many.levels[-2]
+    assert few.levels[-2] < 30
+    assert few.latest is not None
+    assert few.latest <= 3
+
+
 def test_a_budget_of_trials_starts_them_all_and_finishes_three() -> None:
     ran = list(steps(rule(trials=40, epochs=None), by_number))
     assert {number for number, _ in ran} == set(range(40))
@@ -388,6 +441,22 @@ def test_a_small_budget_says_that_it_learns_no_rung() -> None:
     levels, lines = rungs_and_reasons(small, (), slots=2)
     assert levels == (1, 3, 9)
     assert lines == ("Rungs: 1, 3, 9. The budget is too small to learn another first rung.",)
+
+
+def test_the_report_and_the_plan_say_that_slots_stay_idle() -> None:
+    short = space("budget={trials: 100, epochs: 54, concurrent: 8}", "fidelity={min: 1, max: 27}")
+    _, lines = rungs_and_reasons(short, (), slots=8)
+    assert lines[-1].startswith("After the first trials, at most 2 run at once: ")
+    assert any("at most 2 run at once" in line for line in plan_words(short))
+
+
+def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
+    searched = space("budget={trials: 1000, hours: 0.002}", "fidelity={min: 1, max: 27}")
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
+    search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
+    simulation.drive(search.policy())
+    _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert lines[-1].startswith("The hours are about 7 epochs of 27 on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:
