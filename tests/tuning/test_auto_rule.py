@@ -384,6 +384,7 @@ def test_a_search_of_one_trial_finishes_it() -> None:
 BUDGETS = (
     "budget={trials: 9}",
     "budget={trials: 40, epochs: 150}",
+    "budget={trials: 40, epochs: 40}",
     "budget={trials: 60, hours: 0.02}",
     "budget={trials: 12, hours: 0.05}",
 )
@@ -421,7 +422,9 @@ def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: 
     if searched.budget.hours is None and searched.budget.epochs is None and not policy.failure:
         assert len(trials) == searched.budget.trials
     if searched.budget.epochs is not None:
-        assert sum(trial.epochs for trial in trials) <= 150 + workers * searched.fidelity.max
+        assert sum(trial.epochs for trial in trials) <= searched.budget.epochs + (
+            max(workers, PILOTS) * searched.fidelity.max
+        )
 
 
 def test_the_report_says_what_judges_and_why() -> None:
