@@ -4,8 +4,12 @@ Each seed is one search of the space ``att92`` on eight simulated workers, on la
 whose best value is known (:mod:`tune_rescon.testing`). Rivals of one seed see the same curves. Without a
 question it compares whole searches; each of the others settled something the product does in one way::
 
-    python benchmarks/quality.py --seeds 20 --trials 128
-    python benchmarks/quality.py --question diverged
+    python benchmarks/landscapes.py --seeds 20 --trials 128
+    python benchmarks/landscapes.py --question diverged
+    python benchmarks/landscapes.py --question clock --trainings 10
+
+With ``--question clock`` all searches end after the same simulated seconds, and the quality is that of the
+best epoch in hand.
 """
 
 from __future__ import annotations
@@ -27,12 +31,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
-from contest.outcome import Outcome, run
-from contest.questions import PLAIN, QUESTIONS
+from contest.outcome import Outcome, run, run_for
+from contest.questions import ON_THE_CLOCK, PLAIN, QUESTIONS, search_on_the_clock
 from contest.table import table
 
-from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import LANDSCAPES
+from tune_rescon.spaces import Space, load_space, preview
+from tune_rescon.testing import LANDSCAPES, Landscape
+
+#: The question of searches that end after the same seconds.
+CLOCK = "clock"
+
+#: Random draws whose mean duration of an epoch prices a full training.
+DRAWN = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,8 @@ class Job:
     trials: int
     workers: int
     seed: int
+    seconds: float
+    """The simulated seconds of a search on the clock."""
 
     def run(self) -> Outcome:
         """Search; in a process of its own kind, so the libraries are silenced here."""
@@ -56,6 +68,17 @@ class Job:
         logging.getLogger("ray").setLevel(logging.ERROR)
         landscape = dataclasses.replace(LANDSCAPES[self.landscape], seed=self.seed)
         space = space_of(trials=self.trials, seed=self.seed)
+        if self.question == CLOCK:
+            return run_for(
+                self.seconds,
+                lambda clock: search_on_the_clock(
+                    space, self.rival, clock, seconds=self.seconds, workers=self.workers
+                ),
+                space,
+                landscape,
+                self.best_known,
+                workers=self.workers,
+            )
         with QUESTIONS[self.question][self.rival].search(space) as policy:
             return run(policy, space, landscape, self.best_known, workers=self.workers)
 
@@ -66,12 +89,27 @@ def space_of(*, trials: int, seed: int) -> Space:
     return load_space("att92", settings)
 
 
+def rivals(question: str) -> tuple[str, ...]:
+    return tuple(ON_THE_CLOCK if question == CLOCK else QUESTIONS[question])
+
+
+def seconds_of(space: Space, landscape: Landscape, *, trainings: float, workers: int) -> float:
+    """Return the wall time of a number of full trainings at the mean duration of an epoch."""
+    drawn = preview(space, DRAWN)
+    mean = sum(landscape.curve(n, p).epoch_seconds for n, p in enumerate(drawn)) / DRAWN
+    return trainings * space.fidelity.max * mean / workers
+
+
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     space = space_of(trials=arguments.trials, seed=0)
+    random = space.model_copy(update={"sampler": space.sampler.model_copy(update={"type": "random"})})
     for landscape in arguments.landscapes:
         best_known = LANDSCAPES[landscape].best_known(space)
+        seconds = seconds_of(
+            random, LANDSCAPES[landscape], trainings=arguments.trainings, workers=arguments.workers
+        )
         for seed in range(arguments.seeds):
-            for rival in QUESTIONS[arguments.question]:
+            for rival in rivals(arguments.question):
                 yield Job(
                     question=arguments.question,
                     rival=rival,
@@ -80,26 +118,29 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
                     trials=arguments.trials,
                     workers=arguments.workers,
                     seed=seed,
+                    seconds=seconds,
                 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--question", choices=sorted(QUESTIONS), default="rivals")
+    parser.add_argument("--question", choices=[CLOCK, *sorted(QUESTIONS)], default="rivals")
     parser.add_argument("--landscapes", nargs="+", choices=sorted(LANDSCAPES), default=list(LANDSCAPES))
     parser.add_argument("--seeds", type=int, default=20, help="searches of each rival on each landscape")
     parser.add_argument("--trials", type=int, default=128)
+    parser.add_argument("--trainings", type=float, default=10, help=f"the budget of --question {CLOCK}")
     parser.add_argument("--workers", type=int, default=8, help="simulated ones")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     began, planned = time.monotonic(), list(jobs(arguments))
     with ProcessPoolExecutor(arguments.processes) as pool:
         outcomes = dict(zip(planned, pool.map(Job.run, planned, chunksize=2), strict=True))
-    print(
-        f"{arguments.question}: {arguments.seeds} seeds, {arguments.trials} trials each; ± is standard error"
+    limit = (
+        f"{arguments.trainings:g} trainings" if arguments.question == CLOCK else f"{arguments.trials} trials"
     )
+    print(f"{arguments.question}: {arguments.seeds} seeds, {limit} each; ± is standard error")
     for landscape in arguments.landscapes:
-        of = {name: _of(outcomes, landscape, name) for name in QUESTIONS[arguments.question]}
+        of = {name: _of(outcomes, landscape, name) for name in rivals(arguments.question)}
         if PLAIN in of:
             of[f"{PLAIN}, its own pick"] = [
                 dataclasses.replace(o, quality=o.quality_of_last) for o in of[PLAIN]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tune_rescon.spaces import Space
@@ -48,6 +48,35 @@ def run(
     simulation.drive(policy)
     worth = {number: landscape.value(p, space.fidelity.max) / best_known for number, p in seen.items()}
     return measure(simulation.trace, worth, space.fidelity.max)
+
+
+def run_for(
+    seconds: float,
+    make: Callable[[Callable[[], float]], SearchPolicy],
+    space: Space,
+    landscape: Landscape,
+    best_known: float,
+    *,
+    workers: int,
+) -> Outcome:
+    """One search of ``space`` that is cut after a number of simulated seconds.
+
+    The quality is the value of the best epoch in hand, finished or not: the checkpoint that a user would
+    have. ``make`` gets the simulated clock.
+    """
+    seen: dict[int, Mapping[str, Any]] = {}
+
+    def workload(trial: Assignment) -> SyntheticCurve:
+        seen[trial.number] = trial.parameters
+        return landscape.curve(trial.number, trial.parameters)
+
+    simulation = Simulation(workload, workers=workers)
+    simulation.drive(make(simulation.clock), until=lambda next_event, _: next_event > seconds)
+    worth = {number: landscape.value(p, space.fidelity.max) / best_known for number, p in seen.items()}
+    runs = [each for each in simulation.trace.runs if math.isfinite(each.value)]
+    best = max(runs, key=lambda each: each.value)
+    in_hand = landscape.value(seen[best.number], best.epoch) / best_known
+    return replace(measure(simulation.trace, worth, space.fidelity.max), quality=in_hand)
 
 
 def measure(trace: Trace, worth: Mapping[int, float], last_epoch: int) -> Outcome:

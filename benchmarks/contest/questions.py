@@ -22,7 +22,7 @@ from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler, sampler_
 from tune_rescon.tuning.optuna_samplers import SamplerTrial, sampler_trial
 from tune_rescon.tuning.schedulers import rung_levels
 
-__all__ = ["PLAIN", "QUESTIONS", "Answer"]
+__all__ = ["ON_THE_CLOCK", "PLAIN", "QUESTIONS", "Answer", "search_on_the_clock"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,9 @@ def minimum(values: int) -> Rival:
 
 RANDOM: Final = {"type": "random"}
 
+#: Number of trials that no search on the clock reaches.
+UNLIMITED: Final = 100_000
+
 #: Ray's own classes; its results have a way of their own to name the best trial.
 PLAIN: Final = "plain Ray Tune"
 
@@ -135,3 +138,20 @@ QUESTIONS: Final[Mapping[str, Mapping[str, Answer]]] = {
         "all": Answer(keep_best=10**9),
     },
 }
+
+#: Searches that end after the same seconds: what each has otherwise in its space.
+ON_THE_CLOCK: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {
+    "ours, auto": {"scheduler": {"type": "auto"}},
+    "ours, stop": {},
+    "ours, promote": {"scheduler": {"variant": "promote"}},
+    "random, full trainings": {"sampler": RANDOM, "scheduler": {"type": "none"}},
+}
+
+
+def search_on_the_clock(
+    space: Space, name: str, clock: Callable[[], float], *, seconds: float, workers: int
+) -> SearchPolicy:
+    """Return a search of :data:`ON_THE_CLOCK`, with no other limit than its seconds."""
+    sections = {"budget": {"trials": UNLIMITED, "hours": seconds / 3600}, **ON_THE_CLOCK[name]}
+    updated = {key: getattr(space, key).model_copy(update=dict(keys)) for key, keys in sections.items()}
+    return SimulatedSearch(space.model_copy(update=updated), clock=clock, slots=workers).policy()

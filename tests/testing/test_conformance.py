@@ -49,6 +49,13 @@ class TestAutoEpochs(SearchConformance):
         return SimulatedSearch(space("scheduler={type: auto}", "budget={trials: 16, epochs: 400}"))
 
 
+class TestAutoFewEpochs(SearchConformance):
+    """The budget is few full trainings, so that workers stay idle."""
+
+    def begin(self) -> SimulatedSearch:
+        return SimulatedSearch(space("scheduler={type: auto}", "budget={trials: 16, epochs: 60}"))
+
+
 class TestMedian(SearchConformance):
     ordinal = False
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from contest.outcome import Outcome, measure, run
-from contest.questions import QUESTIONS
+from contest.outcome import Outcome, measure, run, run_for
+from contest.questions import ON_THE_CLOCK, QUESTIONS, search_on_the_clock
 from contest.table import table
 
 from tune_rescon.spaces import Space, load_space
@@ -29,6 +29,20 @@ def test_every_answer_searches(question: str, answer: str, space: Space) -> None
     assert 6 <= outcome.epochs <= 6 * 9 + 6
     assert 0 < outcome.quality < 1.1
     assert vars(sampler_view)["sampler_trial"] is sampler_trial, "what an answer changed is put back"
+
+
+@pytest.mark.parametrize("name", ON_THE_CLOCK)
+def test_a_search_on_the_clock_ends_with_its_seconds(name: str, space: Space) -> None:
+    outcome = run_for(
+        5000.0,
+        lambda clock: search_on_the_clock(space, name, clock, seconds=5000.0, workers=2),
+        space,
+        LANDSCAPES["monotone"],
+        0.9,
+        workers=2,
+    )
+    assert 2500 < outcome.seconds <= 5000
+    assert 0 < outcome.quality < 1.1
 
 
 def epochs(number: int, *values: float) -> list[EpochRun]:

@@ -14,12 +14,10 @@ from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, Synthet
 from tune_rescon.tuning.auto_rule import (
     CLOSING,
     PILOTS,
-    SCREENING,
     AutoRule,
-    BudgetPlan,
-    stage_shares,
 )
 from tune_rescon.tuning.auto_words import plan_words, rungs_and_reasons
+from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial_table import TrialTable
 
@@ -47,7 +45,7 @@ def seen(
 Values = Callable[[int, int], float]
 
 
-def by_number(number: int, epoch: int) -> float:
+def by_number(number: float, epoch: int) -> float:
     """Later trials are better, from the first epoch on."""
     return number + epoch / 1000
 
@@ -133,6 +131,59 @@ def test_several_trials_are_finished_and_most_are_not() -> None:
     assert len({number for number, _ in ran}) > 60
 
 
+def test_the_best_at_a_rung_continues_at_once_while_other_trials_fill_the_next_stage() -> None:
+    # So small a budget learns no rung: epoch 1 judges.
+    of = rule(epochs=70)
+    for number in range(10):
+        of.started(number)
+        of.judge(seen(number, 1, -float(number)))
+    while (promoted := of.promote()) is not None:
+        of.started(promoted)
+    of.started(10)
+    assert of.judge(seen(10, 1, -0.5)).decision is Decision.PAUSE
+    of.started(11)
+    assert of.judge(seen(11, 1, 1.0)).decision is Decision.CONTINUE
+
+
+def started_at_once(of: AutoRule, *, slots: int) -> int:
+    """Start trials on free slots until none may start; return their number."""
+    for number in range(slots):
+        if not of.may_start():
+            return number
+        of.started(number)
+    return slots
+
+
+def test_with_epochs_the_trials_at_once_are_the_full_trainings_in_the_budget() -> None:
+    assert started_at_once(rule(epochs=600), slots=32) == 12
+    assert started_at_once(rule(epochs=50), slots=32) == PILOTS
+    assert started_at_once(rule(epochs=None, seconds=600.0), slots=32) == 32
+
+
+def test_a_slow_first_trial_does_not_hold_up_the_promotions() -> None:
+    of = rule(epochs=None, seconds=1000.0)
+    for number in range(PILOTS + 12):
+        of.started(number)
+    decisions = {
+        of.judge(seen(number, 1, by_number(number, 1))).decision for number in range(PILOTS, PILOTS + 12)
+    }
+    assert of.latest is None
+    assert decisions == {Decision.PAUSE, Decision.CONTINUE}
+
+
+def test_where_few_epochs_fit_into_the_hours_the_rungs_are_within_them() -> None:
+    few, many = rule(last=140, epochs=None, seconds=30.0), rule(last=140, epochs=None, seconds=3000.0)
+    for of in (few, many):
+        for number in range(PILOTS):
+            of.started(number)
+            of.judge(seen(number, 1, by_number(number, 1)))
+    assert (few.reach, many.reach) == (30, 140)
+    assert few.levels[-2] < many.levels[-2]
+    assert few.levels[-2] < 30
+    assert few.latest is not None
+    assert few.latest <= 3
+
+
 def test_a_budget_of_trials_starts_them_all_and_finishes_three() -> None:
     ran = list(steps(rule(trials=40, epochs=None), by_number))
     assert {number for number, _ in ran} == set(range(40))
@@ -168,7 +219,8 @@ def test_of_equal_trials_the_one_with_the_smaller_loss_is_better_and_then_the_ol
 
 
 def test_a_crowd_of_equal_trials_does_not_pass_whole() -> None:
-    ran = list(steps(rule(epochs=300), lambda *_: 0.1))
+    # So small a budget learns no rung: the first epoch judges.
+    ran = list(steps(rule(epochs=70), lambda *_: 0.1))
     beyond = {number for number, epoch in ran if epoch > 9}
     assert len(beyond) < len({number for number, _ in ran}) / 2
 
@@ -185,18 +237,26 @@ def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
     assert not of.may_start()
 
 
-def order_of_promotion(*, elapsed: float) -> list[int]:
-    """Twenty trials wait at their rungs. The last is the best, and 500 times as slow as the others."""
+def order_of_promotion(*, seconds: float) -> list[int]:
+    """Forty trials wait when a tenth of the hours is left. Trial 19 is the second best.
+
+    Its epochs take ``seconds``, and those of the others take 1 second.
+    """
+
+    def value(number: int, epoch: int) -> float:
+        return by_number(39.5 if number == 19 else 40 - number, epoch)
+
     of = rule(epochs=None, seconds=1000.0)
-    for number in range(20):
+    for number in range(40):
         of.started(number)
-        seconds = 500.0 if number == 19 else 1.0
         for epoch in range(1, 60):
-            verdict = of.judge(seen(number, epoch, by_number(number, epoch), seconds=seconds))
+            verdict = of.judge(
+                seen(number, epoch, value(number, epoch), seconds=seconds if number == 19 else 1.0)
+            )
             if verdict.decision is not Decision.CONTINUE:
                 break
     of.no_new_trials()
-    of.advance(elapsed)
+    of.advance(900.0)
     order = []
     while (promoted := of.promote()) is not None:
         order.append(promoted)
@@ -205,9 +265,9 @@ def order_of_promotion(*, elapsed: float) -> list[int]:
 
 
 def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
-    early, late = order_of_promotion(elapsed=0.0), order_of_promotion(elapsed=900.0)
-    assert sorted(early) == sorted(late)
-    assert early.index(19) < late.index(19)
+    fast, slow = order_of_promotion(seconds=1.0), order_of_promotion(seconds=100.0)
+    assert 19 in slow
+    assert fast.index(19) < slow.index(19)
 
 
 def test_a_diverged_trial_never_waits() -> None:
@@ -324,6 +384,7 @@ def test_a_search_of_one_trial_finishes_it() -> None:
 BUDGETS = (
     "budget={trials: 9}",
     "budget={trials: 40, epochs: 150}",
+    "budget={trials: 40, epochs: 40}",
     "budget={trials: 60, hours: 0.02}",
     "budget={trials: 12, hours: 0.05}",
 )
@@ -361,7 +422,9 @@ def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: 
     if searched.budget.hours is None and searched.budget.epochs is None and not policy.failure:
         assert len(trials) == searched.budget.trials
     if searched.budget.epochs is not None:
-        assert sum(trial.epochs for trial in trials) <= 150 + workers * searched.fidelity.max
+        assert sum(trial.epochs for trial in trials) <= searched.budget.epochs + (
+            max(workers, PILOTS) * searched.fidelity.max
+        )
 
 
 def test_the_report_says_what_judges_and_why() -> None:
@@ -381,6 +444,22 @@ def test_a_small_budget_says_that_it_learns_no_rung() -> None:
     levels, lines = rungs_and_reasons(small, (), slots=2)
     assert levels == (1, 3, 9)
     assert lines == ("Rungs: 1, 3, 9. The budget is too small to learn another first rung.",)
+
+
+def test_the_report_and_the_plan_say_that_slots_stay_idle() -> None:
+    short = space("budget={trials: 100, epochs: 54, concurrent: 8}", "fidelity={min: 1, max: 27}")
+    _, lines = rungs_and_reasons(short, (), slots=8)
+    assert lines[-1].startswith("After the first trials, at most 2 run at once: ")
+    assert any("at most 2 run at once" in line for line in plan_words(short))
+
+
+def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
+    searched = space("budget={trials: 1000, hours: 0.002}", "fidelity={min: 1, max: 27}")
+    simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
+    search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
+    simulation.drive(search.policy())
+    _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert lines[-1].startswith("The hours are about 7 epochs of 27 on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:

@@ -14,7 +14,9 @@ from tune_rescon.tuning.first_rung import (
     choose_first_rung,
     expected_score,
     first_rungs,
+    latest_candidate,
     rank_correlation,
+    rungs_from,
 )
 
 pytestmark = pytest.mark.quick
@@ -82,3 +84,24 @@ def test_candidates_are_dense_and_end_at_a_quarter() -> None:
         assert found[0] == low
         assert all(b <= max(a + 1, a * 1.5) for a, b in pairwise(found))
         assert all(c <= last / 4 for c in found[1:])
+
+
+def test_a_small_budget_spends_more_on_the_first_trials() -> None:
+    large, small, tiny = (latest_candidate(1, 140, pilots=8, epochs=epochs) for epochs in (1400, 560, 140))
+    assert (large, small, tiny) == (7, 7, 2)
+    assert 0.05 * 560 < 8 * small <= 0.13 * 560
+
+
+def test_the_first_trials_take_a_tenth_of_the_hours() -> None:
+    many_slots = latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=1400 / 32)
+    few_slots = latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=1400 / 4)
+    assert (many_slots, few_slots) == (4, 12)
+
+
+@pytest.mark.parametrize("reach", [2, 9, 44, 140])
+def test_rungs_end_at_the_last_epoch_and_the_others_are_within_reach(reach: int) -> None:
+    levels = rungs_from(2, 140, reach=reach)
+    assert levels[0] == 2
+    assert levels[-1] == 140
+    assert all(level <= max(2, reach) for level in levels[:-1])
+    assert all(later / earlier < 7 for earlier, later in pairwise(levels[:-1]))

@@ -20,30 +20,25 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_rescon.tuning.first_rung import Agreement, choose_first_rung, first_rungs
+from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.first_rung import (
+    Agreement,
+    choose_first_rung,
+    first_rungs,
+    latest_candidate,
+    rungs_from,
+)
 from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
 from tune_rescon.tuning.trial_table import DEAD, ENDED, RUNNING, UNKNOWN, WAITING, TrialTable
 
 __all__ = [
     "AutoRule",
-    "BudgetPlan",
-    "stage_shares",
 ]
 
-#: Share of the budget that is spent on new trials.
-SCREENING: Final = 0.45
-#: Share of the rest that the middle stages get.
-MIDDLE: Final = 0.3
 #: No final stage begins before this share of the budget is used.
 FINAL_DELAY: Final = 0.05
-#: Largest ratio of neighbouring rungs.
-RUNG_RATIO: Final = 6
 #: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
-#: Share of the budget that they may use. It sets the latest candidate.
-PILOT_SHARE: Final = 0.05
-#: The same for a budget in hours.
-PILOT_SHARE_OF_HOURS: Final = 0.08
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
 PROBE_EVERY: Final = 6
 PROBE_SHARE: Final = 0.03
@@ -51,6 +46,9 @@ PROBE_SHARE: Final = 0.03
 PROMOTED_FROM: Final = 4
 #: Number of values at the first rung before a trial is promoted.
 FEWEST_VALUES: Final = 6
+#: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
+#: of the stage's share of the whole budget.
+LEADERS: Final = 1.5
 #: No new trial begins when less is left than this: in full trainings for a budget of epochs, and in mean
 #: durations of the way to the second rung for a budget of hours.
 CLOSING: Final = 3.0
@@ -61,35 +59,6 @@ FEWEST_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
 EPOCHS_PER_TRIAL: Final = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetPlan:
-    """The budget of a search as the rule plans it."""
-
-    trials: int
-    """Largest number of trials that are started."""
-    epochs: int | None = None
-    """Largest number of epochs of all trials together; None for no limit."""
-    seconds: float | None = None
-    """The wall time of the search in seconds; None for no limit."""
-    slots: int = 1
-    """Number of trials that run at once."""
-
-
-def stage_shares(stages: int) -> tuple[float, ...]:
-    """Return the share of the budget of each stage: screening, the middle stages and the final stage.
-
-    >>> [round(share, 3) for share in stage_shares(3)]
-    [0.45, 0.165, 0.385]
-    >>> stage_shares(1)
-    (1.0,)
-    """
-    if stages == 1:
-        return (1.0,)
-    rest, middle = 1 - SCREENING, stages - 2
-    between = rest * MIDDLE / middle if middle else 0.0
-    return (SCREENING, *[between] * middle, rest - between * middle)
 
 
 #: The choice of a new trial. No trial has this number.
@@ -112,12 +81,15 @@ class AutoRule:
     _levels: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
     """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
+    _reach: int = field(init=False)
+    """The epoch that a trial of mean cost reaches if a slot trains nothing else for all of the hours."""
     _latest: int | None = None
     _agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
         self._table = TrialTable(self.last)
+        self._reach = self.last
         self._set_first(self.low)
         trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
         self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
@@ -146,7 +118,7 @@ class AutoRule:
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, WAITING)
         rank, of = self._table.rank(seen.number, seen.epoch)
-        if self._choose() == seen.number:
+        if self._leads(seen, rank, of) or self._choose() == seen.number:
             self._table.set_state(seen.number, RUNNING)
             return Verdict(decision=Decision.CONTINUE, rung=seen.epoch, rank=rank, of=of)
         return Verdict(decision=Decision.PAUSE, rung=seen.epoch, rank=rank, of=of)
@@ -209,6 +181,11 @@ class AutoRule:
         return self._latest is None or self._latest > self.low
 
     @property
+    def reach(self) -> int:
+        """The epoch that a trial of mean cost can reach in the hours, at most the last epoch."""
+        return self._reach
+
+    @property
     def agreement(self) -> Agreement | None:
         """The evidence for the first rung. None as long as the first trials have not shown any."""
         return self._agreement
@@ -235,9 +212,16 @@ class AutoRule:
                 return
             cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
-        share = PILOT_SHARE if self.budget.seconds is None else PILOT_SHARE_OF_HOURS
-        limit = share * self._planned_epochs / self._pilots
-        self._latest = max((c for c in first_rungs(self.low, self.last) if c <= limit), default=self.low)
+        of_slot = None if self.budget.seconds is None else self._planned_epochs / self.budget.slots
+        if of_slot is not None:
+            self._reach = int(min(self.last, max(self.low + 1, of_slot)))
+        self._latest = latest_candidate(
+            self.low,
+            self.last,
+            pilots=self._pilots,
+            epochs=self._planned_epochs,
+            epochs_of_slot=of_slot,
+        )
         self._set_first(self._latest)
 
     def _choose_first(self) -> None:
@@ -267,10 +251,7 @@ class AutoRule:
         return self._table.state(number) not in (DEAD, ENDED)
 
     def _set_first(self, first: int) -> None:
-        """Set the rungs: equal ratios of at most :data:`RUNG_RATIO` from the first rung to the last epoch."""
-        steps = max(1, math.ceil(math.log(self.last / first) / math.log(RUNG_RATIO) - 1e-9))
-        levels = {round(first * (self.last / first) ** (step / steps)) for step in range(steps)}
-        self._levels = np.array(sorted(levels | {self.last}))
+        self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
 
     @property
     def _pilots(self) -> int:
@@ -354,10 +335,10 @@ class AutoRule:
     def _choose(self) -> int | None:
         """Return a paused trial, :data:`_NEW` for a new trial, or None for nothing."""
         can_start = self._can_start and self._table.trials < self.budget.trials
-        if can_start and (self._table.trials < self._pilots or self._latest is None):
+        if can_start and self._table.trials < self._pilots:
             return _NEW
         left = self._left()
-        if left <= 0 and self._is_limited:
+        if self._is_limited and (left <= 0 or self._is_full()):
             return None
         best = dict(self._best_waiting(left))
         closing = self._is_closing(left)
@@ -379,6 +360,29 @@ class AutoRule:
             elif stage in best and self._table.count(int(self._levels[0])) >= FEWEST_VALUES:
                 return best[stage]
         return self._otherwise(best, can_start=can_start)
+
+    def _leads(self, seen: Observation, rank: int, of: int) -> bool:
+        """Return whether a trial is the best of enough trials at its rung, and is to continue at once.
+
+        The search then has a good network in hand early. Among n trials in random order, only about log n
+        lead when they arrive. If a sampler makes each trial better than the last one, the shares end it.
+        """
+        first = int(self._levels[0])
+        is_decided = self._latest == self.low or self._agreement is not None
+        is_enough = of >= FEWEST_VALUES and self._table.count(first) >= FEWEST_VALUES
+        if not (is_decided and is_enough) or rank > 1 or seen.epoch < first:
+            return False
+        if not self._is_limited or self._left() <= 0:
+            return False
+        stage = int(np.searchsorted(self._levels, seen.epoch, side="right"))
+        seconds, slots = self.budget.seconds, self.budget.slots
+        total = self._total() if seconds is None else seconds * slots
+        return self._loads()[stage] < LEADERS * stage_shares(len(self._levels))[stage] * total
+
+    def _is_full(self) -> bool:
+        """Return whether as many trials run as the budget should have at once."""
+        most = self.budget.most_at_once(self.last)
+        return most is not None and int((self._table.states == RUNNING).sum()) >= most
 
     def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
         """Return the choice if the stages that are behind their shares have no trial to continue."""
@@ -432,8 +436,11 @@ class AutoRule:
         """
         table = self._table
         running = table.states == RUNNING
-        ends = np.where(running, self._goals(), table.epochs)
         costs = table.costs(np.arange(len(table)))
+        ends = np.where(running, self._goals(), table.epochs)
+        if self.budget.seconds is not None:
+            # A trial cannot use more than the time left.
+            ends = np.minimum(ends, table.epochs + max(self._left(), 0.0) / np.maximum(costs, 1e-9))
         first = float(self._levels[0])
         unjudged = self._unjudged()
         begins = np.where(unjudged, max(float(self._latest or 0), first), 0.0)

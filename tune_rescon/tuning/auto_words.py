@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_rule import SCREENING, AutoRule
+from tune_rescon.tuning.auto_rule import AutoRule
+from tune_rescon.tuning.budget import SCREENING
 from tune_rescon.tuning.schedulers import make_rule, rung_levels
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial import TrialRecord
@@ -40,6 +41,29 @@ def rungs_and_reasons(
 
 
 def _reasons(rule: AutoRule) -> tuple[str, ...]:
+    return (*_rung_reasons(rule), *_limit_reasons(rule))
+
+
+def _limit_reasons(rule: AutoRule) -> Iterator[str]:
+    """Yield what the slots and the budget limit beside the rungs."""
+    if rule.reach < rule.last:
+        yield (
+            f"The hours are about {rule.reach} epochs of {rule.last} on each slot,"
+            " so that the rungs before the last one are earlier."
+        )
+    most = rule.budget.most_at_once(rule.last)
+    if most is not None and most < rule.budget.slots:
+        yield _at_once(most)
+
+
+def _at_once(most: int) -> str:
+    return (
+        f"After the first trials, at most {most} run at once: the budget of epochs is {most} full trainings,"
+        " and values decide better than more trials in flight. A budget of hours uses every slot."
+    )
+
+
+def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
     rungs = ", ".join(map(str, rule.levels))
     if not rule.learns:
         return (f"Rungs: {rungs}. The budget is too small to learn another first rung.",)
@@ -105,6 +129,10 @@ def plan_words(space: Space) -> Iterator[str]:
         yield f"auto: {hours}; how many trials they are follows from the first epochs"
         return
     slots = space.budget.concurrent or PLANNED_SLOTS
+    rule = make_rule(space, slots=slots)
+    most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
+    if most is not None and most < slots:
+        yield f"auto: {_at_once(most)}"
     yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
     if len(rung_levels(space)) > 2:
         yield f"auto, if early ranks are reversed: {_expected(space, slots, early=-1)}"

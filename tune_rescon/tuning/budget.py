@@ -5,12 +5,69 @@ The hours count all runs of the search together. The space may have fewer points
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Final
+
 __all__ = [
+    "BudgetPlan",
     "deadline",
     "epochs_spent_words",
     "exhausted_words",
     "spent_words",
+    "stage_shares",
 ]
+
+#: Share of the budget that is spent on new trials.
+SCREENING: Final = 0.45
+#: Share of the rest that the middle stages get.
+MIDDLE: Final = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlan:
+    """The budget of a search as the rule ``auto`` plans it."""
+
+    trials: int
+    """Largest number of trials that are started."""
+    epochs: int | None = None
+    """Largest number of epochs of all trials together; None for no limit."""
+    seconds: float | None = None
+    """The wall time of the search in seconds; None for no limit."""
+    slots: int = 1
+    """Number of trials that run at once."""
+
+    def most_at_once(self, last: int) -> int | None:
+        """Return the largest number of trials that should run at once. None for all slots.
+
+        With a budget of epochs, it is the number of full trainings in the budget. With more trials at once,
+        much of the budget would be in flight before there are values to decide by. An epoch costs the same
+        later. An hour does not wait, so that a budget of hours has no limit.
+
+        Args:
+            last: The last epoch of a trial.
+
+        >>> BudgetPlan(trials=128, epochs=560, slots=8).most_at_once(140)
+        4
+        """
+        if self.seconds is not None or self.epochs is None:
+            return None
+        return max(1, math.ceil(self.epochs / last))
+
+
+def stage_shares(stages: int) -> tuple[float, ...]:
+    """Return the share of the budget of each stage: screening, the middle stages and the final stage.
+
+    >>> [round(share, 3) for share in stage_shares(3)]
+    [0.45, 0.165, 0.385]
+    >>> stage_shares(1)
+    (1.0,)
+    """
+    if stages == 1:
+        return (1.0,)
+    rest, middle = 1 - SCREENING, stages - 2
+    between = rest * MIDDLE / middle if middle else 0.0
+    return (SCREENING, *[between] * middle, rest - between * middle)
 
 
 def deadline(hours: float | None, *, driven: float, now: float) -> float | None:

@@ -22,7 +22,9 @@ __all__ = [
     "Agreement",
     "choose_first_rung",
     "first_rungs",
+    "latest_candidate",
     "rank_correlation",
+    "rungs_from",
 ]
 
 #: Prior of a rank correlation, and its weight as a number of trials. With eight trials, the standard error of
@@ -40,6 +42,18 @@ FOUND: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
 STEP: Final = 4 / 3
 LATEST: Final = 1 / 4
+#: Largest ratio of neighbouring rungs.
+RUNG_RATIO: Final = 6
+#: Share of the budget that the first trials may use. It sets the latest candidate.
+PILOT_SHARE: Final = 0.05
+#: The same for a budget in hours.
+PILOT_SHARE_OF_HOURS: Final = 0.08
+#: A small budget spends more on them, so that the latest candidate is not before the first share of the last
+#: epoch. The second is the most that it spends.
+EARLIEST_LATEST: Final = 0.05
+LARGEST_PILOT_SHARE: Final = 0.13
+#: The first trials reach the latest candidate within this share of the hours.
+PILOT_TIME: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +97,46 @@ def first_rungs(low: int, last: int) -> tuple[int, ...]:
     while (candidate := max(candidates[-1] + 1, round(candidates[-1] * STEP))) <= last * LATEST:
         candidates.append(candidate)
     return tuple(candidates)
+
+
+def latest_candidate(
+    low: int, last: int, *, pilots: int, epochs: float, epochs_of_slot: float | None = None
+) -> int:
+    """Return the epoch to which the first trials run without being judged.
+
+    Args:
+        low: The earliest candidate (``fidelity.min``).
+        last: The last epoch of a trial (``fidelity.max``).
+        pilots: Number of first trials.
+        epochs: The budget in epochs.
+        epochs_of_slot: Number of epochs that one slot can run in the hours of the budget. None without hours.
+
+    >>> latest_candidate(1, 140, pilots=8, epochs=1400), latest_candidate(1, 140, pilots=8, epochs=560)
+    (7, 7)
+    >>> latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=44.0)
+    4
+    """
+    share = PILOT_SHARE if epochs_of_slot is None else PILOT_SHARE_OF_HOURS
+    limit = max(share * epochs, min(EARLIEST_LATEST * last * pilots, LARGEST_PILOT_SHARE * epochs)) / pilots
+    if epochs_of_slot is not None:
+        limit = min(limit, PILOT_TIME * epochs_of_slot)
+    return max((epoch for epoch in first_rungs(low, last) if epoch <= limit), default=low)
+
+
+def rungs_from(first: int, last: int, *, reach: int) -> tuple[int, ...]:
+    """Return the rungs: equal ratios of at most :data:`RUNG_RATIO` from the first rung to ``reach``.
+
+    Args:
+        first: The first rung, in epochs.
+        last: The last epoch of a trial. It is always the last rung.
+        reach: The epoch that a trial can reach in the budget, at most ``last``.
+
+    >>> rungs_from(9, 140, reach=140), rungs_from(1, 50, reach=50), rungs_from(2, 140, reach=44)
+    ((9, 35, 140), (1, 4, 14, 50), (2, 9, 140))
+    """
+    top = max(first, reach)
+    steps = max(1, math.ceil(math.log(top / first) / math.log(RUNG_RATIO) - 1e-9))
+    return tuple(sorted({round(first * (top / first) ** (step / steps)) for step in range(steps)} | {last}))
 
 
 def choose_first_rung(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_rule import AutoRule, BudgetPlan
+from tune_rescon.tuning.auto_rule import AutoRule
+from tune_rescon.tuning.budget import BudgetPlan
 from tune_rescon.tuning.first_rung import first_rungs
 from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
 
