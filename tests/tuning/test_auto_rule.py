@@ -232,7 +232,7 @@ def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
         for epoch in range(1, 60):
             if of.judge(seen(number, epoch, by_number(number, epoch))).decision is not Decision.CONTINUE:
                 break
-    assert of.waiting()
+    assert of.paused()
     of.advance(100.0 - CLOSING * of.levels[1] / 2)
     assert not of.may_start()
 
@@ -274,7 +274,7 @@ def test_a_diverged_trial_never_waits() -> None:
     of = rule()
     of.started(0)
     assert of.judge(seen(0, 1, math.nan)).decision is Decision.DIVERGED
-    assert of.waiting() == ()
+    assert of.paused() == ()
 
 
 def replayed(ran: list[tuple[int, int]], values: Values) -> AutoRule:
@@ -296,13 +296,13 @@ def test_a_rule_that_is_replayed_in_another_order_decides_the_same() -> None:
     again = replayed(ran, by_number)
     assert again.levels == of.levels
     assert again.agreement == of.agreement
-    waiting = of.waiting()
+    waiting = of.paused()
     for number in waiting:
-        assert again.wait(number)
+        assert again.pause_again(number)
     for number in {n for n, _ in ran} - set(waiting):
         if of._table.state(number) == 0:
             again.started(number)
-    assert again.waiting() == of.waiting()
+    assert again.paused() == of.paused()
     for _ in range(6):
         one, other = of.promote(), again.promote()
         assert one == other

@@ -125,8 +125,8 @@ def test_of_a_record_only_finite_values_at_rungs_below_the_last_are_counted() ->
         rung.replay(seen(epoch, 0.5, number=0))
         rung.replay(seen(epoch, math.nan, number=1))
     assert rung.population() == {1: 1, 3: 1}
-    assert rung.wait(0) is True
-    assert rung.wait(1) is False
+    assert rung.pause_again(0) is True
+    assert rung.pause_again(1) is False
 
 
 def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
@@ -141,7 +141,7 @@ def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None
     assert rung.judge(seen(1, 0.1, 2)).decision is Decision.PAUSE
     assert rung.promote() == 1
     assert rung.promote() is None
-    assert rung.waiting() == (0, 2)
+    assert rung.paused() == (0, 2)
 
 
 def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
@@ -160,8 +160,8 @@ def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> 
     for number, value in ((0, 0.5), (1, 0.6)):
         assert rung.judge(seen(3, value, number)).decision is Decision.PAUSE
     assert rung.promote() is None
-    assert rung.promote(anyone=True) == 1
-    assert rung.waiting() == (0, 2, 3, 4, 5)
+    assert rung.promote(force=True) == 1
+    assert rung.paused() == (0, 2, 3, 4, 5)
 
 
 @given(values, st.integers(0, 39))
@@ -173,11 +173,11 @@ def test_a_ladder_rebuilt_from_a_record_promotes_the_same(arrivals: list[float],
             paused.append(number)
         resumed.replay(seen(1, value, number))
     for number in paused:
-        resumed.wait(number)
+        resumed.pause_again(number)
     for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
         assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
         assert lived.promote() == resumed.promote()
-    assert lived.waiting() == resumed.waiting()
+    assert lived.paused() == resumed.paused()
 
 
 points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30, unique=True)
@@ -221,10 +221,10 @@ def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldes
         number: sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals)
         for number, (value, cost) in enumerate(arrivals)
     }
-    waiting = sorted(rung.waiting(), key=lambda number: (ranks[number], number))
-    assert [rung.promote(anyone=True) for _ in waiting] == waiting
+    waiting = sorted(rung.paused(), key=lambda number: (ranks[number], number))
+    assert [rung.promote(force=True) for _ in waiting] == waiting
     assert rung.promote() is None
-    assert rung.promote(anyone=True) is None
+    assert rung.promote(force=True) is None
 
 
 @pytest.mark.parametrize("pauses", [False, True])

@@ -88,6 +88,6 @@ def test_a_stopped_trial_is_told_its_rank_among_the_others_averages(value: float
 def test_nobody_waits() -> None:
     of = rule()
     others(of)
-    assert of.wait(0) is False
-    assert of.promote(anyone=True) is None
-    assert of.waiting() == ()
+    assert of.pause_again(0) is False
+    assert of.promote(force=True) is None
+    assert of.paused() == ()

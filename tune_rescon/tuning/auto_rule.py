@@ -29,7 +29,7 @@ from tune_rescon.tuning.first_rung import (
     rungs_from,
 )
 from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
-from tune_rescon.tuning.trial_table import DEAD, ENDED, RUNNING, UNKNOWN, WAITING, TrialTable
+from tune_rescon.tuning.trial_table import DEAD, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
 
 __all__ = [
     "AutoRule",
@@ -59,7 +59,6 @@ FEWEST_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
 EPOCHS_PER_TRIAL: Final = 0.2
-
 
 #: The choice of a new trial. No trial has this number.
 _NEW: Final = -1
@@ -116,7 +115,7 @@ class AutoRule:
             return Verdict(decision=Decision.CONTINUE)
         if seen.epoch not in self._levels and seen.epoch != self._latest:
             return Verdict(decision=Decision.CONTINUE)
-        self._table.set_state(seen.number, WAITING)
+        self._table.set_state(seen.number, PAUSED)
         rank, of = self._table.rank(seen.number, seen.epoch)
         if self._leads(seen, rank, of) or self._choose() == seen.number:
             self._table.set_state(seen.number, RUNNING)
@@ -129,16 +128,16 @@ class AutoRule:
         if math.isfinite(seen.value):
             self._table.set_state(seen.number, ENDED if seen.epoch >= self.last else UNKNOWN)
 
-    def wait(self, number: int) -> bool:
-        """Pause a recalled trial again."""
+    def pause_again(self, number: int) -> bool:
+        """Pause a replayed trial again."""
         if not self._table.has_begun(number):
             return False
-        self._table.set_state(number, WAITING)
+        self._table.set_state(number, PAUSED)
         return True
 
-    def promote(self, *, anyone: bool = False) -> int | None:
+    def promote(self, *, force: bool = False) -> int | None:
         """Return the paused trial that is to continue. None if a new trial is to start, or nothing."""
-        choice = self._deepest() if anyone else self._choose()
+        choice = self._deepest() if force else self._choose()
         return None if choice is None or choice == _NEW else choice
 
     def may_start(self) -> bool:
@@ -161,9 +160,9 @@ class AutoRule:
         """Note that no new trial can start any more. What is left goes to the paused trials."""
         self._can_start = False
 
-    def waiting(self) -> tuple[int, ...]:
+    def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
-        return tuple(int(number) for number in np.flatnonzero(self._table.states == WAITING))
+        return tuple(int(number) for number in np.flatnonzero(self._table.states == PAUSED))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -309,9 +308,8 @@ class AutoRule:
     def _goals(self) -> NDArray[np.float64]:
         """Return the next rung of each trial, in epochs."""
         table = self._table
-        goals: NDArray[np.float64] = self._levels[np.minimum(self._rungs(), len(self._levels) - 1)].astype(
-            float
-        )
+        following = np.minimum(self._rungs(), len(self._levels) - 1)
+        goals: NDArray[np.float64] = self._levels[following].astype(float)
         if self._latest is not None:
             unjudged = self._unjudged() & (table.epochs < self._latest)
             goals[unjudged] = self._latest
@@ -340,7 +338,7 @@ class AutoRule:
         left = self._left()
         if self._is_limited and (left <= 0 or self._is_full()):
             return None
-        best = dict(self._best_waiting(left))
+        best = dict(self._best_paused(left))
         closing = self._is_closing(left)
         used = self._used_share(left)
         loads, shares = self._loads(), list(stage_shares(len(self._levels)))
@@ -393,13 +391,13 @@ class AutoRule:
             return deepest if deepest is not None else _NEW if can_start else None
         return None
 
-    def _best_waiting(self, left: float) -> Iterator[tuple[int, int]]:
+    def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs = self._table, self._rungs()
         first = int(self._levels[0])
         bar, merits = table.bar(first, PROMOTED_FROM), table.merits(first)
         for stage in range(len(self._levels)):
-            waiting = np.flatnonzero((table.states == WAITING) & (rungs == stage))
+            waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
             if stage == 0:
                 if len(waiting):
                     yield 0, int(waiting[np.argmax(table.epochs[waiting])])
@@ -412,9 +410,9 @@ class AutoRule:
                 yield stage, table.best(waiting, int(self._levels[stage - 1]))
 
     def _deepest(self) -> int | None:
-        """Return the best of the paused trials that are furthest, or None if no trial waits."""
+        """Return the best of the paused trials that are furthest, or None if no trial is paused."""
         table, rungs = self._table, self._rungs()
-        waiting = np.flatnonzero(table.states == WAITING)
+        waiting = np.flatnonzero(table.states == PAUSED)
         if not len(waiting):
             return None
         deepest = int(rungs[waiting].max())

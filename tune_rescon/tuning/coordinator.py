@@ -317,7 +317,7 @@ class Coordinator:
             elif trial.decision is Decision.PAUSE:
                 # If the rule was changed, it may have no rung for the trial. The trial then continues to the
                 # next rung.
-                if not self._rule.wait(trial.number):
+                if not self._rule.pause_again(trial.number):
                     unfinished.append(trial.number)
             else:
                 self._act(trial)
@@ -372,13 +372,13 @@ class Coordinator:
         """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
-        while (promoted := self._rule.promote(anyone=True)) is not None:
+        while (promoted := self._rule.promote(force=True)) is not None:
             if not self._close_if_requested(promoted):
                 return self._started(self._record.reopen(promoted))
         return None
 
     def _stop_paused(self) -> None:
-        for number in self._rule.waiting():
+        for number in self._rule.paused():
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
     def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:

@@ -93,7 +93,7 @@ class SuccessiveHalving:
         decision = Decision.CONTINUE
         is_in_top = rank <= of // self.reduction_factor
         if self.pauses and not is_in_top:
-            rung.waiting.add(seen.number)
+            rung.paused.add(seen.number)
             decision = Decision.PAUSE
         elif not is_in_top and of >= self._minimum:
             decision = Decision.STOP
@@ -106,24 +106,24 @@ class SuccessiveHalving:
             rung.add(seen, -seen.value if self.maximize else seen.value)
             self._place[seen.number] = rung
 
-    def wait(self, number: int) -> bool:
-        """Pause a recalled trial at the highest rung where it has a value. Return False if it has none."""
+    def pause_again(self, number: int) -> bool:
+        """Pause a replayed trial at the highest rung where it has a value. Return False if it has none."""
         if number not in self._place:
             return False
-        self._place[number].waiting.add(number)
+        self._place[number].paused.add(number)
         return True
 
-    def promote(self, *, anyone: bool = False) -> int | None:
-        """Return the best waiting trial of the highest rung whose best waiting trial is in the top fraction.
+    def promote(self, *, force: bool = False) -> int | None:
+        """Return the best paused trial of the highest rung whose best paused trial is in the top fraction.
 
-        The trial no longer waits. With ``anyone``, the trial need not be in the top fraction. This is
+        The trial is no longer paused. With ``force``, the trial need not be in the top fraction. This is
         algorithm 2 of the paper. Return None if there is no such trial.
         """
         # Sort by level only. The sort is stable, so groups of one level stay in the order of their arrival.
         for _, rung in sorted(self._rungs.items(), key=lambda item: -item[0][0]):
-            best = rung.best_waiting()
-            if best is not None and (anyone or rung.rank(best) <= len(rung) // self.reduction_factor):
-                rung.waiting.remove(best)
+            best = rung.best_paused()
+            if best is not None and (force or rung.rank(best) <= len(rung) // self.reduction_factor):
+                rung.paused.remove(best)
                 return best
         return None
 
@@ -137,11 +137,11 @@ class SuccessiveHalving:
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay in the rungs, but it can no longer be promoted."""
         if number in self._place:
-            self._place[number].waiting.discard(number)
+            self._place[number].paused.discard(number)
 
-    def waiting(self) -> tuple[int, ...]:
+    def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
-        return tuple(sorted(number for rung in self._rungs.values() for number in rung.waiting))
+        return tuple(sorted(number for rung in self._rungs.values() for number in rung.paused))
 
     def population(self) -> dict[int, int]:
         """Return the number of values at each rung below the last, over all groups."""
@@ -166,7 +166,7 @@ class _Rung:
         self._places: dict[int, tuple[float, float, int]] = {}
         self._order: list[tuple[float, float, int]] = []
         self._costs_differ = False
-        self.waiting: set[int] = set()
+        self.paused: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._points)
@@ -192,11 +192,11 @@ class _Rung:
             other != (loss, cost) and other[0] <= loss and other[1] <= cost for other in self._points.values()
         )
 
-    def best_waiting(self) -> int | None:
-        """Return the waiting trial with the lowest rank, and the oldest of equal trials."""
+    def best_paused(self) -> int | None:
+        """Return the paused trial with the lowest rank, and the oldest of equal trials."""
         if self._costs_differ:
-            return min(self.waiting, key=lambda number: (self.rank(number), number), default=None)
-        return min(self.waiting, key=lambda number: self._places[number], default=None)
+            return min(self.paused, key=lambda number: (self.rank(number), number), default=None)
+        return min(self.paused, key=lambda number: self._places[number], default=None)
 
 
 #: Number of other trials that must have reached the same epoch before a trial may be stopped.
@@ -255,7 +255,7 @@ class MedianRule:
             average = self._sums[seen.number] / seen.epoch
             self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
 
-    def wait(self, number: int) -> bool:
+    def pause_again(self, number: int) -> bool:
         """Return False, because this rule pauses no trial.
 
         A trial that another rule paused before a resume continues.
@@ -263,9 +263,9 @@ class MedianRule:
         del number
         return False
 
-    def promote(self, *, anyone: bool = False) -> int | None:
-        """Return None, because no trial waits."""
-        del anyone
+    def promote(self, *, force: bool = False) -> int | None:
+        """Return None, because no trial is paused."""
+        del force
         return None
 
     def may_start(self) -> bool:
@@ -273,14 +273,14 @@ class MedianRule:
         return True
 
     def no_new_trials(self) -> None:
-        """Do nothing, because no trial waits."""
+        """Do nothing, because no trial is paused."""
 
     def ended(self, number: int) -> None:
-        """Do nothing, because no trial waits."""
+        """Do nothing, because no trial is paused."""
         del number
 
-    def waiting(self) -> tuple[int, ...]:
-        """Return an empty tuple, because no trial waits."""
+    def paused(self) -> tuple[int, ...]:
+        """Return an empty tuple, because no trial is paused."""
         return ()
 
 

@@ -88,13 +88,13 @@ class StoppingRule(Protocol):
     def replay(self, seen: Observation) -> None:
         """Record an epoch that was judged in an earlier run."""
 
-    def wait(self, number: int) -> bool:
+    def pause_again(self, number: int) -> bool:
         """Pause a replayed trial again. Return False if this rule has no rung for the trial."""
 
-    def promote(self, *, anyone: bool = False) -> int | None:
-        """Return one waiting trial that may continue, and remove it from the waiting trials.
+    def promote(self, *, force: bool = False) -> int | None:
+        """Return one paused trial that may continue, and remove it from the paused trials.
 
-        With ``anyone``, return the most promising waiting trial even if no trial may continue. Return None if
+        With ``force``, return the most promising paused trial even if no trial may continue. Return None if
         no trial can be promoted.
         """
 
@@ -105,7 +105,7 @@ class StoppingRule(Protocol):
         """Note that no new trial can start any more, because every point of the space has run."""
 
     def ended(self, number: int) -> None:
-        """Note that a trial has ended, whatever its last verdict was. It no longer waits."""
+        """Note that a trial has ended, whatever its last verdict was. It is no longer paused."""
 
-    def waiting(self) -> tuple[int, ...]:
+    def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""

@@ -14,16 +14,16 @@ from tune_rescon.tuning.stopping_rule import Observation
 __all__ = [
     "DEAD",
     "ENDED",
+    "PAUSED",
     "RUNNING",
     "UNKNOWN",
-    "WAITING",
     "TrialTable",
 ]
 
-#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and neither runs nor
-#: waits.
+#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and is neither running nor
+#: paused.
 RUNNING: Final = 0
-WAITING: Final = 1
+PAUSED: Final = 1
 ENDED: Final = 2
 DEAD: Final = 3
 UNKNOWN: Final = 4
