@@ -99,12 +99,19 @@ def show_parts(case: Case, folder: Path, options: argparse.Namespace) -> None:
     size = sum((place / f"{name}.ckpt").stat().st_size for name in files)
     print(f"\nbest.ckpt and last.ckpt of {case.preset}: {size / 1e6:.0f} MB; n = {options.rounds}, ms:")
     synced: list[float] = []
+
+    def serialise() -> None:
+        for values in files.values():
+            torch.save(values, io.BytesIO())
+
+    def write() -> None:
+        for name, values in on_device.items():
+            write_durably(values, place / f"{name}.ckpt")
+
     parts: dict[str, Callable[[], object]] = {
         "copied": lambda: copy_to_host(tuple(on_device.values())),
-        "serialised": lambda: [torch.save(values, io.BytesIO()) for values in files.values()],
-        "durable": lambda: [
-            write_durably(values, place / f"{name}.ckpt") for name, values in on_device.items()
-        ],
+        "serialised": serialise,
+        "durable": write,
     }
     with mock.patch.object(os, "fsync", clocked(os.fsync, synced)):
         for name, part in parts.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,23 +109,29 @@ def fuse_elementwise(network: nn.Module) -> int:
     for module in network.modules():
         if isinstance(module, PreActivationUnit):
             for norm in (module.norm1, module.norm2, module.norm3):
-                norm.forward = functools.partial(_normalised, norm)
-            module.relu.forward = _unchanged
+                _replace_forward(norm, functools.partial(_normalised, norm))
+            _replace_forward(module.relu, _unchanged)
             count += 3
         elif isinstance(module, Mask):
             for name, part in module.head.named_children():
                 if isinstance(part, nn.BatchNorm2d):
-                    part.forward = functools.partial(_normalised, part)
+                    _replace_forward(part, functools.partial(_normalised, part))
                     count += 1
                 elif isinstance(part, nn.ReLU):
                     assert name.startswith("relu")
-                    part.forward = _unchanged
+                    _replace_forward(part, _unchanged)
         elif isinstance(module, AttentionModule) and module.residual:
             assert module.mask.activation is torch.sigmoid
-            module.mask.activation = _unchanged
-            module.forward = functools.partial(_attended, module)
+            mask: Any = module.mask
+            mask.activation = _unchanged
+            _replace_forward(module, functools.partial(_attended, module))
             count += 1
     return count
+
+
+def _replace_forward(module: Any, forward: Callable[..., Tensor]) -> None:
+    # Any: a method of an instance is replaced, which a type checker refuses.
+    module.forward = forward
 
 
 def _unchanged(x_BCHW: Tensor) -> Tensor:
@@ -137,9 +144,10 @@ def _normalised(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Tensor:
         return F.relu(nn.BatchNorm2d.forward(norm, x_BCHW))
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    return _norm_relu(
+    normalised: Tensor = _norm_relu(
         x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum, norm.eps
     )
+    return normalised
 
 
 def _attended(module: AttentionModule, x_BCHW: Tensor) -> Tensor:

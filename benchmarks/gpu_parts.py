@@ -343,14 +343,14 @@ def elementwise(visit: Visit, seconds: float) -> Found:
     size = int((0.01 if visit.tiny else 2) * 2**30)
     bandwidth = measure_peaks(visit.device, side=64, copy_bytes=size).bandwidth
     for case in visit.cases:
-        given = {"batch_size": case.batch_size, "device": visit.device}
+        build = functools.partial(build_step, batch_size=case.batch_size, device=visit.device)
         steps: dict[str, Callable[[], object]] = {}
         first: dict[str, float] = {}
         arms: dict[str, Callable[[], Callable[[], object]]] = {
             "today": functools.partial(make_step, case, visit.device, fused=False),
             "elementwise compiled": functools.partial(make_step, case, visit.device, fused=True),
-            "units compiled": functools.partial(build_step, case.preset, compiling="on", **given),
-            "plain fp32": lambda case=case, given=given: _strict(plain_step(case.preset, **given)),
+            "units compiled": functools.partial(build, case.preset, compiling="on"),
+            "plain fp32": functools.partial(_strict_plain, case, visit.device),
         }
         if case != visit.cases[0]:
             del arms["units compiled"]  # a minute for each network; known (docs/benchmarks.md)
@@ -381,6 +381,10 @@ def elementwise(visit: Visit, seconds: float) -> Found:
                 "share_of_bandwidth": round(moved * speed.median / bandwidth, 4),
                 "n": len(speed.rounds),
             }
+
+
+def _strict_plain(case: Case, device: str) -> Callable[[], object]:
+    return _strict(plain_step(case.preset, batch_size=case.batch_size, device=device))
 
 
 def _strict(step: Callable[[], object]) -> Callable[[], object]:

@@ -66,19 +66,19 @@ def _execute_here(
     *,
     make_task: Callable[[TrialRecord], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
-    turns: DriverLock,
+    lock: DriverLock,
     **_resources: object,
 ) -> None:
     """Tune's part: ask for trials until there are no more, run each, hand its reports on."""
     searcher = CoordinatorSearcher(coordinator, make_task)
     scheduler = CoordinatorScheduler(coordinator, node_is_gone=lambda _: False)
     for identity in map(str, itertools.count()):
-        with turns.turn():
+        with lock.hold():
             config = searcher.suggest(identity)
         if config == Searcher.FINISHED:
             return
         assert isinstance(config, dict), "no trial runs, so there is nothing to wait for"
-        _run_trial(identity, config, trainable, searcher, scheduler, turns)
+        _run_trial(identity, config, trainable, searcher, scheduler, lock)
 
 
 def _run_trial(
@@ -87,12 +87,12 @@ def _run_trial(
     trainable: Callable[[dict[str, Any]], None],
     searcher: CoordinatorSearcher,
     scheduler: CoordinatorScheduler,
-    turns: DriverLock,
+    lock: DriverLock,
 ) -> None:
     trial = SimpleNamespace(config=config, node_ip=None)
 
     def report(metrics: dict[str, Any]) -> None:
-        with turns.turn():
+        with lock.hold():
             decision = scheduler.on_trial_result(None, trial, flatten_dict(metrics, delimiter="/"))
         if decision == TrialScheduler.STOP:
             raise SystemExit
@@ -104,8 +104,8 @@ def _run_trial(
         except SystemExit:
             return
         except Exception:
-            with turns.turn():
+            with lock.hold():
                 scheduler.on_trial_error(None, trial)
         else:
-            with turns.turn():
+            with lock.hold():
                 searcher.on_trial_complete(identity)

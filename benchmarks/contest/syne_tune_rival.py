@@ -91,7 +91,8 @@ class SyneTuneDyHPO(Rival):
     def next_trial(self) -> Drawn:
         suggestion = self._scheduler.suggest(len(self._trials))
         if not suggestion.spawn_new_trial_id:
-            return self._drawn[suggestion.checkpoint_trial_id]
+            drawn: Drawn = self._drawn[suggestion.checkpoint_trial_id]
+            return drawn
         trial = _trial(len(self._trials), suggestion.config)
         self._scheduler.on_trial_add(trial)
         self._trials.append(trial)

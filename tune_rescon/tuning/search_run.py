@@ -208,7 +208,7 @@ class SearchRun:
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
-        turns = DriverLock(self._lease.ensure_held)
+        lock = DriverLock(self._lease.ensure_held)
         work = functools.partial(
             execute,
             self._coordinator,
@@ -217,10 +217,10 @@ class SearchRun:
             resources=self._space.resources_per_trial.by_name(),
             workers=self._space.resources_per_trial.workers,
             concurrent=slots,
-            turns=turns,
+            lock=lock,
         )
         try:
-            run_in_thread(work, leave=watch.leave, turns=turns)
+            run_in_thread(work, leave=watch.leave, lock=lock)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
             self._drawing.close()

@@ -26,15 +26,15 @@ def never() -> bool:
 
 
 def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
-    turns, done = DriverLock(nothing), []
+    lock, done = DriverLock(nothing), []
 
     def work() -> None:
-        with turns.turn():
+        with lock.hold():
             done.append(1)
 
-    run_in_thread(work, leave=never, turns=turns)
+    run_in_thread(work, leave=never, lock=lock)
     assert done == [1]
-    with pytest.raises(SearchIsOver), turns.turn():
+    with pytest.raises(SearchIsOver), lock.hold():
         pass
 
 
@@ -44,92 +44,92 @@ def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_in_thread(work, leave=never, turns=DriverLock(nothing))
+        run_in_thread(work, leave=never, lock=DriverLock(nothing))
 
 
 def test_work_that_goes_on_is_told_to_leave() -> None:
-    turns, ended = DriverLock(nothing), threading.Event()
+    lock, ended = DriverLock(nothing), threading.Event()
 
     def work() -> None:
         try:
             while True:
-                with turns.turn():
+                with lock.hold():
                     pass
         finally:
             ended.set()
 
-    run_in_thread(work, leave=lambda: True, turns=turns)
+    run_in_thread(work, leave=lambda: True, lock=lock)
     assert ended.wait(30)
 
 
 def test_work_that_hangs_is_left_behind() -> None:
-    turns, hang, late = DriverLock(nothing), threading.Event(), []
+    lock, hang, late = DriverLock(nothing), threading.Event(), []
     threads = []
 
     def work() -> None:
         threads.append(threading.current_thread())
         hang.wait()
         try:
-            with turns.turn():
+            with lock.hold():
                 late.append("touched the record")
         except SearchIsOver:
             late.append("kept out")
 
-    run_in_thread(work, leave=lambda: True, turns=turns)
+    run_in_thread(work, leave=lambda: True, lock=lock)
     hang.set()
     threads[0].join(30)
     assert late == ["kept out"]
 
 
 def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
-    turns, hang, begun = DriverLock(nothing), threading.Event(), threading.Event()
+    lock, hang, begun = DriverLock(nothing), threading.Event(), threading.Event()
 
     def work() -> None:
-        with turns.turn():
+        with lock.hold():
             begun.set()
             hang.wait()
 
     with pytest.raises(RecordBusyError, match="the record must take a write"):
-        run_in_thread(work, leave=begun.is_set, turns=turns)
+        run_in_thread(work, leave=begun.is_set, lock=lock)
     hang.set()
 
 
 def test_what_leaving_raises_ends_the_work_too() -> None:
-    turns = DriverLock(nothing)
+    lock = DriverLock(nothing)
 
     def work() -> None:
         while True:
-            turns.check()
+            lock.check()
 
     def lost() -> bool:
         raise LeaseLostError("lost")
 
     with pytest.raises(LeaseLostError):
-        run_in_thread(work, leave=lost, turns=turns)
+        run_in_thread(work, leave=lost, lock=lock)
 
 
-def test_a_lost_lease_leaves_no_turn() -> None:
+def test_after_a_lost_lease_the_lock_cannot_be_held() -> None:
     def lost() -> None:
         raise LeaseLostError("lost")
 
-    with pytest.raises(SearchIsOver), DriverLock(lost).turn():
+    with pytest.raises(SearchIsOver), DriverLock(lost).hold():
         raise AssertionError("the record was touched")
 
 
 def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None:
-    turns = DriverLock(nothing)
+    lock = DriverLock(nothing)
 
     def work() -> None:
         # As Tune does: it logs what its parts raise, and asks them again.
         for _ in range(3):
             try:
-                with turns.turn():
+                with lock.hold():
                     raise RecordError("the disk is full")
             except Exception:
                 continue
         raise AssertionError("it was asked again")
 
     with pytest.raises(RecordError, match="the disk is full"):
-        run_in_thread(work, leave=never, turns=turns)
-    with pytest.raises(SearchIsOver), turns.turn():
+        run_in_thread(work, leave=never, lock=lock)
+    with pytest.raises(SearchIsOver), lock.hold():
         pass

@@ -24,9 +24,9 @@ def execute(
     resources: dict[str, float],
     workers: int,
     concurrent: int,
-    turns: DriverLock,
+    lock: DriverLock,
 ) -> None:
-    """Run the coordinator's trials on the connected Ray until no trials are left or the ``turns`` have ended.
+    """Run the coordinator's trials on the connected Ray until no trials are left or the ``lock`` is closed.
 
     A trial gets the resources of all its processes at once, so no trial waits while it holds half of them.
 
@@ -37,7 +37,7 @@ def execute(
         resources: The resources of each process of a trial, by Ray's names.
         workers: World size: the number of processes that train one trial.
         concurrent: Number of trials that run at once.
-        turns: The lock on the coordinator and the record.
+        lock: The lock on the coordinator and the record.
     """
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -60,8 +60,8 @@ def execute(
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             tune_config=tune.TuneConfig(
-                search_alg=LockedSearcher(coordinator, make_task, turns),
-                scheduler=LockedScheduler(coordinator, turns, processes),
+                search_alg=LockedSearcher(coordinator, make_task, lock),
+                scheduler=LockedScheduler(coordinator, lock, processes),
                 num_samples=-1,
                 # Without this limit, Tune requests one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,
@@ -72,7 +72,7 @@ def execute(
                 name="trials",
                 storage_path=scratch,
                 # Without its JSON files, Tune reports at the end that it cannot fetch the metrics.
-                callbacks=[JsonLoggerCallback(), LeavingCallback(turns)],
+                callbacks=[JsonLoggerCallback(), LeavingCallback(lock)],
                 # The coordinator retries trials. Tune would retry only a running trial, not one whose process
                 # dies while it is being set up (TuneController._process_trial_failure).
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -280,31 +280,36 @@ JOIN_SECONDS: Final = 3.0
 
 
 class SearchIsOver(BaseException):
-    """Raised in the working thread when it may take no more turns. Tune does not catch it."""
+    """Raised in the thread of Tune when the lock is closed. Tune does not catch it."""
 
 
 class DriverLock:
-    """A lock on the coordinator, the record and their callbacks.
+    """A lock on the coordinator, the record and their callbacks, which the main thread can close.
 
-    The working thread takes one turn (one acquisition of the lock) for each call. The main thread ends the
-    turns: afterwards the working thread can take none.
+    Tune runs on a thread, which may hang in Ray. It holds the lock during each call of the coordinator. After
+    the main thread has closed the lock, that thread can hold it no more.
     """
 
     def __init__(self, ensure_held: Callable[[], None]) -> None:
-        """Call ``ensure_held`` at each turn; it raises LeaseLostError if another driver has the search."""
+        """Create an open lock.
+
+        Args:
+            ensure_held: Called whenever the lock is held. It raises LeaseLostError if another driver has the
+                search.
+        """
         self._ensure_held = ensure_held
         self._lock = threading.Lock()
-        self._over = False
+        self._is_closed = False
         self.failure: RecordError | None = None
-        """The error of a failed write to the record, or None. No turn follows such an error."""
+        """The error of a failed write to the record, or None. Such an error closes the lock."""
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the lock for one call of the working thread.
+    def hold(self) -> Iterator[None]:
+        """Hold the lock for one call.
 
         Raises:
-            SearchIsOver: If the turns have ended, if this process has lost the lease, or if a write to the
-                record fails in the block.
+            SearchIsOver: If the lock is closed, this process has lost the lease, or a write to the record
+                fails in the block.
         """
         with self._lock:
             self.check()
@@ -317,41 +322,41 @@ class DriverLock:
                 yield
             except RecordError as error:
                 # The main thread raises this error. Tune would log it, call again, and log it again.
-                self.failure, self._over = error, True
+                self.failure, self._is_closed = error, True
                 raise SearchIsOver from error
 
     def check(self) -> None:
-        """Check that the working thread may still take turns.
+        """Check that the lock is open.
 
         Raises:
-            SearchIsOver: If the turns have ended.
+            SearchIsOver: If the lock is closed.
         """
-        if self._over:
+        if self._is_closed:
             raise SearchIsOver
 
-    def end(self, patience: float) -> bool:
-        """End the turns; return False if the present turn does not end within ``patience`` seconds."""
-        self._over = True
-        ended = self._lock.acquire(timeout=patience)
-        if ended:
+    def close(self, timeout: float) -> bool:
+        """Close the lock; return False if it is still held after ``timeout`` seconds."""
+        self._is_closed = True
+        is_free = self._lock.acquire(timeout=timeout)
+        if is_free:
             self._lock.release()
-        return ended
+        return is_free
 
 
-def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], turns: DriverLock) -> None:
+def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: DriverLock) -> None:
     """Run ``work`` on a thread until it ends or ``leave`` returns True.
 
-    Afterwards ``work`` can take no more turns. An exception that ``work`` or ``leave`` raises is raised here,
+    Afterwards ``work`` cannot hold the lock any more. An exception of ``work`` or ``leave`` is raised here,
     except that an exception of ``work`` is dropped after ``leave`` has returned True.
 
     Args:
-        work: Runs the trials. It uses the record within ``turns`` only.
+        work: Runs the trials. It uses the record only while it holds ``lock``.
         leave: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
-        turns: The lock that ``work`` uses.
+        lock: The lock that ``work`` uses.
 
     Raises:
-        RecordError: If a write to the record fails in a turn.
-        RecordBusyError: If a turn of ``work`` does not end, so that no other thread may use the record.
+        RecordError: If a write to the record fails.
+        RecordBusyError: If ``work`` does not give the lock back, so that no other thread may use the record.
     """
     failures: list[BaseException] = []
 
@@ -371,14 +376,14 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], turns:
             thread.join(TICK)
             left = leave()
     finally:
-        ended = turns.end(JOIN_SECONDS)
+        ended = lock.close(JOIN_SECONDS)
         thread.join(JOIN_SECONDS)
     if not ended:
         rule = f"the record must take a write, but has not for {JOIN_SECONDS:g} s"
         raise RecordBusyError(
             format_error(rule, hint="What was recorded before is safe: resume with --resume.")
         )
-    if turns.failure is not None:
-        raise turns.failure
+    if lock.failure is not None:
+        raise lock.failure
     if failures and not left:
         raise failures[0]

@@ -1,7 +1,7 @@
-"""Tune's searcher and scheduler, which the working thread calls; each call takes a turn.
+"""Tune's searcher and scheduler, which call the coordinator.
 
-Here the working thread, which may hang in Ray, uses the coordinator and the record. The main thread may end
-the working thread's access to both.
+Tune runs on a thread, which may hang in Ray. Each of its calls therefore holds :class:`.DriverLock`. The main
+thread can close that lock, and so takes the coordinator and the record away from the thread.
 """
 
 from __future__ import annotations
@@ -269,79 +269,79 @@ class ActorReuse:
 
 
 class LockedSearcher(CoordinatorSearcher):
-    """A :class:`CoordinatorSearcher` that takes a turn for each call."""
+    """A :class:`CoordinatorSearcher` that holds the lock for each call."""
 
     def __init__(
-        self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], turns: DriverLock
+        self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], lock: DriverLock
     ) -> None:
         """Wrap ``coordinator``.
 
         Args:
             coordinator: Provides the trials.
             make_task: Creates a worker's description of a trial.
-            turns: The lock that each call acquires.
+            lock: The lock that each call acquires.
         """
         super().__init__(coordinator, make_task)
-        self._turns = turns
+        self._lock = lock
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """See :meth:`.CoordinatorSearcher.suggest`."""
-        with self._turns.turn():
+        with self._lock.hold():
             return super().suggest(trial_id)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """See :meth:`.CoordinatorSearcher.on_trial_complete`."""
-        with self._turns.turn():
+        with self._lock.hold():
             super().on_trial_complete(trial_id, result, error)
 
 
 class LockedScheduler(CoordinatorScheduler):
-    """A :class:`CoordinatorScheduler` that takes a turn for each call."""
+    """A :class:`CoordinatorScheduler` that holds the lock for each call."""
 
-    def __init__(self, coordinator: Coordinator, turns: DriverLock, processes: ActorReuse) -> None:
+    def __init__(self, coordinator: Coordinator, lock: DriverLock, processes: ActorReuse) -> None:
         """Wrap ``coordinator``.
 
         Args:
             coordinator: Decides which trials run and when each one stops.
-            turns: The lock that each call acquires.
+            lock: The lock that each call acquires.
             processes: Updated in each step of Tune's loop, which begins with a call of
                 :meth:`choose_trial_to_run`.
         """
         super().__init__(coordinator)
-        self._turns = turns
+        self._lock = lock
         self._processes = processes
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
         """See :meth:`.CoordinatorScheduler.choose_trial_to_run`."""
-        with self._turns.turn():
+        with self._lock.hold():
             self._processes.keep(tune_controller)
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
         """See :meth:`.CoordinatorScheduler.on_trial_error`."""
-        with self._turns.turn():
+        with self._lock.hold():
             super().on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
         """See :meth:`.CoordinatorScheduler.on_trial_result`."""
-        with self._turns.turn():
+        with self._lock.hold():
             return super().on_trial_result(tune_controller, trial, result)
 
 
 class LeavingCallback(tune.Callback):
-    """Ends Tune's loop once the turns have ended, even if an epoch takes an hour."""
+    """Ends Tune's loop once the lock is closed, even if an epoch takes an hour."""
 
-    def __init__(self, turns: DriverLock) -> None:
-        """Store ``turns``, which each step of Tune's loop checks."""
-        self._turns = turns
+    def __init__(self, lock: DriverLock) -> None:
+        """Store ``lock``, which each step of Tune's loop checks."""
+        self._lock = lock
 
     def __getstate__(self) -> dict[str, object]:
         """Return no state, because Tune pickles its parts for a restore that this package does not use."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Check the turns; Tune calls this about ten times per second."""
+        """Check the lock; Tune calls this about ten times per second."""
         del iteration, trials, info
-        self._turns.check()
+        self._lock.check()
