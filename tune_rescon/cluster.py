@@ -254,7 +254,7 @@ def inspect(as_json: bool) -> int:
 
 def _check(path: Path) -> int:
     """Print the findings of a file; return 2 if any of them is an error, else 0."""
-    from tune_rescon.clusters.lint import check_file
+    from tune_rescon.clusters.check import check_file
 
     found = check_file(path)
     for finding in found:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tune_rescon.cluster import main
-from tune_rescon.clusters import Finding, lint
+from tune_rescon.clusters import Finding, check
+from tune_rescon.clusters.check import check_file
 from tune_rescon.clusters.commands import Done
 
 Stands = Callable[..., Done]
@@ -19,14 +20,14 @@ HEAD = Done(code=0, output="Some words first.\n10.0.0.1\n")
 NO_HEAD = Done(code=1, output="Head node of cluster (lab) not found!\n")
 
 
-CHECK = lint.check_file
+CHECK = check_file
 
 
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     """What `check` finds."""
     found: list[Finding] = []
-    monkeypatch.setattr(lint, "check_file", lambda _path: found)
+    monkeypatch.setattr(check, "check_file", lambda _path: found)
     return found
 
 
@@ -206,7 +207,7 @@ def test_check_takes_several_and_warnings_are_no_error(
 def test_check_tells_of_a_file_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lint, "check_file", CHECK)
+    monkeypatch.setattr(check, "check_file", CHECK)
     assert main(["check", str(tmp_path / "nope.yaml")]) == 2
     assert "nope.yaml:1: error: cannot be read" in capsys.readouterr().out
 

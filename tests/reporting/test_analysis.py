@@ -50,9 +50,9 @@ def test_every_rung_counts_each_trial_once(simulated: StudyResult) -> None:
     assert [rung.epoch for rung in rungs] == [1, 3, 9]
     for rung in rungs:
         assert rung.reached == sum(trial.epochs >= rung.epoch for trial in simulated.trials)
-        assert rung.went_on + rung.stopped + rung.otherwise == rung.reached
+        assert rung.continued + rung.stopped + rung.otherwise == rung.reached
     finished = sum(trial.state is TrialState.FINISHED for trial in simulated.trials)
-    assert (rungs[-1].went_on, rungs[-1].stopped) == (finished, 0)
+    assert (rungs[-1].continued, rungs[-1].stopped) == (finished, 0)
 
 
 def test_only_what_a_rule_stopped_was_saved(make_result: MakeResult, make_trial: MakeTrial) -> None:

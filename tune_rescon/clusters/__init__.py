@@ -24,13 +24,13 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.clusters.aws_stack import configure_file, has_spot_role
+    from tune_rescon.clusters.check import check_file
     from tune_rescon.clusters.cluster import bring_up, find_head, hold_tunnel, take_down
     from tune_rescon.clusters.cluster_file import ClusterFile, read_cluster_file
     from tune_rescon.clusters.costs import most_per_hour
     from tune_rescon.clusters.documents import Finding
     from tune_rescon.clusters.head import HeadState, ask_head, inspect_head, print_state
     from tune_rescon.clusters.jobs import send_search
-    from tune_rescon.clusters.lint import check_file
     from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, supervise_mlflow
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

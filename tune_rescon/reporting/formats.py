@@ -189,7 +189,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "gpu_time_shares": dict(use.shares) if use else None,
         "images_per_second_and_device": trained.per_device if trained else None,
         "rungs": [
-            {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.went_on, "stopped": rung.stopped}
+            {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.continued, "stopped": rung.stopped}
             for rung in rung_survival(result)
         ],
         "scheduling": list(result.scheduling),
@@ -268,7 +268,8 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     if result.space_history:
         yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])
     rungs = (
-        f"{rung.epoch}: {rung.reached} reached it, {rung.went_on} continued" for rung in rung_survival(result)
+        f"{rung.epoch}: {rung.reached} reached it, {rung.continued} continued"
+        for rung in rung_survival(result)
     )
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     if result.scheduling:

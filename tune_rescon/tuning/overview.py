@@ -101,7 +101,10 @@ class SearchOverview:
     state: SearchState | None = None
     """None if the search cannot be read; see :attr:`problem`."""
     best: float = math.nan
-    """The winner's value; nan if no trial has one."""
+    """The best value among the trials with the most epochs; nan if no trial has one.
+
+    Of final trainings it is not the winner's value: a report chooses the winner by the mean over the seeds.
+    """
     ended: int = 0
     """Number of trials in a final state."""
     total: int = 0
@@ -250,7 +253,7 @@ def _values(
 
 
 def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
-    """Return the best value among the trials with the most epochs, as :func:`.best_trial` ranks them.
+    """Return the best value among the trials with the most epochs.
 
     >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
     0.8

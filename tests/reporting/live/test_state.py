@@ -61,7 +61,7 @@ def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
     assert seen.speeds == {0: 600.0, 1: 600.0}
     assert seen.ended == {TrialState.STOPPED: 1, TrialState.DIVERGED: 1}
     assert seen.done == 2
-    assert seen.rungs == (RungCount(epoch=1, came=4, went_on=2),)
+    assert seen.rungs == (RungCount(epoch=1, reached=4, continued=2),)
     # Five epochs of two seconds on one core.
     assert seen.compute_hours == pytest.approx(10 / 3600)
 
@@ -103,11 +103,11 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back(
     paused = train(0, 0.5, ends=TrialState.PAUSED)
     seen = state.snapshot(TWO_SLOTS)
     assert (seen.running, seen.done, seen.ended) == ((), 0, {TrialState.PAUSED: 1})
-    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
+    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=0),)
     assert not state.on_trial_start(paused, 0.0)
     seen = state.snapshot(TWO_SLOTS)
     assert (len(seen.running), seen.ended) == (1, {})
-    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
+    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
 def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
@@ -117,7 +117,7 @@ def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
     state.on_trial_end(make_trial(0, 0.5, state=TrialState.STOPPED))
     seen = state.snapshot(TWO_SLOTS)
     assert seen.ended == {TrialState.STOPPED: 1}
-    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=0),)
+    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=0),)
 
 
 def test_a_trial_whose_worker_died_is_the_same_trial(
@@ -127,7 +127,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
     assert state.on_trial_start(running, 30.0)
     seen = state.snapshot(TWO_SLOTS)
     assert len(seen.running) == 1
-    assert seen.rungs == (RungCount(epoch=1, came=1, went_on=1),)
+    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
 def test_a_search_that_goes_on_begins_with_what_its_record_holds(
@@ -143,8 +143,8 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
     seen = state.snapshot(TWO_SLOTS)
     assert seen.done == 2
     assert seen.rungs == (
-        RungCount(epoch=1, came=3, went_on=2),
-        RungCount(epoch=3, came=1, went_on=1),
+        RungCount(epoch=1, reached=3, continued=2),
+        RungCount(epoch=3, reached=1, continued=1),
     )
     assert seen.compute_hours == pytest.approx(24 / 3600)
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"

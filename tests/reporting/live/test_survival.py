@@ -13,7 +13,7 @@ from tune_rescon.reporting.live.state import Survival, seconds_left
 
 def observe(survival: Survival, epochs: int, *, ended: bool) -> None:
     for epoch in range(epochs + 1):
-        survival.came(epoch)
+        survival.reached(epoch)
     if ended:
         survival.ended(epochs)
 
@@ -43,7 +43,7 @@ def test_a_promoted_trial_has_not_ended_at_its_rung() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     observe(survival, 1, ended=True)
     assert survival.at(1) == (1, 0)
-    survival.went_on(1)
+    survival.continued(1)
     assert survival.at(1) == (1, 1)
 
 

@@ -273,7 +273,7 @@ class RungSurvival:
 
     epoch: int
     reached: int
-    went_on: int
+    continued: int
     """Trials that continued after the rung or, at the last rung, finished."""
     stopped: int
     """Trials that were stopped at the rung."""
@@ -288,14 +288,14 @@ def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
 
 def _survival_at(result: StudyResult, level: int) -> RungSurvival:
     reached = [trial for trial in result.trials if trial.epochs >= level]
-    went_on = sum(_continued(trial, level) for trial in reached)
+    continued = sum(_continued(trial, level) for trial in reached)
     stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
     return RungSurvival(
         epoch=level,
         reached=len(reached),
-        went_on=went_on,
+        continued=continued,
         stopped=stopped,
-        otherwise=len(reached) - went_on - stopped,
+        otherwise=len(reached) - continued - stopped,
     )
 
 

@@ -263,7 +263,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
     if seen.waiting:
         yield "MLflow", Text(f"{seen.waiting} waiting", style="yellow")
     if seen.rungs:
-        counts = ", ".join(f"{rung.went_on} of {rung.came} after {rung.epoch}" for rung in seen.rungs)
+        counts = ", ".join(f"{rung.continued} of {rung.reached} after {rung.epoch}" for rung in seen.rungs)
         yield "Promoted", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
     yield "Used", Text(f"{device_hours_words(seen.compute_hours, seen.device)} reserved{_pace(seen)}")
     if seen.ended:

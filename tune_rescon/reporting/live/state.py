@@ -42,7 +42,7 @@ class Survival:
         self._came = [0] * (levels[-1] + 1)
         self._ended = [0] * (levels[-1] + 1)
 
-    def came(self, epoch: int) -> None:
+    def reached(self, epoch: int) -> None:
         """Count a trial that reported ``epoch``; 0: a trial that started."""
         self._came[epoch] += 1
 
@@ -50,7 +50,7 @@ class Survival:
         """Count a trial that ended, or paused, after ``epoch``."""
         self._ended[epoch] += 1
 
-    def went_on(self, epoch: int) -> None:
+    def continued(self, epoch: int) -> None:
         """Count the promotion of a trial that paused after ``epoch``."""
         self._ended[epoch] -= 1
 
@@ -73,10 +73,10 @@ class Survival:
         return ahead
 
     def _passes(self, epoch: int) -> float:
-        came, passed = self.at(epoch)
+        reached, passed = self.at(epoch)
         if epoch in self._rungs:
-            return (passed + BELIEF) / (came + BELIEF * self._factor)
-        return passed / came if came else 1.0
+            return (passed + BELIEF) / (reached + BELIEF * self._factor)
+        return passed / reached if reached else 1.0
 
 
 def seconds_left(
@@ -127,8 +127,8 @@ class RungCount:
     """The number of trials that reached a rung, and how many of them continued after it."""
 
     epoch: int
-    came: int
-    went_on: int
+    reached: int
+    continued: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class LiveTotals:
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
-                self._survival.came(epoch)
+                self._survival.reached(epoch)
             self._epochs += trial.epochs
             self._trained += trial.seconds
             self._compare(trial)
@@ -223,7 +223,7 @@ class LiveTotals:
             now: the current time in seconds.
         """
         self._shares.pop(trial.number, None)
-        self._survival.came(trial.epochs)
+        self._survival.reached(trial.epochs)
         self._epochs += 1
         self._unfinished[trial.number] = trial.epochs
         self._running[trial.number] = trial
@@ -256,7 +256,9 @@ class LiveTotals:
         counts = [(level, *self._survival.at(level)) for level in self._levels[:-1]]
         if self._space.scheduler.type == "auto":
             # The levels are the candidates. The rungs are those at which trials pause.
-            counts = [(level, came, went_on) for level, came, went_on in counts if went_on < came]
+            counts = [
+                (level, reached, continued) for level, reached, continued in counts if continued < reached
+            ]
         return Snapshot(
             name=self._name,
             metric=self._space.metric.name,
@@ -267,7 +269,9 @@ class LiveTotals:
             speeds=dict(self._speeds),
             shares=dict(self._shares),
             best=self._best,
-            rungs=tuple(RungCount(epoch=e, came=came, went_on=on) for e, came, on in counts if came),
+            rungs=tuple(
+                RungCount(epoch=e, reached=reached, continued=on) for e, reached, on in counts if reached
+            ),
             seconds_left=self._seconds_left(reading),
             compute_hours=self._trained / 3600 * self._devices,
             device=self._space.resources_per_trial.device,
@@ -278,13 +282,13 @@ class LiveTotals:
     def _begin(self, trial: TrialRecord) -> None:
         self._known += 1
         self._unfinished[trial.number] = trial.epochs
-        self._survival.came(0)
+        self._survival.reached(0)
 
     def _resume(self, trial: TrialRecord) -> None:
         """End a trial's pause: the trial continues, or its final state is about to be counted."""
         self._paused.remove(trial.number)
         self._ended[TrialState.PAUSED] -= 1
-        self._survival.went_on(trial.epochs)
+        self._survival.continued(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
     def _settle(self, trial: TrialRecord) -> None:

@@ -245,7 +245,7 @@ def survival_bars(result: StudyResult) -> Chart:
     """Return, for each rung, the trials that reached it, by their state after it."""
     rungs = rung_survival(result)
     parts = (
-        ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.went_on for rung in rungs]),
+        ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
         ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
         ("failed, waiting or running", MUTED, [rung.otherwise for rung in rungs]),
     )
