@@ -252,14 +252,14 @@ def _lives(folder: Path, lines: Iterable[list[Any]]) -> dict[str, Life]:
     return dict(lives)
 
 
-#: Nightly rows: test_background_writes.py shows what the thread writes, and when.
-BACKGROUND = "sgd, in the background"
+#: Nightly: test_background_writes.py shows what the thread writes, and when.
+BY_THREAD = "sgd, in the background"
 
 
 @pytest.mark.parametrize(
     ("optimizer", "deed"),
     [
-        pytest.param(name, deed, marks=[pytest.mark.nightly] if name == BACKGROUND else [])
+        pytest.param(name, deed, marks=[pytest.mark.nightly] if name == BY_THREAD else [])
         for name, (deeds, _) in DEATHS.items()
         for deed in deeds
     ],
@@ -275,7 +275,7 @@ def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["sgd", pytest.param(BACKGROUND, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", ["sgd", pytest.param(BY_THREAD, marks=pytest.mark.nightly)])
 def test_so_does_a_trial_killed_again_and_again_at_random_moments(
     lives: Callable[[str], dict[str, Life]], name: str, seed: int
 ) -> None:

@@ -34,7 +34,7 @@ def busy(make_trial: MakeTrial) -> Snapshot:
         running=running,
         speeds={trial.number: 1000.0 for trial in running[1:]},
         best=make_trial(7, *[0.9375] * 81, state=TrialState.FINISHED),
-        rungs=(RungCount(epoch=1, came=164, went_on=60), RungCount(epoch=3, came=60, went_on=20)),
+        rungs=(RungCount(epoch=1, reached=164, continued=60), RungCount(epoch=3, reached=60, continued=20)),
         seconds_left=7900.0,
         compute_hours=12.5,
         device="GPU",
