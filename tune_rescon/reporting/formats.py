@@ -21,7 +21,14 @@ from tune_rescon.reporting.analysis import (
     throughput,
     timeline,
 )
-from tune_rescon.reporting.formatting import foreign_words, format_number, in_hand_words, pairs, value_words
+from tune_rescon.reporting.formatting import (
+    device_hours_words,
+    foreign_words,
+    format_number,
+    in_hand_words,
+    pairs,
+    value_words,
+)
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
 
@@ -70,7 +77,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     saved = savings(result)
     summary = (
         f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
-        f" {format_number(round(saved.hours, 3))} {result.device}-hours,"
+        f" {device_hours_words(saved.hours, result.device)},"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
@@ -253,7 +260,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
-        f" {format_number(round(saved.hours, 3))} {result.device}-hours; early stopping saved"
+        f" {device_hours_words(saved.hours, result.device)}; early stopping saved"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%})."
     )
     if result.failure:

@@ -128,8 +128,8 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        hours = format_number(round(saved.hours_saved, 2))
-        yield f"{saved.share:.0%}", f"epochs saved, ~{hours} {result.device}-hours"
+        hours = device_hours_words(saved.hours_saved, result.device)
+        yield f"{saved.share:.0%}", f"epochs saved, about {hours}"
     yield device_hours_words(saved.hours, result.device), "reserved"
     spent = device_hours(result)
     if len(spent) > 1:

@@ -27,7 +27,13 @@ from tune_rescon.reporting.analysis import (
     values_at,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER, duration, format_number
+from tune_rescon.reporting.formatting import (
+    STATE_COLOUR,
+    STATE_ORDER,
+    device_hours_words,
+    duration,
+    format_number,
+)
 from tune_rescon.reporting.page.chart_parts import (
     Chart,
     axis,
@@ -430,6 +436,6 @@ def _rung_words(result: StudyResult) -> str:
         return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
         f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}), about {format_number(round(saved.hours_saved, 2))} {result.device}-hours."
+        f" ({saved.share:.0%}), about {device_hours_words(saved.hours_saved, result.device)}."
         f"{scheduling}"
     )
