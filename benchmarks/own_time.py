@@ -243,13 +243,14 @@ def by_package(modules: Iterator[tuple[str, float]]) -> Mapping[str, tuple[float
     >>> by_package(iter([("torch.nn", 0.5), ("json", 0.1), ("torch", 1.0)]))
     {'torch': (1.5, 2), 'json': (0.1, 1)}
     """
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     number: Counter[str] = Counter()
     for name, own in modules:
         package = name.partition(".")[0]
-        seconds[package] += own  # type: ignore[assignment]  # a Counter adds floats as well
+        seconds[package] += own
         number[package] += 1
-    return {package: (own, number[package]) for package, own in seconds.most_common()}
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    return {package: (own, number[package]) for package, own in longest}
 
 
 def _print_imports(kind: str, modules: Iterator[tuple[str, float]], rows: int = 12) -> None:

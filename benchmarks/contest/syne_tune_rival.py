@@ -57,16 +57,8 @@ class SyneTune(Rival):
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
         del checkpoint
-        trial, value = self._running[number], metrics["val_accuracy"]
-        if not math.isfinite(value):
-            self._scheduler.on_trial_error(trial)
-            return Decision.DIVERGED
-        result = {"val_accuracy": value, "epoch": epoch}
-        if epoch >= self._last:
-            self._scheduler.on_trial_complete(trial, result)
-            return Decision.FINISH
-        decided = self._scheduler.on_trial_result(trial, result)
-        return Decision.STOP if decided == "STOP" else Decision.CONTINUE
+        value = metrics["val_accuracy"]
+        return _report(self._scheduler, self._running[number], epoch, value, last=self._last)
 
 
 class SyneTuneDyHPO(Rival):
@@ -107,15 +99,20 @@ class SyneTuneDyHPO(Rival):
         if epoch <= drawn.epochs:  # a resumed trial repeats the epoch of its checkpoint
             return Decision.CONTINUE
         drawn.epochs = epoch
-        if not math.isfinite(value):
-            self._scheduler.on_trial_error(trial)
-            return Decision.DIVERGED
-        result = {"val_accuracy": value, "epoch": epoch}
-        if epoch >= self._last:
-            self._scheduler.on_trial_complete(trial, result)
-            return Decision.FINISH
-        decided = self._scheduler.on_trial_result(trial, result)
-        return {"PAUSE": Decision.PAUSE, "STOP": Decision.STOP}.get(decided, Decision.CONTINUE)
+        return _report(self._scheduler, trial, epoch, value, last=self._last)
+
+
+def _report(scheduler: Any, trial: Any, epoch: int, value: float, *, last: int) -> Decision:
+    """Report an epoch to a scheduler of Syne Tune, and return its decision."""
+    if not math.isfinite(value):
+        scheduler.on_trial_error(trial)
+        return Decision.DIVERGED
+    result = {"val_accuracy": value, "epoch": epoch}
+    if epoch >= last:
+        scheduler.on_trial_complete(trial, result)
+        return Decision.FINISH
+    decided = scheduler.on_trial_result(trial, result)
+    return {"PAUSE": Decision.PAUSE, "STOP": Decision.STOP}.get(decided, Decision.CONTINUE)
 
 
 def _trial(number: int, config: Mapping[str, Any]) -> Any:

@@ -145,7 +145,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {7: "scheduler: {group_by: width}"},
         "s.yaml:7: scheduler.group_by: must name a categorical parameter without",
     ),
-    ({7: "scheduler: {group_by: learning_rate}"}, "but got 'learning_rate'. There: depth."),
+    ({7: "scheduler: {group_by: learning_rate}"}, "but got 'learning_rate'. Choose from: depth."),
     ({8: "budget: {trials: 0}"}, "s.yaml:8: budget.trials: must be at least 1, but got 0."),
     ({8: "budget: {trials: 1e3}"}, "s.yaml:8: budget.trials: must be a whole number, but got 1000.0."),
     (

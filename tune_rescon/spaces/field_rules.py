@@ -24,6 +24,7 @@ __all__ = [
     "check_fields",
     "check_rows",
     "check_shares",
+    "choice_of",
     "field_problem",
     "holds_text",
     "unknown_fields",
@@ -153,8 +154,12 @@ def _strange_values(
 def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
     known = [other for other, parameter in above.items() if isinstance(parameter, CategoricalParameter)]
     rule = "must name a categorical parameter declared above this one"
-    there = f"There: {', '.join(known)}." if known else "There are none."
-    return format_error(rule, got=shown(name), hint=there)
+    return format_error(rule, got=shown(name), hint=choice_of(known))
+
+
+def choice_of(names: Sequence[str]) -> str:
+    """Return a hint with the parameters from which to choose."""
+    return f"Choose from: {', '.join(names)}." if names else "The space has no such parameter."
 
 
 #: How far a number may be from a step, in steps, and still count as on it: Optuna's own tolerance.

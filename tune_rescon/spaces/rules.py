@@ -20,6 +20,7 @@ from tune_rescon.spaces.field_rules import (
     check_fields,
     check_rows,
     check_shares,
+    choice_of,
     unknown_fields,
 )
 from tune_rescon.spaces.networks import missing_networks, only_rows
@@ -165,8 +166,8 @@ def _check_scheduler(draft: PartialSpace) -> Iterator[Problem]:
     ]
     if name not in known:
         rule = "must name a categorical parameter without `when`"
-        there = f"There: {', '.join(known)}." if known else "There are none."
-        yield Problem(path=("scheduler", "group_by"), text=format_error(rule, got=shown(name), hint=there))
+        text = format_error(rule, got=shown(name), hint=choice_of(known))
+        yield Problem(path=("scheduler", "group_by"), text=text)
 
 
 def _check_epochs(draft: PartialSpace) -> Iterator[Problem]:

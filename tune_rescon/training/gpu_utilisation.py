@@ -61,7 +61,7 @@ class UtilisationSampler:
             self._readings.append(reading)
 
     def mean(self) -> float:
-        """Return the mean of the readings since the last call; nan if there are none."""
+        """Return the mean of the readings since the last call; nan without a reading."""
         with self._lock:
             readings, self._readings = self._readings, []
         return math.fsum(readings) / len(readings) if readings else math.nan

@@ -128,7 +128,7 @@ class SearchFolder:
 
     @property
     def mistakes_json(self) -> Path:
-        """What the best network gets wrong, for the report."""
+        """The file with the best network's mistakes, which the report shows."""
         return self.path / "mistakes.json"
 
     @property

@@ -284,56 +284,48 @@ def _line(result: StudyResult, colour: str) -> dict[str, Any]:
 
 def speed_steps(found: Timeline, trained: Throughput) -> Chart:
     """Return the summed speeds of all trials over time."""
-    begin, unit, seconds = clock(found)
-    begins = (trained.begun + index * trained.part for index in range(len(trained.speeds) + 1))
+    begins = [trained.begun + index * trained.part for index in range(len(trained.speeds) + 1)]
     return Chart(
         key="speed",
         label="images trained per second by all trials at once",
-        data=[
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": rounded((moment - begin) / seconds for moment in begins),
-                "y": rounded([*trained.speeds, 0.0]),
-                "line": {"shape": "hv", "width": 1.2, "color": "#0072b2"},
-                "fill": "tozeroy",
-                "hovertemplate": "%{y:.4~g} images/s<extra></extra>",
-            }
-        ],
-        layout={
-            "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
-            "yaxis": axis("images/s, all trials", rangemode="tozero"),
-            "showlegend": False,
-        },
+        data=[_steps(found, begins, trained.speeds, colour="#0072b2", hover="%{y:.4~g} images/s")],
+        layout=_over_time(found, axis("images/s, all trials", rangemode="tozero")),
         height=300,
     )
 
 
 def utilisation_steps(found: Timeline, use: GpuUse) -> Chart:
     """Return the utilisation of the GPUs over time."""
-    begin, unit, seconds = clock(found)
-    begins = (use.begun + index * use.part for index in range(len(use.levels) + 1))
+    begins = [use.begun + index * use.part for index in range(len(use.levels) + 1)]
     return Chart(
         key="utilisation",
         label="utilisation of the GPUs",
-        data=[
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": rounded((moment - begin) / seconds for moment in begins),
-                "y": rounded([*use.levels, 0.0]),
-                "line": {"shape": "hv", "width": 1.2, "color": "#009e73"},
-                "fill": "tozeroy",
-                "hovertemplate": "%{y:.0%}<extra></extra>",
-            }
-        ],
-        layout={
-            "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
-            "yaxis": axis("GPU utilisation", range=[0, 1], tickformat=".0%"),
-            "showlegend": False,
-        },
+        data=[_steps(found, begins, use.levels, colour="#009e73", hover="%{y:.0%}")],
+        layout=_over_time(found, axis("GPU utilisation", range=[0, 1], tickformat=".0%")),
         height=220,
     )
+
+
+def _steps(
+    found: Timeline, begins: Sequence[float], levels: Sequence[float], *, colour: str, hover: str
+) -> dict[str, Any]:
+    """Return a filled line of ``levels``; ``begins`` has the begin of each and the end of the last one."""
+    begin, _, seconds = clock(found)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": rounded((moment - begin) / seconds for moment in begins),
+        "y": rounded([*levels, 0.0]),
+        "line": {"shape": "hv", "width": 1.2, "color": colour},
+        "fill": "tozeroy",
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
+
+
+def _over_time(found: Timeline, yaxis: Mapping[str, Any]) -> dict[str, Any]:
+    _, unit, _ = clock(found)
+    xaxis = axis(f"{unit} since the first epoch", rangemode="tozero")
+    return {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False}
 
 
 @dataclass(frozen=True, kw_only=True)
