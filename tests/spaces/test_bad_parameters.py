@@ -137,7 +137,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # Conditions.
     (
         {15: "  drop_path: {type: float, low: 0.0, high: 0.2, when: {parameter: layout, in: [cifar]}}"},
-        "when.parameter: must name a categorical parameter declared above this one, but got 'layout'. Choose from:",
+        "when.parameter: must name a categorical parameter declared above this one, but got 'layout'. Choose",
     ),
     (
         {15: "  drop_path: {type: float, low: 0, high: 1, when: {parameter: batch_size, in: [16]}}"},
