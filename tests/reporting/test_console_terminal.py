@@ -82,7 +82,41 @@ def test_a_pipe_has_long_lines_and_no_terminal() -> None:
     os.close(reading)
 
 
-def test_whoever_replaced_standard_output_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+#: Draws a table; its terminal is closed after the first line, when standard input ends.
+DRAWS_ON = """
+import sys
+from rich.live import Live
+from tune_rescon.reporting import open_console
+with open_console(plain=False) as console:
+    with Live("a table", console=console, auto_refresh=False, transient=True) as table:
+        console.print("ready")
+        sys.stdin.read()
+        table.update("another table", refresh=True)
+        console.print("a line")
+    console.print("the result")
+"""
+
+
+@pytest.mark.timeout(60)  # an interpreter
+def test_a_closed_terminal_does_not_end_the_drawing() -> None:
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRAWS_ON],
+        stdin=subprocess.PIPE,
+        stdout=its,
+        stderr=subprocess.PIPE,
+        env={**CLEAN, "TERM": "xterm"},
+    )
+    os.close(its)
+    printed = b""
+    while b"ready\r\n" not in printed:
+        printed += os.read(ours, 1000)
+    os.close(ours)
+    _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_program_that_replaced_standard_output_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
     with open_console(plain=True) as console:
         console.print("a line")
     assert capsys.readouterr().out == "a line\n"

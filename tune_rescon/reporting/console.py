@@ -30,7 +30,7 @@ __all__ = [
 #: Width of a line, in characters, where the output is not a terminal.
 PIPE_WIDTH: Final = 250
 
-#: The assumed size of a terminal that does not report its size.
+#: The assumed size of a terminal that does not report its size, or has been closed.
 DEFAULT_SIZE: Final = ConsoleDimensions(80, 25)
 
 STDOUT: Final = 1
@@ -108,8 +108,11 @@ class _TerminalConsole(Console):
     @property
     @override
     def size(self) -> ConsoleDimensions:
-        """The current size in characters; a window may be resized."""
-        size = os.get_terminal_size(self.file.fileno())
+        """The current size in characters; a window may be resized. A closed terminal has the default size."""
+        try:
+            size = os.get_terminal_size(self.file.fileno())
+        except OSError:
+            return DEFAULT_SIZE
         return ConsoleDimensions(size.columns or DEFAULT_SIZE.width, size.lines or DEFAULT_SIZE.height)
 
     @size.setter
