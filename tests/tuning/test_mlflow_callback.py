@@ -19,7 +19,7 @@ from tune_rescon.tuning.mlflow_callback import (
     experiment_name,
     note_experiment,
 )
-from tune_rescon.tuning.stopping_rule import Decision, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import Proposal
 

@@ -17,8 +17,8 @@ from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration
 from tune_rescon.spaces import CategoricalParameter, Space, preview, trial_config
 from tune_rescon.tuning import datasets_of
-from tune_rescon.tuning.auto_words import planned_epochs
 from tune_rescon.tuning.resources import memory_signature, slots_here
+from tune_rescon.tuning.stopping.auto_words import planned_epochs
 
 __all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed_words"]
 

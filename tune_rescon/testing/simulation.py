@@ -39,7 +39,7 @@ from tune_rescon.tuning import (
     build_result,
     datasets_of,
     default_data_root,
-    make_rule,
+    make_stopping_rule,
     write_atomically,
 )
 from tune_rescon.tuning.plan import make_coordinator, make_plan
@@ -79,7 +79,7 @@ class SimulatedSearch:
             slots: number of trials that run at once; the scheduler ``auto`` plans with it.
         """
         self._space = space
-        self._rule = rule or (lambda: make_rule(self._space, slots=slots))
+        self._rule = rule or (lambda: make_stopping_rule(self._space, slots=slots))
         self._clock = clock
         self._now_ms = None if clock is None else _from_now(clock)
         self._storage: BaseStorage = InMemoryStorage()

@@ -18,7 +18,7 @@ from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
 from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
 from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, CheckpointRetention
 from tune_rescon.tuning.sampler import SearchSampler
-from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 

@@ -38,7 +38,7 @@ from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 

@@ -19,7 +19,7 @@ from tune_rescon.tuning.resources import memory_signature
 from tune_rescon.tuning.retention import CHECKPOINTS_KEPT
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.stopping_rule import StoppingRule
+from tune_rescon.tuning.stopping.rule import StoppingRule
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import warm_start_trials

@@ -15,8 +15,8 @@ from tune_rescon.data import Account
 from tune_rescon.errors import counted
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_words import rungs_and_reasons
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
+from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons
 from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 if TYPE_CHECKING:

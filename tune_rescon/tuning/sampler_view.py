@@ -25,7 +25,7 @@ from tune_rescon.tuning.optuna_samplers import (
     make_sampler,
     sampler_trial,
 )
-from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.stopping.from_space import possible_rungs
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["SamplerView"]
@@ -45,7 +45,7 @@ class SamplerView:
         self._distributions = distributions(space)
         self._background = background
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in rung_levels(space) if compares}
+        self._reached: dict[int, set[int]] = {level: set() for level in possible_rungs(space) if compares}
         self._direction = StudyDirection.MAXIMIZE if space.metric.mode == "max" else StudyDirection.MINIMIZE
         self._worst: float | None = None
         self._is_outdated = False

@@ -40,9 +40,9 @@ from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_
 from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import (
     planned_slots,
@@ -162,7 +162,7 @@ class SearchRun:
         self._coordinator = make_coordinator(
             self._plan,
             record,
-            make_rule(self._space, slots=self._slots),
+            make_stopping_rule(self._space, slots=self._slots),
             self._versions,
             callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,

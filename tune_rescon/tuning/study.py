@@ -28,7 +28,7 @@ from tune_rescon.errors import presentable
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning.database import create_study, find_study, name_objectives, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
-from tune_rescon.tuning.stopping_rule import Decision, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
 

@@ -23,7 +23,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
 if TYPE_CHECKING:

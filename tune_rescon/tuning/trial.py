@@ -15,7 +15,7 @@ from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import MetricAt, watched_metric
 from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
-from tune_rescon.tuning.stopping_rule import Decision, Observation
+from tune_rescon.tuning.stopping.rule import Decision, Observation
 
 __all__ = [
     "FAILED_STATES",

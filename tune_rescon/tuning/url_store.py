@@ -37,7 +37,7 @@ from tune_rescon.tuning.folder import (
 )
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import ClusterSize, TrialRecord, rung_levels
-from tune_rescon.tuning.auto_words import planned_epochs
+from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
+from tune_rescon.tuning.stopping.auto_words import planned_epochs
 
 __all__ = [
     "LiveTotals",
@@ -173,7 +173,7 @@ class LiveTotals:
         """Start without any event in the search ``name`` of ``space``."""
         self._space, self._name = space, name
         self._devices = space.resources_per_trial.devices
-        self._levels = rung_levels(space)
+        self._levels = possible_rungs(space)
         self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
         self._unfinished: dict[int, int] = {}
         self._running: dict[int, TrialRecord] = {}

@@ -19,7 +19,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.stopping_rule import Decision
+from tune_rescon.tuning.stopping.rule import Decision
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

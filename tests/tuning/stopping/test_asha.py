@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.schedulers import SuccessiveHalving, rungs
-from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
+from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
+from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -31,7 +31,7 @@ def seen(
 @given(bounds)
 def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int, int, int]) -> None:
     low, more, factor = numbers
-    levels = rungs(low, low + more, factor)
+    levels = asha_rungs(low, low + more, factor)
     assert (levels[0], levels[-1]) == (low, low + more)
     assert all(b == a * factor for a, b in pairwise(levels[:-1]))
     assert all(a < b for a, b in pairwise(levels))
