@@ -18,7 +18,7 @@ from tune_rescon.tuning.budget import deadline, spent_words
     ],
 )
 def test_what_is_left_of_the_hours(hours: float | None, driven: float, left: float | None) -> None:
-    assert deadline(hours, driven=driven, now=50.0) == (None if left is None else 50.0 + left)
+    assert deadline(hours, elapsed_seconds=driven, now=50.0) == (None if left is None else 50.0 + left)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,6 @@ def test_what_is_left_of_the_hours(hours: float | None, driven: float, left: flo
     ],
 )
 def test_when_spent_hours_are_said(hours: float | None, driven: float, trials: int, said: bool) -> None:
-    words = spent_words(hours, driven=driven, name="s", trials=trials, total=6)
+    words = spent_words(hours, elapsed_seconds=driven, name="s", trials=trials, total=6)
     assert (words is not None) is said
     assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words

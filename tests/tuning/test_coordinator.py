@@ -259,14 +259,14 @@ def test_a_trial_whose_worker_dies_is_handed_out_again_three_times() -> None:
     number = first(search)
     search.epoch_done(number, 1, metrics(0.5), None)
     for _ in range(3):
-        search.worker_died(number)
+        search.worker_failed(number)
         assert first(search) == number
     assert diary.lines.count(f"{number} starts at 1") == 3
-    search.worker_died(number)
+    search.worker_failed(number)
     assert of.trials[number].state is OptunaState.FAIL
     assert list(of.trials[number].intermediate_values) == [1]
     assert first(search) != number
-    search.worker_died(number)
+    search.worker_failed(number)
     assert diary.lines[-1] == "1 starts at 0", "a trial that has ended is not handed out again"
 
 
@@ -275,7 +275,7 @@ def test_a_trial_that_waits_to_be_handed_out_again_is_still_to_come() -> None:
     search = coordinator(of, total=1)
     number = first(search)
     assert search.next_trial() is None
-    search.worker_died(number)
+    search.worker_failed(number)
     assert not search.exhausted
     search.interrupt()
     search.interrupt_remaining()
@@ -673,9 +673,9 @@ def test_a_lost_node_is_forgiven_more_often_than_a_dead_worker(
     search = coordinator(of, total=1)
     number = first(search)
     for _ in range(times):
-        search.worker_died(number, node_is_gone=node_is_gone)
+        search.worker_failed(number, node_is_gone=node_is_gone)
         assert first(search) == number
-    search.worker_died(number, node_is_gone=node_is_gone)
+    search.worker_failed(number, node_is_gone=node_is_gone)
     assert of.trials[number].user_attrs["state"] == "failed"
     error = of.trials[number].user_attrs["error"]
     assert what in error
@@ -686,10 +686,10 @@ def test_a_worker_that_left_in_order_is_followed_by_another_however_often() -> N
     search = coordinator(study(), total=1)
     number = first(search)
     for _ in range(30):
-        search.worker_left(number)
+        search.worker_preempted(number)
         assert first(search) == number
     search.close(number, TrialState.FAILED, error="died")
-    search.worker_left(number)
+    search.worker_preempted(number)
     assert search.next_trial() is None, "it has ended"
 
 

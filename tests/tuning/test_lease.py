@@ -83,8 +83,8 @@ def test_no_live_process_of_this_place_loses_its_lease_at_once(
 class World:
     """A simulated clock, one store, and what others do to it as time passes."""
 
-    def __init__(self, held: Lease | None = None, settle_seconds: float = 0.0) -> None:
-        self.settle_seconds = settle_seconds
+    def __init__(self, held: Lease | None = None, read_back_seconds: float = 0.0) -> None:
+        self.read_back_seconds = read_back_seconds
         self.now = 0.0
         self.value = None if held is None else held.to_dict()
         self.writes = 0
@@ -192,7 +192,7 @@ def test_of_two_that_take_it_at_once_the_first_to_replace_it_stays() -> None:
 @pytest.mark.parametrize("after", [0.1, 0.5])
 def test_a_store_that_cannot_refuse_is_read_again(after: float) -> None:
     """The other one's write has replaced this one's, which both stores have called a success."""
-    world = World(settle_seconds=0.5)
+    world = World(read_back_seconds=0.5)
     world.events.append((after, lambda: world.write(lease(ELSEWHERE).to_dict())))
     with pytest.raises(LeaseError, match="process 10 on b"):
         world.keeper().take()
@@ -239,7 +239,7 @@ def test_a_driver_that_was_frozen_and_not_overtaken_goes_on() -> None:
 
 
 def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
-    world = World(settle_seconds=0.5)
+    world = World(read_back_seconds=0.5)
     keeper = world.keeper()
     keeper.take()
     world.sleep(10 * LENGTH)
@@ -255,7 +255,7 @@ def test_a_driver_that_was_frozen_amid_renewing_replaces_no_other_lease() -> Non
     keeper.take()
 
     class Freezing(World):
-        settle_seconds = 0.0
+        read_back_seconds = 0.0
 
         def read(self) -> dict[str, Any] | None:
             return world.read()
@@ -320,7 +320,7 @@ def test_what_is_given_back_is_free_and_remembers_the_time_that_was_spent() -> N
     assert world.holder() is None
     again = world.keeper(ELSEWHERE)
     again.take()
-    assert again.driven == pytest.approx(60.0 + 30.0)
+    assert again.elapsed_seconds == pytest.approx(60.0 + 30.0)
 
 
 def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
@@ -332,7 +332,7 @@ def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
     world.sleep(3.0)
     again = world.keeper(BESIDE)
     again.take()
-    assert again.driven == pytest.approx(40.0)
+    assert again.elapsed_seconds == pytest.approx(40.0)
 
 
 def test_a_store_that_is_away_at_the_end_hides_nothing() -> None:

@@ -110,7 +110,7 @@ class SimulatedSearch:
         """Return a driver's coordinator: new, or resuming from the trials in the record."""
         record, now = self._record(), self._clock() if self._clock else 0.0
         return make_coordinator(
-            make_plan(self._costs, record, driven=now, now=now),
+            make_plan(self._costs, record, elapsed_seconds=now, now=now),
             record,
             self._rule(),
             self._versions,
@@ -342,7 +342,7 @@ class _Driver:
         """Advance to the next event: an epoch ends, kills its worker, or raises."""
         self._world.now, _, run = heapq.heappop(self._events)
         if run.dies:
-            self._worker_died(run)
+            self._worker_failed(run)
         elif run.epoch == run.curve.crashes_at:
             self._crash(run)
         else:
@@ -388,10 +388,10 @@ class _Driver:
         else:
             self._idle.append(run.worker)
 
-    def _worker_died(self, run: _Running) -> None:
+    def _worker_failed(self, run: _Running) -> None:
         self._log(run, None)
         self._world.deaths[run.trial.number] += 1
-        self._policy.worker_died(run.trial.number)
+        self._policy.worker_failed(run.trial.number)
         self._idle.append(run.worker)
 
     def _crash(self, run: _Running) -> None:

@@ -31,7 +31,7 @@ def make_plan(
     costs: CostModel,
     record: StudyRecord,
     *,
-    driven: float,
+    elapsed_seconds: float,
     now: float,
     guard: Callable[[], None] = lambda: None,
 ) -> SearchPlan:
@@ -40,14 +40,14 @@ def make_plan(
     Args:
         costs: The space to search, and the costs of its networks.
         record: The durable record, which keeps what the constraints have measured.
-        driven: Seconds for which earlier runs and this one have driven the search.
+        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         now: The current time in seconds, on the clock of the coordinator.
         guard: Called before the record is written. It raises if the record belongs to another driver.
     """
     space = costs.space
     return SearchPlan(
         total=space.budget.trials,
-        deadline=deadline(space.budget.hours, driven=driven, now=now),
+        deadline=deadline(space.budget.hours, elapsed_seconds=elapsed_seconds, now=now),
         seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,

@@ -123,7 +123,7 @@ class SearchRun:
         self._plan = make_plan(
             self._costs,
             self._record,
-            driven=self._lease.driven,
+            elapsed_seconds=self._lease.elapsed_seconds,
             now=time.monotonic(),
             guard=self._lease.ensure_held,
         )
@@ -220,7 +220,7 @@ class SearchRun:
             lock=lock,
         )
         try:
-            run_in_thread(work, leave=watch.leave, lock=lock)
+            run_in_thread(work, should_abort=watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
             self._drawing.close()

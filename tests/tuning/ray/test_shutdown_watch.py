@@ -42,43 +42,43 @@ def scene(progress: list[str]) -> Scene:
 
 
 def test_nothing_happens(scene: Scene) -> None:
-    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
+    assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
     assert (scene.watch.interrupted, scene.watch.failure, scene.said) == (False, None, [])
 
 
 def test_ctrl_c_is_answered_at_once_and_once(scene: Scene) -> None:
     scene.signals.receive(signal.SIGINT)
-    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
+    assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
     assert scene.interrupts == 1
     assert scene.said == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
     scene.now = 2.0
     scene.signals.receive(signal.SIGINT)
-    assert scene.watch.leave()
+    assert scene.watch.should_abort()
     assert scene.said[1:] == ["Interrupted: stopping now; what is recorded stays"]
 
 
 def test_sigterm_says_how_long_and_leaves_then(scene: Scene) -> None:
     scene.signals.receive(signal.SIGTERM)
-    assert not scene.watch.leave()
+    assert not scene.watch.should_abort()
     assert scene.said == [
         "Interrupted: finishing the running epochs for at most 20 s; Ctrl-C again to stop now"
     ]
     scene.now = 20.0
-    assert scene.watch.leave()
+    assert scene.watch.should_abort()
 
 
 def test_a_dead_ray_is_left_and_named(scene: Scene) -> None:
     scene.gone = "its node manager (raylet)"
-    assert [scene.watch.leave() for _ in range(2)] == [False, True]
+    assert [scene.watch.should_abort() for _ in range(2)] == [False, True]
     assert scene.watch.failure is not None
     assert "its node manager (raylet) has died" in scene.watch.failure
 
 
 def test_a_signal_that_killed_ray_too_is_an_interruption(scene: Scene) -> None:
     scene.gone = "its node manager (raylet)"
-    assert not scene.watch.leave()
+    assert not scene.watch.should_abort()
     scene.signals.receive(signal.SIGTERM)
-    assert scene.watch.leave()
+    assert scene.watch.should_abort()
     assert scene.watch.interrupted
     assert scene.watch.failure is None
     assert scene.watch.ray_is_gone
@@ -93,7 +93,7 @@ def test_a_ray_that_died_between_two_looks_is_noticed(scene: Scene) -> None:
 def test_a_lost_lease_is_not_the_watchs_to_judge(scene: Scene) -> None:
     scene.lease_error = LeaseLostError("lost")
     with pytest.raises(LeaseLostError):
-        scene.watch.leave()
+        scene.watch.should_abort()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def task(tmp_path: Path) -> TrialTask:
         seed=0,
         metric="val_accuracy",
         mode="max",
-        recorded=0,
+        epochs_in_study=0,
         checkpoint_dir=str(tmp_path / "trial"),
         checkpoint_url=None,
         data_root=str(tmp_path),
@@ -93,7 +93,7 @@ def test_every_epoch_the_record_does_not_hold_is_reported(
 ) -> None:
     whole = run(task)
     assert _epochs(whole) == [1, 2, 3]
-    again = run(dataclasses.replace(task, recorded=recorded))
+    again = run(dataclasses.replace(task, epochs_in_study=recorded))
     assert _epochs(again) == owed
     untimed = [{**r, "metrics": {**r["metrics"], "epoch_seconds": 0}} for r in (*again, *whole)]
     assert untimed[: len(again)] == untimed[len(again) + recorded :]
@@ -199,11 +199,11 @@ def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
     first, last = told
     assert first["epoch"] == 1
     note = "its process was asked to end, after 2 batches of epoch 2; another process continues"
-    assert last == {"number": 7, "note": note, "leaving": True}
+    assert last == {"number": 7, "note": note, "preempted": True}
 
     other = tmp_path / ("other" if url else "run") / "trial_0007"
     steps = told_at(0)
-    rest = run(dataclasses.replace(task, recorded=1, checkpoint_dir=str(other)))
+    rest = run(dataclasses.replace(task, epochs_in_study=1, checkpoint_dir=str(other)))
     assert _epochs(rest) == [2, 3]
     assert len(steps) == 2 * per_epoch - 2
     assert [one["metrics"]["val_loss"] for one in (first, *rest)] == [

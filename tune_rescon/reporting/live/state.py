@@ -197,7 +197,7 @@ class LiveTotals:
             self._epochs += trial.epochs
             self._trained += trial.seconds
             self._compare(trial)
-            self._settle(trial)
+            self._count_end(trial)
 
     def on_trial_start(self, trial: TrialRecord, now: float) -> bool:
         """Count a started trial; return True if it was already running, which means that its worker died."""
@@ -245,7 +245,7 @@ class LiveTotals:
         self._shares.pop(trial.number, None)
         self._pace.ends(trial.number)
         self._compare(trial)
-        self._settle(trial)
+        self._count_end(trial)
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """Return the current state.
@@ -291,7 +291,7 @@ class LiveTotals:
         self._survival.continued(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
-    def _settle(self, trial: TrialRecord) -> None:
+    def _count_end(self, trial: TrialRecord) -> None:
         """Count a trial's state if it ended or paused, but not if it is to be resumed."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return

@@ -44,8 +44,8 @@ def execute(
 
     from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
     from tune_rescon.tuning.ray.tune_adapter import (
+        AbortCallback,
         ActorReuse,
-        LeavingCallback,
         LockedScheduler,
         LockedSearcher,
     )
@@ -72,7 +72,7 @@ def execute(
                 name="trials",
                 storage_path=scratch,
                 # Without its JSON files, Tune reports at the end that it cannot fetch the metrics.
-                callbacks=[JsonLoggerCallback(), LeavingCallback(lock)],
+                callbacks=[JsonLoggerCallback(), AbortCallback(lock)],
                 # The coordinator retries trials. Tune would retry only a running trial, not one whose process
                 # dies while it is being set up (TuneController._process_trial_failure).
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -166,7 +166,7 @@ class Watch:
         ensure_held: Callable[[], None],
         interrupt: Callable[[], None],
     ) -> None:
-        """Store the sources that each call of :meth:`leave` checks.
+        """Store the sources that each call of :meth:`should_abort` checks.
 
         Args:
             interruption: The signals.
@@ -182,7 +182,7 @@ class Watch:
         self._gone = ""
         self._signals_before_end: int | None = None
 
-    def leave(self) -> bool:
+    def should_abort(self) -> bool:
         """Return whether to stop waiting for the trials now.
 
         Raises:
@@ -343,15 +343,15 @@ class DriverLock:
         return is_free
 
 
-def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: DriverLock) -> None:
-    """Run ``work`` on a thread until it ends or ``leave`` returns True.
+def run_in_thread(work: Callable[[], None], *, should_abort: Callable[[], bool], lock: DriverLock) -> None:
+    """Run ``work`` on a thread until it ends or ``should_abort`` returns True.
 
-    Afterwards ``work`` cannot hold the lock any more. An exception of ``work`` or ``leave`` is raised here,
-    except that an exception of ``work`` is dropped after ``leave`` has returned True.
+    Afterwards ``work`` cannot hold the lock any more. An exception of ``work`` or ``should_abort`` is raised
+    here. After ``should_abort`` has returned True, an exception of ``work`` is dropped.
 
     Args:
         work: Runs the trials. It uses the record only while it holds ``lock``.
-        leave: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
+        should_abort: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
         lock: The lock that ``work`` uses.
 
     Raises:
@@ -370,11 +370,11 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: 
 
     thread = threading.Thread(target=caught, name="trials", daemon=True)
     thread.start()
-    left = False
+    aborted = False
     try:
-        while thread.is_alive() and not left:
+        while thread.is_alive() and not aborted:
             thread.join(TICK)
-            left = leave()
+            aborted = should_abort()
     finally:
         ended = lock.close(JOIN_SECONDS)
         thread.join(JOIN_SECONDS)
@@ -385,5 +385,5 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: 
         )
     if lock.failure is not None:
         raise lock.failure
-    if failures and not left:
+    if failures and not aborted:
         raise failures[0]

@@ -39,7 +39,7 @@ class TrialTaskFactory:
             mode=space.metric.mode,
             keep=space.metric.at,
             log=space.metric.log,
-            recorded=trial.epochs,
+            epochs_in_study=trial.epochs,
             checkpoint_dir=str(self.store.checkpoint_dir(trial.number)),
             checkpoint_url=self.store.checkpoint_url(trial.number),
             data_root=str(options.data_root.resolve()),
