@@ -16,7 +16,7 @@ import gradio as gr
 
 from tune_rescon.inference import batches_of, load_model, predictions
 from tune_rescon.training.device import place
-from tune_rescon.tuning import Place
+from tune_rescon.tuning import SearchLocation
 
 #: Classes that are shown for a picture.
 TOP = 3
@@ -24,7 +24,7 @@ TOP = 3
 
 def classifier(model: str, storage: Path) -> Callable[[str | None], dict[str, float]]:
     """Return a function of a picture's path: the most probable classes and their probabilities."""
-    network, about = load_model(model, Place(storage=storage))
+    network, about = load_model(model, SearchLocation(storage=storage))
     placement = place("auto", precision=about.config.precision)
 
     def refuse(path: Path, reason: str) -> None:

@@ -43,11 +43,13 @@ def stop(name: str, numbers: tuple[int, ...], storage: str | None, study: str | 
     A stopped trial keeps its epochs and is not resumed. The search continues with other trials.
     """
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_storage, stop_trials
+    from tune_rescon.tuning import SearchLocation, default_storage, stop_trials
 
-    place = Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
+    location = SearchLocation(
+        storage=parse_storage(storage) if storage else default_storage(), study_url=study
+    )
     chosen = sorted(set(numbers))
-    stop_trials(place, name, chosen)
+    stop_trials(location, name, chosen)
     shown = ", ".join(f"trial_{number:04d}" for number in chosen)
     print_line(f"{name} stops {shown} after the current epoch, or instead of resuming it.")
     return 0

@@ -105,8 +105,8 @@ def test_a_search_at_a_url_is_at_its_url_wherever_it_is_driven(folder: SearchFol
     record, url = begun(folder), "s3://ann:s3cret@bucket/runs/s"
     found = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
     assert found[0] == found[1]
-    assert found[0].place == "s3://ann:***@bucket/runs/s"
-    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].place)
+    assert found[0].location == "s3://ann:***@bucket/runs/s"
+    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].location)
 
 
 def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
@@ -128,10 +128,10 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
 @pytest.mark.parametrize(
     ("known", "is_copy", "expected"),
     [
-        (None, False, Identity(id="new", place="there")),
-        (Identity(id="old", place=""), False, Identity(id="old", place="there")),
-        (Identity(id="old", place="here"), False, Identity(id="old", place="there")),
-        (Identity(id="old", place="here"), True, Identity(id="new", place="there")),
+        (None, False, Identity(id="new", location="there")),
+        (Identity(id="old", location=""), False, Identity(id="old", location="there")),
+        (Identity(id="old", location="here"), False, Identity(id="old", location="there")),
+        (Identity(id="old", location="here"), True, Identity(id="new", location="there")),
     ],
 )
 def test_which_identity_a_search_runs_with(known: Identity | None, is_copy: bool, expected: Identity) -> None:

@@ -18,7 +18,7 @@ from tune_rescon.errors import StorageError
 from tune_rescon.reporting import json_text, markdown_text
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation, simulate
-from tune_rescon.tuning import Place, SearchFolder, StudyRecord, list_searches, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, list_searches, read_search
 
 # Each search is a database that is written trial by trial.
 pytestmark = pytest.mark.timeout(20)
@@ -67,7 +67,7 @@ def test_foreign_trials_are_shown_as_foreign_and_ignored(
     foreign = add_foreign(foreign_study(folder))
     before = [foreign_study(folder).trials[number] for number in foreign]
     drive(search)
-    result = read_search(Place(storage=folder.storage), "a")
+    result = read_search(SearchLocation(storage=folder.storage), "a")
     assert result.foreign == foreign
     assert len(result.trials) == 6, "a foreign trial takes none of the budget"
     assert not {trial.number for trial in result.trials} & set(foreign)
@@ -76,7 +76,7 @@ def test_foreign_trials_are_shown_as_foreign_and_ignored(
     assert [foreign_study(folder).trials[number] for number in foreign] == before
     assert "Foreign trials" in markdown_text(result)
     assert json.loads(json_text(result, []))["foreign"] == list(foreign)
-    (listed,) = list_searches(Place(storage=folder.storage))
+    (listed,) = list_searches(SearchLocation(storage=folder.storage))
     assert (listed.ended, listed.problem) == (6, "")
     assert listed.best == max(trial.value for trial in result.trials if trial.epochs == 3)
 
@@ -119,7 +119,7 @@ def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     assert len(trials) == 6
     waiting = [trial.number for trial in study.trials if trial.state is OptunaState.WAITING]
     assert waiting == list(range(number + 1, number + 1 + len(unfit))), "what does not fit is left as it is"
-    assert read_search(Place(storage=folder.storage), "a").foreign == tuple(waiting)
+    assert read_search(SearchLocation(storage=folder.storage), "a").foreign == tuple(waiting)
     # A record with a run that was enqueued is resumed like any other.
     assert len(search.policy()._record) == 6
 
@@ -129,7 +129,7 @@ def test_a_search_without_foreign_trials_says_nothing_of_them(
 ) -> None:
     search = begin(trials=2)
     simulate(search.policy(), lambda trial: LANDSCAPES["monotone"].curve(trial.number, trial.parameters))
-    result = read_search(Place(storage=folder.storage), "a")
+    result = read_search(SearchLocation(storage=folder.storage), "a")
     assert result.foreign == ()
     assert "Foreign" not in markdown_text(result)
 

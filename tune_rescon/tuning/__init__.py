@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.overview import SearchOverview, list_searches
     from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
-    from tune_rescon.tuning.reader import Place, read_search
+    from tune_rescon.tuning.reader import SearchLocation, read_search
     from tune_rescon.tuning.resources import check_this_machine, machine_words
     from tune_rescon.tuning.result import (
         SearchState,

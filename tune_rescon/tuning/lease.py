@@ -183,7 +183,7 @@ def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> Le
     Args:
         lease: the lease that the record holds, or None.
         me: the process that wants the lease.
-        processes: the process table of ``me``'s place.
+        processes: the process table in which ``me`` is.
     """
     if lease is None or lease.driver is None:
         return LeaseDecision.TAKE
@@ -222,7 +222,7 @@ class LeaseKeeper:
             name: the search's name, used in messages.
             me: the process that will drive the search.
             seconds: length of the lease in seconds.
-            processes: the process table of ``me``'s place.
+            processes: the process table in which ``me`` is.
             clock: returns seconds that also pass while the process or the machine is stopped.
             sleep: waits for the given number of seconds.
         """

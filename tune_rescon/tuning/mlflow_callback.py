@@ -147,7 +147,7 @@ class ParentRun:
         self._uploads = uploads
         self._view = SearchRunState(
             id=identity.id,
-            place=identity.place,
+            place=identity.location,
             known_runs=tuple(known_runs),
             tags=tags,
             note=_with_identity(identity, ""),
@@ -205,8 +205,8 @@ class ParentRun:
 
 
 def _with_identity(identity: Identity, note: str) -> str:
-    """Append the search's id and place to a note, because several searches may have the same name."""
-    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
+    """Append the search's id and location to a note, because several searches may have the same name."""
+    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.location}`".strip()
 
 
 def _images(prepared: PreparedDataset) -> Images:
