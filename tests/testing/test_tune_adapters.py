@@ -16,7 +16,7 @@ from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
 from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
-from tune_rescon.tuning.ray.task import TrialTaskFactory
+from tune_rescon.tuning.ray.execute import TrialTaskFactory
 from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
 from tune_rescon.tuning.search_storage import LocalStore
 

@@ -42,7 +42,7 @@ from tune_rescon.tuning import (
     make_stopping_rule,
     write_atomically,
 )
-from tune_rescon.tuning.plan import make_coordinator, make_plan
+from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.resume import check_changes
 from tune_rescon.tuning.space_versions import read_versions, record_version
 from tune_rescon.tuning.study import METRIC_AT

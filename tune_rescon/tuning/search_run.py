@@ -17,6 +17,7 @@ from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
@@ -29,15 +30,13 @@ from tune_rescon.tuning.mlflow_callback import (
     closing_words,
 )
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
     record_images,
 )
-from tune_rescon.tuning.ray.execute import execute
+from tune_rescon.tuning.ray.execute import TrialTaskFactory, execute
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
-from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import SearchStore

@@ -134,13 +134,6 @@ class SuccessiveHalving:
         """Return the numbers of the paused trials in ascending order."""
         return tuple(sorted(number for rung in self._rungs.values() for number in rung.paused))
 
-    def population(self) -> dict[int, int]:
-        """Return the number of values at each rung below the last, over all groups."""
-        counts = dict.fromkeys(self.levels[:-1], 0)
-        for (epoch, _), rung in self._rungs.items():
-            counts[epoch] += len(rung)
-        return counts
-
     @property
     def _minimum(self) -> int:
         return self.reduction_factor if self.minimum is None else self.minimum

@@ -1,4 +1,4 @@
-"""Put a search together: its plan from its space, and the coordinator that carries out the plan.
+"""Assemble a search: its plan from its space, and the coordinator that carries out the plan.
 
 :func:`.run_search` and the simulation (:mod:`tune_rescon.testing`) both use this module.
 """
