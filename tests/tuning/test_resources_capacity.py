@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import ResourceError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning.resources import Nodes, concurrent_trials, growth, nodes_of
+from tune_rescon.tuning.resources import Nodes, autoscaler_limits, concurrent_trials, nodes_of
 
 ONE = {"CPU": 2.0, "GPU": 1.0}
 HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})
@@ -74,14 +74,14 @@ def bootstrap(tmp_path: Path) -> Path:
 
 
 def test_a_cluster_of_its_head_alone_is_asked_for_what_it_may_grow_to(bootstrap: Path) -> None:
-    later = growth(bootstrap)
+    later = autoscaler_limits(bootstrap)
     assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
     assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
     assert concurrent_trials([HEAD], later, ONE, 5) == 5
 
 
 def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> None:
-    later = growth(bootstrap)
+    later = autoscaler_limits(bootstrap)
     with pytest.raises(
         ResourceError, match="a trial asks for 16 GPU, which must not be more than a machine has"
     ):
@@ -91,12 +91,12 @@ def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> No
 
 
 def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
-    assert growth(tmp_path / "none.yaml") == ()
+    assert autoscaler_limits(tmp_path / "none.yaml") == ()
 
 
 def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
-    later = growth(tmp_path / "none.yaml")
+    later = autoscaler_limits(tmp_path / "none.yaml")
     assert concurrent_trials([HEAD], later, ONE, 4) == 4
     assert concurrent_trials([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
     with pytest.raises(ResourceError, match="--concurrent N"):

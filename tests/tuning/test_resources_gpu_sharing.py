@@ -10,7 +10,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
-from tune_rescon.tuning.resources import MOST, largest_trial, trials_per_gpu, with_gpu_share
+from tune_rescon.tuning.resources import MAX_TRIALS_PER_GPU, largest_trial, trials_per_gpu, with_gpu_share
 
 FACTS = {
     "digits": DatasetInfo(
@@ -29,13 +29,13 @@ FACTS = {
 @given(st.floats(1e-4, 1), st.integers(1, 10**12), st.integers(1, 10**12))
 def test_those_that_share_have_time_and_memory(busy: float, used: int, total: int) -> None:
     trials = trials_per_gpu(busy=busy, used=used, total=total)
-    assert 1 <= trials <= MOST
+    assert 1 <= trials <= MAX_TRIALS_PER_GPU
     if trials > 1:
         assert trials * busy <= 1 + 1e-9
         assert trials * used <= total
 
 
-@pytest.mark.parametrize("trials", range(1, MOST + 1))
+@pytest.mark.parametrize("trials", range(1, MAX_TRIALS_PER_GPU + 1))
 def test_a_device_that_is_a_part_busy_serves_as_many_as_there_are_parts(trials: int) -> None:
     assert trials_per_gpu(busy=1 / trials, used=1, total=100) == trials
 

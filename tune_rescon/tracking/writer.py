@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from tune_rescon.config import trial_name
 from tune_rescon.tracking.messages import ACTIVE, Destination, TrialRunState, View
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
@@ -298,7 +299,7 @@ class MlflowWriter:
         self._refused += updates
         if words != self._refusal:
             self._refusal = words
-            what = f"trial_{view.number:04d}" if isinstance(view, TrialRunState) else "the search itself"
+            what = trial_name(view.number) if isinstance(view, TrialRunState) else "the search itself"
             self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
     def _report(self, text: str) -> None:

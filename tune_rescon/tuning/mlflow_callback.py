@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
+from tune_rescon.config import trial_name
 from tune_rescon.data import is_url
 from tune_rescon.metric_names import (
     GPU_METRICS,
@@ -111,7 +112,7 @@ def closing_words(champion: Champion | None, options: RunOptions) -> str:
     if champion is None:
         return "Writing the report and completing MLflow"
     return (
-        f"Writing the report and registering the model of trial_{champion.number:04d} in MLflow: about"
+        f"Writing the report and registering the model of {trial_name(champion.number)} in MLflow: about"
         f" {REGISTRATION_SECONDS} s. Ctrl-C puts MLflow off until: {sync_command(options)}"
     )
 

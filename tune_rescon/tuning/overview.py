@@ -31,7 +31,7 @@ from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.search_storage import find_search
-from tune_rescon.tuning.study import METRIC, METRIC_AT
+from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 
 __all__ = [
     "SearchOverview",
@@ -282,7 +282,7 @@ def _last_epoch(connection: Connection, study: int) -> int | None:
     query = (
         select(_SYSTEM.c.value_json)
         .select_from(_SYSTEM.join(_TRIALS, _SYSTEM.c.trial_id == _TRIALS.c.trial_id))
-        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like("tune_rescon:epoch:%"))
+        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like(f"{EPOCH_KEY_PREFIX}%"))
         .order_by(_SYSTEM.c.trial_system_attribute_id.desc())
         .limit(1)
     )

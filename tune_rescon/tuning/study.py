@@ -33,6 +33,7 @@ from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
 
 __all__ = [
+    "EPOCH_KEY_PREFIX",
     "FIXED_PARAMS",
     "METRIC",
     "METRIC_AT",
@@ -61,13 +62,18 @@ _PREFIX: Final = "tune_rescon:"
 FIXED_PARAMS: Final = "fixed_params"
 #: User attribute of a trial that another program wants to be stopped.
 STOP_REQUESTED: Final = "stop_requested"
-_EPOCH: Final = _PREFIX + "epoch:{}"
+#: Key of the attribute with an epoch's details, before the epoch's number.
+EPOCH_KEY_PREFIX: Final = _PREFIX + "epoch:"
 _ORIGIN: Final = _PREFIX + "origin"
 
 #: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
 #: kept each trial's best network, so the value of such a trial is the metric of its best epoch.
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
+
+
+def _epoch_key(epoch: int) -> str:
+    return f"{EPOCH_KEY_PREFIX}{epoch}"
 
 
 class StudyRecord:
@@ -277,7 +283,7 @@ class StudyRecord:
             "time_ms": now,
             "device": device,
         }
-        self._writer.add_epoch(self._ids[number], epoch, value, key=_EPOCH.format(epoch), details=details)
+        self._writer.add_epoch(self._ids[number], epoch, value, key=_epoch_key(epoch), details=details)
         self._trials[number] = replace(
             known.extended(metrics),
             decision=verdict.decision,
@@ -390,8 +396,8 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
     user, system = frozen.user_attrs, frozen.system_attrs
     # A process that reads while the driver writes may find the value of an epoch without its attribute: on a
     # database server, the queries of one read may see different states.
-    steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
-    epochs = [system[_EPOCH.format(step)] for step in steps]
+    steps = [step for step in sorted(frozen.intermediate_values) if _epoch_key(step) in system]
+    epochs = [system[_epoch_key(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
     return TrialRecord(
         number=frozen.number,

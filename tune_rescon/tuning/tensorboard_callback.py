@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.callbacks import SearchCallback
@@ -118,7 +118,7 @@ class EventFiles(SearchCallback):
     def _write(self, trial: TrialRecord) -> None:
         files = self._open.get(trial.number)
         if files is None:
-            path = self._folder / f"trial_{trial.number:04d}"
+            path = self._folder / trial_name(trial.number)
             files = self._open[trial.number] = _TrialFiles(path, self._parameters(trial), trial.metric)
         files.write(trial)
         if trial.state is not TrialState.RUNNING:

@@ -20,6 +20,7 @@ from tune_rescon.tuning.stopping.rule import Decision, Observation
 __all__ = [
     "FAILED_STATES",
     "INACTIVE",
+    "TABLE_COLUMNS",
     "Enqueued",
     "Proposal",
     "TrialOrigin",
@@ -30,6 +31,10 @@ __all__ = [
     "make_origin",
     "trial_seed",
 ]
+
+
+#: The columns that all tables of trials have: trials.csv, the dataframe, and the report's CSV and JSON.
+TABLE_COLUMNS: Final = ("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +270,17 @@ class TrialRecord:
         if name in self.parameters or self.origin is None or name in self.origin.inactive:
             return self.parameters.get(name, default)
         return to_optuna({name: self.origin.config.get(name, default)})[name]
+
+    def row(self) -> dict[str, Any]:
+        """Return the trial's :data:`TABLE_COLUMNS`.
+
+        ``best_epoch`` is 0 if no epoch has a finite value. ``seconds`` is rounded to milliseconds.
+        """
+        values = (
+            *(self.number, self.state.value, self.epochs, self.value, self.best_value, self.best_epoch),
+            round(self.seconds, 3),
+        )
+        return dict(zip(TABLE_COLUMNS, values, strict=True))
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """Return a copy of the trial with one more epoch."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import TrialConfig, trial_name
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.options import RunOptions
@@ -133,4 +133,4 @@ def _positive(resources: dict[str, float]) -> dict[str, float]:
 def _directory(trial: Any) -> str:
     # Tune's own names contain every value of the config and are cut at 130 characters. The name has Tune's
     # trial id because a paused trial is a new Tune trial when it continues.
-    return f"trial_{trial.config['number']:04d}_{trial.trial_id}"
+    return f"{trial_name(trial.config['number'])}_{trial.trial_id}"
