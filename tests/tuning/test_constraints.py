@@ -49,7 +49,7 @@ def drawn(of: SearchSampler, count: int) -> list[Mapping[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_no_sampler_draws_one_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
+def test_no_sampler_draws_a_network_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
     of = model(datasets, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
     assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
 
@@ -75,7 +75,7 @@ def test_a_rare_network_is_found_where_the_samplers_draws_are_not(datasets: dict
     assert all(of.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
 
 
-def test_a_space_ends_when_all_that_keep_to_it_have_run(datasets: dict[str, DatasetInfo]) -> None:
+def test_a_search_ends_when_all_permitted_points_have_run(datasets: dict[str, DatasetInfo]) -> None:
     choices = "{type: categorical, choices: [0.1, 0.2, 0.3]}"
     only = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, learning_rate: {choices}}}"
     of = model(datasets, SMALL_ONLY, only, "initial=[]")
@@ -89,7 +89,7 @@ def test_a_space_ends_when_all_that_keep_to_it_have_run(datasets: dict[str, Data
     assert {trial.params["depth"] for trial in kept.trials} == {56}
 
 
-def test_a_grid_leaves_them_out(datasets: dict[str, DatasetInfo]) -> None:
+def test_a_grid_leaves_out_points_that_break_a_constraint(datasets: dict[str, DatasetInfo]) -> None:
     masks = "{type: categorical, choices: [encoder_decoder, local]}"
     grid = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, mask: {masks}}}"
     of = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
@@ -99,7 +99,7 @@ def test_a_grid_leaves_them_out(datasets: dict[str, DatasetInfo]) -> None:
     assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
 
 
-def test_an_enqueued_one_is_closed_with_the_reason(datasets: dict[str, DatasetInfo]) -> None:
+def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str, DatasetInfo]) -> None:
     of = model(datasets, SMALL_ONLY, "initial=[]")
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize")
@@ -163,7 +163,7 @@ def test_a_network_is_measured_once_and_a_slow_one_never_drawn(
     assert sorted(measured) == [(56, "cpu"), (92, "cpu")]
 
 
-def test_one_that_breaks_another_constraint_is_not_measured(
+def test_a_network_that_breaks_another_constraint_is_not_measured(
     datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
 ) -> None:
     of = model(
@@ -224,7 +224,7 @@ def test_latency_on_a_gpu_needs_one(
         check_constraints(of)
 
 
-def test_the_share_of_networks_that_keep_to_them_is_said(datasets: dict[str, DatasetInfo]) -> None:
+def test_the_share_of_permitted_networks_is_reported(datasets: dict[str, DatasetInfo]) -> None:
     said = check_constraints(model(datasets, SMALL_ONLY))
     assert said is not None
     share = int(said.removeprefix("constraints: ").partition("%")[0])

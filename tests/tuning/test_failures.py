@@ -64,5 +64,5 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
         ([trial(error=None)], "1 trial in a row failed; all said: nothing."),
     ],
 )
-def test_what_they_share_is_said(failed: list[TrialRecord], words: str) -> None:
+def test_the_message_names_what_the_failures_share(failed: list[TrialRecord], words: str) -> None:
     assert shared_cause(failed) == words

@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> SearchFolder:
     return SearchFolder(storage=tmp_path / "runs", name="s")
 
 
-def test_it_is_made_once_and_kept(folder: SearchFolder) -> None:
+def test_an_id_is_created_once_and_kept(folder: SearchFolder) -> None:
     record = begun(folder)
     first = identify(record, folder)
     assert len(first) == 32
@@ -50,13 +50,13 @@ def test_it_is_made_once_and_kept(folder: SearchFolder) -> None:
     assert identify(record, folder) == first
 
 
-def test_a_search_of_the_same_name_is_another(folder: SearchFolder) -> None:
+def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) -> None:
     first = identify(begun(folder), folder)
     shutil.rmtree(folder.path)
     assert identify(begun(folder), folder) != first
 
 
-def test_a_moved_search_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_moved_search_keeps_its_id(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     moved = SearchFolder(storage=tmp_path / "elsewhere", name="renamed")
@@ -68,7 +68,7 @@ def test_a_moved_search_is_the_same(folder: SearchFolder, tmp_path: Path) -> Non
     assert identify(record, link) == first
 
 
-def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_copy_gets_a_new_id_at_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
@@ -80,7 +80,7 @@ def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"])
-def test_a_search_whose_original_is_not_known_to_be_on_this_machine_is_the_same(
+def test_a_search_without_a_known_original_keeps_its_id(
     place: str, folder: SearchFolder, tmp_path: Path
 ) -> None:
     record = begun(folder)
@@ -92,7 +92,7 @@ def test_a_search_whose_original_is_not_known_to_be_on_this_machine_is_the_same(
     assert record.attribute("place") == f"{socket.gethostname()}:{copy.path}"
 
 
-def test_a_search_whose_original_became_another_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
@@ -134,11 +134,11 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
         (Identity(id="old", location="here"), True, Identity(id="new", location="there")),
     ],
 )
-def test_which_identity_a_search_runs_with(known: Identity | None, is_copy: bool, expected: Identity) -> None:
+def test_the_decision_on_an_identity(known: Identity | None, is_copy: bool, expected: Identity) -> None:
     assert decide_identity(known, "there", is_copy=is_copy, make=lambda: "new") == expected
 
 
-def test_the_line_in_the_space_is_read_by_no_loader(folder: SearchFolder) -> None:
+def test_the_id_in_a_space_file_is_a_comment(folder: SearchFolder) -> None:
     space = load_space("digits")
     folder.path.mkdir(parents=True)
     folder.space_yaml.write_text(dump_space(space))

@@ -26,7 +26,7 @@ from tune_rescon.tuning.trial import Proposal
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 
 
-def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> None:
+def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network() -> None:
     space = load_space("digits", ["budget.trials=2"])
     storage = InMemoryStorage()
     record = StudyRecord.on(

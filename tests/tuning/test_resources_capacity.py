@@ -38,7 +38,9 @@ available_node_types:
         (16, 1, 1, 1 / 3, None, 3),
     ],
 )
-def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int) -> None:
+def test_the_number_of_concurrent_trials(
+    cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int
+) -> None:
     machine = Nodes(count=1, resources={"CPU": cpus, "GPU": gpus})
     assert concurrent_trials([machine], [], {"CPU": cpu, "GPU": gpu}, wanted) == slots
 
@@ -51,7 +53,9 @@ def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | N
         ({"CPU": 1.0, "GPU": 1.0}, "a trial asks for 2 CPU", "resources_per_trial.cpu=1"),
     ],
 )
-def test_not_even_one_fits(resources: dict[str, float], said: str, hint: str) -> None:
+def test_a_trial_that_fits_on_no_machine_is_refused(
+    resources: dict[str, float], said: str, hint: str
+) -> None:
     with pytest.raises(ResourceError) as caught:
         concurrent_trials([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
     assert said in str(caught.value)
@@ -73,14 +77,14 @@ def bootstrap(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_cluster_of_its_head_alone_is_asked_for_what_it_may_grow_to(bootstrap: Path) -> None:
+def test_a_cluster_of_its_head_alone_counts_what_it_may_grow_to(bootstrap: Path) -> None:
     later = autoscaler_limits(bootstrap)
     assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
     assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
     assert concurrent_trials([HEAD], later, ONE, 5) == 5
 
 
-def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> None:
+def test_a_trial_larger_than_any_future_machine_is_refused(bootstrap: Path) -> None:
     later = autoscaler_limits(bootstrap)
     with pytest.raises(
         ResourceError, match="a trial asks for 16 GPU, which must not be more than a machine has"
@@ -90,11 +94,11 @@ def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> No
         concurrent_trials([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
 
 
-def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
+def test_a_machine_without_rays_cluster_file_does_not_grow(tmp_path: Path) -> None:
     assert autoscaler_limits(tmp_path / "none.yaml") == ()
 
 
-def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_kubernetes_the_growth_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
     later = autoscaler_limits(tmp_path / "none.yaml")
     assert concurrent_trials([HEAD], later, ONE, 4) == 4
@@ -103,7 +107,7 @@ def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest
         concurrent_trials([HEAD], later, ONE, None)
 
 
-def test_machines_that_are_dead_have_no_room() -> None:
+def test_dead_nodes_are_not_counted() -> None:
     nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
     assert concurrent_trials(nodes_of(nodes), [], ONE, None) == 1
 
@@ -123,14 +127,14 @@ def test_a_space_can_name_the_kind_of_gpu() -> None:
         ([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 1}], 4, None, 1),
     ],
 )
-def test_a_trial_of_several_may_lie_across_machines(
+def test_a_trials_workers_may_be_on_different_machines(
     machines: list[dict[str, float]], workers: int, wanted: int | None, slots: int
 ) -> None:
     now = [Nodes(count=1, resources=resources) for resources in machines]
     assert concurrent_trials(now, [], ONE, wanted, workers=workers) == slots
 
 
-def test_too_many_workers() -> None:
+def test_more_workers_than_the_machines_can_run_are_refused() -> None:
     machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
     with pytest.raises(ResourceError) as caught:
         concurrent_trials([machine], [], ONE, None, workers=3)

@@ -117,7 +117,7 @@ def rows(store: SearchStore) -> list[str]:
         (["search.log", "study.db", "space.yaml", "checkpoints"], True),
     ],
 )
-def test_whatever_a_killed_driver_left_is_resumed_or_started(
+def test_after_a_kill_at_any_moment_a_search_is_resumed_or_started(
     left: list[str] | None, resumed: bool, options: RunOptions
 ) -> None:
     assert isinstance(options.storage, Path)
@@ -345,7 +345,7 @@ def test_the_driver_of_a_search_is_waited_for(begun: RunOptions, progress: list[
 
 
 @pytest.mark.parametrize("way", ["resume", "resume_or_start"])
-def test_a_driver_that_goes_on_keeps_its_search(way: str, begun: RunOptions) -> None:
+def test_a_live_driver_keeps_its_search(way: str, begun: RunOptions) -> None:
     options = dataclasses.replace(begun, resume=way == "resume", resume_or_start=way != "resume")
     with contextlib.ExitStack() as held:
         with as_process(ALIVE):

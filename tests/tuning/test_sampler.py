@@ -76,7 +76,7 @@ AGAINST = ("metric.against=gmacs",)
     ("kind", "against"),
     [*((kind, ()) for kind in KINDS), *((kind, AGAINST) for kind in KINDS if kind != "cmaes")],
 )
-def test_a_search_that_goes_on_draws_what_it_would_have(kind: str, against: tuple[str, ...]) -> None:
+def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, against: tuple[str, ...]) -> None:
     of = space(kind, *against)
     whole = run(of, [], 14)
     for cut in (1, 5, 9):
@@ -159,7 +159,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
     return seen
 
 
-def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
+def test_tpe_gets_a_running_trial_once_it_has_reached_the_compared_rung(
     shown: list[FrozenTrial],
 ) -> None:
     """And of all trials as of a higher rung once enough of them have passed it."""
@@ -181,7 +181,7 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
     assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7)]
 
 
-def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
+def test_tpe_gets_a_divergence_after_the_trial_was_complete(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space("tpe"))
     trial = opened(0, proposed(search))
     search.on_trial_start(trial)
@@ -211,14 +211,14 @@ RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.
 
 
 @pytest.mark.parametrize("kind", ["random", "gp", "cmaes", "nsga2"])
-def test_other_samplers_learn_what_a_trial_ended_with(kind: str, shown: list[FrozenTrial]) -> None:
+def test_other_samplers_get_a_trials_last_value(kind: str, shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space(kind))
     fed(search, (RUNNING, (0.1, 0.2)), (STOPPED, (0.5, 0.7)))
     search.ask()
     assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7])]
 
 
-def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list[FrozenTrial]) -> None:
+def test_with_two_objectives_tpe_gets_both_last_values(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(space("tpe", *AGAINST))
     first, second = fed(search, (RUNNING, (0.1, 0.2)), (RUNNING, (0.5, 0.7)))
     search.on_trial_end(dataclasses.replace(second, state=STOPPED, cost=2.0))
@@ -276,7 +276,7 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
     assert (shown[4].state.name, shown[4].intermediate_values) == ("PRUNED", {1: 0.9})
 
 
-def test_a_search_that_goes_on_compares_trials_where_it_did(shown: list[FrozenTrial]) -> None:
+def test_a_resumed_search_compares_trials_at_the_same_rung(shown: list[FrozenTrial]) -> None:
     known = fed(SearchSampler(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
     SearchSampler(space("tpe"), known=known).ask()
     assert words(shown) == [("COMPLETE", [0.6])] * 4
@@ -326,21 +326,21 @@ def test_only_a_sampler_that_needs_it_has_its_notes_kept(kind: str, noted: set[s
     assert {key for trial in trials for key in trial.memory} == noted
 
 
-def test_rows_come_first_and_are_not_drawn() -> None:
+def test_initial_points_come_first() -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}, {"learning_rate": 0.25, "weight_decay": 0.0}]
     drawn = run(space("tpe"), [], 4, rows=rows)
     assert [dict(trial.parameters) for trial in drawn[:2]] == rows
     assert run(space("tpe"), drawn[:1], 3, rows=rows) == drawn
 
 
-def test_what_cannot_fit_is_drawn_again() -> None:
+def test_an_infeasible_point_is_drawn_again() -> None:
     search = SearchSampler(space("random"))
     free = [proposed(SearchSampler(space("random"))).params["learning_rate"] for _ in range(1)]
     proposal = proposed(search, lambda parameters: parameters["learning_rate"] == free[0])
     assert proposal.params["learning_rate"] != free[0]
 
 
-def test_earlier_trials_are_learnt_from() -> None:
+def test_the_sampler_gets_warm_start_trials() -> None:
     """Two good trials close together and many bad ones far away: TPE goes where the good ones are."""
     good = [{"learning_rate": 0.5 + i / 1000, "weight_decay": 0.09} for i in range(6)]
     bad = [{"learning_rate": 0.01 + i / 1000, "weight_decay": 0.01} for i in range(24)]
@@ -360,7 +360,7 @@ def test_earlier_trials_are_learnt_from() -> None:
     assert sum(rate > 0.2 for rate in rates) >= 7
 
 
-def test_trials_that_a_changed_space_has_no_place_for_keep_their_numbers() -> None:
+def test_trials_outside_a_changed_space_keep_their_numbers() -> None:
     before = run(space("tpe"), [], 6)
     after = space("tpe", "parameters.learning_rate.high=0.02")
     assert run(after, before, 2)[-1].number == 7

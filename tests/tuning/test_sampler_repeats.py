@@ -80,7 +80,7 @@ def test_where_repeats_are_asked_for_a_draw_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2", "grid"])
 @pytest.mark.parametrize("cut", [1, 4])
-def test_a_resumed_search_draws_what_it_would_have(kind: str, cut: int) -> None:
+def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, cut: int) -> None:
     of = space(kind=kind)
     rows = rows_of(of) if kind == "grid" else []
     whole = run(of, 24, rows=rows)
@@ -141,7 +141,7 @@ def test_a_row_that_is_added_runs_next() -> None:
     assert [dict(trial.parameters) for trial in after] == rows
 
 
-def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
+def test_the_sampler_keeps_trials_that_a_changed_space_contains() -> None:
     """A parameter more, one less, and a choice less: of each old trial its value there counts."""
     old = space(kind="tpe")
     before = run(old, 6)
@@ -181,7 +181,7 @@ def test_a_generation_of_another_space_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_a_search_goes_on_in_a_changed_space(kind: str) -> None:
+def test_a_search_continues_in_a_changed_space(kind: str) -> None:
     old = space(kind=kind)
     before = run(old, 2)
     for more in (

@@ -124,7 +124,7 @@ def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     assert len(search.policy()._record) == 6
 
 
-def test_a_search_without_foreign_trials_says_nothing_of_them(
+def test_a_search_without_foreign_trials_does_not_mention_them(
     begin: Callable[..., SimulatedSearch], folder: SearchFolder
 ) -> None:
     search = begin(trials=2)
@@ -139,7 +139,7 @@ def test_a_search_without_foreign_trials_says_nothing_of_them(
     [("v3.0.0.d", "3.6.0", "optuna storage upgrade"), ("v9.0.0.a", "9.0.0", "Install optuna 9.0.0")],
     ids=["older", "newer"],
 )
-def test_the_tables_of_another_optuna_are_said_in_a_paragraph(
+def test_the_tables_of_another_optuna_are_reported_in_a_paragraph(
     schema: str, writer: str, way_out: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"

@@ -33,30 +33,30 @@ def hall() -> Hall:
     return Hall()
 
 
-def test_nobody_is_named_of_none(hall: Hall) -> None:
+def test_without_trials_no_trial_is_named(hall: Hall) -> None:
     assert hall.overdue_at(10 * TIMEOUT) is None
 
 
-def test_a_trial_is_left_to_the_process_that_starts_for_it(hall: Hall) -> None:
+def test_a_trial_waits_for_the_process_requested_for_it(hall: Hall) -> None:
     hall.add()
     assert hall.overdue_at(TIMEOUT) is None
 
 
-def test_the_oldest_that_has_waited_too_long_is_named_until_it_runs(hall: Hall) -> None:
+def test_the_oldest_overdue_trial_is_named_until_it_runs(hall: Hall) -> None:
     first, second = hall.add(), hall.add()
     assert [hall.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
     first.status = Trial.RUNNING
     assert hall.overdue_at(TIMEOUT + 2) is second
 
 
-def test_one_that_runs_or_has_ended_hides_nobody_behind_it(hall: Hall) -> None:
+def test_a_running_or_ended_trial_is_skipped(hall: Hall) -> None:
     for status in (Trial.RUNNING, Trial.TERMINATED, Trial.ERROR):
         hall.add().status = status
     last = hall.add()
     assert hall.overdue_at(TIMEOUT + 1) is last
 
 
-def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
+def test_each_trial_has_its_own_time_limit(hall: Hall) -> None:
     hall.add().status = Trial.RUNNING
     hall.now = TIMEOUT
     late = hall.add()
@@ -64,7 +64,7 @@ def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
     assert hall.overdue_at(2 * TIMEOUT + 1) is late
 
 
-def test_who_has_lost_a_process_waits_for_less_than_those_before_it(hall: Hall) -> None:
+def test_a_retried_trial_has_a_shorter_time_limit(hall: Hall) -> None:
     hall.add()
     struck = hall.add(again=True)
     assert hall.overdue_at(RETRY_WAIT_SECONDS) is None

@@ -88,7 +88,7 @@ def test_every_trial_of_a_process_trains_on_one_thread(
 
 
 @pytest.mark.parametrize(("recorded", "owed"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
-def test_every_epoch_the_record_does_not_hold_is_reported(
+def test_every_epoch_that_the_study_lacks_is_reported(
     run: Run, task: TrialTask, recorded: int, owed: list[int]
 ) -> None:
     whole = run(task)
@@ -110,7 +110,7 @@ def _memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     monkeypatch.setattr(TrialModule, "logits", logits)
 
 
-def test_what_the_user_should_know_is_reported_as_a_note(
+def test_messages_for_the_user_are_reported_as_notes(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 16)
@@ -134,7 +134,7 @@ def test_the_nodes_next_trial_does_not_run_out_again(
     assert note == {"number": 8, "note": start}
 
 
-def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
+def test_out_of_memory_is_reported_as_its_own_state(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 1)
@@ -179,7 +179,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
 
 
 @pytest.mark.parametrize("url", [None, "memory://left/trial_0007"])
-def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
+def test_a_preempted_trial_resumes_on_another_node(
     url: str | None,
     run: Run,
     told: list[dict[str, Any]],
@@ -218,7 +218,7 @@ def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> No
     assert "must be max or min" in end["error"]
 
 
-def test_a_gpu_that_torch_does_not_have_is_the_machines_fault(
+def test_a_missing_gpu_is_reported_as_unusable(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

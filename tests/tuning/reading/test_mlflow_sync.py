@@ -51,7 +51,7 @@ def runs(store: str) -> tuple[Run, dict[int, Run]]:
 @pytest.mark.parametrize(
     ("reports", "status"), [pytest.param(None, "FINISHED", marks=pytest.mark.nightly), (4, "KILLED")]
 )
-def test_all_of_it_is_sent_once(
+def test_all_data_is_sent_once(
     reports: int | None, status: str, make_search: MakeSearch, location: SearchLocation, store: str
 ) -> None:
     folder = make_search("a", reports=reports)
@@ -78,14 +78,14 @@ def test_all_of_it_is_sent_once(
     }
 
 
-def test_a_search_that_is_driven_sends_by_itself(make_search: MakeSearch, location: SearchLocation) -> None:
+def test_a_running_search_is_refused(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")
     with hold_lease(lease, name="a", seconds=20), pytest.raises(LeaseError, match="one driver"):
         sync(location)
 
 
-def test_a_server_that_is_away_is_said(
+def test_an_unreachable_server_is_reported(
     make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "LAST_CALL", 0.1)

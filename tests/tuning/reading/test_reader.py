@@ -45,7 +45,9 @@ def held(folder: SearchFolder) -> LeaseKeeper:
     return keeper
 
 
-def test_a_finished_search_is_its_record(make_search: MakeSearch, location: SearchLocation) -> None:
+def test_the_result_of_a_finished_search_is_read_from_its_record(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
     folder = make_search("a")
     result = read_search(location, "a")
     assert result.trials == record_of(folder).trials()
@@ -95,7 +97,7 @@ def test_a_search_with_a_driver_runs_and_its_driver_can_write_meanwhile(
     assert read_search(location, "a").state is SearchState.INTERRUPTED
 
 
-def test_a_search_is_read_while_its_driver_is_amid_a_transaction(
+def test_a_search_is_read_during_a_transaction_of_its_driver(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("a", reports=4)
@@ -106,7 +108,7 @@ def test_a_search_is_read_while_its_driver_is_amid_a_transaction(
         driver.execute("ROLLBACK")
 
 
-def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
+def test_an_unfinished_transaction_of_a_killed_driver_is_rolled_back(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("whole", reports=4)
@@ -126,7 +128,7 @@ def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
 
 
 @pytest.mark.parametrize("state", [SearchState.FAILED, SearchState.FINISHED, SearchState.INTERRUPTED])
-def test_what_a_run_noted_at_its_end_is_read(
+def test_the_outcome_of_a_run_is_read(
     state: SearchState, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     record = record_of(make_search("a", reports=4))
@@ -159,7 +161,7 @@ def test_an_epoch_that_lacks_its_details_is_not_there_yet(
     assert sum(trial.epochs for trial in read_search(location, "a").trials) == before - 1
 
 
-def test_a_folder_without_its_study_is_said(make_search: MakeSearch, location: SearchLocation) -> None:
+def test_a_folder_without_its_study_is_reported(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a")
     (folder.path / "study.db").unlink()
     with pytest.raises(StorageError, match="If the search was given a --study, give it here too"):

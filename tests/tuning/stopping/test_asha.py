@@ -138,7 +138,7 @@ def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
     return SuccessiveHalving(levels=levels, reduction_factor=3, maximize=True, pauses=True)
 
 
-def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None:
+def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.9)):
         assert rung.judge(seen(1, value, number)).decision is Decision.PAUSE
@@ -149,7 +149,7 @@ def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None
     assert rung.paused() == (0, 2)
 
 
-def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
+def test_a_trial_in_the_top_fraction_continues_without_a_pause() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.4)):
         rung.judge(seen(1, value, number))
@@ -157,7 +157,7 @@ def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
     assert rung.promote() is None
 
 
-def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> None:
+def test_the_highest_rung_is_promoted_from_first_and_others_only_by_force() -> None:
     rung = pausing()
     for number in range(6):
         rung.judge(seen(1, 1 - number / 10, number))
@@ -170,7 +170,7 @@ def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> 
 
 
 @given(values, st.integers(0, 39))
-def test_a_ladder_rebuilt_from_a_record_promotes_the_same(arrivals: list[float], cut: int) -> None:
+def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], cut: int) -> None:
     lived, resumed = pausing(), pausing()
     paused = []
     for number, value in enumerate(arrivals[:cut]):
@@ -233,7 +233,7 @@ def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldes
 
 
 @pytest.mark.parametrize("pauses", [False, True])
-def test_a_crowd_of_equal_values_does_not_pass_whole(pauses: bool) -> None:
+def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
     # Dead networks report exactly chance level: of 60 trials, 54 are equal.
     rung = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
     values = [0.5 if number % 10 == 9 else 0.1 for number in range(60)]

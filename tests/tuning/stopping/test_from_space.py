@@ -19,12 +19,12 @@ from tune_rescon.tuning.stopping.rule import Observation
         (["fidelity.min=9"], (9,)),
     ],
 )
-def test_levels(overrides: list[str], levels: tuple[int, ...]) -> None:
+def test_possible_rungs(overrides: list[str], levels: tuple[int, ...]) -> None:
     assert possible_rungs(load_space("digits", overrides)) == levels
 
 
 @pytest.mark.parametrize("name", [name for name in list_spaces() if name != "folder"])
-def test_every_shipped_space_ends_at_its_last_epoch(name: str) -> None:
+def test_the_rungs_of_every_shipped_space_end_at_its_last_epoch(name: str) -> None:
     space = load_space(name)
     levels = possible_rungs(space)
     assert levels[-1] == space.fidelity.max
@@ -43,7 +43,7 @@ def test_without_a_scheduler_no_trial_is_stopped() -> None:
 @pytest.mark.parametrize(
     ("metric", "mode", "worst"), [("val_accuracy", "max", 0.1), ("val_loss", "min", 0.9)]
 )
-def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst: float) -> None:
+def test_the_metrics_mode_decides_whether_larger_is_better(metric: str, mode: str, worst: float) -> None:
     ladder = make_stopping_rule(load_space("digits", [f"metric={{name: {metric}, mode: {mode}}}"]))
     for number, value in enumerate((0.5, 0.4)):
         ladder.judge(Observation(number=number, epoch=1, value=value))
@@ -59,7 +59,7 @@ def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst
         (["scheduler={type: median}"], MedianRule, None),
     ],
 )
-def test_the_rule_of_each_scheduler(overrides: list[str], kind: type, pauses: bool | None) -> None:
+def test_each_scheduler_has_its_stopping_rule(overrides: list[str], kind: type, pauses: bool | None) -> None:
     rule = make_stopping_rule(load_space("digits", overrides))
     assert type(rule) is kind
     assert getattr(rule, "pauses", None) is pauses

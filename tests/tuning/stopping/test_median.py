@@ -41,20 +41,22 @@ def others(of: MedianRule) -> None:
         ((0.9, math.nan), [C, D]),
     ],
 )
-def test_the_rule(values: tuple[float, ...], decisions: list[Decision]) -> None:
+def test_a_trial_below_the_median_of_running_averages_is_stopped(
+    values: tuple[float, ...], decisions: list[Decision]
+) -> None:
     of = rule()
     others(of)
     assert run(of, 9, *values) == decisions
 
 
-def test_two_others_are_too_few() -> None:
+def test_no_trial_is_stopped_with_only_two_others() -> None:
     of = rule()
     for number in range(2):
         run(of, number, 0.9, 0.9)
     assert run(of, 9, 0.1, 0.1) == [C, C]
 
 
-def test_other_groups_are_not_compared() -> None:
+def test_trials_of_other_groups_are_not_compared() -> None:
     of = rule()
     others(of)
     assert run(of, 9, 0.1, 0.1, group=224) == [C, C]
@@ -67,7 +69,7 @@ def test_minimising_mirrors_maximising() -> None:
     assert run(of, 9, 0.9, 0.8) == [C, S]
 
 
-def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
+def test_replayed_values_are_judged_as_in_an_uninterrupted_search() -> None:
     lived, resumed = rule(), rule()
     others(lived)
     for number, level in enumerate((0.3, 0.5, 0.7)):
@@ -77,7 +79,7 @@ def test_a_recalled_rule_judges_like_the_one_that_was_lost() -> None:
 
 
 @pytest.mark.parametrize(("value", "rank"), [(0.4, 3), (0.3, 4), (0.2, 4)])
-def test_a_stopped_trial_is_told_its_rank_among_the_others_averages(value: float, rank: int) -> None:
+def test_a_verdict_has_the_rank_among_the_other_trials_averages(value: float, rank: int) -> None:
     of = rule()
     others(of)
     run(of, 9, 0.1)
@@ -85,7 +87,7 @@ def test_a_stopped_trial_is_told_its_rank_among_the_others_averages(value: float
     assert verdict == Verdict(decision=S, rung=2, rank=rank, of=4)
 
 
-def test_nobody_waits() -> None:
+def test_no_trial_is_paused_or_promoted() -> None:
     of = rule()
     others(of)
     assert of.pause_again(0) is False
