@@ -295,9 +295,8 @@ class MlflowRunSync:
             TRIAL_TAG: str(view.number),
             STATE_TAG: ACTIVE,
         }
-        name = trial_name(view.number)
         run = self._client.create_run(
-            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=name
+            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=trial_name(view.number)
         )
         return str(run.info.run_id)
 

@@ -366,7 +366,7 @@ def epochs_in_checkpoint(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
 
 
 def global_step(checkpoint_dir: Path) -> int:
-    """Return the training steps of the newest undamaged checkpoint; 0 if there is none."""
+    """Return the training steps of the newest undamaged checkpoint; 0 if the folder has no such file."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 
