@@ -121,7 +121,7 @@ def _sync(location: SearchLocation, name: str) -> int:
     from tune_rescon.tuning import sync_tracking
 
     with progress_shown(click.echo):
-        done = sync_tracking(location, name, patience=SYNC_TIMEOUT, note=note_text)
+        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=note_text)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0

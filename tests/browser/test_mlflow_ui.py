@@ -35,7 +35,7 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     simulation = Simulation(lambda t: LANDSCAPES["monotone"].curve(t.number, t.parameters))
     simulation.drive(search.policy())
     location = SearchLocation(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
-    assert sync_tracking(location, "s", patience=60, note=note_text).pending_updates == 0
+    assert sync_tracking(location, "s", timeout=60, note=note_text).pending_updates == 0
     made = MlflowServer(storage)
     made.start()
     yield made

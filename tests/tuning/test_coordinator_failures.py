@@ -165,7 +165,7 @@ def test_five_failures_in_a_row_end_the_search_and_interrupt_running_trials() ->
     for _ in range(5):
         search.close(next_number(search), TrialState.FAILED, error="Traceback\nValueError: no such layer")
     assert search.failure is not None
-    assert "all said: ValueError: no such layer" in search.failure
+    assert "all with ValueError: no such layer" in search.failure
     assert search.exhausted
     assert search.next_trial() is None
     assert search.epoch_done(running, 1, metrics(0.5), None) is Decision.STOP

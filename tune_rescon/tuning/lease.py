@@ -342,7 +342,7 @@ class LeaseKeeper:
         assert found.driver is not None, "only a held lease is watched"
         _PROGRESS.info(
             f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
-            f" seeing for {found.seconds:g} s whether it still is"
+            f" waiting {found.seconds:g} s to see whether it still runs"
         )
         end = self._clock() + found.seconds
         while self._clock() < end:

@@ -40,7 +40,7 @@ def sync_tracking(
     location: SearchLocation,
     name: str,
     *,
-    patience: float,
+    timeout: float,
     note: Callable[[StudyResult], str],
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
@@ -48,7 +48,7 @@ def sync_tracking(
     Args:
         location: where the search is.
         name: the search's name.
-        patience: seconds that MLflow has to accept the data.
+        timeout: seconds to wait for MLflow to accept the data.
         note: returns the markdown of the search's page in MLflow.
 
     Raises:
@@ -65,8 +65,8 @@ def sync_tracking(
     )
     with open_store(options) as store, search_lease(options, store):
         store.fetch()
-        synced = _send(options, location, store, note=note, patience=patience)
-        store.close(patience)
+        synced = _send(options, location, store, note=note, timeout=timeout)
+        store.close(timeout)
         return synced
 
 
@@ -76,7 +76,7 @@ def _send(
     store: SearchStore,
     *,
     note: Callable[[StudyResult], str],
-    patience: float,
+    timeout: float,
 ) -> Synced:
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
@@ -104,7 +104,7 @@ def _send(
         callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
-        pending_updates = writer.close(patience)
+        pending_updates = writer.close(timeout)
         callback.note_runs()
         return Synced(
             uri=hide_passwords(writer.uri),

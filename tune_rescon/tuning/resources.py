@@ -98,11 +98,9 @@ def concurrent_trials(
     places = max(_capacity(now, need), _capacity(later or (), need))
     fits = places // workers
     if not fits and later is None:
-        rule = (
-            "a search must say how far its cluster is to grow, where no machine of now has room for a trial"
-        )
+        rule = "must be a number, because no present machine has room for a trial and the cluster may grow"
         raise ResourceError(
-            format_error(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
+            format_error(rule, got="null", where="budget.concurrent", hint="Give --concurrent N.")
         )
     if places and not fits:
         raise ResourceError(_workers_error(workers, places))
@@ -117,7 +115,7 @@ def _capacity(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
 
 def _workers_error(workers: int, places: int) -> str:
     hint = f"Ask for fewer, for example --set resources_per_trial.workers={places}."
-    rule = f"a trial has {workers} workers, for which the machines must have room at once"
+    rule = f"the machines must have room for all {workers} workers of a trial at once"
     return format_error(rule, got=f"room for {places}", where="resources_per_trial.workers", hint=hint)
 
 
@@ -139,7 +137,7 @@ def _resources_error(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
         return format_error(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
     asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
     return format_error(
-        f"a trial asks for {asked}, which one machine must have", got="only some of it on each"
+        f"one machine must have all that a trial asks for ({asked})", got="only some of it on each"
     )
 
 

@@ -34,8 +34,8 @@ def store(location: SearchLocation, empty_store: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
 
 
-def sync(location: SearchLocation, *, patience: float = 60) -> Synced:
-    return sync_tracking(location, "a", patience=patience, note=lambda _: "**best**")
+def sync(location: SearchLocation, *, timeout: float = 60) -> Synced:
+    return sync_tracking(location, "a", timeout=timeout, note=lambda _: "**best**")
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
@@ -94,7 +94,7 @@ def test_an_unreachable_server_is_reported(
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
     record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
-    done = sync(location, patience=0.3)
+    done = sync(location, timeout=0.3)
     assert done.uri == address
     assert done.pending_updates > 6
     assert done.last_error

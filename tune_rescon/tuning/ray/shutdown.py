@@ -204,30 +204,30 @@ class Watch:
         """True if a signal has requested a stop."""
         return self._interruption.urgency is not StopLevel.NONE
 
-    def with_timeout(self, call: Callable[[float], int], patience: float, shortest: float) -> int:
+    def with_timeout(self, call: Callable[[float], int], timeout: float, shortest: float) -> int:
         """Run ``call`` with a time limit that depends on the signals received.
 
-        The limit is ``patience`` without signals. Before a deadline, it is at most the time left, but not
+        The limit is ``timeout`` without signals. Before a deadline, it is at most the time left, but not
         less than ``shortest``. After the deadline, after a second Ctrl-C, and after a signal that follows
         :meth:`trials_ended`, it is ``shortest``. A signal during the call interrupts it, and ``call`` is
         repeated with ``shortest``, so that the user does not wait twice.
 
         Args:
             call: Waits for at most the given number of seconds, and returns a count.
-            patience: The usual limit in seconds.
-            shortest: The shortest limit in seconds.
+            timeout: The usual limit, in seconds.
+            shortest: The shortest limit, in seconds.
 
         Returns:
             The value that ``call`` returns.
         """
         left = self._interruption.seconds_left
         if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
-            patience = shortest
+            timeout = shortest
         elif left is not None:
-            patience = min(patience, max(left, shortest))
+            timeout = min(timeout, max(left, shortest))
         self._interruption.deferred = False
         try:
-            return call(patience)
+            return call(timeout)
         except KeyboardInterrupt:
             self._interruption.deferred = True
             return call(shortest)

@@ -95,7 +95,7 @@ def stage_data(
     """Fetch and decode the datasets on all other machines that can run a trial, in parallel.
 
     A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
-    meanwhile is skipped.
+    during the preparation is skipped.
 
     Args:
         datasets: The datasets of the search.
