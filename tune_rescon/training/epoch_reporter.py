@@ -40,7 +40,7 @@ class EpochReporter(Callback):
     then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
     reports the same values again, or leaves the report in the checkpoint's metadata.
 
-    If a thread writes the files, the next epoch's first steps run meanwhile. The report follows the step in
+    A thread may write the files while the next epoch's first steps run. The report then follows the step in
     which the files became durable. If the report ends the trial, these steps are discarded: no file and no
     report contains anything of them.
     """

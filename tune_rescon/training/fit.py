@@ -75,8 +75,8 @@ class TrialProcess:
     processes.
     """
     background_writes: bool | None = None
-    """Whether a thread writes an epoch's files while the first steps of the next epoch run; None: on a GPU,
-    which would be idle meanwhile. A trial of several processes never does."""
+    """Whether a thread writes an epoch's files while the first steps of the next epoch run. None: on a GPU,
+    because it would be idle during the writing. A trial of several processes never does."""
     gpu_reading: Callable[[], float] | None = None
     """Returns how busy the GPU is, 0..1; called once a second on a thread. None asks NVML about a GPU, if the
     package nvidia-ml-py is installed, and a CPU trial reads nothing."""

@@ -90,7 +90,7 @@ class CheckpointMetadata:
         other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
             rule = "a trial can only resume from its own checkpoint"
-            hint = "Give each trial a checkpoint folder of its own."
+            hint = "Give each trial its own checkpoint folder."
             raise StorageError(format_error(rule, got=f"one with another {', '.join(other)}", hint=hint))
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,7 +219,7 @@ class CheckpointWriter:
         *,
         background: bool = False,
     ) -> None:
-        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` tells what was written.
+        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
 
         Args:
             trainer: holds the state that the checkpoint saves.

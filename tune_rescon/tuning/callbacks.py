@@ -106,7 +106,7 @@ class SearchCallback:
         """Called when a trial has ended, or is paused or interrupted.
 
         Args:
-            trial: The trial. ``trial.state`` says how it ended.
+            trial: The trial. ``trial.state`` is the state in which it ended.
         """
 
 

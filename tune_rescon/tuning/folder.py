@@ -63,18 +63,18 @@ def trial_folder(number: int) -> str:
     return f"{CHECKPOINTS}/{trial_name(number)}"
 
 
-def recorded_checkpoint(number: int, place: str | None) -> str | None:
-    """Return the path of a trial's checkpoint as the record stores it; None if ``place`` is None.
+def recorded_checkpoint(number: int, file: str | None) -> str | None:
+    """Return the path of a trial's checkpoint as the record stores it; None if ``file`` is None.
 
-    ``place`` is a path or URL. Only its file name is used: earlier versions recorded absolute paths, and the
+    ``file`` is a path or URL. Only its file name is used: earlier versions recorded absolute paths, and the
     folder may have been moved or copied after that.
 
     >>> recorded_checkpoint(7, "/old/runs/a/checkpoints/trial_0007/best.ckpt")
     'checkpoints/trial_0007/best.ckpt'
     """
-    if place is None:
+    if file is None:
         return None
-    return f"{trial_folder(number)}/{place.rpartition('/')[2]}"
+    return f"{trial_folder(number)}/{file.rpartition('/')[2]}"
 
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
@@ -414,5 +414,5 @@ def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
     return _Lock.HELD if same else _Lock.OF_ANOTHER
 
 
-#: Error numbers with which a file system says that another process holds a lock.
+#: Error numbers that mean that another process holds a lock.
 _LOCKED: Final = (errno.EWOULDBLOCK, errno.EACCES)

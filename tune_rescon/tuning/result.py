@@ -137,8 +137,8 @@ class StudyResult:
 
     def kept_checkpoint(self, trial: TrialRecord) -> str | None:
         """Return :meth:`checkpoint`, or None if that file is missing. Files at a URL are not checked."""
-        place = self.checkpoint(trial)
-        return place if place is None or self.url or Path(place).is_file() else None
+        file = self.checkpoint(trial)
+        return file if file is None or self.url or Path(file).is_file() else None
 
     def compute_hours(self, trial: TrialRecord) -> float:
         """Return the device-hours of one trial; see :func:`compute_hours`."""
