@@ -15,7 +15,7 @@ from pathlib import Path
 import gradio as gr
 
 from tune_rescon.inference import batches_of, load_model, predictions
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.tuning import SearchLocation
 
 #: Classes that are shown for a picture.
@@ -25,7 +25,7 @@ TOP = 3
 def classifier(model: str, storage: Path) -> Callable[[str | None], dict[str, float]]:
     """Return a function of a picture's path: the most probable classes and their probabilities."""
     network, about = load_model(model, SearchLocation(storage=storage))
-    placement = place("auto", precision=about.config.precision)
+    placement = resolve_device("auto", precision=about.config.precision)
 
     def refuse(path: Path, reason: str) -> None:
         raise gr.Error(f"{path.name} cannot be read: {reason}")

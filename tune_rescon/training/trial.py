@@ -15,7 +15,7 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
-from tune_rescon.training.device import own_generator, place
+from tune_rescon.training.device import own_generator, resolve_device
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
 from tune_rescon.training.memory import Shape, recomputation, release_memory
@@ -145,7 +145,7 @@ def train_trial(
     spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
     dataset = _as_pretrained(dataset, config, spec)
     metadata = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
-    placement = place(process.device, precision=config.precision)
+    placement = resolve_device(process.device, precision=config.precision)
     if config.precision == "fp16" and not placement.scales_gradients:
         on_note(messages.no_fp16())
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)

@@ -35,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
         return config.cuda_graphs
 
     on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
-    monkeypatch.setattr("tune_rescon.training.device.place", lambda *_, **__: on_cpu)
+    monkeypatch.setattr("tune_rescon.training.device.resolve_device", lambda *_, **__: on_cpu)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.step_of", step_of)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", lambda step, _: step)
     return seen

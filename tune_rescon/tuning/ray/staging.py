@@ -182,11 +182,11 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
 def _measure(config: TrialConfig, info: DatasetInfo, stalls: Path) -> Occupancy | None:
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
-    from tune_rescon.training.device import place
+    from tune_rescon.training.device import resolve_device
     from tune_rescon.training.gpu_probe import measure_occupancy, step_of
     from tune_rescon.training.memory import Shape, ran_out_of_memory
 
-    placement = place("cuda", precision=config.precision)
+    placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}
     shape = Shape.of(config, describe_network(config, **images), placement, None)
     watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's
