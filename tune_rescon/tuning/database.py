@@ -96,9 +96,7 @@ def unwritable(url: str, error: Exception) -> RecordError:
         rule = "the record must stay where it is while the search runs"
         hint = "Put the file back: a resumed search has only what the file holds."
         return RecordError(format_error(rule, got=f"{file}, which is gone ({message})", hint=hint))
-    hint = (
-        "Every epoch before this one is recorded. Free space on the disk or repair the database, then resume."
-    )
+    hint = "Every earlier epoch is recorded. Free space on the disk, or repair the database; then resume."
     got = f"{file or 'its database'}: {message}"
     return RecordError(format_error("the record must take each epoch of a trial", got=got, hint=hint))
 
