@@ -78,7 +78,7 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
             SearchPlan(total=space.budget.trials),
             record,
             make_stopping_rule(space),
-            SearchSampler(space, known=record.trials()),
+            SearchSampler(space, existing_trials=record.trials()),
             callbacks=(MlflowCallback(writer, record, CostModel(space=space, datasets=datasets)), view),
             prune=lambda *_: None,
         ).start()

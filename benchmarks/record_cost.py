@@ -98,7 +98,7 @@ def ours(space: Space, record: StudyRecord) -> Coordinator:
         SearchPlan(total=space.budget.trials),
         record,
         make_stopping_rule(space),
-        SearchSampler(space, known=record.trials()),
+        SearchSampler(space, existing_trials=record.trials()),
         prune=lambda *_: None,
     ).start()
 

@@ -67,7 +67,7 @@ def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFol
         SearchPlan(total=6),
         record,
         make_stopping_rule(space),
-        SearchSampler(space, known=record.trials()),
+        SearchSampler(space, existing_trials=record.trials()),
         prune=lambda number, keep: old.prune_checkpoints(number, keep=keep),
     ).start()
     while (trial := resumed.next_trial()) is not None:

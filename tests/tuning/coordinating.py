@@ -119,7 +119,7 @@ def coordinator(
         SearchPlan(total=total, deadline=deadline, **plan),
         record,
         SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
-        SearchSampler(space, known=record.trials()),
+        SearchSampler(space, existing_trials=record.trials()),
         callbacks=callbacks,
         prune=(checkpoints or FakeCheckpoints()).prune,
         clock=clock,

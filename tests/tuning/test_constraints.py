@@ -95,7 +95,7 @@ def test_a_grid_leaves_out_points_that_break_a_constraint(datasets: dict[str, Da
     costs = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
     points = [to_optuna(point) for point in first_rows(costs.space)]
     assert len(points) == 4
-    found = drawn(sampler(costs, rows=points), 2)
+    found = drawn(sampler(costs, initial_points=points), 2)
     assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
 
 

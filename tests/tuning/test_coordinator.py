@@ -163,7 +163,7 @@ def final_metric_search(study: Study) -> Coordinator:
         SearchPlan(total=3, keep=None),
         record,
         SuccessiveHalving(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
-        SearchSampler(SPACE, known=record.trials()),
+        SearchSampler(SPACE, existing_trials=record.trials()),
         prune=FakeCheckpoints().prune,
     ).start()
 

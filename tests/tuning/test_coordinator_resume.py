@@ -97,7 +97,7 @@ def test_a_paused_trial_without_a_rung_in_a_changed_rule_continues(
         SearchPlan(total=1),
         record,
         rule,
-        SearchSampler(SPACE, known=record.trials()),
+        SearchSampler(SPACE, existing_trials=record.trials()),
         prune=FakeCheckpoints().prune,
     ).start()
     assert next_number(resumed) == number

@@ -38,7 +38,7 @@ def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network()
     callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), near_end=near_end)
 
     def begin() -> None:
-        callback.on_trial_start(record.open(Proposal(params={}, distributions={}, memory={})))
+        callback.on_trial_start(record.open(Proposal(params={}, distributions={}, sampler_state={})))
 
     def end_epoch(number: int, epoch: int, checkpoint: str | None) -> None:
         metrics = {"val_accuracy": 0.5}

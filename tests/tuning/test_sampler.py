@@ -36,7 +36,7 @@ def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> Tri
         metric=metric,
         maximize=True,
         values=(),
-        memory=proposal.memory,
+        sampler_state=proposal.sampler_state,
     )
 
 
@@ -58,7 +58,7 @@ def proposed(search: SearchSampler, *infeasible: Any) -> Proposal:
 
 def run(of: Space, known: list[TrialRecord], count: int, **options: Any) -> list[TrialRecord]:
     """``count`` trials, one at a time, on from ``known``."""
-    search = SearchSampler(of, known=known, **options)
+    search = SearchSampler(of, existing_trials=known, **options)
     trials = list(known)
     for number in range(len(known), len(known) + count):
         trial = opened(number, proposed(search))
@@ -97,14 +97,16 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
         monkeypatch.setattr(sampler, name, value)
     of = space("tpe")
     before = run(of, [], 13)  # The last choice was made before trial 12, by the ranks of then.
-    assert len(before[12].memory[sampler._KEPT]) == 4
-    dropped = next(t for t in before[:12] if t.number not in before[12].memory[sampler._KEPT])
+    assert len(before[12].sampler_state[sampler._KEPT]) == 4
+    dropped = next(t for t in before[:12] if t.number not in before[12].sampler_state[sampler._KEPT])
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
-    search = SearchSampler(of, known=before)
+    search = SearchSampler(of, existing_trials=before)
     search.on_epoch(promoted)
-    goes_on = proposed(search).params
-    resumed = SearchSampler(of, known=[promoted if t.number == promoted.number else t for t in before])
-    assert proposed(resumed).params == goes_on
+    uninterrupted = proposed(search).params
+    resumed = SearchSampler(
+        of, existing_trials=[promoted if t.number == promoted.number else t for t in before]
+    )
+    assert proposed(resumed).params == uninterrupted
 
 
 def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,7 @@ def test_what_is_kept_is_noted_where_it_was_chosen_and_only_for_a_bounded_view(
     kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
-    assert {trial.number for trial in run(space(kind), [], 14) if trial.memory} == noted
+    assert {trial.number for trial in run(space(kind), [], 14) if trial.sampler_state} == noted
 
 
 class Watching(optuna.samplers.RandomSampler):
@@ -244,7 +246,7 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
         search.on_trial_start(trial)
         trials.append(dataclasses.replace(trial, state=state, values=values))
         (search.on_trial_end if state.is_final else search.on_epoch)(trials[-1])
-    (SearchSampler(of, known=trials) if resumed else search).ask()
+    (SearchSampler(of, existing_trials=trials) if resumed else search).ask()
     assert words(shown)[-1] == ("COMPLETE", [worst])
 
 
@@ -278,7 +280,7 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
 
 def test_a_resumed_search_compares_trials_at_the_same_rung(shown: list[FrozenTrial]) -> None:
     known = fed(SearchSampler(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
-    SearchSampler(space("tpe"), known=known).ask()
+    SearchSampler(space("tpe"), existing_trials=known).ask()
     assert words(shown) == [("COMPLETE", [0.6])] * 4
 
 
@@ -302,7 +304,7 @@ def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTria
 
 def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[FrozenTrial]) -> None:
     (earlier,) = fed(SearchSampler(space("random")), (STOPPED, (0.9,)))
-    search = SearchSampler(space("random"), background=[earlier])
+    search = SearchSampler(space("random"), warm_start_trials=[earlier])
     fed(search, (STOPPED, (0.9,)))
     search.ask()
     assert words(shown) == [("COMPLETE", [0.9])] * 2
@@ -315,22 +317,22 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(space(kind), [], 13)
-    SearchSampler(space(kind), known=known).ask()
+    SearchSampler(space(kind), existing_trials=known).ask()
     assert len(shown) == size
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
 def test_only_a_sampler_that_needs_it_has_its_notes_kept(kind: str, noted: set[str]) -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}]
-    trials = run(space(kind), [], 8, rows=rows)
-    assert {key for trial in trials for key in trial.memory} == noted
+    trials = run(space(kind), [], 8, initial_points=rows)
+    assert {key for trial in trials for key in trial.sampler_state} == noted
 
 
 def test_initial_points_come_first() -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}, {"learning_rate": 0.25, "weight_decay": 0.0}]
-    drawn = run(space("tpe"), [], 4, rows=rows)
+    drawn = run(space("tpe"), [], 4, initial_points=rows)
     assert [dict(trial.parameters) for trial in drawn[:2]] == rows
-    assert run(space("tpe"), drawn[:1], 3, rows=rows) == drawn
+    assert run(space("tpe"), drawn[:1], 3, initial_points=rows) == drawn
 
 
 def test_an_infeasible_point_is_drawn_again() -> None:
@@ -355,7 +357,7 @@ def test_the_sampler_gets_warm_start_trials() -> None:
         )
         for number, parameters in enumerate([*good, *bad])
     ]
-    warm = run(space("tpe"), [], 10, background=background)
+    warm = run(space("tpe"), [], 10, warm_start_trials=background)
     rates = [trial.parameters["learning_rate"] for trial in warm]
     assert sum(rate > 0.2 for rate in rates) >= 7
 

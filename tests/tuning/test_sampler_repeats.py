@@ -35,7 +35,7 @@ def run(
     of: Space, count: int, known: tuple[TrialRecord, ...] = (), **options: Any
 ) -> tuple[TrialRecord, ...]:
     """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
-    search, trials = SearchSampler(of, known=known, **options), list(known)
+    search, trials = SearchSampler(of, existing_trials=known, **options), list(known)
     for number in range(len(known), len(known) + count):
         proposal = search.ask()
         if proposal is None:
@@ -48,7 +48,7 @@ def run(
             metric="val_accuracy",
             maximize=True,
             values=(),
-            memory=proposal.memory,
+            sampler_state=proposal.sampler_state,
             origin=proposal.origin,
         )
         search.on_trial_start(trial)
@@ -83,9 +83,9 @@ def test_where_repeats_are_asked_for_a_draw_is_taken_as_it_is() -> None:
 def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, cut: int) -> None:
     of = space(kind=kind)
     rows = rows_of(of) if kind == "grid" else []
-    whole = run(of, 24, rows=rows)
+    whole = run(of, 24, initial_points=rows)
     assert len(whole) == 6
-    assert run(of, 24, whole[:cut], rows=rows) == whole
+    assert run(of, 24, whole[:cut], initial_points=rows) == whole
 
 
 def test_a_trial_that_failed_does_not_run_again_either() -> None:
@@ -110,8 +110,8 @@ def changed(old: Space, new: Space) -> SpaceVersions:
 def test_a_larger_grid_runs_what_has_not_run() -> None:
     old = space("parameters.depth.choices=[56]", "budget.trials=3", kind="grid")
     new = space(kind="grid")
-    before = run(old, 3, rows=rows_of(old))
-    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    before = run(old, 3, initial_points=rows_of(old))
+    after = run(new, 24, before, initial_points=rows_of(new), versions=changed(old, new))
     assert len(set(points(after))) == len(after) == 6
     assert points(after)[3:] == [tuple(row.values()) for row in rows_of(new)[3:]]
 
@@ -120,24 +120,24 @@ def test_a_grid_whose_first_choice_comes_first_runs_no_point_twice() -> None:
     """One more value before the others shifts every point's place in the list."""
     old = space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
     new = space(kind="grid")
-    before = run(old, 3, rows=rows_of(old))
-    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    before = run(old, 3, initial_points=rows_of(old))
+    after = run(new, 24, before, initial_points=rows_of(new), versions=changed(old, new))
     assert len(set(points(after))) == len(after) == 6
 
 
 def test_a_grid_with_repeats_starts_over() -> None:
     of = space("sampler.repeats=true", kind="grid")
     rows = rows_of(of)
-    whole = run(of, 15, rows=rows)
+    whole = run(of, 15, initial_points=rows)
     assert points(whole)[:6] == points(whole)[6:12] == [tuple(row.values()) for row in rows]
-    assert run(of, 7, whole[:8], rows=rows) == whole
+    assert run(of, 7, whole[:8], initial_points=rows) == whole
 
 
 def test_a_row_that_is_added_runs_next() -> None:
     old = space(kind="tpe")
     rows = [{"depth": 92, "width": 1.0}, {"depth": 56, "width": 0.25}]
-    before = run(old, 1, rows=rows[:1])
-    after = run(old, 1, before, rows=rows)
+    before = run(old, 1, initial_points=rows[:1])
+    after = run(old, 1, before, initial_points=rows)
     assert [dict(trial.parameters) for trial in after] == rows
 
 
@@ -146,16 +146,16 @@ def test_the_sampler_keeps_trials_that_a_changed_space_contains() -> None:
     old = space(kind="tpe")
     before = run(old, 6)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
+    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
     less = space(
         "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
         "fixed={layout: cifar, depth: 92}",
     )
-    seen = SearchSampler(less, known=before, versions=changed(old, less)).view_trials
+    seen = SearchSampler(less, existing_trials=before, versions=changed(old, less)).view_trials
     assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, known=before, versions=changed(old, fewer)).view_trials
+    seen = SearchSampler(fewer, existing_trials=before, versions=changed(old, fewer)).view_trials
     assert {trial.params["depth"] for trial in seen} == {56}
     assert len(seen) == 3
 
@@ -164,19 +164,19 @@ def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> Non
     old = space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, background=earlier, versions=changed(old, more)).view_trials
+    seen = SearchSampler(more, warm_start_trials=earlier, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
     fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, background=earlier, versions=changed(old, fewer)).view_trials
+    seen = SearchSampler(fewer, warm_start_trials=earlier, versions=changed(old, fewer)).view_trials
     assert [trial.params["depth"] for trial in seen] == [56] * 3
 
 
 def test_a_generation_of_another_space_is_forgotten() -> None:
     old = space(kind="nsga2")
     before = run(old, 6)
-    assert any(trial.memory for trial in before)
+    assert any(trial.sampler_state for trial in before)
     more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
-    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
+    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
     assert [trial.system_attrs for trial in seen] == [{}] * 6
 
 

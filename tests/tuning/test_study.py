@@ -36,7 +36,7 @@ def proposal(learning_rate: float = 0.1, **memory: Any) -> Proposal:
         "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
     }
     params = {"learning_rate": learning_rate, "step_fractions": "[50]"}
-    return Proposal(params=params, distributions=distributions, memory=memory)
+    return Proposal(params=params, distributions=distributions, sampler_state=memory)
 
 
 def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
@@ -301,7 +301,7 @@ def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is
 def test_what_a_sampler_noted_on_a_trial_comes_back(url: str) -> None:
     record = create(url)
     record.open(proposal(**{"cma:generation": 3}))
-    assert load(url).trial(0).memory == {"cma:generation": 3}
+    assert load(url).trial(0).sampler_state == {"cma:generation": 3}
 
 
 def test_attributes_of_the_study_come_back_and_change(url: str) -> None:

@@ -82,9 +82,9 @@ def make_coordinator(
     space = versions.newest
     sampler = SearchSampler(
         space,
-        rows=[to_optuna(row) for row in first_rows(space)],
-        background=warm_start_trials(record),
-        known=record.trials(),
+        initial_points=[to_optuna(row) for row in first_rows(space)],
+        warm_start_trials=warm_start_trials(record),
+        existing_trials=record.trials(),
         versions=versions,
         violation=plan.violation,
     )

@@ -223,7 +223,7 @@ class StudyRecord:
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system={**proposal.memory, **_origin_attribute(proposal.origin)},
+            system={**proposal.sampler_state, **_origin_attribute(proposal.origin)},
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
@@ -238,7 +238,7 @@ class StudyRecord:
             maximize=self.maximize,
             values=(),
             started=started,
-            memory=proposal.memory,
+            sampler_state=proposal.sampler_state,
             origin=proposal.origin,
             at=self._at,
         )
@@ -417,7 +417,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
-        memory={
+        sampler_state={
             key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
         },
         origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,

@@ -97,10 +97,10 @@ class EventFiles(SearchCallback):
         """Write how the trial ended."""
         self._queue.put(trial)
 
-    def close(self, patience: float) -> None:
-        """Write the queued trials for at most ``patience`` seconds; the next resume writes the rest."""
+    def close(self, timeout: float) -> None:
+        """Write the queued trials for at most ``timeout`` seconds; the next resume writes the rest."""
         self._queue.put(None)
-        self._thread.join(patience)
+        self._thread.join(timeout)
         if self._thread.is_alive():
             _LOGGER.warning("TensorBoard's files lack %d updates; a resume writes them", self._queue.qsize())
 

@@ -131,7 +131,7 @@ class Proposal:
     params: Mapping[str, Any]
     """The active parameters, as Optuna stores them."""
     distributions: Mapping[str, BaseDistribution]
-    memory: Mapping[str, Any] = field(default_factory=dict)
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
     """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
     origin: TrialOrigin | None = None
     """The trial's configuration and its source; None only if nothing trains it, as in tests of the record."""
@@ -181,8 +181,8 @@ class TrialRecord:
     """The kind of device of each epoch: a GPU's name, or ``"CPU"``; None if it is not known.
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
-    memory: Mapping[str, Any] = field(default_factory=dict)
-    """See :attr:`Proposal.memory`."""
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
+    """See :attr:`Proposal.sampler_state`."""
     origin: TrialOrigin | None = None
     """The configuration that the trial runs with. None if it is not known, because an earlier version
     recorded the trial and ``space.yaml`` was edited after that."""
