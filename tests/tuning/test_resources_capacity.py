@@ -141,5 +141,5 @@ def test_more_workers_than_the_machines_can_run_are_refused() -> None:
     machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
     with pytest.raises(ResourceError) as caught:
         concurrent_trials([machine], [], ONE, None, workers=3)
-    assert "a trial has 3 workers" in str(caught.value)
+    assert "all 3 workers of a trial" in str(caught.value)
     assert "--set resources_per_trial.workers=2" in str(caught.value)
