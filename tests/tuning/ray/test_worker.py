@@ -163,7 +163,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     def at(step: int) -> list[int]:
         notice, steps = PreemptionSignal(), list[int]()
         notice.install()
-        monkeypatch.setattr("tune_rescon.tuning.ray.worker.NOTICE", notice)
+        monkeypatch.setattr("tune_rescon.tuning.ray.worker.PREEMPTION", notice)
 
         def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
             steps.append(len(steps) + 1)

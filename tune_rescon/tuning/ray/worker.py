@@ -26,7 +26,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import ResourceError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.training import messages
-from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
+from tune_rescon.tuning.ray.preemption import PREEMPTION, node_is_drained
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
@@ -400,7 +400,7 @@ def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
         # A trial of several processes is not preempted: all of them would have to stop after the same batch.
         yield messages.never
         return
-    with NOTICE.installed(is_drained=node_is_drained) as is_preempted:
+    with PREEMPTION.installed(is_drained=node_is_drained) as is_preempted:
         yield is_preempted
 
 
