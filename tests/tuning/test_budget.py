@@ -1,4 +1,4 @@
-"""Hours count over all runs of a search."""
+"""A budget in hours counts all runs of a search together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures: of workers and nodes, for want of memory, and too many in a row."""
+"""Failures of workers and nodes, trials that run out of memory, and too many failures in a row."""
 
 from __future__ import annotations
 

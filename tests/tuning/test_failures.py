@@ -1,4 +1,4 @@
-"""When failing trials end a search, and what it says then."""
+"""When failing trials end a search, and the message about it."""
 
 from __future__ import annotations
 

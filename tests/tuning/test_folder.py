@@ -1,4 +1,4 @@
-"""A search's files: names that are taken or no names, files that are whole, checkpoints that go."""
+"""A search's files: its name, files that are written whole, and the checkpoints that are deleted."""
 
 from __future__ import annotations
 

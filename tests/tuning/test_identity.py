@@ -1,4 +1,4 @@
-"""A search's identity: made with its study, kept when it moves; a copy and a new search have another."""
+"""The id of a search: created with its study and kept when the search moves. Copies get a new id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mattered, where the answer is known."""
+"""The importance of parameters, where the answer is known."""
 
 from __future__ import annotations
 

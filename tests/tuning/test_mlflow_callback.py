@@ -1,4 +1,4 @@
-"""What MLflow's writer is given: the experiment, and that the search's end is near."""
+"""The data that MLflow's writer gets: the experiment, and that the search's end is near."""
 
 from __future__ import annotations
 

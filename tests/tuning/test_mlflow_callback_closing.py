@@ -1,4 +1,4 @@
-"""What is said of the work that is left once a search's result is shown."""
+"""The message about the work that is left after a search's result is shown."""
 
 from __future__ import annotations
 

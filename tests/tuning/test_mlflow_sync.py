@@ -1,4 +1,4 @@
-"""What MLflow missed, sent from the record: all of it, once, and only where no driver sends."""
+"""Data that MLflow lacks is sent from the record: all of it, once, and only if no driver runs."""
 
 from __future__ import annotations
 

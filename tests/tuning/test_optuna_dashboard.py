@@ -1,4 +1,4 @@
-"""A real `optuna-dashboard` on a study of ours: it opens the file, and tells what the record tells."""
+"""A real `optuna-dashboard` opens our study and shows what the record contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What samplers are sampler_trial, state by state."""
+"""The outcome of a trial that a sampler learns from, by state."""
 
 from __future__ import annotations
 

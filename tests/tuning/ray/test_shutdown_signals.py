@@ -64,13 +64,17 @@ def test_a_signal_before_the_first_trial_raises_keyboard_interrupt() -> None:
 
 @pytest.mark.parametrize("number", [INT, TERM, HUP])
 def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+    # Under `nohup`, SIGHUP is ignored when the test starts.
+    original = signal.signal(number, signal.default_int_handler)
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     interruption.deferred = True
-    with signal_handlers(interruption):
-        os.kill(os.getpid(), number)
-        assert interruption.urgency is StopLevel.FINISH_EPOCHS
-    assert signal.getsignal(number) is before
+    try:
+        with signal_handlers(interruption):
+            os.kill(os.getpid(), number)
+            assert interruption.urgency is StopLevel.FINISH_EPOCHS
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, original)
 
 
 def test_an_ignored_sighup_stays_ignored() -> None:

@@ -1,4 +1,4 @@
-"""When the trials are left, and what is said about it."""
+"""When the search stops waiting for its trials, and the messages about it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tune_rescon.tuning.ray.shutdown import SignalState, Watch
 class Scene:
     """A search that runs: signals, Ray and the lease do what a test has them do."""
 
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
+    def __init__(self, messages: list[str]) -> None:
+        self.messages = messages
         self.now = 0.0
         self.gone = ""
         self.lease_error: LeaseLostError | None = None
@@ -43,24 +43,24 @@ def scene(progress: list[str]) -> Scene:
 
 def test_without_signals_the_watch_does_not_abort(scene: Scene) -> None:
     assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
-    assert (scene.watch.interrupted, scene.watch.failure, scene.said) == (False, None, [])
+    assert (scene.watch.interrupted, scene.watch.failure, scene.messages) == (False, None, [])
 
 
 def test_a_first_ctrl_c_finishes_the_epochs(scene: Scene) -> None:
     scene.signals.receive(signal.SIGINT)
     assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
     assert scene.interrupts == 1
-    assert scene.said == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
+    assert scene.messages == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
     scene.now = 2.0
     scene.signals.receive(signal.SIGINT)
     assert scene.watch.should_abort()
-    assert scene.said[1:] == ["Interrupted: stopping now; what is recorded stays"]
+    assert scene.messages[1:] == ["Interrupted: stopping now; what is recorded stays"]
 
 
 def test_sigterm_aborts_after_its_deadline(scene: Scene) -> None:
     scene.signals.receive(signal.SIGTERM)
     assert not scene.watch.should_abort()
-    assert scene.said == [
+    assert scene.messages == [
         "Interrupted: finishing the running epochs for at most 20 s; Ctrl-C again to stop now"
     ]
     scene.now = 20.0

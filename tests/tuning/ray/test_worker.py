@@ -144,7 +144,7 @@ def test_out_of_memory_is_reported_as_its_own_state(
     assert "OutOfMemoryError" in end["error"]
 
 
-class Gone(BaseException):
+class ProcessExit(BaseException):
     """The process has ended."""
 
 
@@ -154,7 +154,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     original, before = TrialModule.training_step, signal.getsignal(signal.SIGTERM)
 
     def leave(status: int) -> None:
-        raise Gone(status)
+        raise ProcessExit(status)
 
     monkeypatch.setattr(os, "_exit", leave)
     # Its timer would end the process of the tests.
@@ -194,7 +194,7 @@ def test_a_preempted_trial_resumes_on_another_node(
 
     task = dataclasses.replace(task, checkpoint_url=url)
     told_at(per_epoch + 2)
-    with pytest.raises(Gone, match="1"):
+    with pytest.raises(ProcessExit, match="1"):
         run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "run" / "trial_0007")))
     first, last = told
     assert first["epoch"] == 1
