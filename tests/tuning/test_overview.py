@@ -1,4 +1,4 @@
-"""The list of a storage: it agrees with reading each search, and one that is broken harms no other."""
+"""The list of a storage: each line agrees with its search, and a broken search does not affect the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A resumed search has the images that its trials had, wherever they lie now."""
+"""A resumed search has the images of its trials, wherever they are now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache keeps pictures as large as the largest network of the search sees them."""
+"""The cache stores images at the size that the largest network of the search reads."""
 
 from __future__ import annotations
 

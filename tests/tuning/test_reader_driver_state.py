@@ -1,4 +1,4 @@
-"""How a search stands: every case of lease, note and trials."""
+"""The state of a search, by its lease, its outcome and its trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many trials fit on a cluster, as it is and as it may become. No Ray is started."""
+"""How many trials fit on a cluster, now and after it has grown. No Ray is started."""
 
 from __future__ import annotations
 

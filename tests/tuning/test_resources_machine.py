@@ -1,4 +1,4 @@
-"""``resources_per_trial: auto``, and what is asked for beside what this machine has."""
+"""``resources_per_trial: auto``, and resources that this machine does not have."""
 
 from __future__ import annotations
 

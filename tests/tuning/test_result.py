@@ -1,4 +1,4 @@
-"""Who wins, what a trial has cost, and what is logged of it at its end."""
+"""The winner, the cost of a trial, and the metrics that are logged when it ends."""
 
 from __future__ import annotations
 

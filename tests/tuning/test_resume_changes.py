@@ -1,4 +1,4 @@
-"""What a resume may change of a space: every key of the file, and what the trials have to say about it."""
+"""Which parts of a space a resume may change: every key, with and without trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command that is repeated until its search is finished: what it does with all that an earlier one left."""
+"""A command that is repeated until its search is finished, after each moment of a possible kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints outlive a search."""
+"""Which checkpoints a search keeps."""
 
 from __future__ import annotations
 

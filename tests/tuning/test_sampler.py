@@ -1,4 +1,4 @@
-"""Draws depend on the space, the number and what was told, whatever died in between."""
+"""A draw depends on the space, the trial's number and the results, not on what died in between."""
 
 from __future__ import annotations
 

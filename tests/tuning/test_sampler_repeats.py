@@ -1,4 +1,4 @@
-"""Small spaces: what runs once, what is left, and what a changed space makes of the trials there are."""
+"""Small spaces: which points have run, which are left, and which trials a changed space contains."""
 
 from __future__ import annotations
 

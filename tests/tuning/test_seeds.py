@@ -1,4 +1,4 @@
-"""A trial's seed: its own, the same again, and no matter what ran beside it."""
+"""A trial's seed depends on the search's seed and the trial's number alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions of a search's space, and what trials of a record without any are taken to be."""
+"""The versions of a search's space, and the version of trials in an older record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The durable record on a real SQLite file: what is written is what a later process reads."""
+"""The durable record on a real SQLite file: a later process reads what was written."""
 
 from __future__ import annotations
 

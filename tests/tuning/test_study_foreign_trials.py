@@ -1,4 +1,4 @@
-"""A study that other programs have put trials into: theirs are left alone, enqueued ones are run."""
+"""A study with trials of other programs: they are ignored, and enqueued trials are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record that stops taking writes while a search runs: a full disk, a file that is gone."""
+"""A record that cannot be written while a search runs: a full disk, a deleted file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's storage at a URL: what is taken, sent, fetched and given back, without Ray."""
+"""The storage of a run at a URL: its name, its copies, and what a resume fetches. No Ray is started."""
 
 from __future__ import annotations
 

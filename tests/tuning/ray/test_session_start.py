@@ -1,4 +1,4 @@
-"""What must hold before a Ray starts here, and the second try where it does not start."""
+"""The checks before Ray starts here, and the second attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What signals mean, by table on a simulated clock; and that they arrive."""
+"""The stop level that follows from signals, by table on a simulated clock, and real signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on a thread that can be left behind: what it raises, when it is left, what it may touch then."""
+"""Work on a thread that can be abandoned: its exceptions, its end, and the lock that it loses."""
 
 from __future__ import annotations
 

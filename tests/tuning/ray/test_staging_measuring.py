@@ -1,4 +1,4 @@
-"""What is measured on a GPU before the first trial is the step that trials there will take."""
+"""The measurement on a GPU before the first trial runs the step that trials will run there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker reports of a real trial, without Ray around it."""
+"""The reports of a real trial's worker, without Ray."""
 
 from __future__ import annotations
 

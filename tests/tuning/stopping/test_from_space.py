@@ -1,4 +1,4 @@
-"""The rungs of every scheduler a space file may name."""
+"""The stopping rule of every scheduler that a space file may name, and its rungs."""
 
 from __future__ import annotations
 
