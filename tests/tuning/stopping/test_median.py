@@ -9,13 +9,13 @@ import pytest
 from tune_rescon.tuning import Decision, MedianRule, Observation, Verdict
 
 
-def rule(*, first: int = 2, maximize: bool = True) -> MedianRule:
+def make_rule(*, first: int = 2, maximize: bool = True) -> MedianRule:
     return MedianRule(first=first, last=5, maximize=maximize)
 
 
-def run(of: MedianRule, number: int, *values: float, group: object = None) -> list[Decision]:
+def run(rule: MedianRule, number: int, *values: float, group: object = None) -> list[Decision]:
     return [
-        of.judge(Observation(number=number, epoch=epoch, value=value, group=group)).decision
+        rule.judge(Observation(number=number, epoch=epoch, value=value, group=group)).decision
         for epoch, value in enumerate(values, 1)
     ]
 
@@ -23,10 +23,10 @@ def run(of: MedianRule, number: int, *values: float, group: object = None) -> li
 C, S, F, D = Decision.CONTINUE, Decision.STOP, Decision.FINISH, Decision.DIVERGED
 
 
-def others(of: MedianRule) -> None:
+def others(rule: MedianRule) -> None:
     # Running averages after the second epoch: 0.3, 0.5, 0.7; their median: 0.5.
     for number, level in enumerate((0.3, 0.5, 0.7)):
-        assert run(of, number, level, level) == [C, C]
+        assert run(rule, number, level, level) == [C, C]
 
 
 @pytest.mark.parametrize(
@@ -44,33 +44,33 @@ def others(of: MedianRule) -> None:
 def test_a_trial_below_the_median_of_running_averages_is_stopped(
     values: tuple[float, ...], decisions: list[Decision]
 ) -> None:
-    of = rule()
-    others(of)
-    assert run(of, 9, *values) == decisions
+    rule = make_rule()
+    others(rule)
+    assert run(rule, 9, *values) == decisions
 
 
 def test_no_trial_is_stopped_with_only_two_others() -> None:
-    of = rule()
+    rule = make_rule()
     for number in range(2):
-        run(of, number, 0.9, 0.9)
-    assert run(of, 9, 0.1, 0.1) == [C, C]
+        run(rule, number, 0.9, 0.9)
+    assert run(rule, 9, 0.1, 0.1) == [C, C]
 
 
 def test_trials_of_other_groups_are_not_compared() -> None:
-    of = rule()
-    others(of)
-    assert run(of, 9, 0.1, 0.1, group=224) == [C, C]
+    rule = make_rule()
+    others(rule)
+    assert run(rule, 9, 0.1, 0.1, group=224) == [C, C]
 
 
 def test_minimising_mirrors_maximising() -> None:
-    of = rule(maximize=False)
+    rule = make_rule(maximize=False)
     for number, level in enumerate((0.3, 0.5, 0.7)):
-        run(of, number, level, level)
-    assert run(of, 9, 0.9, 0.8) == [C, S]
+        run(rule, number, level, level)
+    assert run(rule, 9, 0.9, 0.8) == [C, S]
 
 
 def test_replayed_values_are_judged_as_in_an_uninterrupted_search() -> None:
-    lived, resumed = rule(), rule()
+    lived, resumed = make_rule(), make_rule()
     others(lived)
     for number, level in enumerate((0.3, 0.5, 0.7)):
         for epoch in (1, 2):
@@ -80,16 +80,16 @@ def test_replayed_values_are_judged_as_in_an_uninterrupted_search() -> None:
 
 @pytest.mark.parametrize(("value", "rank"), [(0.4, 3), (0.3, 4), (0.2, 4)])
 def test_a_verdict_has_the_rank_among_the_other_trials_averages(value: float, rank: int) -> None:
-    of = rule()
-    others(of)
-    run(of, 9, 0.1)
-    verdict = of.judge(Observation(number=9, epoch=2, value=value))
+    rule = make_rule()
+    others(rule)
+    run(rule, 9, 0.1)
+    verdict = rule.judge(Observation(number=9, epoch=2, value=value))
     assert verdict == Verdict(decision=S, rung=2, rank=rank, of=4)
 
 
 def test_no_trial_is_paused_or_promoted() -> None:
-    of = rule()
-    others(of)
-    assert of.pause_again(0) is False
-    assert of.promote(force=True) is None
-    assert of.paused() == ()
+    rule = make_rule()
+    others(rule)
+    assert rule.pause_again(0) is False
+    assert rule.promote(force=True) is None
+    assert rule.paused() == ()
